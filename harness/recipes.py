@@ -1,0 +1,371 @@
+"""Recipes: what to quantize and how, from YAML in ModelOpt's schema or from a Python ``quant_cfg``, in one form.
+
+A recipe is named as in ``--recipe REF``: one of this package's (``fp8``), one of ModelOpt's
+(``huggingface/vit/ptq/fp8``), a YAML path, or ``module:ATTRIBUTE``.  YAML is untrusted: it is read by
+:mod:`harness.recipe_tree` and only its resolved, plain data is handed to ModelOpt's schema.  A Python reference is
+imported, as the person who typed it asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.recipe_schema import check_algorithm, check_entry, check_kind, check_snippet, modelopt_config
+from harness.recipe_tree import SUFFIXES, Tree, plain
+from harness.recipe_yaml import Document
+
+HERE = Path(__file__).parent / "recipes"
+#: The recipes that a plain ``pytest`` gates, in the order of the reports.
+DEFAULT = (
+    "fp8",
+    "fp8-patch-embedding-fp16",
+    "fp8-linear-only",
+    "fp8-per-channel",
+    "int8",
+    "int8-smoothquant",
+    "int4-awq",
+    "w4a8-awq",
+)
+#: Further recipes, in the folder ``more``: gated by name (``--recipe svdquant``), not by a plain ``pytest``.
+MORE = (
+    "fp8-mse",
+    "int4-block",
+    "int4-awq-clip",
+    "svdquant",
+    *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
+)
+MAX_ENTRIES = 500  # of one recipe, resolved
+_PYTHON = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+_WORD = re.compile(r"^[A-Za-z0-9_-]{1,40}$", re.ASCII)
+_PRESET = "modelopt.torch.quantization.config.QuantizeConfig"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a resolved ``quant_cfg``; lines apply in order and the last that matches wins.
+
+    ``cfg`` holds quantizer attributes (num_bits, axis, block_sizes, ...; a list for a sequential quantizer), or None
+    where the line only switches.  ``origin`` is ``file:line``, or what is known of it.
+    """
+
+    pattern: str
+    parent_class: str | None
+    enable: bool
+    cfg: dict[str, Any] | list[dict[str, Any]] | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe.
+
+    ``quant_cfg`` is exactly what ``mtq.quantize`` takes, in the form it was published in (a list, or the older dict
+    with its order); ``entries`` is the same in application order.  ``algorithm`` is what ModelOpt will calibrate with:
+    None if the recipe names none.  ``files`` are the recipe's file and all it imports.  ``hash`` is the sha256 (hex)
+    of the canonical JSON of entries and algorithm, so comments, file layout and dict-or-list form leave it alone.
+    A ``kind`` other than ``ptq`` has no quant_cfg and no entries: ``harness.reach.not_gated`` says why.
+    """
+
+    name: str
+    source: str
+    path: Path | None
+    quant_cfg: dict[str, Any]
+    algorithm: Any
+    entries: tuple[Entry, ...]
+    files: tuple[Path, ...]
+    hash: str
+    kind: str = "ptq"
+
+
+def installed_root() -> Path:
+    """The ``modelopt_recipes`` tree of the installed ModelOpt, found without importing it.
+
+    Raises:
+        UsageError: this ModelOpt has none.
+    """
+    spec = importlib.util.find_spec("modelopt_recipes")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        return Path(place)
+    raise UsageError(
+        "modelopt_recipes", "no recipes are installed with this ModelOpt", "Install nvidia-modelopt 0.44 or newer."
+    )
+
+
+def load(ref: str, root: Path | None = None) -> Recipe:
+    """The recipe that *ref* names, resolved, checked against ModelOpt's schema and in one form.
+
+    Args:
+        ref: a name in harness/recipes, a name in the tree, a YAML path, or ``module:ATTRIBUTE``.
+        root: the tree in which ModelOpt's names and ``$import`` are looked up; None: the installed one.
+
+    Raises:
+        UsageError: there is no such recipe, or it cannot be used: with the file, the place in it and the mend.
+    """
+    if not isinstance(ref, str) or not ref or not ref.isprintable():
+        raise UsageError(
+            f"--recipe {ref!r}", "is no name of a recipe", f"Give one of {', '.join(DEFAULT + MORE)}, or a path."
+        )
+    if _PYTHON.match(ref) and not Path(ref).exists():
+        return _from_python(ref)
+    tree = Tree(root if root is not None else installed_root())
+    return _from_yaml(ref, find(ref, tree), tree)
+
+
+def name_of(ref: str, root: Path | None = None) -> str:
+    """The name that :func:`load` gives the recipe of *ref*, without reading it.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if _PYTHON.match(ref) and not Path(ref).exists():
+        return ref.rpartition(":")[2]
+    tree = Tree(root if root is not None else installed_root())
+    return _name(ref, find(ref, tree), tree)
+
+
+def find(ref: str, tree: Tree) -> Path:
+    """The file, or the directory with metadata and quantize files, that *ref* means.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for own in (HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml") if "/" not in ref else ():
+        if own.is_file():
+            return own
+    in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
+    names = [in_tree] if ref.endswith(SUFFIXES) else [in_tree, *(in_tree + suffix for suffix in SUFFIXES)]
+    if not os.path.isabs(ref) and ".." not in Path(ref).parts:  # noqa: PTH117  (Path of an odd name may raise)
+        for path in (tree.root / name for name in names):
+            if _exists(path) and tree.holds(path, ref):
+                return path
+    for path in (Path(ref), *(Path(ref + suffix) for suffix in SUFFIXES if not ref.endswith(SUFFIXES))):
+        if _exists(path):
+            return path
+    raise UsageError(
+        f"--recipe {ref}",
+        f"names no recipe of harness/recipes, of {tree.root}, and no file",
+        f"Give one of {', '.join(DEFAULT + MORE)}, a name in the tree, a YAML path or module:ATTRIBUTE.",
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file() or (path.is_dir() and section_files(path) is not None)
+    except (OSError, ValueError):
+        return False
+
+
+def section_files(directory: Path) -> tuple[Path, Path] | None:
+    """The metadata and quantize files of a recipe kept as a directory, or None: it is none."""
+    found = [next((p for s in SUFFIXES if (p := directory / f"{n}{s}").is_file()), None) for n in _SECTIONS]
+    return (found[0], found[1]) if found[0] and found[1] else None
+
+
+_SECTIONS = ("metadata", "quantize")
+
+
+# --- YAML
+
+
+def kind_of(document: Document) -> str | None:
+    """The kind of recipe that *document* is, or None for a snippet that recipes import.
+
+    ``metadata.recipe_type`` names it; a complete QuantizeConfig is a ``preset``; what declares neither is called
+    after its folder (``distillation``).
+
+    Raises:
+        UsageError: it has metadata that names no kind.
+    """
+    body = document.body
+    if isinstance(body, dict) and "metadata" in body:
+        kind = body["metadata"].get("recipe_type") if isinstance(body["metadata"], dict) else None
+        if not isinstance(kind, str) or not _WORD.match(kind):
+            raise UsageError(document.path, "its metadata has no recipe_type", "Write 'metadata: {recipe_type: ptq}'.")
+        return kind
+    if document.schema is not None:
+        return "preset" if document.schema == _PRESET else None
+    folder = document.path.parent.name
+    return folder if _WORD.match(folder) else "unknown"
+
+
+def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
+    name = _name(ref, path, tree)
+    if path.is_dir():
+        return _from_directory(ref, name, path, tree)
+    document = tree.read(path)
+    kind = kind_of(document)
+    resolved = tree.resolve(document)
+    body = document.body
+    declared = kind == "preset" or (isinstance(body, dict) and "metadata" in body)
+    nameless = kind in (None, "ptq", "unknown") or not isinstance(body, dict) or not body
+    if not declared and (nameless or tree.root not in path.parents):
+        raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
+    if kind not in ("ptq", "preset"):
+        assert kind is not None, "a snippet declares no metadata"
+        if declared:
+            check_kind(kind, path)
+        return Recipe(name, ref, path, {}, None, (), resolved.files, _digest(plain(resolved.data)), kind)
+    if document.documents > 1:
+        raise UsageError(path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them.")
+    for snippet, data in resolved.snippets:
+        check_snippet(snippet, data)
+    section = resolved.data if kind == "preset" else _section(resolved.data, path)
+    return _build(name, ref, path, section, resolved.files)
+
+
+def _from_directory(ref: str, name: str, path: Path, tree: Tree) -> Recipe:
+    sections = section_files(path)
+    assert sections is not None, "find() returns only directories that hold a recipe"
+    metadata, quantize = (tree.resolve(tree.read(file)) for file in sections)
+    for snippet, data in (*metadata.snippets, *quantize.snippets):
+        check_snippet(snippet, data)
+    if not isinstance(metadata.data, dict) or metadata.data.get("recipe_type") != "ptq":
+        raise UsageError(sections[0], "is no ptq recipe's metadata", "Write 'recipe_type: ptq'.")
+    return _build(name, ref, path, quantize.data, (*metadata.files, *quantize.files))
+
+
+def _section(data: dict[str, Any], path: Path) -> Any:
+    for key in data:
+        if key not in _SECTIONS:
+            raise UsageError(path, f"has the unknown section {key!r}", "A ptq recipe holds metadata and quantize.")
+    extra = set(data["metadata"]) - {"recipe_type", "description"}
+    if extra or not isinstance(data["metadata"].get("description", ""), str):
+        raise UsageError(path, f"has metadata that ModelOpt does not know: {sorted(map(str, extra))}", "Remove it.")
+    if "quantize" not in data:
+        raise UsageError(path, "has no section 'quantize'", "Add it: quant_cfg and algorithm.")
+    return data["quantize"]
+
+
+def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...]) -> Recipe:
+    """A ptq recipe from its resolved ``quantize`` section."""
+    if not isinstance(section, dict) or "quant_cfg" not in section:
+        mend = "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its entries."
+        raise UsageError(path, "its quantize section has no quant_cfg", mend)
+    entries = _entries(section["quant_cfg"], str(path))
+    check_algorithm(section.get("algorithm"), str(path))
+    try:
+        with _no_warnings():
+            quant_cfg = modelopt_config().QuantizeConfig(**plain(section)).model_dump(exclude_unset=True)
+    except (ValueError, TypeError) as error:
+        raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
+    algorithm = quant_cfg.get("algorithm")
+    return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
+
+
+def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:
+    """The lines of *quant_cfg* in application order, each checked where it stands; dict form becomes lines too."""
+    lines = [{k: v} for k, v in quant_cfg.items()] if isinstance(quant_cfg, Mapping) else quant_cfg
+    if not isinstance(lines, list):
+        raise UsageError(source, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines.")
+    if len(lines) > MAX_ENTRIES:
+        raise UsageError(source, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
+    return tuple(
+        Entry(*fields, origin=place)
+        for number, line in enumerate(lines, 1)
+        for place in [getattr(line, "place", "") or f"{source} entry {number}"]
+        for fields in check_entry(plain(line), place)
+    )
+
+
+def _name(ref: str, path: Path, tree: Tree) -> str:
+    """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with dots."""
+    real = path.resolve()
+    inside = tree.root in real.parents and HERE not in path.parents
+    name = real.relative_to(tree.root).with_suffix("").as_posix().replace("/", ".") if inside else path.stem
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip(".-")
+    if not name:
+        raise UsageError(f"--recipe {ref}", "has a file name without a letter", "Rename the file.")
+    return name
+
+
+# --- Python
+
+
+def _from_python(ref: str) -> Recipe:
+    """A ``quant_cfg`` published as Python: the dict or list that ``mtq.quantize`` took, order and traps included."""
+    value = copy.deepcopy(_attribute(ref))
+    if hasattr(value, "model_dump"):  # ModelOpt's own QuantizeConfig
+        value = value.model_dump(exclude_unset=True)
+    if isinstance(value, list) or (isinstance(value, dict) and "quant_cfg" not in value):
+        value = {"quant_cfg": value, "algorithm": "max"}
+    if not isinstance(value, dict) or not value["quant_cfg"]:
+        raise UsageError(f"--recipe {ref}", "is no quant_cfg", "Name a dict with the keys quant_cfg and algorithm.")
+    entries = _entries(value["quant_cfg"], ref)
+    algorithm = value.get("algorithm")
+    check_algorithm(algorithm, ref)
+    name = ref.rpartition(":")[2]
+    return Recipe(name, ref, None, value, algorithm, entries, (), _hash(entries, algorithm))
+
+
+def _attribute(ref: str) -> Any:
+    module_name, _, path = ref.partition(":")
+    try:
+        with _importable_from_here(), _no_warnings():
+            value: Any = importlib.import_module(module_name)
+            for part in path.split("."):
+                value = getattr(value, part)
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UsageError(f"--recipe {ref}", f"cannot be imported ({reason})", "Correct module:ATTRIBUTE.") from error
+    return value
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """Modules of the working directory can be named, as ``python -m pytest`` allows and ``pytest`` does not."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """ModelOpt warns of the dict form; the gate says by itself what that form does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# --- hash
+
+
+def _hash(entries: tuple[Entry, ...], algorithm: Any) -> str:
+    lines = [[e.pattern, e.parent_class, e.enable, e.cfg] for e in entries]
+    return _digest({"algorithm": algorithm, "entries": lines})
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """*value* as JSON has it: names for keys, lists for pairs, the qualified name of what only Python can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
