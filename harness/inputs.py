@@ -1,0 +1,364 @@
+"""Pictures and words to model inputs, and model outputs to embeddings, in batches of one fixed shape.
+
+Why fixed shapes: a matrix product may sum in another order when it has another number of rows, and then the same
+picture gets another embedding in the last batch, or in a shard, than elsewhere.  Here every picture of a run sees
+the same shape (the last batch is filled up), and every prompt is cut to a width that only its own length decides.
+Measured on a CPU in FP16, embeddings are then equal bit for bit over batch sizes 3 to 256 and over thread counts;
+only a batch of one takes another kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness import compat  # noqa: F401  (before transformers)
+from harness.errors import UsageError
+
+#: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again on each pass.
+MEMORY_LIMIT = 2 << 30
+#: From this many pictures on, decoding is worth its own processes.
+_WORTH_WORKERS = 4096
+#: Rows of one matrix product in FP32: always as many, as the order of the sums hangs on their number.
+_ROWS = 512
+#: Prompts are cut to the next multiple of this many tokens.  At 16 the attention kernels sum as they do over the full
+#: context, and a cut prompt keeps its embedding bit for bit (measured with AVX2 and AVX-512); at 4 or 12 they do not.
+_WIDTH_STEP = 16
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Rows a forward: what a device likes; results do not hang on it."""
+    return 512 if device.type == "cuda" else 64
+
+
+class Resize:
+    """The resizing and cropping half of a checkpoint's preprocessing: PIL picture to uint8 (3, height, width).
+
+    transformers 5 has two implementations; the one over PIL is used, which is what the published numbers were
+    measured with and what does not depend on torchvision's version.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self._processor = over_pil(image_processor)
+        probe = self(_picture(np.zeros((4, 4, 3), np.uint8)))
+        self.shape: tuple[int, ...] = tuple(probe.shape)
+
+    def __call__(self, picture: Any) -> Tensor:
+        """Resize and crop one PIL picture."""
+        # Greyscale, palette and transparent pictures become three channels as CLIP_benchmark's transforms do it.
+        done = self._processor(picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
+        return torch.from_numpy(np.ascontiguousarray(done["pixel_values"][0], dtype=np.uint8))
+
+
+def over_pil(image_processor: Any) -> Any:
+    """The image processor's implementation over PIL, with the same settings."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:  # transformers 4: the plain class is the one over PIL
+        return image_processor
+    if isinstance(image_processor, CLIPImageProcessorPil):
+        return image_processor
+    settings = {k: v for k, v in image_processor.to_dict().items() if k != "image_processor_type"}
+    return CLIPImageProcessorPil(**settings)
+
+
+def _picture(array: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(array)
+
+
+def shades(image_processor: Any) -> Tensor:
+    """What each channel makes of each 8-bit value: float32 (3, 256).
+
+    The rescaling and normalising half of the preprocessing as a table, filled by the processor itself, so that
+    pictures can be kept in 8 bits and still reach the model bit-equal to the processor's own output.
+    """
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    plain = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
+    return torch.from_numpy(np.asarray(over_pil(image_processor)(_picture(ramp), **plain)["pixel_values"][0, :, 0]))
+
+
+class Pictures:
+    """``n`` pictures of one data set, as uint8 (3, height, width), decoded once if they fit into memory.
+
+    Args:
+        dataset: yields (uint8 tensor, anything); map-style (torchvision) or iterable (webdataset).
+        ids: one name a picture, for messages.
+        shape: of one picture.
+        place: where they come from, for messages.
+        chosen: positions in the data set, ascending, or None for all.
+        memory_limit: bytes that may be kept.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        ids: Sequence[str],
+        shape: tuple[int, ...],
+        place: Path,
+        chosen: Sequence[int] | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        self._dataset, self._ids, self._place = dataset, ids, place
+        self._chosen = range(len(ids)) if chosen is None else chosen
+        self._keep = len(self._chosen) * int(np.prod(shape)) <= memory_limit
+        self._kept: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """Pictures *start* to *stop* in order: uint8 (at most *size*, 3, height, width) each.
+
+        Raises:
+            UsageError: a picture cannot be read.
+        """
+        stop = len(self) if stop is None else stop
+        if self._keep:
+            if self._kept is None:
+                self._kept = torch.stack(list(self._decoded(range(len(self)))))
+            yield from torch.split(self._kept[start:stop], size)
+            return
+        stream = self._decoded(range(start, stop))
+        while batch := list(itertools.islice(stream, size)):
+            yield torch.stack(batch)
+
+    def take(self, positions: Sequence[int]) -> TakenPictures:
+        """The pictures at *positions*, in that order.
+
+        Raises:
+            UsageError: they are a stream too large to be kept, which has no order but its own.
+        """
+        if not self._keep and isinstance(self._dataset, torch.utils.data.IterableDataset):
+            mend = "Leave out --early-stop, or give the data set in its original files."
+            raise UsageError(self._place, "is a stream too large for memory, which cannot be shuffled", mend)
+        return TakenPictures(self, positions)
+
+    def at(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        """Single pictures by position; only for what :meth:`take` accepts."""
+        if not self._keep:
+            yield from self._by_index([self._chosen[i] for i in positions])
+            return
+        if self._kept is None:
+            self._kept = torch.stack(list(self._decoded(range(len(self)))))
+        for i in positions:
+            yield self._kept[i]
+
+    def _decoded(self, positions: range) -> Iterator[Tensor]:
+        chosen = [self._chosen[i] for i in positions]
+        streamed = isinstance(self._dataset, torch.utils.data.IterableDataset)
+        found = self._in_order(chosen) if streamed else self._by_index(chosen)
+        count = 0
+        for picture in found:
+            yield picture
+            count += 1
+        if count != len(chosen):
+            what = f"gave {count} of {len(chosen)} pictures"
+            raise UsageError(self._place, what, "The data changed while it was read; start again.")
+
+    def _by_index(self, chosen: list[int]) -> Iterator[Tensor]:
+        loader = torch.utils.data.DataLoader(
+            _Reader(self._dataset, chosen), batch_size=None, num_workers=_workers(len(chosen))
+        )
+        for index, item in zip(chosen, loader, strict=True):
+            if isinstance(item, str):
+                raise self._unreadable(self._ids[index], item)
+            yield item
+
+    def _in_order(self, chosen: list[int]) -> Iterator[Tensor]:
+        wanted, position = set(chosen), -1
+        if not chosen:
+            return
+        # One worker at most: several would each take some of the shards and mix their order.
+        loader = torch.utils.data.DataLoader(self._dataset, batch_size=None, num_workers=min(1, _workers(len(chosen))))
+        try:
+            for position, (picture, _) in enumerate(loader):
+                if position in wanted:
+                    yield picture
+                if position == chosen[-1]:
+                    return
+        except Exception as error:
+            raise self._unreadable(self._ids[min(position + 1, len(self._ids) - 1)], repr(error)) from error
+
+    def _unreadable(self, name: str, why: str) -> UsageError:
+        return UsageError(self._place, f"picture {name} cannot be read ({why})", "Restore the file.")
+
+
+@dataclass(frozen=True)
+class TakenPictures:
+    """Some of the pictures of a data set, in an order of one's own; a part of what :class:`Pictures` offers."""
+
+    pictures: Pictures
+    positions: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """As :meth:`Pictures.batches`."""
+        stream = self.pictures.at(self.positions[start:stop])
+        while batch := list(itertools.islice(stream, size)):
+            yield torch.stack(batch)
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """Pictures by index; an error becomes its text, since not every exception survives the way between processes."""
+
+    def __init__(self, dataset: Any, chosen: list[int]) -> None:
+        self._dataset, self._chosen = dataset, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self._dataset[self._chosen[index]][0]  # type: ignore[no-any-return]
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+
+def _workers(pictures: int) -> int:
+    return min(8, os.cpu_count() or 1) if pictures >= _WORTH_WORKERS else 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """``m`` texts as token ids: each different one once, and where it belongs.
+
+    ``ids`` int64 (different, context) filled up with the tokenizer's padding, ``lengths`` int64 (different,) with
+    the begin and end tokens counted, ``rows`` int64 (m,) into ``ids``.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(positions in ``ids``, token ids (size, width)) in groups of one width; a last batch repeats its first row.
+
+        A CLIP text tower attends causally and reads the sentence at its end token, so what follows does not
+        matter and is cut off.  The width depends on the prompt alone, never on its neighbours.
+        """
+        widths = (self.lengths + _WIDTH_STEP - 1).div(_WIDTH_STEP, rounding_mode="floor") * _WIDTH_STEP
+        for width in sorted({int(w) for w in widths}):
+            group = (widths == width).nonzero().flatten()
+            for chosen in torch.split(group, size):
+                yield chosen, filled(self.ids[chosen, :width], size)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], context: int) -> Prompts:
+    """*texts* as a CLIP text tower of *context* positions reads them; longer ones are cut, keeping the end token."""
+    different = list(dict.fromkeys(texts))
+    row = {text: index for index, text in enumerate(different)}
+    done = tokenizer(different, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
+    return Prompts(done["input_ids"], done["attention_mask"].sum(1), torch.tensor([row[text] for text in texts]))
+
+
+def filled(batch: Tensor, size: int) -> Tensor:
+    """*batch* with its first row repeated up to *size* rows."""
+    return batch if len(batch) == size else torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
+
+
+def feature(output: Any) -> Tensor:
+    """The projected feature in what ``get_image_features`` or ``get_text_features`` returns: (n, d).
+
+    A tensor up to transformers 4.57, an output object whose ``pooler_output`` it is from 5 on.
+    """
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def pixel_values(pictures: Tensor, table: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) to the model's input, with *table* from :func:`shades` in the wanted dtype."""
+    return torch.stack([table[channel][pictures[:, channel].long()] for channel in range(len(table))], dim=1)
+
+
+@contextmanager
+def half_products() -> Iterator[None]:
+    """Within the block a CPU without FP16 arithmetic multiplies FP16 matrices in FP32 and rounds the sums once.
+
+    That is what tensor cores compute, and what torch's own kernel for such a CPU computes but for the order of its
+    sums, at a sixth of the speed (measured with torch 2.13 on a CPU with AVX-512 and no FP16).  Linear and
+    convolution layers only: ModelOpt keeps attention's function for itself.  Elsewhere the block does nothing.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+    if supported is not None and supported():
+        yield
+        return
+    linear, conv2d = F.linear, F.conv2d
+
+    def of_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not _is_half_on_cpu(x):
+            return linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        padded = F.pad(rows.float(), (0, 0, 0, -len(rows) % _ROWS))
+        products = torch.empty(len(padded), len(weight), dtype=x.dtype)
+        wide, offset = weight.float(), None if bias is None else bias.float()
+        for part, product in zip(torch.split(padded, _ROWS), torch.split(products, _ROWS), strict=True):
+            product.copy_(linear(part, wide, offset))
+        return products[: len(rows)].view(*x.shape[:-1], len(weight))
+
+    def of_pictures(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any) -> Tensor:
+        if not _is_half_on_cpu(x):
+            return conv2d(x, weight, bias, *args)
+        return conv2d(x.float(), weight.float(), None if bias is None else bias.float(), *args).half()
+
+    with mock.patch.object(F, "linear", of_rows), mock.patch.object(F, "conv2d", of_pictures):
+        yield
+
+
+def _is_half_on_cpu(x: Tensor) -> bool:
+    return x.dtype is torch.float16 and x.device.type == "cpu" and x.numel() > 0
+
+
+@torch.no_grad()
+@half_products()
+def embed_images(
+    model: nn.Module, batches: Iterable[Tensor], table: Tensor, size: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Unit embeddings of uint8 picture batches: float32 (n, d) on the CPU.
+
+    The model's output is taken as it is and normalised in double precision, so that no step after the model adds
+    an error of its own.
+    """
+    table = table.to(device, dtype)
+    found = []
+    for batch in batches:
+        pixels = pixel_values(filled(batch, size).to(device), table)
+        output = feature(model.get_image_features(pixel_values=pixels))  # type: ignore[operator]
+        found.append(unit(output[: len(batch)].cpu()))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+@half_products()
+def embed_texts(model: nn.Module, prompts: Prompts, size: int, device: torch.device) -> Tensor:
+    """Unit embeddings of *prompts*, in their order: float32 (m, d) on the CPU."""
+    found: Tensor | None = None
+    for chosen, ids in prompts.batches(size):
+        output = feature(model.get_text_features(input_ids=ids.to(device)))  # type: ignore[operator]
+        part = unit(output[: len(chosen)].cpu())
+        if found is None:
+            found = torch.empty(len(prompts.ids), part.shape[1])
+        found[chosen] = part
+    assert found is not None, "a task has prompts"
+    return found[prompts.rows]
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows at length one: computed in double precision, float32 (n, d)."""
+    return F.normalize(features.double(), dim=-1).float()

@@ -1,0 +1,190 @@
+"""Outliers change what quantization sees and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from harness import compat, families, models, outliers, recipes  # noqa: F401
+from harness.gate import Gate, Options
+from harness.outliers import Outliers, plant
+from harness.quantize import forward_loop_over, quantize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> models.Reference:
+    """The embedded model in FP16."""
+    return models.load("embedded", CPU)
+
+
+@pytest.fixture(scope="module")
+def planted() -> models.Reference:
+    """The embedded model with outliers."""
+    return models.load("embedded+outliers", CPU)
+
+
+def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What one forward of both towers gives, by name."""
+    with torch.no_grad():
+        found = model(**families.sample_inputs(model, batch=4))
+    return {name: found[name].double() for name in ("image_embeds", "text_embeds", "logits_per_image")}
+
+
+def test_the_function_stays_in_fp16(embedded: models.Reference, planted: models.Reference) -> None:
+    """In FP16 the outputs with and without outliers differ by no more than FP16 rounding."""
+    before, after = outputs(embedded.model), outputs(planted.model)
+
+    for name, value in before.items():
+        assert torch.allclose(after[name], value, rtol=2**-9, atol=2**-9 * float(value.abs().max())), name
+
+
+def test_the_function_stays_bit_for_bit_in_fp32() -> None:
+    """In FP32, where no weight leaves the normal range, a factor that is a power of two changes no bit."""
+    model = models.load("embedded", CPU, torch.float32).model
+    changed = copy.deepcopy(model)
+
+    plant(changed)
+
+    after = outputs(changed)
+    for name, value in outputs(model).items():
+        assert torch.equal(after[name], value), name
+
+
+def test_every_layer_of_both_towers_has_them(embedded: models.Reference, planted: models.Reference) -> None:
+    """Both norms of every layer carry the factor, in the same channels through a tower, and a tower has its own."""
+    found = plant(copy.deepcopy(embedded.model))
+
+    config = embedded.model.config
+    layers = {"vision": config.vision_config.num_hidden_layers, "text": config.text_config.num_hidden_layers}
+    for tower, count in layers.items():
+        channels = {tuple(c) for path, c in found.items() if path.startswith(f"{tower}_model")}
+        assert sum(path.startswith(f"{tower}_model") for path in found) == 2 * count
+        assert len(channels) == 1
+    for path, channels_of in found.items():
+        before, after = (r.model.get_submodule(path).weight for r in (embedded, planted))
+        ratio = after / before
+        assert torch.equal((ratio > 32).nonzero().flatten(), torch.tensor(channels_of)), path
+
+
+def test_the_norms_really_put_out_outliers(embedded: models.Reference, planted: models.Reference) -> None:
+    """The largest output of a LayerNorm grows by more than ten times, while the median stays."""
+
+    def seen(model: nn.Module) -> list[torch.Tensor]:
+        kept: list[torch.Tensor] = []
+        norms = [m for n, m in model.named_modules() if n.endswith(("layer_norm1", "layer_norm2"))]
+        hooks = [m.register_forward_hook(lambda _m, _i, o: kept.append(o.float().abs())) for m in norms]
+        outputs(model)
+        for hook in hooks:
+            hook.remove()
+        return kept
+
+    for plain, spiked in zip(seen(embedded.model), seen(planted.model), strict=True):
+        assert spiked.max() > 10 * plain.max()
+        assert spiked.median() < 1.1 * plain.median()
+
+
+def test_the_channels_hang_on_the_seed_alone(embedded: models.Reference) -> None:
+    """One seed always plants the same channels, another one others, and the share says how many."""
+    first, again, other = (plant(copy.deepcopy(embedded.model), Outliers(seed=s)) for s in (3, 3, 4))
+    many = plant(copy.deepcopy(embedded.model), Outliers(share=0.05))
+
+    assert first == again
+    assert first != other
+    width = embedded.model.config.vision_config.hidden_size
+    assert len(next(iter(many.values()))) == round(0.05 * width)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0, 48.0])
+def test_a_factor_that_is_not_exact_is_refused(factor: float) -> None:
+    """Only powers of two above one can be planted."""
+    with pytest.raises(ValueError, match="power of two"):
+        Outliers(factor=factor)
+
+
+def test_a_share_out_of_bounds_is_refused() -> None:
+    """All of the channels, or none, are no outliers."""
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match="share"):
+            Outliers(share=share)
+
+
+def test_a_model_without_known_layers_is_refused(embedded: models.Reference) -> None:
+    """Where a tower has no layer to plant in, that is an error and not an unchanged model."""
+    model = copy.deepcopy(embedded.model)
+    model.text_model.encoder.layers = nn.ModuleList()
+
+    with pytest.raises(ValueError, match="text tower"):
+        plant(model)
+
+
+def test_name_and_revision_tell_the_model_apart(embedded: models.Reference, planted: models.Reference) -> None:
+    """The reference is called embedded+outliers and has a revision of its own, which other outliers change."""
+    assert (planted.name, planted.source) == ("embedded+outliers", "embedded+outliers")
+    assert planted.revision == Outliers().revision(embedded.revision)
+    assert len({embedded.revision, planted.revision, Outliers(factor=32.0).revision(embedded.revision)}) == 3
+
+
+def test_a_directory_may_carry_the_suffix(tmp_path: Path, embedded: models.Reference) -> None:
+    """A checkpoint directory takes the suffix as 'embedded' does; one whose own name ends so is loaded as it is."""
+    (tmp_path / "clip").symlink_to(models.EMBEDDED)
+    (tmp_path / "mine+outliers").symlink_to(models.EMBEDDED)
+
+    spiked = models.load(f"{tmp_path}/clip+outliers", CPU)
+    plain = models.load(f"{tmp_path}/mine+outliers", CPU)
+
+    assert spiked.name == "clip+outliers"
+    assert spiked.revision == Outliers().revision(embedded.revision)
+    assert plain.revision == embedded.revision
+
+
+def test_the_gate_names_the_case() -> None:
+    """Test ids and baselines of the gate carry the suffix."""
+    gate = Gate(Options(recipes=("fp8",), clip_models=("embedded+outliers",)))
+
+    assert [case.id for case in gate.cases()] == ["fp8-embedded+outliers"]
+
+
+def cosine_loss(reference: models.Reference, recipe: str) -> float:
+    """1 - mean cosine of the quantized model's image embeddings to the reference's, on the calibration pictures."""
+    from harness import calibration
+
+    pairs = calibration.load(None, reference, 64)
+    batches = pairs.batches(CPU, torch.float16)
+    model = quantize(reference.model, recipes.load(recipe), forward_loop_over(batches))
+    batch = next(iter(batches))
+    with torch.no_grad():
+        found = [m(**batch)["image_embeds"].double() for m in (reference.model, model)]
+    return 1 - float(nn.functional.cosine_similarity(*found).mean())
+
+
+def test_they_break_per_tensor_int8_and_smoothquant_mends_it(
+    embedded: models.Reference, planted: models.Reference
+) -> None:
+    """INT8 loses over twenty times as much on the stressed model, SmoothQuant brings it back, FP8 hardly notices."""
+    plain = {r: cosine_loss(embedded, r) for r in ("fp8", "int8", "int8-smoothquant")}
+    spiked = {r: cosine_loss(planted, r) for r in ("fp8", "int8", "int8-smoothquant")}
+
+    assert spiked["int8"] > 20 * plain["int8"]
+    assert spiked["int8-smoothquant"] < 2 * plain["int8-smoothquant"]
+    assert spiked["fp8"] < 3 * plain["fp8"]
+
+
+def test_the_gate_decides_what_outliers_mean() -> None:
+    """On the stressed model INT8 fails its budget, SmoothQuant wins it back, and FP8 holds."""
+    given = Options(
+        recipes=("fp8", "int8", "int8-smoothquant"),
+        clip_models=("embedded+outliers",),
+        tasks=("emoji100",),
+        calibration_size=256,
+    )
+    gate = Gate(given)
+
+    decisions = {case.recipe: gate.verdicts(case).decision.value for case in gate.cases()}
+
+    assert decisions == {"fp8": "PASS", "int8": "FAIL", "int8-smoothquant": "PASS"}
