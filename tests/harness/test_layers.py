@@ -1,0 +1,105 @@
+"""Errors by layer: the numbers against their definitions, and where a planted error shows."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness import (
+    compat,  # noqa: F401  (before transformers)
+    families,
+    layers,
+    models,
+)
+from harness.models import Reference
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """The embedded model."""
+    return models.load("embedded", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def batch(reference: Reference) -> dict[str, Tensor]:
+    """One batch for both towers."""
+    return families.sample_inputs(reference.model)
+
+
+def test_error_has_its_decibels() -> None:
+    """A tenth of the signal as noise is 20 dB; turned by 60 degrees the cosine is a half."""
+    r = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    flat = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, math.sqrt(3) / 2]])
+
+    assert layers.errors(r, 0.9 * r) == pytest.approx([20.0, 1.0])
+    assert layers.errors(*flat) == pytest.approx([0.0, 0.5], abs=1e-6)
+
+
+def test_equal_outputs_are_exact() -> None:
+    """No noise is an infinite ratio, not a division by zero; no signal, or NaN, is no ratio."""
+    r = torch.ones(2, 3)
+
+    assert layers.errors(r, r)[0] == math.inf
+    assert math.isnan(layers.errors(torch.zeros(2, 3), r)[0])
+    assert math.isnan(layers.errors(r, torch.full((2, 3), math.nan))[0])
+
+
+def test_masked_positions_do_not_count() -> None:
+    """Noise where the mask is 0 changes nothing."""
+    r = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(2))
+    q, mask = r.clone(), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    q[0, 3] += 100
+    q[1, 2:] -= 100
+
+    assert layers.errors(r, q, mask)[0] == math.inf
+    assert layers.errors(r, q)[0] < 0
+
+
+def test_every_encoder_layer_is_named_once(reference: Reference, batch: dict[str, Tensor]) -> None:
+    """Both towers' layers are there in order, and a model against itself is exact."""
+    found = layers.layer_errors(reference.model, reference.model, batch)
+    config = reference.model.config
+
+    assert [(e["tower"], e["layer"]) for e in found if e["tower"] == "vision"] == [
+        ("vision", i) for i in range(config.vision_config.num_hidden_layers)
+    ]
+    assert [(e["tower"], e["layer"]) for e in found if e["tower"] == "text"] == [
+        ("text", i) for i in range(config.text_config.num_hidden_layers)
+    ]
+    assert {e["sqnr_db"] for e in found} == {math.inf}
+    assert all(e["cosine"] == pytest.approx(1.0) for e in found)
+
+
+def test_a_planted_error_shows_from_its_layer_on(reference: Reference, batch: dict[str, Tensor]) -> None:
+    """Weights changed in vision layer 2 leave the layers before it, and the text tower, exact."""
+    changed = copy.deepcopy(reference.model)
+    with torch.no_grad():
+        changed.get_submodule("vision_model.encoder.layers.2.mlp.fc1").weight.mul_(1.01)
+    found = {(e["tower"], e["layer"]): e for e in layers.layer_errors(reference.model, changed, batch)}
+
+    for (tower, layer), error in found.items():
+        exact = tower == "text" or layer < 2
+        assert (error["sqnr_db"] == math.inf) == exact
+    assert 20 < found["vision", 2]["sqnr_db"] < 80
+
+
+def test_hooks_are_taken_off_again(reference: Reference, batch: dict[str, Tensor]) -> None:
+    """Afterwards no module of either model has a hook, even where the forward fails."""
+    with pytest.raises(ValueError, match="input_ids"):
+        layers.layer_errors(reference.model, reference.model, {"pixel_values": batch["pixel_values"]})
+
+    assert not [m for m in reference.model.modules() if m._forward_hooks]
+
+
+def test_models_with_other_layers_are_refused(reference: Reference, batch: dict[str, Tensor]) -> None:
+    """A model that lacks a layer is an error that names it."""
+    shorter = copy.deepcopy(reference.model)
+    del shorter.vision_model.encoder.layers[-1]
+
+    with pytest.raises(ValueError, match=r"vision_model\.encoder\.layers\.\d+"):
+        layers.layer_errors(reference.model, shorter, batch)

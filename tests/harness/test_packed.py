@@ -1,0 +1,99 @@
+"""What a CPU shows of NVFP4 and the MX formats, on the weights of the embedded model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness import models, packed, qdq, reach, recipes
+from harness.models import Reference
+from harness.qdq import deviations
+
+BLOCK_FORMATS = ("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8")
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """The embedded model."""
+    return models.load("embedded", torch.device("cpu"))
+
+
+def a_step(reference: Reference, name: str) -> tuple[torch.Tensor, Any]:
+    """A weight of the model and the oracle's step for it under a recipe."""
+    _, weight, step = next(packed.weights(reference.model, recipes.load(name)))
+    return weight, step
+
+
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_every_weight_holds(reference: Reference, name: str) -> None:
+    """All 44 Linear weights of the embedded model are shown to be right in every block format, without a GPU."""
+    assert packed.problems(reference.model, recipes.load(name)) == ([], 44)
+
+
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_the_rest_is_skipped_with_the_reason(name: str) -> None:
+    """On a CPU there is no verdict on these recipes, and the format is named; on CUDA there is."""
+    recipe = recipes.load(name)
+
+    assert "needs CUDA, and this is cpu" in str(reach.not_gated(recipe, "cpu"))
+    assert reach.not_gated(recipe, "cuda") is None
+
+
+DOUBLE = {"quant_cfg": [
+    {"quantizer_name": "*", "enable": False},
+    {"quantizer_name": "*weight_quantizer",
+     "cfg": {"num_bits": 4, "block_sizes": {-1: 64, "scale_bits": 8, "scale_block_sizes": {-1: 256}}}},
+], "algorithm": "max"}  # fmt: skip
+
+
+def test_double_quantization_of_scales_is_not_judged_as_something_else() -> None:
+    """ModelOpt's fake quantization ignores quantized integer scales, so the gate has no verdict and says why."""
+    from modelopt.torch.quantization.config import QuantizerAttributeConfig
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    x = torch.randn(8, 1024, generator=torch.Generator().manual_seed(0))
+    double, single = (
+        TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes=blocks))(x)
+        for blocks in (DOUBLE["quant_cfg"][1]["cfg"]["block_sizes"], {-1: 64})  # type: ignore[index]
+    )
+
+    assert torch.equal(double, single), "ModelOpt quantizes the scales now: gate such recipes"
+    assert "packed NF4" in str(reach.not_gated(recipes.load(f"{__name__}:DOUBLE"), "cuda"))
+
+
+@pytest.mark.parametrize("name", recipes.DEFAULT)
+def test_no_default_recipe_has_such_a_format(name: str) -> None:
+    """The plugin leaves these out by name, without reading them."""
+    recipe = recipes.load(name)
+
+    assert reach.not_gated(recipe, "cpu") is None
+    assert not any((c or {}).get("block_sizes", {}).get("scale_bits") for e in recipe.entries if e.enable
+                   for c in (e.cfg if isinstance(e.cfg, list) else [e.cfg]))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "mxfp6", "mxint8"])
+def test_a_wrong_oracle_is_found(reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oracle that gives a neighbour of the nearest number, here by a scale too large, does not pass."""
+    weight, step = a_step(reference, name)
+    right = qdq.quantize_dequantize
+    monkeypatch.setattr(qdq, "quantize_dequantize", lambda x, *a, **k: right(x * 1.25, *a, **k))
+
+    assert packed.not_nearest(weight, step) > weight.numel() / 100
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "mxfp4"])
+def test_a_wrong_packed_tensor_is_found(reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packed tensor with one number changed is counted as one number changed."""
+    weight, step = a_step(reference, name)
+    right = deviations.packed
+
+    def wrong(*args: Any) -> torch.Tensor:
+        found = right(*args)
+        found[3, 5] += 1
+        return found
+
+    monkeypatch.setattr(deviations, "packed", wrong)
+
+    assert packed.unlike_packed(weight, step) == 1
