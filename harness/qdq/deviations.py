@@ -1,0 +1,258 @@
+"""Where ModelOpt differs from the definition of a format: each case by name, with a reproducer and the version it was
+seen on.
+
+`modelopt_rules` gives the arithmetic under which the oracle equals ModelOpt bit for bit.  `KNOWN` lists what that
+arithmetic, or something no arithmetic describes, does to numbers that the definition treats otherwise: a test holds
+ModelOpt to each, so that a repair is noticed as well as growth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.qdq.arithmetic import Order, Rules
+from harness.qdq.formats import E4M3, Format, find
+from harness.qdq.oracle import quantize_dequantize, same_bits
+
+_FLOAT = Rules(amax_floor=2.0**-24, zero_amax_acts_as=1.0, negative_amax_is_zero=True)
+_INT = Rules(amax_floor=2.0**-24)
+#: Read in ModelOpt's Triton kernels (CUDA): dynamic NVFP4, and static NVFP4.
+_DYNAMIC_TWO_LEVEL = Rules(block_zero_below=1e-5, constant_division="multiply")
+_STATIC_TWO_LEVEL = Rules(
+    amax_floor=2.0**-24,
+    zero_amax_acts_as=1.0,
+    negative_amax_is_zero=True,
+    block_scale_order="reciprocal",
+    constant_division="multiply",
+)
+
+#: The arithmetic of ModelOpt's packed tensors, by class.  MXFP4QTensor and MXFP8QTensor follow the definition up to
+#: `KNOWN`.
+PACKED_RULES: dict[str, Rules] = {
+    "FP8QTensor": Rules(order=Order.STEP, working="input"),
+    "INT8QTensor": Rules(order=Order.STEP, working="input", keeps_negative_zero=False),
+    "INT4QTensor": Rules(order=Order.RECIPROCAL_RATIO, working="input", keeps_negative_zero=False),
+    "NVFP4QTensor": Rules(smallest_block_scale=2.0**-9, keeps_negative_zero=False),
+    "MXFP4QTensor": Rules(),
+    "MXFP8QTensor": Rules(),
+}
+
+
+def modelopt_rules(element: Format, scale_format: str | None = None, *, dynamic: bool = False) -> Rules:
+    """The rules of ModelOpt's fake quantization for a format, a kind of block scale, and block scales made at run
+    time.
+    """
+    if scale_format == "E8M0":
+        return Rules()
+    if scale_format == "E4M3":
+        return _DYNAMIC_TWO_LEVEL if dynamic else _STATIC_TWO_LEVEL
+    return _INT if element.kind == "int" else _FLOAT
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What ModelOpt returned, what it is known to return, and what the definition asks for: arrays of one shape and
+    dtype.
+    """
+
+    found: NDArray[Any]
+    known: NDArray[Any]
+    definition: NDArray[Any]
+
+    @property
+    def unchanged(self) -> bool:
+        """ModelOpt still returns exactly what it is known to."""
+        return bool(same_bits(self.found, self.known).all())
+
+    @property
+    def deviates(self) -> bool:
+        """What ModelOpt returns is not what the definition asks for."""
+        return not same_bits(self.found, self.definition).all()
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One known difference.  `measured_on` is the version of ModelOpt that `reproduce` was last seen to hold on, on a
+    CPU.
+    """
+
+    name: str
+    where: str
+    definition: str
+    modelopt: str
+    measured_on: str
+    reproduce: Callable[[], Evidence]
+
+
+def _fake(
+    x: torch.Tensor | NDArray[np.float32], amax: Any, bits: int | tuple[int, int], axis: int | None = None
+) -> torch.Tensor:
+    """What a TensorQuantizer of ModelOpt makes of `x` in float32."""
+    from modelopt.torch.quantization.config import QuantizerAttributeConfig
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    from harness import compat  # noqa: F401  (before modelopt imports transformers)
+
+    quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=bits, axis=axis))
+    quantizer.amax = torch.tensor(amax)
+    return torch.as_tensor(quantizer(torch.as_tensor(x)))
+
+
+def packed(kind: str, x: torch.Tensor, block_size: int | None = None) -> torch.Tensor:
+    """`x` stored in ModelOpt's packed class of that name and read back.  INT4, MXFP4 and NVFP4 need a block size."""
+    from modelopt.torch.quantization import qtensor
+    from modelopt.torch.quantization.qtensor import mxfp8_tensor
+
+    from harness import compat  # noqa: F401  (before modelopt imports transformers)
+
+    cls = mxfp8_tensor.MXFP8QTensor if kind == "MXFP8QTensor" else getattr(qtensor, kind)
+    if kind in ("FP8QTensor", "INT8QTensor"):
+        blocks = {-1: block_size} if block_size else None
+        stored, scale = cls.quantize(x, block_sizes=blocks)
+        return torch.as_tensor(stored.dequantize(scale=scale, block_sizes=blocks))
+    stored, *scales = cls.quantize(x) if kind == "MXFP8QTensor" else cls.quantize(x, block_size)
+    named = dict(zip(("scale", "double_scale"), scales, strict=False))
+    return torch.as_tensor(stored.dequantize(block_sizes={-1: block_size}, **named))
+
+
+def _evidence(found: torch.Tensor, known: Any, definition: Any) -> Evidence:
+    """Evidence from a float32 tensor and two things that broadcast to it."""
+    shape = found.shape
+    wanted = [np.broadcast_to(np.asarray(a, np.float32), shape).copy() for a in (known, definition)]
+    return Evidence(found.detach().numpy(), *wanted)
+
+
+def _amax_acts_as_one(amax: float) -> Callable[[], Evidence]:
+    def reproduce() -> Evidence:
+        x = np.array([0.5, -1.0, 300.0], np.float32)
+        meant = quantize_dequantize(x, E4M3, amax) if amax >= 0 else [np.nan] * 3
+        return _evidence(_fake(x, amax, (4, 3)), quantize_dequantize(x, E4M3, 1.0), meant)
+
+    return reproduce
+
+
+def _tiny_integer_amax() -> Evidence:
+    amax = 2.0**-25
+    x = np.array([amax, -amax / 2], np.float32)
+    return _evidence(_fake(x, amax, 8), [0.0, -0.0], quantize_dequantize(x, 8, amax))
+
+
+def _nan_amax_reaches_other_channels() -> Evidence:
+    found = _fake(torch.tensor([[0.0, 1.0], [1.0, 2.0]]), [[0.0], [float("nan")]], 8, axis=0)
+    return _evidence(found, [[np.nan, 0.0], [np.nan, np.nan]], [[0.0, 0.0], [np.nan, np.nan]])
+
+
+def _zeros_become_nan(kind: str, block_size: int | None = None) -> Callable[[], Evidence]:
+    return lambda: _evidence(packed(kind, torch.zeros(2, 32), block_size), np.nan, 0.0)
+
+
+def _nvfp4_sign_of_zero() -> Evidence:
+    x = torch.tensor([[-0.0, -0.01, 6.0, -6.0] * 4])
+    meant = quantize_dequantize(x.numpy(), "E2M1", block_sizes={-1: 16}, scale_format="E4M3")
+    return _evidence(packed("NVFP4QTensor", x, 16), meant + np.float32(0), meant)
+
+
+def _nvfp4_smallest_block_scale() -> Evidence:
+    x = torch.full((1, 32), 2688.0)
+    x[0, 16:] = 2.0**-10
+    meant = quantize_dequantize(x.numpy(), "E2M1", block_sizes={-1: 16}, scale_format="E4M3")
+    return _evidence(packed("NVFP4QTensor", x, 16), x.numpy(), meant)
+
+
+def _mxfp4_ties() -> Evidence:
+    x = torch.tensor([[6.0, 0.75, 1.75, 3.5] * 8])
+    return _evidence(packed("MXFP4QTensor", x, 32), [[6.0, 0.5, 1.5, 3.0] * 8], [[6.0, 1.0, 2.0, 4.0] * 8])
+
+
+def _mxfp4_zero() -> Evidence:
+    return _evidence(packed("MXFP4QTensor", torch.zeros(1, 32), 32), -0.0, 0.0)
+
+
+def _mxfp4_infinity() -> Evidence:
+    x = torch.ones(1, 32)
+    x[0, 0] = float("inf")
+    meant = quantize_dequantize(x.numpy(), "E2M1", block_sizes={-1: 32}, scale_format="E8M0")
+    found = packed("MXFP4QTensor", x, 32)
+    return _evidence(found[:, :1], -0.0, meant[:, :1])
+
+
+def _mxfp8_nan() -> Evidence:
+    x = torch.ones(1, 32)
+    x[0, 0] = float("nan")
+    known = np.full((1, 32), 448 * 2.0**-127)
+    known[0, 0] = np.nan
+    return _evidence(packed("MXFP8QTensor", x), known, np.nan)
+
+
+def _logarithm_rounds_down(kind: str, element: str, top: float) -> Callable[[], Evidence]:
+    def reproduce() -> Evidence:
+        largest = np.nextafter(np.float32(top * 2.0**10), np.float32(np.inf))
+        x = np.zeros((1, 32), np.float32)
+        x[0, :2] = largest, find(element).smallest * 2.0**10
+        blocks: dict[str, Any] = {"block_sizes": {-1: 32}, "scale_format": "E8M0"}
+        meant = quantize_dequantize(x, element, **blocks)
+        one_lower = quantize_dequantize(x, element, np.float32(top * 2.0**10), **blocks)
+        found = packed(kind, torch.from_numpy(x), 32)
+        return _evidence(found[:, :2], one_lower[:, :2], meant[:, :2])
+
+    return reproduce
+
+
+def _packed_is_not_fake(kind: str, num_bits: int | tuple[int, int]) -> Callable[[], Evidence]:
+    def reproduce() -> Evidence:
+        x = torch.linspace(-1.1, 1.3, 2 * 32).reshape(2, 32)
+        stored = packed(kind, x, 32 if num_bits == 4 else None)
+        layout: dict[str, Any] = {"block_sizes": {-1: 32}} if num_bits == 4 else {}
+        same = quantize_dequantize(x.numpy(), num_bits, rules=PACKED_RULES[kind], **layout)
+        return _evidence(stored, same, quantize_dequantize(x.numpy(), num_bits, **layout))
+
+    return reproduce
+
+
+_NVFP4, _MXFP4, _MXFP8 = "qtensor.NVFP4QTensor", "qtensor.MXFP4QTensor", "qtensor.mxfp8_tensor.MXFP8QTensor"
+
+#: Every known deviation that shows on a CPU.
+KNOWN: tuple[Deviation, ...] = tuple(
+    Deviation(name, where, definition, modelopt, "0.47.0", reproduce)
+    for name, where, definition, modelopt, reproduce in (
+        ("fp8-zero-amax", "tensor_quant._fp8_eager", "amax 0 spans nothing: all becomes 0", "acts as amax 1",
+         _amax_acts_as_one(0.0)),
+        ("fp8-tiny-amax", "tensor_quant._fp8_eager", "a positive amax is a range", "up to 2**-24 it acts as amax 1",
+         _amax_acts_as_one(2.0**-24)),
+        ("fp8-negative-amax", "tensor_quant._fp8_eager", "no magnitude is negative: an error", "acts as amax 1",
+         _amax_acts_as_one(-2.0)),
+        ("int-tiny-amax", "tensor_quant._tensor_quant", "a positive amax is a range", "up to 2**-24 all becomes 0",
+         _tiny_integer_amax),
+        ("int-nan-amax", "tensor_quant._tensor_quant", "channels do not know each other",
+         "a NaN amax in one makes zeros in channels of amax 0 NaN", _nan_amax_reaches_other_channels),
+        ("fp8-packed-zeros", "qtensor.FP8QTensor", "zeros stay zeros", "a tensor of zeros becomes NaN",
+         _zeros_become_nan("FP8QTensor")),
+        ("nvfp4-packed-zeros", _NVFP4, "zeros stay zeros", "a tensor of zeros becomes NaN",
+         _zeros_become_nan("NVFP4QTensor", 16)),
+        ("nvfp4-packed-negative-zero", _NVFP4, "code 1000 is -0", "it is read back as +0", _nvfp4_sign_of_zero),
+        ("nvfp4-packed-smallest-scale", _NVFP4, "a block scale below E4M3's range rounds to 0", "it is raised to 2**-9",
+         _nvfp4_smallest_block_scale),
+        ("mxfp4-packed-ties", _MXFP4, "ties to even", "ties towards zero", _mxfp4_ties),
+        ("mxfp4-packed-zero", _MXFP4, "+0 stays +0", "it becomes -0", _mxfp4_zero),
+        ("mxfp4-packed-infinity", _MXFP4, "infinity saturates", "it becomes -0", _mxfp4_infinity),
+        ("mxfp8-packed-nan", _MXFP8, "a block with a NaN is NaN", "the others saturate at scale 2**-127", _mxfp8_nan),
+        ("mxfp8-packed-exponent", _MXFP8, "the smallest power of two that covers the block",
+         "log2 in float32 rounds down: a block just above a power of two saturates",
+         _logarithm_rounds_down("MXFP8QTensor", "E4M3", 448.0)),
+        ("mxfp4-packed-exponent", _MXFP4, "the smallest power of two that covers the block",
+         "log2 in float32 rounds down: a block just above a power of two saturates",
+         _logarithm_rounds_down("MXFP4QTensor", "E2M1", 6.0)),
+        ("int4-packed-is-not-fake", "qtensor.INT4QTensor", "one format, one result: s = 7 / amax",
+         "s = (1 / amax) * 7: compressed weights differ from fake-quantized ones in the last bit",
+         _packed_is_not_fake("INT4QTensor", 4)),
+        ("fp8-packed-is-not-fake", "qtensor.FP8QTensor", "one format, one result",
+         "x / (amax / 448): compressed weights differ from fake-quantized ones", _packed_is_not_fake("FP8QTensor", (4,
+         3))),
+    )
+)  # fmt: skip

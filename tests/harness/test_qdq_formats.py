@@ -1,0 +1,221 @@
+"""Each format is the set of numbers, and the rounding to it, that its specification and two other libraries say."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import gfloat
+import ml_dtypes
+import numpy as np
+import pytest
+from gfloat.formats import (
+    format_info_ocp_e2m1,
+    format_info_ocp_e2m3,
+    format_info_ocp_e3m2,
+    format_info_ocp_e4m3,
+    format_info_ocp_e5m2,
+    format_info_ocp_int8,
+)
+
+from harness import qdq
+from harness.qdq import formats
+from harness.qdq.probes import unit_probes
+
+ML_DTYPES = {
+    "E4M3": ml_dtypes.float8_e4m3fn,
+    "E5M2": ml_dtypes.float8_e5m2,
+    "E3M2": ml_dtypes.float6_e3m2fn,
+    "E2M3": ml_dtypes.float6_e2m3fn,
+    "E2M1": ml_dtypes.float4_e2m1fn,
+    "INT4": ml_dtypes.int4,
+    "UINT4": ml_dtypes.uint4,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+}
+GFLOAT = {
+    "E4M3": format_info_ocp_e4m3,
+    "E5M2": format_info_ocp_e5m2,
+    "E3M2": format_info_ocp_e3m2,
+    "E2M3": format_info_ocp_e2m3,
+    "E2M1": format_info_ocp_e2m1,
+    "MXINT8": format_info_ocp_int8,
+}
+FLOATS = [name for name, f in qdq.FORMATS.items() if f.kind == "float"]
+
+
+def from_codes(codes: Any, dtype: Any) -> Any:
+    """The numbers that another library reads in codes."""
+    stored = codes.astype(np.uint8)
+    # ml_dtypes keeps a four-bit integer in the low bits of a byte, sign extended: a view would be out of its range.
+    four_bits = dtype in (ml_dtypes.int4, ml_dtypes.uint4)
+    return (stored.view(np.int8).astype(dtype) if four_bits else stored.view(dtype)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_every_code_is_read_as_ml_dtypes_reads_it(name: str) -> None:
+    """All codes of a format, NaN and infinity included, stand for the same numbers in ml_dtypes."""
+    element = qdq.FORMATS[name]
+    codes = np.arange(2**element.bits)
+
+    ours, theirs = element.decode(codes), from_codes(codes, ML_DTYPES[name])
+
+    assert qdq.same_bits(ours, theirs).all()
+
+
+@pytest.mark.parametrize("name", GFLOAT)
+def test_every_code_is_read_as_gfloat_reads_it(name: str) -> None:
+    """All codes of a format stand for the same numbers in gfloat."""
+    element = qdq.FORMATS[name]
+    codes = range(2**element.bits)
+
+    theirs = np.array([gfloat.decode_float(GFLOAT[name], code).fval for code in codes], np.float32)
+
+    assert qdq.same_bits(element.decode(codes), theirs).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "largest", "smallest", "count"),
+    [
+        ("E4M3", 448, 2.0**-9, 253),
+        ("E5M2", 57344, 2.0**-16, 247),
+        ("E3M2", 28, 0.0625, 63),
+        ("E2M3", 7.5, 0.125, 63),
+        ("E2M1", 6, 0.5, 15),
+        ("MXINT8", 127 / 64, 2.0**-6, 255),
+        ("INT8", 127, 1, 256),
+        ("INT4", 7, 1, 16),
+        ("UINT4", 15, 1, 16),
+        ("INT8-narrow", 127, 1, 255),
+    ],
+)
+def test_range_is_the_specified_one(name: str, largest: float, smallest: float, count: int) -> None:
+    """The largest and the smallest positive number and how many there are, as printed in the specifications."""
+    element = qdq.FORMATS[name]
+
+    assert (element.max, element.smallest, len(element.code_points)) == (largest, smallest, count)
+    assert element.code_points[-1] == largest
+    assert element.code_points[0] == element.lowest
+
+
+@pytest.mark.parametrize("name", GFLOAT)
+def test_rounding_agrees_with_gfloat_around_every_number(name: str) -> None:
+    """At every probe around every number the nearest-even, saturating rounding is gfloat's."""
+    element = qdq.FORMATS[name]
+    values = unit_probes(element).astype(np.float32)
+    values = values[~np.isnan(values)] if element.specials == "none" else values
+
+    theirs = gfloat.round_ndarray(GFLOAT[name], values.astype(np.float64), gfloat.RoundMode.TiesToEven, sat=True)
+
+    if element.kind == "int":
+        # gfloat keeps the code of -2, which MX leaves out, and has no negative zero.
+        theirs = np.maximum(theirs, element.lowest)
+        np.testing.assert_array_equal(element.round(values), theirs)
+    else:
+        assert qdq.same_bits(element.round(values), theirs.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_rounding_agrees_with_ml_dtypes_around_every_number(name: str) -> None:
+    """Within the range, at every probe around every number, the rounding is that of an ml_dtypes cast."""
+    element = qdq.FORMATS[name]
+    values = unit_probes(element).astype(np.float32)
+    values = values[np.abs(values) <= element.max]
+
+    theirs = values.astype(ML_DTYPES[name]).astype(np.float32)
+
+    assert len(values) > 10 * len(element.code_points)
+    assert qdq.same_bits(element.round(values), theirs).all()
+
+
+@pytest.mark.parametrize("name", qdq.FORMATS)
+def test_rounding_is_to_the_nearest_number_in_exact_arithmetic(name: str) -> None:
+    """No number of the format is nearer than the chosen one, judged in rational arithmetic."""
+    element = qdq.FORMATS[name]
+    points = element.code_points
+    values = unit_probes(element).astype(np.float32)
+    values = values[np.isfinite(values)]
+
+    chosen = element.round(values)
+
+    at = np.searchsorted(points, np.clip(values, points[0], points[-1]))
+    for value, got, i in zip(values.tolist(), chosen.tolist(), at.tolist(), strict=True):
+        near = [Fraction(float(points[j])) for j in {max(i - 1, 0), min(i, len(points) - 1)}]
+        assert abs(Fraction(got) - Fraction(value)) == min(abs(p - Fraction(value)) for p in near)
+
+
+@pytest.mark.parametrize("name", qdq.FORMATS)
+def test_a_tie_goes_to_the_even_code(name: str) -> None:
+    """Half way between two numbers the one with an even code is chosen."""
+    element = qdq.FORMATS[name]
+    codes = np.arange(2**element.bits)
+    code_of = {float(v): int(c) for c, v in zip(codes, element.decode(codes), strict=True) if np.isfinite(v)}
+    points = element.code_points
+    ties = points[:-1] + np.diff(points) / 2
+
+    chosen = element.round(ties)
+
+    assert all(code_of[float(v)] % 2 == 0 for v in chosen + np.float32(0))
+
+
+@pytest.mark.parametrize("name", qdq.FORMATS)
+def test_rounding_keeps_the_numbers_of_the_format(name: str) -> None:
+    """A number of the format rounds to itself, in place as well as into a new array."""
+    element = qdq.FORMATS[name]
+    given = element.code_points
+    copy = given.copy()
+
+    fresh = element.round(given)
+    element.round(copy, out=copy)
+
+    assert qdq.same_bits(fresh, given).all()
+    assert qdq.same_bits(copy, given).all()
+    assert fresh is not given
+
+
+@pytest.mark.parametrize("element", [formats.E4M3, formats.E2M1, formats.E3M2, formats.E5M2, formats.MXINT8])
+def test_shared_exponent_is_the_smallest_that_covers(element: qdq.Format) -> None:
+    """NVIDIA's rule gives the least E with amax <= max * 2**E, over every binade and beside every boundary."""
+    edges = (element.max * 2.0 ** np.arange(-126, 127 - np.log2(element.max))).astype(np.float32)
+    amax = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(3e38))])
+
+    exponent = qdq.e8m0_exponent(amax, element)
+
+    for a, e in zip(amax.tolist(), exponent.tolist(), strict=True):
+        assert Fraction(a) <= Fraction(element.max) * Fraction(2) ** e
+        assert e == -127 or Fraction(a) > Fraction(element.max) * Fraction(2) ** (e - 1)
+
+
+@pytest.mark.parametrize("name", GFLOAT)
+def test_shared_exponent_of_the_specification_agrees_with_gfloat(name: str) -> None:
+    """The rule printed in MX 1.0 is the one gfloat implements."""
+    element = qdq.FORMATS[name]
+    amax = np.array([1e-30, 0.1, 0.5, 0.999, 1, 1.75, 2, 3.99, 6, 7, 448, 1e10, 3e38, 0], np.float32)
+
+    ours = np.ldexp(1.0, qdq.e8m0_exponent(amax, element, "floor"))
+
+    theirs = [gfloat.block.compute_scale_amax(GFLOAT[name].emax, np.array([float(a)])) for a in amax]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_shared_exponent_is_clamped() -> None:
+    """Zero takes the smallest exponent of E8M0, infinity the largest."""
+    amax = np.array([0, 1e-45, np.inf], np.float32)
+
+    assert qdq.e8m0_exponent(amax, formats.E4M3).tolist() == [-127, -127, 127]
+
+
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [("e4m3", "E4M3"), ((2, 1), "E2M1"), (8, "INT8"), (3, "INT3"), ("INT4-narrow", "INT4-narrow"), ("uint8", "UINT8")],
+)
+def test_a_format_is_found_by_name_bits_or_pair(which: str | int | tuple[int, int], name: str) -> None:
+    """Recipes write formats in several ways; each finds the same one."""
+    assert formats.find(which).name == name
+
+
+@pytest.mark.parametrize("which", ["E9M9", (1, 1), 1, 17, "INT99", "nonsense"])
+def test_an_unknown_format_is_refused(which: str | int | tuple[int, int]) -> None:
+    """What no specification defines is an error that names it."""
+    with pytest.raises(ValueError, match=r"no format|integer formats have"):
+        formats.find(which)

@@ -1,0 +1,227 @@
+"""The oracle reads every attribute of a quantizer that matters, and equals ModelOpt's packed tensors bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness import (
+    compat,  # noqa: F401  (before modelopt imports transformers)
+    qdq,
+)
+from harness.qdq import deviations
+from harness.qdq.deviations import PACKED_RULES, packed
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def made(**attributes: Any) -> Any:
+    """A TensorQuantizer of ModelOpt."""
+    from modelopt.torch.quantization.config import QuantizerAttributeConfig
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return TensorQuantizer(QuantizerAttributeConfig(**attributes))
+
+
+def sample(dtype: torch.dtype, magnitude: float = 1.0, seed: int = 0) -> torch.Tensor:
+    """Normal numbers with both zeros, (64, 256)."""
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(seed)) * magnitude
+    x[0, 0], x[0, 1] = 0.0, -0.0
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("magnitude", [2.0**-10, 1.0, 300.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [("FP8QTensor", None), ("FP8QTensor", 64), ("FP8QTensor", 100), ("INT8QTensor", None), ("INT8QTensor", 64)],
+)
+def test_packed_8_bit_tensors(kind: str, block: int | None, dtype: torch.dtype, magnitude: float) -> None:
+    """FP8QTensor and INT8QTensor hold x / (amax / max), each operation rounded to the tensor's dtype."""
+    x = sample(dtype, magnitude)
+
+    y = packed(kind, x, block)
+
+    sizes = {-1: block} if block else None
+    element = "E4M3" if kind == "FP8QTensor" else "INT8"
+    assert qdq.same_bits(y, qdq.quantize_dequantize(x, element, block_sizes=sizes, rules=PACKED_RULES[kind])).all()
+
+
+@pytest.mark.parametrize("magnitude", [2.0**-10, 1.0, 300.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "element", "block", "scale_format"),
+    [
+        ("INT4QTensor", "INT4", 32, None),
+        ("INT4QTensor", "INT4", 128, None),
+        ("NVFP4QTensor", "E2M1", 16, "E4M3"),
+        ("NVFP4QTensor", "E2M1", 32, "E4M3"),
+        ("MXFP8QTensor", "E4M3", 32, "E8M0"),
+    ],
+)
+def test_packed_block_tensors(
+    kind: str, element: str, block: int, scale_format: str | None, dtype: torch.dtype, magnitude: float
+) -> None:
+    """INT4QTensor, NVFP4QTensor and MXFP8QTensor hold what the definition says, with their own order of evaluation."""
+    x = sample(dtype, magnitude)
+
+    y = packed(kind, x, block)
+
+    expected = qdq.quantize_dequantize(
+        x, element, block_sizes={-1: block}, scale_format=scale_format, rules=PACKED_RULES[kind]
+    )
+    assert qdq.same_bits(y, expected).all()
+
+
+def test_packed_nvfp4_blocks_far_below_the_largest() -> None:
+    """NVFP4QTensor raises the scales of blocks that E4M3 would lose to its smallest number, and so does its oracle."""
+    x = sample(torch.float32) * torch.logspace(0, -9, 64)[:, None]
+
+    y = packed("NVFP4QTensor", x, 16)
+
+    blocks: dict[str, Any] = {"block_sizes": {-1: 16}, "scale_format": "E4M3"}
+    assert qdq.same_bits(y, qdq.quantize_dequantize(x, "E2M1", rules=PACKED_RULES["NVFP4QTensor"], **blocks)).all()
+    assert not torch.equal(y, qdq.quantize_dequantize(x, "E2M1", **blocks))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_mxfp4_differs_at_ties_and_zeros_only(dtype: torch.dtype) -> None:
+    """MXFP4QTensor equals the definition but where it is known to deviate: ties go towards zero, +0 becomes -0."""
+    x = sample(dtype)
+    blocks: dict[str, Any] = {"block_sizes": {-1: 32}, "scale_format": "E8M0"}
+
+    y, expected = packed("MXFP4QTensor", x, 32), qdq.quantize_dequantize(x, "E2M1", **blocks)
+
+    # The neighbour towards zero is what an input a little smaller rounds to, unless that was no tie.
+    inward = qdq.quantize_dequantize(x.double() * (1 - 2.0**-20), "E2M1", x.abs().reshape(64, 8, 32).amax(-1), **blocks)
+    tie = inward.to(dtype) != expected
+    assert tie.any() == (dtype is not torch.float32)
+    assert torch.equal(torch.where(tie, inward.to(dtype), expected), y)
+    assert qdq.same_bits(y, expected)[((x != 0) & ~tie).numpy()].all()
+
+
+@pytest.mark.parametrize("known", deviations.KNOWN, ids=lambda d: d.name)
+def test_every_known_deviation_is_told(known: deviations.Deviation) -> None:
+    """A deviation says where it is, what should happen, what happens and on which version; its name is its own."""
+    assert all((known.where, known.definition, known.modelopt, known.measured_on))
+    assert [d.name for d in deviations.KNOWN].count(known.name) == 1
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"num_bits": (4, 3)}, ("E4M3", None, None, None)),
+        ({"num_bits": 8, "axis": 0}, ("INT8", 0, None, None)),
+        ({"num_bits": 8, "unsigned": True}, ("UINT8", None, None, None)),
+        ({"num_bits": 4, "narrow_range": True}, ("INT4-narrow", None, None, None)),
+        ({"num_bits": 4, "block_sizes": {-1: 128}}, ("INT4", None, {-1: 128}, None)),
+        (
+            {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}},
+            ("E2M1", None, {-1: 16}, "E4M3"),
+        ),
+        (
+            {"num_bits": (3, 2), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}},
+            ("E3M2", None, {-1: 32}, "E8M0"),
+        ),
+        (
+            {"num_bits": 8, "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}},
+            ("MXINT8", None, {-1: 32}, "E8M0"),
+        ),
+    ],
+)
+def test_attributes_are_read(attributes: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """Format, axis, block sizes and the kind of block scale are those of the quantizer."""
+    (step,) = qdq.from_quantizer(made(**attributes)).steps
+
+    assert (step.format.name, step.axis, step.block_sizes, step.scale_format) == expected
+
+
+@pytest.mark.parametrize("num_bits", [(4, 3), (3, 2), (2, 1), 8])
+def test_a_dynamic_mx_quantizer_is_modelled_without_cuda(num_bits: int | tuple[int, int]) -> None:
+    """The oracle of an MX quantizer, which ModelOpt can't run on a CPU, takes each block's scale from the tensor."""
+    blocks: dict[int | str, Any] = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
+    x = sample(torch.float16)
+
+    y = qdq.from_quantizer(made(num_bits=num_bits, block_sizes=blocks))(x)
+
+    element = "MXINT8" if num_bits == 8 else num_bits
+    assert qdq.same_bits(y, qdq.quantize_dequantize(x, element, block_sizes={-1: 32}, scale_format="E8M0")).all()
+    assert not torch.equal(y, x)
+
+
+def test_a_dynamic_nvfp4_quantizer_keeps_its_global_amax() -> None:
+    """The calibrated amax of a dynamic NVFP4 quantizer is the global one; the blocks' come from the tensor."""
+    quantizer = made(num_bits=(2, 1), block_sizes={-1: 16, "type": "dynamic", "scale_bits": (4, 3)})
+    quantizer.amax = torch.tensor(50.0)
+
+    (step,) = qdq.from_quantizer(quantizer).steps
+
+    assert step.amax is None
+    assert step.global_amax is not None
+    assert float(step.global_amax) == 50.0
+
+
+@pytest.mark.parametrize(("four_over_six", "largest"), [(True, 256.0), (False, 448.0)])
+def test_a_static_nvfp4_quantizer_has_an_amax_a_block(four_over_six: bool, largest: float) -> None:
+    """Block amaxes are the stored ones, and "four over six" keeps block scales up to 256 only."""
+    sizes = {-1: 16, "type": "static", "scale_bits": (4, 3), "four_over_six": four_over_six}
+    quantizer = made(num_bits=(2, 1), block_sizes=sizes)
+    quantizer.amax = torch.tensor([[6.0], [3.0]])
+
+    oracle = qdq.from_quantizer(quantizer)
+
+    assert oracle.steps[0].scale_max == largest
+    assert oracle(torch.full((1, 32), 9.0)).tolist() == [[6.0] * 16 + [3.0] * 16]
+
+
+def test_a_disabled_quantizer_only_scales() -> None:
+    """A disabled quantizer passes its input on, times the pre-quantization scale if there is one."""
+    quantizer = made(num_bits=8)
+    quantizer.disable()
+    x = sample(torch.float32)
+
+    assert torch.equal(qdq.from_quantizer(quantizer)(x), x)
+    quantizer.pre_quant_scale = torch.full((256,), 2.0)
+    assert torch.equal(qdq.from_quantizer(quantizer)(x), quantizer(x))
+    assert torch.equal(quantizer(x), 2 * x)
+
+
+def test_an_empty_tensor_passes() -> None:
+    """An expert that saw no token hands on its empty tensor."""
+    quantizer = made(num_bits=(4, 3))
+    x = torch.empty(0, 4)
+
+    assert qdq.from_quantizer(quantizer)(x).shape == quantizer(x).shape == (0, 4)
+
+
+def test_a_constant_amax_is_taken() -> None:
+    """`use_constant_amax` means 448, whatever the tensor holds."""
+    quantizer = made(num_bits=(4, 3), use_constant_amax=True)
+    x = sample(torch.float32, 300.0)
+
+    assert qdq.same_bits(quantizer(x), qdq.from_quantizer(quantizer)(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("_rotate", True), ("backend", "another"), ("_fake_quant", False), ("_bias", {-1: None})]
+)
+def test_what_is_more_than_quantize_dequantize_is_refused(attribute: str, value: Any) -> None:
+    """A rotation, a custom backend, real quantization and an affine bias are named, not passed over."""
+    quantizer = made(num_bits=8)
+    setattr(quantizer, attribute, value)
+
+    with pytest.raises(NotImplementedError, match=attribute.strip("_").split("_")[0]):
+        qdq.from_quantizer(quantizer)
+
+
+def test_fractions_of_a_static_and_a_dynamic_quantizer() -> None:
+    """Saturation and underflow are measured behind the pre-quantization scale, with the amax in force."""
+    quantizer = made(num_bits=8)
+    quantizer.amax = torch.tensor(1.0)
+    quantizer.pre_quant_scale = torch.tensor([2.0, 2.0, 2.0, 2.0])
+    x = torch.tensor([0.4, 0.6, -0.6, 1e-6])
+
+    assert qdq.from_quantizer(quantizer).fractions(x) == (0.5, 0.25)
+    assert qdq.from_quantizer(made(num_bits=8, type="dynamic")).fractions(x) == (0.0, 0.25)
