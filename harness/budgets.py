@@ -1,0 +1,333 @@
+"""The budgets file: what loss is allowed on which task, and which layers a recipe leaves out on purpose.
+
+Policy, written and reviewed by people; what was measured lives in the records beside it. Four sections::
+
+    defaults:       # terms of every budget
+      points: 1.0
+    tasks:          # by task, and within it by metric
+      emoji: {samples: 1632, points: 2.0}
+    overrides:      # in order, a later one wins; recipe, model, task and metric are names or globs, left out: any
+      - {recipe: int4-*, task: emoji, points: 4.0, reason: four-bit weights}
+    expectations:   # layers that a recipe leaves unquantized
+      fp8-linear-only:
+        - {tower: vision, module_kind: attention, reason: the recipe quantizes Linear layers only}
+
+`points` and `expected_loss` are percentage points; all other shares are fractions. `python -m harness.budgets` prints
+what each budget can resolve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UsageError
+from harness.verdicts import Budget, Limits, resolution
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(pattern=r"\S")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _Limits(_Strict):
+    changed_answers: Share | None = None
+    large_margin_flips: Share | None = None
+    kl_mean: NonNegative | None = None
+    kl_p99: NonNegative | None = None
+    kl_max: NonNegative | None = None
+    image_cosine_mean: Cosine | None = None
+    image_cosine_p1: Cosine | None = None
+    image_cosine_min: Cosine | None = None
+    text_cosine_mean: Cosine | None = None
+    text_cosine_p1: Cosine | None = None
+    text_cosine_min: Cosine | None = None
+    top5_agreement: Share | None = None
+    retrieval_overlap: Share | None = None
+
+
+class _Terms(_Strict):
+    points: Annotated[float, Field(gt=0, lt=100)] | None = None
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    power: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+    expected_loss: NonNegative | None = None
+    discordance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    design_effect: Annotated[float, Field(ge=1)] | None = None
+    large_margin: float | None = None
+    limits: _Limits | None = None
+
+
+class _Metric(_Terms):
+    samples: Annotated[int, Field(gt=0)] | None = None
+
+
+class _Task(_Metric):
+    metrics: dict[Text, _Metric] = {}
+
+
+class _Override(_Terms):
+    recipe: Text = "*"
+    model: Text = "*"
+    task: Text = "*"
+    metric: Text = "*"
+    reason: Text
+
+
+class _LeaveOut(_Strict):
+    tower: Literal["vision", "text"]
+    module_kind: Literal["linear", "patch_embedding", "attention"]
+    reason: Text
+
+
+class _File(_Strict):
+    defaults: _Terms
+    tasks: dict[Text, _Task] = {}
+    overrides: list[_Override] = []
+    expectations: dict[Text, list[_LeaveOut]] = {}
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """A kind of layer that a recipe leaves unquantized in one tower, and why."""
+
+    tower: str
+    module_kind: str
+    reason: str
+    place: str
+
+
+class Policy:
+    """A budgets file, checked. Made by `load`."""
+
+    def __init__(self, path: Path, content: _File, lines: dict[tuple[Hashable, ...], int]) -> None:
+        self.path = path
+        self._content = content
+        self._lines = lines
+
+    def budget(self, task: str, metric: str, recipe: str = "", model: str = "") -> Budget:
+        """The budget of one metric of one task for a recipe and model (short names, as in test ids).
+
+        Terms in order, a later one wins: defaults, the task, its metric, the overrides that match. A task that the
+        file does not name by its full name is looked up by the last part of it (`wds/vtab/cifar100`: `cifar100`), else
+        the defaults hold.
+        """
+        name = self._task(task)
+        layers: list[tuple[_Terms, tuple[Hashable, ...]]] = [(self._content.defaults, ("defaults",))]
+        if name is not None:
+            entry = self._content.tasks[name]
+            layers.append((entry, ("tasks", name)))
+            if metric in entry.metrics:
+                layers.append((entry.metrics[metric], ("tasks", name, "metrics", metric)))
+        reasons = []
+        for number, override in enumerate(self._content.overrides):
+            if _matches(override, recipe, model, (task, name), metric):
+                layers.append((override, ("overrides", number)))
+                reasons.append(override.reason)
+        return self._merge(layers, "; ".join(reasons))
+
+    def samples(self, task: str, metric: str) -> int | None:
+        """Sample count that the file declares for a metric of a task, for planning; None if it does not."""
+        name = self._task(task)
+        if name is None:
+            return None
+        entry = self._content.tasks[name]
+        own = entry.metrics[metric].samples if metric in entry.metrics else None
+        return own or entry.samples
+
+    def expectations(self, recipe: str) -> tuple[LeaveOut, ...]:
+        """What a recipe is declared to leave unquantized."""
+        found = self._content.expectations.get(recipe, [])
+        return tuple(
+            LeaveOut(e.tower, e.module_kind, e.reason, self.place("expectations", recipe, i))
+            for i, e in enumerate(found)
+        )
+
+    def left_out(self, recipe: str) -> tuple[tuple[str, str], ...]:
+        """`expectations` as (tower, module kind) pairs."""
+        return tuple((e.tower, e.module_kind) for e in self.expectations(recipe))
+
+    def check_names(self, recipes: Iterable[str], tasks: Iterable[str]) -> None:
+        """UsageError for an override or expectation that matches none of the known recipes or tasks."""
+        known, known_tasks = list(recipes), [*tasks, *self._content.tasks]
+        for i, override in enumerate(self._content.overrides):
+            for key, names in (("recipe", known), ("task", known_tasks)):
+                pattern = getattr(override, key)
+                if not fnmatch.filter(names, pattern):
+                    what = f"{key} {pattern!r} matches none of {', '.join(sorted(names))}"
+                    raise UsageError(self.place("overrides", i, key), what, "Correct the name or remove the override.")
+        for recipe in self._content.expectations:
+            if recipe not in known:
+                what = f"there is no recipe {recipe!r} among {', '.join(sorted(known))}"
+                raise UsageError(self.place("expectations", recipe), what, "Correct the name or remove the entry.")
+
+    def place(self, *keys: Hashable) -> str:
+        """`file:line (dotted.keys)` of an entry."""
+        return _place(self.path, keys, self._lines)
+
+    def metrics(self, task: str) -> tuple[str, ...]:
+        """Metrics of a task that have terms of their own."""
+        name = self._task(task)
+        return () if name is None else tuple(self._content.tasks[name].metrics)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that the file names."""
+        return tuple(self._content.tasks)
+
+    def check(self) -> None:
+        """UsageError if any combination of terms in the file makes no budget."""
+        content = self._content
+        for task in (*content.tasks, "a task without an entry"):
+            for metric in ("acc1", *self.metrics(task)):
+                for override in (None, *content.overrides):
+                    names = ("", "") if override is None else (override.recipe, override.model)
+                    self.budget(task, metric, *names)
+
+    def _task(self, task: str) -> str | None:
+        return next((name for name in (task, task.rpartition("/")[2]) if name in self._content.tasks), None)
+
+    def _merge(self, layers: list[tuple[_Terms, tuple[Hashable, ...]]], reason: str) -> Budget:
+        terms: dict[str, Any] = {}
+        limits: dict[str, Any] = {}
+        place: tuple[Hashable, ...] = ("defaults",)
+        for layer, keys in layers:
+            given = layer.model_dump(exclude_unset=True, include=set(_Terms.model_fields))
+            limits |= given.pop("limits", None) or {}
+            terms |= given
+            # Where the allowed loss is written is where a maintainer would change it.
+            place = keys if "points" in given else place
+        if terms.get("points") is None:
+            raise UsageError(self.place("defaults"), "no points are given", "Give the allowed loss: `points: 1.0`.")
+        terms = {k: v for k, v in terms.items() if v is not None or k == "large_margin"}
+        return Budget(**terms, limits=Limits(**limits), reason=reason, place=self.place(*place))
+
+
+def load(path: Path) -> Policy:
+    """Read and check a budgets file; UsageError (file, line, place, mend) for anything wrong in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(path, "there is no budgets file", "Point --baselines at the folder that holds it.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(path, f"it cannot be read: {error}", "Restore the file from git.") from error
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UsageError(path, "it uses YAML aliases", "Write the values out: policy should read plainly.")
+        content = yaml.safe_load(text)
+        lines = _lines(path, yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UsageError(
+            where, f"it is no YAML: {getattr(error, 'problem', None) or error}", "Mend that line."
+        ) from error
+    except RecursionError:
+        raise UsageError(path, "it is nested too deeply", "See harness/budgets.py for the layout.") from None
+    try:
+        parsed = _File.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(_place(path, first["loc"], lines), *_explain(first)) from None
+    policy = Policy(path, parsed, lines)
+    policy.check()
+    return policy
+
+
+def _matches(override: _Override, recipe: str, model: str, tasks: tuple[str | None, ...], metric: str) -> bool:
+    plain = ((override.recipe, recipe), (override.model, model), (override.metric, metric))
+    return all(fnmatch.fnmatchcase(value, pattern) for pattern, value in plain) and any(
+        fnmatch.fnmatchcase(task, override.task) for task in tasks if task is not None
+    )
+
+
+def _explain(error: Any) -> tuple[str, str]:
+    """What is wrong and the mend, from pydantic's first error."""
+    key = next((str(k) for k in reversed(error["loc"]) if isinstance(k, str)), "the file")
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {key!r}", "Correct the name; harness/budgets.py lists the settings."
+    if error["type"] == "missing":
+        return f"{key!r} is missing", "An override and an expectation need a reason; the file needs defaults."
+    return f"{key} is {error['input']!r}", f"{error['msg']}."
+
+
+def _place(path: Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]) -> str:
+    at = tuple(keys)
+    known = at
+    while known and known not in lines:
+        known = known[:-1]
+    dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in at).removeprefix(".")
+    line = f":{lines[known]}" if known in lines else ""
+    return f"{path}{line}" + (f" ({dotted})" if dotted else "")
+
+
+def _lines(path: Path, node: yaml.Node | None, keys: tuple[Hashable, ...] = ()) -> dict[tuple[Hashable, ...], int]:
+    """Line (from 1) of every entry of a YAML document; UsageError for a key written twice, of which YAML drops the
+    first.
+    """
+    found: dict[tuple[Hashable, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            at, line = (*keys, key.value), key.start_mark.line + 1
+            if at in found:
+                raise UsageError(f"{path}:{line}", f"{key.value!r} is written twice here", "Keep one of the two.")
+            found[at] = line
+            found |= _lines(path, value, at)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            found[(*keys, number)] = value.start_mark.line + 1
+            found |= _lines(path, value, (*keys, number))
+    return found
+
+
+def table(policy: Policy, recipe: str = "", model: str = "", discordance: float | None = None) -> str:
+    """What each task's budget resolves at its declared sample count: one line a metric."""
+    columns = ("samples", "discord.", "expected", "budget", "resolves", "needs")
+    head = f"{'task':16} {'metric':26} " + " ".join(f"{c:>8}" for c in columns) + "  power"
+    rows = [head]
+    for task in policy.tasks:
+        for metric in policy.metrics(task) or ("acc1",):
+            budget, n = policy.budget(task, metric, recipe, model), policy.samples(task, metric)
+            if n is None:
+                rows.append(f"{task:16} {metric:26} {'?':>8}")
+                continue
+            plan = resolution(budget, n, discordance)
+            rows.append(
+                f"{task:16} {metric:26} {n:8d} {plan.discordance:8.1%} {budget.expected_loss:8.2f} "
+                f"{budget.points:8.2f} "
+                f"{plan.smallest_points:8.2f} {plan.samples_needed:8d} {plan.power:6.0%}"
+            )
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what the budgets can resolve, to tune them by."""
+    parser = argparse.ArgumentParser(prog="python -m harness.budgets", description=main.__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=Path("baselines/budgets.yaml"))
+    parser.add_argument("--recipe", default="", help="apply the overrides of this recipe")
+    parser.add_argument("--model", default="embedded", help="apply the overrides of this model")
+    parser.add_argument(
+        "--discordance", type=float, help="share of samples right in one model only, in place of the declared"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(table(load(options.file), options.recipe, options.model, options.discordance))
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

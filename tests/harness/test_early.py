@@ -1,0 +1,87 @@
+"""An early stop takes whole clusters in random order, says how much it used, and agrees with the whole task."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from harness import early
+from harness.gate import Case, Gate, Options
+from harness.tasks import Task
+from harness.verdicts import Decision
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    """An early-stopping gate on one task."""
+    return Gate(Options(recipes=("int8",), tasks=("emoji100",), early_stop=True))
+
+
+@pytest.fixture(scope="module")
+def case(gate: Gate) -> Case:
+    """Its one case."""
+    return gate.cases()[0]
+
+
+@pytest.fixture(scope="module")
+def task(gate: Gate, case: Case) -> Task:
+    """Its one task: a hundred drawings, ten views of each."""
+    return gate.tasks(case)[0]
+
+
+def test_blocks_are_the_task_in_another_order(task: Task) -> None:
+    """Every sample is in exactly one block, and no cluster is in two."""
+    parts = list(early.blocks(task))
+
+    assert sorted(name for part in parts for name in part.sample_ids) == sorted(task.sample_ids)
+    assert len(parts) > 2
+    clusters = [set(part.clusters.tolist()) for part in parts]
+    assert sum(map(len, clusters)) == len(set.union(*clusters))
+
+
+def test_order_is_random_and_seeded(task: Task) -> None:
+    """The first block is no prefix of the data set, and it is the same block every time."""
+    first, again = next(early.blocks(task)), next(early.blocks(task))
+
+    assert first.sample_ids == again.sample_ids
+    assert set(first.sample_ids) != set(task.sample_ids[: len(first.sample_ids)])
+
+
+def test_stopped_outcomes_equal_those_of_the_whole_task(gate: Gate, case: Case, task: Task) -> None:
+    """What was evaluated before the stop is bit for bit what the whole evaluation gives those samples."""
+    stopped = gate.runs(case)[1][task.name].outcomes["acc1"]
+    whole = gate.quantized_runs(case)[task.name].outcomes["acc1"]
+    at = [whole.sample_ids.index(name) for name in stopped.sample_ids]
+
+    assert np.array_equal(stopped.answers, whole.answers[at])
+    assert np.array_equal(stopped.margins, whole.margins[at])
+
+
+def test_verdict_says_how_much_was_used(gate: Gate, case: Case, task: Task) -> None:
+    """The verdict's share of samples is that of the outcomes it rests on."""
+    verdict = gate.verdict(case, task.name, "acc1")
+    used = len(gate.runs(case)[0][task.name].outcomes["acc1"].sample_ids)
+
+    assert verdict.fraction_used == used / len(task.sample_ids)
+
+
+def test_wide_budget_is_decided_before_the_end(gate: Gate, case: Case, task: Task) -> None:
+    """A loss far inside its budget passes on a part of the samples."""
+    size = 64
+    models = gate.reference(case).model, gate.quantized(case).folded
+    sides = [early.Evaluation(lambda m=m: m, task, size) for m in models]  # type: ignore[misc]
+    budget = dataclasses.replace(gate.budget(case, task.name, "acc1"), points=30.0)
+
+    stopped = early.judge(task, "acc1", budget, *sides)
+
+    assert stopped.verdict.decision is Decision.PASS
+    assert stopped.verdict.fraction_used < 1
+
+
+def test_retrieval_is_not_stopped(gate: Gate, case: Case) -> None:
+    """A retrieval task is always evaluated whole."""
+    other = Gate(Options(recipes=("int8",), tasks=("emoji_captions",), early_stop=True))
+
+    assert not early.can_stop(other.tasks(case)[0])

@@ -1,0 +1,291 @@
+"""Verdicts on paired outcomes: the three answers, their numbers and their words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from drawn import outcomes, pair
+
+from harness import paired
+from harness.errors import UsageError
+from harness.tasks import Outcomes
+from harness.verdicts import Budget, Decision, Verdict, compare, family, resolution, resolvable
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "won", "points", "expected"),
+    [
+        (1579, 32, 20, 2.0, Decision.PASS),
+        (1579, 32, 20, 1.0, Decision.INCONCLUSIVE),
+        (1579, 179, 63, 2.5, Decision.FAIL),
+        (1000, 0, 0, 1.0, Decision.PASS),
+        (200, 0, 0, 1.0, Decision.INCONCLUSIVE),
+        (1000, 20, 40, 1.0, Decision.PASS),
+        (40, 40, 0, 1.0, Decision.FAIL),
+    ],
+)
+def test_compare_gives_the_three_answers(n: int, lost: int, won: int, points: float, expected: Decision) -> None:
+    """PASS, FAIL or INCONCLUSIVE follow from the counts, an unchanged model on too few samples not being a PASS."""
+    assert compare(*pair(n, lost, won), Budget(points)).decision is expected
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1000, Decision.INCONCLUSIVE), (50_000, Decision.FAIL)])
+def test_compare_a_planted_loss_of_one_point(n: int, expected: Decision) -> None:
+    """A loss of 1 point with 4 % discordance against half a point: 1,000 samples cannot tell, 50,000 FAIL."""
+    lost, won = round(0.025 * n), round(0.015 * n)
+
+    verdict = compare(*pair(n, lost, won), Budget(0.5))
+
+    assert verdict.difference == pytest.approx(-1.0)
+    assert verdict.decision is expected
+    assert (verdict.samples_needed is not None) is (expected is Decision.INCONCLUSIVE)
+
+
+def test_compare_counts_what_changed() -> None:
+    """Accuracies, counts, changed answers and the ids of lost and won samples are those of the two runs."""
+    reference, quantized = pair(300, lost=4, won=2)
+    quantized.answers[200] = 9
+
+    verdict = compare(reference, quantized, Budget(2.0))
+
+    assert (verdict.n, verdict.clusters, verdict.lost, verdict.won, verdict.changed) == (300, 300, 4, 2, 7)
+    assert verdict.reference_accuracy == reference.accuracy
+    assert verdict.quantized_accuracy == quantized.accuracy
+    assert verdict.difference == pytest.approx(-2 / 3)
+    assert verdict.lost_ids == ("s00003", "s00002", "s00001", "s00000")
+    assert verdict.won_ids == ("s00004", "s00005")
+    assert verdict.discordance == 6 / 300
+    assert (verdict.p_loss, verdict.p_change) == paired.mcnemar(2, 4)
+
+
+@pytest.mark.parametrize(("threshold", "large"), [(3.0, 2), (None, 0), (0.5, 4)])
+def test_compare_splits_the_lost_by_reference_margin(threshold: float | None, large: int) -> None:
+    """Lost samples with margins 1 to 4 split at the threshold, or at the median margin of the right answers."""
+    verdict = compare(*pair(300, lost=4, won=2), Budget(2.0, large_margin=threshold))
+
+    assert (verdict.lost_large, verdict.lost_borderline) == (large, 4 - large)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(32, 20), (100, 20), (55, 20), (15, 0)])
+def test_compare_interval_agrees_with_the_decision(lost: int, won: int) -> None:
+    """The budget lies below the interval of a PASS, above that of a FAIL, and within that of an INCONCLUSIVE."""
+    for points in np.arange(0.2, 8, 0.2):
+        verdict = compare(*pair(986, lost, won), Budget(float(points)))
+        low, high = verdict.interval
+        found = Decision.PASS if low > -points else Decision.FAIL if high < -points else Decision.INCONCLUSIVE
+
+        assert verdict.decision is found, points
+
+
+def test_compare_with_clusters_is_less_sure() -> None:
+    """The same counts in whole clusters of five that change together no longer decide what single samples decided."""
+    alone, together = compare(*pair(1500, 55, 35), Budget(2.7)), compare(*pair(1500, 55, 35, size=5), Budget(2.7))
+
+    assert alone.decision is Decision.PASS
+    assert (together.decision, together.clusters) == (Decision.INCONCLUSIVE, 300)
+    assert together.design_effect == pytest.approx(5, rel=0.05)
+    assert together.interval[0] < alone.interval[0] < alone.interval[1] < together.interval[1]
+    assert together.p_change > alone.p_change
+    assert "300 clusters" in together.message()
+
+
+def test_compare_ignores_how_clusters_are_numbered() -> None:
+    """Cluster numbers are names: renumbering them changes nothing."""
+    reference, quantized = pair(600, 20, 10, size=5)
+    names = np.random.default_rng(0).permutation(10_000)[reference.clusters].astype(np.int32)
+
+    renamed = compare(
+        dataclasses.replace(reference, clusters=names), dataclasses.replace(quantized, clusters=names), Budget(3.0)
+    )
+
+    assert renamed == compare(reference, quantized, Budget(3.0))
+
+
+def drop_last(o: Outcomes) -> Outcomes:
+    """The same outcomes without the last sample."""
+    cut = {f.name: getattr(o, f.name)[:-1] for f in dataclasses.fields(o) if f.name not in ("task", "metric", "scores")}
+    return dataclasses.replace(o, **cut)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda o: dataclasses.replace(o, task="emoji100"), "emoji100"),
+        (lambda o: dataclasses.replace(o, metric="acc5"), "acc5"),
+        (drop_last, "50 samples in the reference, 49"),
+        (lambda o: dataclasses.replace(o, sample_ids=o.sample_ids[::-1]), "order differ: number 0 is 's00000'"),
+        (lambda o: dataclasses.replace(o, sample_ids=("x", *o.sample_ids[1:])), "samples differ: number 0 is 's00000'"),
+        (lambda o: dataclasses.replace(o, targets=o.targets + 1), "targets"),
+        (lambda o: dataclasses.replace(o, clusters=o.clusters // 2), "clusters"),
+        (lambda o: dataclasses.replace(o, margins=o.margins[:-1]), "49 margins"),
+    ],
+)
+def test_compare_refuses_what_is_not_a_pair(spoil: Callable[[Outcomes], Outcomes], told: str) -> None:
+    """Outcomes of another task, metric, sample set, order, target or clustering are an error that names the
+    difference.
+    """
+    reference, quantized = pair(50, 3, 2)
+
+    with pytest.raises(UsageError, match=told):
+        compare(reference, spoil(quantized), Budget(1.0))
+
+
+def test_compare_refuses_no_samples_and_a_broken_reference() -> None:
+    """An empty task and a reference with NaN margins have no verdict."""
+    reference, quantized = pair(50, 3, 2)
+    broken = dataclasses.replace(reference, margins=np.full(50, np.nan, dtype=np.float32))
+
+    with pytest.raises(UsageError, match="no samples"):
+        compare(outcomes([]), outcomes([]), Budget(1.0))
+    with pytest.raises(UsageError, match="NaN"):
+        compare(broken, quantized, Budget(1.0))
+
+
+def test_message_says_expected_found_where_and_what_to_do() -> None:
+    """A FAIL tells the budget and its place, the numbers, the samples and the next step, in that order."""
+    text = compare(*pair(1000, 60, 10), Budget(1.0, place="budgets.yaml:7 (tasks.emoji)")).message()
+
+    parts = [
+        "emoji (acc1): FAIL",
+        "expected:",
+        "at most 1 points",
+        "budgets.yaml:7",
+        "found:",
+        "-5.00 points",
+        "60 lost, 10 won",
+    ]
+    parts += ["where:", "s00059", "55 more", "what to do:", "--blame"]
+    positions = [text.index(part) for part in parts]
+    assert positions == sorted(positions)
+
+
+def test_message_of_inconclusive_names_the_samples_that_decide() -> None:
+    """An INCONCLUSIVE says how many samples would decide, and with that many the same rates do."""
+    verdict = compare(*pair(1000, 25, 15), Budget(1.5))
+
+    needed = verdict.samples_needed
+    assert needed is not None
+    assert f"about {needed:,} samples would decide" in verdict.message()
+    assert compare(*pair(needed, round(0.025 * needed), round(0.015 * needed)), Budget(1.5)).decision is Decision.PASS
+
+
+def test_message_on_the_budget_promises_no_sample_size() -> None:
+    """A measured loss equal to the budget is decided by no number of samples, and the message says so."""
+    verdict = compare(*pair(1000, 25, 15), Budget(1.0))
+
+    assert verdict.samples_needed is None
+    assert "no sample size" in verdict.message()
+
+
+def test_verdict_is_json() -> None:
+    """A verdict becomes plain JSON for the report."""
+    verdict = compare(*pair(100, 3, 2), Budget(1.0))
+
+    assert json.loads(json.dumps(dataclasses.asdict(verdict)))["decision"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"points": 0.0},
+        {"points": -1.0},
+        {"points": float("nan")},
+        {"points": 1.0, "alpha": 0.5},
+        {"points": 1.0, "power": 1.0},
+        {"points": 1.0, "discordance": 0.0},
+        {"points": 1.0, "expected_loss": 1.0},
+        {"points": 1.0, "design_effect": 0.5},
+    ],
+)
+def test_budget_refuses_what_makes_no_test(fields: dict[str, float]) -> None:
+    """Terms outside their range are a usage error at the budget's place."""
+    with pytest.raises(UsageError, match=r"^budgets\.yaml:3: "):
+        Budget(**fields, place="budgets.yaml:3")  # type: ignore[arg-type]
+
+
+def test_resolvable_refuses_and_names_what_would_do() -> None:
+    """Half a point on 1,000 samples is refused; the named sample size and the named budget are both accepted."""
+    budget = Budget(0.5, place="budgets.yaml:3")
+    plan = resolution(budget, 1000)
+
+    with pytest.raises(UsageError) as refused:
+        resolvable(budget, 1000, task="emoji100")
+
+    assert f"{plan.samples_needed:,} samples" in str(refused.value)
+    assert "declared discordance of 4.0%" in str(refused.value)
+    assert resolvable(budget, plan.samples_needed).power >= budget.power - 1e-6
+    assert resolvable(Budget(plan.smallest_points + 0.01), 1000).n == 1000
+
+
+def test_resolvable_goes_by_the_observed_discordance() -> None:
+    """What the baseline observed takes the place of the declared prior, in both directions."""
+    budget = Budget(1.5, discordance=0.04)
+
+    assert resolvable(budget, 1000, discordance=0.02).power > 0.9
+    with pytest.raises(UsageError, match=r"observed discordance of 10\.0%"):
+        resolvable(budget, 1000, discordance=0.1)
+
+
+def test_resolvable_counts_expected_loss_and_clusters() -> None:
+    """An expected loss and a design effect both raise the samples that a budget needs."""
+    plain = resolution(Budget(1.5), 1000).samples_needed
+
+    assert resolution(Budget(1.5, expected_loss=0.5), 1000).samples_needed > 2 * plain
+    assert resolution(Budget(1.5, design_effect=2.0), 1000).samples_needed == pytest.approx(2 * plain, abs=2)
+
+
+def verdict_with(p_inferior: float, p_noninferior: float = 1.0) -> Verdict:
+    """A verdict with these p-values and the decision they make alone."""
+    made = compare(*pair(1000, 30, 10), Budget(1.0))
+    alone = Decision.PASS if p_noninferior <= 0.05 else Decision.FAIL if p_inferior <= 0.05 else Decision.INCONCLUSIVE
+    return dataclasses.replace(made, p_inferior=p_inferior, p_noninferior=p_noninferior, decision=alone)
+
+
+@pytest.mark.parametrize(
+    ("p_inferior", "p_noninferior", "expected"),
+    [
+        ((0.9, 0.9, 0.9), (0.04, 0.04, 0.04), Decision.PASS),
+        ((0.9, 0.9, 0.9), (0.04, 0.06, 0.04), Decision.INCONCLUSIVE),
+        ((0.03, 0.5, 0.5), (1, 1, 1), Decision.INCONCLUSIVE),
+        ((0.01, 0.5, 0.5), (1, 1, 1), Decision.FAIL),
+        ((0.01, 0.9, 0.9), (1, 0.01, 0.01), Decision.FAIL),
+    ],
+)
+def test_family_passes_uncorrected_and_fails_by_holm(
+    p_inferior: tuple[float, ...], p_noninferior: tuple[float, ...], expected: Decision
+) -> None:
+    """PASS needs all tasks at alpha each, FAIL one task after Holm's correction, the rest is INCONCLUSIVE."""
+    verdicts = [verdict_with(f, p) for f, p in zip(p_inferior, p_noninferior, strict=True)]
+
+    assert family(verdicts, 0.05).decision is expected
+
+
+def test_family_withdraws_a_fail_that_holm_does_not_uphold() -> None:
+    """A task that fails only alone becomes INCONCLUSIVE, says so, and keeps its number of samples needed."""
+    joined = family([verdict_with(0.03), verdict_with(0.5)], 0.05)
+
+    first = joined.verdicts[0]
+    assert first.decision is Decision.INCONCLUSIVE
+    assert joined.p_inferior[0] == pytest.approx(0.06)
+    assert "not after Holm's correction over 2 tasks" in first.message()
+    assert first.samples_needed is not None
+
+
+def test_family_headline_is_one_line_with_the_worst_task() -> None:
+    """The headline names recipe, model, decision, counts and the task that decided."""
+    passing, failing = compare(*pair(1579, 32, 20), Budget(2.0)), compare(*pair(1579, 179, 63), Budget(2.5))
+
+    line = family([passing, dataclasses.replace(failing, task="captions")], recipe="int3", model="embedded").headline()
+
+    assert line.startswith("int3 on embedded: FAIL: 1 PASS, 1 FAIL; worst is captions (acc1) at -7.35 points [")
+    assert "\n" not in line
+
+
+def test_family_of_nothing_is_refused() -> None:
+    """No verdicts are no PASS."""
+    with pytest.raises(ValueError, match="at least one"):
+        family([])
