@@ -1,0 +1,457 @@
+"""The store: where records lie, which one is nearest, and how they are written.
+
+On disk, a folder a model and one a recipe in it::
+
+    <root>/<model>/<recipe>/record@<architecture>@<exact device>.json    text to review, one file a device
+    <root>/<model>/<recipe>/outcomes-<digest>.safetensors                what each sample got from the quantized model
+    <root>/<model>/reference/<task>.<metric>-<digest>.safetensors        ... and from the reference, for all recipes
+
+Outcomes are named by their content and never overwritten, so the rename of the JSON is the one moment in which a record
+changes: a process killed before it leaves the old record, after it the new one.  One lock guards all writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from harness.baselines import text
+from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
+from harness.baselines.drift import Changes, belongs_to, changes, mergeable
+from harness.baselines.records import HistoryEntry, Record, TaskRecord
+from harness.errors import UsageError
+from harness.provenance import BINDING_PACKAGES, DeviceKey, Nearness
+
+LOCK = ".lock"
+LOCK_SECONDS = 60.0
+REFERENCE = "reference"
+_RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
+_TEMPORARY = ".tmp-"
+_HISTORY_LINES = 60  #: of one entry; what a wholesale change says beyond them is in git
+
+
+@dataclass(frozen=True)
+class Missing:
+    """There is no baseline for this recipe on this model, on any device."""
+
+    model: str
+    recipe: str
+    device: DeviceKey
+    folder: Path
+
+    def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
+        """What is missing, where it was looked for, and the commands that rerun the case and make the baseline."""
+        lines = [
+            f"no baseline for recipe {self.recipe} on model {self.model}",
+            f"  looked for {self.folder}/record@*.json; this device is {self.device}",
+            *([f"  rerun:  {rerun_command(nodeid, options)}"] if nodeid else []),
+            f"  accept: {accept_command(None, options, recipe=self.recipe, model=self.model, new_only=True)}",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A baseline that no test used: its path, why, and the command that removes it."""
+
+    path: Path
+    why: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}. Remove it: {self.command}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an update does, or did.
+
+    ``action`` is "added" (no record before), "changed", "unchanged" (nothing to write) or "kept" (there is one, and
+    only new ones were asked for).  ``stale`` names other devices' records that this one leaves behind.
+    """
+
+    action: str
+    path: Path
+    changes: Changes
+    reason: str
+    stale: tuple[str, ...] = ()
+    record: Record | None = None
+
+    @property
+    def text(self) -> str:
+        """The diff a person reads before it is accepted, what is loosened apart from what is tightened."""
+        lines = [f"{self.action}: {self.path}"]
+        for title, found in (
+            ("loosened, lets more pass from now on", self.changes.loosened),
+            ("tightened", self.changes.tightened),
+            ("neither", self.changes.other),
+        ):
+            lines += [f"  {title}:", *(f"    {line}" for line in found)] if found else []
+        lines += [f"  reason: {self.reason}"] if self.record else []
+        lines += [f"  {line}" for line in self.stale]
+        return "\n".join(lines)
+
+
+def folder_name(name: str, what: str) -> str:
+    """The folder of a model or recipe: its name, ``/`` written ``--``, and a hash of it where more had to change.
+
+    Raises:
+        UsageError: empty, absolute, with ``..`` or control characters, or a name that the store keeps for itself.
+
+    """
+    parts = re.split(r"[/\\]", name)
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"{what} {name!r}", "its name is empty or holds control characters", "Give it a plain name")
+    if not all(parts) or {".", ".."} & set(parts) or re.match(r"[A-Za-z]:[/\\]", name):
+        raise UsageError(f"{what} {name!r}", "its name leads out of the folder of baselines", "Give it a plain name")
+    if what == "recipe" and name.casefold() == REFERENCE:
+        raise UsageError(
+            f"{what} {name!r}", "the baselines keep this name for the reference's outcomes", "Rename the file"
+        )
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--"))
+    if plain == name.replace("/", "--") and plain[0] not in ".-" and plain[-1] != "." and len(plain) <= 100:
+        return plain
+    return (
+        f"{plain.strip('.-')[:80] or 'unnamed'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    )
+
+
+class Store:
+    """The baselines under *root*, which need not exist yet."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    # -- reading
+
+    def find(self, model: str, recipe: str, device: DeviceKey) -> Record | Missing:
+        """The nearest record: of this device, else of its architecture, else of any; of several the newest.
+
+        Raises:
+            UsageError: a name that cannot be a folder, or a record in reach that is corrupt, edited or another's.
+
+        """
+        folder = self._folder(model, recipe)
+        tiers: dict[Nearness, list[tuple[Path, DeviceKey]]] = {near: [] for near in Nearness}
+        for path, key in self._record_files(folder):
+            tiers[device.nearness(key)].append((path, key))
+        for near in Nearness:
+            found = [self._read(path, key, model, recipe) for path, key in tiers[near]]
+            if found:
+                return max(found, key=lambda r: _rank(r, device))
+        return Missing(model, recipe, device, folder)
+
+    def _record_files(self, folder: Path) -> Iterator[tuple[Path, DeviceKey]]:
+        for path in sorted(folder.glob("record*.json")):
+            match = _RECORD.fullmatch(path.name)
+            try:
+                key = DeviceKey(match["exact"], match["architecture"]) if match else None
+            except ValueError:
+                key = None
+            if key is None:
+                raise UsageError(
+                    path, "no name of a record", "Names read record@<architecture>@<device>.json: rename it"
+                )
+            yield path, key
+
+    def _read(self, path: Path, key: DeviceKey, model: str, recipe: str) -> Record:
+        accept = accept_command(recipe=recipe, model=model, new_only=True)
+        for last in (False, False, False, False, True):
+            try:
+                record = text.read(path, lambda *which: self._blob(path.parent, *which))
+                break
+            except text.UnreadableError as error:
+                # Another process may have replaced the record, and swept its outcomes, since the JSON was read.
+                if last or not isinstance(error, text.VanishedError):
+                    raise text.corrupt(path, error, accept) from None
+        p = record.provenance
+        if (p.model, p.recipe, p.device) != (model, recipe, key):
+            belongs = f"this baseline belongs to recipe {p.recipe} on model {p.model} and {p.device}"
+            raise UsageError(path, belongs, f"It was moved or copied: git rm -- {path}, then measure anew: {accept}")
+        return record
+
+    def _blob(self, folder: Path, task: str, metric: str, digest: str) -> bytes:
+        path = folder / _quantized_name(digest)
+        if task:
+            path = folder.parent / REFERENCE / _reference_name(task, metric, digest)
+        try:
+            data = text.read_bytes(path, text.MAX_OUTCOMES)
+        except text.UnreadableError as error:
+            raise type(error)(str(error), path) from None
+        if text.sha256(data) != digest:
+            raise text.UnreadableError("truncated or edited: its SHA-256 is not the one the record names", path)
+        return data
+
+    def _folder(self, model: str, recipe: str) -> Path:
+        folder = self.root / folder_name(model, "model") / folder_name(recipe, "recipe")
+        for part in (folder, folder.parent, folder.parent / REFERENCE):
+            if part.is_symlink():
+                raise UsageError(
+                    part, "a link may lead out of the folder of baselines", "Put a real folder in its place"
+                )
+        return folder
+
+    # -- writing
+
+    def write(self, record: Record, reason: str) -> Change:
+        """``update`` that shows nothing."""
+        return self.update(record, reason=reason)
+
+    def plan(self, record: Record, *, reason: str | None = None, new_only: bool = False) -> Change:
+        """What ``update`` would do; nothing is written.
+
+        Raises:
+            UsageError: as ``update``.
+
+        """
+        reason = _reason(reason, new_only)
+        model, recipe, device = record.provenance.model, record.provenance.recipe, record.provenance.device
+        folder = self._folder(model, recipe)
+        path = folder / f"record@{device.architecture}@{device.exact}.json"
+        others = [self._read(p, key, model, recipe) for p, key in self._record_files(folder) if key != device]
+        stale = tuple(line for other in others for line in _stale(other, record))
+        if not path.exists():
+            new = _sealed(record, (), reason, ("first measured",))
+            return Change("added", path, Changes(), reason, stale, new)
+        stored = self._read(path, device, model, recipe)
+        if new_only:
+            merged = _merge(record, stored) if mergeable(stored, record) else stored
+        else:
+            merged = _merge(stored, record) if mergeable(stored, record) else record
+        found = changes(stored, merged)
+        if not found:
+            return Change("kept" if new_only else "unchanged", path, found, reason, stale)
+        return Change("changed", path, found, reason, stale, _sealed(merged, stored.history, reason, found.lines))
+
+    def update(
+        self,
+        record: Record,
+        *,
+        reason: str | None = None,
+        new_only: bool = False,
+        show: Callable[[str], object] | None = None,
+    ) -> Change:
+        """Accept *record*: add it, or replace this device's.
+
+        Tasks and speeds that are stored and that this run has not measured stay, if they belong to the same model,
+        recipe, versions and map; otherwise they go, and the diff says so.
+
+        Args:
+            record: fresh, whole or in part.
+            reason: why; needed unless *new_only*.
+            new_only: add a record, or tasks to it, and change nothing that is there.
+            show: gets ``Change.text`` before anything is written; what it raises stops the writing.
+
+        Raises:
+            UsageError: no reason, a corrupt record in the way, or a folder that cannot be written.
+
+        """
+        _reason(reason, new_only)
+        with self._locked():
+            change = self.plan(record, reason=reason, new_only=new_only)
+            if show:
+                show(change.text)
+            if change.record is not None:
+                try:
+                    self._commit(change.path, change.record)
+                except OSError as error:
+                    raise UsageError(
+                        change.path, f"cannot be written ({error.strerror})", "Look at rights and space"
+                    ) from None
+        return change
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.root / LOCK, timeout=LOCK_SECONDS):
+                yield
+        except filelock.Timeout:
+            held = f"another process has held the lock for {LOCK_SECONDS:.0f} s"
+            raise UsageError(self.root / LOCK, held, "Wait for it, or end it") from None
+        except OSError as error:
+            raise UsageError(self.root, f"cannot be written ({error.strerror})", "Look at rights and space") from None
+
+    def _commit(self, path: Path, record: Record) -> None:
+        """Outcomes first, then the JSON that names them, then the sweep of what nothing names any more."""
+        try:
+            content = text.to_text(record).encode()
+        except ValueError as error:
+            raise UsageError(
+                path, f"cannot be stored: {error}", "A baseline holds finite numbers only: mend the run"
+            ) from None
+        reference = path.parent.parent / REFERENCE
+        for task in record.tasks:
+            blob = text.reference_blob(task)
+            _write_once(reference / _reference_name(task.task, task.metric, text.sha256(blob)), blob)
+        if record.tasks:
+            blob = text.quantized_blob(record.tasks)
+            _write_once(path.parent / _quantized_name(text.sha256(blob)), blob)
+        _write(path, content)
+        _sweep(path.parent.parent)
+
+    # -- keeping order
+
+    def orphans(self, used: Iterable[tuple[str, str]], tasks: Collection[str] | None = None) -> tuple[Orphan, ...]:
+        """Baselines that no test of a full run used.
+
+        Args:
+            used: (model, recipe) of every case of the run.
+            tasks: names of every task of the run; records of other tasks are orphans too.  None: not looked at.
+
+        Raises:
+            UsageError: a record that cannot be read.
+
+        """
+        kept = {self._folder(*pair): pair for pair in used}
+        found = []
+        for model in _folders(self.root):
+            recipes = [folder for folder in _folders(model) if folder.name != REFERENCE]
+            if not any(folder in kept for folder in recipes):
+                found.append(_orphan(model, "no test used any baseline of this model"))
+                continue
+            found += [_orphan(f, "no test used this baseline") for f in recipes if f not in kept]
+        for folder, (name, recipe) in kept.items():
+            for path, key in self._record_files(folder) if tasks is not None else ():
+                record = self._read(path, key, name, recipe)
+                gone = sorted({t.task for t in record.tasks} - set(tasks or ()))
+                if gone:
+                    again = accept_command(recipe=recipe, model=name, new_only=True)
+                    found.append(Orphan(path, f"no test used its {', '.join(gone)}", f"git rm -- {path}; {again}"))
+        return tuple(found)
+
+
+def _orphan(path: Path, why: str) -> Orphan:
+    return Orphan(path, why, shlex.join(["git", "rm", "-r", "--", str(path)]))
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _rank(record: Record, device: DeviceKey) -> tuple[int, str, str]:
+    """Of records equally near: the architecture whose name begins most like this one's, then the newest."""
+    theirs = record.provenance.device
+    pairs = zip(theirs.architecture, device.architecture, strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))), record.measured, theirs.exact
+
+
+def _reason(reason: str | None, new_only: bool) -> str:
+    words = " ".join("".join(c if c.isprintable() else " " for c in reason or "").split())
+    if new_only:
+        return words or "new baseline"
+    if not words or words == PLACEHOLDER:
+        raise UsageError(
+            "--update-baselines", "changing baselines needs a reason", "Say it: --reason 'torch 2.14, reviewed'"
+        )
+    return words
+
+
+def _stale(other: Record, fresh: Record) -> Iterator[str]:
+    """Another device's record that this very update leaves behind: of another recipe, model or data."""
+    behind = [m for m in belongs_to(other, fresh) if m.what not in BINDING_PACKAGES]
+    if behind and other.path is not None:
+        yield f"left behind, {other.path}: {behind[0]}. Measure there too, or remove it: git rm -- {other.path}"
+
+
+def _merge(base: Record, over: Record) -> Record:
+    """Both records in one, *over* where both have something; its map, provenance and time where it has what is new."""
+    named = {(t.task, t.metric): t for t in (*base.tasks, *over.tasks)}
+    speeds = {**(base.throughput or {}), **(over.throughput or {})}
+    return replace(over, tasks=tuple(named[key] for key in sorted(named)), throughput=speeds)
+
+
+def _sealed(record: Record, history: tuple[HistoryEntry, ...], reason: str, lines: Sequence[str]) -> Record:
+    """*record* with its tasks in order, the time, and the acceptance in its history.
+
+    Workers of one run that each bring a part of a record make one entry together, not one each.
+    """
+    now = datetime.now(timezone.utc)
+    day = now.date().isoformat()
+    if history and (history[-1].date, history[-1].reason) == (day, reason):
+        lines, history = (*history[-1].changes, *lines), history[:-1]
+    lines = tuple(dict.fromkeys(lines))
+    if len(lines) > _HISTORY_LINES:
+        lines = (*lines[:_HISTORY_LINES], f"... and {len(lines) - _HISTORY_LINES} more lines")
+    entry = HistoryEntry(day, reason, tuple(lines))
+    ordered: tuple[TaskRecord, ...] = tuple(sorted(record.tasks, key=lambda t: (t.task, t.metric)))
+    measured = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return replace(record, tasks=ordered, history=(*history, entry), measured=measured)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files.
+
+
+def _quantized_name(digest: str) -> str:
+    return f"outcomes-{digest[:16]}.safetensors"
+
+
+def _reference_name(task: str, metric: str, digest: str) -> str:
+    return f"{folder_name(task, 'task')}.{folder_name(metric, 'metric')}-{digest[:16]}.safetensors"
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Write a file that is named by its content, unless it is there already and whole."""
+    if not path.is_file() or path.is_symlink() or path.read_bytes() != data:
+        _write(path, data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace *path* as a whole: readers and a kill at any moment see the old bytes or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        # The rename itself reaches the disk only with its folder.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _sweep(model: Path) -> None:
+    """Remove outcomes that no record of *model* names, and what killed writers left; call it under the lock."""
+    named: set[str] = set()
+    for path in model.glob("*/record@*.json"):
+        try:
+            named |= _digests(json.loads(text.read_bytes(path, text.MAX_TEXT)))
+        except (text.UnreadableError, ValueError, RecursionError):
+            return  # What a broken record names is not known: it may be mended from git, so nothing is removed.
+    for path in (*model.glob("*/*.safetensors"), *model.glob(f"*/{_TEMPORARY}*")):
+        digest = path.stem.rpartition("-")[2]
+        if path.name.startswith(_TEMPORARY) or (re.fullmatch(r"[0-9a-f]{16}", digest) and digest not in named):
+            path.unlink(missing_ok=True)
+
+
+def _digests(value: Any) -> set[str]:
+    """The first 16 digits of everything under an ``outcomes`` key, at any depth."""
+    if not isinstance(value, dict):
+        return set()
+    found = {value["outcomes"][:16]} if isinstance(value.get("outcomes"), str) else set()
+    return found.union(*(_digests(inner) for inner in value.values()))
