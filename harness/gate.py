@@ -1,0 +1,762 @@
+"""One run of the gate: each reference, task and quantized model is built once and shared by every suite.
+
+Nothing here knows pytest.  A notebook does what the suites do::
+
+    from harness.gate import Gate, Options
+    gate = Gate(Options(recipes=("fp8",)))
+    case = gate.cases()[0]
+    print(gate.map(case))
+    print(gate.verdicts(case))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness import (
+    agreement,
+    baselines,
+    blame,
+    budgets,
+    calibration,
+    checkpoint,
+    distribution,
+    early,
+    export,
+    gallery,
+    inputs,
+    layers,
+    models,
+    numerics,
+    packed,
+    provenance,
+    quantize,
+    quantizers,
+    reach,
+    recipes,
+    samples,
+    tasks,
+    throughput,
+    verdicts,
+)
+from harness.agreement import Magnitudes
+from harness.baselines import Drift, Missing, Record, Store, TaskRecord
+from harness.blame import Blame
+from harness.calibration import CalibrationPairs
+from harness.distribution import Measurement
+from harness.export import engine
+from harness.models import Reference
+from harness.numerics import Observation
+from harness.provenance import Provenance
+from harness.quantizers import Problem, QuantizerMap
+from harness.recipes import Recipe
+from harness.results import Results
+from harness.tasks import Task, TaskRun
+from harness.verdicts import Family, Verdict
+
+BASELINES = Path(__file__).parent.parent / "baselines"
+#: Pairs in the one batch that calls are counted and numerics are compared on.
+PROBED = 8
+#: Architectures that every recipe's structure is checked on, without weights.
+ARCHITECTURES = tuple(models.ARCHITECTURES)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person can choose; the names are those of the command line."""
+
+    recipes: tuple[str, ...] = recipes.DEFAULT
+    recipes_root: Path | None = None
+    clip_models: tuple[str, ...] = ("embedded",)
+    tasks: tuple[str, ...] | None = None
+    data_root: Path | None = None
+    calibration_data: Path | None = None
+    calibration_size: int = 8192
+    batch_size: int | None = None
+    device: str = "auto"
+    attention: str = "diffusers"
+    early_stop: bool = False
+    report: bool = False
+    baselines: Path = BASELINES
+    progress: bool = False
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is what a plain run gates: all default recipes on the default models and tasks."""
+        plain = Options()
+        return (self.recipes, self.clip_models, self.tasks) == (plain.recipes, plain.clip_models, plain.tasks)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe on a model (or, for structure alone, on an architecture), both as the person named them."""
+
+    recipe: str
+    model: str
+
+    @property
+    def id(self) -> str:
+        """What test ids show: ``fp8-embedded``."""
+        return f"{short_recipe(self.recipe)}-{short(self.model)}"
+
+
+def short(ref: str) -> str:
+    """The readable end of a model's or task's name: no folders."""
+    return ref.rstrip("/").rpartition("/")[2] or ref
+
+
+def short_recipe(ref: str) -> str:
+    """A recipe's name as ``recipes.load`` will give it, without loading it."""
+    if ref.endswith((".yaml", ".yml")):
+        return Path(ref).stem
+    module, colon, attribute = ref.partition(":")
+    return attribute if colon and module else ref.strip("/").replace("/", ".")
+
+
+def metrics_of(options: Options) -> list[tuple[str, str]]:
+    """(task, metric) pairs that the chosen tasks have, known from their layout alone.
+
+    Raises:
+        UsageError: a task is unknown or its data are not there.
+    """
+    names = options.tasks or tasks.EMBEDDED_TASKS
+    return [(name, metric) for name in names for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))]
+
+
+class Quantized:
+    """A quantized model with its map, and what is derived from both once."""
+
+    def __init__(self, reference: Reference, recipe: Recipe, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        self.reference = reference
+        self.recipe = recipe
+        self.model = model
+        #: One batch of real pictures and words, which the map's calls and the numerics are taken from.
+        self.inputs = inputs
+
+    @cached_property
+    def map(self) -> QuantizerMap:
+        """The quantizer map, calls counted in one forward of every tower."""
+        return quantizers.quantizer_map(self.model, self._forward)
+
+    @cached_property
+    def observations(self) -> tuple[Observation, ...]:
+        """Every enabled quantizer against the oracle, on the tensors of one forward."""
+        return numerics.observe(self.model, self._forward)
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """A copy whose weights are quantized once and for all: the same bits, without the work on every forward."""
+        return quantize.fold(self.model)
+
+    @cached_property
+    def exported(self) -> export.Exports:
+        """The model as ONNX graphs, with what they compute."""
+        return export.Exports(self.model, self.inputs)
+
+    def _forward(self, model: nn.Module) -> object:
+        return model(**self.inputs)
+
+
+class Gate:
+    """Builds what the suites ask for, each once; of quantized models only the latest stays in memory."""
+
+    def __init__(self, options: Options, results: Results | None = None) -> None:
+        self.options = options
+        self.results = results or Results()
+        self.device = models.resolve_device(options.device)
+        self.results.environment.update(
+            versions=provenance.versions(),
+            device=str(self.device_key),
+            attention=options.attention,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self.store = Store(options.baselines)
+        self._kept: dict[tuple[str, ...], Any] = {}
+        self._latest: tuple[Case, Quantized] | None = None
+        #: Records measured in this run, by case.
+        self.pending: dict[Case, Record] = {}
+        self._rates: dict[tuple[str, str, str], float] = {}
+
+    def _once(self, make: Callable[[], Any], *key: str) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def share(self, other: Gate, kinds: Iterable[str]) -> None:
+        """Take over what *other* has built of *kinds*: reference, tasks, runs (the reference's), calibration, places.
+
+        Both must gate the same models with the same options as far as these are concerned.
+        """
+        wanted = set(kinds) & {"reference", "tasks", "runs", "calibration", "places"}
+        for key, value in other._kept.items():
+            if key[0] in wanted and len(key) == 2:
+                self._kept[key] = value
+
+    @property
+    def batch_size(self) -> int:
+        """Rows a forward: the option's, or what the device likes."""
+        return self.options.batch_size or inputs.default_batch_size(self.device)
+
+    @cached_property
+    def device_key(self) -> provenance.DeviceKey:
+        """What records of this device are stored under."""
+        return provenance.DeviceKey.of(self.device)
+
+    # -- what is gated ------------------------------------------------------------------------------------------
+
+    def cases(self) -> list[Case]:
+        """Every recipe on every model."""
+        return [Case(r, m) for m in self.options.clip_models for r in self.options.recipes]
+
+    def recipe(self, case: Case) -> Recipe:
+        """The case's recipe, loaded once."""
+        found: Recipe = self._once(lambda: recipes.load(case.recipe, self.options.recipes_root), "recipe", case.recipe)
+        return found
+
+    def not_gated(self, case: Case, *, structure: bool = False) -> str | None:
+        """Why there is no verdict on the case's recipe on this device, or None; *structure* needs no device."""
+        return reach.not_gated(self.recipe(case), "cuda" if structure else self.device.type)
+
+    def reference(self, case: Case) -> Reference:
+        """The case's FP16 model, loaded once."""
+        found: Reference = self._once(lambda: models.load(case.model, self.device), "reference", case.model)
+        return found
+
+    @cached_property
+    def policy(self) -> budgets.Policy:
+        """Budgets and declared expectations."""
+        return budgets.load(self.options.baselines / "budgets.yaml")
+
+    def left_out(self, case: Case) -> tuple[tuple[str, str], ...]:
+        """(tower, kind of layer) pairs that the budgets file declares to stay unquantized under the case's recipe."""
+        return self.policy.left_out(self.recipe(case).name)
+
+    # -- quantizing ---------------------------------------------------------------------------------------------
+
+    def calibration(self, case: Case) -> CalibrationPairs:
+        """Image-text pairs prepared for the case's reference."""
+        options = self.options
+
+        def load() -> CalibrationPairs:
+            return calibration.load(options.calibration_data, self.reference(case), options.calibration_size)
+
+        found: CalibrationPairs = self._once(load, "calibration", case.model)
+        return found
+
+    def quantized(self, case: Case) -> Quantized:
+        """The case's quantized, calibrated model.
+
+        Raises:
+            QuantizationError: ModelOpt refused the recipe.
+        """
+        if self._latest is None or self._latest[0] != case:
+            self._latest = None
+            reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
+            began = time.perf_counter()
+            batches = pairs.batches(self.device, reference.model.dtype, progress=self.options.progress)
+            model = quantize.quantize(
+                reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention
+            )
+            seconds = time.perf_counter() - began
+            sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
+            self._latest = case, Quantized(reference, recipe, model, sample)
+            if self.options.report:
+                self.results.case(short_recipe(case.recipe), short(case.model))["layer_error"] = layers.layer_errors(
+                    reference.model, model, sample
+                )
+            self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
+        return self._latest[1]
+
+    def preflight(self, *, accuracy: bool) -> None:
+        """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.
+
+        Raises:
+            UsageError: something cannot be used.
+        """
+        policy = self.policy
+        policy.check_names(
+            [self.recipe(case).name for case in self.cases()] + [*recipes.DEFAULT, *recipes.MORE],
+            tasks.EMBEDDED_TASKS,
+        )
+        # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
+        records = {case: self._stored(case) for case in self.cases()}
+        for case, record in records.items():
+            self.calibration(case)
+            for task in self.tasks(case) if accuracy else ():
+                for metric in task.metrics:
+                    kept = None if isinstance(record, Missing) else record.task(task.name, metric)
+                    observed = None if kept is None else (kept.lost + kept.won) / kept.count
+                    budget = self.budget(case, task.name, metric)
+                    verdicts.resolvable(budget, task.n(metric), observed, task=f"{task.name} ({metric})")
+
+    def map(self, case: Case) -> QuantizerMap:
+        """The quantizer map of the case."""
+
+        def take() -> QuantizerMap:
+            found = self.quantized(case).map
+            problems = quantizers.check(found, self.recipe(case), left_out=self.left_out(case))
+            section = self.section(case, "insertion")
+            section["map"] = [q.as_dict() for q in found]
+            section["problems"] = [asdict(p) for p in problems]
+            return found
+
+        made: QuantizerMap = self._once(take, "map", case.model, case.recipe)
+        return made
+
+    def observations(self, case: Case) -> tuple[Observation, ...]:
+        """Every enabled quantizer of the case against the oracle."""
+
+        def take() -> tuple[Observation, ...]:
+            found = self.quantized(case).observations
+            self.section(case, "numerics")["observations"] = [o.as_dict() for o in found]
+            return found
+
+        made: tuple[Observation, ...] = self._once(take, "observations", case.model, case.recipe)
+        return made
+
+    def disobeyed(self, case: Case) -> list[Problem]:
+        """Quantizers of the case that are not what the recipe's entries say."""
+        return agreement.with_recipe(self.quantized(case).model, self.recipe(case), self.map(case))
+
+    def strange_ranges(self, case: Case) -> list[Problem]:
+        """Calibrated ranges of the case that its calibration data do not give: by bits on a CPU, nearly elsewhere."""
+        tolerance = 0.0 if self.device.type == "cpu" else 2.0**-7
+        return agreement.with_data(self.quantized(case).model, self.recipe(case), self.magnitudes(case), tolerance)
+
+    def magnitudes(self, case: Case) -> Magnitudes:
+        """What the calibration data give at every place of the case's reference: one pass for all recipes."""
+
+        def prepare() -> Magnitudes:
+            batches = self.calibration(case).batches(self.device, self.reference(case).model.dtype)
+            return Magnitudes(quantize.insert(self.reference(case).model, self.options.attention), batches)
+
+        found: Magnitudes = self._once(prepare, "magnitudes", case.model)
+        return found
+
+    def altered(self, case: Case) -> list[Problem]:
+        """Outputs of the case's model that differ from the reference's although every quantizer is off."""
+        made, reference = self.quantized(case), self.reference(case).model
+        cpu = self.device.type == "cpu"
+        return agreement.with_reference(made.model, reference, self.recipe(case), made.inputs, deterministic=cpu)
+
+    def fold_problems(self, case: Case) -> list[Problem]:
+        """Where the folded copy, which accuracy is measured on, computes something else than the quantized model."""
+        made = self.quantized(case)
+        return agreement.with_folded(made.model, made.folded, made.inputs)
+
+    def places(self, case: Case) -> QuantizerMap:
+        """Every quantizer that ModelOpt has a place for in the case's model, all off: what patterns can match."""
+
+        def insert() -> QuantizerMap:
+            return quantizers.quantizer_map(quantize.insert(self.reference(case).model, self.options.attention))
+
+        found: QuantizerMap = self._once(insert, "places", case.model)
+        return found
+
+    def structure(self, case: Case) -> QuantizerMap:
+        """The map of the recipe on an architecture without weights; ``case.model`` names the architecture."""
+
+        def build() -> QuantizerMap:
+            blank: nn.Module = self._once(lambda: models.architecture(case.model), "architecture", case.model)
+            return quantizers.quantizer_map(quantize.structure(blank, self.recipe(case), self.options.attention))
+
+        found: QuantizerMap = self._once(build, "structure", case.recipe, case.model)
+        return found
+
+    def structure_problems(self, case: Case) -> list[Problem]:
+        """What is wrong with the recipe on an architecture without weights."""
+        return quantizers.check(self.structure(case), self.recipe(case), left_out=self.left_out(case), calibrated=False)
+
+    def packed_problems(self, case: Case) -> list[Problem]:
+        """Where the numbers of the case's weights in a block format that needs CUDA are not the format's.
+
+        Nothing runs on the device; a recipe without such a format has nothing to show.
+        """
+        found, count = packed.problems(self.reference(case).model, self.recipe(case), self.options.attention)
+        self.section(case, "numerics")["packed_weights"] = count
+        return found
+
+    # -- accuracy -----------------------------------------------------------------------------------------------
+
+    def tasks(self, case: Case) -> tuple[Task, ...]:
+        """The tasks, prepared for the case's reference: pictures resized and prompts tokenized once."""
+        found: tuple[Task, ...] = self._once(
+            lambda: tasks.load_tasks(self.options.tasks, self.options.data_root, self.reference(case)),
+            "tasks",
+            case.model,
+        )
+        return found
+
+    def reference_runs(self, case: Case) -> dict[str, TaskRun]:
+        """The reference on every task, evaluated once a model."""
+        found: dict[str, TaskRun] = self._once(
+            lambda: self._evaluate(self.reference(case).model, self.tasks(case)), "runs", case.model
+        )
+        return found
+
+    def quantized_runs(self, case: Case) -> dict[str, TaskRun]:
+        """The quantized model on every task, evaluated once a case."""
+        found: dict[str, TaskRun] = self._once(
+            lambda: self._evaluate(self.quantized(case).folded, self.tasks(case)), "runs", case.model, case.recipe
+        )
+        return found
+
+    def _stopped(self, case: Case) -> dict[str, early.Stopped]:
+        """What was evaluated of each task that may stop early; empty where that was not asked for."""
+        if not self.options.early_stop:
+            return {}
+
+        def judge(task: Task) -> early.Stopped:
+            (metric,) = task.metrics
+            before = self._once(
+                lambda: early.Evaluation(lambda: self.reference(case).model, task, self.batch_size),
+                "blocks",
+                case.model,
+                task.name,
+            )
+            after = early.Evaluation(lambda: self.quantized(case).folded, task, self.batch_size)
+            return early.judge(task, metric, self.budget(case, task.name, metric), before, after)
+
+        found: dict[str, early.Stopped] = self._once(
+            lambda: {t.name: judge(t) for t in self.tasks(case) if early.can_stop(t)},
+            "stopped",
+            case.model,
+            case.recipe,
+        )
+        return found
+
+    def runs(self, case: Case) -> tuple[dict[str, TaskRun], dict[str, TaskRun]]:
+        """Reference and quantized model on every task, the same samples each: all, or those up to an early stop."""
+        stopped = self._stopped(case)
+        if not stopped:
+            return self.reference_runs(case), self.quantized_runs(case)
+        rest = tuple(task for task in self.tasks(case) if task.name not in stopped)
+        before = self._once(lambda: self._evaluate(self.reference(case).model, rest), "rest", case.model)
+        after = self._once(lambda: self._evaluate(self.quantized(case).folded, rest), "rest", case.model, case.recipe)
+        return (
+            before | {name: s.reference for name, s in stopped.items()},
+            after | {name: s.quantized for name, s in stopped.items()},
+        )
+
+    def _evaluate(self, model: nn.Module, among: tuple[Task, ...]) -> dict[str, TaskRun]:
+        return {
+            task.name: tasks.evaluate(
+                model, task, batch_size=self.options.batch_size, device=self.device, progress=self.options.progress
+            )
+            for task in among
+        }
+
+    def budget(self, case: Case, task: str, metric: str) -> verdicts.Budget:
+        """The budget of a metric of a task under the case's recipe."""
+        return self.policy.budget(task, metric, recipe=self.recipe(case).name, model=short(case.model))
+
+    def verdicts(self, case: Case) -> Family:
+        """The verdicts on every metric of every task, joined over the tasks."""
+
+        def judge() -> Family:
+            stopped = self._stopped(case)
+            before, after = self.runs(case)
+            found = [
+                stopped[task].verdict
+                if task in stopped
+                else verdicts.compare(outcomes, after[task].outcomes[metric], self.budget(case, task, metric))
+                for task, run in before.items()
+                for metric, outcomes in run.outcomes.items()
+            ]
+            if self.options.report:
+                self.section(case, "accuracy")["changed"] = self._gallery(case)
+            joined = verdicts.family(found, recipe=self.recipe(case).name, model=short(case.model))
+            self.section(case, "accuracy").update(
+                decision=joined.decision.value,
+                headline=joined.headline(),
+                verdicts=[asdict(v) | {"decision": v.decision.value} for v in joined.verdicts],
+                beyond={f"{v.task}/{v.metric}": self.beyond(case, v.task, v.metric) for v in joined.verdicts},
+            )
+            return joined
+
+        found: Family = self._once(judge, "verdicts", case.model, case.recipe)
+        return found
+
+    def _gallery(self, case: Case) -> dict[str, list[dict[str, Any]]]:
+        """The changed answers of every metric, for the report."""
+        before, after = self.runs(case)
+        found = {}
+        for task in self.tasks(case):
+            for metric, outcomes in before[task.name].outcomes.items():
+                if len(outcomes.sample_ids) != task.n(metric):
+                    continue  # stopped early: positions are no longer the task's
+                words = None if task.labels is not None else gallery.captions_of(task, self.reference(case).tokenizer)
+                entries = gallery.changed_answers(task, outcomes, after[task.name].outcomes[metric], captions=words)
+                found[f"{task.name}/{metric}"] = entries
+        return found
+
+    def verdict(self, case: Case, task: str, metric: str) -> Verdict:
+        """One metric's verdict, as it stands in the family."""
+        return next(v for v in self.verdicts(case).verdicts if (v.task, v.metric) == (task, metric))
+
+    # -- baselines ----------------------------------------------------------------------------------------------
+
+    def provenance(self, case: Case) -> Provenance:
+        """What a record of this case is bound to."""
+        reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
+        return Provenance(
+            model=short(case.model),
+            model_revision=reference.revision,
+            recipe=recipe.name,
+            recipe_hash=recipe.hash,
+            calibration_hash=pairs.hash,
+            calibration_size=pairs.n,
+            attention=self.options.attention,
+            device=self.device_key,
+            bits=provenance.bits_condition(self.device, self.batch_size),
+        )
+
+    def record(self, case: Case, *, accuracy: bool = True) -> Record:
+        """What this run measured of the case, as the store keeps it; without tasks if *accuracy* is False."""
+        found: list[TaskRecord] = []
+        if accuracy:
+            before, after = self.reference_runs(case), self.quantized_runs(case)
+            for verdict in self.verdicts(case).verdicts:
+                found.append(
+                    TaskRecord.of(
+                        before[verdict.task].outcomes[verdict.metric],
+                        after[verdict.task].outcomes[verdict.metric],
+                        data_hash=self._task(case, verdict.task).data_hash,
+                        preprocessing=self.preprocessing(case),
+                        decision=verdict.decision.value,
+                        interval=verdict.interval,
+                        budget=verdict.budget.points,
+                        beyond=self.beyond(case, verdict.task, verdict.metric),
+                    )
+                )
+        return Record(self.provenance(case), quantizers=tuple(q.as_dict() for q in self.map(case)), tasks=tuple(found))
+
+    def preprocessing(self, case: Case) -> str:
+        """SHA-256 over the image processor's settings."""
+        return provenance.digest(self.reference(case).image_processor.to_dict())
+
+    def _task(self, case: Case, name: str) -> Task:
+        return next(task for task in self.tasks(case) if task.name == name)
+
+    def drift(self, case: Case, task: str | None = None, metric: str | None = None) -> Drift | Missing:
+        """The case against its stored record: the quantizer map alone, or one metric of one task with it."""
+        fresh = self.record(case, accuracy=task is not None)
+        if task is not None or case not in self.pending:
+            self.pending[case] = fresh
+        stored = self._stored(case)
+        shown = self.section(case, "drift").setdefault("map" if task is None else f"{task}/{metric}", {})
+        if isinstance(stored, Missing):
+            shown.update(kind="missing", headline="no baseline")
+            return stored
+        drift = baselines.compare(stored, fresh if task is None else fresh.only(task, metric))
+        shown.update(kind=drift.kind.value, headline=drift.headline)
+        return drift
+
+    def _stored(self, case: Case) -> Record | Missing:
+        """The record of the case that is nearest to this device."""
+        return self.store.find(short(case.model), self.recipe(case).name, self.device_key)
+
+    def accept(self, *, reason: str | None, new_only: bool, show: Callable[[str], object]) -> None:
+        """Store what this run measured of every case whose drift was asked for; *show* gets each change beforehand."""
+        for record in self.pending.values():
+            self.store.update(record, reason=reason, new_only=new_only, show=show)
+
+    def orphans(self) -> tuple[baselines.Orphan, ...]:
+        """Records in the store that none of this run's cases uses."""
+        used = [(short(model), recipe) for model in self.options.clip_models for recipe in recipes.MORE]
+        used += [(short(case.model), self.recipe(case).name) for case in self.cases()]
+        return self.store.orphans(used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks)
+
+    # -- blame --------------------------------------------------------------------------------------------------
+
+    def blame(self, case: Case, task: str, metric: str) -> Blame:
+        """The quantizers at fault for a loss on *metric* of *task*, looked for once a case."""
+
+        def find() -> Blame:
+            made = self.quantized(case)
+            found = blame.find(
+                made.reference.model,
+                made.model,
+                self.map(case),
+                made.recipe,
+                self._task(case, task),
+                metric,
+                lambda patched: self._holds(case, patched),
+                batch_size=self.batch_size,
+                progress=self.options.progress,
+            )
+            self.section(case, "blame").update(found.as_dict())
+            return found
+
+        made: Blame = self._once(find, "blame", case.model, case.recipe)
+        return made
+
+    def _holds(self, case: Case, recipe: Recipe) -> bool:
+        """Whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
+        reference = self.reference(case)
+        batches = self.calibration(case).batches(self.device, reference.model.dtype)
+        model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
+        runs, before = self._evaluate(quantize.fold(model), self.tasks(case)), self.reference_runs(case)
+        judged = [
+            verdicts.compare(outcomes, runs[task].outcomes[metric], self.budget(case, task, metric))
+            for task, run in before.items()
+            for metric, outcomes in run.outcomes.items()
+        ]
+        kept = [
+            m.ok
+            for task, run in before.items()
+            for m in distribution.distribution(
+                run, runs[task], {metric: self.budget(case, task, metric) for metric in run.outcomes}
+            )
+        ]
+        return verdicts.family(judged).decision is verdicts.Decision.PASS and all(kept)
+
+    # -- beyond accuracy ----------------------------------------------------------------------------------------
+
+    def measurements(self, case: Case, task: str) -> tuple[Measurement, ...]:
+        """How far answers and embeddings of a task moved, each number beside its limit."""
+
+        def measure() -> tuple[Measurement, ...]:
+            before, after = (runs[task] for runs in self.runs(case))
+            budgets_of = {metric: self.budget(case, task, metric) for metric in before.outcomes}
+            return distribution.distribution(before, after, budgets_of)
+
+        found: tuple[Measurement, ...] = self._once(measure, "measurements", case.model, case.recipe, task)
+        return found
+
+    def beyond(self, case: Case, task: str, metric: str) -> dict[str, float]:
+        """Measures that accuracy does not show, by name; those of embeddings belong to every metric of the task."""
+        return {m.name: m.value for m in self.measurements(case, task) if m.metric in ("", metric)}
+
+    def beyond_limits(self, case: Case, task: str, metric: str) -> list[str]:
+        """Measures beyond accuracy that passed their limit, a sentence each."""
+        return [m.message() for m in self.measurements(case, task) if m.metric in ("", metric) and not m.ok]
+
+    # -- checkpoint ---------------------------------------------------------------------------------------------
+
+    def checkpoint_problems(
+        self, case: Case, form: checkpoint.Form, folder: Path, model: nn.Module | None = None
+    ) -> list[str]:
+        """What differs after saving the case's model, or *model* made from it, into *folder* and restoring it."""
+        made = self.quantized(case)
+        inputs = {name: tensor.cpu() for name, tensor in made.inputs.items()}
+        how = checkpoint.Loading(attention=self.options.attention)
+        model = (made.model if model is None else model).to("cpu")
+        try:
+            checkpoint.save(model, folder, form)
+            expected = checkpoint.forward(model, inputs)
+            before = quantizers.quantizer_map(model, lambda m: m(**inputs))
+            weights = checkpoint.digests(model)
+        finally:
+            model.to(self.device)
+        return checkpoint.problems(folder, form, how, inputs, expected, before, weights)
+
+    # -- export -------------------------------------------------------------------------------------------------
+
+    def no_form(self, case: Case) -> str | None:
+        """Why the case's model has no form in standard ONNX, or None."""
+        reason = self.quantized(case).exported.no_form
+        self.section(case, "export").update(no_form=reason, runtime=export.RUNTIME)
+        return reason
+
+    def export_problems(self, case: Case, tower: str, dtype: torch.dtype) -> list[Problem]:
+        """What in a tower's graph is not what the case's quantizers say."""
+        found = self.quantized(case).exported.problems(tower, dtype)
+        graphs = self.section(case, "export").setdefault("problems", {})
+        graphs[f"{tower}/{str(dtype).removeprefix('torch.')}"] = [asdict(p) for p in found]
+        return found
+
+    def published_problems(self, case: Case) -> list[Problem] | str:
+        """What ModelOpt's own export gets wrong in either tower, or why it exports nothing."""
+        found = self.quantized(case).exported.published()
+        said = found if isinstance(found, str) else [str(problem) for problem in found]
+        self.section(case, "export")["published"] = said
+        return found
+
+    def parity(self, case: Case, tower: str, *, optimize: bool = False) -> export.Parity:
+        """A tower's graph in ONNX Runtime against fake quantization in torch, given the codes."""
+        found = self.quantized(case).exported.parity(tower, optimize)
+        key = "optimized" if optimize else "parity"
+        self.section(case, "export").setdefault(key, {})[tower] = found.as_dict()
+        return found
+
+    def engine(self, case: Case, tower: str) -> engine.Measured:
+        """A tower's float16 graph in TensorRT: its answers against fake quantization, its speed against FP16."""
+        made, batches = self.quantized(case), self.calibration(case).batches(self.device, torch.float16)
+        proto = made.exported.graph(tower, torch.float16)
+        found = engine.measure(proto, tower, made.model, made.reference.model, dict(next(iter(batches))))
+        self.section(case, "export").setdefault("engine", {})[tower] = found.as_dict()
+        return found
+
+    def export_answers(self, case: Case) -> export.Answers | None:
+        """The first classification task through both graphs and through torch; None where there is no such task."""
+        task = next((t for t in self.tasks(case) if t.labels is not None), None)
+        if task is None:
+            return None
+        found = self.quantized(case).exported.answers(task)
+        self.section(case, "export")["answers"] = found.as_dict()
+        return found
+
+    # -- throughput ---------------------------------------------------------------------------------------------
+
+    def tower_forward(self, case: Case, model: nn.Module, tower: str) -> throughput.Forward:
+        """A forward of one tower on a batch of the calibration data."""
+        batches = self.calibration(case).batches(self.device, self.reference(case).model.dtype)
+        return throughput.forward_of(model, tower, next(iter(batches)))
+
+    def add_rate(self, case: Case, tower: str, rate: float, *, reference: bool) -> None:
+        """Keep samples a second of a tower's forward: of the reference (any case of its model), or quantized."""
+        self._rates["" if reference else case.recipe, case.model, tower] = rate
+
+    def finish(self) -> None:
+        """Join what tests measured apart: a quantized tower's speed and its reference's make a ratio."""
+        for (recipe, model, tower), rate in self._rates.items():
+            base = self._rates.get(("", model, tower))
+            if not recipe or base is None:
+                continue
+            case = Case(recipe, model)
+            stored = self._stored_ratio(case, tower)
+            self.section(case, "throughput")[tower] = {
+                "reference_per_second": base,
+                "quantized_per_second": rate,
+                "ratio": rate / base,
+                "baseline_ratio": stored,
+            }
+            if case in self.pending:
+                known = dict(self.pending[case].throughput or {})
+                self.pending[case] = replace(self.pending[case], throughput=known | {tower: round(rate / base, 3)})
+
+    def _stored_ratio(self, case: Case, tower: str) -> float | None:
+        record = self._stored(case)
+        return None if isinstance(record, Missing) else (record.throughput or {}).get(tower)
+
+    def facts(self, case: Case) -> dict[str, Any]:
+        """What a time belongs to."""
+        return {
+            "recipe": short_recipe(case.recipe),
+            "model": short(case.model),
+            "device": str(self.device_key),
+            "dtype": str(self.reference(case).model.dtype).removeprefix("torch."),
+        }
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def section(self, case: Case, name: str) -> dict[str, Any]:
+        """A section of the case's results."""
+        return self.results.section(short_recipe(case.recipe), short(case.model), name)
+
+    def explain(self, case: Case, error: quantize.QuantizationError) -> str:
+        """Why ModelOpt refused a recipe, with what the recipe's entries tell about it."""
+        seen = quantizers.overridden_patterns(self.places(case), error.recipe)
+        seen += quantizers.unmatched_patterns(self.places(case), error.recipe)
+        lines = [f"ModelOpt {provenance.versions()['nvidia-modelopt']} refused recipe {error.recipe.name}: {error}"]
+        return "\n\n".join([*lines, *map(str, seen)])

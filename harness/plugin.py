@@ -1,0 +1,506 @@
+"""The pytest side of the gate: options, parametrisation, fixtures, and how results reach the terminal.
+
+No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate`` builds each thing once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+from _pytest.compat import NOTSET as _NO_CASE  # the parameter of a test whose set of parameters is empty
+from _pytest.outcomes import Failed  # pytest.fail.Exception, under a name that can be derived from
+
+from harness.errors import UsageError
+from harness.workers import hand_over, is_worker, tell
+
+if TYPE_CHECKING:
+    from harness.baselines import Drift, Missing
+    from harness.gate import Case, Gate, Options, Quantized
+    from harness.results import Results
+    from harness.verdicts import Verdict
+
+#: Suites that never run unless asked for by their marker.
+ON_REQUEST = ("proof", "qat")
+
+_GATE = pytest.StashKey["Gate"]()
+_RESULTS = pytest.StashKey["Results"]()
+#: Property of the report of a test that met a usage error.
+_USAGE_ERROR = "usage error"
+
+#: Options that belong into a command which repeats a case, by their name in the configuration.
+_REPEATED = {
+    "recipes_root": None,
+    "tasks": None,
+    "data_root": None,
+    "calibration_data": None,
+    "calibration_size": 8192,
+    "device": "auto",
+    "attention": "diffusers",
+    "baselines": None,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The command line of the gate."""
+    group = parser.getgroup("quantized CLIP gate")
+    add = group.addoption
+    add(
+        "--recipe",
+        action="append",
+        metavar="REF",
+        dest="gate_recipes",
+        help="recipe to gate; repeatable: a name from harness/recipes, a ModelOpt name (huggingface/vit/ptq/fp8), a "
+        "YAML path, or module:ATTRIBUTE for a Python quant_cfg (default: the recipes of harness/recipes)",
+    )
+    add(
+        "--recipes-root",
+        type=Path,
+        metavar="DIR",
+        help="resolve ModelOpt names and $imports in this modelopt_recipes tree",
+    )
+    add(
+        "--clip-model",
+        action="append",
+        metavar="REF",
+        dest="gate_models",
+        help="model to gate; repeatable: embedded (default), a checkpoint directory, a hub id",
+    )
+    add(
+        "--tasks",
+        metavar="NAME[,NAME]",
+        help="CLIP_benchmark tasks (cifar100, imagenet1k, mscoco_captions, wds/...; default: the embedded three)",
+    )
+    add("--data-root", type=Path, metavar="DIR", help="where the tasks' data lie")
+    add(
+        "--calibration-data",
+        type=Path,
+        metavar="DIR",
+        help="image-text pairs: a webdataset or the COCO captions layout",
+    )
+    add(
+        "--calibration-size",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="pairs to calibrate on (default: 8192, or all there is)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
+    add(
+        "--attention",
+        choices=("modelopt", "diffusers"),
+        default="diffusers",
+        help="attention class that ModelOpt puts in (default: diffusers, which the published recipe means)",
+    )
+    add("--baselines", type=Path, metavar="DIR", help="the store of records and budgets (default: baselines/)")
+    add("--update-baselines", action="store_true", help="accept what this run measures; needs --reason")
+    add("--new-baselines-only", action="store_true", help="store records that are missing; never change one")
+    add("--reason", metavar="TEXT", help="why the baselines change; kept in the record's history")
+    add(
+        "--changed-since",
+        metavar="REV",
+        help="gate only recipes of --recipes-root that the git diff since REV reaches through $import",
+    )
+    add("--list-affected", action="store_true", help="with --changed-since: list those recipes and stop")
+    add("--blame", action="store_true", default=None, help="find the quantizers at fault, also on a pass")
+    add("--no-blame", dest="blame", action="store_false", help="do not look for the quantizers at fault")
+    add("--early-stop", action="store_true", help="stop a task once a sequential test has decided")
+    add("--gate-report", type=Path, metavar="DIR", help="write report.html, summary.md and results.json here")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Look for the configuration file again, now that pytest knows which words are values of the gate's options.
+
+    Before plugins are loaded, pytest takes an existing folder behind an unknown option (``--data-root /data``) for a
+    place with tests, and looks there for its configuration instead of where it was started.
+    """
+    from _pytest.config.findpaths import determine_setup
+
+    config: Any = early_config
+    if config.inipath is not None or config.known_args_namespace.inifilename:
+        return
+    known = config.known_args_namespace
+    config._rootpath, config._inipath, found, *_ = determine_setup(
+        inifile=None,
+        override_ini=known.override_ini,
+        args=known.file_or_dir,
+        rootdir_cmd_arg=known.rootdir or None,
+        invocation_dir=config.invocation_params.dir,
+    )
+    if config._inipath is not None:
+        setattr(config, "_inicfg" if hasattr(config, "_inicfg") else "inicfg", found)
+        config._inicache.clear()
+
+
+def check_options(config: pytest.Config) -> None:
+    """Refuse values of options that cannot be used; looks at nothing but the command line.
+
+    Raises:
+        UsageError: a value cannot be used.
+    """
+    get = config.getoption
+    size = get("calibration_size")
+    if size < 1:
+        raise UsageError("--calibration-size", f"is {size}", "Give a positive number of pairs.")
+    if get("update_baselines") and not (get("reason") or "").strip():
+        raise UsageError("--update-baselines", "has no reason", "Say why the baselines change: --reason TEXT.")
+    for name in ("recipes_root", "data_root", "calibration_data"):
+        path = get(name)
+        pattern = name == "data_root" and "{dataset" in str(path)  # filled in for each task, and looked for then
+        if path is not None and not pattern and not path.is_dir():
+            raise UsageError(f"--{name.replace('_', '-')} {path}", "is no directory", "Give an existing directory.")
+    folder = get("gate_report")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
+
+
+def options_of(config: pytest.Config) -> Options:
+    """The command line as the library's options."""
+    from harness.gate import Options
+
+    get = config.getoption
+    given: dict[str, Any] = {
+        "recipes": tuple(dict.fromkeys(get("gate_recipes") or ())),
+        "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
+        "tasks": tuple(dict.fromkeys(t for t in (get("tasks") or "").split(",") if t)),
+        "baselines": get("baselines"),
+    }
+    return Options(
+        **{name: value for name, value in given.items() if value},
+        recipes_root=get("recipes_root"),
+        data_root=get("data_root"),
+        calibration_data=get("calibration_data"),
+        calibration_size=get("calibration_size"),
+        device=get("device"),
+        attention=get("attention"),
+        early_stop=get("early_stop"),
+        report=get("gate_report") is not None,
+        # What pytest captures nobody sees move; it would only clutter the reports of failing tests.
+        progress=config.getoption("verbose") >= 0 and config.getoption("capture") == "no" and not is_worker(config),
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
+    rev = config.getoption("changed_since")
+    if rev is None:
+        if config.getoption("list_affected"):
+            raise pytest.UsageError("--list-affected needs --changed-since REV")
+        return None
+    from harness import models, selection
+
+    root = config.getoption("recipes_root")
+    try:
+        if root is None:
+            raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
+        device = models.resolve_device(config.getoption("device"))
+        selected = selection.select(root, rev, config.getoption("attention"), device.type)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    print(selected)  # pytest's terminal is not set up yet
+    if config.getoption("list_affected") or not selected.gated:
+        return int(pytest.ExitCode.OK)
+    config.option.gate_recipes = list(selected.gated)
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a command line that cannot be used before anything is collected."""
+    from harness import workers
+
+    if not config.pluginmanager.has_plugin("harness.workers"):
+        config.pluginmanager.register(workers, "harness.workers")
+    try:
+        check_options(config)
+        if config.getoption("tasks"):
+            from harness import gate
+
+            gate.metrics_of(options_of(config))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+# -- which tests there are ----------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a recipe and model, and where asked for, a metric or an architecture."""
+    # A test that has its own fixture or parameter of that name is none of the gate's suites.
+    own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark.args[0])}
+    wanted = {"case", "structure_case", "weights_case", "model_case", "metric"} & set(metafunc.fixturenames)
+    wanted -= own | set(metafunc._arg2fixturedefs)
+    if not wanted:
+        return
+    from harness import gate
+    from harness.recipes import DEFAULT
+
+    options = options_of(metafunc.config)
+    recipes, models = options.recipes, options.clip_models
+    ways = {
+        "case": [gate.Case(r, m) for m in models for r in recipes],
+        "structure_case": [gate.Case(r, a) for r in recipes for a in gate.ARCHITECTURES],
+        # No default recipe has a block format that needs CUDA.
+        "weights_case": [gate.Case(r, m) for m in models for r in recipes if r not in DEFAULT],
+        "model_case": [gate.Case(recipes[0], m) for m in models],
+    }
+    for name in wanted - {"metric"}:
+        ids = [gate.short(c.model) if name == "model_case" else c.id for c in ways[name]]
+        metafunc.parametrize(name, ways[name], ids=ids, scope="session")
+    if "metric" in wanted:
+        metrics = gate.metrics_of(options)
+        # Not of the scope of the session: pytest would then order by metric as well, and quantize a case twice.
+        metafunc.parametrize("metric", metrics, ids=[f"{gate.short(t)}/{m}" for t, m in metrics])
+
+
+def _names(given: str | Iterable[str]) -> list[str]:
+    """Names of a ``parametrize`` mark, which takes a list or a string with commas."""
+    return [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs only on request, and what no recipe of this run gives anything to look at."""
+    expression = config.getoption("markexpr") or ""
+    unasked = [name for name in ON_REQUEST if name not in expression]
+    empty = [item for item in items if _NO_CASE in getattr(getattr(item, "callspec", None), "params", {}).values()]
+    dropped = empty + [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Look at everything that was given before the first model runs: a usage error stops the run with exit code 4."""
+    items: list[Any] = getattr(session, "items", [])
+    fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
+    if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
+        return
+    try:
+        _gate(session.config).preflight(accuracy="metric" in fixtures)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this device or this gate has no verdict on, with the reason; its structure is checked all the same."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if _GATE not in item.config.stash or not {"case", "structure_case", "weights_case"} & set(params):
+        return
+    gate = item.config.stash[_GATE]
+    case: Any = params.get("case") or params.get("structure_case") or params["weights_case"]
+    reason = gate.not_gated(case, structure="case" not in params)
+    if reason:
+        pytest.skip(f"not gated: {reason}")
+
+
+# -- fixtures -----------------------------------------------------------------------------------------------------
+
+
+def _gate(config: pytest.Config) -> Gate:
+    from harness.gate import Gate
+
+    if _GATE not in config.stash:
+        config.stash[_GATE] = Gate(options_of(config), results_of(config))
+    return config.stash[_GATE]
+
+
+def results_of(config: pytest.Config) -> Results:
+    """What this run has found so far."""
+    from harness.results import Results
+
+    return config.stash.setdefault(_RESULTS, Results())
+
+
+@pytest.fixture(scope="session")
+def gate(pytestconfig: pytest.Config) -> Gate:
+    """The run: what is built once and shared by every suite."""
+    return _gate(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def quantized(gate: Gate, case: Case) -> Quantized:
+    """The case's quantized and calibrated model."""
+    from harness.quantize import QuantizationError
+
+    try:
+        return gate.quantized(case)
+    except QuantizationError as error:
+        pytest.fail(gate.explain(case, error), pytrace=False)
+
+
+class Inconclusive(Failed):
+    """The data cannot decide.  It fails the run under its own word."""
+
+
+class Check:
+    """Turns what the library found into a test's outcome, with the commands that rerun the case and accept it."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._nodeid = request.node.nodeid
+        self._options = repeated_options(request.config, request.node)
+        self._request = request
+
+    def problems(self, found: Iterable[object], heading: str = "") -> None:
+        """Fail with all of *found*, one paragraph each; hold if there is nothing."""
+        from harness.baselines import rerun_command
+
+        texts = [str(problem) for problem in found]
+        if texts:
+            parts = [heading] * bool(heading) + texts + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
+            self._fail("\n\n".join(parts))
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Fail where the loss is over its budget, and, under its own word, where the data cannot tell."""
+        from harness.baselines import rerun_command
+        from harness.verdicts import Decision
+
+        self._request.node.user_properties.append(("verdict", verdict.decision.value))
+        message = verdict.message()
+        wanted = self._request.config.getoption("blame")
+        if wanted or (wanted is None and verdict.decision is Decision.FAIL):
+            message += "\n\n" + self._blame(verdict.task, verdict.metric)
+        message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
+        if verdict.decision is Decision.INCONCLUSIVE:
+            raise Inconclusive(message, pytrace=False)
+        if verdict.decision is Decision.FAIL:
+            self._fail(message)
+
+    def drift(self, drift: Drift | Missing) -> None:
+        """Fail where there is no baseline, where it belongs to something else, or where something moved."""
+        get = self._request.config.getoption
+        # --new-baselines-only stores what is missing; a record that moved stays as it is and still fails.
+        if get("update_baselines") or (get("new_baselines_only") and getattr(drift, "new_only", True)):
+            return
+        if getattr(drift, "failed", True):
+            self._fail(drift.message(self._nodeid, self._options))
+
+    def limits(self, found: list[str], metric: tuple[str, str]) -> None:
+        """Fail where measures beyond accuracy passed their limits, and say which quantizers did it."""
+        if found and self._request.config.getoption("blame") is not False:
+            found = [*found, self._blame(*metric)]
+        self.problems(found)
+
+    def _blame(self, task: str, metric: str) -> str:
+        gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
+        return str(gate.blame(case, task, metric).message())
+
+    def _fail(self, message: str) -> NoReturn:
+        pytest.fail(message, pytrace=False)
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest) -> Check:
+    """How a suite says that something does not hold."""
+    return Check(request)
+
+
+def updating(config: pytest.Config) -> bool:
+    """Whether this run stores what it measures."""
+    return bool(config.getoption("update_baselines") or config.getoption("new_baselines_only"))
+
+
+def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
+    """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
+    case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[union-attr]
+    recipes = [case.recipe] if case else config.getoption("gate_recipes") or []
+    models = [case.model] if case else config.getoption("gate_models") or []
+    given = [part for r in recipes for part in ("--recipe", r)]
+    given += [part for m in models if m != "embedded" for part in ("--clip-model", m)]
+    for name, default in _REPEATED.items():
+        value = config.getoption(name)
+        if value != default:
+            given += [f"--{name.replace('_', '-')}", str(value)]
+    return given
+
+
+# -- outcomes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Mark inconclusive tests, and usage errors that only a running test could meet."""
+    report = yield
+    if call.excinfo is not None:
+        if isinstance(call.excinfo.value, UsageError) and _GATE in item.config.stash:
+            report.user_properties.append((_USAGE_ERROR, str(call.excinfo.value)))
+            if not is_worker(item.config):
+                # As on a report that xdist brought home: here the run can be ended.
+                report.node = None  # type: ignore[attr-defined]
+        if isinstance(call.excinfo.value, Inconclusive):
+            report.user_properties.append(("outcome", "inconclusive"))
+        # Where CI is set, pytest's short summary repeats whole messages: pages of what stands right above it.
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if isinstance(call.excinfo.value, Failed) and not call.excinfo.value.pytrace and crash is not None:
+            crash.message = crash.message.partition("\n")[0]
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End the run with exit code 4 where a test, here or in a worker, met a usage error."""
+    errors = [text for name, text in report.user_properties if name == _USAGE_ERROR]
+    if errors and hasattr(report, "node"):
+        raise pytest.UsageError(*map(str, errors))
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, Any] | None:
+    """``INCONCLUSIVE`` has its own letter and word."""
+    if ("outcome", "inconclusive") in getattr(report, "user_properties", ()):
+        return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
+    return None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Store what was measured where that was asked for; a worker hands its findings to the process that reports."""
+    config = session.config
+    lines = []
+    if _GATE in config.stash:
+        config.stash[_GATE].finish()
+        lines = _accept(session) if updating(config) else []
+    if is_worker(config):
+        hand_over(config, lines)
+    else:
+        tell(config, lines)
+
+
+def _accept(session: pytest.Session) -> list[str]:
+    """Store this process's measurements, each change shown before it is stored; a worker's lines are returned."""
+    lines: list[str] = []
+    get = session.config.getoption
+
+    def show(text: str) -> None:
+        tell(session.config, [text])
+
+    try:
+        session.config.stash[_GATE].accept(
+            reason=get("reason"),
+            new_only=get("new_baselines_only"),
+            show=lines.append if is_worker(session.config) else show,
+        )
+    except UsageError as error:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        lines.append(f"ERROR: {error}")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The messages of inconclusive tests, and one line a recipe and task."""
+    from harness import summary
+
+    for one in terminalreporter.getreports("inconclusive"):
+        terminalreporter.write_sep("_", one.head_line or one.nodeid, yellow=True)
+        terminalreporter.write_line(one.longreprtext)
+    folder = config.getoption("gate_report")
+    if folder is not None and _RESULTS in config.stash:
+        from harness import report
+
+        for path in report.write(results_of(config).as_dict(), folder):
+            terminalreporter.write_line(f"wrote {path}")
+    if _RESULTS in config.stash:
+        summary.write(terminalreporter, results_of(config).as_dict())

@@ -1,0 +1,174 @@
+"""The table at the end of a run: what it says, in what colour, and on how narrow a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from drawn import outcomes, pair
+from found import HOSTILE
+
+from harness import summary, verdicts
+from harness.verdicts import Budget
+
+LONG = "wds/imagenet-a-task-with-a-very-long-name-indeed/image_retrieval_recall@5"
+
+
+def run(**names: str) -> dict[str, Any]:
+    """Two recipes: one with a PASS and an INCONCLUSIVE, one with a FAIL, as verdicts judges drawn outcomes."""
+    task, metric = names.get("task", "emoji"), names.get("metric", "acc1")
+    found = []
+    for n, lost, won in ((4000, 10, 12), (120, 4, 1), (2000, 150, 10)):
+        before, after = (outcomes(o.correct, o.clusters, task=task, metric=metric) for o in pair(n, lost, won))
+        found.append(verdicts.compare(before, after, Budget(points=2.5)))
+    recipes = names.get("recipe", "fp8"), "int4"
+    families = [verdicts.family(found[:2], recipe=recipes[0]), verdicts.family(found[2:], recipe=recipes[1])]
+    cases = [
+        {
+            "recipe": f.recipe,
+            "model": "embedded",
+            "accuracy": {
+                "decision": f.decision.value,
+                "headline": f.headline(),
+                "verdicts": [asdict(v) for v in f.verdicts],
+            },
+            "drift": {f"{task}/{metric}": {"kind": names.get("drift", kind), "headline": "moved"}},
+        }
+        for f, kind in zip(families, ("nothing moved", "the quantized model moved"), strict=True)
+    ]
+    return {"schema": 1, "environment": {}, "cases": cases}
+
+
+class Screen:
+    """pytest's own terminal reporter with a screen of so many columns; ``text`` is what it showed."""
+
+    def __init__(self, config: pytest.Config, capsys: pytest.CaptureFixture[str], width: int, colour: bool) -> None:
+        self._capsys = capsys
+        reporter = config.pluginmanager.getplugin("terminalreporter")
+        assert isinstance(reporter, pytest.TerminalReporter)
+        self.reporter = pytest.TerminalReporter(config)
+        writer = self.reporter._tw
+        writer.fullwidth, writer.hasmarkup = width, colour
+        self.writer = writer
+
+    def show(self, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+        """What `summary.write` writes."""
+        monkeypatch.setattr(self.reporter.config, "get_terminal_writer", lambda: self.writer, raising=False)
+        self._capsys.readouterr()
+        summary.write(self.reporter, results)
+        return self._capsys.readouterr().out
+
+
+@pytest.fixture
+def show(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a terminal of so many columns shows of results."""
+
+    def shown(results: dict[str, Any], width: int = 120, colour: bool = False) -> str:
+        return Screen(pytestconfig, capsys, width, colour).show(results, monkeypatch)
+
+    return shown
+
+
+def test_a_line_has_every_number_of_a_verdict(show: Any) -> None:
+    """FP16, quantized, difference with its interval, budget, verdict and drift stand in one line a task and metric."""
+    lines = show(run()).splitlines()
+    v = run()["cases"][1]["accuracy"]["verdicts"][0]
+    line = next(line for line in lines if "FAIL" in line and line.startswith("  emoji/acc1"))
+
+    assert re.split(r"\s{2,}", line.strip()) == [
+        "emoji/acc1",
+        f"{v['reference_accuracy']:.2%}",
+        f"{v['quantized_accuracy']:.2%}",
+        "-7.00",
+        f"[{v['interval'][0]:+.2f}, {v['interval'][1]:+.2f}]",
+        "2.5",
+        "FAIL",
+        "quantized moved",
+    ]
+    assert sum(line.startswith("  emoji/acc1") for line in lines) == 3
+
+
+def test_each_recipe_has_one_headline(show: Any) -> None:
+    """Its name, the decision of its family, and which task decided."""
+    lines = show(run()).splitlines()
+
+    assert [line.split("  ")[0] for line in lines if line[:1] not in (" ", "=", "")] == [
+        "fp8 on embedded: INCONCLUSIVE",
+        "int4 on embedded: FAIL",
+    ]
+    assert "worst is emoji/acc1 at -7.00" in show(run())
+
+
+@pytest.mark.parametrize("width", [200, 120, 100, 80, 60, 40])
+@pytest.mark.parametrize("task", ["emoji", LONG])
+def test_no_line_is_wider_than_the_terminal(show: Any, width: int, task: str) -> None:
+    """Whatever the width, and at most 120, lines fit, and each keeps its difference and its verdict."""
+    lines = show(run(task=task, recipe="a-recipe-with-a-long-name" * 3), width).splitlines()
+    rows = [line for line in lines if re.search(r"[+-]\d\.\d\d.* (PASS|FAIL|INCONCLUSIVE)", line) and line[:1] == " "]
+
+    assert max(len(line) for line in lines if not line.startswith("=")) <= min(width, 120)
+    assert [re.search(r"PASS|FAIL|INCONCLUSIVE", row)[0] for row in rows[-3:]] == ["PASS", "INCONCLUSIVE", "FAIL"]  # type: ignore[index]
+    assert all(re.search(r"[+-]\d\.\d\d", row) for row in rows[-3:])
+
+
+def test_columns_go_in_the_order_of_their_worth(show: Any) -> None:
+    """All are there at 120 columns; drift goes first and the interval next, the budget last of all."""
+    names = ("FP16", "quantized", "difference", "interval", "budget", "verdict", "drift")
+    found = {}
+    for width in (120, 100, 80, 70, 60, 50, 40):
+        headings = next(line for line in show(run(task=LONG), width).splitlines() if "task/metric" in line)
+        found[width] = [n for n in names if n in headings.split()]
+
+    assert found[120] == list(names)
+    counts = [len(columns) for columns in found.values()]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) > 3
+    assert found[40] == ["difference", "verdict"]
+    gone = [next(n for n in a if n not in b) for a, b in itertools.pairwise(found.values()) if a != b]
+    assert gone[0] == "drift"
+    assert all("budget" in columns or len(columns) == 2 for columns in found.values())
+
+
+def test_verdicts_have_their_colours(show: Any) -> None:
+    """Green, yellow and red where the terminal has colours; no control sequence where it has none."""
+    coloured, plain = show(run(), colour=True), show(run())
+
+    for code, word in ((32, "PASS"), (33, "INCONCLUSIVE"), (31, "FAIL")):
+        assert re.search(rf"\x1b\[{code}m{word} *\x1b\[0m", coloured)
+    assert "\x1b[33mquantized moved" in coloured
+    assert "\x1b[33mnone" not in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+    assert "\x1b" not in plain
+
+
+def test_nothing_is_written_about_nothing(show: Any) -> None:
+    """A run without cases, or whose cases have no verdict to tell, leaves the terminal alone."""
+    assert show({"schema": 1, "environment": {}, "cases": []}) == ""
+    assert show({"schema": 1, "environment": {}, "cases": [{"recipe": "fp8", "model": "embedded"}]}) == ""
+
+
+def test_a_run_without_accuracy_has_headlines_only(show: Any) -> None:
+    """Of a run of the insertion suite a line a recipe says how many problems there are."""
+    problem = {"rule": "never run", "what": "1 never ran", "names": ["q"], "mend": ""}
+    cases = [{"recipe": "fp8", "model": "embedded", "insertion": {"map": [], "problems": [problem]}}]
+    lines = show({"schema": 1, "environment": {}, "cases": cases}).splitlines()
+
+    assert lines[-1] == "fp8 on embedded: FAIL  1 insertion problem"
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=[f"hostile{i}" for i in range(len(HOSTILE))])
+def test_hostile_names_are_text_on_the_terminal(show: Any, name: str) -> None:
+    """No control character reaches the terminal, no name begins another line, and no line is a runner's command."""
+    written = show(run(recipe=name, task=name, metric=name, drift=name))
+    lines = written.split("\n")
+
+    usual = [len(show(run(recipe=n, task=n, metric="m", drift="d")).split("\n")) for n in ("n", "n" * 120)]
+
+    # A headline without room for its reason has it on the next line.
+    assert usual[0] <= len(lines) <= usual[1]
+    assert len([line for line in lines if re.search(r" embedded: (INCONCLUSIVE|FAIL)( |$)", line)]) == 2
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line.lstrip().startswith("::") or "##[" in line]

@@ -1,0 +1,21 @@
+"""Does a quantized model come back whole, in a process that never saw it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import checkpoint
+from harness.gate import Case, Gate, Quantized
+from harness.plugin import Check
+
+pytestmark = pytest.mark.checkpoint
+
+
+@pytest.mark.parametrize("form", checkpoint.FORMS)
+def test_restored_model_is_the_saved_one(
+    gate: Gate, case: Case, quantized: Quantized, form: checkpoint.Form, tmp_path: Path, check: Check
+) -> None:
+    """Restored in a fresh process, the model has the same quantizer map and computes the same bits."""
+    check.problems(gate.checkpoint_problems(case, form, tmp_path / form))
