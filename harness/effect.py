@@ -1,0 +1,95 @@
+"""What a change of a recipe does to CLIP, before anything is calibrated or evaluated: the difference of two maps.
+
+Base and head are quantized without weights on the embedded architecture and on ViT-L/14, so the answer takes seconds
+and no data.  A change that leaves every quantizer and the algorithm as they were needs no accuracy run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from harness import models, quantize, quantizers
+from harness.quantizers import QuantizerMap
+from harness.recipes import Recipe
+
+#: The small model that accuracy is measured on, and the one that the published recipe is about.
+ARCHITECTURES = ("embedded", "ViT-L-14")
+
+Attributes = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Lines by architecture (see ``quantizers.diff``), and changes that no map shows (algorithm, other attributes)."""
+
+    recipe: str
+    by_architecture: dict[str, tuple[str, ...]]
+    beyond_map: tuple[str, ...]
+
+    @property
+    def none(self) -> bool:
+        """Whether CLIP is left exactly as it was."""
+        return not self.beyond_map and not any(self.by_architecture.values())
+
+    def __str__(self) -> str:
+        if self.none:
+            return f"{self.recipe}: no effect on CLIP"
+        lines = [f"{self.recipe}:"]
+        for architecture, changes in self.by_architecture.items():
+            lines += [f"  {architecture}:", *(f"    {line}" for line in changes or ("no quantizer changes",))]
+        return "\n".join([*lines, *(f"  {line}" for line in self.beyond_map)])
+
+
+@lru_cache(maxsize=1)
+def quantizer_names(attention: str = "diffusers") -> tuple[str, ...]:
+    """Every quantizer that CLIP has a place for."""
+    return tuple(quantizers.tensor_quantizers(quantize.insert(_blank("embedded"), attention)))
+
+
+def between(base: Recipe, head: Recipe, attention: str = "diffusers") -> Effect:
+    """The effect on CLIP of going from *base* to *head* under one attention class.
+
+    Raises:
+        QuantizationError: ModelOpt refuses one of the two on CLIP.
+    """
+    if base.hash == head.hash:
+        return Effect(head.name, dict.fromkeys(ARCHITECTURES, ()), ())
+    lines: dict[str, tuple[str, ...]] = {}
+    others: dict[str, None] = {}
+    for name in ARCHITECTURES:
+        (before, was), (after, now) = (_structure(name, recipe, attention) for recipe in (base, head))
+        lines[name] = tuple(quantizers.diff(before, after))
+        others |= dict.fromkeys(_attribute_changes(was, now))
+    if base.algorithm != head.algorithm:
+        others[f"algorithm: {base.algorithm!r} to {head.algorithm!r}"] = None
+    return Effect(head.name, lines, tuple(others))
+
+
+@lru_cache(maxsize=len(ARCHITECTURES))
+def _blank(architecture: str) -> nn.Module:
+    return models.architecture(architecture)
+
+
+def _structure(architecture: str, recipe: Recipe, attention: str) -> tuple[QuantizerMap, Attributes]:
+    model = quantize.structure(_blank(architecture), recipe, attention)
+    found = quantizers.tensor_quantizers(model)
+    # What a disabled quantizer would do has no effect.
+    attributes = {name: q.get_modelopt_state(properties_only=True) for name, q in found.items() if q.is_enabled}
+    return quantizers.quantizer_map(model), attributes
+
+
+def _attribute_changes(was: Attributes, now: Attributes) -> list[str]:
+    """Attributes that the map does not show and that changed at quantizers that both have on."""
+    shown = {"_num_bits", "_axis", "_block_sizes", "_unsigned", "_dynamic", "_disabled", "_type"}
+    changed: dict[str, int] = {}
+    for name in was.keys() & now.keys():
+        for key in (was[name].keys() | now[name].keys()) - shown:
+            before, after = (repr(side[name].get(key)) for side in (was, now))
+            if before != after:
+                line = f"{key.strip('_')}: {before} to {after}"
+                changed[line] = changed.get(line, 0) + 1
+    return [f"{line} at {count} quantizers" for line, count in sorted(changed.items())]

@@ -1,0 +1,148 @@
+"""Blame finds the poisonous layer and prints a patch that, applied, passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from harness import blame, quantizers
+from harness.blame import Blame
+from harness.gate import Case, Gate, Options
+from harness.quantizers import QuantizerMap
+from harness.recipes import Entry, Recipe
+from harness.verdicts import Decision
+
+POISON = "*vision_model.encoder.layers.2.mlp.*_quantizer"
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    """A gate on the published recipe, one layer of it made two bits wide."""
+    made = Gate(Options(recipes=("fp8",), tasks=("emoji100",)))
+    case = made.cases()[0]
+    recipe = made.recipe(case)
+    poison = {"quantizer_name": POISON, "cfg": {"num_bits": 2, "axis": None}}
+    off = {"quantizer_name": "*vision_model.encoder.layers.2.mlp.*output_quantizer", "enable": False}
+    cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], poison, off]}
+    entries = (*recipe.entries, Entry(POISON, None, True, {"num_bits": 2}, f"{recipe.path}:90"))
+    poisoned = dataclasses.replace(recipe, name="poisoned", quant_cfg=cfg, entries=entries)
+    made._kept["recipe", case.recipe] = poisoned
+    return made
+
+
+@pytest.fixture(scope="module")
+def case(gate: Gate) -> Case:
+    """The one case of the gate."""
+    return gate.cases()[0]
+
+
+@pytest.fixture(scope="module")
+def found(gate: Gate, case: Case) -> Blame:
+    """What blame says of it."""
+    return gate.blame(case, "emoji100", "acc1")
+
+
+def test_poison_fails(gate: Gate, case: Case) -> None:
+    """The poisoned recipe does not pass: there is something to blame."""
+    assert gate.verdicts(case).decision is not Decision.PASS
+
+
+def test_poisonous_layer_is_blamed(found: Blame) -> None:
+    """The poisonous layer ranks first and is the whole set."""
+    assert found.ranking[0].group.name == "vision_model.encoder.layers.2.mlp linear"
+    assert [g.name for g in found.culprits] == ["vision_model.encoder.layers.2.mlp linear"]
+    assert found.verified
+
+
+def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
+    """The patch, read as YAML and appended to the recipe, passes every budget after calibrating anew."""
+    entries = yaml.safe_load(found.patch)
+    assert all(entry["enable"] is False for entry in entries)
+    recipe = gate.recipe(case)
+    cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], *entries]}
+
+    assert gate._holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
+
+
+def test_model_is_left_as_it_was(gate: Gate, case: Case, found: Blame) -> None:
+    """Measuring switches quantizers and puts every one back."""
+    assert found.seconds > 0
+    again = quantizers.quantizer_map(gate.quantized(case).model, lambda m: m(**gate.quantized(case).inputs))
+
+    assert quantizers.diff(gate.map(case), again, amax_tolerance=0.0) == []
+
+
+def test_message_shows_table_and_patch(found: Blame) -> None:
+    """A person gets the ranking, what was verified and the lines to paste."""
+    text = found.message()
+
+    assert "off" in text
+    assert "verified by a full evaluation" in text
+    assert "enable: false" in text
+
+
+@pytest.fixture(scope="module")
+def fp8_map(gate: Gate, case: Case) -> QuantizerMap:
+    """The map of the case."""
+    return gate.map(case)
+
+
+def test_patterns_name_a_group_and_nothing_else(fp8_map: QuantizerMap) -> None:
+    """Each group's patterns match its own enabled quantizers and no others."""
+    import fnmatch
+
+    enabled = [q.name for q in fp8_map if q.enabled]
+    for group in blame.groups(fp8_map):
+        matched = {n for n in enabled for p in group.patterns if fnmatch.fnmatchcase(n, p)}
+
+        assert matched == set(group.quantizers), group.name
+
+
+def test_groups_divide_the_enabled_quantizers(fp8_map: QuantizerMap) -> None:
+    """Every enabled quantizer is in exactly one group."""
+    names = [n for g in blame.groups(fp8_map) for n in g.quantizers]
+
+    assert sorted(names) == sorted(q.name for q in fp8_map if q.enabled)
+
+
+def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
+    """With no time left nothing is measured, and the note says how far it came."""
+    made = gate.quantized(case)
+    never: Callable[[Recipe], bool] = lambda recipe: pytest.fail("evaluated past the limit")  # noqa: E731
+
+    found = blame.find(
+        made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", never, limit=-1.0
+    )
+
+    assert not found.verified
+    assert found.patch == ""
+    assert "0 of" in found.note
+
+
+def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no small set wins the budget back, no patch is printed and the note says so."""
+    monkeypatch.setattr(blame, "RANKED_ON", 64)
+    made = gate.quantized(case)
+
+    found = blame.find(
+        made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", lambda recipe: False
+    )
+
+    assert not found.verified
+    assert found.patch == ""
+    assert "spread over the model" in found.note
+
+
+def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
+    """A recipe in the dict form gets the patch as further keys, last."""
+    recipe = dataclasses.replace(
+        gate.recipe(case), quant_cfg={"quant_cfg": {"*": {"enable": False}}, "algorithm": "max"}
+    )
+    group = blame.groups(gate.map(case))[0]
+
+    cfg = blame.patched(recipe, [group]).quant_cfg["quant_cfg"]
+
+    assert list(cfg)[-len(group.patterns) :] == list(group.patterns)

@@ -1,0 +1,265 @@
+"""A pull request to a recipe tree, from its diff to the gate's exit code, on a scratch git repository.
+
+The tree is the installed ``modelopt_recipes`` with a CLIP recipe put where one would be proposed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness import (
+    checkpoint_preload,  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+    compat,  # noqa: F401
+    effect,
+    recipes,
+    selection,
+)
+
+ROOT = Path(__file__).parents[2]
+CLIP = "huggingface/clip/ptq/fp8"
+NUMERIC = "configs/numerics/fp8"
+
+
+class Tree:
+    """A recipe tree in a git repository, and the gate run on what the last commit changed."""
+
+    def __init__(self, root: Path, pytester: pytest.Pytester) -> None:
+        self.root = root
+        self._pytester = pytester
+
+    def git(self, *arguments: str) -> None:
+        """Run git with an identity of its own."""
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(self.root.parent), *identity, *arguments], check=True, capture_output=True)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace the one place of *old* in a file."""
+        path = self.root / f"{name}.yaml"
+        text = path.read_text()
+        assert text.count(old) == 1, f"{name} holds {old!r} {text.count(old)} times"
+        path.write_text(text.replace(old, new))
+
+    def gate(self, *arguments: str) -> pytest.RunResult:
+        """Commit what was edited and run the gate on that commit's changes."""
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", "pull request")
+        return self.run("--changed-since", "HEAD~1", *arguments)
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """Run the gate on the tree, inside this process."""
+        place = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+        suite = str(ROOT / "tests" / "test_insertion.py")
+        return self._pytester.runpytest_inprocess(*place, suite, "--recipes-root", str(self.root), *arguments)
+
+
+@pytest.fixture
+def whole(tmp_path: Path, pytester: pytest.Pytester) -> Tree:
+    """All of the installed tree, committed."""
+    return _committed(tmp_path, pytester, ("",))
+
+
+@pytest.fixture
+def tree(tmp_path: Path, pytester: pytest.Pytester) -> Tree:
+    """The tree without other families' folders, committed."""
+    return _committed(tmp_path, pytester, ("configs", "general/auto_quantize", "huggingface/vit"))
+
+
+def _committed(folder: Path, pytester: pytest.Pytester, parts: tuple[str, ...]) -> Tree:
+    root = folder / "repository" / "modelopt_recipes"
+    for part in parts:
+        shutil.copytree(recipes.installed_root() / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    clip = root / f"{CLIP}.yaml"
+    clip.parent.mkdir(parents=True)
+    shutil.copy(recipes.load("fp8").path or "", clip)
+    found = Tree(root, pytester)
+    subprocess.run(["git", "init", "-q", "-b", "main", str(root.parent)], check=True)
+    found.git("add", "-A")
+    found.git("commit", "-q", "-m", "base")
+    return found
+
+
+def selected(result: pytest.RunResult) -> set[str]:
+    """Recipes that a run listed as reached: those in the listing's first part."""
+    lines = result.outlines
+    first = lines.index("recipes that the change reaches, and the imports that lead there:")
+    return {m[1] for line in lines[first + 1 : lines.index("", first)] if (m := re.match(r"- (\S+)", line))}
+
+
+def importers(root: Path, name: str) -> set[str]:
+    """Recipes under *root* that import *name* at any depth, found without the harness's own reader.
+
+    Every ``imports:`` of every document counts; a file is a recipe if its first document has a ``recipe_type``.
+    """
+    direct: dict[str, set[str]] = {}
+    recipe_files = set()
+    for path in root.rglob("*.y*ml"):
+        short = path.relative_to(root).with_suffix("").as_posix()
+        documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
+        targets = {str(t).removesuffix(".yaml") for d in documents for t in (d.get("imports") or {}).values()}
+        direct[short] = targets
+        if any("recipe_type" in (d.get("metadata") or {}) for d in documents):
+            recipe_files.add(short)
+    reached, grown = {name}, True
+    while grown:
+        more = {one for one, targets in direct.items() if targets & reached} - reached
+        reached, grown = reached | more, bool(more)
+    return reached & recipe_files
+
+
+def test_a_line_of_a_numeric_selects_its_importers_and_no_other(whole: Tree) -> None:
+    """On ModelOpt's whole tree, one changed line of a numeric selects exactly the recipes that import it, any depth."""
+    expected = importers(whole.root, NUMERIC)
+    whole.edit(NUMERIC, "num_bits: e4m3", "num_bits: e4m3  # four bits of exponent")
+    began = time.monotonic()
+    result = whole.gate("--list-affected")
+
+    assert result.ret == 0
+    assert len(expected) > 40
+    assert selected(result) == expected
+    assert time.monotonic() - began < 60
+
+
+def test_a_comment_has_no_effect_and_runs_nothing(tree: Tree) -> None:
+    """A change that resolves to the same recipe is told as no effect on CLIP, and no test is collected."""
+    tree.edit(NUMERIC, "num_bits: e4m3", "num_bits: e4m3  # four bits of exponent")
+    result = tree.gate()
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "- huggingface/vit/ptq/fp8",
+            "  - huggingface/vit/ptq/fp8.yaml -> *configs/numerics/fp8.yaml: modified",
+            "huggingface/vit/ptq/fp8: no effect on CLIP",
+            "- huggingface/vit/ptq/fp8: no effect on CLIP: quantizers and algorithm are as they were",
+            "gated: nothing",
+        ]
+    )
+    assert "collected" not in result.stdout.str()
+
+
+def test_a_renamed_snippet_has_no_effect(tree: Tree) -> None:
+    """A snippet that moves together with what imports it changes no quantizer."""
+    unit = "configs/ptq/units/w8a8_fp8_fp8"
+    tree.git("mv", f"modelopt_recipes/{unit}.yaml", "modelopt_recipes/configs/ptq/units/fp8_everywhere.yaml")
+    for path in tree.root.rglob("*.yaml"):
+        path.write_text(path.read_text().replace(f"{unit}\n", "configs/ptq/units/fp8_everywhere\n"))
+    result = tree.gate()
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*fp8_everywhere.yaml: renamed from *w8a8_fp8_fp8.yaml", "gated: nothing"])
+    assert "broken" not in result.stdout.str()
+
+
+def test_a_changed_numeric_shows_its_effect(tree: Tree) -> None:
+    """A change of granularity is a map diff that a person reads; recipes of other kinds are listed with the reason."""
+    tree.edit(NUMERIC, "axis:", "axis: 0")
+    result = tree.gate("--list-affected")
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "huggingface/vit/ptq/fp8:",
+            "  embedded:",
+            "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..3",
+            "  ViT-L-14:",
+            "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..23",
+            "gated: huggingface/vit/ptq/fp8",
+        ]
+    )
+    effects = result.outlines[result.outlines.index("  ViT-L-14:") + 1 :]
+    assert effects.index("") <= 10
+    assert CLIP not in selected(result)
+    result.stdout.fnmatch_lines(
+        ["- general/auto_quantize/*: kind auto_quantize: it searches for formats instead of naming them; *"]
+    )
+
+
+def test_nothing_reached_is_a_clean_exit(tree: Tree) -> None:
+    """A change outside every recipe's imports ends with exit code 0 and says so."""
+    (tree.root / "README.md").write_text("words\n")
+    schema = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\n"
+    (tree.root / "configs" / "numerics" / "unused.yaml").write_text(f"{schema}num_bits: 8\n")
+    result = tree.gate()
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["the change reaches no recipe"])
+    assert "collected" not in result.stdout.str()
+
+
+def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> None:
+    """Without ``*[qkv]_bmm_quantizer`` the diff says which quantizers went, and insertion fails on both models."""
+    path = tree.root / f"{CLIP}.yaml"
+    config: Any = yaml.safe_load(path.read_text())
+    kept = [e for e in config["quantize"]["quant_cfg"] if e["quantizer_name"] != "*[qkv]_bmm_quantizer"]
+    assert len(kept) == len(config["quantize"]["quant_cfg"]) - 1
+    config["quantize"]["quant_cfg"] = kept
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    result = tree.gate("--calibration-size", "64", "-k", "attention_has or ViT-B-32")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*12 quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers 0..3",
+            "*72 quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers 0..23",
+            f"gated: {CLIP}",
+            "7 of 7 quantized attention blocks have some of their quantizers on and these off:",
+            "  vision_model.encoder.layers.{0..3}.self_attn.{q,k,v}_bmm_quantizer",
+            "24 of 24 quantized attention blocks have some of their quantizers on and these off:",
+        ]
+    )
+    result.assert_outcomes(failed=2)
+
+
+def test_an_added_recipe_is_gated(tree: Tree) -> None:
+    """A recipe that the base does not have is gated, without a diff to show, and holds."""
+    shutil.copy(tree.root / f"{CLIP}.yaml", tree.root / "huggingface/clip/ptq/fp8_again.yaml")
+    result = tree.gate("--calibration-size", "64", "-k", "attention_has or ViT-B-32")
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["gated: huggingface/clip/ptq/fp8_again"])
+    result.assert_outcomes(passed=2)
+
+
+def test_a_recipe_that_the_schema_refuses_stays_selected(tree: Tree) -> None:
+    """A numeric that no recipe can hold leaves the list whole: each reached recipe is there with what is wrong."""
+    tree.edit(NUMERIC, "num_bits: e4m3", "num_bits: e5m2")
+    result = tree.gate("--list-affected")
+
+    assert result.ret == 0
+    assert "huggingface/vit/ptq/fp8" in selected(result)
+    result.stdout.fnmatch_lines(["  - broken: *w8a8_fp8_fp8.yaml*cfg is refused*", "gated: huggingface/vit/ptq/fp8"])
+
+
+def test_names_from_a_pull_request_are_escaped(tree: Tree) -> None:
+    """No line of the listing is a workflow command, wherever a file's or an algorithm's name tries to be one."""
+    source = (tree.root / f"{CLIP}.yaml").read_text()
+    hostile = tree.root / "::error title=x::y.yaml"
+    hostile.write_text(source)
+    (tree.root / "two\n::set-output name=a::b.yaml").write_text(source)
+    tree.git("add", "-A")
+    tree.git("commit", "-q", "-m", "base")
+    hostile.write_text(source.replace("axis: null", "axis: 0"))
+    (tree.root / "two\n::set-output name=a::b.yaml").write_text(source + "# more\n")
+    result = tree.gate("--list-affected")
+
+    assert result.ret == 0
+    assert "quantizers change" in result.stdout.str()
+    assert not [line for line in result.outlines if line.lstrip().startswith("::") or "##[" in line]
+
+
+def test_selection_names_effects_as_the_tree_does(tree: Tree) -> None:
+    """An effect goes by the name that selects the recipe, so that a listing can be searched for it."""
+    tree.edit(CLIP, "algorithm: max", "algorithm: {method: mse}")
+    found = selection.select(tree.root, "HEAD")
+
+    assert found.gated == (CLIP,)
+    assert [e.recipe for e in found.effects] == [CLIP]
+    assert str(effect.Effect(CLIP, {}, ())) == f"{CLIP}: no effect on CLIP"
