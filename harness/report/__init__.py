@@ -1,0 +1,50 @@
+"""What a run found, as files: a page to look at, a comment for the pull request, and data for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.report import markdown, page
+from harness.report.text import json_text, plain
+
+__all__ = ["write"]
+
+#: The version of ``Results.as_dict()`` that is understood here (docs/results-schema.md).
+SCHEMA = 1
+
+
+def write(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``report.html``, ``summary.md`` and ``results.json`` of *results* (``Results.as_dict``) into *folder*.
+
+    The page is one file that asks for nothing from outside.  The summary is below ``markdown.LIMIT`` characters.  In
+    all three, names are data: nothing in them is read as markup, a terminal's control sequence or a command of a
+    continuous integration runner.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        UsageError: *results* has another version, or *folder* cannot be written.
+    """
+    if results.get("schema") != SCHEMA:
+        raise UsageError(
+            "results",
+            f"have schema {results.get('schema')!r}, and this report reads {SCHEMA}",
+            "Report with the version of the gate that measured.",
+        )
+    clean = plain(results)
+    parts = {
+        "report.html": page.render(clean),
+        "summary.md": markdown.summary(clean),
+        "results.json": json_text(clean),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in parts.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        mend = "Give --gate-report a folder that can be written."
+        raise UsageError(folder, f"cannot be written ({error.strerror or error})", mend) from error
+    return [folder / name for name in parts]

@@ -1,0 +1,168 @@
+"""What terminal, comment and page say about a case, taken out of the results once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from harness.report.text import number
+
+Json = dict[str, Any]
+
+#: Short words for the kinds of drift (``baselines.Kind``), for a column of a table.
+DRIFT = {
+    "nothing moved": "none",
+    "only noise": "noise",
+    "missing": "no baseline",
+    "no baseline for a task": "no baseline",
+    "the quantized model moved": "quantized moved",
+    "the reference moved": "reference moved",
+    "the baseline belongs to something else": "other baseline",
+}
+#: Kinds of drift that fail nothing.
+CALM = ("none", "noise", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One verdict as it is shown: accuracies as fractions, everything else in points."""
+
+    task: str
+    metric: str
+    reference: float
+    quantized: float
+    difference: float
+    low: float
+    high: float
+    budget: float
+    decision: str
+    drift: str
+
+    @property
+    def name(self) -> str:
+        """``emoji/acc1``."""
+        return f"{self.task}/{self.metric}"
+
+
+def rows(case: Json) -> list[Row]:
+    """The verdicts of *case*, in order."""
+    moved = case.get("drift") or {}
+    found = []
+    for v in (case.get("accuracy") or {}).get("verdicts") or []:
+        low, high = (number(x) or 0.0 for x in v["interval"])
+        found.append(
+            Row(
+                task=v["task"],
+                metric=v["metric"],
+                reference=number(v["reference_accuracy"]) or 0.0,
+                quantized=number(v["quantized_accuracy"]) or 0.0,
+                difference=number(v["difference"]) or 0.0,
+                low=low,
+                high=high,
+                budget=number(v["budget"]["points"]) or 0.0,
+                decision=v["decision"],
+                drift=drift_word(moved.get(f"{v['task']}/{v['metric']}")),
+            )
+        )
+    return found
+
+
+def drift_word(drift: Json | None) -> str:
+    """A word or two for a drift of the results; nothing where it was not looked at."""
+    kind = str((drift or {}).get("kind", ""))
+    return DRIFT.get(kind, kind)
+
+
+def mismatches(case: Json) -> list[Json]:
+    """Observations of quantizers that do not compute what their format says, or could not be compared."""
+    found = (case.get("numerics") or {}).get("observations") or []
+    return [o for o in found if o.get("mismatches") or o.get("unsupported")]
+
+
+def problems(case: Json) -> list[Json]:
+    """Invariants of the quantizer map that do not hold."""
+    return (case.get("insertion") or {}).get("problems") or []
+
+
+def export_faults(case: Json) -> list[str]:
+    """What of the exported graphs does not hold, a few words each; the runtime's own defects are none of these."""
+    found = case.get("export") or {}
+    faults = [f"{where}: {p['rule']}" for where, ps in (found.get("problems") or {}).items() for p in ps]
+    faults += [f"{tower}: parity" for tower, p in (found.get("parity") or {}).items() if not p["holds"]]
+    answers = found.get("answers") or {}
+    faults += [f"answers on {answers['task']}"] if answers.get("differing") else []
+    # A tower that the task alone caught, on more rows than the probe.
+    faults += [f"{t}: parity on {answers['task']}" for t, p in (answers.get("towers") or {}).items() if not p["holds"]]
+    return faults
+
+
+def export_lines(case: Json) -> list[str]:
+    """What exporting to ONNX costs, in sentences: the drop, or why there is no graph, and the runtime's defects."""
+    found = case.get("export") or {}
+    if found.get("no_form"):
+        return [f"no ONNX form: {found['no_form']}"]
+    lines = []
+    if answers := found.get("answers"):
+        drop = number(answers["drop"]) or 0.0
+        lines.append(
+            f"drop from exporting: {drop:.2f} points, {answers['changed']} of {answers['n']} answers changed "
+            f"({answers['task']}/{answers['metric']})"
+        )
+    for tower, p in (found.get("optimized") or {}).items():
+        same = (found.get("parity") or {}).get(tower) or {}
+        if not p["holds"] and same.get("holds", True):
+            error, limit = number(p["error"]) or 0.0, number(p["bound"]) or 0.0
+            lines.append(
+                f"{tower}, the runtime's defect: with its optimisations on {found.get('runtime', 'it')} is "
+                f"{error:.2g} off, {limit:.1g} is rounding"
+            )
+    return lines
+
+
+def decision(case: Json) -> str:
+    """The worst word of a case: FAIL, INCONCLUSIVE, PASS, or ``no verdict`` where nothing was judged.
+
+    Problems of insertion, quantizers that compute something else, a checkpoint that does not come back and a graph that
+    is not the model fail a case whatever its accuracy.
+    """
+    found = str((case.get("accuracy") or {}).get("decision") or "")
+    if problems(case) or mismatches(case) or export_faults(case) or any((case.get("checkpoint") or {}).values()):
+        return "FAIL"
+    if found:
+        return found
+    judged = "insertion" in case or "numerics" in case or {"parity", "answers"} & set(case.get("export") or {})
+    return "PASS" if judged else "no verdict"
+
+
+def headline(case: Json) -> str:
+    """What decided a case, in one line without its name."""
+    parts = []
+    verdicts = rows(case)
+    if verdicts:
+        counts = Counter(r.decision for r in verdicts)
+        parts.append(", ".join(f"{n} {word}" for word, n in counts.items()))
+        deciding = [r for r in verdicts if r.decision == (case["accuracy"].get("decision"))] or verdicts
+        worst = min(deciding, key=lambda r: r.difference + r.budget)
+        parts.append(
+            f"{'closest' if worst.decision == 'PASS' else 'worst'} is {worst.name} at {worst.difference:+.2f} "
+            f"[{worst.low:+.2f}, {worst.high:+.2f}], budget {worst.budget:g}"
+        )
+    if "insertion" in case:
+        parts.append(_count(len(problems(case)), "insertion problem", "insertion holds"))
+    if "numerics" in case:
+        parts.append(_count(len(mismatches(case)), "numerics mismatch", "numerics hold"))
+    if "checkpoint" in case:
+        parts.append(_count(sum(map(bool, case["checkpoint"].values())), "checkpoint problem", "checkpoints hold"))
+    if {"problems", "parity", "answers"} & set(case.get("export") or {}):
+        parts.append(_count(len(export_faults(case)), "export problem", "export holds"))
+    words = [drift_word(d) for d in (case.get("drift") or {}).values()]
+    moved = [word for word in dict.fromkeys(words) if word not in CALM]
+    if moved:
+        parts.append(f"against the baseline: {', '.join(moved)}")
+    return "; ".join(parts) or "nothing measured"
+
+
+def _count(n: int, what: str, none: str) -> str:
+    ending = "" if n == 1 else "es" if what.endswith("ch") else "s"
+    return f"{n} {what}{ending}" if n else none

@@ -1,0 +1,169 @@
+"""``summary.md``: what a reviewer needs to know, as a comment on the pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.report import cases
+from harness.report.cases import Json
+from harness.report.text import markdown_block, markdown_code, markdown_text, number, shown
+
+#: Characters of a comment; GitHub takes 65,536.
+LIMIT = 60_000
+#: Rows of one table and names of one problem; the rest is in the page.
+_ROWS, _NAMES = 40, 12
+_SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔"}
+_DRAWN_BY = "Everything else is in report.html and results.json of the same run."
+
+
+def summary(results: Json) -> str:
+    """*results* (plain, see ``harness.report.text``) as Markdown of less than LIMIT characters.
+
+    Recipes that did not pass come first; where there is no room for all, the parts left out are counted.
+    """
+    order = {"FAIL": 0, "INCONCLUSIVE": 1}
+    found = sorted(results["cases"], key=lambda case: order.get(cases.decision(case), 2))
+    parts = [_heading(found), *_overview(found)]
+    parts += [part for case in found for part in _case(case)]
+    return _fitting(parts, _footer(results["environment"]))
+
+
+def _fitting(parts: list[str], footer: str) -> str:
+    """As many of *parts*, each a block of its own, as LIMIT allows."""
+    left_out = "\n\n*{} parts of this summary found no room.*\n\n"
+    room = LIMIT - len(footer) - len(left_out) - 10
+    kept: list[str] = []
+    for part in parts:
+        if len(part) + 2 <= room:
+            kept.append(part)
+            room -= len(part) + 2
+    gone = len(parts) - len(kept)
+    return "\n\n".join(kept) + (left_out.format(gone) if gone else "\n\n") + footer + "\n"
+
+
+def _heading(found: list[Json]) -> str:
+    words = [cases.decision(case) for case in found]
+    counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words)) or "nothing gated"
+    return f"## Quantized CLIP: {counts}"
+
+
+def _overview(found: list[Json]) -> Iterator[str]:
+    """One table with a line a recipe, in pieces so that a very long one still fits."""
+    for begin in range(0, len(found), _ROWS):
+        lines = ["| recipe | model | | what decided |", "|---|---|---|---|"]
+        for case in found[begin : begin + _ROWS]:
+            word = cases.decision(case)
+            lines.append(
+                f"| {markdown_code(case['recipe'])} | {markdown_code(case['model'])} | {_SIGNS.get(word, '')} {word} "
+                f"| {markdown_text(cases.headline(case), 400)} |"
+            )
+        yield "\n".join(lines)
+
+
+def _case(case: Json) -> Iterator[str]:
+    verdicts = cases.rows(case)
+    title = f"### {markdown_code(case['recipe'])} on {markdown_code(case['model'])}: {cases.decision(case)}"
+    body = [
+        *_verdicts(verdicts),
+        *_problems(case),
+        *_mismatches(case),
+        *_blame(case),
+        *_throughput(case),
+        *_export(case),
+    ]
+    if body:
+        # The title goes with the first block: alone it would say nothing.
+        yield f"{title}\n\n{body[0]}"
+        yield from body[1:]
+
+
+def _verdicts(rows: list[cases.Row]) -> Iterator[str]:
+    if not rows:
+        return
+    lines = [
+        "| task/metric | FP16 | quantized | difference, points | interval | budget | verdict | drift |",
+        "|---|--:|--:|--:|--:|--:|---|---|",
+    ]
+    lines += [
+        f"| {markdown_code(r.name)} | {r.reference:.2%} | {r.quantized:.2%} | {r.difference:+.2f} "
+        f"| {r.low:+.2f} to {r.high:+.2f} | {r.budget:g} | {_SIGNS.get(r.decision, '')} {markdown_text(r.decision)} "
+        f"| {markdown_text(r.drift)} |"
+        for r in rows[:_ROWS]
+    ]
+    yield "\n".join([*lines, *_more(len(rows) - _ROWS, "verdict")])
+
+
+def _problems(case: Json) -> Iterator[str]:
+    for problem in cases.problems(case)[:_ROWS]:
+        names = problem.get("names") or []
+        lines = [f"**Insertion:** {markdown_text(problem['what'], 600)}", ""]
+        lines += [f"- {markdown_code(name)}" for name in names[:_NAMES]]
+        lines += [f"- and {len(names) - _NAMES} more"] if len(names) > _NAMES else []
+        lines += ["", markdown_text(problem.get("mend", ""), 600)]
+        yield "\n".join(lines).rstrip()
+
+
+def _mismatches(case: Json) -> Iterator[str]:
+    found = cases.mismatches(case)
+    if not found:
+        return
+    lines = ["**Numerics:** these quantizers do not compute what their format says:", ""]
+    for o in found[:_NAMES]:
+        what = o["unsupported"] or f"{o['mismatches']} of {o['elements']} elements differ; {o['first']}"
+        lines.append(f"- {markdown_code(o['name'])}: {markdown_text(what, 300)}")
+    yield "\n".join([*lines, *([f"- and {len(found) - _NAMES} more"] if len(found) > _NAMES else [])])
+
+
+def _blame(case: Json) -> Iterator[str]:
+    blame = case.get("blame") or {}
+    groups = blame.get("groups") or []
+    if groups:
+        lines = ["<details><summary>Blame: quantizers ranked by harm</summary>", ""]
+        lines += ["| group | turned off: points won | alone: points lost |", "|---|--:|--:|"]
+        lines += [
+            f"| {markdown_code(g['name'])} | {_points(g.get('off_points'))} | {_points(g.get('alone_points'))} |"
+            for g in groups[:_NAMES]
+        ]
+        yield "\n".join([*lines, "", *_more(len(groups) - _NAMES, "group"), "</details>"])
+    if blame.get("patch"):
+        proof = "verified by a full evaluation" if blame.get("verified") else "not verified"
+        yield f"Recipe patch ({proof}):\n\n{markdown_block(blame['patch'][:4000], 'yaml')}"
+
+
+def _throughput(case: Json) -> Iterator[str]:
+    found = case.get("throughput") or {}
+    parts = []
+    for tower, speed in found.items():
+        ratio = number(speed.get("ratio")) if isinstance(speed, dict) else None
+        if ratio is None:
+            continue
+        was = number(speed.get("baseline_ratio"))
+        parts.append(f"{markdown_text(tower)} {ratio:.2f}" + ("" if was is None else f" (baseline {was:.2f})"))
+    if parts:
+        yield f"Throughput against FP16: {', '.join(parts)}"
+
+
+def _export(case: Json) -> Iterator[str]:
+    lines = [*(f"export: {fault}" for fault in cases.export_faults(case)), *cases.export_lines(case)]
+    if lines:
+        yield "\n".join(f"- {markdown_text(line, 400)}" for line in lines)
+
+
+def _points(value: Any) -> str:
+    found = number(value)
+    return "" if found is None else f"{found:+.2f}"
+
+
+def _more(n: int, what: str) -> list[str]:
+    return ["", f"*and {n} more {what}{'s' if n > 1 else ''}*", ""] if n > 0 else []
+
+
+def _footer(environment: Json) -> str:
+    versions = environment.get("versions") or {}
+    facts = [f"{name} {version}" for name, version in versions.items()]
+    facts += [str(environment[key]) for key in ("device", "date") if environment.get(key)]
+    lines = [f"<sub>{markdown_text('; '.join(facts), 1500)}</sub>"] if facts else []
+    if environment.get("command"):
+        lines.append(markdown_block(shown(environment["command"], 2000)))
+    return "\n\n".join([*lines, _DRAWN_BY])
