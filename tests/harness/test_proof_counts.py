@@ -1,0 +1,151 @@
+"""The proof counts rightly: what plants nothing survives, bounds are the closed forms, errors are told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import proof
+from harness.errors import UsageError
+from harness.faults import CATALOGUE, Fault, Site, Where
+from harness.gate import Case, Gate
+from harness.proof import Check, Clean, Kill
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
+    """A clean run's place, with nothing measured yet."""
+    return Clean(tmp_path_factory.mktemp("proof") / "clean", ["fp8"])
+
+
+def nothing(_: Site) -> AbstractContextManager[None]:
+    """Plants nothing."""
+    return nullcontext()
+
+
+HARMLESS = Fault("harmless", Where.MODELOPT, "none", "nothing at all", nothing, "fp8", frozenset())
+
+
+def kill(**changes: object) -> Kill:
+    """A kill by insertion, with *changes*."""
+    made = Kill("scale constant 240", "insertion", "a check", "failed", False, "", "message", 1.0)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
+    """What kills is the fault and not the proof: with nothing planted, the checks that need no data find nothing."""
+    checks = [c for c in proof.CHECKS if c.name in ("every pattern matches", "every enabled quantizer runs")]
+
+    found = proof.attempt(HARMLESS, clean, checks)
+
+    assert found.survived
+    assert (found.suite, found.check, found.how, found.unaided) == ("", "", "", "")
+
+
+def refuse(gate: Gate, case: Case) -> list[str]:
+    """A check that ends in a usage error."""
+    raise UsageError("somewhere", "is wrong", "Mend it.")
+
+
+def crash(gate: Gate, case: Case) -> list[str]:
+    """A check that breaks."""
+    raise ZeroDivisionError("by zero")
+
+
+@pytest.mark.parametrize(
+    ("run", "how"), [(refuse, "usage error"), (crash, "error"), (lambda gate, case: ["wrong"], "failed")]
+)
+def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
+    """A usage error, a raised exception and a found problem are three different words in the matrix."""
+    found = proof.attempt(HARMLESS, clean, [Check("insertion", "this one", run)])  # type: ignore[arg-type]
+
+    assert (found.suite, found.check, found.how) == ("insertion", "this one", how)
+
+
+def test_a_kill_by_a_baseline_looks_on_for_one_without(clean: Clean) -> None:
+    """Behind a check that needs a baseline, the first that needs none is named as well."""
+    wrong = [
+        Check("insertion", "with", lambda g, c: ["moved"], recorded=True),
+        Check("numerics", "silent", lambda g, c: []),
+        Check("accuracy", "without", lambda g, c: ["fell short"]),
+    ]
+
+    found = proof.attempt(HARMLESS, clean, wrong)
+
+    assert (found.check, found.recorded, found.unaided) == ("with", True, "accuracy: without")
+
+
+def test_only_checkpoint_faults_meet_the_checkpoint_suite(clean: Clean) -> None:
+    """A fresh process does not carry a fault planted in this one, so its difference would be no kill."""
+    checks = [Check("checkpoint", "differs", lambda g, c: ["differs"])]
+
+    assert proof.attempt(HARMLESS, clean, checks).survived
+    assert not proof.attempt(dataclasses.replace(HARMLESS, where=Where.CHECKPOINT), clean, checks).survived
+
+
+def test_a_site_is_gone_after_the_attempt(clean: Clean) -> None:
+    """Nothing of a planted fault stays on the disk."""
+    before = sorted(clean.folder.iterdir())
+
+    proof.attempt(HARMLESS, clean, [Check("insertion", "none", lambda g, c: [])])
+
+    assert sorted(clean.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("count", [1, 40, 98])
+def test_bounds_are_the_closed_forms(count: int) -> None:
+    """With all killed the lower bound is alpha^(1/n), and with no alarm the upper one is 1 - alpha^(1/n)."""
+    assert proof.lower_bound(count, count) == pytest.approx(0.05 ** (1 / count))
+    assert proof.upper_bound(0, count) == pytest.approx(1 - 0.05 ** (1 / count))
+    assert proof.lower_bound(count - 1, count) < proof.lower_bound(count, count)
+
+
+def test_the_document_names_survivors_and_baselines() -> None:
+    """A survivor stands out in the matrix, and a kill that needed a baseline carries its star."""
+    lost = kill(fault="FP8 truncates", suite="", check="", how="")
+    starred = kill(fault="recipe swapped", recorded=True, unaided="accuracy: loss is within budget")
+
+    text = proof.document([kill(), lost, starred], [])
+
+    assert "2 of 3 faults killed: 66.7%" in text
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["FP8 truncates"].endswith("| **survived** |")
+    assert rows["recipe swapped"].endswith("| insertion: a check \\*, accuracy: loss is within budget |")
+    assert rows["scale constant 240"].endswith("| insertion: a check |")
+
+
+def test_alarms_are_counted() -> None:
+    """A run with alarms is one false alarm, however many it raised."""
+    runs: list[dict[str, Any]] = [{"alarms": []}, {"alarms": ["a", "b"]}, {"alarms": []}]
+
+    assert proof.calm(runs).startswith("3 A/A runs, 1 alarms")
+
+
+def test_variations_differ_in_order_and_cover_the_axes() -> None:
+    """Every variation has an order of its own; batch sizes and both thread counts all come up."""
+    found = list(proof.variations(26, 2, "7"))
+
+    assert len({v.order for v in found}) == 26
+    assert {v.threads for v in found} == {1, 2}
+    assert len({v.batch_size for v in found}) == 6
+
+
+def test_the_command_refuses_unknown_faults() -> None:
+    """A fault that is not in the catalogue is an error, not an empty and successful run."""
+    with pytest.raises(KeyError):
+        proof.main(["faults", "no such fault"])
+
+
+def test_every_suite_of_the_gate_is_in_the_order() -> None:
+    """Insertion comes first, accuracy's record last, and each suite that decides something is there."""
+    suites = [check.suite for check in proof.CHECKS]
+
+    assert set(suites) == {"insertion", "numerics", "accuracy", "checkpoint", "export"}
+    assert suites[0] == "insertion"
+    assert proof.CHECKS[-1].recorded
+    assert all(isinstance(fault, Fault) for fault in CATALOGUE.values())
+    assert Path(proof.MATRIX).name == "kill-matrix.md"
