@@ -1,0 +1,81 @@
+"""What a run needs of one exported model, each piece made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import version
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from harness.export import graph, modelopt, parity
+from harness.export.forms import NoFormError
+from harness.export.gated import check
+from harness.export.parity import Answers, Parity
+from harness.quantizers import Problem
+from harness.tasks import Task
+
+
+class Exports:
+    """The graphs of one quantized model, and what they compute."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        self.model = model
+        #: One batch of real pictures and words.
+        self.inputs = inputs
+        self._graphs: dict[tuple[str, torch.dtype], onnx.ModelProto] = {}
+        self._parities: dict[tuple[str, bool], Parity] = {}
+        self._answers: dict[str, Answers] = {}
+
+    @cached_property
+    def no_form(self) -> str | None:
+        """Why standard ONNX cannot express the model, or None."""
+        try:
+            for tower in graph.TOWERS:
+                graph.forms_of(self.model, tower)
+        except NoFormError as reason:
+            return str(reason)
+        return None
+
+    def graph(self, tower: str, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+        """A tower as ONNX."""
+        if (tower, dtype) not in self._graphs:
+            self._graphs[tower, dtype] = graph.tower(self.model, tower, dtype)
+        return self._graphs[tower, dtype]
+
+    def problems(self, tower: str, dtype: torch.dtype) -> list[Problem]:
+        """What in a tower's graph is not what the model's quantizers say."""
+        return check(self.graph(tower, dtype), self.model, tower)
+
+    def published(self) -> list[Problem] | str:
+        """What is wrong in the graphs of ModelOpt's own export, its domain made standard; or why there are none."""
+        found = []
+        # The smaller tower first: where one does not export, neither does the other.
+        for tower in reversed(graph.TOWERS):
+            try:
+                proto = modelopt.published(self.model, tower)
+            except Exception as error:
+                return f"ModelOpt {version('nvidia-modelopt')}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            found += check(modelopt.standard(proto), self.model, tower)
+        return found
+
+    @cached_property
+    def single(self) -> nn.Module:
+        """The model in float32 with its weights quantized: what the graphs are compared with."""
+        return parity.single(self.model)
+
+    def parity(self, tower: str, optimize: bool) -> Parity:
+        """A tower in ONNX Runtime against torch, given the codes."""
+        if (tower, optimize) not in self._parities:
+            made = parity.compare(self.graph(tower), self.single, tower, self.inputs, optimize=optimize)
+            self._parities[tower, optimize] = made
+        return self._parities[tower, optimize]
+
+    def answers(self, task: Task) -> Answers:
+        """A classification task through both graphs."""
+        if task.name not in self._answers:
+            graphs = {tower: self.graph(tower) for tower in graph.TOWERS}
+            self._answers[task.name] = parity.answers(graphs, self.single, task)
+        return self._answers[task.name]

@@ -1,0 +1,83 @@
+"""What ModelOpt's own, published way to ONNX gives, and its defects, each in one place.
+
+Verified with ModelOpt 0.47.0 and torch 2.13; `tests/harness/test_export.py` holds a test for each defect that fails
+when it is gone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from harness import families
+from harness.export.graph import OPSET, TOWERS, traced
+
+_TRT = ("TRT_FP8QuantizeLinear", "TRT_FP8DequantizeLinear")
+
+
+def published(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    """A tower as ``torch.onnx.export`` writes it with ModelOpt's own symbolic functions, untouched.
+
+    Raises:
+        Exception: whatever ModelOpt or torch raise.
+    """
+    plain = copy.deepcopy(model).cpu().to(dtype).eval()
+    example = families.sample_inputs(plain)[TOWERS[tower]]
+    return traced(plain, tower, example)
+
+
+@contextmanager
+def scale_mended() -> Iterator[None]:
+    """Within the block ``export_fp8_mha`` gets its scale as a value of the graph (ModelOpt 0.47).
+
+    It reads a constant scale into a Python float and hands that to ``g.op("Sqrt", ...)``, a TypeError for every model
+    with diffusers' attention class, whatever its format.
+    """
+    from modelopt.torch.quantization.plugins.diffusion import diffusers
+    from torch.onnx import symbolic_helper
+
+    original = diffusers.export_fp8_mha
+
+    def mended(g: Any, query: Any, key: Any, value: Any, *args: Any) -> Any:
+        mask, dropout, causal, scale, *more = args
+        known = symbolic_helper._maybe_get_const(scale, "f")
+        if isinstance(known, float):
+            dtype = torch.float16 if query.type().scalarType() == "Half" else torch.float32
+            # Not a constant itself, or it is read into a float again.
+            scale = g.op("Identity", g.op("Constant", value_t=torch.tensor(known, dtype=dtype)))
+        return original(g, query, key, value, mask, dropout, causal, scale, *more)
+
+    with mock.patch.object(diffusers, "export_fp8_mha", mended):
+        yield
+
+
+def standard(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """*proto* with ModelOpt's E4M3 operators, which only TensorRT knows, as standard ones (ModelOpt 0.47).
+
+    ``trt::TRT_FP8QuantizeLinear`` and its inverse have no zero point, and a QuantizeLinear without one means UINT8.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(proto)
+    graph = found.graph
+    zero = onnx.numpy_helper.from_array(np.zeros((), np.uint8), "e4m3_zero")
+    zero.data_type = onnx.TensorProto.FLOAT8E4M3FN
+    changed = [node for node in graph.node if node.op_type in _TRT]
+    for node in changed:
+        node.op_type, node.domain = node.op_type.removeprefix("TRT_FP8"), ""
+        node.name = node.name.replace("TRT_FP8", "")
+        node.input.append(zero.name)
+    if changed:
+        graph.initializer.append(zero)
+        # The types that ModelOpt noted for codes are those of its own operators.
+        del graph.value_info[:]
+    del found.opset_import[:]
+    found.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    return found
