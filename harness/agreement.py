@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness import families
 from harness.inputs import half_products
 from harness.quantizers import Problem, QuantizerMap, matched, quantizer_map, tensor_quantizers
 from harness.recipes import Entry, Recipe
@@ -173,7 +174,7 @@ class Magnitudes:
         try:
             with half_products():
                 for batch in self._batches:
-                    self._plain(**batch)
+                    families.forward(self._plain, batch)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -260,11 +261,11 @@ def with_reference(
     plain = copy.deepcopy(model)
     for quantizer in tensor_quantizers(plain).values():
         quantizer.disable()
-    expected, found = reference(**inputs), plain(**inputs)
+    expected, found = families.forward(reference, inputs), families.forward(plain, inputs)
     allowed = max(MOVED[method], 0.0 if deterministic else 2.0**-8)
     lines = []
     for name, value in expected.items():
-        if isinstance(value, Tensor) and not torch.equal(found[name], value):
+        if not torch.equal(found[name], value):
             error = float((found[name].double() - value.double()).norm() / value.double().norm())
             # NaN is no small error.
             lines += [] if error <= allowed else [f"{name}: relative error {error:.2g}, allowed {allowed:.2g}"]
@@ -287,10 +288,10 @@ def with_reference(
 @torch.no_grad()
 def with_folded(model: nn.Module, folded: nn.Module, inputs: Mapping[str, Tensor]) -> list[Problem]:
     """Outputs of the folded copy, which accuracy is measured on, that are not the quantized model's bits."""
-    expected, found = model(**inputs), folded(**inputs)
+    expected, found = families.forward(model, inputs), families.forward(folded, inputs)
     lines = []
     for name, value in expected.items():
-        if isinstance(value, Tensor) and not torch.equal(found[name], value):
+        if not torch.equal(found[name], value):
             lines.append(f"{name}: {int((found[name] != value).sum())} of {value.numel()} elements differ")
     if not lines:
         return []

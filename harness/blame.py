@@ -179,10 +179,8 @@ class _Meter:
         self.best = self._score(self.exact)
 
     def _embed(self, model: nn.Module, tower: str) -> Floats:
-        parameter = next(model.parameters())
-        if tower == "vision":
-            return tasks.image_embeddings(model, self.task, self.batch_size, parameter.device, parameter.dtype)
-        return tasks.text_embeddings(model, self.task, self.batch_size, parameter.device)
+        run = tasks.image_embeddings if tower == "vision" else tasks.text_embeddings
+        return run(model, self.task, self.batch_size)
 
     def _score(self, embeddings: dict[str, Floats]) -> tuple[float, float]:
         outcomes = tasks.score(self.task, embeddings["vision"], embeddings["text"], keep_scores=False)[self.metric]

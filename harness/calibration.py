@@ -40,19 +40,16 @@ _MEND = (
 class CalibrationPairs:
     """``n`` pictures with one caption each, ready for one reference.
 
-    ``ids`` are token ids, int64 (n, context); ``hash`` is the SHA-256 over pictures and captions.
+    ``pictures`` come with their ``shades``, and ``ids`` are token ids, int64 (n, context); None for a reference that
+    has no use for them.  ``hash`` is the SHA-256 over pictures and captions.
     """
 
     source: str
-    pictures: Pictures
-    shades: Tensor
-    ids: Tensor
+    n: int
+    pictures: Pictures | None
+    shades: Tensor | None
+    ids: Tensor | None
     hash: str
-
-    @property
-    def n(self) -> int:
-        """Number of pairs."""
-        return len(self.ids)
 
     def batches(
         self, device: torch.device, dtype: torch.dtype, batch_size: int | None = None, progress: bool = False
@@ -64,6 +61,8 @@ class CalibrationPairs:
 @dataclass(frozen=True)
 class Batches:
     """``{"pixel_values": (b, 3, h, w) in dtype, "input_ids": int64 (b, context)}``, as often as they are iterated.
+
+    A reference that reads only one of the two gets only that.
 
     An object rather than a generator: AWQ and SmoothQuant run their calibration loop several times, and a generator
     would be empty, silently, from the second on.
@@ -81,12 +80,22 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         from tqdm import tqdm
 
-        table = self.pairs.shades.to(self.device, self.dtype)
-        pictures = self.pairs.pictures.batches(self.batch_size)
-        both = zip(pictures, torch.split(self.pairs.ids, self.batch_size), strict=True)
-        for batch, ids in tqdm(both, total=len(self), desc="calibrate", leave=False, disable=not self.progress):
-            pixels = inputs.pixel_values(batch.to(self.device), table)
-            yield {"pixel_values": pixels, "input_ids": ids.to(self.device)}
+        both = {"pixel_values": self._pixels(), "input_ids": self._ids()}
+        streams = {name: stream for name, stream in both.items() if stream is not None}
+        steps = zip(*streams.values(), strict=True)
+        for parts in tqdm(steps, total=len(self), desc="calibrate", leave=False, disable=not self.progress):
+            yield dict(zip(streams, parts, strict=True))
+
+    def _pixels(self) -> Iterator[Tensor] | None:
+        pictures, shades = self.pairs.pictures, self.pairs.shades
+        if pictures is None or shades is None:
+            return None
+        table = shades.to(self.device, self.dtype)
+        return (inputs.pixel_values(batch.to(self.device), table) for batch in pictures.batches(self.batch_size))
+
+    def _ids(self) -> Iterator[Tensor] | None:
+        ids = self.pairs.ids
+        return None if ids is None else (part.to(self.device) for part in torch.split(ids, self.batch_size))
 
 
 def load(source: str | Path | None, reference: Reference, size: int = SIZE, seed: int = 0) -> CalibrationPairs:
@@ -105,7 +114,7 @@ def load(source: str | Path | None, reference: Reference, size: int = SIZE, seed
     """
     if size < 1:
         raise UsageError(f"--calibration-size {size}", "leaves nothing to calibrate with", "Give at least 1.")
-    resize = inputs.Resize(reference.image_processor)
+    resize = None if reference.image_processor is None else inputs.Resize(reference.image_processor)
     place = (
         samples.EMBEDDED / "calibration" if source in (None, "embedded") else Path(str(source)).expanduser().absolute()
     )
@@ -127,7 +136,7 @@ def _split(place: Path) -> Path | None:
     return None
 
 
-def _from_webdataset(split: Path, resize: inputs.Resize, reference: Reference, size: int) -> CalibrationPairs:
+def _from_webdataset(split: Path, resize: inputs.Resize | None, reference: Reference, size: int) -> CalibrationPairs:
     kind = split.parent / "dataset_type.txt"
     if kind.is_file() and kind.read_text().strip().lower() != RETRIEVAL:
         raise UsageError(kind, "is not 'retrieval'", "Calibration needs pictures with captions.")
@@ -143,7 +152,7 @@ def _from_webdataset(split: Path, resize: inputs.Resize, reference: Reference, s
             break
     if not names:
         raise UsageError(split, "holds no pair", _MEND)
-    pictures = Pictures(_Shards(split, resize), names, resize.shape, split)
+    pictures = None if resize is None else Pictures(_Shards(split, resize), names, resize.shape, split)
     return _pairs(split, pictures, captions, reference, digest.hexdigest())
 
 
@@ -193,7 +202,7 @@ def _coco_files(place: Path) -> tuple[Path, list[Path]]:
 
 
 def _from_coco(
-    annotations: Path, folders: list[Path], resize: inputs.Resize, reference: Reference, size: int, seed: int
+    annotations: Path, folders: list[Path], resize: inputs.Resize | None, reference: Reference, size: int, seed: int
 ) -> CalibrationPairs:
     try:
         data = json.loads(annotations.read_text())
@@ -216,7 +225,8 @@ def _from_coco(
     digest = hashlib.sha256()
     for path, caption in zip(paths, words, strict=True):
         digest.update(hashlib.sha256(path.read_bytes()).digest() + caption.encode() + b"\0")
-    pictures = Pictures(_Files(paths, resize), [path.name for path in paths], resize.shape, annotations)
+    names = [path.name for path in paths]
+    pictures = None if resize is None else Pictures(_Files(paths, resize), names, resize.shape, annotations)
     return _pairs(annotations, pictures, words, reference, digest.hexdigest())
 
 
@@ -233,7 +243,12 @@ def _located(name: str, folders: list[Path], annotations: Path) -> Path:
     )
 
 
-def _pairs(place: Path, pictures: Pictures, captions: list[str], reference: Reference, digest: str) -> CalibrationPairs:
-    prompts = inputs.tokenize(reference.tokenizer, captions, context_of(reference.model))
-    shades = inputs.shades(reference.image_processor)
-    return CalibrationPairs(str(place), pictures, shades, prompts.ids[prompts.rows], digest)
+def _pairs(
+    place: Path, pictures: Pictures | None, captions: list[str], reference: Reference, digest: str
+) -> CalibrationPairs:
+    shades = None if pictures is None else inputs.shades(reference.image_processor)
+    ids = None
+    if reference.tokenizer is not None:
+        prompts = inputs.tokenize(reference.tokenizer, captions, context_of(reference))
+        ids = prompts.ids[prompts.rows]
+    return CalibrationPairs(str(place), len(captions), pictures, shades, ids, digest)

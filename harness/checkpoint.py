@@ -8,17 +8,23 @@ restored model must compute the same bits and have the same quantizer map; what 
 from __future__ import annotations
 
 import atexit
+import copy
 import hashlib
+import json
 import multiprocessing
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from harness import quantizers
+from harness import families, openclip, quantizers
 from harness.quantizers import QuantizerMap
 
 Form = Literal["pretrained", "mto"]
@@ -58,7 +64,7 @@ def save(model: nn.Module, folder: Path, form: Form) -> None:
     with quiet(), models.quiet_transformers():
         if form == "mto":
             mto.save(model, folder / "model.pth")
-            model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+            _save_configuration(model, folder)
         else:
             mto.enable_huggingface_checkpointing()
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -71,37 +77,72 @@ def restore(folder: Path, form: Form, how: Loading, dtype: torch.dtype = torch.f
     from harness import models
     from harness.quantize import attention_registered, quiet
 
-    config, cls = _configuration(folder)
-    config._attn_implementation = how.attn_implementation
-    with quiet(), models.quiet_transformers():
+    config: Any
+    cls: Any
+    if openclip.is_checkpoint(folder):
+        config, cls = openclip.configuration(folder)["model_cfg"], openclip.build
+    else:
+        config, cls = _configuration(folder)
+        config._attn_implementation = how.attn_implementation
+    build: Callable[[], nn.Module] = partial(cls, config)
+    if form == "pretrained" and how.hook:
+        mto.enable_huggingface_checkpointing()
+    with quiet(), models.quiet_transformers(), restored_once():
         with torch.device("meta"):
-            blank = cls(config)
+            blank = build()
         with attention_registered(blank, how.attention):
             if form == "mto":
-                model = cls(config).to(dtype)
-                return mto.restore(model, folder / "model.pth").eval()  # type: ignore[no-any-return]
-            if how.hook:
-                mto.enable_huggingface_checkpointing()
-            model = cls.from_pretrained(folder, config=config, dtype=dtype)
-    return model.eval()  # type: ignore[no-any-return]
+                model: nn.Module = mto.restore(build().to(dtype), folder / "model.pth")
+            else:
+                model = cls.from_pretrained(folder, config=config, dtype=dtype)
+    return model.eval()
+
+
+@contextmanager
+def restored_once() -> Iterator[None]:
+    """Within the block ModelOpt restores its state into the model that is loaded, and into none inside of it.
+
+    Its hook on ``_from_config`` (ModelOpt 0.47) finds the same folder in the configuration that a
+    ``CLIPTextModelWithProjection`` hands on to its ``CLIPTextModel`` (transformers 5), where modules have other names:
+    an ApplyModeError for every such checkpoint.
+    """
+    from transformers import PreTrainedModel
+
+    original = getattr(PreTrainedModel, "_modelopt_cache", {}).get("_from_config")
+    if original is None:
+        yield
+        return
+    with mock.patch.object(PreTrainedModel, "_from_config", classmethod(original.__func__)):
+        yield
+
+
+def forms_of(model: nn.Module) -> tuple[Form, ...]:
+    """The ways in which *model* can be saved: open_clip's classes have no ``save_pretrained``."""
+    return FORMS if hasattr(model, "save_pretrained") else ("mto",)
+
+
+def _save_configuration(model: Any, folder: Path) -> None:
+    """What ``restore`` needs to build the model anew, beside its weights."""
+    if hasattr(model, "open_clip_config"):
+        (folder / openclip.CONFIG).write_text(json.dumps({"model_cfg": model.open_clip_config}))
+        return
+    config = copy.deepcopy(model.config)
+    # ModelOpt's converted classes carry a prefix in their name.
+    config.architectures = [type(model).__name__.removeprefix("Quant")]
+    config.save_pretrained(folder)
 
 
 def _configuration(folder: Path) -> tuple[Any, Any]:
     import transformers
 
-    from harness import compat  # noqa: F401
-
     config = transformers.AutoConfig.from_pretrained(folder)
-    name = (config.architectures or ["CLIPModel"])[0]
-    # ModelOpt's converted classes carry a prefix in their name.
-    return config, getattr(transformers, name.removeprefix("Quant"))
+    return config, getattr(transformers, config.architectures[0].removeprefix("Quant"))
 
 
 def forward(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of one forward that are tensors, by name."""
+    """The embeddings of one forward, by tower."""
     with torch.no_grad():
-        outputs = model(**inputs)
-    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+        return families.forward(model, inputs)
 
 
 def digests(model: nn.Module) -> dict[str, str]:
@@ -116,7 +157,7 @@ def _restore_and_run(folder: Path, form: Form, how: Loading, inputs: dict[str, T
         model = restore(folder, form, how)
     except Exception as error:
         return Restored({}, (), f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
-    found = quantizers.quantizer_map(model, lambda m: m(**inputs))
+    found = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
     return Restored(forward(model, inputs), found, weights=digests(model))
 
 

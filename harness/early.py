@@ -54,11 +54,9 @@ class Evaluation:
         """The model on *block*, which is the *number*-th (from 0) of the task."""
         while number >= len(self._runs):
             model = self._model()
-            parameter = next(model.parameters())
-            device, dtype = parameter.device, parameter.dtype
             if self._texts is None:
-                self._texts = tasks.text_embeddings(model, self._task, self._batch_size, device)
-            images = tasks.image_embeddings(model, block, self._batch_size, device, dtype)
+                self._texts = tasks.text_embeddings(model, self._task, self._batch_size)
+            images = tasks.image_embeddings(model, block, self._batch_size)
             self._runs.append(TaskRun(self._task.name, tasks.score(block, images, self._texts), images, self._texts))
         return self._runs[number]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from harness import models, quantize, quantizers
+from harness import architectures, quantize, quantizers
 from harness.quantizers import QuantizerMap
 from harness.recipes import Recipe
 
@@ -71,7 +71,7 @@ def between(base: Recipe, head: Recipe, attention: str = "diffusers") -> Effect:
 
 @lru_cache(maxsize=len(ARCHITECTURES))
 def _blank(architecture: str) -> nn.Module:
-    return models.architecture(architecture)
+    return architectures.build(architecture)
 
 
 def _structure(architecture: str, recipe: Recipe, attention: str) -> tuple[QuantizerMap, Attributes]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from harness import (
     agreement,
+    architectures,
     baselines,
     blame,
     budgets,
@@ -32,6 +33,7 @@ from harness import (
     distribution,
     early,
     export,
+    families,
     gallery,
     inputs,
     layers,
@@ -39,6 +41,7 @@ from harness import (
     numerics,
     packed,
     provenance,
+    qat,
     quantize,
     quantizers,
     reach,
@@ -66,8 +69,6 @@ from harness.verdicts import Family, Verdict
 BASELINES = Path(__file__).parent.parent / "baselines"
 #: Pairs in the one batch that calls are counted and numerics are compared on.
 PROBED = 8
-#: Architectures that every recipe's structure is checked on, without weights.
-ARCHITECTURES = tuple(models.ARCHITECTURES)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,20 @@ def short_recipe(ref: str) -> str:
     return attribute if colon and module else ref.strip("/").replace("/", ".")
 
 
+def structures_of(options: Options) -> list[Case]:
+    """Every recipe on every published architecture of the models' families."""
+    names = [models.family_of(ref) for ref in options.clip_models]
+    known = dict.fromkeys(name for family in names for name in architectures.of_family(family))
+    return [Case(recipe, name) for recipe in options.recipes for name in known]
+
+
+def to_train(options: Options) -> list[Case]:
+    """The cases that are fine-tuned: those of the options, or one whose recipe fails on the stressed model."""
+    if options.is_default:
+        return [Case("int8", "embedded+outliers")]
+    return [Case(recipe, model) for model in options.clip_models for recipe in options.recipes]
+
+
 def metrics_of(options: Options) -> list[tuple[str, str]]:
     """(task, metric) pairs that the chosen tasks have, known from their layout alone.
 
@@ -163,7 +178,7 @@ class Quantized:
         return export.Exports(self.model, self.inputs)
 
     def _forward(self, model: nn.Module) -> object:
-        return model(**self.inputs)
+        return families.forward(model, self.inputs)
 
 
 class Gate:
@@ -226,6 +241,15 @@ class Gate:
         """Why there is no verdict on the case's recipe on this device, or None; *structure* needs no device."""
         return reach.not_gated(self.recipe(case), "cuda" if structure else self.device.type)
 
+    def lacks(self, case: Case, *, tower: str | None = None, accuracy: bool = False) -> str | None:
+        """Why the case's model has nothing to show in a *tower*, or in any task's *accuracy*; None where it has."""
+        reference = self.reference(case)
+        if tower is not None and tower not in families.of(reference.model).towers:
+            return f"{reference.name} has no {tower} tower"
+        if accuracy and reference.whole is None and len(families.of(reference.model).towers) == 1:
+            return f"{reference.name} is a single tower: give the checkpoint that it belongs to as DIR+CLASS"
+        return None
+
     def reference(self, case: Case) -> Reference:
         """The case's FP16 model, loaded once."""
         found: Reference = self._once(lambda: models.load(case.model, self.device), "reference", case.model)
@@ -262,7 +286,7 @@ class Gate:
             self._latest = None
             reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
             began = time.perf_counter()
-            batches = pairs.batches(self.device, reference.model.dtype, progress=self.options.progress)
+            batches = pairs.batches(self.device, reference.dtype, progress=self.options.progress)
             model = quantize.quantize(
                 reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention
             )
@@ -291,7 +315,7 @@ class Gate:
         records = {case: self._stored(case) for case in self.cases()}
         for case, record in records.items():
             self.calibration(case)
-            for task in self.tasks(case) if accuracy else ():
+            for task in self.tasks(case) if accuracy and not self.lacks(case, accuracy=True) else ():
                 for metric in task.metrics:
                     kept = None if isinstance(record, Missing) else record.task(task.name, metric)
                     observed = None if kept is None else (kept.lost + kept.won) / kept.count
@@ -303,9 +327,12 @@ class Gate:
 
         def take() -> QuantizerMap:
             found = self.quantized(case).map
-            problems = quantizers.check(found, self.recipe(case), left_out=self.left_out(case))
+            problems = quantizers.check(
+                found, self.recipe(case), left_out=self.left_out(case), **self._beyond_places(case)
+            )
             section = self.section(case, "insertion")
             section["map"] = [q.as_dict() for q in found]
+            section["not_covered"] = quantizers.not_covered(self.reference(case).model)
             section["problems"] = [asdict(p) for p in problems]
             return found
 
@@ -336,7 +363,7 @@ class Gate:
         """What the calibration data give at every place of the case's reference: one pass for all recipes."""
 
         def prepare() -> Magnitudes:
-            batches = self.calibration(case).batches(self.device, self.reference(case).model.dtype)
+            batches = self.calibration(case).batches(self.device, self.reference(case).dtype)
             return Magnitudes(quantize.insert(self.reference(case).model, self.options.attention), batches)
 
         found: Magnitudes = self._once(prepare, "magnitudes", case.model)
@@ -362,19 +389,45 @@ class Gate:
         found: QuantizerMap = self._once(insert, "places", case.model)
         return found
 
+    def unmatched(self, case: Case) -> list[Problem]:
+        """Patterns of the case's recipe that name no quantizer of its model."""
+        return quantizers.unmatched_patterns(self.places(case), self.recipe(case), **self._beyond_places(case))
+
+    def _beyond_places(self, case: Case) -> dict[str, Any]:
+        """What a pattern may mean though the case's model has no quantizer there: hidden blocks, the tower it lacks."""
+
+        def find() -> dict[str, Any]:
+            model = self.reference(case).model
+            towers = families.of(model).towers
+            found: QuantizerMap = ()
+            if len(towers) == 1:
+                whole = quantize.insert(architectures.build("embedded"), self.options.attention)
+                found = tuple(q for q in quantizers.quantizer_map(whole) if q.tower not in towers)
+            return {"hidden": families.hidden_in(model), "elsewhere": found}
+
+        found: dict[str, Any] = self._once(find, "beyond places", case.model)
+        return found
+
     def structure(self, case: Case) -> QuantizerMap:
         """The map of the recipe on an architecture without weights; ``case.model`` names the architecture."""
 
         def build() -> QuantizerMap:
-            blank: nn.Module = self._once(lambda: models.architecture(case.model), "architecture", case.model)
-            return quantizers.quantizer_map(quantize.structure(blank, self.recipe(case), self.options.attention))
+            made = quantize.structure(self._blank(case), self.recipe(case), self.options.attention)
+            return quantizers.quantizer_map(made)
 
         found: QuantizerMap = self._once(build, "structure", case.recipe, case.model)
         return found
 
+    def _blank(self, case: Case) -> nn.Module:
+        found: nn.Module = self._once(lambda: architectures.build(case.model), "architecture", case.model)
+        return found
+
     def structure_problems(self, case: Case) -> list[Problem]:
         """What is wrong with the recipe on an architecture without weights."""
-        return quantizers.check(self.structure(case), self.recipe(case), left_out=self.left_out(case), calibrated=False)
+        return quantizers.check(
+            self.structure(case), self.recipe(case), left_out=self.left_out(case), calibrated=False,
+            hidden=families.hidden_in(self._blank(case)),
+        )  # fmt: skip
 
     def packed_problems(self, case: Case) -> list[Problem]:
         """Where the numbers of the case's weights in a block format that needs CUDA are not the format's.
@@ -449,9 +502,7 @@ class Gate:
 
     def _evaluate(self, model: nn.Module, among: tuple[Task, ...]) -> dict[str, TaskRun]:
         return {
-            task.name: tasks.evaluate(
-                model, task, batch_size=self.options.batch_size, device=self.device, progress=self.options.progress
-            )
+            task.name: tasks.evaluate(model, task, batch_size=self.options.batch_size, progress=self.options.progress)
             for task in among
         }
 
@@ -603,7 +654,7 @@ class Gate:
     def _holds(self, case: Case, recipe: Recipe) -> bool:
         """Whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
         reference = self.reference(case)
-        batches = self.calibration(case).batches(self.device, reference.model.dtype)
+        batches = self.calibration(case).batches(self.device, reference.dtype)
         model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
         runs, before = self._evaluate(quantize.fold(model), self.tasks(case)), self.reference_runs(case)
         judged = [
@@ -619,6 +670,33 @@ class Gate:
             )
         ]
         return verdicts.family(judged).decision is verdicts.Decision.PASS and all(kept)
+
+    # -- quantization-aware training ----------------------------------------------------------------------------
+
+    def trained(self, case: Case) -> qat.Trained:
+        """The case's quantized model, fine-tuned."""
+
+        def tune() -> qat.Trained:
+            began = time.perf_counter()
+            found = qat.train(self.quantized(case).model, self.calibration(case), progress=self.options.progress)
+            self.section(case, "qat").update(seconds=round(time.perf_counter() - began, 1), losses=list(found.losses))
+            return found
+
+        made: qat.Trained = self._once(tune, "trained", case.model, case.recipe)
+        return made
+
+    def gains(self, case: Case) -> list[qat.Gain]:
+        """What fine-tuning won back on every metric on which the case's recipe does not pass."""
+        after = self._evaluate(quantize.fold(self.trained(case).model), self.tasks(case))
+        found = qat.gains(self.verdicts(case), self.quantized_runs(case), after)
+        self.section(case, "qat")["gains"] = [asdict(gain) for gain in found]
+        return found
+
+    def moved_ranges(self, case: Case) -> list[str]:
+        """Quantizers of the case's model that fine-tuning changed: their ranges by bits, and everything else."""
+        made = self.quantized(case)
+        after = quantizers.quantizer_map(self.trained(case).model, lambda m: families.forward(m, made.inputs))
+        return quantizers.diff(self.map(case), after, amax_tolerance=0.0)
 
     # -- beyond accuracy ----------------------------------------------------------------------------------------
 
@@ -654,7 +732,7 @@ class Gate:
         try:
             checkpoint.save(model, folder, form)
             expected = checkpoint.forward(model, inputs)
-            before = quantizers.quantizer_map(model, lambda m: m(**inputs))
+            before = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
             weights = checkpoint.digests(model)
         finally:
             model.to(self.device)
@@ -710,7 +788,7 @@ class Gate:
 
     def tower_forward(self, case: Case, model: nn.Module, tower: str) -> throughput.Forward:
         """A forward of one tower on a batch of the calibration data."""
-        batches = self.calibration(case).batches(self.device, self.reference(case).model.dtype)
+        batches = self.calibration(case).batches(self.device, self.reference(case).dtype)
         return throughput.forward_of(model, tower, next(iter(batches)))
 
     def add_rate(self, case: Case, tower: str, rate: float, *, reference: bool) -> None:
@@ -745,7 +823,7 @@ class Gate:
             "recipe": short_recipe(case.recipe),
             "model": short(case.model),
             "device": str(self.device_key),
-            "dtype": str(self.reference(case).model.dtype).removeprefix("torch."),
+            "dtype": str(self.reference(case).dtype).removeprefix("torch."),
         }
 
     # -- results ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ only a batch of one takes another kernel.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import compat  # noqa: F401  (before transformers)
+from harness import (
+    compat,  # noqa: F401  (before transformers)
+    families,
+)
 from harness.errors import UsageError
 
 #: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again on each pass.
@@ -63,14 +67,15 @@ class Resize:
 
 def over_pil(image_processor: Any) -> Any:
     """The image processor's implementation over PIL, with the same settings."""
+    name, kind = type(image_processor).__name__, type(image_processor).__module__.split(".")[-2]
+    if name.endswith("Pil"):
+        return image_processor
     try:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+        module = importlib.import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")
     except ImportError:  # transformers 4: the plain class is the one over PIL
         return image_processor
-    if isinstance(image_processor, CLIPImageProcessorPil):
-        return image_processor
     settings = {k: v for k, v in image_processor.to_dict().items() if k != "image_processor_type"}
-    return CLIPImageProcessorPil(**settings)
+    return getattr(module, f"{name.removesuffix('Fast')}Pil")(**settings)
 
 
 def _picture(array: Any) -> Any:
@@ -237,8 +242,8 @@ def _workers(pictures: int) -> int:
 class Prompts:
     """``m`` texts as token ids: each different one once, and where it belongs.
 
-    ``ids`` int64 (different, context) filled up with the tokenizer's padding, ``lengths`` int64 (different,) with
-    the begin and end tokens counted, ``rows`` int64 (m,) into ``ids``.
+    ``ids`` int64 (different, context) filled up with the tokenizer's padding, ``lengths`` int64 (different,) of
+    what the model must see (the begin and end tokens counted), ``rows`` int64 (m,) into ``ids``.
     """
 
     ids: Tensor
@@ -251,8 +256,7 @@ class Prompts:
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(positions in ``ids``, token ids (size, width)) in groups of one width; a last batch repeats its first row.
 
-        A CLIP text tower attends causally and reads the sentence at its end token, so what follows does not
-        matter and is cut off.  The width depends on the prompt alone, never on its neighbours.
+        The width depends on the prompt alone, never on its neighbours.
         """
         widths = (self.lengths + _WIDTH_STEP - 1).div(_WIDTH_STEP, rounding_mode="floor") * _WIDTH_STEP
         for width in sorted({int(w) for w in widths}):
@@ -261,25 +265,26 @@ class Prompts:
                 yield chosen, filled(self.ids[chosen, :width], size)
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], context: int) -> Prompts:
-    """*texts* as a CLIP text tower of *context* positions reads them; longer ones are cut, keeping the end token."""
+def tokenize(tokenizer: Any, texts: Sequence[str], context: int, causal: bool = True) -> Prompts:
+    """*texts* as a text tower of *context* positions reads them; longer ones are cut, keeping the end token.
+
+    A *causal* tower, CLIP's, reads the sentence at its end token: what follows does not matter and need not be
+    computed.  Another reads all of it.
+    """
     different = list(dict.fromkeys(texts))
     row = {text: index for index, text in enumerate(different)}
-    done = tokenizer(different, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
-    return Prompts(done["input_ids"], done["attention_mask"].sum(1), torch.tensor([row[text] for text in texts]))
+    done = tokenizer(
+        different, padding="max_length", truncation=True, max_length=context, return_tensors="pt",
+        return_attention_mask=True,
+    )  # fmt: skip
+    ids = done["input_ids"]
+    lengths = done["attention_mask"].sum(1) if causal else torch.full((len(ids),), context)
+    return Prompts(ids, lengths, torch.tensor([row[text] for text in texts]))
 
 
 def filled(batch: Tensor, size: int) -> Tensor:
     """*batch* with its first row repeated up to *size* rows."""
     return batch if len(batch) == size else torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
-
-
-def feature(output: Any) -> Tensor:
-    """The projected feature in what ``get_image_features`` or ``get_text_features`` returns: (n, d).
-
-    A tensor up to transformers 4.57, an output object whose ``pooler_output`` it is from 5 on.
-    """
-    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def pixel_values(pictures: Tensor, table: Tensor) -> Tensor:
@@ -328,35 +333,45 @@ def _is_half_on_cpu(x: Tensor) -> bool:
 @torch.no_grad()
 @half_products()
 def embed_images(
-    model: nn.Module, batches: Iterable[Tensor], table: Tensor, size: int, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    table: Tensor,
+    size: int,
+    projection: nn.Module | None = None,
 ) -> Tensor:
     """Unit embeddings of uint8 picture batches: float32 (n, d) on the CPU.
 
-    The model's output is taken as it is and normalised in double precision, so that no step after the model adds
-    an error of its own.
+    The model's output, through *projection* if there is one, is normalised in double precision, so that no step after
+    the model adds an error of its own.
     """
-    table = table.to(device, dtype)
+    parameter = next(model.parameters())
+    table = table.to(parameter.device, parameter.dtype)
     found = []
     for batch in batches:
-        pixels = pixel_values(filled(batch, size).to(device), table)
-        output = feature(model.get_image_features(pixel_values=pixels))  # type: ignore[operator]
+        pixels = pixel_values(filled(batch, size).to(parameter.device), table)
+        output = _projected(families.encode(model, "vision", pixels), projection)
         found.append(unit(output[: len(batch)].cpu()))
     return torch.cat(found)
 
 
 @torch.no_grad()
 @half_products()
-def embed_texts(model: nn.Module, prompts: Prompts, size: int, device: torch.device) -> Tensor:
+def embed_texts(model: nn.Module, prompts: Prompts, size: int, projection: nn.Module | None = None) -> Tensor:
     """Unit embeddings of *prompts*, in their order: float32 (m, d) on the CPU."""
+    device = next(model.parameters()).device
     found: Tensor | None = None
     for chosen, ids in prompts.batches(size):
-        output = feature(model.get_text_features(input_ids=ids.to(device)))  # type: ignore[operator]
+        output = _projected(families.encode(model, "text", ids.to(device)), projection)
         part = unit(output[: len(chosen)].cpu())
         if found is None:
             found = torch.empty(len(prompts.ids), part.shape[1])
         found[chosen] = part
     assert found is not None, "a task has prompts"
     return found[prompts.rows]
+
+
+def _projected(features: Tensor, projection: nn.Module | None) -> Tensor:
+    return features if projection is None else projection(features)
 
 
 def unit(features: Tensor) -> Tensor:

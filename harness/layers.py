@@ -25,13 +25,12 @@ def layer_errors(
     * ``sqnr_db`` = 10 log10(sum r^2 / sum (r - q)^2): signal to quantization noise, infinite where r and q are equal;
     * ``cosine``: the mean over positions of the cosine between r and q along the hidden dimension.
 
-    The error of a layer contains that of the layers before it.  Positions that ``attention_mask`` leaves out do not
-    count in the text tower.
+    The error of a layer contains that of the layers before it.
 
     Args:
         reference_model: a model of a known family.
         quantized_model: its quantized copy.
-        inputs: keyword arguments of one forward of every tower (``pixel_values``, ``input_ids``, ...).
+        inputs: of one forward of every tower (``pixel_values``, ``input_ids``).
 
     Returns:
         JSON records in module order: ``module``, ``tower``, ``layer``, ``sqnr_db``, ``cosine``.
@@ -48,8 +47,7 @@ def layer_errors(
     rows = []
     for module, r in expected.items():
         tower = families.tower_of(family, module)
-        mask = inputs.get("attention_mask") if tower == "text" else None
-        sqnr, cosine = errors(r, found[module], mask)
+        sqnr, cosine = errors(r, found[module])
         rows.append(
             {
                 "module": module,
@@ -62,15 +60,9 @@ def layer_errors(
     return rows
 
 
-def errors(reference: Tensor, quantized: Tensor, mask: Tensor | None = None) -> tuple[float, float]:
-    """(SQNR in dB, mean cosine) of *quantized* against *reference*, both (..., hidden) of any float dtype.
-
-    *mask* (...) chooses the positions that count.
-    """
+def errors(reference: Tensor, quantized: Tensor) -> tuple[float, float]:
+    """(SQNR in dB, mean cosine) of *quantized* against *reference*, both (..., hidden) of any float dtype."""
     r, q = (t.detach().double().reshape(-1, t.shape[-1]) for t in (reference, quantized))
-    if mask is not None:
-        keep = mask.reshape(-1).bool()
-        r, q = r[keep], q[keep]
     signal, noise = float(r.square().sum()), float((r - q).square().sum())
     cosine = float(torch.nn.functional.cosine_similarity(r, q, dim=-1).mean())
     if noise == 0:
@@ -94,7 +86,7 @@ def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     hooks = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
     try:
         with torch.inference_mode():
-            model(**inputs)
+            families.forward(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -54,7 +54,7 @@ def observe(model: nn.Module, forward: Callable[[nn.Module], object] | None = No
     hooks = [q.register_forward_hook(watch(name)) for name, q in tensor_quantizers(model).items()]
     try:
         with torch.no_grad():
-            (forward or (lambda m: m(**families.sample_inputs(m))))(model)
+            (forward or (lambda m: families.forward(m, families.sample_inputs(m))))(model)
     finally:
         for hook in hooks:
             hook.remove()

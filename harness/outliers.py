@@ -76,18 +76,18 @@ def plant(model: nn.Module, outliers: Outliers | None = None) -> dict[str, list[
     """
     outliers = outliers or Outliers()
     planted: dict[str, list[int]] = {}
-    for number, (tower, prefixes) in enumerate(families.of(model).towers.items()):
+    for number, (side, tower) in enumerate(families.of(model).towers.items()):
         found = False
         for path, norm in list(model.named_modules()):
             holder, _, name = path.rpartition(".")
-            if name not in READERS or not path.startswith(prefixes) or not isinstance(norm, nn.LayerNorm):
+            if name not in READERS or not path.startswith(tower.prefixes) or not isinstance(norm, nn.LayerNorm):
                 continue
             layer = model.get_submodule(holder)
             channels = outliers.channels(norm.normalized_shape[-1], number)
             _scale(norm, [layer.get_submodule(reader) for reader in READERS[name]], channels, outliers.factor)
             planted[path], found = channels, True
         if not found:
-            raise ValueError(f"the {tower} tower of {type(model).__name__} has no {' or '.join(READERS)} to plant in")
+            raise ValueError(f"the {side} tower of {type(model).__name__} has no {' or '.join(READERS)} to plant in")
     return planted
 
 

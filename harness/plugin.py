@@ -231,7 +231,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a recipe and model, and where asked for, a metric or an architecture."""
     # A test that has its own fixture or parameter of that name is none of the gate's suites.
     own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark.args[0])}
-    wanted = {"case", "structure_case", "weights_case", "model_case", "metric"} & set(metafunc.fixturenames)
+    known = {"case", "structure_case", "weights_case", "model_case", "trained_case", "metric"}
+    wanted = known & set(metafunc.fixturenames)
     wanted -= own | set(metafunc._arg2fixturedefs)
     if not wanted:
         return
@@ -242,10 +243,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     recipes, models = options.recipes, options.clip_models
     ways = {
         "case": [gate.Case(r, m) for m in models for r in recipes],
-        "structure_case": [gate.Case(r, a) for r in recipes for a in gate.ARCHITECTURES],
+        "structure_case": gate.structures_of(options),
         # No default recipe has a block format that needs CUDA.
         "weights_case": [gate.Case(r, m) for m in models for r in recipes if r not in DEFAULT],
         "model_case": [gate.Case(recipes[0], m) for m in models],
+        "trained_case": gate.to_train(options),
     }
     for name in wanted - {"metric"}:
         ids = [gate.short(c.model) if name == "model_case" else c.id for c in ways[name]]
@@ -287,12 +289,15 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this device or this gate has no verdict on, with the reason; its structure is checked all the same."""
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if _GATE not in item.config.stash or not {"case", "structure_case", "weights_case"} & set(params):
+    params: Any = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    kinds = ("case", "structure_case", "weights_case", "model_case", "trained_case")
+    found = [name for name in kinds if name in params]
+    if _GATE not in item.config.stash or not found:
         return
-    gate = item.config.stash[_GATE]
-    case: Any = params.get("case") or params.get("structure_case") or params["weights_case"]
-    reason = gate.not_gated(case, structure="case" not in params)
+    gate, case = item.config.stash[_GATE], params[found[0]]
+    reason = None if "model_case" in found else gate.not_gated(case, structure="case" not in found)
+    if reason is None and "structure_case" not in found:
+        reason = gate.lacks(case, tower=params.get("tower"), accuracy="metric" in params)
     if reason:
         pytest.skip(f"not gated: {reason}")
 

@@ -87,12 +87,12 @@ def _diffusers_attention() -> Any:
 
 
 def forward_loop_over(batches: Iterable[Batch]) -> ForwardLoop:
-    """A ModelOpt ``forward_loop`` that feeds each batch (pixel_values and input_ids) to the whole model."""
+    """A ModelOpt ``forward_loop`` that feeds each batch (pixel_values and input_ids) to every tower."""
 
     def loop(model: nn.Module) -> None:
         with torch.no_grad(), inputs.half_products():
             for batch in batches:
-                model(**batch)
+                families.forward(model, batch)
 
     return loop
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -128,10 +128,10 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
 
     Args:
         model: a model that ModelOpt converted, on any device, ``meta`` included.
-        forward: runs one forward of every tower; by default ``families.sample_inputs`` go through the whole model.
+        forward: runs one forward of every tower; by default of ``families.sample_inputs``.
     """
     family = families.of(model)
-    run = forward or (lambda m: m(**families.sample_inputs(m)))
+    run = forward or (lambda m: families.forward(m, families.sample_inputs(m)))
     calls = count_calls(model, run)
     found = []
     for name, quantizer in tensor_quantizers(model).items():
@@ -145,7 +145,7 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
                 tower=families.tower_of(family, holder),
                 layer=families.layer_of(holder),
                 module_class=_original_class(module),
-                module_kind=_module_kind(module, kind, holder),
+                module_kind=_module_kind(family, module, kind, holder),
                 format=format_name(quantizer),
                 granularity=granularity(quantizer),
                 enabled=bool(quantizer.is_enabled),
@@ -171,11 +171,13 @@ def _original_class(module: nn.Module) -> str:
     return next(c.__name__ for c in type(module).__mro__ if not c.__module__.startswith("modelopt."))
 
 
-def _module_kind(module: nn.Module, kind: str, path: str) -> str:
+def _module_kind(family: families.Family, module: nn.Module, kind: str, path: str) -> str:
     if kind in ATTENTION_KINDS:
         return "attention"
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and re.search(family.patch_embedding, path):
+        return "patch_embedding"
     if isinstance(module, nn.Conv2d):
-        return "patch_embedding" if "patch_embed" in path else "conv"
+        return "conv"
     classes = {nn.Linear: "linear", nn.Embedding: "embedding", nn.LayerNorm: "layernorm"}
     return next((label for cls, label in classes.items() if isinstance(module, cls)), type(module).__name__.lower())
 
@@ -210,7 +212,13 @@ def _dynamic_blocks(quantizer: Any) -> bool:
 
 
 def check(
-    quantizers: QuantizerMap, recipe: Recipe, *, left_out: Iterable[tuple[str, str]] = (), calibrated: bool = True
+    quantizers: QuantizerMap,
+    recipe: Recipe,
+    *,
+    left_out: Iterable[tuple[str, str]] = (),
+    calibrated: bool = True,
+    hidden: Mapping[str, str] | None = None,
+    elsewhere: QuantizerMap = (),
 ) -> list[Problem]:
     """All invariants of one map.
 
@@ -219,8 +227,11 @@ def check(
         recipe: what was asked for.
         left_out: (tower, module kind) pairs that the budgets file declares to stay unquantized.
         calibrated: False for a model on the meta device, which can hold no amax.
+        hidden: see :func:`unmatched_patterns`.
+        elsewhere: see :func:`unmatched_patterns`.
     """
-    problems = [*unmatched_patterns(quantizers, recipe), *overridden_patterns(quantizers, recipe)]
+    problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere)
+    problems += overridden_patterns(quantizers, recipe)
     problems += uncovered(quantizers, left_out)
     problems += broken_attention(quantizers, recipe, left_out)
     problems += never_run(quantizers)
@@ -244,16 +255,23 @@ def matched(quantizers: QuantizerMap, entry: Entry) -> set[str]:
     return found
 
 
-def unmatched_patterns(quantizers: QuantizerMap, recipe: Recipe) -> list[Problem]:
+def unmatched_patterns(
+    quantizers: QuantizerMap,
+    recipe: Recipe,
+    hidden: Mapping[str, str] | None = None,
+    elsewhere: QuantizerMap = (),
+) -> list[Problem]:
     """Patterns of the recipe that name no quantizer of the model (S8).
 
     A pattern that only switches off and that the recipe imports belongs to a deny-list shared between families; it
-    may match nothing.  One that the recipe's author wrote may not.
+    may match nothing.  One that the recipe's author wrote may not, unless it speaks of quantizers *elsewhere*: those of
+    the tower that the model, a single one, lacks.  *hidden* are the model's blocks that ModelOpt cannot quantize
+    (``families.hidden_in``): what asks for quantizers around attention may mean them.
     """
     problems = []
     for number, entry in enumerate(recipe.entries, 1):
         shared = not entry.enable and recipe.path is not None and not entry.origin.startswith(str(recipe.path))
-        if shared or matched(quantizers, entry):
+        if shared or matched(quantizers, entry) or matched(elsewhere, entry):
             continue
         problems.append(
             Problem(
@@ -261,7 +279,7 @@ def unmatched_patterns(quantizers: QuantizerMap, recipe: Recipe) -> list[Problem
                 f"entry {number} of recipe {recipe.name}, {entry.pattern!r} ({entry.origin}), matches none of the "
                 f"{len(quantizers)} quantizers of this model{_of_class(entry)}.",
                 (),
-                _unmatched_hint(entry.pattern, quantizers),
+                _unmatched_hint(entry.pattern, quantizers, hidden or {}),
             )
         )
     return problems
@@ -271,9 +289,12 @@ def _of_class(entry: Entry) -> str:
     return f" (only those of {entry.parent_class} modules asked)" if entry.parent_class else ""
 
 
-def _unmatched_hint(pattern: str, quantizers: QuantizerMap) -> str:
+def _unmatched_hint(pattern: str, quantizers: QuantizerMap, hidden: Mapping[str, str]) -> str:
     import difflib
 
+    if hidden and "bmm" in pattern and not any(q.module_kind == "attention" for q in quantizers):
+        path, reason = next(iter(hidden.items()))
+        return f"{path} and {len(hidden) - 1} more: {reason}."
     if "bmm2_output" in pattern:
         return "ModelOpt's own attention class has no output quantizer. Register diffusers': --attention diffusers"
     if "p_bmm" in pattern:
@@ -352,6 +373,15 @@ def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()
             )
         )
     return problems
+
+
+def not_covered(model: nn.Module) -> list[str]:
+    """What of *model* no recipe can quantize, a line each tower and reason: which blocks, and why."""
+    family = families.of(model)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path, reason in families.hidden_in(model).items():
+        found[families.tower_of(family, path), reason].append(path)
+    return [f"{tower} {' '.join(collapse(paths))}: {reason}" for (tower, reason), paths in found.items()]
 
 
 def broken_attention(

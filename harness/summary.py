@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,9 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
             _row(terminal, row, columns, every, name_width)
         for line in cases.export_lines(case):
             terminal.write_line(middle(f"  {shown(line, None)}", width))
+        for line in cases.not_covered(case):
+            terminal.write_line(textwrap.fill(f"not covered: {shown(line, None)}", width, initial_indent="  ",
+                                              subsequent_indent="    "))  # fmt: skip
 
 
 def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from harness import inputs, samples
+from harness import families, inputs, samples
 from harness.errors import UsageError
 from harness.inputs import Pictures, Prompts, TakenPictures
 from harness.samples import CLASSIFICATION, Samples
@@ -90,6 +90,23 @@ class TaskRun:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """What a single tower lacks for a task, taken from the whole checkpoint that it was cut out of.
+
+    ``embeddings`` are unit embeddings by tower, float32 (n, d), of the pictures or of the candidates in words;
+    ``projection`` is that of the tower itself where it has none.
+    """
+
+    embeddings: dict[str, npt.NDArray[np.float32]]
+    projection: nn.Module | None
+
+    def of(self, chosen: Any) -> Completion:
+        """The same for the pictures *chosen* (an index of NumPy's)."""
+        embeddings = {k: v[chosen] if k == "vision" else v for k, v in self.embeddings.items()}
+        return dataclasses.replace(self, embeddings=embeddings)
+
+
+@dataclass(frozen=True)
 class Task:
     """A data set with its metrics, its pictures resized and its prompts tokenized for one reference.
 
@@ -109,6 +126,12 @@ class Task:
     clusters: npt.NDArray[np.int32]  #: (pictures,)
     classes: tuple[str, ...] = ()
     start: int = 0  #: position of the first picture in the whole data set
+    completion: Completion | None = None  #: what the reference, a single tower, lacks
+
+    @property
+    def projection(self) -> nn.Module | None:
+        """What takes a tower's embedding to the space in common, where the tower does not do it itself."""
+        return None if self.completion is None else self.completion.projection
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -137,6 +160,7 @@ class Task:
             labels=self.labels[part],
             clusters=self.clusters[part],
             start=self.start + start,
+            completion=self.completion and self.completion.of(part),
         )
 
 
@@ -152,6 +176,7 @@ def take(task: Task, positions: npt.NDArray[np.int64]) -> Task:
         pictures=task.pictures.take(positions.tolist()),
         labels=task.labels[positions],
         clusters=task.clusters[positions],
+        completion=task.completion and task.completion.of(positions),
     )
 
 
@@ -182,7 +207,7 @@ def load_tasks(names: Sequence[str] | None, data_root: Path | None, reference: R
             raise UsageError(f"--tasks {name}", "needs to know where its data lie", mend)
         else:
             found = samples.load(name, data_root, resize)
-        tasks.append(prepare(found, resize, reference))
+        tasks.append(completed(prepare(found, resize, reference), reference))
     return tuple(tasks)
 
 
@@ -206,7 +231,9 @@ def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task
         data_hash=found.hash,
         pictures=Pictures(found.dataset, found.ids, resize.shape, found.place),
         shades=inputs.shades(reference.image_processor),
-        prompts=inputs.tokenize(reference.tokenizer, texts, context_of(reference.model)),
+        prompts=inputs.tokenize(
+            reference.tokenizer, texts, context_of(reference), families.of(reference.model).text_is_causal
+        ),
         first_text=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         labels=found.labels,
         clusters=found.clusters,
@@ -214,9 +241,22 @@ def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task
     )
 
 
-def context_of(model: Any) -> int:
-    """Positions of the text tower."""
-    return int(model.config.text_config.max_position_embeddings)
+def completed(task: Task, reference: Reference) -> Task:
+    """*task* with what *reference* lacks for it, if that is a single tower of a whole checkpoint."""
+    if reference.whole is None:
+        return task
+    towers = families.of(reference.model).towers
+    runs = {"vision": image_embeddings, "text": text_embeddings}
+    size = inputs.default_batch_size(reference.device)
+    found = {name: run(reference.whole, task, size) for name, run in runs.items() if name not in towers}
+    (own,) = towers.values()
+    projection = getattr(reference.whole, own.completed_by) if own.completed_by else None
+    return dataclasses.replace(task, completion=Completion(found, projection))
+
+
+def context_of(reference: Reference) -> int:
+    """Positions of the text tower, of the whole checkpoint where the reference is a part of it."""
+    return families.sizes(reference.whole or reference.model).context
 
 
 def evaluate(
@@ -224,46 +264,42 @@ def evaluate(
     task: Task,
     *,
     batch_size: int | None = None,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
     keep_scores: bool = True,
     progress: bool = False,
 ) -> TaskRun:
-    """Run *model* (a Hugging Face ``CLIPModel``, quantized or not) over *task*.
+    """Run *model* (of a known family, quantized or not) over *task*, where it lies and in its own dtype.
 
     Args:
         model: in evaluation mode.
         task: from :func:`load_tasks`.
         batch_size: rows a forward, at least 2 (a single row takes another kernel); by default what the device likes.
-        device: where the model lies; its own by default.
-        dtype: of the pixels; the model's own by default.
         keep_scores: keep the (n, m) logits; large tasks do without.
         progress: show a bar over the pictures.
     """
-    parameter = next(model.parameters())
-    device, dtype = device or parameter.device, dtype or parameter.dtype
-    size = max(2, batch_size or inputs.default_batch_size(device))
-    images = image_embeddings(model, task, size, device, dtype, progress)
-    texts = text_embeddings(model, task, size, device)
+    size = max(2, batch_size or inputs.default_batch_size(next(model.parameters()).device))
+    images = image_embeddings(model, task, size, progress)
+    texts = text_embeddings(model, task, size)
     return TaskRun(task.name, score(task, images, texts, keep_scores), images, texts)
 
 
-def image_embeddings(
-    model: nn.Module, task: Task, size: int, device: torch.device, dtype: torch.dtype, progress: bool = False
-) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the task's pictures: float32 (pictures, d)."""
+def image_embeddings(model: nn.Module, task: Task, size: int, progress: bool = False) -> npt.NDArray[np.float32]:
+    """Unit embeddings of the task's pictures, *size* rows a forward: float32 (pictures, d)."""
+    if task.completion and "vision" in task.completion.embeddings:
+        return task.completion.embeddings["vision"]
     stop = task.start + len(task.sample_ids)
     batches: Iterable[Tensor] = task.pictures.batches(size, task.start, stop)
     if progress:
         from tqdm import tqdm
 
         batches = tqdm(batches, total=-(-len(task.sample_ids) // size), desc=task.name, leave=False, unit="batch")
-    return inputs.embed_images(model, batches, task.shades, size, device, dtype).numpy()
+    return inputs.embed_images(model, batches, task.shades, size, task.projection).numpy()
 
 
-def text_embeddings(model: nn.Module, task: Task, size: int, device: torch.device) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the candidates in words: float32 (classes or captions, d)."""
-    found = inputs.embed_texts(model, task.prompts, size, device)
+def text_embeddings(model: nn.Module, task: Task, size: int) -> npt.NDArray[np.float32]:
+    """Unit embeddings of the candidates in words, *size* rows a forward: float32 (classes or captions, d)."""
+    if task.completion and "text" in task.completion.embeddings:
+        return task.completion.embeddings["text"]
+    found = inputs.embed_texts(model, task.prompts, size, task.projection)
     if task.kind != CLASSIFICATION:
         return found.numpy()
     classes = len(task.first_text) - 1
@@ -366,23 +402,22 @@ class Encoder:
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """*texts* as int64 (n, context)."""
-        context = context_of(self._model)
+        context = families.sizes(self._model).context
         ids = self._tokenizer(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
         return ids["input_ids"]  # type: ignore[no-any-return]
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """float32 (n, d) of model inputs (n, 3, h, w)."""
-        return self._encode(pixels, "get_image_features", "pixel_values")
+        return self._encode(pixels, "vision")
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """float32 (n, d) of token ids (n, context)."""
-        return self._encode(ids, "get_text_features", "input_ids")
+        return self._encode(ids, "text")
 
     @inputs.half_products()
-    def _encode(self, batch: Tensor, method: str, argument: str) -> Tensor:
-        forward = getattr(self._model, method)
+    def _encode(self, batch: Tensor, tower: str) -> Tensor:
         parts = [
-            inputs.feature(forward(**{argument: inputs.filled(part, self._size)}))[: len(part)]
+            families.encode(self._model, tower, inputs.filled(part, self._size))[: len(part)]
             for part in torch.split(batch, self._size)
         ]
         return torch.cat(parts).float()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness import families
 from harness.inputs import half_products
 
 #: Rounds after which a forward of a few milliseconds is known to a few percent.
@@ -25,21 +26,15 @@ class Forward:
 
 
 def forward_of(model: nn.Module, tower: str, batch: Mapping[str, Tensor]) -> Forward:
-    """A forward of *tower* (``vision`` or ``text``) of a CLIP model over the pictures or words of *batch*.
+    """A forward of *tower* (``vision`` or ``text``) over the pictures or words of *batch*.
 
     It runs as it does over the tasks: see :func:`harness.inputs.half_products` for a CPU without FP16 arithmetic.
     """
-    if tower == "vision":
-        encode: Any = model.get_image_features
-        inputs = {"pixel_values": batch["pixel_values"]}
-    else:
-        encode = model.get_text_features
-        inputs = {"input_ids": batch["input_ids"]}
-    tensor = next(iter(inputs.values()))
+    tensor = batch[families.INPUTS[tower]]
 
     def run() -> None:
         with torch.inference_mode(), half_products():
-            encode(**inputs)
+            families.encode(model, tower, tensor)
         if tensor.is_cuda:
             torch.cuda.synchronize(tensor.device)
 

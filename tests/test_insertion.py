@@ -13,7 +13,7 @@ pytestmark = pytest.mark.insertion
 
 def test_every_pattern_matches(gate: Gate, case: Case, check: Check) -> None:
     """Every pattern of the recipe names at least one quantizer of the model."""
-    check.problems(quantizers.unmatched_patterns(gate.places(case), gate.recipe(case)))
+    check.problems(gate.unmatched(case))
 
 
 def test_no_pattern_is_overridden(gate: Gate, case: Case, check: Check) -> None:

@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from harness import families
 from harness.export import graph, modelopt, parity
 from harness.export.forms import NoFormError
 from harness.export.gated import check
@@ -33,7 +34,7 @@ class Exports:
     def no_form(self) -> str | None:
         """Why standard ONNX cannot express the model, or None."""
         try:
-            for tower in graph.TOWERS:
+            for tower in families.of(self.model).towers:
                 graph.forms_of(self.model, tower)
         except NoFormError as reason:
             return str(reason)
@@ -53,7 +54,7 @@ class Exports:
         """What is wrong in the graphs of ModelOpt's own export, its domain made standard; or why there are none."""
         found = []
         # The smaller tower first: where one does not export, neither does the other.
-        for tower in reversed(graph.TOWERS):
+        for tower in reversed(families.of(self.model).towers):
             try:
                 proto = modelopt.published(self.model, tower)
             except Exception as error:
@@ -76,6 +77,6 @@ class Exports:
     def answers(self, task: Task) -> Answers:
         """A classification task through both graphs."""
         if task.name not in self._answers:
-            graphs = {tower: self.graph(tower) for tower in graph.TOWERS}
+            graphs = {tower: self.graph(tower) for tower in families.of(self.model).towers}
             self._answers[task.name] = parity.answers(graphs, self.single, task)
         return self._answers[task.name]

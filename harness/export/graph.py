@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import families, inputs
+from harness import families
 from harness.export import forms
 from harness.export.forms import Form, NoFormError
 from harness.quantize import quiet, torch_functions_kept
 from harness.quantizers import collapse, tensor_quantizers
 
 #: tower -> the name of its input
-TOWERS = {"vision": "pixel_values", "text": "input_ids"}
+TOWERS = families.INPUTS
 OUTPUT = "features"
 #: The opset that is written; blocks and INT4 need the next one, which changes no operator that these graphs use.
 OPSET = 20
@@ -168,17 +168,16 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = 
 
 
 class Tower(nn.Module):
-    """One tower of a ``CLIPModel``, from its input to the projected feature."""
+    """One tower of a model, from its input to its embedding."""
 
     def __init__(self, model: nn.Module, tower: str) -> None:
         super().__init__()
-        self.model: Any = model
-        self._encode = "get_image_features" if tower == "vision" else "get_text_features"
-        self._argument = TOWERS[tower]
+        self.model = model
+        self._tower = tower
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, d) of pixels (batch, 3, h, w) or token ids (batch, sequence)."""
-        return inputs.feature(getattr(self.model, self._encode)(**{self._argument: x}))
+        return families.encode(self.model, self._tower, x)
 
 
 def traced(model: nn.Module, tower: str, example: Tensor, **more: Any) -> onnx.ModelProto:

@@ -262,15 +262,15 @@ def answers(graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task,
     """The first *n* samples of a classification *task*, answered by the graphs and by torch.
 
     Args:
-        graphs: both towers in float32.
+        graphs: every tower of the model in float32.
         model: from :func:`single`.
         task: from ``harness.tasks``.
         n: pictures; every class is a candidate.
     """
     part = task.subset(0, min(n, len(task.sample_ids)))
-    runtimes = {tower: Runtimes(graphs[tower], model, tower) for tower in TOWERS}
-    images = _pictures(part, runtimes["vision"])
-    texts = _classes(part, runtimes["text"])
+    runtimes = {tower: Runtimes(proto, model, tower) for tower, proto in graphs.items()}
+    images = _pictures(part, runtimes["vision"]) if "vision" in runtimes else _given(part, "vision")
+    texts = _classes(part, runtimes["text"]) if "text" in runtimes else _given(part, "text")
     (metric,) = part.metrics
     theirs, given, alone = (tasks.score(part, i.numpy(), t.numpy())[metric] for i, t in zip(images, texts, strict=True))
     towers = tuple(runtime.parity for runtime in runtimes.values())
@@ -291,13 +291,26 @@ def answers(graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task,
 Three = tuple[Tensor, Tensor, Tensor]
 
 
+def _given(task: Task, tower: str) -> Three:
+    """What the model, a single tower, leaves to the other one of its checkpoint."""
+    assert task.completion is not None
+    found = torch.from_numpy(task.completion.embeddings[tower])
+    return found, found, found
+
+
+def _unit(task: Task, features: Tensor) -> Tensor:
+    """Unit embeddings of features, projected where the model has no projection of its own."""
+    with torch.no_grad():
+        return inputs.unit(features if task.projection is None else copy.deepcopy(task.projection).float()(features))
+
+
 def _pictures(task: Task, run: Runtimes) -> Three:
     """Unit embeddings of the pictures: the runtime's, torch's given its codes, torch's alone; float32 (n, d) each."""
     parts = []
     for batch in task.pictures.batches(ROWS, task.start, task.start + len(task.sample_ids)):
         pixels = inputs.pixel_values(batch, task.shades.float())
         parts.append(run.both(pixels))
-    theirs, given, alone = (inputs.unit(torch.cat(side)) for side in zip(*parts, strict=True))
+    theirs, given, alone = (_unit(task, torch.cat(side)) for side in zip(*parts, strict=True))
     return theirs, given, alone
 
 
@@ -306,7 +319,7 @@ def _classes(task: Task, run: Runtimes) -> Three:
     sides: list[dict[int, Tensor]] = [{}, {}, {}]
     for chosen, ids in task.prompts.batches(ROWS):
         for side, features in zip(sides, run.both(ids), strict=True):
-            side.update(zip(chosen.tolist(), inputs.unit(features), strict=False))
+            side.update(zip(chosen.tolist(), _unit(task, features), strict=False))
     theirs, given, alone = (_of_classes(task, side) for side in sides)
     return theirs, given, alone
 

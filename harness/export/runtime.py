@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: sessions, and a graph's two towers in the place of a model."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
-
-from harness.export.graph import TOWERS
 
 #: What a wrong answer is blamed on.
 RUNTIME = f"ONNX Runtime {importlib.metadata.version('onnxruntime')}"
@@ -32,22 +29,3 @@ def session(proto: onnx.ModelProto, optimize: bool = False, threads: int = 0) ->
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
-
-
-class Exported:
-    """Both towers in ONNX Runtime, answering as a ``CLIPModel`` does where ``harness.tasks`` asks."""
-
-    def __init__(self, graphs: dict[str, onnx.ModelProto], *, optimize: bool = False) -> None:
-        self.sessions = {tower: session(proto, optimize) for tower, proto in graphs.items()}
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """(batch, d) of pixels (batch, 3, h, w)."""
-        return self._run("vision", pixel_values)
-
-    def get_text_features(self, input_ids: Tensor) -> Tensor:
-        """(batch, d) of token ids (batch, sequence)."""
-        return self._run("text", input_ids)
-
-    def _run(self, tower: str, x: Tensor) -> Tensor:
-        (features,) = self.sessions[tower].run(None, {TOWERS[tower]: x.cpu().numpy()})
-        return torch.from_numpy(features)

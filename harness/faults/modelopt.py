@@ -109,7 +109,7 @@ def _left_swapped(_: Site) -> Iterator[None]:
     block: Any = next(m for m in stray.modules() if hasattr(m, "q_bmm_quantizer"))
     with quantize.torch_functions_kept(), replaced((block.out_proj, "forward", _raise)):
         with contextlib.suppress(ArithmeticError), torch.no_grad():
-            stray(**families.sample_inputs(stray))
+            families.forward(stray, families.sample_inputs(stray))
         yield
 
 

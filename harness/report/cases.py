@@ -85,6 +85,11 @@ def problems(case: Json) -> list[Json]:
     return (case.get("insertion") or {}).get("problems") or []
 
 
+def not_covered(case: Json) -> list[str]:
+    """What of the model no recipe can quantize, and why."""
+    return (case.get("insertion") or {}).get("not_covered") or []
+
+
 def export_faults(case: Json) -> list[str]:
     """What of the exported graphs does not hold, a few words each; the runtime's own defects are none of these."""
     found = case.get("export") or {}

@@ -79,6 +79,7 @@ def view(case: Json, anchor: str) -> Json:
         "beyond": (case.get("accuracy") or {}).get("beyond") or {},
         "changed": list(gallery(case)),
         "problems": cases.problems(case),
+        "not_covered": cases.not_covered(case),
         "mismatches": cases.mismatches(case),
         "grids": grid.grids(case),
         "formats": grid.formats(case),

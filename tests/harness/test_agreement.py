@@ -202,7 +202,7 @@ def test_a_folded_copy_that_computes_something_else(model: nn.Module, batches: A
     (problem,) = agreement.with_folded(model, folded, next(iter(batches)))
 
     assert problem.rule == "folded model differs"
-    assert any(name.startswith("image_embeds") for name in problem.names)
+    assert any(name.startswith("vision") for name in problem.names)
 
 
 @pytest.mark.parametrize("name", recipes.DEFAULT)
@@ -224,7 +224,7 @@ def test_a_changed_weight_underneath(name: str, reference: models.Reference, bat
     (problem,) = agreement.with_reference(made, reference.model, recipe, next(iter(batches)))
 
     assert problem.rule == "not the reference underneath"
-    assert any(line.startswith("image_embeds: relative error") for line in problem.names)
+    assert any(line.startswith("vision: relative error") for line in problem.names)
 
 
 def test_a_weight_off_by_one_bit_underneath(model: Any, reference: models.Reference, batches: Any) -> None:
@@ -243,7 +243,7 @@ def test_outputs_of_nan_are_no_small_error(model: Any, reference: models.Referen
 
     found = agreement.with_reference(model, reference.model, recipes.load("fp8"), next(iter(batches)), False)
 
-    assert "image_embeds: relative error nan" in str(found[0])
+    assert "vision: relative error nan" in str(found[0])
 
 
 def test_methods_that_adapt_weights_are_left_alone(model: nn.Module, reference: models.Reference) -> None:

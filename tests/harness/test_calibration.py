@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from harness import calibration, inputs, models, samples
+from harness import calibration, families, inputs, models, samples
 from harness.errors import UsageError
 from harness.models import Reference
 
@@ -87,24 +88,26 @@ def expected_inputs(
 
 
 def test_embedded_pairs_drive_both_towers(reference: Reference) -> None:
-    """The package's 512 pairs run through the whole model, every parameter's tower gets input of its full size."""
+    """The package's 512 pairs run through every tower, each on input of its full size."""
     pairs = calibration.load(None, reference)
     batches = list(pairs.batches(CPU, torch.float16))
     with torch.no_grad():
-        output = reference.model(**batches[-1])
+        output = families.forward(reference.model, batches[-1])
 
     assert pairs.n == 512 == sum(len(batch["input_ids"]) for batch in batches)
     assert batches[0]["pixel_values"].shape == (64, 3, 48, 48)
     assert batches[0]["pixel_values"].dtype == torch.float16
     assert batches[0]["input_ids"].shape == (64, 24)
-    assert output.logits_per_image.isfinite().all()
+    assert set(output) == {"vision", "text"}
+    assert all(len(found) == 64 and found.isfinite().all() for found in output.values())
 
 
 def test_pairs_fit_each_other(reference: Reference) -> None:
     """The trained model finds most captions among 64 pairs: pictures and captions were not shuffled apart."""
     batch = next(iter(calibration.load("embedded", reference).batches(CPU, torch.float16)))
     with torch.no_grad():
-        logits = reference.model(**batch).logits_per_text
+        found = {tower: F.normalize(x) for tower, x in families.forward(reference.model, batch).items()}
+    logits = found["text"] @ found["vision"].T
 
     assert (logits.argmax(1) == torch.arange(64)).float().mean() > 0.8
 

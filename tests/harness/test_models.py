@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import models
+from harness import architectures, models
 from harness.errors import UsageError
 
 CPU = torch.device("cpu")
 
-#: Parameters in millions, as open_clip's published model profile gives them.
+#: Parameters in millions, as open_clip's published model profile gives them; SigLIP's as their checkpoints count.
 PUBLISHED_SIZES = {
     "ViT-B-32": 151.28,
     "ViT-B-16": 149.62,
@@ -23,6 +23,23 @@ PUBLISHED_SIZES = {
     "ViT-H-14": 986.11,
     "ViT-g-14": 1366.68,
     "ViT-bigG-14": 2539.57,
+    "open_clip-ViT-B-16": 149.62,
+    "open_clip-ViT-L-14": 427.62,
+    "open_clip-ViT-H-14": 986.11,
+    "open_clip-ViT-g-14": 1366.68,
+    "open_clip-ViT-bigG-14": 2539.57,
+    "open_clip-EVA02-B-16": 149.69,
+    "open_clip-EVA02-L-14": 427.76,
+    "open_clip-EVA02-E-14-plus": 5044.89,
+    "open_clip-ViT-B-16-SigLIP": 203.16,
+    "SigLIP-B-16-224": 203.16,
+    "SigLIP-so400m-14-384": 877.96,
+    "SigLIP2-B-16-224": 375.19,
+    "SigLIP2-L-16-256": 881.53,
+    "SigLIP2-so400m-14-384": 1136.01,
+    "SigLIP2-giant-16-256": 1871.39,
+    "SigLIP2-B-16-naflex": 375.23,
+    "SigLIP2-so400m-16-naflex": 1135.67,
 }
 
 
@@ -35,7 +52,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
 def test_architecture_has_the_published_size(name: str) -> None:
     """Each published architecture has its published number of parameters, and none of them takes memory."""
-    model = models.architecture(name)
+    model = architectures.build(name)
 
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == PUBLISHED_SIZES[name]
     assert {p.device.type for p in model.parameters()} == {"meta"}
@@ -43,13 +60,13 @@ def test_architecture_has_the_published_size(name: str) -> None:
 
 def test_every_architecture_is_tested() -> None:
     """No architecture is listed without a published size to hold it to."""
-    assert set(models.ARCHITECTURES) == set(PUBLISHED_SIZES)
+    assert set(architectures.ARCHITECTURES) == set(PUBLISHED_SIZES)
 
 
 def test_unknown_architecture_names_the_known_ones() -> None:
     """An unknown architecture is a usage error that lists what there is."""
     with pytest.raises(UsageError, match="ViT-L-14"):
-        models.architecture("ViT-Z-99")
+        architectures.build("ViT-Z-99")
 
 
 def test_embedded_and_its_directory_are_one_model(checkpoint: Path) -> None:

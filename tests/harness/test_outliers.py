@@ -32,8 +32,8 @@ def planted() -> models.Reference:
 def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     """What one forward of both towers gives, by name."""
     with torch.no_grad():
-        found = model(**families.sample_inputs(model, batch=4))
-    return {name: found[name].double() for name in ("image_embeds", "text_embeds", "logits_per_image")}
+        found = families.forward(model, families.sample_inputs(model, batch=4))
+    return {name: found[name].double() for name in ("vision", "text")}
 
 
 def test_the_function_stays_in_fp16(embedded: models.Reference, planted: models.Reference) -> None:
@@ -159,8 +159,8 @@ def cosine_loss(reference: models.Reference, recipe: str) -> float:
     model = quantize(reference.model, recipes.load(recipe), forward_loop_over(batches))
     batch = next(iter(batches))
     with torch.no_grad():
-        found = [m(**batch)["image_embeds"].double() for m in (reference.model, model)]
-    return 1 - float(nn.functional.cosine_similarity(*found).mean())
+        before, after = (families.encode(m, "vision", batch["pixel_values"]).double() for m in (reference.model, model))
+    return 1 - float(nn.functional.cosine_similarity(before, after).mean())
 
 
 def test_they_break_per_tensor_int8_and_smoothquant_mends_it(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness import families, models, quantize, quantizers, recipes
+from harness import architectures, families, models, quantize, quantizers, recipes
 from harness.quantizers import Problem
 from harness.recipes import Entry, Recipe
 
@@ -181,7 +181,7 @@ def test_declared_omission_is_no_failure(blank: nn.Module) -> None:
 
 def test_structure_on_meta_equals_the_calibrated_one(blank: nn.Module, fp8: Recipe) -> None:
     """The map of the weightless model differs from the calibrated one's in amax alone."""
-    bare = quantizers.quantizer_map(quantize.structure(models.architecture("embedded"), fp8))
+    bare = quantizers.quantizer_map(quantize.structure(architectures.build("embedded"), fp8))
 
     assert quantizers.diff(bare, quantizers.quantizer_map(quantized(blank, fp8))) == []
 

@@ -200,9 +200,9 @@ def enabled_by(name: str, attention: str) -> dict[str, int]:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     from harness import quantize
-    from harness.models import architecture
+    from harness.architectures import build
 
-    model = quantize.structure(architecture("ViT-B-32"), load(name), attention)
+    model = quantize.structure(build("ViT-B-32"), load(name), attention)
     found: Counter[str] = Counter()
     for path, module in model.named_modules():
         if isinstance(module, TensorQuantizer) and module.is_enabled:

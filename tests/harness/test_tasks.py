@@ -250,7 +250,7 @@ def test_slices_of_retrieval_embeddings_score_as_the_whole(
     """Pictures that were embedded in two slices give the outcomes of one pass."""
     task = embedded["emoji_captions"]
     halves = [
-        inputs.embed_images(reference.model, task.pictures.batches(BATCH, a, b), task.shades, BATCH, CPU, torch.float16)
+        inputs.embed_images(reference.model, task.pictures.batches(BATCH, a, b), task.shades, BATCH)
         for a, b in ((0, 251), (251, 600))
     ]
     found = tasks.score(task, torch.cat(halves).numpy(), captions.text_embeddings)
@@ -282,7 +282,7 @@ def test_cut_prompts_are_encoded_as_full_ones(reference: Reference) -> None:
     encoder = Encoder(reference.model, reference.tokenizer, 8)
     expected = inputs.unit(encoder.encode_text(encoder.tokenize(texts)))
 
-    actual = inputs.embed_texts(reference.model, prompts, 8, CPU)
+    actual = inputs.embed_texts(reference.model, prompts, 8)
     assert {ids.shape[1] for _, ids in prompts.batches(8)} == {16, 24}
     assert torch.equal(actual, expected)
 
@@ -348,14 +348,6 @@ def test_a_model_that_gives_nan_is_wrong_everywhere(position: int) -> None:
     assert outcomes.correct.tolist() == [i != position for i in range(3)]
     assert outcomes.answers.tolist() == [-1 if i == position else i for i in range(3)]
     assert outcomes.margins[position] == -np.inf
-
-
-def test_features_are_found_in_either_form_of_transformers() -> None:
-    """A tensor (transformers 4) and an output object (5) both give the projected feature."""
-    feature = torch.ones(2, 3)
-
-    assert inputs.feature(feature) is feature
-    assert inputs.feature(SimpleNamespace(pooler_output=feature)) is feature
 
 
 def test_scores_are_left_out_on_request(reference: Reference, embedded: dict[str, Task]) -> None:

@@ -1,0 +1,234 @@
+"""Every family of model is read, driven and measured through the one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from harness import architectures, families, models, quantize, quantizers, recipes, tasks
+from harness.errors import UsageError
+from harness.families import INPUTS
+from harness.gate import Gate, Options
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> models.Reference:
+    """The embedded CLIP."""
+    return models.load("embedded", CPU)
+
+
+@pytest.fixture(scope="module", params=tiny.NAMES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint directory of each family but CLIP's own."""
+    return tiny.write(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+
+
+def test_a_checkpoint_is_loaded_as_what_it_is(checkpoint: Path) -> None:
+    """Directory, class and family agree, before the weights are read and after; every tower gives embeddings."""
+    found = models.load(str(checkpoint), CPU)
+    family = families.of(found.model)
+
+    assert models.family_of(str(checkpoint)) == family.name
+    assert found.dtype is torch.float16
+    with torch.no_grad():
+        embeddings = families.forward(found.model, families.sample_inputs(found.model, batch=3))
+    assert set(embeddings) == set(family.towers)
+    assert all(len(x) == 3 and x.isfinite().all() for x in embeddings.values())
+
+
+def test_what_a_tower_needs_is_there_and_nothing_else(checkpoint: Path) -> None:
+    """A checkpoint has the tokenizer where it reads words and the image processor where it sees pictures."""
+    found = models.load(str(checkpoint), CPU)
+    towers = families.of(found.model).towers
+
+    assert (found.tokenizer is not None) == ("text" in towers)
+    assert (found.image_processor is not None) == ("vision" in towers)
+
+
+def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Without its configuration, or its weights, it is a usage error of one line."""
+    for name in ("config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"):
+        if not (checkpoint / name).exists():
+            continue
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in checkpoint.iterdir():
+            if path.name != name:
+                (folder / path.name).symlink_to(path)
+
+        with pytest.raises(UsageError) as caught:
+            models.load(str(folder), CPU)
+
+        assert "\n" not in str(caught.value)
+
+
+def test_every_quantizer_belongs_to_a_tower(checkpoint: Path) -> None:
+    """The table's prefixes cover every module that ModelOpt has a place for, towers' kinds of layer included."""
+    model = models.load(str(checkpoint), CPU).model
+    found = quantizers.quantizer_map(quantize.insert(model))
+
+    kinds = {(q.tower, q.module_kind) for q in found}
+    assert {tower for tower, _ in kinds} == set(families.of(model).towers)
+    for tower in families.of(model).towers:
+        assert (tower, "linear") in kinds
+    if "vision" in families.of(model).towers:
+        assert ("vision", "patch_embedding") in kinds
+
+
+@pytest.mark.parametrize("name", ["SigLIP-B-16-224", "SigLIP2-B-16-naflex", "open_clip-EVA02-B-16",
+                                  "open_clip-ViT-B-16-SigLIP"])  # fmt: skip
+def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> None:
+    """On the published architecture the four around attention are on in every block that the table does not hide."""
+    model = architectures.build(name)
+    family = families.of(model)
+    blocks = {p for p, m in model.named_modules() if type(m).__name__ in family.attention_classes}
+    found = quantizers.quantizer_map(quantize.structure(model, recipes.load("fp8")))
+
+    assert blocks
+    for kind in quantizers.FUSED_KINDS:
+        on = {q.module for q in found if q.kind == kind and q.enabled and q.calls == 1}
+        assert on == blocks
+
+
+# -- an embedding is an embedding ------------------------------------------------------------------------------------
+
+
+def test_patches_of_naflex_are_those_of_its_processor(tmp_path: Path) -> None:
+    """A square picture is cut into the patches, in the order, that SigLIP 2's own processor cuts."""
+    from PIL import Image
+    from transformers import Siglip2ImageProcessor
+
+    model = models.load(str(tiny.write("siglip2", tmp_path / "siglip2")), CPU).model
+    pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    theirs = processor(Image.fromarray(pixels.numpy()), return_tensors="pt")
+
+    values = (pixels.permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+    ours: Any = families.of(model).towers["vision"].as_arguments
+    found = ours(model, values)
+
+    assert torch.allclose(found["pixel_values"], theirs["pixel_values"], atol=1e-6)
+    assert theirs["pixel_attention_mask"].all()
+    assert torch.equal(found["spatial_shapes"], torch.as_tensor(theirs["spatial_shapes"]))
+
+
+@pytest.mark.parametrize("name", models.PARTS)
+def test_a_part_computes_what_the_whole_does(embedded: models.Reference, name: str) -> None:
+    """``embedded+CLASS`` gives the embeddings of the whole model, bit for bit, before or after the projection."""
+    part = models.load(f"embedded+{name}", CPU)
+    (tower,) = families.of(part.model).towers
+    x = families.sample_inputs(embedded.model)[INPUTS[tower]]
+    own = families.of(part.model).towers[tower]
+
+    with torch.no_grad():
+        found = families.encode(part.model, tower, x)
+        if own.completed_by:
+            found = getattr(embedded.model, own.completed_by)(found)
+        expected = families.encode(embedded.model, tower, x)
+
+    assert torch.equal(found, expected)
+    assert part.name == f"embedded+{name}"
+    assert part.revision != embedded.revision
+    assert models.family_of(f"embedded+{name}") == families.of(part.model).name
+
+
+def test_a_part_of_a_model_with_outliers_has_them(embedded: models.Reference) -> None:
+    """Suffixes apply in order: the part is cut out of what stands before it."""
+    plain, planted = (models.load(f"{base}+CLIPVisionModel", CPU).model for base in ("embedded", "embedded+outliers"))
+
+    gains = [m.encoder.layers[0].layer_norm1.weight if hasattr(m, "encoder") else
+             m.vision_model.encoder.layers[0].layer_norm1.weight for m in (plain, planted)]  # fmt: skip
+    assert (gains[1] / gains[0]).max() == 64
+
+
+def test_a_part_of_what_is_no_clip_is_refused(tmp_path: Path) -> None:
+    """Only a whole CLIP has parts of transformers' classes."""
+    folder = tiny.write("siglip", tmp_path / "siglip")
+
+    with pytest.raises(UsageError, match="has no part of class CLIPTextModel"):
+        models.load(f"{folder}+CLIPTextModel", CPU)
+
+
+@pytest.mark.parametrize("name", models.PARTS)
+def test_a_part_answers_as_the_whole_does(embedded: models.Reference, name: str) -> None:
+    """With the other tower of its checkpoint, a part gives every outcome that the whole model gives."""
+    part = models.load(f"embedded+{name}", CPU)
+    whole, own = (tasks.load_tasks(("emoji100",), None, ref)[0].subset(0, 128) for ref in (embedded, part))
+
+    expected = tasks.evaluate(embedded.model, whole)
+    found = tasks.evaluate(part.model, own)
+
+    assert torch.equal(torch.from_numpy(found.image_embeddings), torch.from_numpy(expected.image_embeddings))
+    assert torch.equal(torch.from_numpy(found.text_embeddings), torch.from_numpy(expected.text_embeddings))
+    assert (found.outcomes["acc1"].answers == expected.outcomes["acc1"].answers).all()
+
+
+def test_a_completed_task_keeps_pictures_and_embeddings_together(embedded: models.Reference) -> None:
+    """Parts and choices of a completed task carry the embeddings of their own pictures."""
+    import numpy as np
+
+    part = models.load("embedded+CLIPTextModel", CPU)
+    (task,) = tasks.load_tasks(("emoji100",), None, part)
+    chosen = np.array([5, 900, 17])
+    assert task.completion is not None
+
+    taken, cut = tasks.take(task, chosen), task.subset(100, 300).subset(50, 60)
+
+    images = task.completion.embeddings["vision"]
+    assert (tasks.image_embeddings(part.model, taken, 8) == images[chosen]).all()
+    assert (tasks.image_embeddings(part.model, cut, 8) == images[150:160]).all()
+
+
+# -- what cannot be quantized ---------------------------------------------------------------------------------------
+
+
+def test_hidden_blocks_are_told_with_their_reason(tmp_path: Path) -> None:
+    """open_clip's attention and SigLIP's pooling head are listed as not covered, CLIP's nothing."""
+    siglip, open_clip = (models.load(str(tiny.write(n, tmp_path / n)), CPU).model for n in ("siglip", "open_clip"))
+
+    assert quantizers.not_covered(models.load("embedded", CPU).model) == []
+    (line,) = quantizers.not_covered(siglip)
+    assert line.startswith("vision vision_model.head.attention: the pooling head")
+    assert [line.partition(":")[0] for line in quantizers.not_covered(open_clip)] == [
+        "vision visual.transformer.resblocks.{0..1}.attn",
+        "text transformer.resblocks.{0..1}.attn",
+    ]
+    assert all("python -m harness.openclip DIR OUT" in line for line in quantizers.not_covered(open_clip))
+
+
+def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> None:
+    """A recipe with attention quantizers fails on open_clip's attention, and is told what helps."""
+    model = models.load(str(tiny.write("open_clip", tmp_path / "open_clip")), CPU).model
+    places, recipe = quantizers.quantizer_map(quantize.insert(model)), recipes.load("fp8")
+
+    found = quantizers.unmatched_patterns(places, recipe, families.hidden_in(model))
+
+    assert [problem.rule for problem in found] == ["pattern matches nothing"] * 2
+    assert all("visual.transformer.resblocks.0.attn and 3 more" in problem.mend for problem in found)
+
+
+def test_a_part_is_not_asked_for_the_other_tower(tmp_path: Path) -> None:
+    """A pattern for the patch embedding matches nothing in a text tower and is right; a misspelt one is not."""
+    recipe = tmp_path / "some.yaml"
+    names = ["{quantizer_name: '*', enable: false}", "{quantizer_name: '*patch_embedding*', enable: false}",
+             "{quantizer_name: '*fc7*', enable: false}"]  # fmt: skip
+    entries = "".join(f"    - {name}\n" for name in names)
+    recipe.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{entries}")
+    gate = Gate(Options(recipes=(str(recipe),), clip_models=("embedded+CLIPTextModel",), calibration_size=64))
+
+    (problem,) = gate.unmatched(gate.cases()[0])
+
+    assert "'*fc7*'" in problem.what
+
+
+def test_an_unknown_family_is_told() -> None:
+    """A model that no row describes is named with those that are."""
+    with pytest.raises(TypeError, match="Linear is of no known family; known: CLIPModel"):
+        families.of(nn.Linear(1, 1))
