@@ -97,11 +97,15 @@ def _configuration(folder: Path) -> tuple[Any, Any]:
     return config, getattr(transformers, name.removeprefix("Quant"))
 
 
-def forward(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of one forward that are tensors, by name."""
-    with torch.no_grad():
-        outputs = model(**inputs)
-    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], QuantizerMap]:
+    """Outputs of one forward that are tensors, by name, and the quantizer map with the calls of that forward."""
+    outputs: dict[str, Tensor] = {}
+
+    def forward(m: nn.Module) -> None:
+        outputs.update({name: value for name, value in m(**inputs).items() if isinstance(value, Tensor)})
+
+    found = quantizers.quantizer_map(model, forward)
+    return outputs, found
 
 
 def digests(model: nn.Module) -> dict[str, str]:
@@ -116,8 +120,7 @@ def _restore_and_run(folder: Path, form: Form, how: Loading, inputs: dict[str, T
         model = restore(folder, form, how)
     except Exception as error:
         return Restored({}, (), f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
-    found = quantizers.quantizer_map(model, lambda m: m(**inputs))
-    return Restored(forward(model, inputs), found, weights=digests(model))
+    return Restored(*observe(model, inputs), weights=digests(model))
 
 
 _pool: multiprocessing.context.ForkServerContext | None = None

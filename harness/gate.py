@@ -54,6 +54,7 @@ from harness.blame import Blame
 from harness.calibration import CalibrationPairs
 from harness.distribution import Measurement
 from harness.export import engine
+from harness.known import Known
 from harness.models import Reference
 from harness.numerics import Observation
 from harness.provenance import Provenance
@@ -276,8 +277,10 @@ class Gate:
             self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
         return self._latest[1]
 
-    def preflight(self, *, accuracy: bool) -> None:
+    def preflight(self, *, accuracy: bool, checkpoints: bool = False) -> None:
         """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.
+
+        With *checkpoints* the server of fresh processes is started as well, whose imports then run beside other work.
 
         Raises:
             UsageError: something cannot be used.
@@ -297,6 +300,8 @@ class Gate:
                     observed = None if kept is None else (kept.lost + kept.won) / kept.count
                     budget = self.budget(case, task.name, metric)
                     verdicts.resolvable(budget, task.n(metric), observed, task=f"{task.name} ({metric})")
+        if checkpoints:
+            checkpoint.warm()
 
     def map(self, case: Case) -> QuantizerMap:
         """The quantizer map of the case."""
@@ -364,12 +369,13 @@ class Gate:
 
     def structure(self, case: Case) -> QuantizerMap:
         """The map of the recipe on an architecture without weights; ``case.model`` names the architecture."""
+        blank: nn.Module = self._once(lambda: models.architecture(case.model), "architecture", case.model)
 
         def build() -> QuantizerMap:
-            blank: nn.Module = self._once(lambda: models.architecture(case.model), "architecture", case.model)
             return quantizers.quantizer_map(quantize.structure(blank, self.recipe(case), self.options.attention))
 
-        found: QuantizerMap = self._once(build, "structure", case.recipe, case.model)
+        # Two architectures that differ in sizes alone have the same places for the same quantizers.
+        found: QuantizerMap = self._once(build, "structure", case.recipe, quantizers.outline(blank))
         return found
 
     def structure_problems(self, case: Case) -> list[Problem]:
@@ -448,9 +454,10 @@ class Gate:
         )
 
     def _evaluate(self, model: nn.Module, among: tuple[Task, ...]) -> dict[str, TaskRun]:
+        options, known = self.options, Known()
         return {
             task.name: tasks.evaluate(
-                model, task, batch_size=self.options.batch_size, device=self.device, progress=self.options.progress
+                model, task, batch_size=options.batch_size, device=self.device, progress=options.progress, known=known
             )
             for task in among
         }
@@ -653,8 +660,7 @@ class Gate:
         model = (made.model if model is None else model).to("cpu")
         try:
             checkpoint.save(model, folder, form)
-            expected = checkpoint.forward(model, inputs)
-            before = quantizers.quantizer_map(model, lambda m: m(**inputs))
+            expected, before = checkpoint.observe(model, inputs)
             weights = checkpoint.digests(model)
         finally:
             model.to(self.device)

@@ -280,7 +280,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
         return
     try:
-        _gate(session.config).preflight(accuracy="metric" in fixtures)
+        _gate(session.config).preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from harness import inputs, samples
 from harness.errors import UsageError
 from harness.inputs import Pictures, Prompts, TakenPictures
+from harness.known import Known, once
 from harness.samples import CLASSIFICATION, Samples
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     keep_scores: bool = True,
     progress: bool = False,
+    known: Known | None = None,
 ) -> TaskRun:
     """Run *model* (a Hugging Face ``CLIPModel``, quantized or not) over *task*.
 
@@ -239,31 +241,58 @@ def evaluate(
         dtype: of the pixels; the model's own by default.
         keep_scores: keep the (n, m) logits; large tasks do without.
         progress: show a bar over the pictures.
+        known: what this very model has made of other tasks' pictures and prompts; those are not embedded again.
     """
     parameter = next(model.parameters())
     device, dtype = device or parameter.device, dtype or parameter.dtype
     size = max(2, batch_size or inputs.default_batch_size(device))
-    images = image_embeddings(model, task, size, device, dtype, progress)
-    texts = text_embeddings(model, task, size, device)
+    images = image_embeddings(model, task, size, device, dtype, progress, known)
+    texts = text_embeddings(model, task, size, device, known)
     return TaskRun(task.name, score(task, images, texts, keep_scores), images, texts)
 
 
 def image_embeddings(
-    model: nn.Module, task: Task, size: int, device: torch.device, dtype: torch.dtype, progress: bool = False
+    model: nn.Module,
+    task: Task,
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: bool = False,
+    known: Known | None = None,
 ) -> npt.NDArray[np.float32]:
     """Unit embeddings of the task's pictures: float32 (pictures, d)."""
     stop = task.start + len(task.sample_ids)
-    batches: Iterable[Tensor] = task.pictures.batches(size, task.start, stop)
-    if progress:
-        from tqdm import tqdm
 
-        batches = tqdm(batches, total=-(-len(task.sample_ids) // size), desc=task.name, leave=False, unit="batch")
-    return inputs.embed_images(model, batches, task.shades, size, device, dtype).numpy()
+    def embed(batches: Iterable[Tensor], n: int) -> Tensor:
+        if progress:
+            from tqdm import tqdm
+
+            batches = tqdm(batches, total=-(-n // size), desc=task.name, leave=False, unit="batch")
+        return inputs.embed_images(model, batches, task.shades, size, device, dtype)
+
+    pictures = task.pictures
+    if known is None or isinstance(pictures, TakenPictures) or pictures.digests is None:
+        return embed(pictures.batches(size, task.start, stop), len(task.sample_ids)).numpy()
+
+    def fresh(positions: list[int]) -> Tensor:
+        return embed(pictures.take([task.start + i for i in positions]).batches(size), len(positions))
+
+    return once(known.pictures, pictures.digests[task.start : stop], fresh).numpy()
 
 
-def text_embeddings(model: nn.Module, task: Task, size: int, device: torch.device) -> npt.NDArray[np.float32]:
+def text_embeddings(
+    model: nn.Module, task: Task, size: int, device: torch.device, known: Known | None = None
+) -> npt.NDArray[np.float32]:
     """Unit embeddings of the candidates in words: float32 (classes or captions, d)."""
-    found = inputs.embed_texts(model, task.prompts, size, device)
+    prompts = task.prompts
+    if known is None:
+        found = inputs.embed_texts(model, prompts, size, device)
+    else:
+        names = [ids.numpy().tobytes() for ids in prompts.ids]
+        different = once(
+            known.prompts, names, lambda at: inputs.embed_texts(model, prompts.different(at), size, device)
+        )
+        found = different[prompts.rows]
     if task.kind != CLASSIFICATION:
         return found.numpy()
     classes = len(task.first_text) - 1
