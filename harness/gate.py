@@ -35,6 +35,7 @@ from harness import (
     gallery,
     inputs,
     layers,
+    memory,
     models,
     numerics,
     packed,
@@ -61,6 +62,7 @@ from harness.provenance import Provenance
 from harness.quantizers import Problem, QuantizerMap
 from harness.recipes import Recipe
 from harness.results import Results
+from harness.speed import Ratio, moved
 from harness.tasks import Task, TaskRun
 from harness.verdicts import Family, Verdict
 
@@ -185,7 +187,7 @@ class Gate:
         self._latest: tuple[Case, Quantized] | None = None
         #: Records measured in this run, by case.
         self.pending: dict[Case, Record] = {}
-        self._rates: dict[tuple[str, str, str], float] = {}
+        self._speeds: dict[Case, dict[str, Ratio]] = {}
 
     def _once(self, make: Callable[[], Any], *key: str) -> Any:
         if key not in self._kept:
@@ -712,6 +714,19 @@ class Gate:
         self.section(case, "export")["answers"] = found.as_dict()
         return found
 
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def compression(self, case: Case) -> memory.Compression:
+        """Bytes of the case's weights before and after ``mtq.compress``.
+
+        Raises:
+            NotCompressedError: ModelOpt packs no weight of one of the recipe's formats.
+        """
+        model = self.quantized(case).model
+        found = memory.compare(model, memory.compressed(model))
+        self.section(case, "memory").update(found.as_dict(), problems=[asdict(p) for p in found.problems()])
+        return found
+
     # -- throughput ---------------------------------------------------------------------------------------------
 
     def tower_forward(self, case: Case, model: nn.Module, tower: str) -> throughput.Forward:
@@ -719,31 +734,31 @@ class Gate:
         batches = self.calibration(case).batches(self.device, self.reference(case).model.dtype)
         return throughput.forward_of(model, tower, next(iter(batches)))
 
-    def add_rate(self, case: Case, tower: str, rate: float, *, reference: bool) -> None:
-        """Keep samples a second of a tower's forward: of the reference (any case of its model), or quantized."""
-        self._rates["" if reference else case.recipe, case.model, tower] = rate
+    def add_speed(self, case: Case, tower: str, speed: throughput.Speed) -> None:
+        """Keep a quantized tower's speed beside its reference's, and say where the ratio moved against the baseline.
+
+        It fails nothing: ``--benchmark-compare-fail`` decides about times.
+        """
+        self._speeds.setdefault(case, {})[tower] = speed.ratio
+        stored = self.stored_ratio(case, tower)
+        found: dict[str, Any] = {"baseline_ratio": None, "moved": ""}
+        if stored is not None:
+            found = {"baseline_ratio": stored.value, "baseline_low": stored.low, "baseline_high": stored.high,
+                     "moved": moved(stored, speed.ratio)}  # fmt: skip
+        self.section(case, "throughput")[tower] = speed.as_dict() | found
+
+    def stored_ratio(self, case: Case, tower: str) -> Ratio | None:
+        """The baseline's ratio of a tower, if it was measured on this device: on another it is another number."""
+        record = self._stored(case)
+        if isinstance(record, Missing) or record.provenance.device != self.device_key:
+            return None
+        return (record.throughput or {}).get(tower)
 
     def finish(self) -> None:
-        """Join what tests measured apart: a quantized tower's speed and its reference's make a ratio."""
-        for (recipe, model, tower), rate in self._rates.items():
-            base = self._rates.get(("", model, tower))
-            if not recipe or base is None:
-                continue
-            case = Case(recipe, model)
-            stored = self._stored_ratio(case, tower)
-            self.section(case, "throughput")[tower] = {
-                "reference_per_second": base,
-                "quantized_per_second": rate,
-                "ratio": rate / base,
-                "baseline_ratio": stored,
-            }
-            if case in self.pending:
-                known = dict(self.pending[case].throughput or {})
-                self.pending[case] = replace(self.pending[case], throughput=known | {tower: round(rate / base, 3)})
-
-    def _stored_ratio(self, case: Case, tower: str) -> float | None:
-        record = self._stored(case)
-        return None if isinstance(record, Missing) else (record.throughput or {}).get(tower)
+        """Put the speeds that this run measured into the records that it measured."""
+        for case, record in self.pending.items():
+            ratios = dict(record.throughput or {}) | self._speeds.get(case, {})
+            self.pending[case] = replace(record, throughput=ratios or None)
 
     def facts(self, case: Case) -> dict[str, Any]:
         """What a time belongs to."""
@@ -752,6 +767,7 @@ class Gate:
             "model": short(case.model),
             "device": str(self.device_key),
             "dtype": str(self.reference(case).model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
         }
 
     # -- results ------------------------------------------------------------------------------------------------
