@@ -224,6 +224,19 @@ def architecture(name: str) -> nn.Module:
     Raises:
         UsageError: the name is none of ARCHITECTURES.
     """
+    return _built(name, torch.device("meta"))
+
+
+def random(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """The same on the CPU with transformers' own initial weights, drawn from *seed*: as heavy and as slow as the real
+    one, and knowing nothing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _built(name, torch.device("cpu")).to(dtype)
+
+
+def _built(name: str, device: torch.device) -> nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
     if name == "embedded":
@@ -235,6 +248,6 @@ def architecture(name: str) -> nn.Module:
     else:
         raise UsageError(f"architecture {name}", "is not known", f"Known: embedded, {', '.join(ARCHITECTURES)}.")
     config._attn_implementation = SDPA
-    with torch.device("meta"):
+    with device:
         model: nn.Module = CLIPModel(config)
     return model.eval().requires_grad_(False)
