@@ -122,8 +122,21 @@ def build(name: str) -> nn.Module:
     Raises:
         UsageError: the name is none of ARCHITECTURES.
     """
+    return _built(name, torch.device("meta"))
+
+
+def random(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """The same on the CPU with the library's own initial weights, drawn from *seed*: as heavy and as slow as the real
+    one, and knowing nothing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _built(name, torch.device("cpu")).to(dtype)
+
+
+def _built(name: str, device: torch.device) -> nn.Module:
     if name != "embedded" and name not in ARCHITECTURES:
         raise UsageError(f"architecture {name}", "is not known", f"Known: embedded, {', '.join(ARCHITECTURES)}.")
-    with torch.device("meta"):
+    with device:
         model = _embedded() if name == "embedded" else ARCHITECTURES[name].make()
     return model.eval().requires_grad_(False)

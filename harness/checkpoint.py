@@ -139,10 +139,11 @@ def _configuration(folder: Path) -> tuple[Any, Any]:
     return config, getattr(transformers, config.architectures[0].removeprefix("Quant"))
 
 
-def forward(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The embeddings of one forward, by tower."""
-    with torch.no_grad():
-        return families.forward(model, inputs)
+def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], QuantizerMap]:
+    """The embeddings of one forward, by tower, and the quantizer map with the calls of that forward."""
+    embeddings: dict[str, Tensor] = {}
+    found = quantizers.quantizer_map(model, lambda m: embeddings.update(families.forward(m, inputs)))
+    return embeddings, found
 
 
 def digests(model: nn.Module) -> dict[str, str]:
@@ -157,8 +158,7 @@ def _restore_and_run(folder: Path, form: Form, how: Loading, inputs: dict[str, T
         model = restore(folder, form, how)
     except Exception as error:
         return Restored({}, (), f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
-    found = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
-    return Restored(forward(model, inputs), found, weights=digests(model))
+    return Restored(*observe(model, inputs), weights=digests(model))
 
 
 _pool: multiprocessing.context.ForkServerContext | None = None

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 RESAMPLES = 1999
 """Bootstrap and permutation draws: enough that a p-value of 0.05 has a standard error of 0.005."""
 
+_AT_ONCE = 1 << 20
+"""Samples times permutations that are drawn at once: scipy loops over the samples of each batch in Python."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -197,7 +200,7 @@ def paired_change(
         of,
         permutation_type="samples",
         n_resamples=RESAMPLES,
-        batch=100,
+        batch=max(100, _AT_ONCE // len(before)),
         vectorized=True,
         rng=np.random.default_rng(seed),
     )

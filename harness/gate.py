@@ -37,6 +37,7 @@ from harness import (
     gallery,
     inputs,
     layers,
+    memory,
     models,
     numerics,
     packed,
@@ -57,12 +58,14 @@ from harness.blame import Blame
 from harness.calibration import CalibrationPairs
 from harness.distribution import Measurement
 from harness.export import engine
+from harness.known import Known
 from harness.models import Reference
 from harness.numerics import Observation
 from harness.provenance import Provenance
 from harness.quantizers import Problem, QuantizerMap
 from harness.recipes import Recipe
 from harness.results import Results
+from harness.speed import Ratio, moved
 from harness.tasks import Task, TaskRun
 from harness.verdicts import Family, Verdict
 
@@ -199,7 +202,7 @@ class Gate:
         self._latest: tuple[Case, Quantized] | None = None
         #: Records measured in this run, by case.
         self.pending: dict[Case, Record] = {}
-        self._rates: dict[tuple[str, str, str], float] = {}
+        self._speeds: dict[Case, dict[str, Ratio]] = {}
 
     def _once(self, make: Callable[[], Any], *key: str) -> Any:
         if key not in self._kept:
@@ -300,8 +303,10 @@ class Gate:
             self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
         return self._latest[1]
 
-    def preflight(self, *, accuracy: bool) -> None:
+    def preflight(self, *, accuracy: bool, checkpoints: bool = False) -> None:
         """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.
+
+        With *checkpoints* the server of fresh processes is started as well, whose imports then run beside other work.
 
         Raises:
             UsageError: something cannot be used.
@@ -321,6 +326,8 @@ class Gate:
                     observed = None if kept is None else (kept.lost + kept.won) / kept.count
                     budget = self.budget(case, task.name, metric)
                     verdicts.resolvable(budget, task.n(metric), observed, task=f"{task.name} ({metric})")
+        if checkpoints:
+            checkpoint.warm()
 
     def map(self, case: Case) -> QuantizerMap:
         """The quantizer map of the case."""
@@ -410,12 +417,14 @@ class Gate:
 
     def structure(self, case: Case) -> QuantizerMap:
         """The map of the recipe on an architecture without weights; ``case.model`` names the architecture."""
+        blank = self._blank(case)
 
         def build() -> QuantizerMap:
-            made = quantize.structure(self._blank(case), self.recipe(case), self.options.attention)
+            made = quantize.structure(blank, self.recipe(case), self.options.attention)
             return quantizers.quantizer_map(made)
 
-        found: QuantizerMap = self._once(build, "structure", case.recipe, case.model)
+        # Two architectures that differ in sizes alone have the same places for the same quantizers.
+        found: QuantizerMap = self._once(build, "structure", case.recipe, quantizers.outline(blank))
         return found
 
     def _blank(self, case: Case) -> nn.Module:
@@ -501,8 +510,11 @@ class Gate:
         )
 
     def _evaluate(self, model: nn.Module, among: tuple[Task, ...]) -> dict[str, TaskRun]:
+        options, known = self.options, Known()
         return {
-            task.name: tasks.evaluate(model, task, batch_size=self.options.batch_size, progress=self.options.progress)
+            task.name: tasks.evaluate(
+                model, task, batch_size=options.batch_size, progress=options.progress, known=known
+            )
             for task in among
         }
 
@@ -731,8 +743,7 @@ class Gate:
         model = (made.model if model is None else model).to("cpu")
         try:
             checkpoint.save(model, folder, form)
-            expected = checkpoint.forward(model, inputs)
-            before = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
+            expected, before = checkpoint.observe(model, inputs)
             weights = checkpoint.digests(model)
         finally:
             model.to(self.device)
@@ -784,6 +795,19 @@ class Gate:
         self.section(case, "export")["answers"] = found.as_dict()
         return found
 
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def compression(self, case: Case) -> memory.Compression:
+        """Bytes of the case's weights before and after ``mtq.compress``.
+
+        Raises:
+            NotCompressedError: ModelOpt packs no weight of one of the recipe's formats.
+        """
+        model = self.quantized(case).model
+        found = memory.compare(model, memory.compressed(model))
+        self.section(case, "memory").update(found.as_dict(), problems=[asdict(p) for p in found.problems()])
+        return found
+
     # -- throughput ---------------------------------------------------------------------------------------------
 
     def tower_forward(self, case: Case, model: nn.Module, tower: str) -> throughput.Forward:
@@ -791,31 +815,31 @@ class Gate:
         batches = self.calibration(case).batches(self.device, self.reference(case).dtype)
         return throughput.forward_of(model, tower, next(iter(batches)))
 
-    def add_rate(self, case: Case, tower: str, rate: float, *, reference: bool) -> None:
-        """Keep samples a second of a tower's forward: of the reference (any case of its model), or quantized."""
-        self._rates["" if reference else case.recipe, case.model, tower] = rate
+    def add_speed(self, case: Case, tower: str, speed: throughput.Speed) -> None:
+        """Keep a quantized tower's speed beside its reference's, and say where the ratio moved against the baseline.
+
+        It fails nothing: ``--benchmark-compare-fail`` decides about times.
+        """
+        self._speeds.setdefault(case, {})[tower] = speed.ratio
+        stored = self.stored_ratio(case, tower)
+        found: dict[str, Any] = {"baseline_ratio": None, "moved": ""}
+        if stored is not None:
+            found = {"baseline_ratio": stored.value, "baseline_low": stored.low, "baseline_high": stored.high,
+                     "moved": moved(stored, speed.ratio)}  # fmt: skip
+        self.section(case, "throughput")[tower] = speed.as_dict() | found
+
+    def stored_ratio(self, case: Case, tower: str) -> Ratio | None:
+        """The baseline's ratio of a tower, if it was measured on this device: on another it is another number."""
+        record = self._stored(case)
+        if isinstance(record, Missing) or record.provenance.device != self.device_key:
+            return None
+        return (record.throughput or {}).get(tower)
 
     def finish(self) -> None:
-        """Join what tests measured apart: a quantized tower's speed and its reference's make a ratio."""
-        for (recipe, model, tower), rate in self._rates.items():
-            base = self._rates.get(("", model, tower))
-            if not recipe or base is None:
-                continue
-            case = Case(recipe, model)
-            stored = self._stored_ratio(case, tower)
-            self.section(case, "throughput")[tower] = {
-                "reference_per_second": base,
-                "quantized_per_second": rate,
-                "ratio": rate / base,
-                "baseline_ratio": stored,
-            }
-            if case in self.pending:
-                known = dict(self.pending[case].throughput or {})
-                self.pending[case] = replace(self.pending[case], throughput=known | {tower: round(rate / base, 3)})
-
-    def _stored_ratio(self, case: Case, tower: str) -> float | None:
-        record = self._stored(case)
-        return None if isinstance(record, Missing) else (record.throughput or {}).get(tower)
+        """Put the speeds that this run measured into the records that it measured."""
+        for case, record in self.pending.items():
+            ratios = dict(record.throughput or {}) | self._speeds.get(case, {})
+            self.pending[case] = replace(record, throughput=ratios or None)
 
     def facts(self, case: Case) -> dict[str, Any]:
         """What a time belongs to."""
@@ -824,6 +848,7 @@ class Gate:
             "model": short(case.model),
             "device": str(self.device_key),
             "dtype": str(self.reference(case).dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
         }
 
     # -- results ------------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ only a batch of one takes another kernel.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -119,10 +121,20 @@ class Pictures:
         self._dataset, self._ids, self._place = dataset, ids, place
         self._chosen = range(len(ids)) if chosen is None else chosen
         self._keep = len(self._chosen) * int(np.prod(shape)) <= memory_limit
-        self._kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._chosen)
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return torch.stack(list(self._decoded(range(len(self)))))
+
+    @cached_property
+    def digests(self) -> tuple[bytes, ...] | None:
+        """A name for each picture, equal where the pictures are; None where they do not fit into memory."""
+        if not self._keep:
+            return None
+        return tuple(hashlib.blake2b(picture.numpy(), digest_size=16).digest() for picture in self._whole)
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Pictures *start* to *stop* in order: uint8 (at most *size*, 3, height, width) each.
@@ -132,9 +144,7 @@ class Pictures:
         """
         stop = len(self) if stop is None else stop
         if self._keep:
-            if self._kept is None:
-                self._kept = torch.stack(list(self._decoded(range(len(self)))))
-            yield from torch.split(self._kept[start:stop], size)
+            yield from torch.split(self._whole[start:stop], size)
             return
         stream = self._decoded(range(start, stop))
         while batch := list(itertools.islice(stream, size)):
@@ -156,10 +166,8 @@ class Pictures:
         if not self._keep:
             yield from self._by_index([self._chosen[i] for i in positions])
             return
-        if self._kept is None:
-            self._kept = torch.stack(list(self._decoded(range(len(self)))))
         for i in positions:
-            yield self._kept[i]
+            yield self._whole[i]
 
     def _decoded(self, positions: range) -> Iterator[Tensor]:
         chosen = [self._chosen[i] for i in positions]
@@ -252,6 +260,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def different(self, chosen: Sequence[int]) -> Prompts:
+        """The texts that rows *chosen* of ``ids`` hold, each once."""
+        return Prompts(self.ids[chosen], self.lengths[chosen], torch.arange(len(chosen)))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(positions in ``ids``, token ids (size, width)) in groups of one width; a last batch repeats its first row.

@@ -210,12 +210,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a command line that cannot be used before anything is collected."""
-    from harness import workers
+    from harness import machine, workers
 
-    if not config.pluginmanager.has_plugin("harness.workers"):
-        config.pluginmanager.register(workers, "harness.workers")
+    for module in (machine, workers):
+        if not config.pluginmanager.has_plugin(module.__name__):
+            config.pluginmanager.register(module, module.__name__)
     try:
         check_options(config)
+        machine.key_storage(config)
         if config.getoption("tasks"):
             from harness import gate
 
@@ -282,7 +284,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
         return
     try:
-        _gate(session.config).preflight(accuracy="metric" in fixtures)
+        _gate(session.config).preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from harness import families
 from harness.recipes import Entry, Recipe
+from harness.shapes import ShapesOnly
 
 #: The quantizers inside an attention block, of both attention classes of ModelOpt.
 ATTENTION_KINDS = ("q_bmm", "k_bmm", "v_bmm", "p_bmm", "softmax", "bmm2_output")
@@ -103,6 +104,12 @@ def tensor_quantizers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, TensorQuantizer)}
 
 
+def outline(model: nn.Module) -> str:
+    """SHA-256 over the names and classes of *model*'s modules: all that decides where ModelOpt puts a quantizer."""
+    lines = (f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def count_calls(model: nn.Module, forward: Callable[[nn.Module], object]) -> dict[str, int]:
     """How often each quantizer's forward is entered while *forward* runs on *model*."""
     calls = dict.fromkeys(tensor_quantizers(model), 0)
@@ -115,7 +122,7 @@ def count_calls(model: nn.Module, forward: Callable[[nn.Module], object]) -> dic
 
     hooks = [q.register_forward_pre_hook(counter(n)) for n, q in tensor_quantizers(model).items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ShapesOnly():
             forward(model)
     finally:
         for hook in hooks:

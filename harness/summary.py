@@ -48,7 +48,8 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval, accuracies and budget
     go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.
     """
-    found = [case for case in results["cases"] if case.keys() & {"accuracy", "insertion", "numerics", "export"}]
+    judged = {"accuracy", "insertion", "numerics", "export"}
+    found = [case for case in results["cases"] if case.keys() & judged or cases.speed_lines(case)]
     if not found:
         return
     width = min(terminal.config.get_terminal_writer().fullwidth, WIDEST)
@@ -63,7 +64,7 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
             terminal.write_line("  " + "  ".join(headings))
         for row in mine:
             _row(terminal, row, columns, every, name_width)
-        for line in cases.export_lines(case):
+        for line in [*cases.export_lines(case), *cases.speed_lines(case)]:
             terminal.write_line(middle(f"  {shown(line, None)}", width))
         for line in cases.not_covered(case):
             terminal.write_line(textwrap.fill(f"not covered: {shown(line, None)}", width, initial_indent="  ",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from harness import families, inputs, samples
 from harness.errors import UsageError
 from harness.inputs import Pictures, Prompts, TakenPictures
+from harness.known import Known, once
 from harness.samples import CLASSIFICATION, Samples
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def completed(task: Task, reference: Reference) -> Task:
     if reference.whole is None:
         return task
     towers = families.of(reference.model).towers
+    runs: dict[str, Callable[[nn.Module, Task, int], npt.NDArray[np.float32]]]
     runs = {"vision": image_embeddings, "text": text_embeddings}
     size = inputs.default_batch_size(reference.device)
     found = {name: run(reference.whole, task, size) for name, run in runs.items() if name not in towers}
@@ -266,6 +268,7 @@ def evaluate(
     batch_size: int | None = None,
     keep_scores: bool = True,
     progress: bool = False,
+    known: Known | None = None,
 ) -> TaskRun:
     """Run *model* (of a known family, quantized or not) over *task*, where it lies and in its own dtype.
 
@@ -275,31 +278,52 @@ def evaluate(
         batch_size: rows a forward, at least 2 (a single row takes another kernel); by default what the device likes.
         keep_scores: keep the (n, m) logits; large tasks do without.
         progress: show a bar over the pictures.
+        known: what this very model has made of other tasks' pictures and prompts; those are not embedded again.
     """
     size = max(2, batch_size or inputs.default_batch_size(next(model.parameters()).device))
-    images = image_embeddings(model, task, size, progress)
-    texts = text_embeddings(model, task, size)
+    images = image_embeddings(model, task, size, progress, known)
+    texts = text_embeddings(model, task, size, known)
     return TaskRun(task.name, score(task, images, texts, keep_scores), images, texts)
 
 
-def image_embeddings(model: nn.Module, task: Task, size: int, progress: bool = False) -> npt.NDArray[np.float32]:
+def image_embeddings(
+    model: nn.Module, task: Task, size: int, progress: bool = False, known: Known | None = None
+) -> npt.NDArray[np.float32]:
     """Unit embeddings of the task's pictures, *size* rows a forward: float32 (pictures, d)."""
     if task.completion and "vision" in task.completion.embeddings:
         return task.completion.embeddings["vision"]
     stop = task.start + len(task.sample_ids)
-    batches: Iterable[Tensor] = task.pictures.batches(size, task.start, stop)
-    if progress:
-        from tqdm import tqdm
 
-        batches = tqdm(batches, total=-(-len(task.sample_ids) // size), desc=task.name, leave=False, unit="batch")
-    return inputs.embed_images(model, batches, task.shades, size, task.projection).numpy()
+    def embed(batches: Iterable[Tensor], n: int) -> Tensor:
+        if progress:
+            from tqdm import tqdm
+
+            batches = tqdm(batches, total=-(-n // size), desc=task.name, leave=False, unit="batch")
+        return inputs.embed_images(model, batches, task.shades, size, task.projection)
+
+    pictures = task.pictures
+    if known is None or isinstance(pictures, TakenPictures) or pictures.digests is None:
+        return embed(pictures.batches(size, task.start, stop), len(task.sample_ids)).numpy()
+
+    def fresh(positions: list[int]) -> Tensor:
+        return embed(pictures.take([task.start + i for i in positions]).batches(size), len(positions))
+
+    return once(known.pictures, pictures.digests[task.start : stop], fresh).numpy()
 
 
-def text_embeddings(model: nn.Module, task: Task, size: int) -> npt.NDArray[np.float32]:
+def text_embeddings(model: nn.Module, task: Task, size: int, known: Known | None = None) -> npt.NDArray[np.float32]:
     """Unit embeddings of the candidates in words, *size* rows a forward: float32 (classes or captions, d)."""
     if task.completion and "text" in task.completion.embeddings:
         return task.completion.embeddings["text"]
-    found = inputs.embed_texts(model, task.prompts, size, task.projection)
+    prompts = task.prompts
+
+    def fresh(positions: list[int]) -> Tensor:
+        return inputs.embed_texts(model, prompts.different(positions), size, task.projection)
+
+    if known is None:
+        found = inputs.embed_texts(model, prompts, size, task.projection)
+    else:
+        found = once(known.prompts, [ids.numpy().tobytes() for ids in prompts.ids], fresh)[prompts.rows]
     if task.kind != CLASSIFICATION:
         return found.numpy()
     classes = len(task.first_text) - 1

@@ -1,4 +1,4 @@
-"""What does a forward of each tower cost, and what does quantization add?  (pytest-benchmark)"""
+"""What does a forward of each tower cost, what does quantization add (pytest-benchmark), and what do weights weigh?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from harness import throughput
 from harness.gate import Case, Gate, Quantized
+from harness.memory import NotCompressedError
+from harness.plugin import Check
 
 pytestmark = pytest.mark.throughput
 
@@ -15,14 +17,24 @@ pytestmark = pytest.mark.throughput
 def test_reference_forward(gate: Gate, model_case: Case, tower: str, benchmark: BenchmarkFixture) -> None:
     """A forward of the FP16 tower, in images or texts a second."""
     forward = gate.tower_forward(model_case, gate.reference(model_case).model, tower)
-    rate = throughput.measure(benchmark, forward, gate.facts(model_case) | {"recipe": "FP16"})
-    gate.add_rate(model_case, tower, rate, reference=True)
+    throughput.measure(benchmark, forward, gate.facts(model_case) | {"recipe": "FP16"})
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_quantized_forward(
     gate: Gate, case: Case, quantized: Quantized, tower: str, benchmark: BenchmarkFixture
 ) -> None:
-    """A forward of the quantized tower, in images or texts a second."""
-    rate = throughput.measure(benchmark, gate.tower_forward(case, quantized.folded, tower), gate.facts(case))
-    gate.add_rate(case, tower, rate, reference=False)
+    """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told where it moved."""
+    forward, reference = (gate.tower_forward(case, m, tower) for m in (quantized.folded, gate.reference(case).model))
+    speed = throughput.compare(benchmark, forward, reference, gate.facts(case), gate.stored_ratio(case, tower))
+    if speed is not None:
+        gate.add_speed(case, tower, speed)
+
+
+def test_compressed_weights_take_their_bits(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
+    """Packed by mtq.compress, every quantized weight takes bits times parameters, and so does the checkpoint."""
+    try:
+        found = gate.compression(case)
+    except NotCompressedError as reason:
+        pytest.skip(f"not compressed: {reason}")
+    check.problems(found.problems())

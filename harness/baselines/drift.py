@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harness.baselines.commands import accept_command, rerun_command
 from harness.baselines.records import Record, SampleOutcomes, TaskRecord
 from harness.provenance import BINDING_PACKAGES, Mismatch, Nearness, changed_facts, mismatches, same_bits, short
+from harness.speed import Ratio, moved
 
 #: Words in the name of a number beyond accuracy that say: higher is better.  Of all others, lower is.
 HIGHER_IS_BETTER = ("cosine", "agreement", "overlap")
@@ -42,14 +43,12 @@ class Limits:
     won, or the reverse" and for "more of the quantized model's answers changed than another draw of its rounding
     explains" (``redrawn``).  ``share``: answers of the reference that may change, as a share of those that
     quantization changes; at least ``floor`` samples may.  ``amax``: relative tolerance of calibrated ranges.
-    ``throughput``: relative change of a speed ratio worth a note.
     """
 
     alpha: float = 0.01
     share: float = 0.5
     floor: int = 3
     amax: float = 0.05
-    throughput: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drif
             judge.task(was, now)
         judge.ranges(stored, fresh)
     kind = Kind.MISMATCH if foreign else Kind.MISSING if missing and not judge.moved else judge.kind
-    notes = (*_suspects(kind, len(pairs), stored, fresh), *judge.notes, *_speed(stored, fresh, limits))
+    notes = (*_suspects(kind, len(pairs), stored, fresh), *judge.notes, *_speed(stored, fresh))
     return Drift(
         kind=kind,
         by="bits" if judge.bits else "verdict",
@@ -376,15 +375,15 @@ def _suspects(kind: Kind, compared: int, stored: Record, fresh: Record) -> Itera
         yield f"same device, other conditions: {was} then, {now} now; so bits are not compared"
 
 
-def _speed(stored: Record, fresh: Record, limits: Limits) -> Iterator[str]:
+def _speed(stored: Record, fresh: Record) -> Iterator[str]:
     if stored.provenance.device != fresh.provenance.device:
         return
     for tower, was, now in _ratios(stored, fresh):
-        if abs(now - was) > limits.throughput * was:
-            yield f"throughput, {tower}: {was:.3g} of the reference's then, {now:.3g} now"
+        if word := moved(was, now):
+            yield f"throughput, {tower}: {was} of the reference's then, {now} now: {word}"
 
 
-def _ratios(stored: Record, fresh: Record) -> Iterator[tuple[str, float, float]]:
+def _ratios(stored: Record, fresh: Record) -> Iterator[tuple[str, Ratio, Ratio]]:
     was, now = stored.throughput or {}, fresh.throughput or {}
     yield from ((tower, was[tower], now[tower]) for tower in sorted({*was} & {*now}))
 
@@ -414,9 +413,8 @@ class Changes:
         )
 
 
-def changes(stored: Record, new: Record, limits: Limits | None = None) -> Changes:
+def changes(stored: Record, new: Record) -> Changes:
     """Describe what replacing *stored* by *new* would change."""
-    limits = limits or Limits()
     lines: dict[str, list[str]] = defaultdict(list)
     for m in mismatches(stored.provenance, new.provenance):
         lines["other"].append(f"{m.what} {m.stored} to {m.fresh}")
@@ -431,9 +429,9 @@ def changes(stored: Record, new: Record, limits: Limits | None = None) -> Change
     for tower in sorted({*(new.throughput or {})} - {*(stored.throughput or {})}):
         lines["tightened"].append(f"throughput, {tower}: added")
     for tower, was, now in _ratios(stored, new):
-        if abs(now - was) > limits.throughput * was:
-            kind = "loosened" if now < was else "tightened"
-            lines[kind].append(f"throughput, {tower}: {was:.3g} to {now:.3g} of the reference's")
+        if word := moved(was, now):
+            kind = "loosened" if word == "slower" else "tightened"
+            lines[kind].append(f"throughput, {tower}: {was} to {now} of the reference's")
     return Changes(tuple(lines["loosened"]), tuple(lines["tightened"]), tuple(lines["other"]))
 
 

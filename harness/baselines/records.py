@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.provenance import Provenance, ids_digest, set_digest
+from harness.speed import Ratio
 
 _FLOAT16_MAX = 65504.0
 
@@ -188,15 +189,15 @@ class HistoryEntry:
 class Record:
     """What was measured for one recipe on one model and device.
 
-    ``quantizers`` is the map as ``Quantizer.as_dict`` gives it, in module order; ``throughput`` holds quantized over
-    reference speed by tower.  A run of some suites only leaves ``tasks`` or ``throughput`` empty; the store merges.
-    ``history``, ``measured`` (UTC) and ``path`` are the store's.
+    ``quantizers`` is the map as ``Quantizer.as_dict`` gives it, in module order; ``throughput`` says by tower how many
+    times faster than its reference the quantized one is.  A run of some suites only leaves ``tasks`` or ``throughput``
+    empty; the store merges.  ``history``, ``measured`` (UTC) and ``path`` are the store's.
     """
 
     provenance: Provenance
     quantizers: tuple[dict[str, Any], ...]
     tasks: tuple[TaskRecord, ...] = ()
-    throughput: Mapping[str, float] | None = None
+    throughput: Mapping[str, Ratio] | None = None
     history: tuple[HistoryEntry, ...] = ()
     measured: str = ""
     path: Path | None = None

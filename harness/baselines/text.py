@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord, rounded
 from harness.errors import UsageError
 from harness.provenance import DeviceKey, Provenance, digest
+from harness.speed import Ratio
 
 #: Version of the JSON's shape; a record of another version is refused, never guessed at.
 SCHEMA = 1
@@ -86,6 +87,13 @@ class _Device(_Shape):
     exact: str
 
 
+class _Ratio(_Shape):
+    high: float | None
+    low: float | None
+    rounds: int
+    value: float
+
+
 class _History(_Shape):
     changes: tuple[str, ...]
     date: str
@@ -106,7 +114,7 @@ class _Stored(_Shape):
     recipe: _Named
     schema_: Literal[1] = pydantic.Field(alias="schema")
     tasks: dict[str, dict[str, _Task]]
-    throughput: dict[str, float]
+    throughput: dict[str, _Ratio]
     versions: dict[str, str]
 
 
@@ -180,9 +188,14 @@ def _content(record: Record) -> dict[str, Any]:
         "recipe": {"hash": p.recipe_hash, "name": p.recipe},
         "schema": SCHEMA,
         "tasks": tasks,
-        "throughput": {tower: rounded(ratio) for tower, ratio in (record.throughput or {}).items()},
+        "throughput": {tower: _ratio(ratio) for tower, ratio in (record.throughput or {}).items()},
         "versions": dict(p.versions),
     }
+
+
+def _ratio(ratio: Ratio) -> dict[str, Any]:
+    numbers = {"high": ratio.high, "low": ratio.low, "value": ratio.value}
+    return {name: None if x is None else rounded(x) for name, x in numbers.items()} | {"rounds": ratio.rounds}
 
 
 def _task_content(task: TaskRecord) -> dict[str, Any]:
@@ -287,7 +300,7 @@ def read(path: Path, blob: Callable[[str, str, str], bytes]) -> Record:
         provenance=_provenance(stored),
         quantizers=tuple({"name": name, **attributes} for name, attributes in stored.quantizers.items()),
         tasks=tasks,
-        throughput=stored.throughput,
+        throughput={tower: Ratio(**dict(kept)) for tower, kept in stored.throughput.items()},
         history=tuple(HistoryEntry(h.date, h.reason, h.changes) for h in stored.history),
         measured=stored.measured,
         path=path,

@@ -90,6 +90,11 @@ def not_covered(case: Json) -> list[str]:
     return (case.get("insertion") or {}).get("not_covered") or []
 
 
+def heavy(case: Json) -> list[Json]:
+    """Weights that do not take their bits after compression."""
+    return (case.get("memory") or {}).get("problems") or []
+
+
 def export_faults(case: Json) -> list[str]:
     """What of the exported graphs does not hold, a few words each; the runtime's own defects are none of these."""
     found = case.get("export") or {}
@@ -125,6 +130,47 @@ def export_lines(case: Json) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Speed:
+    """A tower's speed ratio as it is shown, and the baseline's; ``moved`` is ``slower``, ``faster`` or empty."""
+
+    tower: str
+    ratio: str
+    baseline: str
+    moved: str
+
+    def __str__(self) -> str:
+        then = f", {self.baseline} in the baseline" if self.baseline else ""
+        return f"{self.tower} runs at {self.ratio} times FP16's speed{then}{f': {self.moved}' if self.moved else ''}"
+
+
+def speeds(case: Json) -> list[Speed]:
+    """The speed ratios of a case."""
+    found = []
+    for tower, speed in (case.get("throughput") or {}).items():
+        if not isinstance(speed, dict) or number(speed.get("ratio")) is None:
+            continue
+        ratios = (
+            _ratio(speed, "ratio", "low", "high"),
+            _ratio(speed, *(f"baseline_{k}" for k in ("ratio", "low", "high"))),
+        )
+        found.append(Speed(str(tower), *ratios, str(speed.get("moved") or "")))
+    return found
+
+
+def _ratio(speed: Json, *keys: str) -> str:
+    """``0.41 [0.40, 0.42]``, or nothing where there is no ratio."""
+    value, low, high = (number(speed.get(key)) for key in keys)
+    if value is None:
+        return ""
+    return f"{value:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
+
+
+def speed_lines(case: Json) -> list[str]:
+    """The towers whose speed ratio is no longer the baseline's, in sentences; they fail nothing."""
+    return [f"speed: {speed}" for speed in speeds(case) if speed.moved]
+
+
 def decision(case: Json) -> str:
     """The worst word of a case: FAIL, INCONCLUSIVE, PASS, or ``no verdict`` where nothing was judged.
 
@@ -132,7 +178,8 @@ def decision(case: Json) -> str:
     is not the model fail a case whatever its accuracy.
     """
     found = str((case.get("accuracy") or {}).get("decision") or "")
-    if problems(case) or mismatches(case) or export_faults(case) or any((case.get("checkpoint") or {}).values()):
+    broken = any((case.get("checkpoint") or {}).values()) or heavy(case)
+    if problems(case) or mismatches(case) or export_faults(case) or broken:
         return "FAIL"
     if found:
         return found
@@ -159,8 +206,11 @@ def headline(case: Json) -> str:
         parts.append(_count(len(mismatches(case)), "numerics mismatch", "numerics hold"))
     if "checkpoint" in case:
         parts.append(_count(sum(map(bool, case["checkpoint"].values())), "checkpoint problem", "checkpoints hold"))
+    if "memory" in case:
+        parts.append(_count(len(heavy(case)), "memory problem", "weights take their bits"))
     if {"problems", "parity", "answers"} & set(case.get("export") or {}):
         parts.append(_count(len(export_faults(case)), "export problem", "export holds"))
+    parts += [f"{speed.tower} {speed.moved} than the baseline" for speed in speeds(case) if speed.moved]
     words = [drift_word(d) for d in (case.get("drift") or {}).values()]
     moved = [word for word in dict.fromkeys(words) if word not in CALM]
     if moved:

@@ -133,16 +133,13 @@ def _blame(case: Json) -> Iterator[str]:
 
 
 def _throughput(case: Json) -> Iterator[str]:
-    found = case.get("throughput") or {}
-    parts = []
-    for tower, speed in found.items():
-        ratio = number(speed.get("ratio")) if isinstance(speed, dict) else None
-        if ratio is None:
-            continue
-        was = number(speed.get("baseline_ratio"))
-        parts.append(f"{markdown_text(tower)} {ratio:.2f}" + ("" if was is None else f" (baseline {was:.2f})"))
-    if parts:
-        yield f"Throughput against FP16: {', '.join(parts)}"
+    found = cases.speeds(case)
+    if found:
+        lines = ["Speed, in times FP16's:", "", "| tower | ratio | baseline | |", "|---|---|---|---|"]
+        for speed in found:
+            cells = (speed.tower, speed.ratio, speed.baseline, speed.moved)
+            lines.append(f"| {' | '.join(map(markdown_text, cells))} |")
+        yield "\n".join(lines)
 
 
 def _export(case: Json) -> Iterator[str]:

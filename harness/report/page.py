@@ -167,12 +167,12 @@ def blame(case: Json) -> Json | None:
 
 def throughput(case: Json) -> list[Json]:
     """A row a tower: rates, the ratio to the reference and that of the baseline, with bars on one scale."""
-    rows = []
+    rows, shown = [], {speed.tower: speed for speed in cases.speeds(case)}
     for tower, speed in (case.get("throughput") or {}).items():
         if not isinstance(speed, dict):
             continue
         keys = ("reference_per_second", "quantized_per_second", "ratio", "baseline_ratio")
-        rows.append({"tower": tower, **{key: number(speed.get(key)) for key in keys}})
+        rows.append({"tower": tower, "shown": shown.get(tower), **{key: number(speed.get(key)) for key in keys}})
     top = max([1.0, *(r[key] or 0.0 for r in rows for key in ("ratio", "baseline_ratio"))])
     for r in rows:
         for key in ("ratio", "baseline_ratio"):

@@ -27,6 +27,7 @@ from harness.baselines import Kind, Limits, Missing, Record, SampleOutcomes, Sto
 from harness.baselines.store import folder_name
 from harness.errors import UsageError
 from harness.provenance import DeviceKey, Nearness, Provenance, ids_digest, set_digest
+from harness.speed import Ratio
 
 XEON = DeviceKey("xeon-8488c-0a1b2c3d", "x86_64-avx512")
 OTHER_XEON = DeviceKey("epyc-9654-99887766", "x86_64-avx512")
@@ -118,7 +119,12 @@ def record(*tasks: TaskRecord, quantizers: tuple[dict[str, Any], ...] = MAP, **c
         "versions": {"nvidia-modelopt": "0.47.0", "torch": "2.13.0", "transformers": "5.14.1"},
         "facts": {"pillow": "12.0.0", "numpy": "2.4.6"},
     }
-    return Record(Provenance(**{**given_, **changed}), quantizers, tasks, {"vision": 0.17, "text": 0.2})
+    return Record(Provenance(**{**given_, **changed}), quantizers, tasks, speeds(vision=0.17, text=0.2))
+
+
+def speeds(**ratios: float) -> dict[str, Ratio]:
+    """Speed ratios by tower, each known to 5 %."""
+    return {tower: Ratio(value, 0.975 * value, 1.025 * value, 8) for tower, value in ratios.items()}
 
 
 def stored(store: Store, fresh: Record | None = None, device: DeviceKey = XEON) -> Record:
@@ -850,15 +856,18 @@ def test_task_not_run_is_left_out(store: Store) -> None:
 
 
 def test_slower_forward_is_noted_on_the_same_device_only(store: Store) -> None:
-    """A speed ratio that changed much is a note, as timing is never equal; on another device it says nothing."""
+    """A speed ratio whose interval has nothing in common with the stored one is a note; on another device it says
+    nothing.
+    """
     was = stored(store, record(task_record()))
-    slow = replace(record(task_record()), throughput={"vision": 0.08, "text": 0.21})
+    slow = replace(record(task_record()), throughput=speeds(vision=0.08, text=0.205))
 
     drift = compare(was, slow)
     assert drift.kind is Kind.NOTHING
-    assert "throughput, vision: 0.17 of the reference's then, 0.08 now" in drift.message()
+    note = "throughput, vision: 0.17 [0.166, 0.174] of the reference's then, 0.08 [0.078, 0.082] now: slower"
+    assert note in drift.message()
     assert "text" not in drift.message()
-    elsewhere = replace(record(task_record(), device=GPU), throughput={"vision": 0.08})
+    elsewhere = replace(record(task_record(), device=GPU), throughput=speeds(vision=0.08))
     assert "throughput" not in compare(was, elsewhere).message()
 
 
@@ -951,7 +960,7 @@ def test_unchanged_measurement_writes_nothing(store: Store) -> None:
     store.write(record(task_record()), "first")
     before = snapshot(store.root)
 
-    change = store.write(replace(record(task_record()), throughput={"vision": 0.175, "text": 0.199}), "again")
+    change = store.write(replace(record(task_record()), throughput=speeds(vision=0.175, text=0.199)), "again")
 
     assert change.action == "unchanged"
     assert snapshot(store.root) == before
@@ -990,7 +999,7 @@ def test_part_of_a_record_keeps_the_rest_of_the_same_foundation(store: Store) ->
     assert [t.task for t in stored(store).tasks] == ["cifar100", "imagenet1k"]
     store.write(replace(record(), throughput=None), "the map only")
     assert [t.task for t in stored(store).tasks] == ["cifar100", "imagenet1k"]
-    assert stored(store).throughput == {"vision": 0.17, "text": 0.2}
+    assert stored(store).throughput == speeds(vision=0.17, text=0.2)
 
     change = store.update(record(task_record(), recipe_hash="f" * 64), reason="recipe")
     assert "imagenet1k acc1: taken out, not measured in this run" in "\n".join(change.changes.loosened)

@@ -332,6 +332,29 @@ def test_summary_has_every_number_of_a_verdict() -> None:
     assert row.decision in line
 
 
+def test_speed_stands_beside_the_baselines() -> None:
+    """Both ratios with their intervals and the word for what moved, in the comment and on the page."""
+    results = text.plain(measured())
+    ratio, baseline = "0.33 [0.32, 0.34]", "0.50 [0.48, 0.52]"
+
+    assert f"| vision | {ratio} | {baseline} | slower |" in html.unescape(markdown.summary(results))
+    assert f"<td>{ratio}</td>" in page.render(results)
+    assert f"<td>{baseline}: slower</td>" in page.render(results)
+
+
+def test_weights_that_do_not_take_their_bits_fail_a_case() -> None:
+    """The problems of the memory check decide like any other, and are counted in the headline."""
+    results = text.plain(measured())
+    case = results["cases"][0]
+    case["memory"] = {"problems": []}
+    assert "weights take their bits" in cases.headline(case)
+
+    case["memory"] = {"problems": [{"rule": "weight not compressed", "what": "1 of 45", "names": [], "mend": ""}]}
+
+    assert cases.decision(case) == "FAIL"
+    assert "1 memory problem" in cases.headline(case)
+
+
 def test_patch_in_the_summary_is_the_patch() -> None:
     """What a person copies out of the comment is the recipe's YAML, unescaped."""
     run = text.plain(measured())

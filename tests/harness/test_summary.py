@@ -12,6 +12,7 @@ from drawn import outcomes, pair
 from found import HOSTILE
 
 from harness import summary, verdicts
+from harness.report import cases
 from harness.verdicts import Budget
 
 LONG = "wds/imagenet-a-task-with-a-very-long-name-indeed/image_retrieval_recall@5"
@@ -172,3 +173,30 @@ def test_hostile_names_are_text_on_the_terminal(show: Any, name: str) -> None:
     assert len([line for line in lines if re.search(r" embedded: (INCONCLUSIVE|FAIL)( |$)", line)]) == 2
     assert all(line.isprintable() for line in lines)
     assert not [line for line in lines if line.lstrip().startswith("::") or "##[" in line]
+
+
+SPEED = {"reference_per_second": 100.0, "quantized_per_second": 40.0, "ratio": 0.4, "low": 0.38, "high": 0.42,
+         "rounds": 8, "baseline_ratio": 0.5, "baseline_low": 0.48, "baseline_high": 0.52,
+         "moved": "slower"}  # fmt: skip
+
+
+def test_a_tower_that_became_slower_is_told_and_fails_nothing(show: Any) -> None:
+    """Its ratio and the baseline's stand there with their intervals, and in the headline, after a run of this suite
+    alone too; the verdict is no other.
+    """
+    results = run()
+    results["cases"][0]["throughput"] = {"vision": SPEED}
+    alone = {"cases": [{"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED}}]}
+    line = "  speed: vision runs at 0.40 [0.38, 0.42] times FP16's speed, 0.50 [0.48, 0.52] in the baseline: slower"
+
+    for shown in (show(results), show(alone)):
+        assert line in shown.splitlines()
+        assert "vision slower than the baseline" in shown
+    assert cases.decision(results["cases"][0]) == cases.decision(run()["cases"][0])
+
+
+def test_a_ratio_that_did_not_move_is_no_news(show: Any) -> None:
+    """The terminal has a line for a change only."""
+    steady = {"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED | {"moved": ""}}}
+
+    assert show({"cases": [steady]}) == ""
