@@ -249,25 +249,39 @@ def evaluate(
 
 
 def image_embeddings(
-    model: nn.Module, task: Task, size: int, device: torch.device, dtype: torch.dtype, progress: bool = False
+    model: nn.Module,
+    task: Task,
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the task's pictures: float32 (pictures, d)."""
-    stop = task.start + len(task.sample_ids)
-    batches: Iterable[Tensor] = task.pictures.batches(size, task.start, stop)
+    """Unit embeddings of the task's pictures, or of *part* (start, stop) of them: float32 (pictures, d)."""
+    start, stop = part or (0, len(task.sample_ids))
+    batches: Iterable[Tensor] = task.pictures.batches(size, task.start + start, task.start + stop)
     if progress:
         from tqdm import tqdm
 
-        batches = tqdm(batches, total=-(-len(task.sample_ids) // size), desc=task.name, leave=False, unit="batch")
+        batches = tqdm(batches, total=-(-(stop - start) // size), desc=task.name, leave=False, unit="batch")
     return inputs.embed_images(model, batches, task.shades, size, device, dtype).numpy()
 
 
-def text_embeddings(model: nn.Module, task: Task, size: int, device: torch.device) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the candidates in words: float32 (classes or captions, d)."""
-    found = inputs.embed_texts(model, task.prompts, size, device)
+def text_embeddings(
+    model: nn.Module, task: Task, size: int, device: torch.device, part: tuple[int, int] | None = None
+) -> npt.NDArray[np.float32]:
+    """Unit embeddings of the candidates in words, or of *part* (start, stop): float32 (classes or captions, d)."""
+    start, stop = part or (0, texts_of(task))
     if task.kind != CLASSIFICATION:
-        return found.numpy()
-    classes = len(task.first_text) - 1
-    return inputs.unit(found.double().view(classes, -1, found.shape[1]).mean(1)).numpy()
+        return inputs.embed_texts(model, task.prompts.part(start, stop), size, device).numpy()
+    prompts = task.prompts.part(int(task.first_text[start]), int(task.first_text[stop]))
+    found = inputs.embed_texts(model, prompts, size, device)
+    return inputs.unit(found.double().view(stop - start, -1, found.shape[1]).mean(1)).numpy()
+
+
+def texts_of(task: Task) -> int:
+    """Candidates in words: classes (classification) or captions (retrieval)."""
+    return len(task.first_text) - 1 if task.kind == CLASSIFICATION else len(task.prompts)
 
 
 def score(
