@@ -1,9 +1,9 @@
 """Slices on the workers of a Ray cluster (``--cluster ADDRESS|local``).
 
 A worker reads the reference and the data from its own disk, where they must lie under the same paths as here.  A
-quantized model is sent to it: calibrated once, here, and packed as the checkpoint suite saves and restores it.  Were
-each worker to calibrate for itself, 64 of them would spend more on that than on the pictures, and on a GPU nothing
-promises that all would get the same ranges.
+quantized model is sent to it: calibrated once, here, saved and restored as the checkpoint suite does it.  Were each
+worker to calibrate for itself, 64 of them would spend more on that than on the pictures, and on a GPU nothing promises
+that all would get the same ranges.
 
 Before it computes anything, a worker says what its answers hang on: releases, sources, device, data, weights, ranges.
 Where that is not what this run says, the run stops and names the node and the difference.
@@ -11,10 +11,13 @@ Where that is not what this run says, the run stops and names the node and the d
 
 from __future__ import annotations
 
+import copy
 import functools
+import io
 import os
+import secrets
 import socket
-import tempfile
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from harness import checkpoint, evaluation, models, provenance, quantize, tasks
+from harness import evaluation, models, provenance, quantize, tasks
 from harness.errors import UsageError
 from harness.evaluation import Quantization, Subject
 from harness.models import Reference
@@ -36,10 +39,13 @@ from harness.tasks import Task
 LOCAL = "local"
 #: Workers that may die over one slice before the run gives up on it.
 TRIES = 4
+_MEND_JOIN = (
+    "It needs the same releases of Ray and Python here as there, and, where it asks for a token, RAY_AUTH_MODE=token "
+    "with its RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+)
 _MEND = "Give the address of a Ray head (HOST:PORT, `ray start --head` prints it), or local."
-_FORM: checkpoint.Form = "mto"
 
-Packed = Mapping[str, npt.NDArray[np.uint8]]
+Packed = npt.NDArray[np.uint8]
 
 
 class ClusterError(Exception):
@@ -106,6 +112,9 @@ class Cluster:
         # Read when Ray is imported; neither a report on its use nor a dashboard belongs into a test run.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if self.address == LOCAL and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+            # Ray's ports take code from whoever knows the token; by itself Ray would write one into the home folder.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         import ray
 
         if not ray.is_initialized():
@@ -119,7 +128,7 @@ class Cluster:
                     ray.init(address=self.address, **quiet)
                 except Exception as error:
                     what = f"cannot be joined ({' '.join(str(error).split())[:300]})"
-                    raise UsageError(f"--cluster {self.address}", what, _MEND) from error
+                    raise UsageError(f"--cluster {self.address}", what, _MEND_JOIN) from error
             self._started = True
         kind, amount = ("GPU", 1) if self._device.type == "cuda" else ("CPU", torch.get_num_threads())
         nodes = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
@@ -226,23 +235,27 @@ def _knock(address: str) -> None:
 
 
 def pack(made: Quantization) -> Packed:
-    """The files of the quantized model's checkpoint, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(made.model, Path(folder), _FORM)
-        return {path.name: np.fromfile(path, np.uint8) for path in Path(folder).iterdir()}
+    """The quantized model's checkpoint, as ``mto.save`` writes it."""
+    import modelopt.torch.opt as mto
+
+    stream = io.BytesIO()
+    with quantize.quiet():
+        mto.save(made.model, stream)
+    return np.frombuffer(stream.getvalue(), np.uint8)
 
 
 def unpack(packed: Packed, reference: Reference, attention: str) -> nn.Module:
-    """The model of :func:`pack`, its weights folded as :func:`harness.quantize.fold` does it.
+    """The model of :func:`pack`, on *reference*'s device.
 
-    Nothing but tensors and plain values is read: ModelOpt loads the file with ``weights_only``.
+    Nothing but tensors and plain values is read: ModelOpt loads a checkpoint with ``weights_only``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in packed.items():
-            content.tofile(Path(folder, name))
-        how = checkpoint.Loading(attention=attention)
-        model = checkpoint.restore(Path(folder), _FORM, how, reference.model.dtype)
-    return quantize.fold(model.to(reference.device).requires_grad_(False))
+    import modelopt.torch.opt as mto
+
+    blank = copy.deepcopy(reference.model).cpu()
+    with quantize.quiet(), quantize.attention_registered(blank, attention):
+        model = mto.restore(blank, io.BytesIO(packed.tobytes()))
+    found: nn.Module = model.to(reference.device).eval().requires_grad_(False)
+    return found
 
 
 # -- in the worker ------------------------------------------------------------------------------------------------
@@ -307,5 +320,5 @@ _latest: dict[str, Subject] = {}
 def _restored(digest: str, reference: Reference, attention: str, packed: Packed) -> Subject:
     if digest not in _latest:
         _latest.clear()
-        _latest[digest] = Subject(reference, unpack(packed, reference, attention))
+        _latest[digest] = Subject(reference, quantize.fold(unpack(packed, reference, attention)))
     return _latest[digest]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness import (
     checkpoint_preload,  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
     cluster,
     evaluation,
+    quantize,
     shards,
 )
 from harness.cluster import Cluster, ClusterError, Order
@@ -79,6 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_workers(folder: Path) -> Iterator[str]:
     """A Ray cluster with room for two workers of one thread each: its node's name."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
     threads = torch.get_num_threads()
@@ -128,7 +132,8 @@ def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> No
 
     found = cluster.unpack(packed, made.reference, "diffusers")
 
-    assert evaluation.state_digest(found) == evaluation.state_digest(made.folded)
+    assert evaluation.state_digest(found) == evaluation.state_digest(made.model)
+    assert evaluation.state_digest(quantize.fold(found)) == evaluation.state_digest(made.folded)
     assert evaluation.state_digest(found) != evaluation.state_digest(made.reference.model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_tasks import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes
 
-from harness import checkpoint, early, inputs, models, provenance, shards, tasks
+from harness import checkpoint, early, evaluation, inputs, models, provenance, quantize, quantizers, shards, tasks
 from harness.evaluation import Alone, Here, Sliced, Subject
 from harness.gate import Gate, Options
 from harness.models import Reference
@@ -314,6 +315,23 @@ def test_shards_of_something_else_are_left_out(changed: str, given: Path, tmp_pa
     assert all(f"belong to {what} " in note and "; this run has " in note for note in foreign)
     for one, other in zip(expected, found, strict=True):
         assert_equal(one, other)
+
+
+def test_a_model_changed_in_memory_is_something_else(subject: Subject, hundred: Task, tmp_path: Path) -> None:
+    """A weight that is another in this process alone, or a quantizer switched off, binds shards as well."""
+    sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
+    model = copy.deepcopy(subject.model)
+    next(model.parameters()).data.view(-1)[0] += 1
+    evaluator, computed = sliced(Store(tmp_path, "two"))
+    evaluator.evaluate(Subject(subject.reference, model), [hundred])
+
+    assert len(computed) == 6
+    assert "6 shards belong to weights and calibrated ranges" in " ".join(evaluator.notes())
+
+    inserted = quantize.insert(subject.model)
+    before = evaluation.state_digest(inserted)
+    next(iter(quantizers.tensor_quantizers(inserted).values())).enable()
+    assert evaluation.state_digest(inserted) != before
 
 
 def test_other_sources_are_something_else(
