@@ -37,6 +37,7 @@ from harness.shards import Floats, Side, Slice
 from harness.tasks import Task
 
 LOCAL = "local"
+_STATE = evaluation.STATE  #: of what a worker restores
 #: Workers that may die over one slice before the run gives up on it.
 TRIES = 4
 _MEND_JOIN = (
@@ -101,7 +102,7 @@ class Cluster:
         self._started = False
         self._died: Counter[str] = Counter()
         self._computed: Counter[str] = Counter()
-        self._packed: tuple[Subject, Any] | None = None
+        self._packed: tuple[str, Any] | None = None
 
     def start(self) -> None:
         """Connect, or start a cluster on this machine; a connection that this process has is used.
@@ -220,8 +221,9 @@ class Cluster:
 
         if subject.quantization is None:
             return None
-        if self._packed is None or self._packed[0] is not subject:
-            self._packed = subject, ray.put(pack(subject.quantization))
+        digest = subject.bound[_STATE]
+        if self._packed is None or self._packed[0] != digest:
+            self._packed = digest, ray.put(pack(subject.quantization))
         return self._packed[1]
 
 
@@ -286,7 +288,7 @@ def embedded(order: Order, packed: Packed | None) -> Floats | str:
         reference = _reference(order.model, order.device)
         subject = Subject(reference, reference.model)
         if packed is not None and order.attention is not None:
-            subject = _restored(wanted["weights and calibrated ranges"], reference, order.attention, packed)
+            subject = _restored(wanted[_STATE], reference, order.attention, packed)
         task = _task(order.task, order.data_root, order.model, order.device)
         differing = _differing(wanted, {"data": task.data_hash} | subject.bound)
     if differing:

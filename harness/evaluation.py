@@ -7,6 +7,7 @@ each slice's embeddings come from an :class:`Engine`, and the whole is scored he
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from harness.models import Reference
 from harness.recipes import Recipe
 from harness.shards import Floats, Side, Slice, Store
 from harness.tasks import Task, TaskRun
+
+#: What the digest of a model's state is called where it does not agree.
+STATE = "weights and calibrated ranges"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Subject:
         found = {
             "model revision": self.reference.revision,
             "preprocessing": provenance.digest(self.reference.image_processor.to_dict()),
-            "weights and calibrated ranges": state_digest(self.model),
+            STATE: state_digest(self.model),
         }
         if self.quantization is not None:
             made = self.quantization
@@ -269,7 +273,10 @@ class Sliced:
         found: dict[Slice, Floats] = {}
         with self.visible() if self.progress else nullcontext():
             total = sum(one.n for one in slices)
-            with tqdm(total=total, desc=subject.name, leave=False, unit="sample", disable=not self.progress) as bar:
+            often = 0.1 if sys.stderr.isatty() else 10.0  # a log keeps every line
+            with tqdm(
+                total=total, desc=subject.name, leave=False, unit="sample", mininterval=often, disable=not self.progress
+            ) as bar:
                 for one, array in self._each(subject, slices, self.store if keep else None):
                     assert one not in found, f"{one} came twice"
                     found[one] = array

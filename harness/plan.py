@@ -71,7 +71,7 @@ TRAINED = Assumption(
     "CLIP ViT-g/14 trained on 8 H100", 935, "samples/s", "NVIDIA NeMo user guide, CLIP performance: one node of 8"
 )
 BANDWIDTH = Assumption("memory bandwidth", 3.35e12, "bytes/s", "NVIDIA H100 SXM data sheet")
-NETWORK = Assumption("network to a node", 1.25e9, "bytes/s", "10 Gbit/s Ethernet, the least that a GPU node has")
+NETWORK = Assumption("network to a node", 1.25e9, "bytes/s", "10 Gbit/s Ethernet, taken as the least of a GPU node")
 
 
 # -- what is counted ------------------------------------------------------------------------------------------------
