@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from harness import tasks
 from harness.sequential import Sequential, shuffled
+from harness.shards import Side
 from harness.tasks import Outcomes, Task, TaskRun
 from harness.verdicts import Budget, Verdict
 
@@ -41,22 +41,23 @@ def blocks(task: Task) -> Iterator[Task]:
 
 
 class Evaluation:
-    """One model on the blocks of one task, each evaluated when it is first asked for and then kept."""
+    """One model on the blocks of one task, each evaluated when it is first asked for and then kept.
 
-    def __init__(self, model: Callable[[], nn.Module], task: Task, batch_size: int) -> None:
-        self._model = model
+    *embed* gives the model's unit embeddings of a task's pictures or candidates in words, float32 (n, d).
+    """
+
+    def __init__(self, embed: Callable[[Task, Side], npt.NDArray[np.float32]], task: Task) -> None:
+        self._embed = embed
         self._task = task
-        self._batch_size = batch_size
         self._texts: npt.NDArray[np.float32] | None = None
         self._runs: list[TaskRun] = []
 
     def run(self, number: int, block: Task) -> TaskRun:
         """The model on *block*, which is the *number*-th (from 0) of the task."""
         while number >= len(self._runs):
-            model = self._model()
             if self._texts is None:
-                self._texts = tasks.text_embeddings(model, self._task, self._batch_size)
-            images = tasks.image_embeddings(model, block, self._batch_size)
+                self._texts = self._embed(self._task, "texts")
+            images = self._embed(block, "images")
             self._runs.append(TaskRun(self._task.name, tasks.score(block, images, self._texts), images, self._texts))
         return self._runs[number]
 

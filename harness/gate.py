@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from harness import (
     checkpoint,
     distribution,
     early,
+    evaluation,
     export,
     families,
     gallery,
@@ -57,8 +58,8 @@ from harness.baselines import Drift, Missing, Record, Store, TaskRecord
 from harness.blame import Blame
 from harness.calibration import CalibrationPairs
 from harness.distribution import Measurement
+from harness.evaluation import Evaluator, Quantization, Subject
 from harness.export import engine
-from harness.known import Known
 from harness.models import Reference
 from harness.numerics import Observation
 from harness.provenance import Provenance
@@ -89,6 +90,7 @@ class Options:
     device: str = "auto"
     attention: str = "diffusers"
     early_stop: bool = False
+    cluster: str | None = None
     report: bool = False
     baselines: Path = BASELINES
     progress: bool = False
@@ -187,10 +189,17 @@ class Quantized:
 class Gate:
     """Builds what the suites ask for, each once; of quantized models only the latest stays in memory."""
 
-    def __init__(self, options: Options, results: Results | None = None) -> None:
+    def __init__(self, options: Options, results: Results | None = None, evaluator: Evaluator | None = None) -> None:
         self.options = options
         self.results = results or Results()
         self.device = models.resolve_device(options.device)
+        self.evaluator = evaluator or evaluation.evaluator(
+            self.device,
+            options.batch_size,
+            cluster=options.cluster,
+            data_root=options.data_root,
+            progress=options.progress,
+        )
         self.results.environment.update(
             versions=provenance.versions(),
             device=str(self.device_key),
@@ -326,6 +335,8 @@ class Gate:
                     observed = None if kept is None else (kept.lost + kept.won) / kept.count
                     budget = self.budget(case, task.name, metric)
                     verdicts.resolvable(budget, task.n(metric), observed, task=f"{task.name} ({metric})")
+        if accuracy:
+            self.evaluator.ready()
         if checkpoints:
             checkpoint.warm()
 
@@ -461,39 +472,47 @@ class Gate:
     def reference_runs(self, case: Case) -> dict[str, TaskRun]:
         """The reference on every task, evaluated once a model."""
         found: dict[str, TaskRun] = self._once(
-            lambda: self._evaluate(self.reference(case).model, self.tasks(case)), "runs", case.model
+            lambda: self.evaluator.evaluate(self._reference(case), self.tasks(case)), "runs", case.model
         )
         return found
 
     def quantized_runs(self, case: Case) -> dict[str, TaskRun]:
         """The quantized model on every task, evaluated once a case."""
         found: dict[str, TaskRun] = self._once(
-            lambda: self._evaluate(self.quantized(case).folded, self.tasks(case)), "runs", case.model, case.recipe
+            lambda: self.evaluator.evaluate(self._subject(case), self.tasks(case)), "runs", case.model, case.recipe
         )
         return found
+
+    def _reference(self, case: Case) -> Subject:
+        """The case's reference as a subject of evaluation."""
+        reference = self.reference(case)
+        found: Subject = self._once(lambda: Subject(reference, reference.model), "subject", case.model)
+        return found
+
+    def _subject(self, case: Case) -> Subject:
+        """The case's quantized model as a subject of evaluation; whoever holds it holds the model."""
+        made = self.quantized(case)
+        how = Quantization(made.recipe, self.options.attention, self.calibration(case), made.model)
+        return Subject(made.reference, made.folded, how)
 
     def _stopped(self, case: Case) -> dict[str, early.Stopped]:
         """What was evaluated of each task that may stop early; empty where that was not asked for."""
         if not self.options.early_stop:
             return {}
 
-        def judge(task: Task) -> early.Stopped:
-            (metric,) = task.metrics
-            before = self._once(
-                lambda: early.Evaluation(lambda: self.reference(case).model, task, self.batch_size),
-                "blocks",
-                case.model,
-                task.name,
-            )
-            after = early.Evaluation(lambda: self.quantized(case).folded, task, self.batch_size)
-            return early.judge(task, metric, self.budget(case, task.name, metric), before, after)
+        def of(subject: Subject, task: Task) -> early.Evaluation:
+            return early.Evaluation(partial(self.evaluator.embed, subject), task)
 
-        found: dict[str, early.Stopped] = self._once(
-            lambda: {t.name: judge(t) for t in self.tasks(case) if early.can_stop(t)},
-            "stopped",
-            case.model,
-            case.recipe,
-        )
+        def judge() -> dict[str, early.Stopped]:
+            subject, judged = self._subject(case), {}
+            for task in filter(early.can_stop, self.tasks(case)):
+                (metric,) = task.metrics
+                before = self._once(partial(of, self._reference(case), task), "blocks", case.model, task.name)
+                after, budget = of(subject, task), self.budget(case, task.name, metric)
+                judged[task.name] = early.judge(task, metric, budget, before, after)
+            return judged
+
+        found: dict[str, early.Stopped] = self._once(judge, "stopped", case.model, case.recipe)
         return found
 
     def runs(self, case: Case) -> tuple[dict[str, TaskRun], dict[str, TaskRun]]:
@@ -502,21 +521,13 @@ class Gate:
         if not stopped:
             return self.reference_runs(case), self.quantized_runs(case)
         rest = tuple(task for task in self.tasks(case) if task.name not in stopped)
-        before = self._once(lambda: self._evaluate(self.reference(case).model, rest), "rest", case.model)
-        after = self._once(lambda: self._evaluate(self.quantized(case).folded, rest), "rest", case.model, case.recipe)
+        evaluate = self.evaluator.evaluate
+        before = self._once(lambda: evaluate(self._reference(case), rest), "rest", case.model)
+        after = self._once(lambda: evaluate(self._subject(case), rest), "rest", case.model, case.recipe)
         return (
             before | {name: s.reference for name, s in stopped.items()},
             after | {name: s.quantized for name, s in stopped.items()},
         )
-
-    def _evaluate(self, model: nn.Module, among: tuple[Task, ...]) -> dict[str, TaskRun]:
-        options, known = self.options, Known()
-        return {
-            task.name: tasks.evaluate(
-                model, task, batch_size=options.batch_size, progress=options.progress, known=known
-            )
-            for task in among
-        }
 
     def budget(self, case: Case, task: str, metric: str) -> verdicts.Budget:
         """The budget of a metric of a task under the case's recipe."""
@@ -668,7 +679,9 @@ class Gate:
         reference = self.reference(case)
         batches = self.calibration(case).batches(self.device, reference.dtype)
         model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
-        runs, before = self._evaluate(quantize.fold(model), self.tasks(case)), self.reference_runs(case)
+        how = Quantization(recipe, self.options.attention, self.calibration(case), model)
+        subject = Subject(reference, quantize.fold(model), how)
+        runs, before = self.evaluator.evaluate(subject, self.tasks(case), keep=False), self.reference_runs(case)
         judged = [
             verdicts.compare(outcomes, runs[task].outcomes[metric], self.budget(case, task, metric))
             for task, run in before.items()
@@ -699,7 +712,10 @@ class Gate:
 
     def gains(self, case: Case) -> list[qat.Gain]:
         """What fine-tuning won back on every metric on which the case's recipe does not pass."""
-        after = self._evaluate(quantize.fold(self.trained(case).model), self.tasks(case))
+        made, model = self.quantized(case), self.trained(case).model
+        how = Quantization(made.recipe, self.options.attention, self.calibration(case), model)
+        subject = Subject(made.reference, quantize.fold(model), how)
+        after = self.evaluator.evaluate(subject, self.tasks(case), keep=False)
         found = qat.gains(self.verdicts(case), self.quantized_runs(case), after)
         self.section(case, "qat")["gains"] = [asdict(gain) for gain in found]
         return found

@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,7 +97,10 @@ def shades(image_processor: Any) -> Tensor:
 
 
 class Pictures:
-    """``n`` pictures of one data set, as uint8 (3, height, width), decoded once if they fit into memory.
+    """``n`` pictures of one data set, as uint8 (3, height, width), each decoded once if all fit into memory.
+
+    A stream (webdataset) that does not fit is read on from where the last batches ended, so that slices taken in
+    order cost one pass; a slice before that place starts the stream anew.
 
     Args:
         dataset: yields (uint8 tensor, anything); map-style (torchvision) or iterable (webdataset).
@@ -120,21 +122,23 @@ class Pictures:
     ) -> None:
         self._dataset, self._ids, self._place = dataset, ids, place
         self._chosen = range(len(ids)) if chosen is None else chosen
+        self._shape = shape
         self._keep = len(self._chosen) * int(np.prod(shape)) <= memory_limit
+        self._kept: Tensor | None = None
+        self._missing = np.ones(len(self._chosen), bool)
+        self._streamed = isinstance(dataset, torch.utils.data.IterableDataset)
+        self._stream: Iterator[Any] | None = None
+        self._next = 0  #: position in the data set of what the stream gives next
 
     def __len__(self) -> int:
         return len(self._chosen)
 
-    @cached_property
-    def _whole(self) -> Tensor:
-        return torch.stack(list(self._decoded(range(len(self)))))
-
-    @cached_property
-    def digests(self) -> tuple[bytes, ...] | None:
-        """A name for each picture, equal where the pictures are; None where they do not fit into memory."""
+    def digests(self, start: int, stop: int) -> list[bytes] | None:
+        """A name for each of pictures *start* to *stop*, equal where they are; None where memory does not hold them."""
         if not self._keep:
             return None
-        return tuple(hashlib.blake2b(picture.numpy(), digest_size=16).digest() for picture in self._whole)
+        kept = self._in_memory(range(start, stop))[start:stop]
+        return [hashlib.blake2b(picture.numpy(), digest_size=16).digest() for picture in kept]
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Pictures *start* to *stop* in order: uint8 (at most *size*, 3, height, width) each.
@@ -144,7 +148,7 @@ class Pictures:
         """
         stop = len(self) if stop is None else stop
         if self._keep:
-            yield from torch.split(self._whole[start:stop], size)
+            yield from torch.split(self._in_memory(range(start, stop))[start:stop], size)
             return
         stream = self._decoded(range(start, stop))
         while batch := list(itertools.islice(stream, size)):
@@ -156,7 +160,7 @@ class Pictures:
         Raises:
             UsageError: they are a stream too large to be kept, which has no order but its own.
         """
-        if not self._keep and isinstance(self._dataset, torch.utils.data.IterableDataset):
+        if not self._keep and self._streamed:
             mend = "Leave out --early-stop, or give the data set in its original files."
             raise UsageError(self._place, "is a stream too large for memory, which cannot be shuffled", mend)
         return TakenPictures(self, positions)
@@ -166,13 +170,25 @@ class Pictures:
         if not self._keep:
             yield from self._by_index([self._chosen[i] for i in positions])
             return
+        kept = self._in_memory(positions)
         for i in positions:
-            yield self._whole[i]
+            yield kept[i]
 
-    def _decoded(self, positions: range) -> Iterator[Tensor]:
+    def _in_memory(self, positions: Sequence[int]) -> Tensor:
+        """All pictures, those at *positions* decoded for certain: uint8 (n, 3, height, width)."""
+        if self._kept is None:
+            self._kept = torch.empty((len(self), *self._shape), dtype=torch.uint8)
+        # A stream has no order but its own: all of it, or nothing.
+        wanted = np.arange(len(self)) if self._streamed else np.asarray(positions, np.int64)
+        wanted = np.unique(wanted[self._missing[wanted]])
+        for i, picture in zip(wanted, self._decoded(wanted.tolist()), strict=True):
+            self._kept[i] = picture
+        self._missing[wanted] = False
+        return self._kept
+
+    def _decoded(self, positions: Sequence[int]) -> Iterator[Tensor]:
         chosen = [self._chosen[i] for i in positions]
-        streamed = isinstance(self._dataset, torch.utils.data.IterableDataset)
-        found = self._in_order(chosen) if streamed else self._by_index(chosen)
+        found = self._in_order(chosen) if self._streamed else self._by_index(chosen)
         count = 0
         for picture in found:
             yield picture
@@ -183,7 +199,7 @@ class Pictures:
 
     def _by_index(self, chosen: list[int]) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
-            _Reader(self._dataset, chosen), batch_size=None, num_workers=_workers(len(chosen))
+            _Reader(self._dataset, chosen), batch_size=None, num_workers=self._workers(len(chosen))
         )
         for index, item in zip(chosen, loader, strict=True):
             if isinstance(item, str):
@@ -191,19 +207,31 @@ class Pictures:
             yield item
 
     def _in_order(self, chosen: list[int]) -> Iterator[Tensor]:
-        wanted, position = set(chosen), -1
+        wanted = set(chosen)
         if not chosen:
             return
-        # One worker at most: several would each take some of the shards and mix their order.
-        loader = torch.utils.data.DataLoader(self._dataset, batch_size=None, num_workers=min(1, _workers(len(chosen))))
-        try:
-            for position, (picture, _) in enumerate(loader):
-                if position in wanted:
-                    yield picture
-                if position == chosen[-1]:
-                    return
-        except Exception as error:
-            raise self._unreadable(self._ids[min(position + 1, len(self._ids) - 1)], repr(error)) from error
+        if self._stream is None or chosen[0] < self._next:
+            # One worker at most: several would each take some of the shards and mix their order.
+            workers = min(1, self._workers(len(chosen)))
+            loader = torch.utils.data.DataLoader(self._dataset, batch_size=None, num_workers=workers)
+            self._stream, self._next = iter(loader), 0
+        stream, self._stream = self._stream, None  # kept only if this slice ends well, and the data set goes on
+        while self._next <= chosen[-1]:
+            try:
+                picture, _ = next(stream)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._unreadable(self._ids[min(self._next, len(self._ids) - 1)], repr(error)) from error
+            self._next += 1
+            if self._next - 1 in wanted:
+                yield picture
+        if chosen[-1] != self._chosen[-1]:
+            self._stream = stream
+
+    def _workers(self, count: int) -> int:
+        """Processes that decode *count* pictures: the data set's size decides, as one slice follows another."""
+        return min(8, os.cpu_count() or 1, count) if len(self) >= _WORTH_WORKERS else 0
 
     def _unreadable(self, name: str, why: str) -> UsageError:
         return UsageError(self._place, f"picture {name} cannot be read ({why})", "Restore the file.")
@@ -242,10 +270,6 @@ class _Reader(torch.utils.data.Dataset[Any]):
             return f"{type(error).__name__}: {error}"
 
 
-def _workers(pictures: int) -> int:
-    return min(8, os.cpu_count() or 1) if pictures >= _WORTH_WORKERS else 0
-
-
 @dataclass(frozen=True)
 class Prompts:
     """``m`` texts as token ids: each different one once, and where it belongs.
@@ -264,6 +288,11 @@ class Prompts:
     def different(self, chosen: Sequence[int]) -> Prompts:
         """The texts that rows *chosen* of ``ids`` hold, each once."""
         return Prompts(self.ids[chosen], self.lengths[chosen], torch.arange(len(chosen)))
+
+    def part(self, start: int, stop: int) -> Prompts:
+        """Texts *start* to *stop*."""
+        used, rows = torch.unique(self.rows[start:stop], return_inverse=True)
+        return Prompts(self.ids[used], self.lengths[used], rows)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(positions in ``ids``, token ids (size, width)) in groups of one width; a last batch repeats its first row.

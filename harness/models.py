@@ -172,6 +172,14 @@ def family_of(ref: str) -> str:
         return "clip"
 
 
+def absolute(ref: str) -> str:
+    """The reference *ref* as a process with another working directory finds it: a folder's whole path."""
+    if Path(ref).expanduser().is_dir():
+        return str(Path(ref).expanduser().absolute())
+    base, plus, suffix = ref.rpartition("+")
+    return f"{absolute(base)}+{suffix}" if plus else ref
+
+
 def _form(folder: Path) -> _Form:
     """The form of a Hugging Face checkpoint, and that it has its configuration and weights.
 

@@ -14,7 +14,7 @@ from _pytest.compat import NOTSET as _NO_CASE  # the parameter of a test whose s
 from _pytest.outcomes import Failed  # pytest.fail.Exception, under a name that can be derived from
 
 from harness.errors import UsageError
-from harness.workers import hand_over, is_worker, tell
+from harness.workers import hand_over, is_worker, settle, tell
 
 if TYPE_CHECKING:
     from harness.baselines import Drift, Missing
@@ -107,6 +107,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--blame", action="store_true", default=None, help="find the quantizers at fault, also on a pass")
     add("--no-blame", dest="blame", action="store_false", help="do not look for the quantizers at fault")
     add("--early-stop", action="store_true", help="stop a task once a sequential test has decided")
+    add(
+        "--cluster",
+        metavar="ADDRESS|local",
+        help="evaluate the accuracy suite's tasks in slices on the workers of this Ray cluster (HOST:PORT of its "
+        "head), or of one started on this machine (local); needs the extra 'cluster'",
+    )
     add("--gate-report", type=Path, metavar="DIR", help="write report.html, summary.md and results.json here")
 
 
@@ -152,9 +158,25 @@ def check_options(config: pytest.Config) -> None:
         pattern = name == "data_root" and "{dataset" in str(path)  # filled in for each task, and looked for then
         if path is not None and not pattern and not path.is_dir():
             raise UsageError(f"--{name.replace('_', '-')} {path}", "is no directory", "Give an existing directory.")
+    _check_cluster(config)
     folder = get("gate_report")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
+
+
+def _check_cluster(config: pytest.Config) -> None:
+    address = config.getoption("cluster")
+    if address is None:
+        return
+    from harness import cluster
+
+    cluster.check(address)
+    if config.getoption("early_stop"):
+        what = "does not go with --early-stop, which takes one block after another and stops"
+        raise UsageError("--cluster", what, "Leave out one of them.")
+    if address == cluster.LOCAL and getattr(config.option, "numprocesses", None):
+        what = "does not go with -n, which starts processes on this machine itself"
+        raise UsageError("--cluster local", what, "Leave out one of them, or give the address of a running cluster.")
 
 
 def options_of(config: pytest.Config) -> Options:
@@ -177,6 +199,7 @@ def options_of(config: pytest.Config) -> Options:
         device=get("device"),
         attention=get("attention"),
         early_stop=get("early_stop"),
+        cluster=get("cluster"),
         report=get("gate_report") is not None,
         # What pytest captures nobody sees move; it would only clutter the reports of failing tests.
         progress=config.getoption("verbose") >= 0 and config.getoption("capture") == "no" and not is_worker(config),
@@ -186,6 +209,9 @@ def options_of(config: pytest.Config) -> Options:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
+    if is_worker(config):
+        # Cleared by the process that reports; a worker that starts later would clear what others have left since.
+        config.option.cacheclear = False
     rev = config.getoption("changed_since")
     if rev is None:
         if config.getoption("list_affected"):
@@ -308,11 +334,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _gate(config: pytest.Config) -> Gate:
+    from harness import evaluation, models, workers
     from harness.gate import Gate
 
     if _GATE not in config.stash:
-        config.stash[_GATE] = Gate(options_of(config), results_of(config))
+        workers.take_device(config)
+        options = options_of(config)
+        evaluator = evaluation.evaluator(
+            models.resolve_device(options.device),
+            options.batch_size,
+            cluster=options.cluster,
+            data_root=options.data_root,
+            store=workers.store_of(config),
+            **_progress(config, options),
+        )
+        config.stash[_GATE] = Gate(options, results_of(config), evaluator)
     return config.stash[_GATE]
+
+
+def _progress(config: pytest.Config, options: Options) -> dict[str, Any]:
+    """How an evaluation shows its progress: that on a cluster, which is a long one, through pytest's capture too."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if options.cluster is None or capture is None or is_worker(config) or config.getoption("verbose") < 0:
+        return {"progress": options.progress}
+    return {"progress": True, "visible": capture.global_and_fixture_disabled}
 
 
 def results_of(config: pytest.Config) -> Results:
@@ -463,17 +508,20 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
     return None
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Store what was measured where that was asked for; a worker hands its findings to the process that reports."""
     config = session.config
     lines = []
     if _GATE in config.stash:
-        config.stash[_GATE].finish()
-        lines = _accept(session) if updating(config) else []
+        gate = config.stash[_GATE]
+        gate.finish()
+        lines = [*gate.evaluator.notes(), *(_accept(session) if updating(config) else [])]
+        gate.evaluator.close()
     if is_worker(config):
         hand_over(config, lines)
     else:
         tell(config, lines)
+        settle(session, exitstatus)
 
 
 def _accept(session: pytest.Session) -> list[str]:

@@ -6,7 +6,9 @@ device is the one thing that may differ, and then only verdicts are compared, ne
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import json
 import platform
 import re
@@ -37,6 +39,8 @@ OTHER_PACKAGES = (
 #: Instruction sets that decide which kernels run, so which bits come out.  Other CPU flags (mitigations, virtual
 #: machines) come and go with the kernel of the operating system and are left out.
 _VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|f16c|amx|asimd|sve|sme|fphp|bf16|i8mm|neon)\w*")
+#: Endings of files that compute numbers.
+_SOURCES = {".py", ".cu", ".cuh", ".cpp", ".h"}
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -156,6 +160,22 @@ def facts() -> dict[str, str]:
     """What does not bind, but explains: Python, platform and the packages that prepare the data."""
     named = {name: found for name in OTHER_PACKAGES if (found := _version(name)) != "not installed"}
     return {"python": platform.python_version(), "system": platform.system().lower(), "cpu": _cpu()[0], **named}
+
+
+@functools.cache
+def sources() -> str:
+    """SHA-256 (hex) over the source files of this harness and of ModelOpt as they are imported.
+
+    A checkout that people edit keeps its release; its numbers do not keep.
+    """
+    digest = hashlib.sha256()
+    for package in ("harness", "modelopt"):
+        spec = importlib.util.find_spec(package)
+        for root in map(Path, (spec and spec.submodule_search_locations) or ()):
+            for path in sorted(p for p in root.rglob("*") if p.suffix in _SOURCES):
+                digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str:

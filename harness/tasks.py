@@ -287,12 +287,27 @@ def evaluate(
 
 
 def image_embeddings(
-    model: nn.Module, task: Task, size: int, progress: bool = False, known: Known | None = None
+    model: nn.Module,
+    task: Task,
+    size: int,
+    progress: bool = False,
+    known: Known | None = None,
+    part: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the task's pictures, *size* rows a forward: float32 (pictures, d)."""
+    """Unit embeddings of the task's pictures, or of *part* (start, stop) of them: float32 (pictures, d).
+
+    Args:
+        model: in evaluation mode.
+        task: whose pictures are taken.
+        size: rows a forward.
+        progress: show a bar.
+        known: as :func:`evaluate`.
+        part: by default all.
+    """
+    first, last = part or (0, len(task.sample_ids))
     if task.completion and "vision" in task.completion.embeddings:
-        return task.completion.embeddings["vision"]
-    stop = task.start + len(task.sample_ids)
+        return task.completion.embeddings["vision"][first:last]
+    start, stop = task.start + first, task.start + last
 
     def embed(batches: Iterable[Tensor], n: int) -> Tensor:
         if progress:
@@ -302,20 +317,27 @@ def image_embeddings(
         return inputs.embed_images(model, batches, task.shades, size, task.projection)
 
     pictures = task.pictures
-    if known is None or isinstance(pictures, TakenPictures) or pictures.digests is None:
-        return embed(pictures.batches(size, task.start, stop), len(task.sample_ids)).numpy()
+    if known is not None and isinstance(pictures, Pictures) and (names := pictures.digests(start, stop)) is not None:
 
-    def fresh(positions: list[int]) -> Tensor:
-        return embed(pictures.take([task.start + i for i in positions]).batches(size), len(positions))
+        def fresh(positions: list[int]) -> Tensor:
+            return embed(pictures.take([start + i for i in positions]).batches(size), len(positions))
 
-    return once(known.pictures, pictures.digests[task.start : stop], fresh).numpy()
+        return once(known.pictures, names, fresh).numpy()
+    return embed(pictures.batches(size, start, stop), last - first).numpy()
 
 
-def text_embeddings(model: nn.Module, task: Task, size: int, known: Known | None = None) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the candidates in words, *size* rows a forward: float32 (classes or captions, d)."""
+def text_embeddings(
+    model: nn.Module, task: Task, size: int, known: Known | None = None, part: tuple[int, int] | None = None
+) -> npt.NDArray[np.float32]:
+    """Unit embeddings of the candidates in words, or of *part* of them: float32 (classes or captions, d).
+
+    The arguments are those of :func:`image_embeddings`.
+    """
+    start, stop = part or (0, texts_of(task))
     if task.completion and "text" in task.completion.embeddings:
-        return task.completion.embeddings["text"]
-    prompts = task.prompts
+        return task.completion.embeddings["text"][start:stop]
+    first, last = (task.first_text[i] for i in (start, stop)) if task.kind == CLASSIFICATION else (start, stop)
+    prompts = task.prompts.part(int(first), int(last))
 
     def fresh(positions: list[int]) -> Tensor:
         return inputs.embed_texts(model, prompts.different(positions), size, task.projection)
@@ -326,8 +348,12 @@ def text_embeddings(model: nn.Module, task: Task, size: int, known: Known | None
         found = once(known.prompts, [ids.numpy().tobytes() for ids in prompts.ids], fresh)[prompts.rows]
     if task.kind != CLASSIFICATION:
         return found.numpy()
-    classes = len(task.first_text) - 1
-    return inputs.unit(found.double().view(classes, -1, found.shape[1]).mean(1)).numpy()
+    return inputs.unit(found.double().view(stop - start, -1, found.shape[1]).mean(1)).numpy()
+
+
+def texts_of(task: Task) -> int:
+    """Candidates in words: classes (classification) or captions (retrieval)."""
+    return len(task.first_text) - 1 if task.kind == CLASSIFICATION else len(task.prompts)
 
 
 def score(

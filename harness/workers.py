@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.errors import UsageError
 
-#: Where a worker leaves what it hands over.
+if TYPE_CHECKING:
+    from harness.shards import Store
+
+#: Where a worker leaves what it hands over, and finds the folder of shards.
 _HANDED = "quantized CLIP gate"
+#: The folder of shards in pytest's cache, beside what other plugins keep there.
+CACHE = "quantized-clip-gate"
 _LOOKED_AT = pytest.StashKey[bool]()
+_STORE = pytest.StashKey["Store | None"]()
+_TOUCHED = pytest.StashKey[set[Path]]()
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -20,12 +31,79 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def cuda_device(worker: str, count: int) -> int:
+    """The one of *count* CUDA devices that the worker ``gwN`` takes: N modulo the count.
+
+    Raises:
+        ValueError: there is no device, or *worker* is no worker's name.
+    """
+    if count < 1:
+        raise ValueError("there is no CUDA device to take")
+    return int(worker.removeprefix("gw")) % count
+
+
+def take_device(config: pytest.Config) -> None:
+    """Make this worker's GPU the one that ``cuda`` means in this process; the process alone keeps the first."""
+    import torch
+
+    if is_worker(config) and config.getoption("device") != "cpu" and torch.cuda.is_available():
+        worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
+        torch.cuda.set_device(cuda_device(worker, torch.cuda.device_count()))
+
+
+def store_of(config: pytest.Config) -> Store | None:
+    """Where shards are kept: in pytest's cache, else, for several processes, in a folder of this run; else nowhere."""
+    from harness.shards import Store
+
+    if _STORE not in config.stash:
+        if is_worker(config):
+            folder, run = config.workerinput.get(_HANDED) or (None, "")  # type: ignore[attr-defined]
+        else:
+            folder, run = _folder(config), uuid.uuid4().hex
+        config.stash[_STORE] = None if folder is None else Store(Path(folder), run)
+    return config.stash[_STORE]
+
+
+def _folder(config: pytest.Config) -> Path | None:
+    try:
+        return config.cache.mkdir(CACHE) if config.cache is not None else None
+    except AttributeError:  # -p no:cacheprovider
+        if not getattr(config.option, "numprocesses", None):
+            return None
+    except OSError:  # a checkout that cannot be written to
+        return None
+    folder = Path(tempfile.mkdtemp(prefix=f"{CACHE}-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
+def settle(session: pytest.Session, exitstatus: int) -> None:
+    """Remove the shards of a run that came to its end; what is left of any other lets the next one go on."""
+    from harness import shards
+
+    config = session.config
+    came_to_its_end = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if not came_to_its_end or session.shouldstop or session.shouldfail:
+        return
+    store = config.stash.get(_STORE, None)
+    shards.discard(config.stash.get(_TOUCHED, set()) | (store.touched if store is not None else set()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where all of them keep their shards."""
+    store = store_of(node.config)
+    node.workerinput[_HANDED] = None if store is None else [str(store.folder), store.run]
+
+
 def hand_over(config: pytest.Config, lines: Sequence[str]) -> None:
     """Leave what this worker found, and *lines* to be shown, for the process that reports."""
     from harness.plugin import results_of
 
     output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
-    output[_HANDED] = json.dumps({"results": results_of(config).as_dict(), "lines": list(lines)})
+    store = config.stash.get(_STORE, None)
+    touched = [] if store is None else sorted(map(str, store.touched))
+    output[_HANDED] = json.dumps({"results": results_of(config).as_dict(), "lines": list(lines), "shards": touched})
 
 
 def tell(config: pytest.Config, lines: Sequence[str]) -> None:
@@ -65,10 +143,13 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
         return
     options = options_of(config)
     metrics = tuple(f"{gate.short(task)}/{metric}]" for task, metric in gate.metrics_of(options))
+    made = gate.Gate(options)
     try:
-        gate.Gate(options).preflight(accuracy=any(one.endswith(metrics) for one in ids))
+        made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
+    finally:
+        made.evaluator.close()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -81,6 +162,7 @@ def pytest_testnodedown(node: Any) -> None:
         return
     config: pytest.Config = node.config
     handed = json.loads(output[_HANDED])
+    config.stash.setdefault(_TOUCHED, set()).update(map(Path, handed["shards"]))
     if handed["results"]["cases"]:
         results = results_of(config)
         results.merge(handed["results"])

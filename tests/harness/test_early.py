@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -69,9 +70,8 @@ def test_verdict_says_how_much_was_used(gate: Gate, case: Case, task: Task) -> N
 
 def test_wide_budget_is_decided_before_the_end(gate: Gate, case: Case, task: Task) -> None:
     """A loss far inside its budget passes on a part of the samples."""
-    size = 64
-    models = gate.reference(case).model, gate.quantized(case).folded
-    sides = [early.Evaluation(lambda m=m: m, task, size) for m in models]  # type: ignore[misc]
+    subjects = gate._reference(case), gate._subject(case)
+    sides = [early.Evaluation(functools.partial(gate.evaluator.embed, one), task) for one in subjects]
     budget = dataclasses.replace(gate.budget(case, task.name, "acc1"), points=30.0)
 
     stopped = early.judge(task, "acc1", budget, *sides)

@@ -63,7 +63,7 @@ def test_equal_pictures_and_no_others_share_a_name(emoji100: Task) -> None:
     (pictures,) = emoji100.pictures.batches(1000)
     _, index = np.unique(pictures.flatten(1).numpy(), axis=0, return_inverse=True)
     assert isinstance(emoji100.pictures, Pictures)
-    names = emoji100.pictures.digests
+    names = emoji100.pictures.digests(0, len(emoji100.pictures))
 
     assert names is not None
     assert len(set(names)) == index.max() + 1 == len(set(zip(names, index.tolist(), strict=True)))
@@ -74,7 +74,7 @@ def test_pictures_that_do_not_fit_into_memory_have_no_names(emoji100: Task) -> N
     pictures: Any = emoji100.pictures
     large = Pictures(pictures._dataset, pictures._ids, (3, 48, 48), pictures._place, memory_limit=1)
 
-    assert large.digests is None
+    assert large.digests(0, 2) is None
 
 
 def test_each_is_embedded_once_and_the_order_is_kept() -> None:

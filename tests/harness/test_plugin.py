@@ -231,14 +231,43 @@ def test_rerun_commands_select_the_failed_test(
         assert [line for line in result.outlines if "::" in line] == [command[1]]
 
 
+#: A plugin that writes down every evaluation of pictures and of words in any process.
+COUNTING = """
+import os
+from harness import tasks
+
+
+def counted(name):
+    original = getattr(tasks, name)
+
+    def embed(model, task, *args, **kwargs):
+        quantized = any("quantizer" in path for path, _ in model.named_modules())
+        with open(os.environ["COUNTED"], "a") as file:
+            kind = "quantized" if quantized else "reference"
+            file.write(f"{os.getpid()} {kind} {name} {task.name} {kwargs.get('part') or args[-1]}\\n")
+        return original(model, task, *args, **kwargs)
+
+    setattr(tasks, name, embed)
+
+
+counted("image_embeddings")
+counted("text_embeddings")
+"""
+
+
 def test_two_processes_give_the_verdicts_of_one(
     mixed: dict[str, Any], mixed_run: pytest.RunResult, tmp_path: Path
 ) -> None:
-    """Under pytest-xdist the same tests fail with the same verdicts, and the table at the end is whole."""
+    """Under pytest-xdist the same tests fail with the same verdicts, the table at the end is whole, and no evaluation
+    of the reference, which both processes need, is made twice.
+    """
+    (tmp_path / "counting.py").write_text(COUNTING)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    more = ["-p", "counting", "-n", "2", f"--junit-xml={tmp_path / 'two.xml'}"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *HEAD, "-n", "2", *mixed["arguments"], f"--junit-xml={tmp_path / 'two.xml'}"],
+        [sys.executable, "-m", "pytest", *HEAD, *more, *mixed["arguments"]],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "120"},
+        env=os.environ | {"COLUMNS": "120", "PYTHONPATH": path, "COUNTED": str(tmp_path / "counted")},
         capture_output=True,
         text=True,
         check=False,
@@ -254,6 +283,13 @@ def test_two_processes_give_the_verdicts_of_one(
     assert rows
     expected = [line.split() for line in table(mixed_run.outlines) if "emoji100/acc1" in line]
     assert [row[:4] for row in rows] == [row[:4] for row in expected]
+    counted = [line.split(maxsplit=1) for line in (tmp_path / "counted").read_text().splitlines()]
+    of_reference = [what for _, what in counted if what.startswith("reference")]
+    assert sorted(of_reference) == [
+        "reference image_embeddings emoji100 (0, 1000)",
+        "reference text_embeddings emoji100 (0, 100)",
+    ]
+    assert len({process for process, what in counted if what.startswith("quantized")}) == 2
 
 
 def test_two_processes_refuse_bad_input(tmp_path: Path) -> None:
