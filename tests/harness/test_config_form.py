@@ -33,9 +33,9 @@ def test_a_recipe_of_this_package_can_be_written_as_a_dict(name: str) -> None:
     if not config_form.takes_lists():
         pytest.skip("this ModelOpt has no list form to compare with")
     normalize = modelopt_config().normalize_quant_cfg_list
-    entries = [dict(e) for e in normalize(recipes.load(name).quant_cfg["quant_cfg"])]
+    every: list[dict[str, Any]] = [dict(e) for e in normalize(recipes.load(name).quant_cfg["quant_cfg"])]
     # A sequence under a class (W4A8) is what only the old releases read in this form.
-    entries = [e for e in entries if not (e.get("parent_class") and isinstance(e.get("cfg"), list))]
+    entries = [e for e in every if not (e.get("parent_class") and isinstance(e.get("cfg"), list))]
 
     with pytest.warns(DeprecationWarning, match="legacy dict"):
         read = normalize(config_form.as_dict(entries, name))
@@ -45,7 +45,7 @@ def test_a_recipe_of_this_package_can_be_written_as_a_dict(name: str) -> None:
 
 def test_what_is_off_keeps_its_attributes_and_a_sequence_its_parts() -> None:
     """On or off stands beside the attributes, for each quantizer of a sequence."""
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"quantizer_name": "*", "enable": False},
         {"quantizer_name": "*weight_quantizer", "cfg": W4A8},
         {"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear", "cfg": E4M3, "enable": False},
