@@ -47,6 +47,7 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval, accuracies and budget
     go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.
     """
+    _expected(terminal, results["environment"].get("expected_differences") or {})
     found = [case for case in results["cases"] if case.keys() & {"accuracy", "insertion", "numerics", "export"}]
     if not found:
         return
@@ -64,6 +65,15 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
             _row(terminal, row, columns, every, name_width)
         for line in cases.export_lines(case):
             terminal.write_line(middle(f"  {shown(line, None)}", width))
+
+
+def _expected(terminal: pytest.TerminalReporter, met: dict[str, Any]) -> None:
+    """The differences between releases that were expected, and met."""
+    if not met:
+        return
+    terminal.write_sep("=", "expected differences of this release, met")
+    for name, one in met.items():
+        terminal.write_line(f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}")
 
 
 def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:

@@ -90,6 +90,16 @@ class Deviation:
     measured_on: str
     reproduce: Callable[[], Evidence]
 
+    def state(self) -> str:
+        """What the installed ModelOpt does: ``as recorded``, ``as defined``, ``gives [...]`` or ``fails: ...``."""
+        try:
+            evidence = self.reproduce()
+        except Exception as error:  # whatever a release raises is what it does
+            return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        if not evidence.deviates:
+            return "as defined"
+        return "as recorded" if evidence.unchanged else f"gives {evidence.found.flatten()[:8].tolist()}"
+
 
 def _fake(
     x: torch.Tensor | NDArray[np.float32], amax: Any, bits: int | tuple[int, int], axis: int | None = None
