@@ -260,10 +260,10 @@ def fold(names: Iterable[str]) -> list[str]:
         leaves[holder, _range(numbers)].append(shape.removeprefix(f"{holder}."))
     modules: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (holder, numbers_), kinds in leaves.items():
-        parent, _, module = holder.rpartition(".")
+        parent, _, module = f".{holder}".rpartition(".")
         modules[parent, numbers_, _braced(kinds)].append(module)
     folded = [(parent, numbers_, _braced(found), kinds) for (parent, numbers_, kinds), found in modules.items()]
-    return [".".join(filter(None, (p.replace("#", n), m.replace("#", n), k))) for p, n, m, k in folded]
+    return [f"{p}.{m}.{k}".replace("#", n).lstrip(".") for p, n, m, k in folded]
 
 
 def _braced(words: list[str]) -> str:
