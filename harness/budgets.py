@@ -26,16 +26,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from harness import reviewed
 from harness.errors import UsageError
+from harness.reviewed import Place
 from harness.verdicts import Budget, Limits, resolution
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
+
+
+_MENDS = {
+    "file": "budgets file",
+    "absent": "Point --baselines at the folder that holds it.",
+    "nested": "See harness/budgets.py for the layout.",
+    "extra_forbidden": "Correct the name; harness/budgets.py lists the settings.",
+    "missing": "An override and an expectation need a reason; the file needs defaults.",
+}
 
 
 class _Strict(BaseModel):
@@ -111,10 +121,10 @@ class LeaveOut:
 class Policy:
     """A budgets file, checked. Made by `load`."""
 
-    def __init__(self, path: Path, content: _File, lines: dict[tuple[Hashable, ...], int]) -> None:
+    def __init__(self, path: Path, content: _File, place: Place) -> None:
         self.path = path
         self._content = content
-        self._lines = lines
+        self._place = place
 
     def budget(self, task: str, metric: str, recipe: str = "", model: str = "") -> Budget:
         """The budget of one metric of one task for a recipe and model (short names, as in test ids).
@@ -174,7 +184,7 @@ class Policy:
 
     def place(self, *keys: Hashable) -> str:
         """`file:line (dotted.keys)` of an entry."""
-        return _place(self.path, keys, self._lines)
+        return self._place(*keys)
 
     def metrics(self, task: str) -> tuple[str, ...]:
         """Metrics of a task that have terms of their own."""
@@ -216,31 +226,8 @@ class Policy:
 
 def load(path: Path) -> Policy:
     """Read and check a budgets file; UsageError (file, line, place, mend) for anything wrong in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(path, "there is no budgets file", "Point --baselines at the folder that holds it.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(path, f"it cannot be read: {error}", "Restore the file from git.") from error
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UsageError(path, "it uses YAML aliases", "Write the values out: policy should read plainly.")
-        content = yaml.safe_load(text)
-        lines = _lines(path, yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UsageError(
-            where, f"it is no YAML: {getattr(error, 'problem', None) or error}", "Mend that line."
-        ) from error
-    except RecursionError:
-        raise UsageError(path, "it is nested too deeply", "See harness/budgets.py for the layout.") from None
-    try:
-        parsed = _File.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(_place(path, first["loc"], lines), *_explain(first)) from None
-    policy = Policy(path, parsed, lines)
+    parsed, place = reviewed.read(path, _File, _MENDS)
+    policy = Policy(path, parsed, place)
     policy.check()
     return policy
 
@@ -250,45 +237,6 @@ def _matches(override: _Override, recipe: str, model: str, tasks: tuple[str | No
     return all(fnmatch.fnmatchcase(value, pattern) for pattern, value in plain) and any(
         fnmatch.fnmatchcase(task, override.task) for task in tasks if task is not None
     )
-
-
-def _explain(error: Any) -> tuple[str, str]:
-    """What is wrong and the mend, from pydantic's first error."""
-    key = next((str(k) for k in reversed(error["loc"]) if isinstance(k, str)), "the file")
-    if error["type"] == "extra_forbidden":
-        return f"there is no setting {key!r}", "Correct the name; harness/budgets.py lists the settings."
-    if error["type"] == "missing":
-        return f"{key!r} is missing", "An override and an expectation need a reason; the file needs defaults."
-    return f"{key} is {error['input']!r}", f"{error['msg']}."
-
-
-def _place(path: Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]) -> str:
-    at = tuple(keys)
-    known = at
-    while known and known not in lines:
-        known = known[:-1]
-    dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in at).removeprefix(".")
-    line = f":{lines[known]}" if known in lines else ""
-    return f"{path}{line}" + (f" ({dotted})" if dotted else "")
-
-
-def _lines(path: Path, node: yaml.Node | None, keys: tuple[Hashable, ...] = ()) -> dict[tuple[Hashable, ...], int]:
-    """Line (from 1) of every entry of a YAML document; UsageError for a key written twice, of which YAML drops the
-    first.
-    """
-    found: dict[tuple[Hashable, ...], int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            at, line = (*keys, key.value), key.start_mark.line + 1
-            if at in found:
-                raise UsageError(f"{path}:{line}", f"{key.value!r} is written twice here", "Keep one of the two.")
-            found[at] = line
-            found |= _lines(path, value, at)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            found[(*keys, number)] = value.start_mark.line + 1
-            found |= _lines(path, value, (*keys, number))
-    return found
 
 
 def table(policy: Policy, recipe: str = "", model: str = "", discordance: float | None = None) -> str:

@@ -63,12 +63,15 @@ from harness.export import engine
 from harness.models import Reference
 from harness.numerics import Observation
 from harness.provenance import Provenance
+from harness.qdq import deviations
 from harness.quantizers import Problem, QuantizerMap
 from harness.recipes import Recipe
 from harness.results import Results
 from harness.speed import Ratio, moved
 from harness.tasks import Task, TaskRun
 from harness.verdicts import Family, Verdict
+from harness.versions import carried, differences
+from harness.versions.carried import Unexpected
 
 BASELINES = Path(__file__).parent.parent / "baselines"
 #: Pairs in the one batch that calls are counted and numerics are compared on.
@@ -321,6 +324,7 @@ class Gate:
             UsageError: something cannot be used.
         """
         policy = self.policy
+        differences.load(self.options.baselines)
         policy.check_names(
             [self.recipe(case).name for case in self.cases()] + [*recipes.DEFAULT, *recipes.MORE],
             tasks.EMBEDDED_TASKS,
@@ -621,16 +625,23 @@ class Gate:
     def _task(self, case: Case, name: str) -> Task:
         return next(task for task in self.tasks(case) if task.name == name)
 
-    def drift(self, case: Case, task: str | None = None, metric: str | None = None) -> Drift | Missing:
+    def drift(self, case: Case, task: str | None = None, metric: str | None = None) -> Drift | Missing | Unexpected:
         """The case against its stored record: the quantizer map alone, or one metric of one task with it."""
         fresh = self.record(case, accuracy=task is not None)
         if task is not None or case not in self.pending:
             self.pending[case] = fresh
-        stored = self._stored(case)
+        stored: Record | Missing = self._stored(case)
         shown = self.section(case, "drift").setdefault("map" if task is None else f"{task}/{metric}", {})
         if isinstance(stored, Missing):
             shown.update(kind="missing", headline="no baseline")
             return stored
+        if task is None:
+            made = carried.carry(stored, fresh, self.expected)
+            self._meet(made.met)
+            if made.unexpected is not None:
+                shown.update(kind=baselines.Kind.MISMATCH.value, headline=made.unexpected.headline)
+                return made.unexpected
+            stored = made.record
         drift = baselines.compare(stored, fresh if task is None else fresh.only(task, metric))
         shown.update(kind=drift.kind.value, headline=drift.headline)
         return drift
@@ -638,6 +649,24 @@ class Gate:
     def _stored(self, case: Case) -> Record | Missing:
         """The record of the case that is nearest to this device."""
         return self.store.find(short(case.model), self.recipe(case).name, self.device_key)
+
+    @cached_property
+    def expected(self) -> tuple[differences.Record, ...]:
+        """The differences that are expected between releases of ModelOpt and transformers."""
+        return differences.load(self.options.baselines)
+
+    def _meet(self, met: Mapping[str, int]) -> None:
+        """Keep which expected differences this run met, for its summary."""
+        reasons = {record.name: " ".join(record.difference.reason.split()) for record in self.expected}
+        kept = self.results.environment.setdefault("expected_differences", {}) if met else {}
+        for name, count in met.items():
+            kept[name] = {"count": kept.get(name, {}).get("count", 0) + count, "reason": reasons[name]}
+
+    def deviation(self, known: deviations.Deviation) -> list[str]:
+        """How the installed ModelOpt differs in a known deviation from what it was recorded, or is expected, to do."""
+        met, found = carried.deviation(known, self.expected, provenance.versions(), self.device.type)
+        self._meet(met)
+        return found
 
     def accept(self, *, reason: str | None, new_only: bool, show: Callable[[str], object]) -> None:
         """Store what this run measured of every case whose drift was asked for; *show* gets each change beforehand."""

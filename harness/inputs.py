@@ -91,7 +91,8 @@ def shades(image_processor: Any) -> Tensor:
     The rescaling and normalising half of the preprocessing as a table, filled by the processor itself, so that
     pictures can be kept in 8 bits and still reach the model bit-equal to the processor's own output.
     """
-    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    # Of four rows: transformers 4 takes a side of one or three for the channels.
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (4, 256, 3))
     plain = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
     return torch.from_numpy(np.asarray(over_pil(image_processor)(_picture(ramp), **plain)["pixel_values"][0, :, 0]))
 

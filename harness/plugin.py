@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.gate import Case, Gate, Options, Quantized
     from harness.results import Results
     from harness.verdicts import Verdict
+    from harness.versions.carried import Unexpected
 
 #: Suites that never run unless asked for by their marker.
 ON_REQUEST = ("proof", "qat")
@@ -421,7 +422,7 @@ class Check:
         if verdict.decision is Decision.FAIL:
             self._fail(message)
 
-    def drift(self, drift: Drift | Missing) -> None:
+    def drift(self, drift: Drift | Missing | Unexpected) -> None:
         """Fail where there is no baseline, where it belongs to something else, or where something moved."""
         get = self._request.config.getoption
         # --new-baselines-only stores what is missing; a record that moved stays as it is and still fails.

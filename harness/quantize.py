@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import importlib
 import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from harness import (
     compat,  # noqa: F401  (before transformers)
+    config_form,
     families,
     inputs,
 )
@@ -75,11 +77,11 @@ def _registered(registry: Any, cls: type[nn.Module]) -> Any:
 
 def diffusers_plugin() -> Any:
     """ModelOpt's plugin module for diffusers, which holds the attention class that the published recipe means."""
+    plugins = "modelopt.torch.quantization.plugins"
     try:
-        from modelopt.torch.quantization.plugins.diffusion import diffusers
-    except ImportError:  # its place up to ModelOpt 0.42
-        from modelopt.torch.quantization.plugins import diffusers
-    return diffusers
+        return importlib.import_module(f"{plugins}.diffusion.diffusers")
+    except ImportError:  # its place up to ModelOpt 0.42, where the package's attribute of that name is the library
+        return importlib.import_module(f"{plugins}.diffusers")
 
 
 def _diffusers_attention() -> Any:
@@ -114,9 +116,11 @@ def quantize(
     import modelopt.torch.quantization as mtq
 
     quantized = copy.deepcopy(model)
+    config = copy.deepcopy(recipe.quant_cfg)
+    config["quant_cfg"] = config_form.accepted(config["quant_cfg"], recipe.source)
     with attention_registered(quantized, attention), quiet(), torch_functions_kept():
         try:
-            made: nn.Module = mtq.quantize(quantized, copy.deepcopy(recipe.quant_cfg), forward_loop=forward_loop)
+            made: nn.Module = mtq.quantize(quantized, config, forward_loop=forward_loop)
         except Exception as error:
             raise QuantizationError(recipe, error) from error
     return made.eval().requires_grad_(False)
@@ -128,8 +132,8 @@ def insert(model: nn.Module, attention: str = "diffusers") -> nn.Module:
 
     converted = copy.deepcopy(model)
     with attention_registered(converted, attention), quiet():
-        everything_off = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
-        found: nn.Module = mtq.quantize(converted, everything_off, forward_loop=None)
+        everything_off = config_form.accepted([{"quantizer_name": "*", "enable": False}], "everything off")
+        found: nn.Module = mtq.quantize(converted, {"quant_cfg": everything_off, "algorithm": None}, forward_loop=None)
         return found
 
 

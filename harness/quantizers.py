@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -81,6 +81,14 @@ class Quantizer:
 
 
 QuantizerMap = tuple[Quantizer, ...]
+
+
+def of_dict(attributes: Mapping[str, Any]) -> Quantizer:
+    """A quantizer from its ``as_dict``; what another version of the harness kept beside it, or did not, is left out."""
+    amax = attributes.get("amax")
+    known: dict[str, Any] = {f.name: attributes.get(f.name) for f in fields(Quantizer)}
+    known["amax"] = None if amax is None else Amax(**{f.name: amax.get(f.name) for f in fields(Amax)})
+    return Quantizer(**known)
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,16 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
             )
         )
     return tuple(found)
+
+
+def holder_of(name: str) -> str:
+    """Path of the module that holds the quantizer *name*."""
+    return _split(name)[0]
+
+
+def kind_of(name: str) -> str:
+    """The kind of the quantizer *name*: ``weight``, ``q_bmm``; of a part of a sequence ``weight.0``."""
+    return _split(name)[2]
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -614,7 +632,7 @@ def diff(before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | N
     groups: dict[tuple[str, str, str, str], list[Quantizer]] = defaultdict(list)
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
-        was, now = _state(a), _state(b)
+        was, now = state(a), state(b)
         if was == now and a is not None and b is not None and amax_tolerance is not None:
             was, now = _amax_change(a, b, amax_tolerance)
         if was != now:
@@ -649,7 +667,8 @@ def _fold_places(places: Sequence[str]) -> str:
     return ", ".join(f"{holder}{_fold_leaves(leaves)} {leaf}".strip() for (holder, leaf), leaves in modules.items())
 
 
-def _state(q: Quantizer | None) -> str:
+def state(q: Quantizer | None) -> str:
+    """What a difference of maps shows of a quantizer: ``absent``, ``off``, or its format and what is unusual."""
     if q is None:
         return "absent"
     if not q.enabled:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
+from harness import config_form
 from harness.errors import UsageError
 from harness.recipe_tree import plain
 from harness.recipe_yaml import Document
@@ -42,7 +43,6 @@ def check_entry(line: Any, place: str) -> list[Fields]:
     Raises:
         UsageError: ModelOpt's schema refuses the line, or its pattern could make matching crawl.
     """
-    normalize_quant_cfg_list = modelopt_config().normalize_quant_cfg_list
     if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
         raise UsageError(
             place, f"the entry {line!r:.80} is no mapping of names", "Write quantizer_name, cfg and enable."
@@ -50,7 +50,7 @@ def check_entry(line: Any, place: str) -> list[Fields]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the dict form being old
-            entries = normalize_quant_cfg_list([line])
+            entries = config_form.normalized(dict(line))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(place, *_explained(error, line)) from error
     return [_fields(entry, place) for entry in entries]

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import config_form
 from harness.errors import UsageError
 from harness.recipe_schema import check_algorithm, check_entry, check_kind, check_snippet, modelopt_config
 from harness.recipe_tree import SUFFIXES, Tree, plain
@@ -259,7 +260,8 @@ def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...
     check_algorithm(section.get("algorithm"), str(path))
     try:
         with _no_warnings():
-            quant_cfg = modelopt_config().QuantizeConfig(**plain(section)).model_dump(exclude_unset=True)
+            taken = plain(section) | {"quant_cfg": config_form.accepted(plain(section["quant_cfg"]), str(path))}
+            quant_cfg = modelopt_config().QuantizeConfig(**taken).model_dump(exclude_unset=True)
     except (ValueError, TypeError) as error:
         raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
     algorithm = quant_cfg.get("algorithm")
@@ -268,7 +270,7 @@ def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...
 
 def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:
     """The lines of *quant_cfg* in application order, each checked where it stands; dict form becomes lines too."""
-    lines = [{k: v} for k, v in quant_cfg.items()] if isinstance(quant_cfg, Mapping) else quant_cfg
+    lines = config_form.lines(quant_cfg) if isinstance(quant_cfg, Mapping) else quant_cfg
     if not isinstance(lines, list):
         raise UsageError(source, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines.")
     if len(lines) > MAX_ENTRIES:

@@ -33,7 +33,10 @@ class Results:
 
     def merge(self, other: dict[str, Json]) -> None:
         """Take over what another process found (its ``as_dict``)."""
+        expected = [side.get("expected_differences", {}) for side in (self.environment, other["environment"])]
         self.environment = self.environment or other["environment"]
+        if any(expected):
+            self.environment["expected_differences"] = expected[0] | expected[1]
         for case in other["cases"]:
             mine = self.case(case["recipe"], case["model"])
             for name, value in case.items():

@@ -48,6 +48,7 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval, accuracies and budget
     go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.
     """
+    _expected(terminal, results["environment"].get("expected_differences") or {})
     judged = {"accuracy", "insertion", "numerics", "export"}
     found = [case for case in results["cases"] if case.keys() & judged or cases.speed_lines(case)]
     if not found:
@@ -69,6 +70,15 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
         for line in cases.not_covered(case):
             terminal.write_line(textwrap.fill(f"not covered: {shown(line, None)}", width, initial_indent="  ",
                                               subsequent_indent="    "))  # fmt: skip
+
+
+def _expected(terminal: pytest.TerminalReporter, met: dict[str, Any]) -> None:
+    """The differences between releases that were expected, and met."""
+    if not met:
+        return
+    terminal.write_sep("=", "expected differences of this release, met")
+    for name, one in met.items():
+        terminal.write_line(f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}")
 
 
 def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -209,22 +209,12 @@ def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> lis
     # quantizers.py needs torch: imported only where there is something to tell.
     from harness import quantizers
 
-    maps = [tuple(_quantizer(q) for q in record.quantizers) for record in (stored, fresh)]
+    maps = [tuple(quantizers.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
     lines = quantizers.diff(maps[0], maps[1], amax_tolerance=amax)
     if not lines and amax is None:
         # The diff groups what a person asks about; a change in any other attribute is a change all the same.
         lines = [_first_change(_structure(stored), _structure(fresh))]
     return lines
-
-
-def _quantizer(attributes: dict[str, Any]) -> Any:
-    from harness.quantizers import Amax, Quantizer
-
-    # Another version of the harness may have kept more attributes, or fewer: the diff still tells what both have.
-    amax = attributes.get("amax")
-    known: dict[str, Any] = {f.name: attributes.get(f.name) for f in fields(Quantizer)}
-    known["amax"] = None if amax is None else Amax(**{f.name: amax.get(f.name) for f in fields(Amax)})
-    return Quantizer(**known)
 
 
 def _first_change(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:

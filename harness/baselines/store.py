@@ -38,6 +38,8 @@ from harness.provenance import BINDING_PACKAGES, DeviceKey, Nearness
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
 REFERENCE = "reference"
+#: The one folder of the store that is no model's: expected differences between releases (``harness.versions``).
+VERSIONS = "versions"
 _RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
 _TEMPORARY = ".tmp-"
 _HISTORY_LINES = 60  #: of one entry; what a wholesale change says beyond them is in git
@@ -117,10 +119,12 @@ def folder_name(name: str, what: str) -> str:
         raise UsageError(f"{what} {name!r}", "its name is empty or holds control characters", "Give it a plain name")
     if not all(parts) or {".", ".."} & set(parts) or re.match(r"[A-Za-z]:[/\\]", name):
         raise UsageError(f"{what} {name!r}", "its name leads out of the folder of baselines", "Give it a plain name")
-    if what == "recipe" and name.casefold() == REFERENCE:
-        raise UsageError(
-            f"{what} {name!r}", "the baselines keep this name for the reference's outcomes", "Rename the file"
-        )
+    kept = {
+        "recipe": (REFERENCE, "the reference's outcomes"),
+        "model": (VERSIONS, "what releases are expected to change"),
+    }
+    if name.casefold() == kept.get(what, ("",))[0]:
+        raise UsageError(f"{what} {name!r}", f"the baselines keep this name for {kept[what][1]}", "Rename the file")
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--"))
     if plain == name.replace("/", "--") and plain[0] not in ".-" and plain[-1] != "." and len(plain) <= 100:
         return plain
@@ -318,7 +322,7 @@ class Store:
         """
         kept = {self._folder(*pair): pair for pair in used}
         found = []
-        for model in _folders(self.root):
+        for model in (folder for folder in _folders(self.root) if folder.name != VERSIONS):
             recipes = [folder for folder in _folders(model) if folder.name != REFERENCE]
             if not any(folder in kept for folder in recipes):
                 found.append(_orphan(model, "no test used any baseline of this model"))

@@ -8,6 +8,7 @@ ModelOpt to each, so that a repair is noticed as well as growth.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,16 @@ class Deviation:
     measured_on: str
     reproduce: Callable[[], Evidence]
 
+    def state(self) -> str:
+        """What the installed ModelOpt does: ``as recorded``, ``as defined``, ``gives [...]`` or ``fails: ...``."""
+        try:
+            evidence = self.reproduce()
+        except Exception as error:  # whatever a release raises is what it does
+            return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        if not evidence.deviates:
+            return "as defined"
+        return "as recorded" if evidence.unchanged else f"gives {evidence.found.flatten()[:8].tolist()}"
+
 
 def _fake(
     x: torch.Tensor | NDArray[np.float32], amax: Any, bits: int | tuple[int, int], axis: int | None = None
@@ -107,11 +118,12 @@ def _fake(
 def packed(kind: str, x: torch.Tensor, block_size: int | None = None) -> torch.Tensor:
     """`x` stored in ModelOpt's packed class of that name and read back.  INT4, MXFP4 and NVFP4 need a block size."""
     from modelopt.torch.quantization import qtensor
-    from modelopt.torch.quantization.qtensor import mxfp8_tensor
 
     from harness import compat  # noqa: F401  (before modelopt imports transformers)
 
-    cls = mxfp8_tensor.MXFP8QTensor if kind == "MXFP8QTensor" else getattr(qtensor, kind)
+    # Not one of the names that the package exports.
+    module = importlib.import_module(f"{qtensor.__name__}.mxfp8_tensor") if kind == "MXFP8QTensor" else qtensor
+    cls = getattr(module, kind)
     if kind in ("FP8QTensor", "INT8QTensor"):
         blocks = {-1: block_size} if block_size else None
         stored, scale = cls.quantize(x, block_sizes=blocks)
@@ -130,8 +142,8 @@ def _evidence(found: torch.Tensor, known: Any, definition: Any) -> Evidence:
 
 def _amax_acts_as_one(amax: float) -> Callable[[], Evidence]:
     def reproduce() -> Evidence:
-        x = np.array([0.5, -1.0, 300.0], np.float32)
-        meant = quantize_dequantize(x, E4M3, amax) if amax >= 0 else [np.nan] * 3
+        x = np.array([0.0, 0.5, -1.0, 300.0], np.float32)
+        meant = quantize_dequantize(x, E4M3, amax) if amax >= 0 else [np.nan] * 4
         return _evidence(_fake(x, amax, (4, 3)), quantize_dequantize(x, E4M3, 1.0), meant)
 
     return reproduce
