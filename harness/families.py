@@ -140,6 +140,9 @@ FAMILIES = (
     ),
 )  # fmt: skip
 
+#: The family that the embedded model is of.
+CLIP = FAMILIES[0]
+
 _LAYER = re.compile(r"\.(?:layers|blocks|resblocks)\.(\d+)(?:\.|$)")
 
 
