@@ -171,6 +171,15 @@ def speed_lines(case: Json) -> list[str]:
     return [f"speed: {speed}" for speed in speeds(case) if speed.moved]
 
 
+def gain_lines(case: Json) -> list[str]:
+    """What fine-tuning won back, a sentence a metric."""
+    return [
+        f"fine-tuned, {g['task']}/{g['metric']}: {g['before']:.2%} to {g['after']:.2%} (FP16 {g['reference']:.2%}), "
+        f"{g['won']} won and {g['lost']} lost, p(no gain) {g['p']:.2g}"
+        for g in (case.get("qat") or {}).get("gains") or []
+    ]
+
+
 def decision(case: Json) -> str:
     """The worst word of a case: FAIL, INCONCLUSIVE, PASS, or ``no verdict`` where nothing was judged.
 

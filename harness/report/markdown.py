@@ -66,6 +66,7 @@ def _case(case: Json) -> Iterator[str]:
     title = f"### {markdown_code(case['recipe'])} on {markdown_code(case['model'])}: {cases.decision(case)}"
     body = [
         *_verdicts(verdicts),
+        *(markdown_text(line, 300) for line in cases.gain_lines(case)),
         *(f"Not covered: {markdown_text(line, 600)}" for line in cases.not_covered(case)),
         *_problems(case),
         *_mismatches(case),

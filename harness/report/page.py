@@ -80,6 +80,7 @@ def view(case: Json, anchor: str) -> Json:
         "changed": list(gallery(case)),
         "problems": cases.problems(case),
         "not_covered": cases.not_covered(case),
+        "gains": cases.gain_lines(case),
         "mismatches": cases.mismatches(case),
         "grids": grid.grids(case),
         "formats": grid.formats(case),
