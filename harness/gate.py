@@ -41,6 +41,7 @@ from harness import (
     memory,
     models,
     numerics,
+    outliers,
     packed,
     provenance,
     qat,
@@ -674,8 +675,10 @@ class Gate:
             self.store.update(record, reason=reason, new_only=new_only, show=show)
 
     def orphans(self) -> tuple[baselines.Orphan, ...]:
-        """Records in the store that none of this run's cases uses."""
-        used = [(short(model), recipe) for model in self.options.clip_models for recipe in recipes.MORE]
+        """Records in the store that none of this run's cases uses, nor further recipes or the stressed model."""
+        named = [short(model) for model in self.options.clip_models]
+        named += [model + outliers.SUFFIX for model in named]
+        used = [(model, recipe) for model in named for recipe in (*recipes.DEFAULT, *recipes.MORE)]
         used += [(short(case.model), self.recipe(case).name) for case in self.cases()]
         return self.store.orphans(used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks)
 
