@@ -46,6 +46,8 @@ MORE = (
     "fp8-mse",
     "int4-block",
     "int4-awq-clip",
+    "int4-awq-full",
+    "int4-gptq",
     "svdquant",
     *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
 )
