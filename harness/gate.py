@@ -50,6 +50,7 @@ from harness import (
     recipes,
     samples,
     search,
+    stored,
     tasks,
     throughput,
     verdicts,
@@ -407,7 +408,9 @@ class Gate:
     def fold_problems(self, case: Case) -> list[Problem]:
         """Where the folded copy, which accuracy is measured on, computes something else than the quantized model."""
         made = self.quantized(case)
-        return agreement.with_folded(made.model, made.folded, made.inputs)
+        found = stored.problems(made.model) or agreement.with_folded(made.model, made.folded, made.inputs)
+        self.section(case, "numerics")["folded"] = [asdict(p) for p in found]
+        return found
 
     def places(self, case: Case) -> QuantizerMap:
         """Every quantizer that ModelOpt has a place for in the case's model, all off: what patterns can match."""

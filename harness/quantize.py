@@ -133,9 +133,7 @@ def quantize(
     return made.eval().requires_grad_(False)
 
 
-def _applied(
-    model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_loop: ForwardLoop | None
-) -> nn.Module:
+def _applied(model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_loop: ForwardLoop | None) -> nn.Module:
     """*model* quantized in place, by the recipe's formats (*config*) or by those that a search finds."""
     import modelopt.torch.quantization as mtq
 
@@ -211,14 +209,18 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy of *model* with its weights quantized in place and their quantizers off: equal bits, less work.
 
     Not so with SVDQuant: ModelOpt adds the low-rank branch to the weight there and rounds the sum to the weight's
-    dtype.  Such a copy computes something else, so it is left unfolded.
+    dtype.  Such a copy computes something else, so it is left unfolded.  Nor with double quantization, which is stored
+    in another format than it fake-quantizes: the copy has the stored numbers (:mod:`harness.stored`).
     """
     import modelopt.torch.quantization as mtq
+
+    from harness import stored
 
     folded = copy.deepcopy(model)
     if any(getattr(module, "svdquant_lora_a", None) is not None for module in folded.modules()):
         return folded
     with quiet():
+        stored.fold(folded)
         mtq.fold_weight(folded)
     return folded
 

@@ -259,10 +259,6 @@ def not_gated(recipe: Recipe | Affected, device: str, names: Collection[str] = (
     entries = [entry for part in recipe.parts for entry in part.entries]
     if names and (foreign := _foreign(recipe, names)):
         return f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part of this one"
-    if any("scale_block_sizes" in (cfg.get("block_sizes") or {}) for e in entries if e.enable for cfg in _cfgs(e)):
-        return (
-            "ModelOpt quantizes block scales to integers in packed NF4 tensors only; its fake quantization ignores it"
-        )
     asked = [e for e in entries if e.enable and (not names or fnmatch.filter(names, e.pattern))]
     if device.partition(":")[0] != "cuda" and (formats := sorted({f for e in asked for f in _cuda_formats(e)})):
         return f"{', '.join(formats)} needs CUDA, and this is {device}"

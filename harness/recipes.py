@@ -50,6 +50,7 @@ MORE = (
     "int4-gptq",
     "svdquant",
     "auto-fp8-int4",
+    "int4-double-quantization",
     *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
 )
 MAX_ENTRIES = 500  # of one recipe, resolved

@@ -171,7 +171,7 @@ def test_a_changed_numeric_shows_its_effect(tree: Tree) -> None:
             "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..3",
             "  ViT-L-14:",
             "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..23",
-            "gated: huggingface/vit/ptq/fp8",
+            "gated: general/auto_quantize/w4a8_awq_beta_fp8_at_6p0bits, huggingface/vit/ptq/fp8",
         ]
     )
     effects = result.outlines[result.outlines.index("  ViT-L-14:") + 1 :]
