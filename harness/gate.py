@@ -50,6 +50,8 @@ from harness import (
     reach,
     recipes,
     samples,
+    search,
+    stored,
     tasks,
     throughput,
     verdicts,
@@ -255,7 +257,10 @@ class Gate:
 
     def not_gated(self, case: Case, *, structure: bool = False) -> str | None:
         """Why there is no verdict on the case's recipe on this device, or None; *structure* needs no device."""
-        return reach.not_gated(self.recipe(case), "cuda" if structure else self.device.type)
+        recipe = self.recipe(case)
+        if structure and recipe.candidates:
+            return "what a search chooses hangs on weights and data"
+        return reach.not_gated(recipe, "cuda" if structure else self.device.type)
 
     def lacks(self, case: Case, *, tower: str | None = None, accuracy: bool = False) -> str | None:
         """Why the case's model has nothing to show in a *tower*, or in any task's *accuracy*; None where it has."""
@@ -308,7 +313,7 @@ class Gate:
             )
             seconds = time.perf_counter() - began
             sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
-            self._latest = case, Quantized(reference, recipe, model, sample)
+            self._latest = case, Quantized(reference, search.chosen(model, recipe), model, sample)
             if self.options.report:
                 self.results.case(short_recipe(case.recipe), short(case.model))["layer_error"] = layers.layer_errors(
                     reference.model, model, sample
@@ -375,12 +380,15 @@ class Gate:
 
     def disobeyed(self, case: Case) -> list[Problem]:
         """Quantizers of the case that are not what the recipe's entries say."""
-        return agreement.with_recipe(self.quantized(case).model, self.recipe(case), self.map(case))
+        made = self.quantized(case)
+        found = agreement.with_recipe(made.model, made.recipe, self.map(case))
+        return found + search.problems(made.model, self.recipe(case))
 
     def strange_ranges(self, case: Case) -> list[Problem]:
         """Calibrated ranges of the case that its calibration data do not give: by bits on a CPU, nearly elsewhere."""
         tolerance = 0.0 if self.device.type == "cpu" else 2.0**-7
-        return agreement.with_data(self.quantized(case).model, self.recipe(case), self.magnitudes(case), tolerance)
+        made = self.quantized(case)
+        return agreement.with_data(made.model, made.recipe, self.magnitudes(case), tolerance)
 
     def magnitudes(self, case: Case) -> Magnitudes:
         """What the calibration data give at every place of the case's reference: one pass for all recipes."""
@@ -396,12 +404,14 @@ class Gate:
         """Outputs of the case's model that differ from the reference's although every quantizer is off."""
         made, reference = self.quantized(case), self.reference(case).model
         cpu = self.device.type == "cpu"
-        return agreement.with_reference(made.model, reference, self.recipe(case), made.inputs, deterministic=cpu)
+        return agreement.with_reference(made.model, reference, made.recipe, made.inputs, deterministic=cpu)
 
     def fold_problems(self, case: Case) -> list[Problem]:
         """Where the folded copy, which accuracy is measured on, computes something else than the quantized model."""
         made = self.quantized(case)
-        return agreement.with_folded(made.model, made.folded, made.inputs)
+        found = stored.problems(made.model) or agreement.with_folded(made.model, made.folded, made.inputs)
+        self.section(case, "numerics")["folded"] = [asdict(p) for p in found]
+        return found
 
     def places(self, case: Case) -> QuantizerMap:
         """Every quantizer that ModelOpt has a place for in the case's model, all off: what patterns can match."""

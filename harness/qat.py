@@ -104,8 +104,17 @@ def contrastive(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
         embeddings: (n, d) by tower, of any length; row i of both towers is one pair.
         temperature: what cosines are multiplied with.
     """
+    return matched(similarities(embeddings, temperature))
+
+
+def similarities(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
+    """The logits (n, n) of :func:`contrastive`: each picture's cosine with every text, times *temperature*."""
     pictures, words = (F.normalize(embeddings[tower], dim=-1) for tower in ("vision", "text"))
-    logits = temperature * pictures @ words.T
+    return temperature * pictures @ words.T
+
+
+def matched(logits: Tensor) -> Tensor:
+    """CLIP's loss from its logits: picture i and text i are a pair."""
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

@@ -26,7 +26,7 @@ from harness import (
     families,
     inputs,
 )
-from harness.recipes import Recipe
+from harness.recipes import SEARCHED, Recipe
 
 #: which attention class of ModelOpt takes the place of the model's own.
 ATTENTIONS = ("diffusers", "modelopt")
@@ -88,15 +88,22 @@ def _diffusers_attention() -> Any:
     return diffusers_plugin()._QuantAttention
 
 
-def forward_loop_over(batches: Iterable[Batch]) -> ForwardLoop:
+@dataclasses.dataclass(frozen=True)
+class Drive:
     """A ModelOpt ``forward_loop`` that feeds each batch (pixel_values and input_ids) to every tower."""
 
-    def loop(model: nn.Module) -> None:
+    batches: Iterable[Batch]
+
+    def __call__(self, model: nn.Module) -> None:
+        """Run *model* over all batches."""
         with torch.no_grad(), inputs.half_products():
-            for batch in batches:
+            for batch in self.batches:
                 families.forward(model, batch)
 
-    return loop
+
+def forward_loop_over(batches: Iterable[Batch]) -> Drive:
+    """The ``forward_loop`` over *batches*, which must iterate as often as they are asked to."""
+    return Drive(batches)
 
 
 def quantize(
@@ -107,23 +114,37 @@ def quantize(
     Args:
         model: the reference's model, unquantized.
         recipe: what to quantize and how.
-        forward_loop: drives every tower over the calibration data, or None (nothing is calibrated but weights).
+        forward_loop: drives every tower over the calibration data, or None (nothing is calibrated but weights).  A
+            recipe that searches for formats needs the one of :func:`forward_loop_over`, whose batches it scores on.
         attention: one of ATTENTIONS.
 
     Raises:
         QuantizationError: ModelOpt refused the recipe on this model.
     """
-    import modelopt.torch.quantization as mtq
-
     quantized = copy.deepcopy(model)
     config = copy.deepcopy(recipe.quant_cfg)
-    config["quant_cfg"] = config_form.accepted(config["quant_cfg"], recipe.source)
+    if recipe.kind != SEARCHED:
+        config["quant_cfg"] = config_form.accepted(config["quant_cfg"], recipe.source)
     with attention_registered(quantized, attention), quiet(), torch_functions_kept():
         try:
-            made: nn.Module = mtq.quantize(quantized, config, forward_loop=forward_loop)
+            made = _applied(quantized, recipe, config, forward_loop)
         except Exception as error:
             raise QuantizationError(recipe, error) from error
     return made.eval().requires_grad_(False)
+
+
+def _applied(model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_loop: ForwardLoop | None) -> nn.Module:
+    """*model* quantized in place, by the recipe's formats (*config*) or by those that a search finds."""
+    import modelopt.torch.quantization as mtq
+
+    if recipe.kind == SEARCHED:
+        from harness import search
+
+        if not isinstance(forward_loop, Drive):
+            raise ValueError("a search for formats needs calibration batches: pass forward_loop_over(batches)")
+        return search.run(model, recipe, forward_loop.batches)
+    made: nn.Module = mtq.quantize(model, config, forward_loop=forward_loop)
+    return made
 
 
 def insert(model: nn.Module, attention: str = "diffusers") -> nn.Module:
@@ -145,6 +166,8 @@ def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") ->
     """
     from modelopt.torch.quantization.nn import TensorQuantizer
 
+    if recipe.kind == SEARCHED:
+        raise QuantizationError(recipe, ValueError("what a search chooses hangs on weights and data"))
     bare = dataclasses.replace(recipe, quant_cfg=dict(recipe.quant_cfg) | {"algorithm": None})
     made = quantize(model, bare, None, attention)
     for module in made.modules():
@@ -186,13 +209,31 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy of *model* with its weights quantized in place and their quantizers off: equal bits, less work.
 
     Not so with SVDQuant: ModelOpt adds the low-rank branch to the weight there and rounds the sum to the weight's
-    dtype.  Such a copy computes something else, so it is left unfolded.
+    dtype.  Such a copy computes something else, so it is left unfolded.  Nor with double quantization, which is stored
+    in another format than it fake-quantizes: the copy has the stored numbers (:mod:`harness.stored`).
     """
     import modelopt.torch.quantization as mtq
+
+    from harness import stored
 
     folded = copy.deepcopy(model)
     if any(getattr(module, "svdquant_lora_a", None) is not None for module in folded.modules()):
         return folded
     with quiet():
+        stored.fold(folded)
         mtq.fold_weight(folded)
     return folded
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of *model* on the CPU in a float *dtype*, SVDQuant's low-rank branch with it.
+
+    ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to`` passes by: the first
+    forward in another dtype raises.
+    """
+    made = copy.deepcopy(model).cpu().to(dtype).eval()
+    for module in made.modules():
+        for name in ("svdquant_lora_a", "svdquant_lora_b"):
+            if isinstance(getattr(module, name, None), Tensor):
+                setattr(module, name, getattr(module, name).to(dtype))
+    return made

@@ -294,14 +294,15 @@ def unmatched_patterns(
     (``families.hidden_in``): what asks for quantizers around attention may mean them.
     """
     problems = []
-    for number, entry in enumerate(recipe.entries, 1):
-        shared = not entry.enable and recipe.path is not None and not entry.origin.startswith(str(recipe.path))
+    written = [(part, number, entry) for part in recipe.parts for number, entry in enumerate(part.entries, 1)]
+    for part, number, entry in written:
+        shared = not entry.enable and part.path is not None and not entry.origin.startswith(str(part.path))
         if shared or matched(quantizers, entry) or matched(elsewhere, entry):
             continue
         problems.append(
             Problem(
                 "pattern matches nothing",
-                f"entry {number} of recipe {recipe.name}, {entry.pattern!r} ({entry.origin}), matches none of the "
+                f"entry {number} of recipe {part.name}, {entry.pattern!r} ({entry.origin}), matches none of the "
                 f"{len(quantizers)} quantizers of this model{_of_class(entry)}.",
                 (),
                 _unmatched_hint(entry.pattern, quantizers, hidden or {}),
@@ -340,6 +341,8 @@ def overridden_patterns(quantizers: QuantizerMap, recipe: Recipe) -> list[Proble
     Taking back a part of what was enabled is how recipes are written (``*patch_embedding*`` off); a deny-all, or a
     deny-list that the recipe only imports, behind everything else is the trap.
     """
+    if recipe.candidates:
+        return [problem for part in recipe.parts for problem in overridden_patterns(quantizers, part)]
     touched = [matched(quantizers, entry) for entry in recipe.entries]
     problems = []
     for index, entry in enumerate(recipe.entries):
@@ -438,7 +441,9 @@ def broken_attention(
                 "attention quantizer missing",
                 f"{affected} of {len(blocks)} attention blocks lack quantizers that the recipe asks for:",
                 tuple(missing),
-                "Register the attention class that has them (--attention diffusers for bmm2_output, "
+                _SEARCH_MEND
+                if recipe.candidates
+                else "Register the attention class that has them (--attention diffusers for bmm2_output, "
                 "--attention modelopt for p_bmm), or take the pattern out of the recipe.",
             )
         )
@@ -453,6 +458,13 @@ def broken_attention(
             )
         )
     return problems + _attention_in_part(blocks, recipe, declared)
+
+
+_SEARCH_MEND = (
+    "mtq.auto_quantize decides on Linear and convolution layers only; all quantizers around attention end up off, "
+    "whatever its formats say; a fixed baseline keeps q, k and v and loses the output. Take these entries out of the "
+    "formats, or put them behind what mtq.get_auto_quantize_config returns and gate that as a ptq recipe."
+)
 
 
 def _attention_in_part(
@@ -491,12 +503,19 @@ def _attention_in_part(
 
 def _named_off(recipe: Recipe, name: str) -> bool:
     """Whether the last entry that matches *name* turns it off and means it, rather than everything."""
-    last = next((e for e in reversed(recipe.entries) if fnmatch.fnmatchcase(name, e.pattern)), None)
+    entries = [entry for part in recipe.parts for entry in part.entries]
+    last = next((e for e in reversed(entries) if fnmatch.fnmatchcase(name, e.pattern)), None)
     return last is not None and not last.enable and last.pattern.strip("*") not in ("", "_quantizer", "quantizer")
 
 
 def _asked_of_attention(recipe: Recipe, block: str) -> list[str]:
-    """The attention kinds that the recipe's last matching entry enables, whether or not the model has them."""
+    """The attention kinds that the recipe's last matching entry enables, whether or not the model has them.
+
+    Of a search those of every format: it has no other place to ask for them.
+    """
+    if recipe.candidates:
+        asked_by = [_asked_of_attention(part, block) for part in recipe.candidates]
+        return [kind for kind in ATTENTION_KINDS if any(kind in asked for asked in asked_by)]
     asked = []
     for kind in ATTENTION_KINDS:
         name, last = f"{block}.{kind}_quantizer", None

@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.recipe_tree import MAX_TREE_BYTES, SUFFIXES, Tree
-from harness.recipes import Entry, Recipe, kind_of, section_files
+from harness.recipes import SEARCHED, Entry, Recipe, kind_of, section_files
 from harness.revisions import at_revision, changes
 
 MAX_TREE_FILES = 2000  # of YAML in one tree, over ten times ModelOpt 0.47's
@@ -229,7 +229,6 @@ def shown(name: str) -> str:
 # --- what the gate judges
 
 _KINDS = {
-    "auto_quantize": "it searches for formats instead of naming them",
     "speculative": "it trains a draft model for decoding",
     "distillation": "it trains a student model",
     "preset": "it is a preset behind an mtq.*_CFG, not a recipe",
@@ -251,20 +250,16 @@ def not_gated(recipe: Recipe | Affected, device: str, names: Collection[str] = (
     reason = next((why for kind, why in _KINDS.items() if recipe.kind.startswith(kind)), None)
     if isinstance(recipe, Affected) and (recipe.broken or reason is None):
         return None
-    if recipe.kind != "ptq":
-        return f"kind {recipe.kind}: {reason or 'no recipe that ModelOpt loads by itself'}; the gate judges ptq recipes"
+    if recipe.kind not in ("ptq", SEARCHED):
+        why = reason or "no recipe that ModelOpt loads by itself"
+        return f"kind {recipe.kind}: {why}; the gate judges ptq and {SEARCHED} recipes"
     assert isinstance(recipe, Recipe), "what is selected was answered above"
-    if _keeps_checkpoints(recipe.algorithm):
+    if any(_keeps_checkpoints(part.algorithm) for part in recipe.parts):
         return "its algorithm keeps files in layerwise.checkpoint_dir, and a gate neither reads nor writes there"
+    entries = [entry for part in recipe.parts for entry in part.entries]
     if names and (foreign := _foreign(recipe, names)):
         return f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part of this one"
-    if any(
-        "scale_block_sizes" in (cfg.get("block_sizes") or {}) for e in recipe.entries if e.enable for cfg in _cfgs(e)
-    ):
-        return (
-            "ModelOpt quantizes block scales to integers in packed NF4 tensors only; its fake quantization ignores it"
-        )
-    asked = [e for e in recipe.entries if e.enable and (not names or fnmatch.filter(names, e.pattern))]
+    asked = [e for e in entries if e.enable and (not names or fnmatch.filter(names, e.pattern))]
     if device.partition(":")[0] != "cuda" and (formats := sorted({f for e in asked for f in _cuda_formats(e)})):
         return f"{', '.join(formats)} needs CUDA, and this is {device}"
     return None
@@ -303,7 +298,7 @@ def _foreign(recipe: Recipe, names: Collection[str]) -> list[str]:
     and insertion will say so; so a recipe counts as foreign only if nothing it enables is a weight here, or if it is
     kept in another family's folder.
     """
-    asked = [e for e in recipe.entries if e.enable]
+    asked = [e for part in recipe.parts for e in part.entries if e.enable]
     modules = {part for name in names for part in name.split(".")}
     foreign = [e.pattern for e in asked if not fnmatch.filter(names, e.pattern) and _names_unknown(e.pattern, modules)]
     weights = any(n.endswith("weight_quantizer") for e in asked for n in fnmatch.filter(names, e.pattern))

@@ -46,12 +46,18 @@ MORE = (
     "fp8-mse",
     "int4-block",
     "int4-awq-clip",
+    "int4-awq-full",
+    "int4-gptq",
     "svdquant",
+    "auto-fp8-int4",
+    "int4-double-quantization",
     *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
 )
 MAX_ENTRIES = 500  # of one recipe, resolved
 _PYTHON = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 _WORD = re.compile(r"^[A-Za-z0-9_-]{1,40}$", re.ASCII)
+#: The kind of recipe that has ModelOpt search for formats.
+SEARCHED = "auto_quantize"
 _PRESET = "modelopt.torch.quantization.config.QuantizeConfig"
 
 
@@ -78,7 +84,10 @@ class Recipe:
     with its order); ``entries`` is the same in application order.  ``algorithm`` is what ModelOpt will calibrate with:
     None if the recipe names none.  ``files`` are the recipe's file and all it imports.  ``hash`` is the sha256 (hex)
     of the canonical JSON of entries and algorithm, so comments, file layout and dict-or-list form leave it alone.
-    A ``kind`` other than ``ptq`` has no quant_cfg and no entries: ``harness.reach.not_gated`` says why.
+    ``kind`` is ``ptq``, or ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg
+    is then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search has chosen
+    (:func:`harness.search.chosen`), and ``candidates`` are the formats as recipes of their own, a fixed baseline first.
+    Any other kind has no quant_cfg and no entries: ``harness.reach.not_gated`` says why.
     """
 
     name: str
@@ -90,6 +99,12 @@ class Recipe:
     files: tuple[Path, ...]
     hash: str
     kind: str = "ptq"
+    candidates: tuple[Recipe, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Recipe, ...]:
+        """The recipes with entries that an author wrote: the candidates of a search, or this one."""
+        return self.candidates or (self,)
 
 
 def installed_root() -> Path:
@@ -215,7 +230,7 @@ def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
     nameless = kind in (None, "ptq", "unknown") or not isinstance(body, dict) or not body
     if not declared and (nameless or tree.root not in path.parents):
         raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
-    if kind not in ("ptq", "preset"):
+    if kind not in ("ptq", "preset", SEARCHED):
         assert kind is not None, "a snippet declares no metadata"
         if declared:
             check_kind(kind, path)
@@ -224,6 +239,8 @@ def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
         raise UsageError(path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them.")
     for snippet, data in resolved.snippets:
         check_snippet(snippet, data)
+    if kind == SEARCHED:
+        return _searched(name, ref, path, resolved.data, resolved.files)
     section = resolved.data if kind == "preset" else _section(resolved.data, path)
     return _build(name, ref, path, section, resolved.files)
 
@@ -266,6 +283,56 @@ def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...
         raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
     algorithm = quant_cfg.get("algorithm")
     return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
+
+
+def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tuple[Path, ...]) -> Recipe:
+    """An auto_quantize recipe: its formats by themselves, and all that ``mtq.auto_quantize`` takes."""
+    modelopt_config()
+    from modelopt.recipe.config import ModelOptAutoQuantizeRecipe
+
+    try:
+        with _no_warnings():
+            checked = ModelOptAutoQuantizeRecipe(**plain(data)).auto_quantize
+    except (ValueError, TypeError) as error:
+        raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its sections.") from error
+    if checked.kv_cache is not None:
+        what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
+        raise UsageError(path, what, "Take it out: CLIP has no KV cache.")
+    given = data["auto_quantize"]
+
+    def built(section: Any, what: str) -> Recipe:
+        return _build(f"{name} {what}", ref, path, section, files)
+
+    fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
+    formats = [built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)]
+    spaces = [
+        (space, [built(one, f"space {n} format {m}") for m, one in enumerate(space["candidate_formats"], 1)])
+        for n, space in enumerate(given.get("module_search_spaces") or (), 1)
+    ]
+    candidates = (*([fixed] if fixed else []), *formats, *(one for _, found in spaces for one in found))
+    constraints = checked.constraints.model_dump(exclude_none=True)
+    if checked.cost_excluded_layers:
+        cost = constraints.setdefault("cost", {})
+        cost["excluded_module_name_patterns"] = list(checked.cost_excluded_layers)
+    arguments = {
+        "constraints": constraints,
+        "quantization_formats": [one.quant_cfg for one in formats] or None,
+        "fixed_quantization_config": fixed.quant_cfg if fixed else None,
+        "module_search_spaces": [
+            {
+                "module_name_patterns": list(plain(space["module_name_patterns"])),
+                "quantization_formats": [one.quant_cfg for one in found],
+                "allow_no_quant": bool(space.get("allow_no_quant", True)),
+            }
+            for space, found in spaces
+        ],
+        "disabled_layers": list(checked.disabled_layers),
+        "method": checked.auto_quantize_method,
+        "score_size": checked.score_size,
+    }
+    methods = {json.dumps(_canonical(one.algorithm), sort_keys=True): one.algorithm for one in candidates}
+    algorithm = next(iter(methods.values())) if len(methods) == 1 else None
+    return Recipe(name, ref, path, arguments, algorithm, (), files, _digest(arguments), SEARCHED, candidates)
 
 
 def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:

@@ -7,7 +7,6 @@ carry an explicit zero point: without one, ONNX Runtime's optimisations compute 
 
 from __future__ import annotations
 
-import copy
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from harness import families
 from harness.export import forms
 from harness.export.forms import Form, NoFormError
-from harness.quantize import quiet, torch_functions_kept
+from harness.quantize import in_dtype, quiet, torch_functions_kept
 from harness.quantizers import collapse, tensor_quantizers
 
 #: tower -> the name of its input
@@ -57,7 +56,7 @@ def tower(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) -> o
     if tower not in TOWERS or dtype not in _ONNX_FLOAT:
         raise ValueError(f"{tower!r} in {dtype}: the towers are {', '.join(TOWERS)}, in float32 or float16")
     found = forms_of(model, tower)
-    plain = copy.deepcopy(model).cpu().to(dtype).eval()
+    plain = in_dtype(model, dtype)
     with _marked(plain, set(found)):
         proto = _traced(plain, tower, dtype)
     _write(proto, found, tensor_quantizers(model), model, dtype)

@@ -83,7 +83,7 @@ class Parity:
 
 def plain(model: nn.Module) -> nn.Module:
     """A copy of a model in float32 on the CPU."""
-    return copy.deepcopy(model).cpu().float().eval()
+    return quantize.in_dtype(model, torch.float32)
 
 
 def single(model: nn.Module) -> nn.Module:

@@ -6,8 +6,8 @@
     bit
 
 `formats` holds the sets of numbers, `layout` says which elements share a scale, `arithmetic` scales and rounds,
-`oracle` puts them together, `quantizer` reads a ModelOpt quantizer's attributes, `deviations` lists where ModelOpt
-differs.
+`oracle` puts them together, `nf4` does so where scales are quantized too, `quantizer` reads a ModelOpt quantizer's
+attributes, `deviations` lists where ModelOpt differs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from harness.qdq.arithmetic import DEFINITION, Order, Rules
 from harness.qdq.deviations import modelopt_rules
 from harness.qdq.formats import FORMATS, Format, e8m0_exponent, find, integer
+from harness.qdq.nf4 import NF4Rules, double_quantized
 from harness.qdq.oracle import (
     gradient_mask,
     quantize_dequantize,
@@ -30,10 +31,12 @@ __all__ = [
     "DEFINITION",
     "FORMATS",
     "Format",
+    "NF4Rules",
     "Order",
     "QuantizerOracle",
     "Rules",
     "Step",
+    "double_quantized",
     "e8m0_exponent",
     "find",
     "from_quantizer",

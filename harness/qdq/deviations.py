@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from harness.qdq.arithmetic import Order, Rules
 from harness.qdq.formats import E4M3, Format, find
+from harness.qdq.nf4 import NF4Rules, double_quantized
 from harness.qdq.oracle import quantize_dequantize, same_bits
 
 _FLOAT = Rules(amax_floor=2.0**-24, zero_amax_acts_as=1.0, negative_amax_is_zero=True)
@@ -43,6 +45,15 @@ PACKED_RULES: dict[str, Rules] = {
     "MXFP4QTensor": Rules(),
     "MXFP8QTensor": Rules(),
 }
+
+
+#: ModelOpt's sixteen levels of NF4: four decimals of QLoRA's, held in bfloat16.
+NF4_LEVELS = np.asarray(
+    [-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0,
+     0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1]
+).astype(ml_dtypes.bfloat16).astype(np.float32)  # fmt: skip
+#: The arithmetic of ModelOpt's packed NF4 with double-quantized scales.
+PACKED_NF4 = NF4Rules(levels=NF4_LEVELS, padding_counts=True, zero_block_level=0, reciprocal=True)
 
 
 def modelopt_rules(element: Format, scale_format: str | None = None, *, dynamic: bool = False) -> Rules:
@@ -131,6 +142,21 @@ def packed(kind: str, x: torch.Tensor, block_size: int | None = None) -> torch.T
     stored, *scales = cls.quantize(x) if kind == "MXFP8QTensor" else cls.quantize(x, block_size)
     named = dict(zip(("scale", "double_scale"), scales, strict=False))
     return torch.as_tensor(stored.dequantize(block_sizes={-1: block_size}, **named))
+
+
+def packed_nf4(x: torch.Tensor, block: int, scale_block: int, scale_bits: int = 8) -> torch.Tensor:
+    """`x` stored as ModelOpt's packed NF4 with double-quantized scales and read back.
+
+    Raises RuntimeError where there is more than one block of scales (ModelOpt 0.47).
+    """
+    from modelopt.torch.quantization.qtensor import NF4QTensor
+
+    from harness import compat  # noqa: F401  (before modelopt imports transformers)
+
+    stored, scales = NF4QTensor.quantize(x, block, scale_block)
+    scale, double_scale, zero = NF4QTensor.double_quantization(scales, scale_block, scale_bits)
+    found = stored.dequantize(scale=scale, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero)
+    return torch.as_tensor(found)
 
 
 def _evidence(found: torch.Tensor, known: Any, definition: Any) -> Evidence:
@@ -227,6 +253,40 @@ def _packed_is_not_fake(kind: str, num_bits: int | tuple[int, int]) -> Callable[
     return reproduce
 
 
+def _nf4(rows: int, scale_block: int, rules: NF4Rules, zeros: int = 0) -> Callable[[], Evidence]:
+    """Rows of one block of 64 each, the last *zeros* of them zero; *rules* is ModelOpt's arithmetic there."""
+
+    def reproduce() -> Evidence:
+        x = torch.linspace(-1.1, 1.3, rows * 64).reshape(rows, 64)
+        x[rows - zeros :] = 0
+        known, meant = (double_quantized(x, 64, scale_block, 8, how) for how in (rules, NF4Rules()))
+        return _evidence(packed_nf4(x, 64, scale_block), known, meant)
+
+    return reproduce
+
+
+def _nf4_second_scale_block() -> Evidence:
+    x = torch.linspace(-1.1, 1.3, 4 * 64).reshape(4, 64)
+    try:
+        found = packed_nf4(x, 64, 2)
+    except RuntimeError:
+        found = torch.full_like(x, torch.nan)
+    return _evidence(found, np.nan, double_quantized(x, 64, 2, 8))
+
+
+def _nf4_fake() -> Evidence:
+    from modelopt.torch.quantization.config import QuantizerAttributeConfig
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    from harness import compat  # noqa: F401  (before modelopt imports transformers)
+
+    x = torch.linspace(-1.1, 1.3, 4 * 64).reshape(4, 64)
+    blocks = {-1: 64, "scale_bits": 8, "scale_block_sizes": {-1: 4}}
+    found = TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes=blocks))(x)
+    return _evidence(found, quantize_dequantize(x.numpy(), 4, block_sizes={-1: 64}), double_quantized(x, 64, 4, 8))
+
+
+_NF4 = "qtensor.NF4QTensor"
 _NVFP4, _MXFP4, _MXFP8 = "qtensor.NVFP4QTensor", "qtensor.MXFP4QTensor", "qtensor.mxfp8_tensor.MXFP8QTensor"
 
 #: Every known deviation that shows on a CPU.
@@ -260,6 +320,16 @@ KNOWN: tuple[Deviation, ...] = tuple(
         ("mxfp4-packed-exponent", _MXFP4, "the smallest power of two that covers the block",
          "log2 in float32 rounds down: a block just above a power of two saturates",
          _logarithm_rounds_down("MXFP4QTensor", "E2M1", 6.0)),
+        ("nf4-packed-levels", _NF4, "QLoRA's sixteen levels", "four decimals of them, rounded to bfloat16",
+         _nf4(4, 4, PACKED_NF4)),
+        ("nf4-packed-scale-padding", _NF4, "the mean of a weight's scales",
+         "zeros that fill up the block of scales count in the mean", _nf4(5, 8, PACKED_NF4)),
+        ("nf4-packed-zero-block", _NF4, "zeros stay zeros", "0 / 0 takes the level -1 of a scale that is not quite 0",
+         _nf4(4, 4, PACKED_NF4, zeros=1)),
+        ("nf4-packed-second-scale-block", _NF4, "scales are read back block by block",
+         "with more than one block of scales reading back raises (here: NaN)", _nf4_second_scale_block),
+        ("nf4-packed-is-not-fake", "TensorQuantizer", "one format, one result",
+         "scale_bits and scale_block_sizes are ignored: plain INT4 blocks", _nf4_fake),
         ("int4-packed-is-not-fake", "qtensor.INT4QTensor", "one format, one result: s = 7 / amax",
          "s = (1 / amax) * 7: compressed weights differ from fake-quantized ones in the last bit",
          _packed_is_not_fake("INT4QTensor", 4)),

@@ -80,6 +80,11 @@ def mismatches(case: Json) -> list[Json]:
     return [o for o in found if o.get("mismatches") or o.get("unsupported")]
 
 
+def folded(case: Json) -> list[Json]:
+    """What the weights that accuracy is measured on compute otherwise than fake quantization."""
+    return (case.get("numerics") or {}).get("folded") or []
+
+
 def problems(case: Json) -> list[Json]:
     """Invariants of the quantizer map that do not hold."""
     return (case.get("insertion") or {}).get("problems") or []
@@ -187,7 +192,7 @@ def decision(case: Json) -> str:
     is not the model fail a case whatever its accuracy.
     """
     found = str((case.get("accuracy") or {}).get("decision") or "")
-    broken = any((case.get("checkpoint") or {}).values()) or heavy(case)
+    broken = any((case.get("checkpoint") or {}).values()) or heavy(case) or folded(case)
     if problems(case) or mismatches(case) or export_faults(case) or broken:
         return "FAIL"
     if found:
@@ -212,7 +217,7 @@ def headline(case: Json) -> str:
     if "insertion" in case:
         parts.append(_count(len(problems(case)), "insertion problem", "insertion holds"))
     if "numerics" in case:
-        parts.append(_count(len(mismatches(case)), "numerics mismatch", "numerics hold"))
+        parts.append(_count(len(mismatches(case)) + len(folded(case)), "numerics mismatch", "numerics hold"))
     if "checkpoint" in case:
         parts.append(_count(sum(map(bool, case["checkpoint"].values())), "checkpoint problem", "checkpoints hold"))
     if "memory" in case:

@@ -248,6 +248,22 @@ def test_outputs_of_nan_are_no_small_error(model: Any, reference: models.Referen
 
 def test_methods_that_adapt_weights_are_left_alone(model: nn.Module, reference: models.Reference) -> None:
     """Nothing is said of a method that changes weights on purpose."""
-    gptq = replace(recipes.load("fp8"), algorithm={"method": "gptq"})
+    svdquant = replace(recipes.load("fp8"), algorithm={"method": "svdquant"})
 
-    assert agreement.with_reference(model, reference.model, gptq, {}) == []
+    assert agreement.with_reference(model, reference.model, svdquant, {}) == []
+
+
+@pytest.mark.parametrize(("perc_damp", "silent"), [(0.01, False), (1e-12, True)])
+def test_gptq_that_made_no_error_good_is_found(
+    reference: models.Reference, batches: Any, perc_damp: float, silent: bool
+) -> None:
+    """Where the Hessian of sixteen pairs has no inverse ModelOpt only rounds, and those layers are named (S13)."""
+    recipe = recipes.load("int4-gptq")
+    algorithm = {"method": "gptq", "perc_damp": perc_damp}
+    recipe = replace(recipe, quant_cfg=recipe.quant_cfg | {"algorithm": algorithm}, algorithm=algorithm)
+    made = quantize(reference.model, recipe, forward_loop_over(batches))
+
+    found = agreement.with_reference(made, reference.model, recipe, next(iter(batches)))
+
+    assert [problem.rule for problem in found] == (["GPTQ did nothing"] if silent else [])
+    assert not silent or "visual_projection" in found[0].names, "sixteen rows for 192 inputs"

@@ -41,28 +41,6 @@ def test_the_rest_is_skipped_with_the_reason(name: str) -> None:
     assert reach.not_gated(recipe, "cuda") is None
 
 
-DOUBLE = {"quant_cfg": [
-    {"quantizer_name": "*", "enable": False},
-    {"quantizer_name": "*weight_quantizer",
-     "cfg": {"num_bits": 4, "block_sizes": {-1: 64, "scale_bits": 8, "scale_block_sizes": {-1: 256}}}},
-], "algorithm": "max"}  # fmt: skip
-
-
-def test_double_quantization_of_scales_is_not_judged_as_something_else() -> None:
-    """ModelOpt's fake quantization ignores quantized integer scales, so the gate has no verdict and says why."""
-    from modelopt.torch.quantization.config import QuantizerAttributeConfig
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    x = torch.randn(8, 1024, generator=torch.Generator().manual_seed(0))
-    double, single = (
-        TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes=blocks))(x)
-        for blocks in (DOUBLE["quant_cfg"][1]["cfg"]["block_sizes"], {-1: 64})  # type: ignore[index]
-    )
-
-    assert torch.equal(double, single), "ModelOpt quantizes the scales now: gate such recipes"
-    assert "packed NF4" in str(reach.not_gated(recipes.load(f"{__name__}:DOUBLE"), "cuda"))
-
-
 @pytest.mark.parametrize("name", recipes.DEFAULT)
 def test_no_default_recipe_has_such_a_format(name: str) -> None:
     """The plugin leaves these out by name, without reading them."""

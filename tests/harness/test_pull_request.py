@@ -171,15 +171,13 @@ def test_a_changed_numeric_shows_its_effect(tree: Tree) -> None:
             "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..3",
             "  ViT-L-14:",
             "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..23",
-            "gated: huggingface/vit/ptq/fp8",
+            "gated: general/auto_quantize/w4a8_awq_beta_fp8_at_6p0bits, huggingface/vit/ptq/fp8",
         ]
     )
     effects = result.outlines[result.outlines.index("  ViT-L-14:") + 1 :]
     assert effects.index("") <= 10
     assert CLIP not in selected(result)
-    result.stdout.fnmatch_lines(
-        ["- general/auto_quantize/*: kind auto_quantize: it searches for formats instead of naming them; *"]
-    )
+    result.stdout.fnmatch_lines(["- general/auto_quantize/nvfp4_*: NVFP4 (E2M1) needs CUDA, and this is cpu"])
 
 
 def test_nothing_reached_is_a_clean_exit(tree: Tree) -> None:
@@ -235,7 +233,7 @@ def test_a_recipe_that_the_schema_refuses_stays_selected(tree: Tree) -> None:
 
     assert result.ret == 0
     assert "huggingface/vit/ptq/fp8" in selected(result)
-    result.stdout.fnmatch_lines(["  - broken: *w8a8_fp8_fp8.yaml*cfg is refused*", "gated: huggingface/vit/ptq/fp8"])
+    result.stdout.fnmatch_lines(["  - broken: *w8a8_fp8_fp8.yaml*cfg is refused*", "gated: *, huggingface/vit/ptq/fp8"])
 
 
 def test_names_from_a_pull_request_are_escaped(tree: Tree) -> None:

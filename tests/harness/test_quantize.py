@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from harness import agreement, families, models, recipes
 from harness.inputs import half_products
-from harness.quantize import QuantizationError, quantize, torch_functions_kept
+from harness.quantize import QuantizationError, in_dtype, quantize, torch_functions_kept
 
 SDPA = F.scaled_dot_product_attention
 
@@ -151,3 +151,38 @@ def test_half_products_are_torchs_where_the_processor_has_them(monkeypatch: pyte
 
     with half_products():
         assert F.linear is linear
+
+
+def test_gradients_pass_through_half_products() -> None:
+    """Where a gradient is wanted, the product of FP16 matrices has torch's own gradient but for rounding."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 32, generator=generator).half().requires_grad_(True)
+    weight = torch.randn(16, 32, generator=generator).half()
+
+    with half_products():
+        product = F.linear(x, weight)
+        (gradient,) = torch.autograd.grad(product.float().sum(), x)
+
+    assert product.dtype is torch.float16
+    torch.testing.assert_close(gradient, weight.float().sum(0).half().expand(6, 32), rtol=2e-3, atol=2e-3)
+
+
+def test_svdquants_branch_follows_the_model_into_another_dtype() -> None:
+    """A copy in float32 computes what the FP16 model does; ModelOpt leaves the branch in FP16 and raises."""
+    import modelopt.torch.quantization as mtq
+
+    torch.manual_seed(0)
+    entries = [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "block_sizes": {-1: 16}}},
+    ]
+    x = torch.randn(8, 64).half()
+    config = {"quant_cfg": entries, "algorithm": {"method": "svdquant", "lowrank": 4}}
+    made = mtq.quantize(nn.Sequential(nn.Linear(64, 32)).half(), config, lambda m: m(x))
+
+    with torch.no_grad():
+        found, expected = in_dtype(made, torch.float32)(x.float()), made(x)
+
+        torch.testing.assert_close(found, expected.float(), rtol=1e-2, atol=1e-2)
+        with pytest.raises(RuntimeError, match="same dtype"):
+            made.float()(x.float())

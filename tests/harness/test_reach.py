@@ -427,7 +427,6 @@ def test_the_default_recipes_are_gated_everywhere(name: str, device: str) -> Non
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("general/auto_quantize/nvfp4_fp8_at_5p4bits", "kind auto_quantize: it searches for formats"),
         ("general/speculative_decoding/eagle3", "kind speculative_eagle: it trains a draft model"),
         ("general/distillation/dmd2_qwen_image", "kind distillation: it trains a student"),
         ("general/ptq/nvfp4_default-kv_none-gptq", "keeps files in layerwise.checkpoint_dir"),
@@ -450,6 +449,7 @@ def test_what_the_gate_does_not_judge_is_told_with_the_reason(name: str, reason:
         ("configs/ptq/presets/model/mxfp4", "MX (E2M1) needs CUDA, and this is cpu"),
         ("configs/ptq/presets/model/mxfp8", "MX (E4M3) needs CUDA, and this is cpu"),
         ("configs/ptq/presets/model/mxint8", "MX (INT8) needs CUDA, and this is cpu"),
+        ("general/auto_quantize/nvfp4_fp8_at_5p4bits", "NVFP4 (E2M1) needs CUDA, and this is cpu"),
     ],
 )
 def test_a_format_that_needs_cuda_is_gated_only_there(name: str, reason: str) -> None:

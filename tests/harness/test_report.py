@@ -368,6 +368,7 @@ def test_patch_in_the_summary_is_the_patch() -> None:
         ("insertion", {"problems": [{"rule": "r", "what": "w", "names": [], "mend": ""}]}),
         ("numerics", {"observations": [{"name": "q", "mismatches": 1, "unsupported": ""}]}),
         ("numerics", {"observations": [{"name": "q", "mismatches": 0, "unsupported": "E2M3"}]}),
+        ("numerics", {"folded": [{"rule": "r", "what": "w", "names": ["q"], "mend": "m"}]}),
         ("checkpoint", {"mto": ["the map differs"]}),
     ],
 )
