@@ -65,11 +65,10 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
             terminal.write_line("  " + "  ".join(headings))
         for row in mine:
             _row(terminal, row, columns, every, name_width)
-        for line in [*cases.export_lines(case), *cases.speed_lines(case), *cases.gain_lines(case)]:
+        for line in [*cases.export_lines(case), *cases.speed_lines(case)]:
             terminal.write_line(middle(f"  {shown(line, None)}", width))
-        for line in cases.not_covered(case):
-            terminal.write_line(textwrap.fill(f"not covered: {shown(line, None)}", width, initial_indent="  ",
-                                              subsequent_indent="    "))  # fmt: skip
+        for line in [*cases.gain_lines(case), *(f"not covered: {name}" for name in cases.not_covered(case))]:
+            terminal.write_line(textwrap.fill(shown(line, None), width, initial_indent="  ", subsequent_indent="    "))
 
 
 def _expected(terminal: pytest.TerminalReporter, met: dict[str, Any]) -> None:
