@@ -13,7 +13,8 @@ from torch import nn
 from harness import architectures, families, models, quantize, quantizers, recipes, tasks
 from harness.errors import UsageError
 from harness.families import INPUTS
-from harness.gate import Gate, Options
+from harness.gate import Case, Gate, Options, short, short_recipe
+from harness.quantizers import Problem
 
 CPU = torch.device("cpu")
 
@@ -95,6 +96,53 @@ def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> Non
     for kind in quantizers.FUSED_KINDS:
         on = {q.module for q in found if q.kind == kind and q.enabled and q.calls == 1}
         assert on == blocks
+
+
+def test_a_gate_of_every_family_holds(checkpoint: Path) -> None:
+    """Insertion and numerics hold in every family where nothing is wrong."""
+    gate, case = gate_on(checkpoint)
+
+    assert insertion(gate, case) == []
+    assert gate.observations(case)
+    assert [o for o in gate.observations(case) if o.mismatches or o.unsupported] == []
+    assert gate.fold_problems(case) == []
+
+
+def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
+    """Of each tower: one Linear that lost its input quantizer is named, and so is the loss of all quantizers."""
+    for tower in families.of(models.load(str(checkpoint), CPU).model).towers:
+        for whole in (False, True):
+            gate, case = gate_on(checkpoint)
+            model = gate.quantized(case).model
+            mine = [
+                (name, quantizer)
+                for name, quantizer in quantizers.tensor_quantizers(model).items()
+                if quantizer.is_enabled and families.tower_of(families.of(model), name) == tower
+            ]
+            lost = mine if whole else [one for one in mine if one[0].endswith("input_quantizer")][:1]
+            for _, quantizer in lost:
+                quantizer.disable()
+
+            found = insertion(gate, case)
+
+            assert any(lost[0][0].rpartition(".")[0] in str(problem.names) for problem in found), (tower, whole)
+            assert any(f"whole {tower} tower" in problem.what for problem in found) is whole
+
+
+def gate_on(checkpoint: Path) -> tuple[Gate, Case]:
+    """A gate on *checkpoint* with the published recipe, or, where the family hides its attention, without attention."""
+    recipe = "fp8-linear-only" if checkpoint.name == "open_clip" else "fp8"
+    gate = Gate(Options(recipes=(recipe,), clip_models=(str(checkpoint),), calibration_size=64))
+    (case,) = gate.cases()
+    return gate, case
+
+
+def insertion(gate: Gate, case: Case) -> list[Problem]:
+    """What the insertion suite finds, the baseline aside."""
+    gate.map(case)
+    whole = gate.results.case(short_recipe(case.recipe), short(case.model))["insertion"]["problems"]
+    found = [Problem(**problem) for problem in whole]
+    return [*found, *gate.unmatched(case), *gate.disobeyed(case), *gate.strange_ranges(case), *gate.altered(case)]
 
 
 # -- an embedding is an embedding ------------------------------------------------------------------------------------
