@@ -45,7 +45,8 @@ class Family:
     ``model_classes`` are the classes of its models, ``attention_classes`` those of the attention blocks that ModelOpt
     converts when it is told to.  ``hidden`` holds classes whose products ModelOpt cannot quantize, with the reason and
     what helps: full insertion leaves them out, and the gate says so.  ``patch_embedding`` is what the path of the
-    patch embedding contains.  ``text_is_causal``: whether what follows the end token of a text can be cut off.
+    patch embedding contains.  ``absent`` are classes of layer, as recipes write them, that this family alone has none
+    of.  ``text_is_causal``: whether what follows the end token of a text can be cut off.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Family:
     attention_classes: tuple[str, ...]
     hidden: dict[str, str] = field(default_factory=dict)
     patch_embedding: str = "patch_embed"
+    absent: tuple[str, ...] = ()
     text_is_causal: bool = True
 
 
@@ -123,6 +125,7 @@ FAMILIES = (
         | {"vision": Tower(("vision_model.",), "get_image_features", "pixel_values", as_arguments=_patches)},
         attention_classes=("Siglip2Attention",),
         hidden={"MultiheadAttention": _POOLING},
+        absent=("nn.Conv2d",),  # its patch embedding is a Linear over flat patches
         text_is_causal=False,
     ),
     Family(

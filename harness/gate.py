@@ -427,16 +427,17 @@ class Gate:
         return quantizers.unmatched_patterns(self.places(case), self.recipe(case), **self._beyond_places(case))
 
     def _beyond_places(self, case: Case) -> dict[str, Any]:
-        """What a pattern may mean though the case's model has no quantizer there: hidden blocks, the tower it lacks."""
+        """What a pattern may mean though the model has no quantizer there: hidden or absent blocks, another tower."""
 
         def find() -> dict[str, Any]:
             model = self.reference(case).model
-            towers = families.of(model).towers
+            family = families.of(model)
+            towers = family.towers
             found: QuantizerMap = ()
             if len(towers) == 1:
                 whole = quantize.insert(architectures.build("embedded"), self.options.attention)
                 found = tuple(q for q in quantizers.quantizer_map(whole) if q.tower not in towers)
-            return {"hidden": families.hidden_in(model), "elsewhere": found}
+            return {"hidden": families.hidden_in(model), "elsewhere": found, "absent": family.absent}
 
         found: dict[str, Any] = self._once(find, "beyond places", case.model)
         return found
@@ -459,9 +460,10 @@ class Gate:
 
     def structure_problems(self, case: Case) -> list[Problem]:
         """What is wrong with the recipe on an architecture without weights."""
+        blank = self._blank(case)
         return quantizers.check(
             self.structure(case), self.recipe(case), left_out=self.left_out(case), calibrated=False,
-            hidden=families.hidden_in(self._blank(case)),
+            hidden=families.hidden_in(blank), absent=families.of(blank).absent,
         )  # fmt: skip
 
     def packed_problems(self, case: Case) -> list[Problem]:

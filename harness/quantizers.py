@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -244,6 +244,7 @@ def check(
     calibrated: bool = True,
     hidden: Mapping[str, str] | None = None,
     elsewhere: QuantizerMap = (),
+    absent: Collection[str] = (),
 ) -> list[Problem]:
     """All invariants of one map.
 
@@ -254,8 +255,9 @@ def check(
         calibrated: False for a model on the meta device, which can hold no amax.
         hidden: see :func:`unmatched_patterns`.
         elsewhere: see :func:`unmatched_patterns`.
+        absent: see :func:`unmatched_patterns`.
     """
-    problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere)
+    problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere, absent)
     problems += overridden_patterns(quantizers, recipe)
     problems += uncovered(quantizers, left_out)
     problems += broken_attention(quantizers, recipe, left_out)
@@ -285,19 +287,21 @@ def unmatched_patterns(
     recipe: Recipe,
     hidden: Mapping[str, str] | None = None,
     elsewhere: QuantizerMap = (),
+    absent: Collection[str] = (),
 ) -> list[Problem]:
     """Patterns of the recipe that name no quantizer of the model (S8).
 
     A pattern that only switches off and that the recipe imports belongs to a deny-list shared between families; it
     may match nothing.  One that the recipe's author wrote may not, unless it speaks of quantizers *elsewhere*: those of
     the tower that the model, a single one, lacks.  *hidden* are the model's blocks that ModelOpt cannot quantize
-    (``families.hidden_in``): what asks for quantizers around attention may mean them.
+    (``families.hidden_in``): what asks for quantizers around attention may mean them.  An entry for modules of a class
+    in *absent* (``families.Family.absent``) speaks of other families.
     """
     problems = []
     written = [(part, number, entry) for part in recipe.parts for number, entry in enumerate(part.entries, 1)]
     for part, number, entry in written:
         shared = not entry.enable and part.path is not None and not entry.origin.startswith(str(part.path))
-        if shared or matched(quantizers, entry) or matched(elsewhere, entry):
+        if shared or entry.parent_class in absent or matched(quantizers, entry) or matched(elsewhere, entry):
             continue
         problems.append(
             Problem(
