@@ -41,6 +41,8 @@ DEFAULT = (
     "int4-awq",
     "w4a8-awq",
 )
+#: Recipes that search for formats: what they choose hangs on weights and data.
+SEARCHES = ("auto-fp8-int4",)
 #: Further recipes, in the folder ``more``: gated by name (``--recipe svdquant``), not by a plain ``pytest``.
 MORE = (
     "fp8-mse",
@@ -49,7 +51,7 @@ MORE = (
     "int4-awq-full",
     "int4-gptq",
     "svdquant",
-    "auto-fp8-int4",
+    *SEARCHES,
     "int4-double-quantization",
     *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
 )

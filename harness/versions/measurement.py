@@ -36,6 +36,8 @@ PRESETS = (
     "MXFP8_DEFAULT_CFG",
     "FP8_KV_CFG",
 )
+#: The package's recipes that say where quantizers go.
+OWN = tuple(name for name in (*recipes.DEFAULT, *recipes.MORE) if name not in recipes.SEARCHES)
 #: Recipes of ModelOpt's own tree that quantize a vision transformer.
 MODELOPT_RECIPES = ("huggingface/vit/ptq/fp8",)
 _E4M3 = {"num_bits": (4, 3), "axis": None}
@@ -81,7 +83,7 @@ class Measurement:
 
 def references() -> dict[str, str]:
     """Every subject but the places, by name, with what ``recipes.load`` finds it under."""
-    own = {name: name for name in (*recipes.DEFAULT, *recipes.MORE)}
+    own = {name: name for name in OWN}
     presets = {name: f"modelopt.torch.quantization:{name}" for name in PRESETS}
     dicts = {name: f"{__name__}:{name}" for name in ("DEFAULT_LAST", "DEFAULT_FIRST")}
     return own | presets | dicts | {name: name for name in MODELOPT_RECIPES}
@@ -117,7 +119,7 @@ def subject(reference: str, blanks: Mapping[str, nn.Module]) -> Subject:
 
 def _own(reference: str) -> bool:
     """Whether it is a recipe of this package, which needs no tree of ModelOpt's."""
-    return reference in (*recipes.DEFAULT, *recipes.MORE)
+    return reference in OWN
 
 
 def _map(make: Callable[[], nn.Module]) -> QuantizerMap:

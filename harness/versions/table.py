@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from harness import recipes
 from harness.qdq import deviations
 from harness.quantizers import ATTENTION_KINDS, QuantizerMap
 from harness.versions import check, measurement
 from harness.versions.differences import Record, release
-from harness.versions.measurement import PLACES, Measurement
+from harness.versions.measurement import OWN, PLACES, Measurement
 from harness.versions.overlay import REFUSED
 
 _EMBEDDED, _LARGE = measurement.ARCHITECTURES
@@ -75,7 +74,7 @@ def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Row]]]:
             "The dict form of a config, and ModelOpt's recipe for vision transformers",
             forms + subjects(measurement.MODELOPT_RECIPES),
         ),
-        ("The recipes of this package", subjects((*recipes.DEFAULT, *recipes.MORE))),
+        ("The recipes of this package", subjects(OWN)),
         (
             "Known deviations of the arithmetic",
             [*moved, (f"the other {len(states) - len(moved)}", ["as recorded"] * len(measured))],
