@@ -117,6 +117,11 @@ def exact_p(won: int, lost: int, n: int, margin: float, *, upper: bool) -> float
     Binomial(n, r). At a fixed r that tail is largest on the boundary of H0, so the p-value holds for every loss at
     least (upper) or at most (lower) the margin.
     """
+    return _worst_tail(won, lost, n, margin, upper=upper)
+
+
+def _worst_tail(won: int, lost: int, n: int, margin: float, *, upper: bool) -> float:
+    """`exact_p` uncached."""
     observed = float(tango_z(won, lost, n, -margin))
     low, high = (float(x) for x in proportion_confint(won + lost, n, alpha=CONFIDENCE_SET, method="beta"))
     # "Lost at least the margin" needs that much discordance; "lost at most the margin" does not.

@@ -6,6 +6,8 @@ again and find every class and enumeration twice.
 
 from __future__ import annotations
 
+import pytest
+
 import harness.checkpoint_preload
 import harness.gate
 import harness.proof
@@ -13,3 +15,10 @@ import harness.report
 import harness.selection
 import harness.summary
 import harness.workers  # noqa: F401
+from harness import paired
+
+
+@pytest.fixture(autouse=True)
+def uncached() -> None:
+    """Each test computes its own exact p-values, and so judges the code that is there now (docs/mutants.md)."""
+    paired.exact_p.cache_clear()

@@ -80,6 +80,7 @@ def test_interval_ends_where_the_test_turns(won: int, lost: int, n: int) -> None
     """At the ends of the interval the one-sided test is at alpha exactly, and the estimate lies within."""
     low, high = paired.interval(won, lost, n, 0.05)
 
+    assert -1 <= low <= high <= 1
     assert low <= (won - lost) / n <= high
     if low > -1:
         assert float(paired.tango_z(won, lost, n, low)) == pytest.approx(stats.norm.isf(0.05), abs=1e-5)
@@ -167,7 +168,9 @@ def test_smallest_margin_is_near_the_rule_of_thumb(n: int, unpaired: float) -> N
     assert found < unpaired / 3
 
 
-@pytest.mark.parametrize(("difference", "margin"), [(0.0, 0.01), (-0.005, 0.01), (-0.03, 0.01), (-0.001, 0.003)])
+@pytest.mark.parametrize(
+    ("difference", "margin"), [(0.0, 0.01), (-0.005, 0.01), (-0.03, 0.01), (-0.3, 0.01), (-0.001, 0.003)]
+)
 def test_samples_for_reaches_the_wanted_power(difference: float, margin: float) -> None:
     """With the samples that samples_for names, the power is the wanted one."""
     n = paired.samples_for(0.05, margin, difference, 0.05, 0.8)
@@ -185,3 +188,153 @@ def test_samples_for_is_infinite_on_the_budget() -> None:
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
     """The adjusted p-values are those of an independent implementation, in the order given."""
     assert paired.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+
+
+def test_tango_z_is_infinite_where_the_data_rule_the_difference_out() -> None:
+    """Unchanged samples exclude a difference of 1 either way, and say nothing against a difference of 0."""
+    assert paired.tango_z(0, 0, 10, [1.0, -1.0, 0.0]).tolist() == [-math.inf, math.inf, 0.0]
+
+
+def test_mcnemar_of_nothing_shows_nothing() -> None:
+    """Without a discordant sample both p-values are 1."""
+    assert paired.mcnemar(0, 0) == (1.0, 1.0)
+
+
+def test_unchanged_model_is_never_shown_to_lose() -> None:
+    """With nothing lost the exact p-value of a loss above the margin is 1, however many samples there are."""
+    assert [paired.exact_p(0, 0, n, 0.02, upper=False) for n in (10, 300, 2000)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("groups", [2, 3, 30])
+@pytest.mark.parametrize("inflation", [1.0, 2.5])
+def test_interval_with_clusters_ends_at_students_quantile(groups: int, inflation: float) -> None:
+    """With clusters Z over the root of the design effect is Student's quantile at both ends, groups - 1 degrees."""
+    ends = paired.interval(200, 320, 1579, 0.05, inflation, groups)
+
+    z = [float(paired.tango_z(200, 320, 1579, end)) / math.sqrt(inflation) for end in ends]
+    assert z == pytest.approx([stats.t.isf(0.05, groups - 1), -stats.t.isf(0.05, groups - 1)], abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 5, 2, 2, 4), (4,), (1, 6)])
+def test_design_effect_is_a_ratio_of_sums_over_samples(sizes: tuple[int, ...]) -> None:
+    """Squares about the margin, summed by cluster times G / (G - 1), over squares summed by sample; several at once."""
+    rng = np.random.default_rng(1)
+    index = np.repeat(np.arange(len(sizes)), sizes)
+    changes = rng.choice([-1, 0, 1], (40, len(index)), p=[0.3, 0.3, 0.4])
+    net = np.stack([changes[:, index == g].sum(axis=1) for g in range(len(sizes))], axis=-1)
+
+    counts = (changes > 0).sum(axis=1), (changes < 0).sum(axis=1)
+    found = paired.design_effect(net, sizes, *counts, 0.1)
+
+    together = sum((changes[:, index == g] + 0.1).sum(axis=1) ** 2 for g in range(len(sizes)))
+    correction = len(sizes) / max(len(sizes) - 1, 1)
+    expected = np.maximum(correction * together / ((changes + 0.1) ** 2).sum(axis=1), 1.0)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert paired.design_effect(net, np.tile(sizes, (40, 1)), *counts, 0.1) == pytest.approx(expected, rel=1e-9)
+    assert expected.max() > 1
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "n", "margin"),
+    [
+        (20, 32, 1579, 0.02),
+        (3, 9, 100, 0.03),
+        (0, 15, 986, 0.01),
+        (12, 2, 90, 0.02),
+        (0, 5, 20, 0.05),
+        (4, 30, 60, 0.1),
+        (2, 0, 2, 0.1),
+        (0, 2, 2, 0.1),
+        (0, 1, 2, 0.4),
+    ],
+)
+def test_clusters_that_move_as_one_count_as_one_sample(won: int, lost: int, n: int, margin: float) -> None:
+    """Clusters of five that change together have the p-values of as many single samples, with Student's t."""
+    z = float(paired.tango_z(won, lost, n, -margin))
+
+    shown = paired.clustered_p(5 * won, 5 * lost, 5 * n, margin, 5.0, n)
+
+    passing, failing = (paired.exact_p(won, lost, n, margin, upper=upper) for upper in (True, False))
+    assert shown.noninferior == pytest.approx(max(float(stats.t.sf(z, n - 1)), passing), rel=1e-9)
+    assert shown.inferior == pytest.approx(max(float(stats.t.cdf(z, n - 1)), failing), rel=1e-9)
+
+
+@pytest.mark.parametrize(("won", "lost", "n"), [(7, 9, 103), (1, 41, 201), (41, 1, 201)])
+def test_effective_counts_are_rounded_against_the_claim(won: int, lost: int, n: int) -> None:
+    """At a design effect of 2 odd counts are rounded to fewer gains and more losses for a PASS, and the reverse."""
+    shown = paired.clustered_p(won, lost, n, 0.03, 2.0, 10**6)
+
+    passing = paired.exact_p(won // 2, (lost + 1) // 2, n // 2, 0.03, upper=True)
+    failing = paired.exact_p((won + 1) // 2, lost // 2, (n + 1) // 2, 0.03, upper=False)
+    assert shown.noninferior >= passing
+    assert shown.inferior >= failing
+    assert (passing, failing) == pytest.approx((shown.noninferior, shown.inferior), rel=0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_clustered_p_is_students_where_that_is_the_larger(groups: int) -> None:
+    """Few clusters leave few degrees of freedom: both p-values are Student's, with one fewer than clusters."""
+    better, worse = (float(paired.tango_z(*counts, 1579, -0.02)) / math.sqrt(2.5) for counts in ((150, 0), (0, 150)))
+
+    passing = paired.clustered_p(150, 0, 1579, 0.02, 2.5, groups).noninferior
+    failing = paired.clustered_p(0, 150, 1579, 0.02, 2.5, groups).inferior
+
+    assert passing == pytest.approx(stats.t.sf(better, groups - 1))
+    assert failing == pytest.approx(stats.t.cdf(worse, groups - 1))
+
+
+def test_effective_counts_never_exceed_the_effective_samples() -> None:
+    """Rounded counts still fit into the rounded number of samples, of which there is at least one."""
+    assert paired.clustered_p(5, 5, 10, 0.1, 4.0, 100).noninferior >= paired.exact_p(1, 1, 2, 0.1, upper=True)
+    assert paired.clustered_p(0, 0, 6, 0.1, 5.0, 2).noninferior >= paired.exact_p(0, 0, 1, 0.1, upper=True)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (0, 6), (6, 0), (3, 3), (1, 5)])
+@pytest.mark.parametrize("inflation", [1.5, 5.0, 7.0])
+def test_clustered_p_is_a_probability_with_hardly_a_sample(won: int, lost: int, inflation: float) -> None:
+    """Six samples in two clusters give p-values from 0 to 1 that show no two claims, at any design effect."""
+    shown = paired.clustered_p(won, lost, 6, 0.1, inflation, 2)
+
+    assert 0 < shown.noninferior <= 1
+    assert 0 < shown.inferior <= 1
+    assert shown.noninferior + shown.inferior >= 1 - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("discordance", "margin", "difference"), [(0.2, 0.05, -0.1), (0.1, 0.03, 0.05), (0.05, 0.02, -0.2), (0.3, 0.1, 0.0)]
+)
+def test_power_is_that_of_the_expected_counts(discordance: float, margin: float, difference: float) -> None:
+    """Z at the expected counts, rescaled from H0's deviation to the true one, is beyond its quantile with this chance.
+
+    As many samples are discordant as the difference needs at least.
+    """
+    n, rate = 400, max(discordance, abs(difference))
+    won, lost = n * (rate + difference) / 2, n * (rate - difference) / 2
+    z = abs(float(paired.tango_z(won, lost, n, -margin)))
+    under_h0 = math.sqrt(n) * abs(difference + margin) / z
+    truly = math.sqrt(rate - difference**2)
+
+    expected = stats.norm.cdf((z - stats.norm.isf(0.05)) * under_h0 / truly)
+
+    assert paired.power(n, discordance, margin, difference, 0.05) == pytest.approx(expected, abs=1e-9)
+
+
+def test_power_of_an_unchanged_model_is_all_or_nothing() -> None:
+    """Where nothing can be discordant the test passes from a number of samples on, z_alpha^2 (1 - margin) / margin."""
+    turn = stats.norm.isf(0.05) ** 2 * (1 - 0.02) / 0.02
+
+    assert paired.power(1.01 * turn, 0.0, 0.02, 0.0, 0.05) == 1.0
+    assert paired.power(0.99 * turn, 0.0, 0.02, 0.0, 0.05) == 0.0
+
+
+def test_design_effect_divides_the_samples() -> None:
+    """Power and smallest margin with a design effect are those of so many times fewer samples."""
+    assert paired.power(3000, 0.05, 0.01, 0.0, 0.05, 3.0) == pytest.approx(paired.power(1000, 0.05, 0.01, 0.0, 0.05))
+    assert paired.smallest_margin(3000, 0.05, 0.0, 0.05, 0.8, 3.0) == pytest.approx(
+        paired.smallest_margin(1000, 0.05, 0.0, 0.05, 0.8)
+    )
+
+
+def test_smallest_margin_is_all_where_no_margin_is_resolved() -> None:
+    """Less than one effective sample resolves nothing: the margin is 1."""
+    assert paired.smallest_margin(1, 0.04, 0.0, 0.05, 0.8, 100.0) == 1.0

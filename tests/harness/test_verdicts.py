@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +15,7 @@ from drawn import outcomes, pair
 from harness import paired
 from harness.errors import UsageError
 from harness.tasks import Outcomes
-from harness.verdicts import Budget, Decision, Verdict, compare, family, resolution, resolvable
+from harness.verdicts import Budget, Decision, Verdict, compare, decide, family, resolution, resolvable
 
 
 @pytest.mark.parametrize(
@@ -130,8 +132,10 @@ def test_compare_refuses_what_is_not_a_pair(spoil: Callable[[Outcomes], Outcomes
     """
     reference, quantized = pair(50, 3, 2)
 
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=told) as refused:
         compare(reference, spoil(quantized), Budget(1.0))
+
+    assert re.match(r"emoji \(acc1\): .*\b[Ee]valuate (both models|again)", str(refused.value))
 
 
 def test_compare_refuses_no_samples_and_a_broken_reference() -> None:
@@ -139,9 +143,9 @@ def test_compare_refuses_no_samples_and_a_broken_reference() -> None:
     reference, quantized = pair(50, 3, 2)
     broken = dataclasses.replace(reference, margins=np.full(50, np.nan, dtype=np.float32))
 
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match=r"^emoji \(acc1\): .*no samples.*[Cc]heck the task's data"):
         compare(outcomes([]), outcomes([]), Budget(1.0))
-    with pytest.raises(UsageError, match="NaN"):
+    with pytest.raises(UsageError, match=r"^emoji \(acc1\): .*NaN.*reference model itself"):
         compare(broken, quantized, Budget(1.0))
 
 
@@ -194,16 +198,19 @@ def test_verdict_is_json() -> None:
         {"points": 0.0},
         {"points": -1.0},
         {"points": float("nan")},
+        {"points": 100.5},
         {"points": 1.0, "alpha": 0.5},
         {"points": 1.0, "power": 1.0},
         {"points": 1.0, "discordance": 0.0},
+        {"points": 1.0, "discordance": 1.5},
         {"points": 1.0, "expected_loss": 1.0},
         {"points": 1.0, "design_effect": 0.5},
+        {"points": 1.0, "design_effect": math.inf},
     ],
 )
 def test_budget_refuses_what_makes_no_test(fields: dict[str, float]) -> None:
-    """Terms outside their range are a usage error at the budget's place."""
-    with pytest.raises(UsageError, match=r"^budgets\.yaml:3: "):
+    """Terms outside their range are a usage error at the budget's place, with the range they must keep to."""
+    with pytest.raises(UsageError, match=r"^budgets\.yaml:3: .*(number above|number of at least|loss of at least)"):
         Budget(**fields, place="budgets.yaml:3")  # type: ignore[arg-type]
 
 
@@ -289,3 +296,199 @@ def test_family_of_nothing_is_refused() -> None:
     """No verdicts are no PASS."""
     with pytest.raises(ValueError, match="at least one"):
         family([])
+
+
+def test_plan_agrees_with_itself() -> None:
+    """At the samples needed the power is the wanted one and the smallest budget this one; the smallest budget needs
+    the samples there are.
+    """
+    budget = Budget(1.5, expected_loss=0.4, discordance=0.03, design_effect=1.7, alpha=0.02, power=0.9)
+
+    plan = resolution(budget, 4000)
+    enough = resolution(budget, plan.samples_needed)
+    smallest = resolution(dataclasses.replace(budget, points=plan.smallest_points), 4000)
+
+    assert enough.power == pytest.approx(0.9, abs=1e-3)
+    assert enough.smallest_points == pytest.approx(1.5, rel=1e-3)
+    assert smallest.samples_needed == pytest.approx(4000, abs=2)
+    assert (enough.n, smallest.n) == (plan.samples_needed, 4000)
+
+
+def test_plan_is_in_fractions_of_the_budgets_points() -> None:
+    """An expected loss in points enters as a fraction; no fewer samples are discordant than are expected to be lost."""
+    plan = resolution(Budget(1.5, expected_loss=0.5), 1000)
+    rare = resolution(Budget(5.0, expected_loss=4.0, discordance=0.01), 1000)
+
+    assert plan.samples_needed == math.ceil(paired.samples_for(0.04, 0.015, -0.005, 0.05, 0.8))
+    assert plan.discordance == 0.04
+    assert rare.discordance == pytest.approx(0.04)
+
+
+def test_plan_goes_by_the_observed_design_effect() -> None:
+    """A design effect that the baseline observed takes the place of the declared one, and can refuse a budget."""
+    budget = Budget(1.5)
+    n = resolution(budget, 1000).samples_needed
+
+    assert resolution(budget, n, design_effect=3.0).samples_needed == pytest.approx(3 * n, abs=3)
+    assert resolvable(budget, n).n == n
+    with pytest.raises(UsageError, match=r"^budgets\.yaml:3: the task has "):
+        resolvable(dataclasses.replace(budget, place="budgets.yaml:3"), n, design_effect=3.0)
+
+
+def test_refusal_names_the_smallest_budget_that_is_accepted() -> None:
+    """The budget that the refusal offers is accepted, and one a hundredth of a point smaller is not."""
+    with pytest.raises(UsageError) as refused:
+        resolvable(Budget(0.5), 1000)
+    (offered,) = map(float, re.findall(r"or a budget of ([\d.]+) points", str(refused.value)))
+
+    assert resolvable(Budget(offered), 1000).n == 1000
+    with pytest.raises(UsageError):
+        resolvable(Budget(offered - 0.011), 1000)
+
+
+def test_family_headline_measures_each_task_by_its_own_budget() -> None:
+    """The worst task is the one furthest beyond its own budget, of passing ones the closest to it; each is counted."""
+    passing = compare(*pair(1579, 32, 20), Budget(2.0))
+    over = dataclasses.replace(compare(*pair(1579, 179, 63), Budget(2.5)), task="over")
+    wide = dataclasses.replace(compare(*pair(1579, 200, 60), Budget(6.0)), task="wide")
+    roomy = dataclasses.replace(compare(*pair(1579, 20, 20), Budget(6.0)), task="roomy")
+
+    assert wide.difference < over.difference < passing.difference
+    failed = family([wide, passing, over]).headline()
+    assert "FAIL: 1 PASS, 2 FAIL; worst is over (acc1)" in failed
+    assert "PASS: 2 PASS; closest is emoji (acc1)" in family([roomy, passing]).headline()
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "won", "size", "points"),
+    [(60, 30, 0, 1, 5.0), (60, 0, 30, 1, 5.0), (300, 0, 150, 5, 5.0), (1000, 25, 15, 1, 1.5), (200, 10, 5, 5, 3.0)],
+)
+def test_interval_is_students_only_with_clusters(n: int, lost: int, won: int, size: int, points: float) -> None:
+    """The interval in points is Tango's, with Student's t and the design effect where samples share clusters."""
+    verdict = compare(*pair(n, lost, won, size=size), Budget(points))
+    groups = None if size == 1 else n // size
+
+    expected = paired.interval(won, lost, n, 0.05, verdict.design_effect, groups)
+
+    assert (verdict.design_effect > 1) is (size > 1)
+    assert verdict.interval == pytest.approx([100 * end for end in expected], abs=1e-9)
+
+
+def test_interval_holds_the_budget_where_the_exact_test_withholds_a_pass() -> None:
+    """140 unchanged samples pass 2 points by Tango's test but not by the exact one: the interval reaches the budget."""
+    verdict = compare(*pair(140, 0, 0), Budget(2.0))
+
+    assert 100 * paired.interval(0, 0, 140, 0.05)[0] > -2.0
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert verdict.interval[0] == -2.0
+
+
+def test_samples_needed_count_clusters_and_exceed_those_there_are() -> None:
+    """More clusters need more samples, and what could not decide is never told to be enough."""
+    clustered = compare(*pair(1500, 55, 35, size=5), Budget(2.7))
+    withheld = compare(*pair(640, 11, 0), Budget(1.0, power=0.51))
+    plain = paired.samples_for(90 / 1500, 0.027, -20 / 1500, 0.05, 0.8)
+
+    assert clustered.samples_needed == math.ceil(clustered.design_effect * plain)
+    assert paired.samples_for(11 / 640, 0.01, -11 / 640, 0.05, 0.51) < 640
+    assert (withheld.decision, withheld.samples_needed) == (Decision.INCONCLUSIVE, 641)
+
+
+def test_large_margin_without_a_right_answer_is_zero() -> None:
+    """A reference that gets nothing right has no median margin, and its verdict still has numbers."""
+    wrong = outcomes(np.zeros(50))
+
+    assert compare(wrong, wrong, Budget(1.0)).large_margin == 0.0
+
+
+def test_ids_of_equal_margins_keep_the_order_of_the_samples() -> None:
+    """Where margins tie, lost and won samples come in the order of the task, run after run."""
+    reference, quantized = pair(400, lost=200, won=200)
+    even = (np.arange(400) % 2).astype(np.float32)
+
+    verdict = compare(
+        dataclasses.replace(reference, margins=even), dataclasses.replace(quantized, margins=even), Budget(1.0)
+    )
+
+    assert verdict.lost_ids == reference.sample_ids[1:200:2] + reference.sample_ids[0:200:2]
+    assert verdict.won_ids == reference.sample_ids[201::2] + reference.sample_ids[200::2]
+
+
+def test_claim_is_shown_at_alpha_itself() -> None:
+    """A p-value equal to alpha shows its claim, alone and in a family."""
+    assert decide(paired.Shown(0.05, 1.0), 0.05) is Decision.PASS
+    assert decide(paired.Shown(1.0, 0.05), 0.05) is Decision.FAIL
+    assert family([verdict_with(1.0, 0.05)], 0.05).decision is Decision.PASS
+    assert family([verdict_with(0.05)], 0.05).decision is Decision.FAIL
+
+
+def test_family_judges_by_its_own_alpha() -> None:
+    """The family's alpha decides anew, whatever each task decided alone; what is decided needs no more samples."""
+    open_ = [dataclasses.replace(v, samples_needed=9999) for v in (verdict_with(1.0, 0.07), verdict_with(0.07))]
+
+    loose = family(open_, 0.2)
+    strict = family([verdict_with(1.0, 0.04)], 0.01)
+
+    assert [v.decision for v in loose.verdicts] == [Decision.PASS, Decision.FAIL]
+    assert [v.samples_needed for v in loose.verdicts] == [None, None]
+    assert strict.verdicts[0].decision is Decision.INCONCLUSIVE
+    assert (loose.alpha, strict.alpha) == (0.2, 0.01)
+
+
+def test_withdrawn_fail_needs_samples_at_the_corrected_alpha() -> None:
+    """What Holm does not uphold would be decided by the samples that alpha over the number of tasks asks for."""
+    first = family([verdict_with(0.03), verdict_with(0.5)], 0.05).verdicts[0]
+
+    expected = paired.samples_for(0.04, 0.01, -0.02, 0.025, 0.8)
+
+    assert expected > 1000
+    assert first.samples_needed == math.ceil(expected)
+
+
+def test_message_says_only_what_is_so() -> None:
+    """Clusters, an early stop and lost samples are told where there are any; every line but the first is indented."""
+    failing = compare(*pair(1000, 60, 10), Budget(1.0))
+    passing = compare(*pair(1579, 32, 20), Budget(2.0))
+    text = failing.message()
+
+    assert " 90% interval [" in text
+    assert "of 1000 samples 60 lost" in text
+    assert "decided early" not in text
+    assert "where:" not in passing.message()
+    assert "decided early, on 25.0% of" in dataclasses.replace(failing, fraction_used=0.25).message()
+    assert all(line.startswith("  ") and line == line.rstrip() for line in text.splitlines()[1:])
+    assert not text.splitlines()[0].startswith(" ")
+
+
+@pytest.mark.parametrize(("lost", "more"), [(0, None), (5, ""), (6, " and 1 more")])
+def test_message_lists_five_lost_samples_and_counts_the_rest(lost: int, more: str | None) -> None:
+    """Up to five lost samples are named, largest margin first, and the others counted."""
+    verdict = compare(*pair(100, lost, 0), Budget(2.0))
+    where = [line for line in verdict.message().splitlines() if "where:" in line]
+
+    named = ", ".join(f"s{i:05d}" for i in range(lost - 1, max(lost - 6, -1), -1))
+    assert verdict.decision is not Decision.PASS
+    assert where == ([] if more is None else [f"  where: lost with the largest margins: {named}{more}"])
+
+
+@pytest.mark.parametrize(("n", "lost", "won", "size"), [(1000, 25, 15, 1), (1500, 55, 35, 5)])
+def test_advice_offers_the_budget_that_these_samples_resolve(n: int, lost: int, won: int, size: int) -> None:
+    """The budget offered is the smallest one that this many samples resolve at the measured loss, clusters included."""
+    verdict = compare(*pair(n, lost, won, size), Budget(2.7 if size > 1 else 1.5, place="budgets.yaml:3"))
+    (offered,) = map(float, re.findall(r", or a budget of ([\d.]+) points on these", verdict.message()))
+
+    wide = Budget(offered, expected_loss=-verdict.difference, discordance=verdict.discordance)
+    plan = resolution(wide, n, design_effect=verdict.design_effect)
+
+    assert plan.smallest_points == pytest.approx(offered, abs=0.005)
+    assert "or accept the loss with a reason in budgets.yaml:3" in verdict.message()
+
+
+def test_advice_offers_no_budget_for_a_loss_beyond_it() -> None:
+    """A measured loss beyond the budget that is not shown yet asks for samples, never for a wider budget."""
+    verdict = compare(*pair(300, 10, 2), Budget(2.0))
+
+    assert verdict.difference < -2.0
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert "would decide" in verdict.message()
+    assert "or a budget of" not in verdict.message()
