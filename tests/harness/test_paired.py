@@ -101,7 +101,7 @@ def test_mcnemar_is_the_binomial_tail(won: int, lost: int) -> None:
 @pytest.mark.parametrize("upper", [True, False])
 @pytest.mark.parametrize(
     ("won", "lost", "n", "margin"),
-    [(3, 9, 100, 0.03), (1, 0, 80, 0.05), (6, 2, 60, 0.1), (0, 12, 90, 0.05), (0, 0, 70, 0.02)],
+    [(3, 9, 100, 0.03), (1, 0, 80, 0.05), (6, 2, 60, 0.1), (0, 12, 90, 0.05), (0, 0, 70, 0.02), (0, 4, 60, 0.05)],
 )
 def test_exact_p_agrees_with_full_enumeration(won: int, lost: int, n: int, margin: float, upper: bool) -> None:
     """The exact p-value, found by binomial tails, is that of summing over all outcomes."""
