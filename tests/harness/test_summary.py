@@ -186,7 +186,7 @@ def test_a_tower_that_became_slower_is_told_and_fails_nothing(show: Any) -> None
     """
     results = run()
     results["cases"][0]["throughput"] = {"vision": SPEED}
-    alone = {"cases": [{"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED}}]}
+    alone = {"environment": {}, "cases": [{"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED}}]}
     line = "  speed: vision runs at 0.40 [0.38, 0.42] times FP16's speed, 0.50 [0.48, 0.52] in the baseline: slower"
 
     for shown in (show(results), show(alone)):
@@ -199,4 +199,4 @@ def test_a_ratio_that_did_not_move_is_no_news(show: Any) -> None:
     """The terminal has a line for a change only."""
     steady = {"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED | {"moved": ""}}}
 
-    assert show({"cases": [steady]}) == ""
+    assert show({"environment": {}, "cases": [steady]}) == ""
