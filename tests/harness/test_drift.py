@@ -356,6 +356,21 @@ def test_everything_foreign_is_told_at_once() -> None:
     assert drift.missing == ("imagenet1k acc1",)
 
 
+def test_other_samples_are_told_by_their_digests() -> None:
+    """Where ids differ both sets are named; where only their order does, that is said."""
+    was = task_record()
+    now = task_record(replace(outcomes(), sample_ids=tuple(map(str, range(1000)))))
+
+    assert compare(record(was), record(now)).lines == (
+        f"this baseline belongs to cifar100 acc1 with the sample ids {was.sample_set[:12]}; "
+        f"this run has {now.sample_set[:12]}",
+    )
+    assert compare(record(was), record(task_record(other_order()))).lines == (
+        "this baseline belongs to cifar100 acc1 in another order of the samples; "
+        "this run has the same 1,000 samples reordered",
+    )
+
+
 def test_suspects_are_named_for_what_moved() -> None:
     """A moved reference has the packages that changed, or else what lies outside them; other conditions on one device
     say why bits are not compared; what did not move has none.
@@ -381,3 +396,5 @@ def test_suspects_are_named_for_what_moved() -> None:
     assert compare(was, ranges).lines == ("1 quantizer changes: vision self_attn q_bmm amax 3.25 to 9, layers 0",)
     assert compare(was, replace(record(task_record()), throughput=None)).notes == ()
     assert compare(replace(was, throughput=None), record(task_record())).notes == ()
+    vision = replace(record(task_record()), throughput=speeds(vision=0.17))
+    assert compare(was, vision).notes == (), "a tower that only one of them has timed is not compared"
