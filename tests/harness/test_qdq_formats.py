@@ -232,6 +232,27 @@ def test_integer_formats_follow_from_their_bits(bits: int) -> None:
     assert formats.find(narrow, unsigned=True) is narrow
 
 
+def test_integer_formats_have_as_many_bits_as_float32_can_judge() -> None:
+    """From 2 to 16 bits, without a sign from 1; the message says which."""
+    assert (formats.integer(1, unsigned=True).lowest, formats.integer(1, unsigned=True).max) == (0, 1)
+    assert formats.integer(16, unsigned=True).max == 65535
+    for bits, unsigned, said in ((1, False, "2 to 16 bits, not 1"), (17, False, "2 to 16 bits, not 17"),
+                                 (0, True, "1 to 16 bits, not 0"), (17, True, "1 to 16 bits, not 17")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"integer formats have {said}"):
+            formats.integer(bits, unsigned=unsigned)
+    with pytest.raises(ValueError, match="no format 'nonsense'; there are E4M3, E5M2, "):
+        formats.find("nonsense")
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_codes_are_read_alike_whatever_integers_hold_them(name: str) -> None:
+    """Codes kept in bytes, as a checkpoint has them, stand for the same numbers as codes in wide integers."""
+    element = qdq.FORMATS[name]
+    codes = np.arange(2**element.bits)
+
+    assert qdq.same_bits(element.decode(codes.astype(np.uint8)), element.decode(codes)).all()
+
+
 @pytest.mark.parametrize("element", [formats.E4M3, formats.E2M1, formats.E3M2, formats.E5M2, formats.MXINT8])
 def test_shared_exponent_is_the_smallest_that_covers(element: qdq.Format) -> None:
     """NVIDIA's rule gives the least E with amax <= max * 2**E, over every binade and beside every boundary."""
@@ -262,6 +283,14 @@ def test_shared_exponent_is_clamped() -> None:
     amax = np.array([0, 1e-45, np.inf], np.float32)
 
     assert qdq.e8m0_exponent(amax, formats.E4M3).tolist() == [-127, -127, 127]
+
+
+def test_shared_exponent_is_that_of_a_float32_amax() -> None:
+    """An amax of more digits is a float32 number first: one that rounds to the largest number needs no further step."""
+    exponents = [qdq.e8m0_exponent(np.float64(448) * (1 + step), formats.E4M3) for step in (2.0**-40, 2.0**-20)]
+
+    assert [int(e) for e in exponents] == [0, 1]
+    assert exponents[0].dtype == np.int32
 
 
 @pytest.mark.parametrize(
