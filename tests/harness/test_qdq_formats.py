@@ -190,6 +190,8 @@ def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
     wide = element.round(values.astype(np.float64).tolist())
     assert wide.dtype == np.float32
     assert qdq.same_bits(wide, expected).all()
+    assert element.round(values, out=values) is values
+    assert qdq.same_bits(values, expected).all()
 
 
 @pytest.mark.parametrize(
@@ -279,10 +281,11 @@ def test_shared_exponent_of_the_specification_agrees_with_gfloat(name: str) -> N
 
 
 def test_shared_exponent_is_clamped() -> None:
-    """Zero takes the smallest exponent of E8M0, infinity the largest."""
+    """Zero takes the smallest exponent of E8M0, infinity the largest, as does what would need one more."""
     amax = np.array([0, 1e-45, np.inf], np.float32)
 
     assert qdq.e8m0_exponent(amax, formats.E4M3).tolist() == [-127, -127, 127]
+    assert int(qdq.e8m0_exponent(np.finfo(np.float32).max, formats.MXINT8)) == 127
 
 
 def test_shared_exponent_is_that_of_a_float32_amax() -> None:
