@@ -173,6 +173,88 @@ def test_rounding_keeps_the_numbers_of_the_format(name: str) -> None:
     assert fresh is not given
 
 
+@pytest.mark.parametrize("name", ["E4M3", "INT8", "MXINT8"])
+def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
+    """What is rounded stays as it was, whatever its type, unless it is itself the place to write to."""
+    element = qdq.FORMATS[name]
+    values = np.array([[0.3, -1.27], [1e9, -0.0]], np.float32)
+    kept, out, scratch = values.copy(), np.full((2, 2), 7, np.float32), np.zeros((2, 2, 2), np.uint32)
+
+    expected = element.round(values)
+    returned = element.round(values, out=out, scratch=scratch)
+
+    assert returned is out
+    assert qdq.same_bits(values, kept).all()
+    assert qdq.same_bits(out, expected).all()
+    assert scratch.any() == (element.kind == "float"), "the scratch is what saves the allocation"
+    wide = element.round(values.astype(np.float64).tolist())
+    assert wide.dtype == np.float32
+    assert qdq.same_bits(wide, expected).all()
+    assert element.round(values, out=values) is values
+    assert qdq.same_bits(values, expected).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "exponent_bits", "mantissa_bits", "specials"),
+    [
+        ("E4M3", 4, 3, "nan"),
+        ("E5M2", 5, 2, "ieee"),
+        ("E3M2", 3, 2, "none"),
+        ("E2M3", 2, 3, "none"),
+        ("E2M1", 2, 1, "none"),
+    ],
+)
+def test_float_formats_follow_from_their_bits(name: str, exponent_bits: int, mantissa_bits: int, specials: Any) -> None:
+    """A listed float format is what its numbers of bits and its specials give; without specials named it has none."""
+    made = formats._float(name, exponent_bits, mantissa_bits, specials)
+
+    assert made == qdq.FORMATS[name]
+    assert made.smallest == qdq.FORMATS[name].code_points[qdq.FORMATS[name].code_points > 0].min()
+    plain = formats._float(name, exponent_bits, mantissa_bits)
+    assert plain.specials == "none"
+    assert (plain == made) == (specials == "none")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+def test_integer_formats_follow_from_their_bits(bits: int) -> None:
+    """Two's complement with or without its lowest number, or no sign: range, name, sign and number of codes."""
+    top = 2 ** (bits - 1) - 1
+    plain, narrow = formats.integer(bits), formats.integer(bits, narrow_range=True)
+    unsigned = formats.integer(bits, unsigned=True)
+
+    assert (plain.name, plain.lowest, plain.max, plain.bits, plain.kind) == (f"INT{bits}", -top - 1, top, bits, "int")
+    assert (narrow.name, narrow.lowest, narrow.max, narrow.bits) == (f"INT{bits}-narrow", -top, top, bits)
+    assert (unsigned.name, unsigned.lowest, unsigned.max, unsigned.bits) == (f"UINT{bits}", 0, 2**bits - 1, bits)
+    assert (plain.signed, narrow.signed, unsigned.signed) == (True, True, False)
+    assert [len(f.code_points) for f in (plain, narrow, unsigned)] == [2**bits, 2**bits - 1, 2**bits]
+    assert formats.find(bits, narrow_range=True) == formats.find(f"int{bits}-narrow") == narrow
+    assert formats.find(bits, unsigned=True) == formats.find(f"uint{bits}") == unsigned
+    assert formats.find(f"int{bits}", unsigned=True) == unsigned
+    assert formats.find(f"int{bits}", narrow_range=True) == narrow
+    assert formats.find(narrow, unsigned=True) is narrow
+
+
+def test_integer_formats_have_as_many_bits_as_float32_can_judge() -> None:
+    """From 2 to 16 bits, without a sign from 1; the message says which."""
+    assert (formats.integer(1, unsigned=True).lowest, formats.integer(1, unsigned=True).max) == (0, 1)
+    assert formats.integer(16, unsigned=True).max == 65535
+    for bits, unsigned, said in ((1, False, "2 to 16 bits, not 1"), (17, False, "2 to 16 bits, not 17"),
+                                 (0, True, "1 to 16 bits, not 0"), (17, True, "1 to 16 bits, not 17")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"integer formats have {said}"):
+            formats.integer(bits, unsigned=unsigned)
+    with pytest.raises(ValueError, match="no format 'nonsense'; there are E4M3, E5M2, "):
+        formats.find("nonsense")
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_codes_are_read_alike_whatever_integers_hold_them(name: str) -> None:
+    """Codes kept in bytes, as a checkpoint has them, stand for the same numbers as codes in wide integers."""
+    element = qdq.FORMATS[name]
+    codes = np.arange(2**element.bits)
+
+    assert qdq.same_bits(element.decode(codes.astype(np.uint8)), element.decode(codes)).all()
+
+
 @pytest.mark.parametrize("element", [formats.E4M3, formats.E2M1, formats.E3M2, formats.E5M2, formats.MXINT8])
 def test_shared_exponent_is_the_smallest_that_covers(element: qdq.Format) -> None:
     """NVIDIA's rule gives the least E with amax <= max * 2**E, over every binade and beside every boundary."""
@@ -199,10 +281,19 @@ def test_shared_exponent_of_the_specification_agrees_with_gfloat(name: str) -> N
 
 
 def test_shared_exponent_is_clamped() -> None:
-    """Zero takes the smallest exponent of E8M0, infinity the largest."""
+    """Zero takes the smallest exponent of E8M0, infinity the largest, as does what would need one more."""
     amax = np.array([0, 1e-45, np.inf], np.float32)
 
     assert qdq.e8m0_exponent(amax, formats.E4M3).tolist() == [-127, -127, 127]
+    assert int(qdq.e8m0_exponent(np.finfo(np.float32).max, formats.MXINT8)) == 127
+
+
+def test_shared_exponent_is_that_of_a_float32_amax() -> None:
+    """An amax of more digits is a float32 number first: one that rounds to the largest number needs no further step."""
+    exponents = [qdq.e8m0_exponent(np.float64(448) * (1 + step), formats.E4M3) for step in (2.0**-40, 2.0**-20)]
+
+    assert [int(e) for e in exponents] == [0, 1]
+    assert exponents[0].dtype == np.int32
 
 
 @pytest.mark.parametrize(
