@@ -253,7 +253,9 @@ def _map_of(groups: Mapping[str, Iterable[str]]) -> QuantizerMap:
 def fold(names: Iterable[str]) -> list[str]:
     """*names* with what is alike in braces, as a shell writes it: ``layers.{0..23}.mlp.{fc1,fc2}.input_quantizer``."""
     layers: dict[str, list[int]] = defaultdict(list)
-    for name in names:
+    names = list(names)
+    bare = [name for name in names if not quantizers.holder_of(name)]  # of a model that is one layer
+    for name in (name for name in names if quantizers.holder_of(name)):
         number = families.layer_of(name)
         layers[re.sub(r"\.layers\.\d+\.", ".layers.#.", name)] += [] if number is None else [number]
     leaves: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -265,7 +267,7 @@ def fold(names: Iterable[str]) -> list[str]:
         parent, _, module = f".{holder}".rpartition(".")
         modules[parent, numbers_, _braced(kinds)].append(module)
     folded = [(parent, numbers_, _braced(found), kinds) for (parent, numbers_, kinds), found in modules.items()]
-    return [f"{p}.{m}.{k}".replace("#", n).lstrip(".") for p, n, m, k in folded]
+    return bare + [f"{p}.{m}.{k}".replace("#", n).lstrip(".") for p, n, m, k in folded]
 
 
 def _braced(words: list[str]) -> str:
