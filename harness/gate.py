@@ -711,6 +711,7 @@ class Gate:
                 lambda patched: self._holds(case, patched),
                 batch_size=self.batch_size,
                 progress=self.options.progress,
+                limit=blame.LIMIT,
             )
             self.section(case, "blame").update(found.as_dict())
             return found
