@@ -31,7 +31,7 @@ class Settings:
     ``norm`` bounds the gradient's norm.
     """
 
-    steps: int = 60
+    steps: int = 120
     batch_size: int = 128
     learning_rate: float = 1e-4
     norm: float = 1.0
