@@ -133,7 +133,6 @@ class Evaluator(Protocol):
 class Alone:
     """The process that asks, which takes each task whole."""
 
-    device: torch.device
     batch_size: int
     progress: bool = False
 
@@ -347,5 +346,5 @@ def evaluator(
         engine = Cluster(cluster, device, size, data_root)
         return Sliced(engine, device, size, store, progress, visible)
     if store is None:
-        return Alone(device, size, progress)
+        return Alone(size, progress)
     return Sliced(Here(size), device, size, store, progress, visible)

@@ -509,8 +509,12 @@ class Gate:
     def _subject(self, case: Case) -> Subject:
         """The case's quantized model as a subject of evaluation; whoever holds it holds the model."""
         made = self.quantized(case)
-        how = Quantization(made.recipe, self.options.attention, self.calibration(case), made.model)
-        return Subject(made.reference, made.folded, how)
+        return self._quantized_subject(case, made.recipe, made.model, made.folded)
+
+    def _quantized_subject(self, case: Case, recipe: Recipe, model: nn.Module, folded: nn.Module) -> Subject:
+        """*model*, which *recipe* made of the case's reference, and its *folded* copy as a subject of evaluation."""
+        how = Quantization(recipe, self.options.attention, self.calibration(case), model)
+        return Subject(self.reference(case), folded, how)
 
     def _stopped(self, case: Case) -> dict[str, early.Stopped]:
         """What was evaluated of each task that may stop early; empty where that was not asked for."""
@@ -724,8 +728,7 @@ class Gate:
         reference = self.reference(case)
         batches = self.calibration(case).batches(self.device, reference.dtype)
         model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
-        how = Quantization(recipe, self.options.attention, self.calibration(case), model)
-        subject = Subject(reference, quantize.fold(model), how)
+        subject = self._quantized_subject(case, recipe, model, quantize.fold(model))
         runs, before = self.evaluator.evaluate(subject, self.tasks(case), keep=False), self.reference_runs(case)
         judged = [
             verdicts.compare(outcomes, runs[task].outcomes[metric], self.budget(case, task, metric))
@@ -758,8 +761,7 @@ class Gate:
     def gains(self, case: Case) -> list[qat.Gain]:
         """What fine-tuning won back on every metric on which the case's recipe does not pass."""
         made, model = self.quantized(case), self.trained(case).model
-        how = Quantization(made.recipe, self.options.attention, self.calibration(case), model)
-        subject = Subject(made.reference, quantize.fold(model), how)
+        subject = self._quantized_subject(case, made.recipe, model, quantize.fold(model))
         after = self.evaluator.evaluate(subject, self.tasks(case), keep=False)
         found = qat.gains(self.verdicts(case), self.quantized_runs(case), after)
         self.section(case, "qat")["gains"] = [asdict(gain) for gain in found]

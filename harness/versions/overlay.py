@@ -97,17 +97,13 @@ def state(q: Quantizer | None) -> str:
 
 def outcome(base: str, fresh: str, way: Way, subject: str) -> tuple[dict[str, int], list[Finding]]:
     """Whether what became of *subject* is what *base* leads to expect: the records met, and what is amiss."""
-    expected, met = base, {}
-    findings = []
+    expected, met = base, dict[str, int]()
+    findings: list[Finding] = []
     for step in way.steps:
         difference = step.difference
         if not isinstance(difference, Outcome) or not _covers(difference, subject):
             continue
-        if differences.matches(step.was, expected):
-            met[step.record.name] = 1
-            expected = fresh if differences.matches(step.now, fresh) else step.now
-        else:
-            findings.append(_unmet(step, f"{subject}: {expected}"))
+        expected = _taken(step, expected, fresh, f"{subject}: {expected}", met, findings)
     # In which words a release refuses it is no matter.
     if expected != fresh and not (expected.startswith(REFUSED) and fresh.startswith(REFUSED)):
         draft = way.draft("outcome", expected, fresh, subjects=[subject])
@@ -117,23 +113,28 @@ def outcome(base: str, fresh: str, way: Way, subject: str) -> tuple[dict[str, in
 
 def deviation(name: str, fresh: str, way: Way, device: str) -> tuple[dict[str, int], list[Finding]]:
     """Whether a known deviation is in the state that its record, made under the way's first release, leads to."""
-    expected, met = "as recorded", {}
-    findings = []
+    expected, met = "as recorded", dict[str, int]()
+    findings: list[Finding] = []
     for step in way.steps:
         difference = step.difference
         if not isinstance(difference, Deviation) or not differences.any_of(difference.deviations, name):
             continue
         if difference.device not in ("any", device):
             continue
-        if differences.matches(step.was, expected):
-            met[step.record.name] = 1
-            expected = fresh if differences.matches(step.now, fresh) else step.now
-        else:
-            findings.append(_unmet(step, f"{name} is {expected!r}"))
+        expected = _taken(step, expected, fresh, f"{name} is {expected!r}", met, findings)
     if expected != fresh:
         draft = way.draft("deviation", expected, fresh, deviations=[name])
         findings.append(Finding(f"the deviation {name} is another", (f"expected {expected}", f"found {fresh}"), draft))
     return met, findings
+
+
+def _taken(step: Step, expected: str, fresh: str, shown: str, met: dict[str, int], findings: list[Finding]) -> str:
+    """What is expected after *step*: it goes into *met*, or into *findings* where it starts from something else."""
+    if not differences.matches(step.was, expected):
+        findings.append(_unmet(step, shown))
+        return expected
+    met[step.record.name] = 1
+    return fresh if differences.matches(step.now, fresh) else step.now
 
 
 def _covers(difference: Quantizers | Outcome, subject: str) -> bool:

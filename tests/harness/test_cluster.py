@@ -103,7 +103,7 @@ def two_workers(folder: Path) -> Iterator[str]:
 def gate(folder: Path) -> Gate:
     """A gate without a cluster."""
     given: dict[str, Any] = {"recipes": ("int8",), "tasks": TASKS, "data_root": folder / "data", "calibration_size": 16}
-    return Gate(Options(**given), evaluator=Alone(CPU, ROWS))
+    return Gate(Options(**given), evaluator=Alone(ROWS))
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def hundred(reference: Reference) -> Task:
 @pytest.fixture(scope="module")
 def whole(subject: Subject, hundred: Task) -> TaskRun:
     """The task as one process evaluates it in one piece."""
-    return Alone(CPU, ROWS).evaluate(subject, [hundred])["emoji100"]
+    return Alone(ROWS).evaluate(subject, [hundred])["emoji100"]
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_sliced_retrieval_equals_the_whole(reference: Reference, subject: Subjec
     evaluator, computed = sliced(None, pictures=3, prompts=4)
 
     assert_equal(
-        Alone(CPU, ROWS).evaluate(subject, found)["wds/captions"], evaluator.evaluate(subject, found)["wds/captions"]
+        Alone(ROWS).evaluate(subject, found)["wds/captions"], evaluator.evaluate(subject, found)["wds/captions"]
     )
     assert len(computed) == 3 + 4
 
@@ -143,7 +143,7 @@ def test_slices_of_a_part_equal_the_part(subject: Subject, hundred: Task) -> Non
     part = hundred.subset(30, 190)
 
     assert_equal(
-        Alone(CPU, ROWS).evaluate(subject, [part])["emoji100"],
+        Alone(ROWS).evaluate(subject, [part])["emoji100"],
         sliced(None, pictures=70)[0].evaluate(subject, [part])["emoji100"],
     )
 
@@ -431,7 +431,7 @@ def test_blocks_of_an_early_stop_are_shared(reference: Reference, subject: Subje
     """With a store, blocks of an early stop are those without one, and a second process computes none of them."""
     (task,) = tasks.load_tasks(["emoji100"], None, reference)
     blocks = list(early.blocks(task))[:2]
-    alone = early.Evaluation(functools.partial(Alone(CPU, ROWS).embed, subject), task)
+    alone = early.Evaluation(functools.partial(Alone(ROWS).embed, subject), task)
     counts = []
     for _ in range(2):
         evaluator, computed = sliced(Store(tmp_path, "run"))
