@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import families
-from harness.inputs import half_products
+from harness.halves import half_products
 from harness.quantizers import Problem, QuantizerMap, matched, quantizer_map, tensor_quantizers
 from harness.recipes import Entry, Recipe
 

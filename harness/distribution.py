@@ -161,11 +161,12 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike, seed: int = 0) -> tupl
     if len(sums) < 2 or not math.isfinite(mean):
         return mean, None
 
-    def of(total: NDArray[np.float64], count: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return np.asarray(total.sum(axis=axis) / count.sum(axis=axis))
+    def of(total: NDArray[np.float64], count: NDArray[np.float64] | None = None, *, axis: int) -> NDArray[np.float64]:
+        return np.asarray(total.sum(axis=axis) / (len(x) if count is None else count.sum(axis=axis)))
 
+    # Clusters of one size need not be counted anew in each resample, which is half of the work.
     drawn = stats.bootstrap(
-        (sums, sizes),
+        (sums,) if (sizes == sizes[0]).all() else (sums, sizes),
         of,
         paired=True,
         n_resamples=RESAMPLES,

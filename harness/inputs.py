@@ -14,11 +14,9 @@ import importlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -30,13 +28,12 @@ from harness import (
     families,
 )
 from harness.errors import UsageError
+from harness.halves import half_products, looked_up
 
 #: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again on each pass.
 MEMORY_LIMIT = 2 << 30
 #: From this many pictures on, decoding is worth its own processes.
 _WORTH_WORKERS = 4096
-#: Rows of one matrix product in FP32: always as many, as the order of the sums hangs on their number.
-_ROWS = 512
 #: Prompts are cut to the next multiple of this many tokens.  At 16 the attention kernels sum as they do over the full
 #: context, and a cut prompt keeps its embedding bit for bit (measured with AVX2 and AVX-512); at 4 or 12 they do not.
 _WIDTH_STEP = 16
@@ -334,48 +331,9 @@ def pixel_values(pictures: Tensor, table: Tensor) -> Tensor:
     return torch.stack([table[channel][pictures[:, channel].long()] for channel in range(len(table))], dim=1)
 
 
-@contextmanager
-def half_products() -> Iterator[None]:
-    """Within the block a CPU without FP16 arithmetic multiplies FP16 matrices in FP32 and rounds the sums once.
-
-    That is what tensor cores compute, and what torch's own kernel for such a CPU computes but for the order of its
-    sums, at a sixth of the speed (measured with torch 2.13 on a CPU with AVX-512 and no FP16).  Linear and
-    convolution layers only: ModelOpt keeps attention's function for itself.  Elsewhere the block does nothing.
-    """
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
-    if supported is not None and supported():
-        yield
-        return
-    linear, conv2d = F.linear, F.conv2d
-
-    def of_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not _is_half_on_cpu(x):
-            return linear(x, weight, bias)
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):  # none passes through a buffer
-            return linear(x.float(), weight.float(), None if bias is None else bias.float()).half()
-        rows = x.reshape(-1, x.shape[-1])
-        padded = F.pad(rows.float(), (0, 0, 0, -len(rows) % _ROWS))
-        products = torch.empty(len(padded), len(weight), dtype=x.dtype)
-        wide, offset = weight.float(), None if bias is None else bias.float()
-        for part, product in zip(torch.split(padded, _ROWS), torch.split(products, _ROWS), strict=True):
-            product.copy_(linear(part, wide, offset))
-        return products[: len(rows)].view(*x.shape[:-1], len(weight))
-
-    def of_pictures(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any) -> Tensor:
-        if not _is_half_on_cpu(x):
-            return conv2d(x, weight, bias, *args)
-        return conv2d(x.float(), weight.float(), None if bias is None else bias.float(), *args).half()
-
-    with mock.patch.object(F, "linear", of_rows), mock.patch.object(F, "conv2d", of_pictures):
-        yield
-
-
-def _is_half_on_cpu(x: Tensor) -> bool:
-    return x.dtype is torch.float16 and x.device.type == "cpu" and x.numel() > 0
-
-
 @torch.no_grad()
 @half_products()
+@looked_up()
 def embed_images(
     model: nn.Module,
     batches: Iterable[Tensor],
@@ -400,6 +358,7 @@ def embed_images(
 
 @torch.no_grad()
 @half_products()
+@looked_up()
 def embed_texts(model: nn.Module, prompts: Prompts, size: int, projection: nn.Module | None = None) -> Tensor:
     """Unit embeddings of *prompts*, in their order: float32 (m, d) on the CPU."""
     device = next(model.parameters()).device

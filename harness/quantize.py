@@ -24,8 +24,8 @@ from harness import (
     compat,  # noqa: F401  (before transformers)
     config_form,
     families,
-    inputs,
 )
+from harness.halves import half_products
 from harness.recipes import SEARCHED, Recipe
 
 #: which attention class of ModelOpt takes the place of the model's own.
@@ -96,7 +96,7 @@ class Drive:
 
     def __call__(self, model: nn.Module) -> None:
         """Run *model* over all batches."""
-        with torch.no_grad(), inputs.half_products():
+        with torch.no_grad(), half_products():
             for batch in self.batches:
                 families.forward(model, batch)
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from harness import families, inputs, qat
+from harness import families, qat
+from harness.halves import half_products
 from harness.quantizers import Problem
 from harness.recipes import SEARCHED, Entry, Recipe
 
@@ -52,7 +53,7 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
     scale = LOSS_SCALE if next(model.parameters()).dtype is torch.float16 else 1.0
 
     def logits(quantized: nn.Module, batch: Batch) -> Tensor:
-        with inputs.half_products():
+        with half_products():
             found = families.forward(quantized, batch)
         return qat.similarities({tower: features.float() for tower, features in found.items()}, temperature)
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from harness import families, inputs, samples
 from harness.errors import UsageError
+from harness.halves import half_products
 from harness.inputs import Pictures, Prompts, TakenPictures
 from harness.known import Known, once
 from harness.samples import CLASSIFICATION, Samples
@@ -464,7 +465,7 @@ class Encoder:
         """float32 (n, d) of token ids (n, context)."""
         return self._encode(ids, "text")
 
-    @inputs.half_products()
+    @half_products()
     def _encode(self, batch: Tensor, tower: str) -> Tensor:
         parts = [
             families.encode(self._model, tower, inputs.filled(part, self._size))[: len(part)]

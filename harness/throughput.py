@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import families
-from harness.inputs import half_products
+from harness.halves import half_products
 from harness.speed import Effort, Ratio, WallClock
 
 #: Rows of the batch that is timed.
@@ -56,7 +56,7 @@ class Speed:
 def forward_of(model: nn.Module, tower: str, batch: Mapping[str, Tensor]) -> Forward:
     """A forward of *tower* (``vision`` or ``text``) over the first ROWS pictures or texts of *batch*.
 
-    It runs as it does over the tasks: see :func:`harness.inputs.half_products` for a CPU without FP16 arithmetic.
+    It runs as it does over the tasks: see :func:`harness.halves.half_products` for a CPU without FP16 arithmetic.
     """
     tensor = batch[families.INPUTS[tower]][:ROWS]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +69,25 @@ def test_modelopt_restores_into_the_inner_model_too(tmp_path: Path, monkeypatch:
 
     with pytest.raises(Exception, match="Unmatched keys"):
         checkpoint.restore(tmp_path / "a", "pretrained", Loading())
+
+
+#: A child that outlives its alarm waits for threads that the fork did not copy.
+FORK = """
+import os, signal
+import harness.checkpoint_preload
+import torch
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    torch.ones(1 << 20).half()
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fresh processes are spawned where there is no fork")
+def test_what_the_server_imports_starts_no_threads() -> None:
+    """A fork of the server computes: a tensor made while a module is imported would leave it waiting forever."""
+    done = subprocess.run([sys.executable, "-c", FORK], env={**os.environ, "OMP_NUM_THREADS": "2"}, check=False)
+
+    assert done.returncode == 0

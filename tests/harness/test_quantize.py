@@ -1,4 +1,4 @@
-"""Quantizing leaves the process as it found it, and FP16 products on a CPU without FP16 are the right ones."""
+"""Quantizing leaves the process as it found it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import agreement, families, models, recipes
-from harness.inputs import half_products
 from harness.quantize import QuantizationError, in_dtype, quantize, torch_functions_kept
 
 SDPA = F.scaled_dot_product_attention
@@ -75,96 +74,6 @@ def test_an_attention_that_was_left_swapped_is_named(stray: nn.Module) -> None:
 
     assert "is not torch's own" in problem.mend
     assert agreement.with_reference(made, reference, recipe, inputs) == []
-
-
-# -- products -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU without FP16 arithmetic, whatever this one has."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
-
-
-def drawn(*shape: int, scale: float = 1.0) -> Tensor:
-    """FP16 numbers of a seeded normal distribution."""
-    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(5))).half()
-
-
-@pytest.mark.usefixtures("no_half")
-@pytest.mark.parametrize("shape", [(192,), (1, 192), (3, 37, 192), (64, 37, 192), (0, 192)])
-def test_half_products_are_sums_in_single_precision_rounded_once(shape: tuple[int, ...]) -> None:
-    """|y - x W' - b| is at most half an ulp of FP16, and the error of an FP32 sum."""
-    x, weight, bias = drawn(*shape), drawn(96, 192, scale=0.05), drawn(96)
-
-    with half_products():
-        found = F.linear(x, weight, bias)
-
-    exact = F.linear(x.double(), weight.double(), bias.double())
-    assert found.dtype is torch.float16
-    assert found.shape == exact.shape
-    assert torch.all((found.double() - exact).abs() <= exact.abs() * 2**-11 + 1e-5)
-
-
-@pytest.mark.usefixtures("no_half")
-@pytest.mark.parametrize("rows", [1, 2, 7, 259, 511, 513])
-def test_half_products_do_not_depend_on_the_other_rows(rows: int) -> None:
-    """A row's product has the same bits in a batch of any size."""
-    x, weight = drawn(1200, 768), drawn(192, 768, scale=0.05)
-
-    with half_products():
-        whole, part = F.linear(x, weight), F.linear(x[:rows], weight)
-
-    assert torch.equal(whole[:rows], part)
-
-
-@pytest.mark.usefixtures("no_half")
-def test_half_products_of_pictures() -> None:
-    """A convolution of FP16 pictures is the one in FP32, rounded once."""
-    conv = nn.Conv2d(3, 16, 8, stride=8, bias=False).half().requires_grad_(False)
-    x = drawn(4, 3, 48, 48)
-
-    with half_products():
-        found = conv(x)
-
-    assert torch.equal(found, conv.float()(x.float()).half())
-
-
-@pytest.mark.usefixtures("no_half")
-def test_half_products_leave_other_types_alone() -> None:
-    """FP32 and BF16 products are torch's own, within the block; behind it so are those of FP16."""
-    x, weight = drawn(33, 64).float(), drawn(16, 64).float()
-    linear, conv2d = F.linear, F.conv2d
-    expected = [linear(x, weight), linear(x.bfloat16(), weight.bfloat16())]
-
-    with half_products():
-        found = [F.linear(x, weight), F.linear(x.bfloat16(), weight.bfloat16())]
-
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    assert (F.linear, F.conv2d) == (linear, conv2d)
-
-
-def test_half_products_are_torchs_where_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with FP16 arithmetic nothing is swapped."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
-    linear = F.linear
-
-    with half_products():
-        assert F.linear is linear
-
-
-def test_gradients_pass_through_half_products() -> None:
-    """Where a gradient is wanted, the product of FP16 matrices has torch's own gradient but for rounding."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(6, 32, generator=generator).half().requires_grad_(True)
-    weight = torch.randn(16, 32, generator=generator).half()
-
-    with half_products():
-        product = F.linear(x, weight)
-        (gradient,) = torch.autograd.grad(product.float().sum(), x)
-
-    assert product.dtype is torch.float16
-    torch.testing.assert_close(gradient, weight.float().sum(0).half().expand(6, 32), rtol=2e-3, atol=2e-3)
 
 
 def test_svdquants_branch_follows_the_model_into_another_dtype() -> None:
