@@ -2,13 +2,13 @@
 
 Bare ModelOpt and CLIP_benchmark's own evaluation, checkpoint and quantized model, accuracy for accuracy.  It
 shares no forward, picture or prompt with the gate: it is what the gate's speed is measured against
-(:mod:`harness.benchmark`).
+(:mod:`harness.benchmark`).  In FP16, as the gate; ``--fp32`` is what a CPU without FP16 arithmetic would rather do.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from typing import Any
 
@@ -35,14 +35,14 @@ class _AsOpenClip:
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embeddings (n, d)."""
-        return self._model.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]
+        return self._model.get_image_features(pixel_values=pixels.to(self._model.dtype)).pooler_output  # type: ignore[no-any-return]
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Embeddings (n, d)."""
         return self._model.get_text_features(input_ids=ids).pooler_output  # type: ignore[no-any-return]
 
 
-def main(recipe: str, *tasks: str) -> None:
+def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
     """Print accuracies and seconds as JSON; of all *tasks* where none is named."""
     import modelopt.torch.quantization as mtq
     from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
@@ -53,7 +53,7 @@ def main(recipe: str, *tasks: str) -> None:
     from transformers.models.clip.modeling_clip import CLIPAttention
 
     began = time.perf_counter()
-    model = CLIPModel.from_pretrained(EMBEDDED, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = CLIPModel.from_pretrained(EMBEDDED, dtype=dtype, attn_implementation="sdpa").eval()
     processor, words = CLIPImageProcessor.from_pretrained(EMBEDDED), CLIPTokenizer.from_pretrained(EMBEDDED)
 
     def transform(picture: Any) -> Tensor:
@@ -88,7 +88,7 @@ def main(recipe: str, *tasks: str) -> None:
     def calibrate(of: Any) -> None:
         with torch.no_grad():
             for pixels, texts in loader("calibration", "zeroshot_retrieval")[1]:
-                of(pixel_values=pixels, input_ids=tokenize([captions[0] for captions in texts]))
+                of(pixel_values=pixels.to(dtype), input_ids=tokenize([captions[0] for captions in texts]))
 
     found: dict[str, Any] = {}
     with quiet():
@@ -100,4 +100,9 @@ def main(recipe: str, *tasks: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m harness.plain", description=main.__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("task", nargs="*", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--fp32", action="store_true", help="in FP32 instead of FP16")
+    given = parser.parse_args()
+    main(given.recipe, *given.task, dtype=torch.float32 if given.fp32 else torch.float16)

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from harness import benchmark
-from harness.benchmark import PLAIN, RUNS
+from harness.benchmark import PLAIN, RUNS, SINGLE
 
 
 def stored() -> dict[str, Any]:
     """Made-up measurements, one of each kind."""
-    seconds = dict.fromkeys(RUNS, 100.0) | {PLAIN: 60.0, "accuracy, ten recipes": 80.0, "accuracy, two recipes": 112.0}
+    seconds = dict.fromkeys(RUNS, 100.0) | {PLAIN: 60.0, SINGLE: 20.0}
+    seconds |= {"accuracy, ten recipes": 80.0, "accuracy, two recipes": 112.0}
     costs = [{"name": name, "wall": s, "cpu": s, "memory": 900.0, "code": 0} for name, s in seconds.items()]
     ratio = {"value": 1.5, "low": 1.4, "high": 1.6, "rounds": 8}
     row = {"tower": "text", "side": "INT8", "per_second": 1234.5, "ratio": ratio, "resident": 100 << 20}
@@ -29,10 +30,11 @@ def stored() -> dict[str, Any]:
 
 
 def test_the_page_holds_the_ratios_of_what_was_measured() -> None:
-    """Ten plain scripts of 60 s are 7.5 times 80 s; one more recipe of 12 s is 1.2 times 10 s; no GPU is said."""
+    """Ten plain scripts of 60 s are 7.5 times 80 s, of 20 s 2.5; one more recipe of 12 s is 1.2 times 10 s."""
     page = benchmark.page(stored())
 
     assert "ten times 60 s: **7.5 times**" in page
+    assert "In FP32 ten times 20 s: 2.5 times." in page
     assert "One more recipe: 12.0 s" in page
     assert "**1.20 times**" in page
     assert "| text | INT8 | 1,234.5 | 1.50 [1.40, 1.60] | 100 |" in page
@@ -76,9 +78,10 @@ def test_a_run_is_charged_with_its_own_time_and_memory() -> None:
     assert 0 < found["cpu"] <= found["wall"] + 1
 
 
-def test_the_plain_script_finds_the_accuracies_of_the_gate() -> None:
+@pytest.mark.parametrize("how", [[], ["--fp32"]], ids=["fp16", "fp32"])
+def test_the_plain_script_finds_the_accuracies_of_the_gate(how: list[str]) -> None:
     """What the gate is timed against does the same work: its accuracies are those of the model card."""
-    command = [sys.executable, "-m", "harness.plain", "fp8", "emoji100"]
+    command = [sys.executable, "-m", "harness.plain", *how, "fp8", "emoji100"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=benchmark.ROOT, check=True)
 
     found = json.loads(done.stdout.splitlines()[-1])
