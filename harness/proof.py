@@ -253,10 +253,10 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
         yield PREFLIGHT, "usage error", str(error)
         return
     # The fresh process of the checkpoint suite carries no fault but those of the checkpoint itself.
-    carried = [c for c in checks if c.suite != "checkpoint" or fault.where is Where.CHECKPOINT]
-    if fault.where is Where.EXPORT:
-        # Nothing before it sees a graph.
-        carried = [c for c in checks if c.suite == "export"]
+    carried = [c for c in checks if c.suite != "checkpoint"]
+    if fault.where in (Where.CHECKPOINT, Where.EXPORT):
+        # Nothing but its own suite sees a saved model, or a graph.
+        carried = [c for c in checks if c.suite == fault.where.value]
     for check in (PREFLIGHT, *carried):
         try:
             problems = [str(problem) for problem in check.run(gate, case)]
@@ -301,48 +301,57 @@ class Variation:
 
 
 def variations(count: int, process: int, hash_seed: str) -> Iterator[Variation]:
-    """*count* variations for one process: batch sizes and thread counts in turn, a new order each time."""
-    axes = itertools.cycle(itertools.product((64, 16, 33, 100, 48, 256), (1, 2)))
-    for number, (batch, threads) in enumerate(itertools.islice(axes, count)):
+    """*count* variations for one process: batch sizes and thread counts in turn, a new order each time.
+
+    Two threads every third time only: they wait for each other where something else runs beside them.  Each process
+    begins elsewhere among the pairs.
+    """
+    axes = zip(itertools.cycle((64, 16, 33, 100, 48)), itertools.cycle((1, 1, 2)), strict=False)
+    for number, (batch, threads) in enumerate(itertools.islice(axes, process * count, (process + 1) * count)):
         yield Variation(batch, threads, 1000 * process + number, hash_seed, process)
 
 
-def alarms(clean: Clean, how: Variation, recipe: str, restore: bool) -> list[str]:
-    """What the gate says of a clean model under *how*; nothing, unless it cries wolf."""
+def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) -> dict[str, list[str]]:
+    """What the gate says under *how* of each clean recipe; nothing, unless it cries wolf."""
     torch.set_num_threads(how.threads)
     rng = random.Random(how.order)
     # No restored checkpoint, structure without weights or graph knows of batch size or order: once a process.
     once = ("checkpoint: restored", "insertion: structure", "export: ")
     checks = [c for c in CHECKS if restore or not f"{c.suite}: {c.name}".startswith(once)]
     rng.shuffle(checks)
-    site = clean.site(recipe)
-    gate, case = clean.run(site, batch_size=how.batch_size)
+    site = clean.site(recipes[0])
+    gate, _ = clean.run(site, batch_size=how.batch_size, recipes=tuple(recipes))
     order = list(gate._kept.pop(("tasks", MODEL)))
     rng.shuffle(order)
     gate._kept.pop(("runs", MODEL), None)
     gate._kept["tasks", MODEL] = tuple(order)
-    found = [f"{c.suite}: {c.name}: {problem}" for c in checks for problem in c.run(gate, case)]
+    found = {
+        case.recipe: [f"{c.suite}: {c.name}: {problem}" for c in checks for problem in c.run(gate, case)]
+        for case in gate.cases()
+    }
     shutil.rmtree(site.folder)
     return found
 
 
 def _worker(arguments: argparse.Namespace) -> None:
-    """One process of the A/A runs: its own imports, hash seed, and clean preparations; prints a JSON line a run."""
+    """One process of the A/A runs: its own imports, hash seed, and clean preparations; prints a JSON line a run.
+
+    As in any run of the gate, recipes under one variation share their reference.
+    """
     with tempfile.TemporaryDirectory() as folder:
         clean = Clean(Path(folder) / "clean", arguments.recipe, Options(tasks=TASKS))
         shutil.rmtree(clean.baselines)
         shutil.copytree(arguments.baselines, clean.baselines)
         first = clean.gate.cases()[0]
         clean.gate.tasks(first), clean.gate.calibration(first), clean.gate.places(first)
-        recipes = itertools.cycle(arguments.recipe)
         seed = os.environ.get("PYTHONHASHSEED", "random")
         for number, how in enumerate(variations(arguments.count, arguments.process, seed)):
-            found = alarms(clean, how, next(recipes), restore=number == 0)
-            print(json.dumps(asdict(how) | {"alarms": found}), flush=True)
+            for recipe, found in alarms(clean, how, arguments.recipe, restore=number == 0).items():
+                print(json.dumps(asdict(how) | {"recipe": recipe, "alarms": found}), flush=True)
 
 
 def start_worker(process: int, count: int, baselines: Path, recipes: Sequence[str]) -> Any:
-    """A fresh interpreter with a hash seed of its own, running *count* variations against *baselines*."""
+    """A fresh interpreter with a hash seed of its own, running *recipes* in *count* variations against *baselines*."""
     command = [sys.executable, "-m", "harness.proof", "worker", "--process", str(process), "--count", str(count)]
     command += ["--baselines", str(baselines), "--recipe", *recipes]
     environment = {**os.environ, "PYTHONHASHSEED": str(1 + 7919 * process), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -396,11 +405,12 @@ def document(found: Sequence[Kill], runs: Sequence[dict[str, Any]]) -> str:
     if runs:
         axes = {
             axis: len({run[axis] for run in runs})
-            for axis in ("batch_size", "threads", "order", "hash_seed", "process")
+            for axis in ("recipe", "batch_size", "threads", "order", "hash_seed", "process")
         }
         lines += [
-            f"**{calm(runs)}.** Varied: {axes['batch_size']} batch sizes, {axes['threads']} thread counts, "
-            f"{axes['order']} orders of the checks, {axes['hash_seed']} hash seeds in {axes['process']} processes.",
+            f"**{calm(runs)}.** Varied: {axes['recipe']} recipes, {axes['batch_size']} batch sizes, "
+            f"{axes['threads']} thread counts, {axes['order']} orders of the checks, "
+            f"{axes['hash_seed']} hash seeds in {axes['process']} processes.",
             "",
         ]
     by_suite = {suite: sum(k.suite == suite for k in found) for suite in dict.fromkeys(k.suite for k in found)}
