@@ -75,7 +75,7 @@ def looked_up() -> Iterator[None]:
     """
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    own = TensorQuantizer._fake_quantize
+    own: Callable[[Any, Tensor], Tensor] = TensorQuantizer._fake_quantize
     tables: dict[Any, Table | None] = {}
 
     def quantized(self: Any, inputs: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ ALL = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float1
 SHUFFLED = ALL[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(7))]
 
 
-def quantizer(amax: Tensor | float | None = 3.0, **attributes: Any) -> Any:
+def quantizer(amax: list[list[float]] | float | None = 3.0, **attributes: Any) -> Any:
     """A calibrated TensorQuantizer; with an *amax* of None a dynamic one."""
     made = TensorQuantizer(QuantizerAttributeConfig(**attributes))
     if amax is not None:
