@@ -600,26 +600,36 @@ def uncalibrated(quantizers: QuantizerMap) -> list[Problem]:
 
 def collapse(names: Sequence[str], limit: int = 12) -> list[str]:
     """Names with their layer numbers and leaf kinds folded: ``layers.{0..3}.self_attn.{q,k}_bmm_quantizer``."""
-    by_shape: dict[str, set[str]] = defaultdict(set)
+    by_shape: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for name in names:
-        shape = re.sub(r"\.(\d+)(?=\.)", ".#", name)
-        numbers = ".".join(re.findall(r"\.(\d+)(?=\.)", name))
-        by_shape[shape].add(numbers)
-    by_numbers: dict[tuple[str, frozenset[str]], list[str]] = defaultdict(list)
-    for shape, layers in by_shape.items():
-        holder, _, leaf = shape.rpartition(".")
-        by_numbers[holder, frozenset(layers)].append(leaf)
+        parts = re.split(r"\.(\d+)(?=\.)", name)
+        by_shape[tuple(parts[::2])].add(tuple(parts[1::2]))
+    by_numbers: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for shape, numbers in by_shape.items():
+        holder, dot, leaf = shape[-1].rpartition(".")
+        for ranges in _fold_numbers(numbers):
+            by_numbers[shape[:-1], holder + dot, ranges].append(leaf)
     lines = []
-    for (holder, among), leaves in by_numbers.items():
-        lines.append((holder.replace("#", _ranges(among)) + "." if holder else "") + _fold_leaves(leaves))
+    for (between, holder, ranges), leaves in by_numbers.items():
+        before = "".join(f"{text}.{among}" for text, among in zip(between, ranges, strict=True))
+        lines.append(before + holder + _fold_leaves(leaves))
     more = len(lines) - limit
     return lines if more <= 0 else [*lines[:limit], f"... and {more} more groups"]
 
 
+def _fold_numbers(numbers: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Numbers that differ at one place alone folded there, the last place first: (2, 0), (2, 1) to (2, {0..1})."""
+    rows = sorted(numbers, key=lambda row: [int(n) for n in row])
+    for place in reversed(range(len(rows[0]))):
+        alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+        for row in rows:
+            alike[row[:place], row[place + 1 :]].append(row[place])
+        rows = [(*before, _ranges(found), *behind) for (before, behind), found in alike.items()]
+    return rows
+
+
 def _ranges(numbers: Iterable[str]) -> str:
-    ints = sorted({int(n.split(".")[0]) for n in numbers if n})
-    if not ints:
-        return "#"
+    ints = sorted(map(int, numbers))
     runs: list[list[int]] = []
     for n in ints:
         if runs and n == runs[-1][-1] + 1:

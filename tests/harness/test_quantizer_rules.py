@@ -1004,11 +1004,27 @@ def test_check_tells_the_patterns_what_is_beside_the_model() -> None:
         (["a.w_quantizer", "b.w_quantizer"], ["a.w_quantizer", "b.w_quantizer"]),
         (["a.w_quantizer", "a.w_quantizer"], ["a.w_quantizer"]),
         (["a.w", "a.x"], ["a.{w,x}"]),
+        (["a{0}#.1.{b}.w", "a{0}#.2.{b}.w"], ["a{0}#.{1..2}.{b}.w"]),
     ],
 )  # fmt: skip
 def test_names_are_folded(names: list[str], lines: list[str]) -> None:
     """Names that differ by the number of their layer or by their leaf make one line; others one each."""
     assert quantizers.collapse(names) == lines
+
+
+@pytest.mark.parametrize(
+    ("stages", "lines"),
+    [
+        ([(2, 5)], ["v.stages.2.blocks.5.fc.w_quantizer"]),
+        ([(0, 0), (0, 1), (1, 0), (1, 1)], ["v.stages.{0..1}.blocks.{0..1}.fc.w_quantizer"]),
+        ([(0, 9), (0, 10), (1, 10), (1, 9)], ["v.stages.{0..1}.blocks.{9..10}.fc.w_quantizer"]),
+        ([(10, 0), (9, 1)], ["v.stages.9.blocks.1.fc.w_quantizer", "v.stages.10.blocks.0.fc.w_quantizer"]),
+        ([(2, 0), (2, 1), (3, 7)], ["v.stages.2.blocks.{0..1}.fc.w_quantizer", "v.stages.3.blocks.7.fc.w_quantizer"]),
+    ],
+)
+def test_names_with_two_numbers_keep_both(stages: list[tuple[int, int]], lines: list[str]) -> None:
+    """A name with two numbers, as of stages of blocks, is folded at each place, and no other name is told."""
+    assert quantizers.collapse([f"v.stages.{a}.blocks.{b}.fc.w_quantizer" for a, b in stages]) == lines
 
 
 def test_many_groups_are_cut_with_their_number() -> None:
