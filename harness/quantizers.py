@@ -712,7 +712,8 @@ def state(q: Quantizer | None) -> str:
 
 
 def _amax_change(a: Quantizer, b: Quantizer, tolerance: float) -> tuple[str, str]:
-    if not a.enabled or a.amax == b.amax:
+    # By their texts: NaN, which equals nothing, is the same in both.
+    if not a.enabled or repr(a.amax) == repr(b.amax):
         return "", ""
     if a.amax is None or b.amax is None:
         return ("no amax", "an amax") if a.amax is None else ("an amax", "no amax")

@@ -1189,3 +1189,12 @@ def test_range_of_what_is_off_is_not_compared() -> None:
     assert quantizers.diff((before,), (replace(after, calls=2),), amax_tolerance=0.0) == [
         "1 quantizer changes: vision vision.fc input E4M3 per-tensor to E4M3 per-tensor called 2 times"
     ]
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [math.nan, 1.0]], ids=["empty", "NaN", "NaN among others"])
+def test_range_without_a_number_equals_itself(values: list[float]) -> None:
+    """Equal bits are equal where they are no number, or none at all."""
+    before, after = (at("vision.fc.input_quantizer", amax=Amax.of(torch.tensor(values))) for _ in range(2))
+
+    assert quantizers.diff((before,), (after,), amax_tolerance=0.0) == []
+    assert quantizers.diff((before,), (after,), amax_tolerance=0.1) == []
