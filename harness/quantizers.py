@@ -150,7 +150,7 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
     calls = count_calls(model, run)
     found = []
     for name, quantizer in tensor_quantizers(model).items():
-        holder, _, kind = _split(name)
+        holder, kind = _split(name)
         module = model.get_submodule(holder)
         amax = getattr(quantizer, "_amax", None)
         found.append(
@@ -179,16 +179,16 @@ def holder_of(name: str) -> str:
 
 def kind_of(name: str) -> str:
     """The kind of the quantizer *name*: ``weight``, ``q_bmm``; of a part of a sequence ``weight.0``."""
-    return _split(name)[2]
+    return _split(name)[1]
 
 
-def _split(name: str) -> tuple[str, str, str]:
-    """``a.b.weight_quantizer.0`` to (``a.b``, ``weight_quantizer.0``, ``weight.0``)."""
+def _split(name: str) -> tuple[str, str]:
+    """``a.b.weight_quantizer.0`` to (``a.b``, ``weight.0``)."""
     match = re.fullmatch(r"(?:(.*)\.)?(\w+?)_quantizer(\.\d+)?", name)
     if match is None:
         holder, _, last = name.rpartition(".")
-        return holder, last, last
-    return match[1] or "", name[len(match[1] or "") + 1 :], match[2] + (match[3] or "")
+        return holder, last
+    return match[1] or "", match[2] + (match[3] or "")
 
 
 def _original_class(module: nn.Module) -> str:
@@ -240,7 +240,7 @@ def check(
     quantizers: QuantizerMap,
     recipe: Recipe,
     *,
-    left_out: Iterable[tuple[str, str]] = (),
+    left_out: Collection[tuple[str, str]] = (),
     calibrated: bool = True,
     hidden: Mapping[str, str] | None = None,
     elsewhere: QuantizerMap = (),
