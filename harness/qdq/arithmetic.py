@@ -123,10 +123,9 @@ def apply_factors(x: Array, scale_in: Float32, scale_out: Float32, element: Form
     """
     into = np.divide if order is Order.STEP else np.multiply
     back = np.divide if order in (Order.RATIO, Order.RECIPROCAL_RATIO) else np.multiply
-    flat = np.ascontiguousarray(x)
+    flat = np.ascontiguousarray(x)  # of one axis at least
     if scale_in.size == 1:
         flat, scale_in, scale_out = flat.reshape(-1), scale_in.reshape(()), scale_out.reshape(())
-    flat = flat.reshape(1) if flat.ndim == 0 else flat
     out = np.empty(flat.shape, x.dtype)
     if out.size == 0:
         return out.reshape(x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,3 +226,174 @@ def test_fractions_of_a_static_and_a_dynamic_quantizer() -> None:
 
     assert qdq.from_quantizer(quantizer).fractions(x) == (0.5, 0.25)
     assert qdq.from_quantizer(made(num_bits=8, type="dynamic")).fractions(x) == (0.0, 0.25)
+
+
+NVFP4: dict[int | str, Any] = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
+
+
+def test_a_single_number_is_quantized() -> None:
+    """Only what is empty passes untouched."""
+    quantizer = made(num_bits=8)
+    quantizer.amax = torch.tensor(127.0)
+
+    assert qdq.from_quantizer(quantizer)(torch.tensor([1.4])).tolist() == [1.0]
+
+
+def test_channels_have_their_own_range() -> None:
+    """With an amax a channel each row has its step, saturates and is counted by its own."""
+    quantizer = made(num_bits=8, axis=0)
+    quantizer.amax = torch.tensor([[127.0], [254.0]])
+    x = torch.tensor([[1.4, 200.0, 3.0], [1.4, 200.0, 3.4]])
+
+    oracle = qdq.from_quantizer(quantizer)
+
+    assert oracle(x).tolist() == [[1, 127, 3], [2, 200, 4]]
+    assert oracle.fractions(x) == (1 / 6, 0)
+    assert oracle.steps[0].range(x).tolist() == [[127], [254]]
+
+
+def test_blocks_have_their_own_range() -> None:
+    """With an amax a block each is counted by its own."""
+    quantizer = made(num_bits=4, block_sizes={-1: 2})
+    quantizer.amax = torch.tensor([[7.0], [14.0]])
+    x = torch.tensor([[9.0, 1.0, 9.0, 1.1]])
+
+    oracle = qdq.from_quantizer(quantizer)
+
+    assert oracle(x).tolist() == [[7, 1, 8, 2]]
+    assert oracle.fractions(x) == (1 / 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"type": "dynamic"}, [[8.0]]),
+        ({"type": "dynamic", "axis": 0}, [[4.0], [8.0]]),
+        ({"block_sizes": {-1: 2}}, [[[2.0], [4.0]], [[8.0], [6.0]]]),
+    ],
+)
+def test_the_range_of_a_dynamic_quantizer_is_the_tensors(attributes: dict[str, Any], expected: list[Any]) -> None:
+    """Without a stored amax the largest magnitude of the tensor, the channel or the block is in force."""
+    x = torch.tensor([[1.0, -2.0, 3.0, -4.0], [8.0, 7.0, -6.0, 5.0]])
+
+    (step,) = qdq.from_quantizer(made(num_bits=8, **attributes)).steps
+
+    assert step.range(x).tolist() == expected
+
+
+def test_the_amax_of_a_dynamic_two_level_quantizer_is_the_global_one() -> None:
+    """At a global amax of 6 * 448 block scales are E4M3 numbers: a block of 6.3 gets 1, not 1.05, and 6.3 saturates."""
+    quantizer = made(num_bits=(2, 1), block_sizes=NVFP4)
+    quantizer.amax = torch.tensor([2688.0, 5.0])
+
+    oracle = qdq.from_quantizer(quantizer)
+
+    assert oracle.steps[0].amax is None
+    torch.testing.assert_close(oracle(torch.full((1, 16), 6.3)), torch.full((1, 16), 6.0), rtol=1e-6, atol=0)
+
+
+def test_the_global_amax_of_a_static_two_level_quantizer_is_its_own() -> None:
+    """A stored global amax of 2688 makes the second level 1, and a block amax of 6.3 is kept as 6; "four over six"
+    keeps 5.4 beside 6 as 5.25, which is 224 / 256 of it.
+    """
+    quantizer = made(num_bits=(2, 1), block_sizes={**NVFP4, "type": "static"})
+    quantizer.amax, quantizer.global_amax = torch.tensor([[6.3], [6.0]]), torch.tensor(2688.0)
+    four = made(num_bits=(2, 1), block_sizes={**NVFP4, "type": "static", "four_over_six": True})
+    four.amax = torch.tensor([[6.0], [5.4]])
+    x = torch.full((1, 32), 9.0)
+
+    y, z = qdq.from_quantizer(quantizer)(x), qdq.from_quantizer(four)(x)
+
+    torch.testing.assert_close(y, torch.full((1, 32), 6.0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(z, torch.tensor([[6.0] * 16 + [5.25] * 16]), rtol=1e-6, atol=0)
+
+
+def test_the_amax_of_an_mx_quantizer_is_not_used() -> None:
+    """An MX block's scale comes from the tensor, whatever amax a calibration left behind."""
+    quantizer = made(num_bits=(4, 3), block_sizes={-1: 32, "type": "static", "scale_bits": (8, 0)})
+    quantizer.amax = torch.tensor(1.0)
+
+    (step,) = qdq.from_quantizer(quantizer).steps
+
+    assert (step.amax, step.global_amax) == (None, None)
+    assert step(torch.full((32,), 448.0)).tolist() == [448.0] * 32
+
+
+def test_each_kind_of_quantizer_has_its_rules() -> None:
+    """ModelOpt's floor under amax holds for its fake quantization, its two levels have orders of their own, MX has the
+    definition's.
+    """
+    two_level = {"num_bits": (2, 1)}
+    dynamic, static, mx, fp8, int8 = (
+        qdq.from_quantizer(made(**attributes)).steps[0].rules
+        for attributes in (
+            {**two_level, "block_sizes": NVFP4},
+            {**two_level, "block_sizes": {**NVFP4, "type": "static"}},
+            {**two_level, "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}},
+            {"num_bits": (4, 3)},
+            {"num_bits": 8},
+        )
+    )
+
+    assert [r.block_zero_below for r in (dynamic, static, mx, fp8, int8)] == [1e-5, 0, 0, 0, 0]
+    assert [r.block_scale_order for r in (dynamic, static)] == ["division", "reciprocal"]
+    assert mx == qdq.DEFINITION
+    assert [r.zero_amax_acts_as for r in (fp8, int8)] == [1.0, None]
+    quantizer = made(num_bits=(4, 3))
+    quantizer.amax = torch.tensor(2.0**-25)
+    x = sample(torch.float32)
+    assert qdq.same_bits(qdq.from_quantizer(quantizer)(x), quantizer(x)).all()
+
+
+def test_a_quantizer_that_only_calibrates_passes_its_input() -> None:
+    """While statistics are gathered nothing is quantized, and nothing counts as saturated or lost."""
+    quantizer = made(num_bits=8)
+    quantizer.amax = torch.tensor(1.0)
+    quantizer.disable_quant()
+    x = torch.tensor([0.3, 5.0, 1e-9])
+
+    oracle = qdq.from_quantizer(quantizer)
+
+    assert torch.equal(oracle(x), x)
+    assert oracle.fractions(x) == (0, 0)
+
+
+def test_a_chain_is_read_quantizer_by_quantizer() -> None:
+    """W4A8's weights go through INT4 blocks and then E4M3, as ModelOpt's chain takes them."""
+    from modelopt.torch.quantization.nn import SequentialQuantizer
+
+    first, second = made(num_bits=4, block_sizes={-1: 128}), made(num_bits=(4, 3))
+    x = sample(torch.float32)
+    first.amax, second.amax = x.reshape(-1, 128).abs().amax(-1, keepdim=True), x.abs().max()
+    chain = SequentialQuantizer(first, second)
+
+    oracle = qdq.from_quantizer(chain)
+
+    assert [step.format.name for step in oracle.steps] == ["INT4", "E4M3"]
+    assert qdq.same_bits(oracle(x), chain(x)).all()
+
+
+def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
+    """Attributes that came later count as unset: the quantizer is on, calibrated from the tensor, and does no more."""
+    older = SimpleNamespace(
+        num_bits=8, is_enabled=True, block_sizes=None, unsigned=False, narrow_range=False, axis=0, pre_quant_scale=None
+    )
+
+    (step,) = qdq.from_quantizer(older).steps
+
+    assert (step.enabled, step.amax, step.global_amax, step.axis) == (True, None, None, 0)
+    older.block_sizes = {-1: 16}
+    assert qdq.from_quantizer(older).steps[0].axis is None  # blocks say which axes there are
+
+
+def test_a_refusal_names_all_that_is_more() -> None:
+    """Everything that is no quantize-dequantize is in one message."""
+    quantizer = made(num_bits=8)
+    quantizer._rotate, quantizer.backend, quantizer._fake_quant, quantizer._bias = True, "another", False, {-1: None}
+
+    with pytest.raises(NotImplementedError) as refused:
+        qdq.from_quantizer(quantizer)
+
+    assert str(refused.value) == (
+        "no oracle for a quantizer with bias, rotate, backend, fake_quant=False: it does more than quantize-dequantize"
+    )
