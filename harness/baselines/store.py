@@ -442,7 +442,7 @@ def _write(path: Path, data: bytes) -> None:
 def _sweep(model: Path) -> None:
     """Remove outcomes that no record of *model* names, and what killed writers left; call it under the lock."""
     named: set[str] = set()
-    for path in model.glob("*/record@*.json"):
+    for path in model.glob("*/record*.json"):  # misnamed ones too: ``find`` says to rename them
         try:
             named |= _digests(json.loads(text.read_bytes(path, text.MAX_TEXT)))
         except (text.UnreadableError, ValueError, RecursionError):

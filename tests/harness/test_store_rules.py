@@ -804,6 +804,19 @@ def test_record_of_a_coming_schema_keeps_its_outcomes(tmp_path: Path) -> None:
 # -- baselines that no test used
 
 
+def test_outcomes_of_a_misnamed_record_are_kept(store: Store) -> None:
+    """A person is told to rename it; until then nothing that it names is swept by another recipe's update."""
+    store.write(record(task_record()), "test")
+    (path,) = store.root.glob("*/*/record@*.json")
+    kept = {p.name for p in path.parent.glob("*.safetensors")}
+    path.rename(path.with_name("record.json"))
+
+    store.write(record(task_record(outcomes(task="another")), recipe="another"), "test")
+
+    assert kept
+    assert {p.name for p in path.parent.glob("*.safetensors")} == kept
+
+
 def test_unused_baselines_are_told_one_by_one(store: Store) -> None:
     """Models, recipes and tasks that no test used, each with why and the command; hidden and kept folders are none."""
     two = (task_record(outcomes(task="z")), task_record(outcomes(task="a")), task_record())
