@@ -233,19 +233,18 @@ def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kil
     began = time.perf_counter()
     site = clean.site(fault.recipe)
     with fault.planted(site):
-        first = next(_noticed(fault, clean, site, checks), None)
+        first = _noticed(fault, clean, site, checks)
     shutil.rmtree(site.folder)
     check, how, message = first or (Check("", "", _looked_at), "", "")
     seconds = round(time.perf_counter() - began, 2)
     return Kill(fault.name, check.suite, check.name, how, check.recorded, message, seconds)
 
 
-def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) -> Iterator[tuple[Check, str, str]]:
+def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) -> tuple[Check, str, str] | None:
     try:
         gate, case = clean.run(site, fault)
     except UsageError as error:
-        yield PREFLIGHT, "usage error", str(error)
-        return
+        return PREFLIGHT, "usage error", str(error)
     # The fresh process of the checkpoint suite carries no fault but those of the checkpoint itself.
     carried = [c for c in checks if c.suite != "checkpoint"]
     if fault.where in (Where.CHECKPOINT, Where.EXPORT):
@@ -255,15 +254,15 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
         try:
             problems = [str(problem) for problem in check.run(gate, case)]
         except UsageError as error:
-            yield check, "usage error", str(error)
+            return check, "usage error", str(error)
         except QuantizationError as error:
-            yield Check("insertion", "ModelOpt refuses the recipe", check.run), "failed", str(error)
+            return Check("insertion", "ModelOpt refuses the recipe", check.run), "failed", str(error)
         except Exception as error:
             # pytest calls a test that raises failed, whatever it raises.
-            yield check, "error", f"{type(error).__name__}: {error}"
-        else:
-            if problems:
-                yield check, "failed", problems[0]
+            return check, "error", f"{type(error).__name__}: {error}"
+        if problems:
+            return check, "failed", problems[0]
+    return None
 
 
 def kills(clean: Clean, faults: Iterable[Fault], show: Callable[[str], object] = print) -> list[Kill]:
