@@ -6,33 +6,36 @@ full context length, padding included, because that is the shape a deployed text
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-import json
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from harness import inputs, samples
+from harness import coco, files, inputs, samples, webdatasets
 from harness.errors import UsageError
 from harness.inputs import Pictures
-from harness.samples import RETRIEVAL
+from harness.pictures import PictureFile, PictureFiles, Resized
 from harness.tasks import context_of
 
 if TYPE_CHECKING:
     from harness.models import Reference
 
 SIZE = 8192  #: pairs by default, as the published recipe takes from COCO
-#: Folders of COCO pictures beside an annotation file, by what its name says; training pictures come first, as the
+#: Folders of COCO pictures, next to an annotation file or in ``images`` there; training pictures come first, as the
 #: retrieval task is made of validation pictures.
-_COCO_FOLDERS = ("train2017", "train2014", "val2017", "val2014", "images")
-_MEND = (
+_COCO_SPLITS = ("train2017", "train2014", "val2017", "val2014")
+_COCO_FOLDERS = (*_COCO_SPLITS, *(f"images/{split}" for split in _COCO_SPLITS), "images")
+_FIX = (
     "Give a webdataset of the retrieval form (nshards.txt, 0.tar, ... with pictures and .txt captions), a COCO folder "
-    "(annotations/captions_*.json beside train2017, train2014, ...), or one of its annotation files."
+    "(annotations/captions_*.json, with its pictures in train2017, images/train2017, ...), or one of its annotation "
+    "files."
 )
 
 
@@ -50,6 +53,15 @@ class CalibrationPairs:
     shades: Tensor | None
     ids: Tensor | None
     hash: str
+
+    def decode(self) -> None:
+        """Decode the pictures that memory holds, so that one that cannot be decoded is found now.
+
+        Raises:
+            UsageError: a picture cannot be read.
+        """
+        if self.pictures is not None:
+            self.pictures.decode()
 
     def batches(
         self, device: torch.device, dtype: torch.dtype, batch_size: int | None = None, progress: bool = False
@@ -114,141 +126,96 @@ def load(source: str | Path | None, reference: Reference, size: int = SIZE, seed
     """
     if size < 1:
         raise UsageError(f"--calibration-size {size}", "leaves nothing to calibrate with", "Give at least 1.")
+    stored = _embedded(size) if source in (None, "embedded") else _stored(str(source), size, seed)
     resize = None if reference.image_processor is None else inputs.Resize(reference.image_processor)
-    place = (
-        samples.EMBEDDED / "calibration" if source in (None, "embedded") else Path(str(source)).expanduser().absolute()
-    )
-    if samples.ADDRESS.match(str(source)):
-        mend = "Download it first and give the folder."
-        raise UsageError(f"--calibration-data {source}", "is an address, not a folder", mend)
-    if not place.exists():
-        raise UsageError(f"--calibration-data {place}", "does not exist", _MEND)
-    split = _split(place)
-    if split is not None:
-        return _from_webdataset(split, resize, reference, size)
-    return _from_coco(*_coco_files(place), resize, reference, size, seed)
+    pictures = None
+    if resize is not None:
+        pictures = Pictures(Resized(stored.pictures, resize), stored.pictures.names, resize.shape)
+    return _pairs(stored, pictures, reference)
 
 
-def _split(place: Path) -> Path | None:
-    for folder in (place / "train", place / "test", place):
-        if (folder / "nshards.txt").is_file():
-            return folder
-    return None
+@dataclass(frozen=True)
+class _Stored:
+    """Pairs as they are stored: pictures, each with a caption."""
+
+    place: Path
+    pictures: PictureFiles
+    captions: list[str]
+
+    def hash(self) -> str:
+        """SHA-256 over pictures and captions; each picture is checked as far as its header and its end tell."""
+        digest = hashlib.sha256()
+        for content, caption in zip(self.pictures.contents(), self.captions, strict=True):
+            digest.update(hashlib.sha256(content).digest() + caption.encode() + b"\0")
+        return digest.hexdigest()
 
 
-def _from_webdataset(split: Path, resize: inputs.Resize | None, reference: Reference, size: int) -> CalibrationPairs:
+def _embedded(size: int) -> _Stored:
+    return _from_webdataset(samples.EMBEDDED / "calibration" / "test", size)
+
+
+def _stored(source: str, size: int, seed: int) -> _Stored:
+    """The pairs in the folder or annotation file that a person gave."""
+    if samples.ADDRESS.match(source):
+        fix = "Download it first and give the folder."
+        raise UsageError(f"--calibration-data {source}", "is an address, not a folder", fix)
+    place = files.expand(source, option="--calibration-data").absolute()
+    if not files.exists(place):
+        raise UsageError(f"--calibration-data {place}", "does not exist", _FIX)
+    for split in (place / "train", place / "test", place):
+        if files.exists(split / "nshards.txt"):
+            return _from_webdataset(split, size)
+    return _from_coco(*_coco_files(place), size, seed)
+
+
+def _from_webdataset(split: Path, size: int) -> _Stored:
     kind = split.parent / "dataset_type.txt"
-    if kind.is_file() and kind.read_text().strip().lower() != RETRIEVAL:
-        raise UsageError(kind, "is not 'retrieval'", "Calibration needs pictures with captions.")
-    names, captions, digest = [], [], hashlib.sha256()
-    for sample in samples.shards(split.parent, split.name):
-        lines = samples.captions_of(sample, split)
-        if not lines:
-            raise UsageError(split, f"picture {sample['__key__']} has no caption", "Give it one, or leave it out.")
-        names.append(sample["__key__"])
-        captions.append(lines[0])
-        digest.update(hashlib.sha256(samples.picture_of(sample, split)).digest() + lines[0].encode() + b"\0")
-        if len(names) == size:
-            break
+    if files.exists(kind) and webdatasets.kind_of(split.parent) != webdatasets.RETRIEVAL:
+        raise UsageError(kind, f"is not '{webdatasets.RETRIEVAL}'", "Calibration needs pictures with captions.")
+    names: list[str] = []
+    stored: list[PictureFile] = []
+    captions: list[str] = []
+    for sample in itertools.islice(webdatasets.samples(split.parent, split.name), size):
+        names.append(sample.key)
+        stored.append(sample.picture)
+        captions.append(sample.captions[0])
     if not names:
-        raise UsageError(split, "holds no pair", _MEND)
-    pictures = None if resize is None else Pictures(_Shards(split, resize), names, resize.shape, split)
-    return _pairs(split, pictures, captions, reference, digest.hexdigest())
-
-
-class _Shards(torch.utils.data.IterableDataset[Any]):
-    """The pictures of a webdataset's split, as :class:`Pictures` takes them."""
-
-    def __init__(self, split: Path, resize: inputs.Resize) -> None:
-        self._split, self._resize = split, resize
-
-    def __iter__(self) -> Iterator[tuple[Tensor, None]]:
-        import io
-
-        from PIL import Image
-
-        for sample in samples.shards(self._split.parent, self._split.name):
-            with Image.open(io.BytesIO(samples.picture_of(sample, self._split))) as picture:
-                yield self._resize(picture), None
-
-
-class _Files(torch.utils.data.Dataset[Any]):
-    """Picture files, as :class:`Pictures` takes them."""
-
-    def __init__(self, paths: list[Path], resize: inputs.Resize) -> None:
-        self._paths, self._resize = paths, resize
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, None]:
-        from PIL import Image
-
-        with Image.open(self._paths[index]) as picture:
-            return self._resize(picture), None
+        raise UsageError(split, "holds no pair", _FIX)
+    return _Stored(split, PictureFiles(stored, names), captions)
 
 
 def _coco_files(place: Path) -> tuple[Path, list[Path]]:
-    """The caption annotation file and the folders in which its pictures may lie."""
-    if place.is_file():
+    """The caption annotation file and the folders in which its pictures may be."""
+    if not files.is_folder(place):
         above = [place.parent, place.parent.parent]
         return place, [base / name for base in above for name in _COCO_FOLDERS] + above
-    patterns = ("captions_train*.json", "coco_train_*.json", "captions_*.json", "coco_*.json")
-    for pattern in patterns:
-        found = sorted([*place.glob(f"annotations/{pattern}"), *place.glob(pattern)], reverse=True)
-        if found:
-            return found[0], [place / name for name in _COCO_FOLDERS] + [place]
-    raise UsageError(place, "holds neither shards nor caption annotations", _MEND)
+    names = {folder: files.names(folder) for folder in (place / "annotations", place) if files.is_folder(folder)}
+    for pattern in ("captions_train*.json", "coco_train_*.json", "captions_*.json", "coco_*.json"):
+        for folder, held in names.items():
+            matching = fnmatch.filter(held, pattern)
+            if matching:
+                return folder / max(matching), [place / name for name in _COCO_FOLDERS] + [place]
+    raise UsageError(place, "holds neither shards nor caption annotations", _FIX)
 
 
-def _from_coco(
-    annotations: Path, folders: list[Path], resize: inputs.Resize | None, reference: Reference, size: int, seed: int
-) -> CalibrationPairs:
-    try:
-        data = json.loads(annotations.read_text())
-        files = {image["id"]: str(image["file_name"]) for image in data["images"]}
-        captions: dict[Any, list[str]] = {}
-        for entry in data["annotations"]:
-            captions.setdefault(entry["image_id"], []).append(str(entry["caption"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"holds no COCO captions ({type(error).__name__}: {error})"
-        raise UsageError(annotations, what, "It needs 'images' and 'annotations'.") from error
+def _from_coco(path: Path, folders: list[Path], size: int, seed: int) -> _Stored:
+    found = coco.read(path)
     # The split's own folder first: COCO's annotation files carry its name (captions_train2017.json).
-    folders = sorted(folders, key=lambda folder: folder.name not in annotations.name)
-    known = sorted(number for number in captions if number in files)
+    folders = sorted(folders, key=lambda folder: folder.name not in path.name)
+    known = coco.in_order([number for number in found.captions if number in found.file_names])
     if not known:
-        raise UsageError(annotations, "names no picture with a caption", _MEND)
+        raise UsageError(path, "names no picture with a caption", _FIX)
     rng = random.Random(seed)
-    chosen = sorted(rng.sample(known, min(size, len(known))))
-    words = [rng.choice(captions[number]) for number in chosen]
-    paths = [_located(files[number], folders, annotations) for number in chosen]
-    digest = hashlib.sha256()
-    for path, caption in zip(paths, words, strict=True):
-        digest.update(hashlib.sha256(path.read_bytes()).digest() + caption.encode() + b"\0")
-    names = [path.name for path in paths]
-    pictures = None if resize is None else Pictures(_Files(paths, resize), names, resize.shape, annotations)
-    return _pairs(annotations, pictures, words, reference, digest.hexdigest())
+    chosen = coco.in_order(rng.sample(known, min(size, len(known))))
+    captions = [rng.choice(found.captions[number]) for number in chosen]
+    stored = [found.located(number, folders) for number in chosen]
+    return _Stored(path, PictureFiles(stored, [one.path.name for one in stored]), captions)
 
 
-def _located(name: str, folders: list[Path], annotations: Path) -> Path:
-    """The picture *name* in the first of *folders* that has it; names that lead out of them are refused."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UsageError(annotations, f"picture {name} lies outside its folder", "Use plain file names.")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    looked = ", ".join(dict.fromkeys(folder.name for folder in folders))
-    raise UsageError(
-        annotations, f"picture {name} is in none of {looked}", "Put the picture folder beside the annotations."
-    )
-
-
-def _pairs(
-    place: Path, pictures: Pictures | None, captions: list[str], reference: Reference, digest: str
-) -> CalibrationPairs:
+def _pairs(stored: _Stored, pictures: Pictures | None, reference: Reference) -> CalibrationPairs:
     shades = None if pictures is None else inputs.shades(reference.image_processor)
     ids = None
     if reference.tokenizer is not None:
-        prompts = inputs.tokenize(reference.tokenizer, captions, context_of(reference))
+        prompts = inputs.tokenize(reference.tokenizer, stored.captions, context_of(reference))
         ids = prompts.ids[prompts.rows]
-    return CalibrationPairs(str(place), len(captions), pictures, shades, ids, digest)
+    return CalibrationPairs(str(stored.place), len(stored.captions), pictures, shades, ids, stored.hash())

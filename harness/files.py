@@ -643,10 +643,12 @@ def _status(path: Path, what: str, fix: str | None) -> os.stat_result:
 
 
 def _resolved(path: Path, inside: str | Path | None, what: str, fix: str | None) -> Path:
-    """*path* with every link followed, which must be in the folder *inside*."""
+    """*path* with every link followed, which must be in the folder *inside*; as it is where it may be anywhere."""
+    if inside is None:
+        return path  # following links costs more than reading a small file
     try:
         resolved = Path(os.path.realpath(path, strict=True))
-        if inside is not None and not resolved.is_relative_to(os.path.realpath(expand(inside), strict=True)):
+        if not resolved.is_relative_to(os.path.realpath(expand(inside), strict=True)):
             problem = f"is outside of {_cut(inside)}, which the {what} must be in"
             raise UsageError(_cut(path), problem, fix or "Move it there, and name it by its path in there.")
     except OSError as error:

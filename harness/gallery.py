@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -89,14 +88,6 @@ def thumbnails(task: Task, positions: Sequence[int]) -> dict[int, str]:
     if not positions:
         return {}
     pictures, start = task.pictures, task.start
-    if isinstance(getattr(pictures, "_dataset", None), torch.utils.data.IterableDataset):
-        # A streamed data set is read from its beginning each time, so it is read once, past all that is wanted.
-        wanted, found = set(positions), {}
-        at = positions[0]
-        for batch in pictures.batches(64, start + at, start + positions[-1] + 1):
-            found.update({at + k: data_uri(picture) for k, picture in enumerate(batch) if at + k in wanted})
-            at += len(batch)
-        return found
     return {i: data_uri(next(pictures.batches(1, start + i, start + i + 1))[0]) for i in positions}
 
 

@@ -16,9 +16,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from harness import (
 )
 from harness.errors import UsageError
 from harness.halves import half_products, looked_up
+from harness.pictures import PictureError, check_size
 
 #: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again on each pass.
 MEMORY_LIMIT = 2 << 30
@@ -40,7 +42,7 @@ _WIDTH_STEP = 16
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Rows a forward: what a device likes; results do not hang on it."""
+    """Return the rows per forward that suit a device; results do not depend on it."""
     return 512 if device.type == "cuda" else 64
 
 
@@ -53,11 +55,17 @@ class Resize:
 
     def __init__(self, image_processor: Any) -> None:
         self._processor = over_pil(image_processor)
+        self.shape: tuple[int, ...] = ()
         probe = self(_picture(np.zeros((4, 4, 3), np.uint8)))
-        self.shape: tuple[int, ...] = tuple(probe.shape)
+        self.shape = tuple(probe.shape)
 
     def __call__(self, picture: Any) -> Tensor:
-        """Resize and crop one PIL picture."""
+        """Resize and crop one PIL picture.
+
+        Raises:
+            PictureError: it is so long and narrow that it would be resized to too many pixels.
+        """
+        check_size(*picture.size, edge=max(self.shape[1:], default=0))
         # Greyscale, palette and transparent pictures become three channels as CLIP_benchmark's transforms do it.
         done = self._processor(picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
         return torch.from_numpy(np.ascontiguousarray(done["pixel_values"][0], dtype=np.uint8))
@@ -94,42 +102,47 @@ def shades(image_processor: Any) -> Tensor:
     return torch.from_numpy(np.asarray(over_pil(image_processor)(_picture(ramp), **plain)["pixel_values"][0, :, 0]))
 
 
+class PictureSet(Protocol):
+    """Resized pictures by position (:class:`harness.pictures.Resized`)."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return a picture: uint8 (3, height, width)."""
+        ...
+
+    def where(self, index: int) -> Path:
+        """Return the file that a picture is in."""
+        ...
+
+
 class Pictures:
     """``n`` pictures of one data set, as uint8 (3, height, width), each decoded once if all fit into memory.
 
-    A stream (webdataset) that does not fit is read on from where the last batches ended, so that slices taken in
-    order cost one pass; a slice before that place starts the stream anew.
-
     Args:
-        dataset: yields (uint8 tensor, anything); map-style (torchvision) or iterable (webdataset).
-        ids: one name a picture, for messages.
+        dataset: the pictures by position.
+        ids: one name per picture, for messages.
         shape: of one picture.
-        place: where they come from, for messages.
-        chosen: positions in the data set, ascending, or None for all.
         memory_limit: bytes that may be kept.
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        ids: Sequence[str],
-        shape: tuple[int, ...],
-        place: Path,
-        chosen: Sequence[int] | None = None,
-        memory_limit: int = MEMORY_LIMIT,
+        self, dataset: PictureSet, ids: Sequence[str], shape: tuple[int, ...], memory_limit: int | None = None
     ) -> None:
-        self._dataset, self._ids, self._place = dataset, ids, place
-        self._chosen = range(len(ids)) if chosen is None else chosen
-        self._shape = shape
-        self._keep = len(self._chosen) * int(np.prod(shape)) <= memory_limit
+        self._dataset, self._ids, self._shape = dataset, ids, shape
+        self._keep = len(ids) * int(np.prod(shape)) <= (MEMORY_LIMIT if memory_limit is None else memory_limit)
         self._kept: Tensor | None = None
-        self._missing = np.ones(len(self._chosen), bool)
-        self._streamed = isinstance(dataset, torch.utils.data.IterableDataset)
-        self._stream: Iterator[Any] | None = None
-        self._next = 0  #: position in the data set of what the stream gives next
+        self._missing = np.ones(len(ids), bool)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._ids)
+
+    def decode(self) -> None:
+        """Decode all pictures that memory holds, so that one that cannot be decoded is found now.
+
+        Raises:
+            UsageError: a picture cannot be read.
+        """
+        if self._keep:
+            self._in_memory(range(len(self)))
 
     def digests(self, start: int, stop: int) -> list[bytes] | None:
         """A name for each of pictures *start* to *stop*, equal where they are; None where memory does not hold them."""
@@ -153,20 +166,13 @@ class Pictures:
             yield torch.stack(batch)
 
     def take(self, positions: Sequence[int]) -> TakenPictures:
-        """The pictures at *positions*, in that order.
-
-        Raises:
-            UsageError: they are a stream too large to be kept, which has no order but its own.
-        """
-        if not self._keep and self._streamed:
-            mend = "Leave out --early-stop, or give the data set in its original files."
-            raise UsageError(self._place, "is a stream too large for memory, which cannot be shuffled", mend)
+        """The pictures at *positions*, in that order."""
         return TakenPictures(self, positions)
 
     def at(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """Single pictures by position; only for what :meth:`take` accepts."""
+        """Single pictures by position."""
         if not self._keep:
-            yield from self._by_index([self._chosen[i] for i in positions])
+            yield from self._decoded(positions)
             return
         kept = self._in_memory(positions)
         for i in positions:
@@ -176,8 +182,7 @@ class Pictures:
         """All pictures, those at *positions* decoded for certain: uint8 (n, 3, height, width)."""
         if self._kept is None:
             self._kept = torch.empty((len(self), *self._shape), dtype=torch.uint8)
-        # A stream has no order but its own: all of it, or nothing.
-        wanted = np.arange(len(self)) if self._streamed else np.asarray(positions, np.int64)
+        wanted = np.asarray(positions, np.int64)
         wanted = np.unique(wanted[self._missing[wanted]])
         for i, picture in zip(wanted, self._decoded(wanted.tolist()), strict=True):
             self._kept[i] = picture
@@ -185,54 +190,24 @@ class Pictures:
         return self._kept
 
     def _decoded(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        chosen = [self._chosen[i] for i in positions]
-        found = self._in_order(chosen) if self._streamed else self._by_index(chosen)
-        count = 0
-        for picture in found:
-            yield picture
-            count += 1
-        if count != len(chosen):
-            what = f"gave {count} of {len(chosen)} pictures"
-            raise UsageError(self._place, what, "The data changed while it was read; start again.")
+        """The pictures at *positions*, decoded one after the other, in several processes where it is worth it.
 
-    def _by_index(self, chosen: list[int]) -> Iterator[Tensor]:
+        They come from those processes as bytes: a tensor would come as an open file, and a batch is hundreds.
+        """
         loader = torch.utils.data.DataLoader(
-            _Reader(self._dataset, chosen), batch_size=None, num_workers=self._workers(len(chosen))
+            _Reader(self._dataset, self._ids, positions, self._shape),
+            batch_size=None,
+            num_workers=self._workers(len(positions)),
+            collate_fn=_as_it_is,
         )
-        for index, item in zip(chosen, loader, strict=True):
-            if isinstance(item, str):
-                raise self._unreadable(self._ids[index], item)
-            yield item
-
-    def _in_order(self, chosen: list[int]) -> Iterator[Tensor]:
-        wanted = set(chosen)
-        if not chosen:
-            return
-        if self._stream is None or chosen[0] < self._next:
-            # One worker at most: several would each take some of the shards and mix their order.
-            workers = min(1, self._workers(len(chosen)))
-            loader = torch.utils.data.DataLoader(self._dataset, batch_size=None, num_workers=workers)
-            self._stream, self._next = iter(loader), 0
-        stream, self._stream = self._stream, None  # kept only if this slice ends well, and the data set goes on
-        while self._next <= chosen[-1]:
-            try:
-                picture, _ = next(stream)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise self._unreadable(self._ids[min(self._next, len(self._ids) - 1)], repr(error)) from error
-            self._next += 1
-            if self._next - 1 in wanted:
-                yield picture
-        if chosen[-1] != self._chosen[-1]:
-            self._stream = stream
+        for item in loader:
+            if isinstance(item, UsageError):
+                raise item
+            yield torch.from_numpy(item)
 
     def _workers(self, count: int) -> int:
         """Processes that decode *count* pictures: the data set's size decides, as one slice follows another."""
         return min(8, os.cpu_count() or 1, count) if len(self) >= _WORTH_WORKERS else 0
-
-    def _unreadable(self, name: str, why: str) -> UsageError:
-        return UsageError(self._place, f"picture {name} cannot be read ({why})", "Restore the file.")
 
 
 @dataclass(frozen=True)
@@ -252,20 +227,38 @@ class TakenPictures:
             yield torch.stack(batch)
 
 
-class _Reader(torch.utils.data.Dataset[Any]):
-    """Pictures by index; an error becomes its text, since not every exception survives the way between processes."""
+def _as_it_is(item: Any) -> Any:
+    """Keep an array an array: torch would make it a tensor."""
+    return item
 
-    def __init__(self, dataset: Any, chosen: list[int]) -> None:
-        self._dataset, self._chosen = dataset, chosen
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """Pictures by position as arrays, or the error to raise: not every exception survives the way between processes."""
+
+    def __init__(self, dataset: PictureSet, ids: Sequence[str], chosen: Sequence[int], shape: tuple[int, ...]) -> None:
+        self._dataset, self._ids, self._chosen, self._shape = dataset, ids, chosen, shape
 
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8] | UsageError:
+        position = self._chosen[index]
         try:
-            return self._dataset[self._chosen[index]][0]  # type: ignore[no-any-return]
+            picture = self._dataset[position]
+        except UsageError as error:
+            return error
+        except PictureError as error:
+            return self._unusable(position, error.what, error.fix)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return self._unusable(position, f"cannot be read ({type(error).__name__}: {error})", "Restore the file.")
+        if tuple(picture.shape) != self._shape:
+            found, expected = (" x ".join(map(str, shape)) for shape in (picture.shape, self._shape))
+            fix = "Correct preprocessor_config.json: it must give every picture one size."
+            return self._unusable(position, f"is {found} after preprocessing, expected {expected}", fix)
+        return picture.numpy()
+
+    def _unusable(self, position: int, what: str, fix: str) -> UsageError:
+        return UsageError(self._dataset.where(position), f"picture {self._ids[position]} {what}", fix)
 
 
 @dataclass(frozen=True)

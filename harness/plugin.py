@@ -148,17 +148,23 @@ def check_options(config: pytest.Config) -> None:
     Raises:
         UsageError: a value cannot be used.
     """
+    from harness import files
+
     get = config.getoption
     size = get("calibration_size")
     if size < 1:
         raise UsageError("--calibration-size", f"is {size}", "Give a positive number of pairs.")
     if get("update_baselines") and not (get("reason") or "").strip():
         raise UsageError("--update-baselines", "has no reason", "Say why the baselines change: --reason TEXT.")
-    for name in ("recipes_root", "data_root", "calibration_data"):
+    for name in ("recipes_root", "data_root"):
         path = get(name)
         pattern = name == "data_root" and "{dataset" in str(path)  # filled in for each task, and looked for then
-        if path is not None and not pattern and not path.is_dir():
-            raise UsageError(f"--{name.replace('_', '-')} {path}", "is no directory", "Give an existing directory.")
+        if path is not None and not pattern and not files.is_folder(path):
+            raise UsageError(f"--{name.replace('_', '-')} {path}", "is not a directory", "Give an existing directory.")
+    path = get("calibration_data")
+    if path is not None and not files.is_folder(path) and not files.is_file(path):
+        what = "is neither a directory nor a file"
+        raise UsageError(f"--calibration-data {path}", what, "Give an existing directory, or an annotation file.")
     _check_cluster(config)
     folder = get("gate_report")
     if folder is not None and folder.exists() and not folder.is_dir():
@@ -182,13 +188,14 @@ def _check_cluster(config: pytest.Config) -> None:
 
 def options_of(config: pytest.Config) -> Options:
     """The command line as the library's options."""
+    from harness import samples
     from harness.gate import Options
 
     get = config.getoption
     given: dict[str, Any] = {
         "recipes": tuple(dict.fromkeys(get("gate_recipes") or ())),
         "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
-        "tasks": tuple(dict.fromkeys(t for t in (get("tasks") or "").split(",") if t)),
+        "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
         "baselines": get("baselines"),
     }
     return Options(
@@ -245,7 +252,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_options(config)
         machine.key_storage(config)
-        if config.getoption("tasks"):
+        if config.getoption("tasks") is not None:
             from harness import gate
 
             gate.metrics_of(options_of(config))

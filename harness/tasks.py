@@ -27,18 +27,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from harness import families, inputs, samples
+from harness import families, inputs, samples, words
 from harness.errors import UsageError
 from harness.halves import half_products
 from harness.inputs import Pictures, Prompts, TakenPictures
 from harness.known import Known, once
+from harness.pictures import Resized
 from harness.samples import CLASSIFICATION, Samples
 
 if TYPE_CHECKING:
     from harness.models import Reference
 
-#: The tasks in the package: what cifar100, imagenet1k and mscoco_captions are to a full-size model.
-EMBEDDED_TASKS = ("emoji100", "emoji", "emoji_captions")
+EMBEDDED_TASKS = samples.EMBEDDED_TASKS
 ACC1, IMAGE_RECALL, TEXT_RECALL = "acc1", "image_retrieval_recall@5", "text_retrieval_recall@5"
 #: metric -> how far down the ranking a right candidate counts
 DEPTH = {ACC1: 1, IMAGE_RECALL: 5, TEXT_RECALL: 5}
@@ -144,6 +144,15 @@ class Task:
         """Samples under *metric*: captions for image retrieval, else pictures."""
         return len(self.prompts) if metric == IMAGE_RECALL else len(self.sample_ids)
 
+    def decode(self) -> None:
+        """Decode the pictures that memory holds, so that one that cannot be decoded is found now.
+
+        Raises:
+            UsageError: a picture cannot be read.
+        """
+        if isinstance(self.pictures, Pictures):
+            self.pictures.decode()
+
     def subset(self, start: int, stop: int) -> Task:
         """Pictures *start* to *stop* of a classification task, with all its classes.
 
@@ -199,39 +208,61 @@ def load_tasks(names: Sequence[str] | None, data_root: Path | None, reference: R
     Raises:
         UsageError: a task is unknown, or its data are absent, incomplete or damaged.
     """
+    found = _loaded(names, data_root)
     resize = inputs.Resize(reference.image_processor)
-    tasks = []
-    for name in dict.fromkeys(EMBEDDED_TASKS if names is None else names):
-        if name in EMBEDDED_TASKS:
-            found = samples.embedded(name, resize)
-        elif data_root is None:
-            mend = f"Give --data-root DIR, or one of the embedded tasks: {', '.join(EMBEDDED_TASKS)}."
-            raise UsageError(f"--tasks {name}", "needs to know where its data lie", mend)
-        else:
-            found = samples.load(name, data_root, resize)
-        tasks.append(completed(prepare(found, resize, reference), reference))
-    return tuple(tasks)
+    return tuple(completed(prepare(one, resize, reference), reference) for one in found)
+
+
+def sample_counts(names: Sequence[str] | None, data_root: Path | None) -> dict[tuple[str, str], int]:
+    """Return the number of samples of each (task, metric), from names, labels and captions alone.
+
+    No picture is read and no model is needed, so that what depends on the counts can be refused at once and early.
+    The arguments are those of :func:`load_tasks`.
+
+    Raises:
+        UsageError: as :func:`load_tasks`, but for what is wrong with a picture.
+    """
+    return {
+        (found.name, metric): found.prompts if metric == IMAGE_RECALL else len(found.ids)
+        for found in _loaded(names, data_root)
+        for metric in metrics_of(found.kind)
+    }
+
+
+def _loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples]:
+    """The data sets *names*, each once; what can be known without a picture is checked."""
+    loaded: dict[Path, Samples] = {}
+    for name in dict.fromkeys(map(samples.canonical, EMBEDDED_TASKS if names is None else names)):
+        found = samples.load(name, data_root)
+        # Several original formats may share a folder; a webdataset has its own.
+        place = found.place / name if name in samples.LAYOUTS else found.place.resolve()
+        if place in loaded:
+            what = f"and {loaded[place].name} are the same data in {found.place}"
+            raise UsageError(f"--tasks {name}", what, "Give one of them, or a --data-root that holds both.")
+        words.check_count(found.prompts, found.place)
+        candidates = len(found.classes) if found.labels is not None else len(found.ids)
+        most = 1 if found.labels is not None else 5
+        if candidates - 1 < most:
+            fix = "A task needs more wrong candidates than the metric looks at."
+            raise UsageError(found.place, f"{candidates} candidates are too few for {found.name}", fix)
+        loaded[place] = found
+    return list(loaded.values())
 
 
 def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task:
     """*found* as a task: prompts written out and tokenized, pictures behind a cache."""
     if found.labels is not None:
-        texts = [template.format(c=name) for name in found.classes for template in found.templates]
+        texts = [words.fill(template, name) for name in found.classes for template in found.templates]
         counts = [len(found.templates)] * len(found.classes)
     else:
         assert found.captions is not None
         texts, counts = [text for group in found.captions for text in group], [len(g) for g in found.captions]
-    candidates = len(found.classes) if found.labels is not None else len(found.ids)
-    most = 1 if found.labels is not None else 5
-    if candidates - 1 < most:
-        mend = "A task needs more wrong candidates than the metric looks at."
-        raise UsageError(found.place, f"{candidates} candidates are too few for {found.name}", mend)
     return Task(
         name=found.name,
         kind=found.kind,
         sample_ids=found.ids,
         data_hash=found.hash,
-        pictures=Pictures(found.dataset, found.ids, resize.shape, found.place),
+        pictures=Pictures(Resized(found.pictures, resize), found.ids, resize.shape),
         shades=inputs.shades(reference.image_processor),
         prompts=inputs.tokenize(
             reference.tokenizer, texts, context_of(reference), families.of(reference.model).text_is_causal

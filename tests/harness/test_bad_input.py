@@ -121,7 +121,7 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "begins", "what"),
     [
-        (("--tasks", "cifar1000"), "--tasks cifar1000", "is no task. Known: "),
+        (("--tasks", "cifar1000"), "--tasks cifar1000", "is not a task. Known: "),
         (("--tasks", "cifar100"), "--tasks cifar100", "Give --data-root DIR"),
         (("--tasks", "wds/mine", "--data-root", "here"), "here", "wds/mine"),
         (("--tasks", "cifar100", "--data-root", "here"), "here", "cifar-100-python"),

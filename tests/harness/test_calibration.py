@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from harness import calibration, families, inputs, models, samples
+from harness import calibration, families, inputs, models, samples, webdatasets
 from harness.errors import UsageError
 from harness.models import Reference
 
@@ -231,8 +231,8 @@ def empty(place: Path) -> Path:
         (lambda p: p, "does not exist"),
         (empty, "holds neither shards nor caption annotations"),
         (without_pictures, r"picture 000000000100.jpg is in none of train2017"),
-        (with_annotations("{"), "holds no COCO captions"),
-        (with_annotations('{"images": []}'), r"holds no COCO captions \(KeyError: 'annotations'\)"),
+        (with_annotations("{"), r"captions_train2017.json:1: is not JSON"),
+        (with_annotations('{"images": []}'), r"2017.json \(annotations\): the key 'annotations' is missing"),
         (with_annotations('{"images": [], "annotations": []}'), "names no picture with a caption"),
         (leading_out, r"picture ../secret.jpg lies outside its folder"),
         (classification, "is not 'retrieval'"),
@@ -248,13 +248,13 @@ def test_unusable_calibration_data_are_told_in_one_line(
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path, reference: Reference) -> None:
-    """A picture that does not decode ends calibration with its name."""
+    """A picture that is none, or is cut, is named with its file when the pairs are loaded."""
     place = coco(tmp_path / "coco")
-    (place / "train2017" / "000000000103.jpg").write_bytes(b"no picture")
-    pairs = calibration.load(place, reference)
-
-    with pytest.raises(UsageError, match=r"picture 000000000103\.jpg cannot be read"):
-        inputs_of(pairs)
+    path = place / "train2017" / "000000000103.jpg"
+    for data in (b"no picture", path.read_bytes()[:900]):
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=r"000000000103\.jpg: picture 000000000103\.jpg cannot be read"):
+            calibration.load(place, reference)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,11 @@ def test_unusable_options_are_told(source: str | None, size: int, message: str, 
 
 def test_calibration_pictures_are_no_evaluation_pictures() -> None:
     """No calibration picture is, in its bytes, a picture of any embedded task."""
-    calibrating = {samples.picture_of(s, Path()) for s in samples.shards(samples.EMBEDDED / "calibration", "test")}
+    calibrating = {s.picture.read() for s in webdatasets.samples(samples.EMBEDDED / "calibration", "test")}
     evaluating = {
-        samples.picture_of(s, Path())
+        sample.picture.read()
         for name in ("emoji", "emoji100", "emoji_captions")
-        for s in samples.shards(samples.EMBEDDED / name, "test")
+        for sample in webdatasets.samples(samples.EMBEDDED / name, "test")
     }
 
     assert len(calibrating) == 512

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import models, samples, tasks
+from harness import models, samples, tasks, webdatasets
 from harness.embedded import card, datasets, emoji, text
 from harness.embedded.emoji import Concept
 
@@ -42,7 +42,7 @@ def test_a_data_set_is_what_was_made(name: str, record: dict[str, Any]) -> None:
 )
 def test_the_tasks_have_their_sizes(name: str, n: int, classes: int) -> None:
     """Classes are named once each, all are asked for equally often, and pictures carry five different captions."""
-    found = samples.embedded(name, lambda picture: picture)
+    found = samples.load(name, None)
 
     assert len(found.ids) == n
     assert len(set(found.classes)) == len(found.classes) == classes
@@ -57,11 +57,11 @@ def test_the_tasks_have_their_sizes(name: str, n: int, classes: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_are_small_and_of_the_models_size(name: str) -> None:
     """Every picture is 48 by 48 and fills at most two blocks of its archive."""
-    for sample in samples.shards(DATA / name, "test"):
-        data = samples.picture_of(sample, DATA)
+    for sample in webdatasets.samples(DATA / name, "test"):
+        data = sample.picture.read()
         with Image.open(io.BytesIO(data)) as picture:
             assert (picture.format, picture.size) == ("WEBP", (48, 48))
-        assert len(data) <= datasets.PICTURE_BYTES, sample["__key__"]
+        assert len(data) <= datasets.PICTURE_BYTES, sample.key
 
 
 def test_all_package_data_are_under_fifteen_megabytes() -> None:

@@ -72,7 +72,7 @@ def test_equal_pictures_and_no_others_share_a_name(emoji100: Task) -> None:
 def test_pictures_that_do_not_fit_into_memory_have_no_names(emoji100: Task) -> None:
     """They are embedded task by task: to tell them apart they would have to be decoded once more."""
     pictures: Any = emoji100.pictures
-    large = Pictures(pictures._dataset, pictures._ids, (3, 48, 48), pictures._place, memory_limit=1)
+    large = Pictures(pictures._dataset, pictures._ids, (3, 48, 48), memory_limit=1)
 
     assert large.digests(0, 2) is None
 

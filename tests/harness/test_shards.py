@@ -95,12 +95,6 @@ def whole(subject: Subject, hundred: Task) -> TaskRun:
     return Alone(ROWS).evaluate(subject, [hundred])["emoji100"]
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """Six pictures of three classes on the disk, and a folder beside them."""
-    return webdataset_classes(tmp_path / "data" / "tiny")
-
-
 # -- slices ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,42 +142,19 @@ def test_slices_of_a_part_equal_the_part(subject: Subject, hundred: Task) -> Non
     )
 
 
-def test_a_stream_that_does_not_fit_is_read_once(
-    reference: Reference, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Slices in order go on where the last one ended; one that lies before it starts anew, with the same pictures."""
-    monkeypatch.setattr(inputs, "MEMORY_LIMIT", 0)
-    (task,) = tasks.load_tasks(["wds/tiny"], tiny, reference)
-    pictures = inputs.Pictures(task.pictures._dataset, task.sample_ids, (3, 48, 48), tiny, memory_limit=0)  # type: ignore[union-attr]
-    read = []
-    original = torch.utils.data.DataLoader.__iter__
-
-    def opened(loader: Any) -> Any:
-        read.append(loader)
-        return original(loader)
-
-    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", opened)
-
-    expected = torch.cat(list(pictures.batches(6)))
-    assert len(read) == 1
-    parts = [torch.cat(list(pictures.batches(2, start, start + 2))) for start in (0, 2, 4)]
-
-    assert torch.equal(torch.cat(parts), expected)
-    assert len(read) == 2
-    assert torch.equal(torch.cat(list(pictures.batches(2, 1, 3))), expected[1:3])
-    assert len(read) == 3
-
-
-def test_pictures_are_decoded_when_they_are_asked_for(reference: Reference, tmp_path: Path) -> None:
-    """Of a data set in original files a slice decodes its own pictures, each once."""
+def test_pictures_are_decoded_when_they_are_asked_for() -> None:
+    """A slice decodes its own pictures, each once."""
     decoded = []
 
-    class Files(torch.utils.data.Dataset[Any]):
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, None]:
+    class Files:
+        def __getitem__(self, index: int) -> torch.Tensor:
             decoded.append(index)
-            return torch.full((3, 2, 2), index, dtype=torch.uint8), None
+            return torch.full((3, 2, 2), index, dtype=torch.uint8)
 
-    pictures = inputs.Pictures(Files(), [str(i) for i in range(9)], (3, 2, 2), tmp_path)
+        def where(self, index: int) -> Path:
+            return Path(f"{index}.png")
+
+    pictures = inputs.Pictures(Files(), [str(i) for i in range(9)], (3, 2, 2))
 
     assert [int(p) for batch in pictures.batches(2, 3, 6) for p in batch[:, 0, 0, 0]] == [3, 4, 5]
     assert decoded == [3, 4, 5]
