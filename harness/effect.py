@@ -13,13 +13,15 @@ from typing import Any
 from torch import nn
 
 from harness import architectures, quantize, quantizers
+from harness.quantize import QuantizationError
 from harness.quantizers import QuantizerMap
-from harness.recipes import Recipe
+from harness.recipes import SEARCHED, Recipe
 
 #: The small model that accuracy is measured on, and the one that the published recipe is about.
 ARCHITECTURES = ("embedded", "ViT-L-14")
 
 Attributes = dict[str, dict[str, Any]]
+Structures = dict[str, tuple[QuantizerMap, Attributes]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,53 @@ class Effect:
 @lru_cache(maxsize=1)
 def quantizer_names(attention: str = "diffusers") -> tuple[str, ...]:
     """Every quantizer that CLIP has a place for."""
-    return tuple(quantizers.tensor_quantizers(quantize.insert(_blank("embedded"), attention)))
+    return tuple(q.name for q in _places(attention))
+
+
+@lru_cache(maxsize=1)
+def _places(attention: str = "diffusers") -> QuantizerMap:
+    """The map of the embedded architecture with every quantizer off: what a pattern can match."""
+    return quantizers.quantizer_map(quantize.insert(_blank("embedded"), attention))
+
+
+def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -> Effect | None:
+    """The effect of *head* where *base* was, or None where it cannot be seen: *base* was not there, or refused.
+
+    Nor can that of a recipe that searches for formats.
+
+    Raises:
+        QuantizationError: ModelOpt refuses *head* on CLIP.
+    """
+    if base is not None and base.hash == head.hash:
+        return between(base, head, attention)
+    if SEARCHED in (head.kind, None if base is None else base.kind):
+        return None
+    if base is None:
+        _structure(ARCHITECTURES[0], head, attention)
+        return None
+    after = _structures(head, attention)
+    try:
+        before = _structures(base, attention)
+    except QuantizationError:
+        return None
+    return _difference(base, head, before, after)
+
+
+def refusal(head: Recipe, error: QuantizationError) -> str:
+    """Why ModelOpt refuses *head* on CLIP, in one line: the entry that turns everything off, if one does."""
+    on: set[str] = set()
+    last = None
+    for number, entry in enumerate(head.entries, 1):
+        touched = quantizers.matched(_places(), entry)
+        if entry.enable:
+            on |= touched
+        elif on and on <= touched:
+            on, last = set(), f"entry {number} `{entry.pattern}` ({entry.origin}) turns everything off"
+        else:
+            on -= touched
+    if last is not None and not on:
+        return f"{last}. Entries apply in order: put it first."
+    return f"ModelOpt refuses it on CLIP: {str(error)[:300]}"
 
 
 def between(base: Recipe, head: Recipe, attention: str = "diffusers") -> Effect:
@@ -58,11 +106,15 @@ def between(base: Recipe, head: Recipe, attention: str = "diffusers") -> Effect:
     """
     if base.hash == head.hash:
         return Effect(head.name, dict.fromkeys(ARCHITECTURES, ()), ())
+    return _difference(base, head, _structures(base, attention), _structures(head, attention))
+
+
+def _difference(base: Recipe, head: Recipe, before: Structures, after: Structures) -> Effect:
     lines: dict[str, tuple[str, ...]] = {}
     others: dict[str, None] = {}
     for name in ARCHITECTURES:
-        (before, was), (after, now) = (_structure(name, recipe, attention) for recipe in (base, head))
-        lines[name] = tuple(quantizers.diff(before, after))
+        (old_map, was), (new_map, now) = before[name], after[name]
+        lines[name] = tuple(quantizers.diff(old_map, new_map))
         others |= dict.fromkeys(_attribute_changes(was, now))
     if base.algorithm != head.algorithm:
         others[f"algorithm: {base.algorithm!r} to {head.algorithm!r}"] = None
@@ -72,6 +124,11 @@ def between(base: Recipe, head: Recipe, attention: str = "diffusers") -> Effect:
 @lru_cache(maxsize=len(ARCHITECTURES))
 def _blank(architecture: str) -> nn.Module:
     return architectures.build(architecture)
+
+
+def _structures(recipe: Recipe, attention: str) -> Structures:
+    """The recipe's map, and the attributes of its enabled quantizers, on each architecture."""
+    return {name: _structure(name, recipe, attention) for name in ARCHITECTURES}
 
 
 def _structure(architecture: str, recipe: Recipe, attention: str) -> tuple[QuantizerMap, Attributes]:

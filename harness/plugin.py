@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from harness.baselines import Drift, Missing
     from harness.gate import Case, Gate, Options, Quantized
     from harness.results import Results
+    from harness.selection import Selection
     from harness.verdicts import Verdict
     from harness.versions.carried import Unexpected
 
@@ -28,6 +29,8 @@ ON_REQUEST = ("proof", "qat")
 
 _GATE = pytest.StashKey["Gate"]()
 _RESULTS = pytest.StashKey["Results"]()
+#: Recipes that a pull request broke, so that no test can load them -> the reason.
+_REFUSED = pytest.StashKey[dict[str, str]]()
 #: Property of the report of a test that met a usage error.
 _USAGE_ERROR = "usage error"
 
@@ -193,13 +196,15 @@ def options_of(config: pytest.Config) -> Options:
 
     get = config.getoption
     given: dict[str, Any] = {
-        "recipes": tuple(dict.fromkeys(get("gate_recipes") or ())),
         "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
         "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
         "baselines": get("baselines"),
     }
+    given = {name: value for name, value in given.items() if value}
+    if get("gate_recipes") is not None:  # an empty list where a pull request broke all that it touched
+        given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
     return Options(
-        **{name: value for name, value in given.items() if value},
+        **given,
         recipes_root=get("recipes_root"),
         data_root=get("data_root"),
         calibration_data=get("calibration_data"),
@@ -220,6 +225,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if is_worker(config):
         # Cleared by the process that reports; a worker that starts later would clear what others have left since.
         config.option.cacheclear = False
+        return None  # what the process that reports has selected came with the options
     rev = config.getoption("changed_since")
     if rev is None:
         if config.getoption("list_affected"):
@@ -236,10 +242,36 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     print(selected)  # pytest's terminal is not set up yet
-    if config.getoption("list_affected") or not selected.gated:
+    if selected.undecided:
+        raise pytest.UsageError(str(_undecided(selected)))
+    if config.getoption("list_affected"):
         return int(pytest.ExitCode.OK)
-    config.option.gate_recipes = list(selected.gated)
+    results_of(config).environment["selection"] = selected.as_dict()
+    if not selected.gated:
+        return _report_nothing_gated(config)
+    config.stash[_REFUSED] = selected.unloadable
+    config.option.gate_recipes = selection.references(selected, root)
     return None
+
+
+def _undecided(selected: Selection) -> UsageError:
+    (name, why), *others = selected.undecided.items()
+    more = f" (and {len(others)} more)" if others else ""
+    what = f"nobody can say whether {name} has to be gated{more}: {why}"
+    return UsageError("--changed-since", what, "Declare what it is, or give it to the gate by itself.")
+
+
+def _report_nothing_gated(config: pytest.Config) -> int:
+    """Write the report of a run in which there is nothing to gate, where one was asked for."""
+    folder = config.getoption("gate_report")
+    if folder is not None:
+        from harness import report
+
+        try:
+            report.write(results_of(config).as_dict(), folder)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+    return int(pytest.ExitCode.OK)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -282,7 +314,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "structure_case": gate.structures_of(options),
         # No default recipe has a block format that needs CUDA.
         "weights_case": [gate.Case(r, m) for m in models for r in recipes if r not in DEFAULT],
-        "model_case": [gate.Case(recipes[0], m) for m in models],
+        "model_case": [gate.Case(r, m) for m in models for r in recipes[:1]],
         "trained_case": gate.to_train(options),
     }
     for name in wanted - {"metric"}:
@@ -305,6 +337,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     unasked = [name for name in ON_REQUEST if name not in expression]
     empty = [item for item in items if _NO_CASE in getattr(getattr(item, "callspec", None), "params", {}).values()]
     dropped = empty + [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    if config.getoption("gate_recipes") == []:  # nothing of the selection can be loaded
+        dropped = list(items)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
@@ -313,6 +347,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Look at everything that was given before the first model runs: a usage error stops the run with exit code 4."""
+    _report_refused(session.config)
     items: list[Any] = getattr(session, "items", [])
     fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
     if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
@@ -321,6 +356,20 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         _gate(session.config).preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _report_refused(config: pytest.Config) -> None:
+    """One failure per recipe that the pull request broke, in every report that a failing test has."""
+    from harness.report.text import shown
+
+    for name, why in config.stash.get(_REFUSED, {}).items():
+        nodeid = f"{shown(name)}::can be loaded"
+        location = (shown(name), None, "can be loaded")
+        config.hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
+        for when, outcome, text in (("call", "failed", f"refused: {why}"), ("teardown", "passed", None)):
+            report = pytest.TestReport(nodeid, location, {}, outcome, text, when)  # type: ignore[arg-type]
+            config.hook.pytest_runtest_logreport(report=report)
+        config.hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import os
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -18,11 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.recipe_tree import MAX_TREE_BYTES, SUFFIXES, Tree
+from harness.recipe_tree import SUFFIXES, Tree
+from harness.recipe_yaml import Document
 from harness.recipes import SEARCHED, Entry, Recipe, kind_of, section_files
-from harness.revisions import at_revision, changes
+from harness.revisions import Comparison, at_revision, compare
 
-MAX_TREE_FILES = 2000  # of YAML in one tree, over ten times ModelOpt 0.47's
+#: Kinds of recipes that the gate judges.
+JUDGED = ("ptq", SEARCHED)
+#: Schemas of what recipes import, as the trees of ModelOpt 0.44 to 0.48 declare them.
+_SNIPPETS = {
+    *(f"modelopt.recipe.config.{name}" for name in ("LayerPatternList", "RecipeMetadataConfig")),
+    *(
+        f"modelopt.torch.quantization.config.{name}"
+        for name in ("QuantizeConfig", "QuantizerAttributeConfig", "QuantizerCfgEntry", "QuantizerCfgListConfig")
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,9 @@ class Reach:
 class Affected:
     """A recipe that a change reaches.
 
-    ``recipe`` is the name by which ``harness.recipes.load`` finds it in the tree; ``reaches`` holds the shortest way to
+    ``recipe`` is what the tree calls it, ``path`` the file (or folder) to load; ``reaches`` holds the shortest way to
     each changed file, nearest first.  ``broken`` says why the recipe can no longer be resolved, if so; ``removed`` that
-    it is gone (``path`` is then None).
+    it is gone (``path`` is then None).  ``untold`` says why nobody can say whether it is a recipe, if so.
     """
 
     recipe: str
@@ -48,6 +57,7 @@ class Affected:
     reaches: tuple[Reach, ...]
     broken: str | None = None
     removed: bool = False
+    untold: str | None = None
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -63,45 +73,35 @@ class Affected:
 def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
     """The recipes under *root* that the difference between *rev* and the working tree reaches, by name.
 
-    Every kind of recipe is listed, the ones that the gate does not judge too (see :func:`not_gated`).  *presets* adds
-    the complete quantization configs that ModelOpt offers as ``mtq.*_CFG``, which are no recipes by themselves.
+    The difference is the one to the merge base of *rev* and HEAD.  Every kind of recipe is listed, the ones that the
+    gate does not judge too (see :func:`not_gated`).  *presets* adds the complete quantization configs that ModelOpt
+    offers as ``mtq.*_CFG``, which are no recipes by themselves.
 
     Raises:
         UsageError: *root* is no directory of a git checkout, *rev* no commit of it, or the tree is far too large.
     """
     tree = Tree(root)
-    changed = {name: what for name, what in changes(tree.root, rev).items() if _may_matter(tree, name)}
-    if not changed:
-        return []
-    paths = _recipe_files(tree)
-    selected = [found for path in paths if (found := _reached(tree, path, changed))]
+    comparison = compare(tree.root, rev)
+    with at_revision(tree.root, comparison.commit) as base:
+        return reached(tree, Tree(base), comparison, presets)
+
+
+def reached(tree: Tree, base: Tree, comparison: Comparison, presets: bool = False) -> list[Affected]:
+    """As :func:`affected`, of the working tree and what it was compared with, *base*."""
+    changed = comparison.changes
+    paths = _recipe_files(tree, comparison.files)
+    selected = [found for path in paths if (found := _reached(tree, path, comparison))]
+    selected = _each_once(selected)
+    selected += _untold_snippets(tree, comparison, selected)
     moved = {f"renamed to {_name(tree, one.path)}" for one in selected if one.path}
-    with at_revision(tree.root, rev) as base:
-        selected += _removed(Tree(base), tree, changed, moved)
+    selected += _removed(base, changed, moved)
     return sorted((one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe)
 
 
-def _may_matter(tree: Tree, name: str) -> bool:
-    return name.endswith(SUFFIXES) or (tree.root / name).is_symlink() or "." not in Path(name).name
-
-
-def _yaml_files(tree: Tree) -> list[Path]:
+def _recipe_files(tree: Tree, files: Iterable[str]) -> list[Path]:
+    """Of *files*, those that are recipes, folders that hold one, and files that cannot be read and might be one."""
     found: list[Path] = []
-    for folder, folders, files in os.walk(tree.root):
-        folders[:] = sorted(f for f in folders if f != ".git")
-        found += sorted(Path(folder, name) for name in files if name.endswith(SUFFIXES))
-        if len(found) > MAX_TREE_FILES:
-            break
-    if len(found) > MAX_TREE_FILES or sum(path.lstat().st_size for path in found) > MAX_TREE_BYTES:
-        what = f"holds over {MAX_TREE_FILES} YAML files, or {MAX_TREE_BYTES >> 20} MiB of them"
-        raise UsageError(tree.root, what, "Give the modelopt_recipes tree itself.")
-    return found
-
-
-def _recipe_files(tree: Tree) -> list[Path]:
-    """Files that are recipes, directories that hold one, and files that cannot be read and might be one."""
-    found: list[Path] = []
-    for path in _yaml_files(tree):
+    for path in (tree.root / name for name in files):
         if sections := section_files(path.parent):
             if path == sections[0]:
                 found.append(path.parent)
@@ -111,12 +111,51 @@ def _recipe_files(tree: Tree) -> list[Path]:
             if tree.holds(path, path) and kind_of(tree.read(path)) is None:
                 continue
         except UsageError:
-            pass  # told as the recipe's defect, if the change reaches it
+            pass  # reported as the recipe's defect, if the change reaches it
         found.append(path)
     return found
 
 
-def _reached(tree: Tree, path: Path, changed: dict[str, str]) -> Affected | None:
+def _each_once(selected: Iterable[Affected]) -> list[Affected]:
+    """*selected* without links to a recipe that is selected by itself, or by another link."""
+    found: dict[Path, Affected] = {}
+    for one in sorted(selected, key=lambda one: (one.path is not None and _is_linked(one.path), one.recipe)):
+        assert one.path is not None, "what is removed is added later"
+        found.setdefault(_real(one.path), one)
+    return list(found.values())
+
+
+def _is_linked(path: Path) -> bool:
+    return _real(path) != path
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link in a circle
+        return path
+
+
+def _untold_snippets(tree: Tree, comparison: Comparison, selected: Iterable[Affected]) -> list[Affected]:
+    """Changed files with a schema that nobody here knows, which no selected recipe imports: snippets or recipes?"""
+    seen = {name for one in selected for reach in one.reaches for name in reach.chain}
+    found = []
+    for name in comparison.files:
+        if name not in comparison.changes or name in seen:
+            continue
+        path = tree.root / name
+        try:
+            document = tree.read(path)
+        except UsageError:
+            continue  # selected as a recipe
+        if document.schema is not None and document.schema not in _SNIPPETS and kind_of(document) is None:
+            why = f"it declares {document.schema}, which is not a kind of snippet or recipe that is known here"
+            reach = Reach((name,), comparison.changes[name])
+            found.append(Affected(_recipe_name(tree, path), path, "unknown", (reach,), untold=why))
+    return found
+
+
+def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
     """*path*'s recipe with the changes that it reaches, or None; breadth first, so that chains are the shortest."""
     reaches: dict[str, Reach] = {}
     broken: str | None = None
@@ -126,8 +165,9 @@ def _reached(tree: Tree, path: Path, changed: dict[str, str]) -> Affected | None
     while queue:
         file, chain = queue.popleft()
         for name in _footprint(tree, file):
-            if name in changed and name not in reaches:
-                reaches[name] = Reach(chain if name == chain[-1] else (*chain, name), changed[name])
+            change = _change(comparison, name)
+            if change and name not in reaches:
+                reaches[name] = Reach(chain if name == chain[-1] else (*chain, name), change)
         try:
             imports = tree.read(file).imports.values() if tree.holds(file, file) and file.exists() else ()
             for target in imports:
@@ -139,16 +179,37 @@ def _reached(tree: Tree, path: Path, changed: dict[str, str]) -> Affected | None
             broken = broken or str(error)
     if not reaches:
         return None
-    kind = "unknown"
+    kind, untold = "unknown", None
     try:
         kind = "ptq" if path.is_dir() else kind_of(tree.read(path)) or "unknown"
+        untold = None if path.is_dir() else _untold(tree.read(path), kind)
         for start in starts:
             tree.resolve(tree.read(start))
     except UsageError as error:
         broken = broken or str(error)
     if not str(path).isprintable():
         broken = broken or str(UsageError(repr(path.name), "is no plain file name", "Rename it."))
-    return Affected(_recipe_name(tree, path), path, kind, tuple(reaches.values()), broken)
+    if untold and any(part.startswith(".") for part in path.relative_to(tree.root).parts):
+        return None  # a configuration of some tool, such as .pre-commit-config.yaml
+    return Affected(_recipe_name(tree, path), path, kind, tuple(reaches.values()), broken, untold=untold)
+
+
+def _untold(document: Document, kind: str) -> str | None:
+    """Why nobody can say whether *document* is a recipe, or None: it says so itself, or its folder does."""
+    declared = document.schema is not None or (isinstance(document.body, dict) and "metadata" in document.body)
+    if declared or kind in JUDGED or any(kind.startswith(known) for known in _KINDS):
+        return None
+    return "it says neither by metadata.recipe_type nor by a modelopt-schema comment what it is"
+
+
+def _change(comparison: Comparison, name: str) -> str | None:
+    """What happened to the file *name*; of a part that is not compared, nobody can say that it is as it was."""
+    if name in comparison.changes:
+        return comparison.changes[name]
+    for part in comparison.left_out:
+        if part.changed and (name == part.path or (part.path.endswith("/") and name.startswith(part.path))):
+            return f"in {part.path}, {part.why}" if part.path.endswith("/") else part.why
+    return None
 
 
 def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
@@ -187,13 +248,13 @@ def _recipe_name(tree: Tree, path: Path) -> str:
     return _name(tree, short if alone else path)
 
 
-def _removed(base: Tree, tree: Tree, changed: dict[str, str], moved: Collection[str]) -> list[Affected]:
+def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> list[Affected]:
     """Recipes of the base that are gone; not those that are a recipe elsewhere now (*moved*: what such became)."""
     gone: dict[Path, Affected] = {}
     for name, what in changed.items():
         path = base.root / name
         left = what == "removed" or (what.startswith("renamed to ") and what not in moved)
-        if not left or not name.endswith(SUFFIXES) or not path.is_file() or (tree.root / name).exists():
+        if not left or not name.endswith(SUFFIXES) or not path.is_file():
             continue
         try:
             kind = kind_of(base.read(path)) if base.holds(path, path) else None
@@ -248,9 +309,9 @@ def not_gated(recipe: Recipe | Affected, device: str, names: Collection[str] = (
     if isinstance(recipe, Affected) and recipe.removed:
         return "the recipe was removed"
     reason = next((why for kind, why in _KINDS.items() if recipe.kind.startswith(kind)), None)
-    if isinstance(recipe, Affected) and (recipe.broken or reason is None):
+    if isinstance(recipe, Affected) and (recipe.broken or recipe.untold or reason is None):
         return None
-    if recipe.kind not in ("ptq", SEARCHED):
+    if recipe.kind not in JUDGED:
         why = reason or "no recipe that ModelOpt loads by itself"
         return f"kind {recipe.kind}: {why}; the gate judges ptq and {SEARCHED} recipes"
     assert isinstance(recipe, Recipe), "what is selected was answered above"

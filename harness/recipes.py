@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
 import re
 import sys
 import warnings
@@ -133,14 +132,19 @@ def load(ref: str, root: Path | None = None) -> Recipe:
     Raises:
         UsageError: there is no such recipe, or it cannot be used: with the file, the place in it and the mend.
     """
-    if not isinstance(ref, str) or not ref or not ref.isprintable():
-        raise UsageError(
-            f"--recipe {ref!r}", "is no name of a recipe", f"Give one of {', '.join(DEFAULT + MORE)}, or a path."
-        )
-    if _PYTHON.match(ref) and not Path(ref).exists():
+    path = path_of(ref, root)
+    if path is None:
         return _from_python(ref)
-    tree = Tree(root if root is not None else installed_root())
-    return _from_yaml(ref, find(ref, tree), tree)
+    return _from_yaml(ref, path, Tree(root if root is not None else installed_root()))
+
+
+def load_file(path: Path, root: Path) -> Recipe:
+    """The recipe in the file (or folder) *path*, whose imports are looked up in the tree *root*.
+
+    Raises:
+        UsageError: as :func:`load`.
+    """
+    return _from_yaml(str(path), path, Tree(root))
 
 
 def name_of(ref: str, root: Path | None = None) -> str:
@@ -149,35 +153,95 @@ def name_of(ref: str, root: Path | None = None) -> str:
     Raises:
         UsageError: there is no such recipe.
     """
-    if _PYTHON.match(ref) and not Path(ref).exists():
+    path = path_of(ref, root)
+    if path is None:
         return ref.rpartition(":")[2]
-    tree = Tree(root if root is not None else installed_root())
-    return _name(ref, find(ref, tree), tree)
+    return _name(ref, path, Tree(root if root is not None else installed_root()))
 
 
-def find(ref: str, tree: Tree) -> Path:
+def path_of(ref: str, root: Path | None = None) -> Path | None:
+    """The file or folder that *ref* means, or None: it is a ``module:ATTRIBUTE``.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if not isinstance(ref, str) or not ref or not ref.isprintable():
+        raise UsageError(
+            f"--recipe {ref!r}", "is not a name of a recipe", f"Give one of {', '.join(DEFAULT + MORE)}, or a path."
+        )
+    if _PYTHON.match(ref) and not Path(ref).exists():
+        return None
+    return find(ref, Tree(root if root is not None else installed_root()), given=root is not None)
+
+
+def find(ref: str, tree: Tree, given: bool = False) -> Path:
     """The file, or the directory with metadata and quantize files, that *ref* means.
+
+    What is written as a path (``./fp8``, ``/data/fp8.yaml``, ``~/fp8``) is one.  Any other name is looked up in the
+    *given* tree, if there is one; then, if it has no folder and no suffix, among this package's recipes; then it is a
+    path from the working directory; then a name in the installed tree.
+
+    Args:
+        ref: as for :func:`load`.
+        tree: ModelOpt's installed one, or another.
+        given: whether the person named this tree (``--recipes-root``): its files then come first.
 
     Raises:
         UsageError: there is none.
     """
-    for own in (HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml") if "/" not in ref else ():
-        if own.is_file():
-            return own
-    in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
-    names = [in_tree] if ref.endswith(SUFFIXES) else [in_tree, *(in_tree + suffix for suffix in SUFFIXES)]
-    if not os.path.isabs(ref) and ".." not in Path(ref).parts:  # noqa: PTH117  (Path of an odd name may raise)
-        for path in (tree.root / name for name in names):
-            if _exists(path) and tree.holds(path, ref):
-                return path
-    for path in (Path(ref), *(Path(ref + suffix) for suffix in SUFFIXES if not ref.endswith(SUFFIXES))):
-        if _exists(path):
-            return path
+    found = _meanings(ref, tree, given)
+    if found:
+        return found[0]
     raise UsageError(
         f"--recipe {ref}",
         f"names no recipe of harness/recipes, of {tree.root}, and no file",
         f"Give one of {', '.join(DEFAULT + MORE)}, a name in the tree, a YAML path or module:ATTRIBUTE.",
     )
+
+
+def also_means(ref: str, root: Path | None = None) -> str | None:
+    """One line that says what else goes by the name *ref*, or None: the name has one meaning.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if path_of(ref, root) is None:
+        return None
+    tree = Tree(root if root is not None else installed_root())
+    first, *others = _meanings(ref, tree, given=root is not None)
+    rest = [path for path in others if path.resolve() != first.resolve()]
+    if not rest:
+        return None
+    what = f"the recipe {ref} of this package" if HERE in first.parents else str(first)
+    other = str(rest[0]) if rest[0].is_absolute() else f"./{rest[0]}"
+    return f"--recipe {ref} means {what}; to gate the other one of this name, give {other}"
+
+
+def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
+    """Every recipe that *ref* may mean, the one that counts first."""
+    try:
+        path = Path(ref).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--recipe {ref}", f"cannot be expanded ({error})", "Write the path out.") from error
+    files = _with_suffixes(path)
+    if path.is_absolute() or ref.startswith(("./", "../")):
+        return [file for file in files if _exists(file)]
+    inside: list[Path] = []
+    if ".." not in path.parts:
+        in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
+        inside = [file for file in _with_suffixes(tree.root / in_tree) if _exists(file) and tree.holds(file, ref)]
+    own: list[Path] = []
+    if "/" not in ref and not ref.endswith(SUFFIXES):
+        own = [HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml"]
+    candidates = [*inside, *own, *files] if given else [*own, *files, *inside]
+    return [file for file in candidates if _exists(file)]
+
+
+def _with_suffixes(path: Path) -> list[Path]:
+    """*path* and, where it has no suffix of a YAML file, the files that may be meant by it."""
+    if path.name.endswith(SUFFIXES):
+        return [path]
+    return [path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES if path.name)]
 
 
 def _exists(path: Path) -> bool:

@@ -34,7 +34,7 @@ class Results:
     def merge(self, other: dict[str, Json]) -> None:
         """Take over what another process found (its ``as_dict``)."""
         expected = [side.get("expected_differences", {}) for side in (self.environment, other["environment"])]
-        self.environment = self.environment or other["environment"]
+        self.environment = other["environment"] | self.environment
         if any(expected):
             self.environment["expected_differences"] = expected[0] | expected[1]
         for case in other["cases"]:
