@@ -31,7 +31,8 @@ class Cell:
     """One condition: `groups` clusters of `size` samples, their discordance and true difference (points), the budget
     (points).
 
-    `together` is the share of clusters whose samples all do the same; the others' samples are independent.
+    `together` is the share of clusters whose samples all do the same; the others' samples are independent. `others`
+    are further clusters: how many of how many samples.
     """
 
     groups: int
@@ -41,11 +42,23 @@ class Cell:
     size: int = 1
     together: float = 0.0
     alpha: float = 0.05
+    others: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sizes(self) -> Ints:
+        """Samples of each cluster."""
+        kinds = ((self.groups, self.size), *self.others)
+        return np.concatenate([np.full(count, size, dtype=np.int64) for count, size in kinds])
 
     @property
     def n(self) -> int:
         """Samples."""
-        return self.groups * self.size
+        return int(self.sizes.sum())
+
+    @property
+    def single(self) -> bool:
+        """Every cluster is one sample."""
+        return bool((self.sizes == 1).all())
 
     @property
     def margin(self) -> float:
@@ -55,7 +68,7 @@ class Cell:
     @property
     def inflation(self) -> float:
         """True design effect, neglecting the square of the difference."""
-        return 1 + (self.size - 1) * self.together
+        return 1 + (float((self.sizes**2).sum()) / self.n - 1) * self.together
 
 
 @dataclass(frozen=True)
@@ -100,26 +113,27 @@ def draw(rng: np.random.Generator, cell: Cell, draws: int) -> tuple[Ints, Ints]:
     """Samples won and lost in each cluster, both (draws, groups); for independent samples their totals, (draws, 1)."""
     truth = cell.truth / 100
     win, lose = (cell.discordance + truth) / 2, (cell.discordance - truth) / 2
-    if cell.size == 1:
+    if cell.single:
         won = rng.binomial(cell.n, win, (draws, 1))
         return won, rng.binomial(cell.n - won, lose / (1 - win))
-    shape = (draws, cell.groups)
-    won = rng.binomial(cell.size, win, shape)
-    lost = rng.binomial(cell.size - won, lose / (1 - win))
+    sizes = cell.sizes
+    shape = (draws, len(sizes))
+    won = rng.binomial(sizes, win, shape)
+    lost = rng.binomial(sizes - won, lose / (1 - win))
     whole, fate = rng.random(shape) < cell.together, rng.random(shape)
-    won = np.where(whole, cell.size * (fate < win), won)
-    return won, np.where(whole, cell.size * ((fate >= win) & (fate < win + lose)), lost)
+    won = np.where(whole, sizes * (fate < win), won)
+    return won, np.where(whole, sizes * ((fate >= win) & (fate < win + lose)), lost)
 
 
 def measure(cell: Cell, draws: int, seed: int) -> Measured:
     """Judge `draws` runs of one cell, in chunks that bound the memory."""
     rng = np.random.default_rng(seed)
     counts = np.zeros(4, dtype=np.int64)
-    chunk = max(1, min(draws, 4_000_000 // max(cell.groups if cell.size > 1 else 1, 1)))
+    chunk = max(1, min(draws, 4_000_000 // (1 if cell.single else len(cell.sizes))))
     for start in range(0, draws, chunk):
         won, lost = draw(rng, cell, min(chunk, draws - start))
         plain = tango(won.sum(axis=1), lost.sum(axis=1), cell)
-        if cell.size == 1:
+        if cell.single:
             judged = fixed(won[:, 0], lost[:, 0], cell.n, cell.margin, cell.alpha)
         else:
             judged = clustered(won, lost, cell)
@@ -154,13 +168,13 @@ def fixed(won: Ints, lost: Ints, n: int, margin: float, alpha: float) -> tuple[B
 def clustered(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
     """PASS and FAIL (draws,) of the clustered verdict; `won` and `lost` are (draws, groups)."""
     b, c = won.sum(axis=1), lost.sum(axis=1)
-    inflation = paired.design_effect(won - lost, np.full(cell.groups, cell.size), b, c, cell.margin)
-    z = paired.tango_z(b, c, cell.n, -cell.margin) / np.sqrt(inflation)
+    z = paired.tango_z(b, c, cell.n, -cell.margin)
     decisions = np.full(b.shape, Decision.INCONCLUSIVE.value, dtype=object)
-    # The exact guard can only raise a p-value: elsewhere there is nothing to decide.
+    # Clusters and exact tests can only raise a p-value: elsewhere there is nothing to decide.
     for i in np.flatnonzero(np.abs(z) >= 0.999 * stats.norm.isf(cell.alpha)):
-        p = paired.clustered_p(int(b[i]), int(c[i]), cell.n, cell.margin, float(inflation[i]), cell.groups)
-        decisions[i] = decide(p, cell.alpha).value
+        net = won[i] - lost[i]
+        test = paired.clustered_test(net, cell.sizes, int(b[i]), int(c[i]), cell.margin, cell.alpha)
+        decisions[i] = decide(test.shown, cell.alpha).value
     return decisions == Decision.PASS.value, decisions == Decision.FAIL.value
 
 

@@ -113,7 +113,9 @@ class Verdict:
     over clusters), one-sided for a loss and two-sided. `p_noninferior` small: the loss is below the budget;
     `p_inferior` small: it is above. `samples_needed`: where INCONCLUSIVE, the samples that would decide at the
     budget's power if the difference measured here is the true one; None if none would. `lost_ids`, `won_ids`: largest
-    reference margin first. `fraction_used` is below 1 after an early stop.
+    reference margin first. `fraction_used` is below 1 after an early stop. `block`: samples that a cluster which is not
+    among the data could lose at once, see `harness.paired.unseen_block`. `fix`: what to do, where it is not what a
+    verdict of this kind says by itself.
     """
 
     task: str
@@ -142,6 +144,8 @@ class Verdict:
     won_ids: tuple[str, ...] = ()
     fraction_used: float = 1.0
     note: str = ""
+    fix: str = ""
+    block: float = 1.0
 
     @property
     def discordance(self) -> float:
@@ -152,9 +156,12 @@ class Verdict:
         """The verdict in plain words: expected, found, where, and what to do."""
         b = self.budget
         low, high = self.interval
-        clusters = (
-            f" in {self.clusters} clusters (design effect {self.design_effect:.2f})" if self.clusters < self.n else ""
-        )
+        clusters = ""
+        if self.clusters < self.n:
+            clusters = (
+                f" in {self.clusters} clusters (design effect {self.design_effect:.2f}; "
+                f"an unseen one could lose {self.block:.3g} at once)"
+            )
         lines = [
             f"{self.task} ({self.metric}): {self.decision.value}: {_SAYS[self.decision]}",
             f"  expected: a loss of at most {b.points:g} points, at alpha {b.alpha:g} ({b.place})",
@@ -180,13 +187,21 @@ class Verdict:
         return "\n".join(lines)
 
     def _advice(self) -> str:
+        if self.fix:
+            return self.fix
         policy = f"accept the loss with a reason in {self.budget.place}"
         if self.decision is Decision.FAIL:
             return f"`pytest -m accuracy --blame` finds the quantizers at fault; or {policy}."
         if self.samples_needed is None:
             return f"the measured loss lies on the budget, so no sample size decides; change the recipe, or {policy}."
         resolved = 100 * paired.smallest_margin(
-            self.n, self.discordance, self.difference / 100, self.budget.alpha, self.budget.power, self.design_effect
+            self.n,
+            self.discordance,
+            self.difference / 100,
+            self.budget.alpha,
+            self.budget.power,
+            self.design_effect,
+            self.block,
         )
         wider = (
             f", or a budget of {resolved:.2f} points on these"
@@ -218,13 +233,13 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
     lost, won = right & ~kept, kept & ~right
     b, c, n = int(won.sum()), int(lost.sum()), len(right)
     net, sizes = paired.cluster_sums(won.astype(np.int64) - lost, reference.clusters)
-    groups = len(sizes)
-    if groups == n:
-        inflation, p, change = 1.0, paired.guarded_p(b, c, n, budget.margin), paired.mcnemar(b, c)
+    if len(sizes) == n:
+        p = paired.guarded_p(b, c, n, budget.margin, budget.alpha)
+        test, change = paired.ClusteredTest(p, 1.0, n, 1.0), paired.mcnemar(b, c)
     else:
-        inflation = float(paired.design_effect(net, sizes, b, c, budget.margin))
-        p, change = paired.clustered_p(b, c, n, budget.margin, inflation, groups), paired.cluster_sign(net)
-    decision = decide(p, budget.alpha)
+        test = paired.clustered_test(net, sizes, b, c, budget.margin, budget.alpha)
+        change = paired.cluster_sign(net)
+    decision = decide(test.shown, budget.alpha)
     threshold = large_margin(reference, budget)
     large = lost & (np.asarray(reference.margins) >= threshold)
     return Verdict(
@@ -232,12 +247,12 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         metric=reference.metric,
         budget=budget,
         n=n,
-        clusters=groups,
-        design_effect=inflation,
+        clusters=len(sizes),
+        design_effect=test.design_effect,
         reference_accuracy=float(right.mean()),
         quantized_accuracy=float(kept.mean()),
         difference=100 * (b - c) / n,
-        interval=_interval(b, c, n, budget, inflation, groups, decision),
+        interval=_interval(net, sizes, (b, c), budget, test, decision),
         lost=c,
         won=b,
         changed=int((np.asarray(reference.answers) != np.asarray(quantized.answers)).sum()),
@@ -246,12 +261,13 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         large_margin=threshold,
         p_loss=change[0],
         p_change=change[1],
-        p_noninferior=p.noninferior,
-        p_inferior=p.inferior,
-        samples_needed=_samples_needed(b, c, n, budget, inflation) if decision is Decision.INCONCLUSIVE else None,
+        p_noninferior=test.shown.noninferior,
+        p_inferior=test.shown.inferior,
+        samples_needed=_samples_needed(b, c, n, budget, test) if decision is Decision.INCONCLUSIVE else None,
         decision=decision,
         lost_ids=_ids(reference, lost),
         won_ids=_ids(reference, won),
+        block=test.block,
     )
 
 
@@ -355,7 +371,8 @@ def resolvable(
 class Family:
     """The verdict over all tasks of one recipe on one model; `verdicts` hold the decisions after Holm's correction.
 
-    `p_inferior` are Holm's adjusted p-values, in the order of `verdicts`.
+    `alpha` is the largest of the tasks' budgets. `p_inferior` are Holm's adjusted p-values in the order of `verdicts`,
+    each to be compared with the alpha of its own budget.
     """
 
     recipe: str
@@ -383,25 +400,31 @@ class Family:
         )
 
 
-def family(verdicts: Sequence[Verdict], alpha: float = 0.05, recipe: str = "recipe", model: str = "model") -> Family:
-    """Join the verdicts on the tasks of one model.
+def family(
+    verdicts: Sequence[Verdict], alpha: float | None = None, recipe: str = "recipe", model: str = "model"
+) -> Family:
+    """Join the verdicts on the tasks of one model, each judged at the alpha of its budget, or all at `alpha`.
 
-    The family is PASS if every task passes at `alpha`. That is an intersection-union test (Berger 1982): it is false
-    only if some task is truly over its budget and passes nevertheless, so its rate is at most alpha with no
-    correction. The family is FAIL if Holm's procedure (1979) over the tasks shows at least one loss above its budget:
-    the chance that *any* task within its budget is called FAIL is at most alpha, however the tasks depend on each
-    other. A task that fails alone but not after Holm is INCONCLUSIVE.
+    The family is PASS if every task passes at its own alpha. That is an intersection-union test (Berger 1982): it is
+    false only if some task is truly over its budget and passes nevertheless, so its rate is at most that task's alpha,
+    with no correction. The family is FAIL if Holm's procedure over the tasks shows at least one loss above its budget,
+    each task with its own alpha (`paired.holm`): a task within its budget is called FAIL at no more than its alpha,
+    and the chance that *any* task within its budget is, is at most the mean alpha of those tasks, however the tasks
+    depend on each other. A task that fails alone but not after Holm is INCONCLUSIVE.
     """
     if not verdicts:
         raise ValueError("a family needs at least one verdict")
-    adjusted = paired.holm([v.p_inferior for v in verdicts])
-    joined = tuple(_in_family(v, alpha, p, len(verdicts)) for v, p in zip(verdicts, adjusted, strict=True))
+    alphas = [v.budget.alpha if alpha is None else alpha for v in verdicts]
+    adjusted = paired.holm([v.p_inferior for v in verdicts], alphas)
+    joined = tuple(
+        _in_family(v, level, p, len(verdicts)) for v, level, p in zip(verdicts, alphas, adjusted, strict=True)
+    )
     decisions = {v.decision for v in joined}
     if Decision.FAIL in decisions:
         decision = Decision.FAIL
     else:
         decision = Decision.INCONCLUSIVE if Decision.INCONCLUSIVE in decisions else Decision.PASS
-    return Family(recipe, model, alpha, decision, joined, tuple(adjusted))
+    return Family(recipe, model, max(alphas), decision, joined, tuple(adjusted))
 
 
 def _in_family(verdict: Verdict, alpha: float, adjusted: float, tasks: int) -> Verdict:
@@ -414,25 +437,43 @@ def _in_family(verdict: Verdict, alpha: float, adjusted: float, tasks: int) -> V
     note = (
         f"fails alone (p {verdict.p_inferior:.3g}), not after Holm's correction over {tasks} tasks (p {adjusted:.3g})"
     )
-    needed = _samples_needed(
-        verdict.won, verdict.lost, verdict.n, replace(verdict.budget, alpha=alpha / tasks), verdict.design_effect
-    )
+    shown = paired.Shown(verdict.p_noninferior, verdict.p_inferior)
+    test = paired.ClusteredTest(shown, verdict.design_effect, verdict.clusters, verdict.block)
+    budget = replace(verdict.budget, alpha=alpha / tasks)
+    needed = _samples_needed(verdict.won, verdict.lost, verdict.n, budget, test)
     return replace(verdict, decision=Decision.INCONCLUSIVE, samples_needed=needed, note=note)
 
 
 def _interval(
-    won: int, lost: int, n: int, budget: Budget, inflation: float, groups: int, decision: Decision
+    net: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    counts: tuple[int, int],
+    budget: Budget,
+    test: paired.ClusteredTest,
+    decision: Decision,
 ) -> tuple[float, float]:
-    """The 1 - 2 alpha interval in points; widened to hold the budget where the exact guard withholds a decision."""
-    low, high = paired.interval(won, lost, n, budget.alpha, inflation, groups if groups < n else None)
+    """The 1 - 2 alpha interval in points; widened to hold the budget where an exact test withholds a decision."""
+    n = int(sizes.sum())
+    groups = test.groups if len(sizes) < n else None
+    low, high = paired.interval(*counts, n, budget.alpha, test.design_effect, groups)
+    if len(sizes) < n and sizes.max() > paired.ALIKE * sizes.min():
+        # Unequal clusters: how far the difference may be from 0 depends on the largest, whatever was observed.
+        ends = paired.bounded_interval(net, sizes, test.block, budget.alpha)
+        low, high = min(low, ends[0]), max(high, ends[1])
     if decision is Decision.INCONCLUSIVE:
         low, high = min(low, -budget.margin), max(high, -budget.margin)
     return 100 * low, 100 * high
 
 
-def _samples_needed(won: int, lost: int, n: int, budget: Budget, inflation: float) -> int | None:
+def _samples_needed(won: int, lost: int, n: int, budget: Budget, test: paired.ClusteredTest) -> int | None:
     needed = paired.samples_for(
-        (won + lost) / n, budget.margin, (won - lost) / n, budget.alpha, budget.power, inflation
+        (won + lost) / n,
+        budget.margin,
+        (won - lost) / n,
+        budget.alpha,
+        budget.power,
+        test.design_effect,
+        test.block,
     )
     # Beyond a billion the measured loss is the budget, as far as anyone can tell.
     return max(math.ceil(needed), n + 1) if needed < 1e9 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -338,3 +339,112 @@ def test_design_effect_divides_the_samples() -> None:
 def test_smallest_margin_is_all_where_no_margin_is_resolved() -> None:
     """Less than one effective sample resolves nothing: the margin is 1."""
     assert paired.smallest_margin(1, 0.04, 0.0, 0.05, 0.8, 100.0) == 1.0
+
+
+Kinds = tuple[tuple[int, int], ...]
+
+
+def rates_by_enumeration(kinds: Kinds, lost_share: tuple[float, ...], margin: float, alpha: float) -> float:
+    """Exact rate of a PASS where each cluster is lost as a whole with its kind's chance, and nothing else happens."""
+    sizes = np.concatenate([np.full(count, size) for count, size in kinds])
+    rate = 0.0
+    most = [int(stats.binom.isf(1e-7, count, q)) for (count, _), q in zip(kinds, lost_share, strict=True)]
+    for lost in itertools.product(*(range(m + 1) for m in most)):
+        parts = [np.r_[np.full(k, -size), np.zeros(count - k)] for k, (count, size) in zip(lost, kinds, strict=True)]
+        net = np.concatenate(parts)
+        samples = int(-net.sum())
+        if float(paired.tango_z(0, samples, int(sizes.sum()), -margin)) < stats.norm.isf(alpha):
+            continue
+        shown = paired.clustered_test(net, sizes, 0, samples, margin, alpha).shown
+        chance = math.prod(
+            float(stats.binom.pmf(k, count, q)) for k, (count, _), q in zip(lost, kinds, lost_share, strict=True)
+        )
+        rate += chance * (shown.noninferior <= alpha)
+    return rate
+
+
+@pytest.mark.parametrize(
+    ("kinds", "margin"),
+    [
+        (((1000, 1), (40, 50)), 0.01),
+        (((300, 1), (20, 30)), 0.025),
+        (((200, 1), (20, 20)), 0.05),
+        (((600, 5), (20, 50)), 0.025),
+        (((200, 1), (100, 5)), 0.05),
+    ],
+    ids=str,
+)
+def test_unequal_clusters_keep_alpha_by_enumeration(kinds: Kinds, margin: float) -> None:
+    """A loss on the budget passes in at most alpha of all draws: spread evenly, or all of it in the large clusters."""
+    samples = sum(count * size for count, size in kinds)
+    in_large = (0.0, margin * samples / (kinds[1][0] * kinds[1][1]))
+
+    assert rates_by_enumeration(kinds, (margin, margin), margin, 0.05) <= 0.05
+    assert rates_by_enumeration(kinds, in_large, margin, 0.05) <= 0.05
+
+
+def test_unequal_clusters_can_still_pass() -> None:
+    """Many clusters of several sizes, an unchanged model: PASS, as the largest of them decides little."""
+    sizes = np.repeat([1, 5], [200, 300])
+
+    assert paired.clustered_test(np.zeros(500), sizes, 0, 0, 0.05, 0.05).shown.noninferior <= 0.05
+
+
+@pytest.mark.parametrize(("n", "lost", "margin"), [(1000, 0, 0.01), (1000, 3, 0.01), (5000, 20, 0.01), (80, 2, 0.2)])
+def test_bounded_p_of_single_samples_is_clopper_and_pearsons(n: int, lost: int, margin: float) -> None:
+    """With nothing won it is the exact binomial test, also where it is far below any alpha."""
+    net = np.r_[-np.ones(lost), np.zeros(n - lost)]
+
+    found = paired.bounded_p(net, np.ones(n), margin, 1.0, upper=True)
+
+    assert found == pytest.approx(stats.binom.cdf(lost, n, margin), rel=1e-6)
+
+
+def test_exponential_tail_is_that_of_drawn_sums() -> None:
+    """The inverted characteristic function agrees with sums of drawn exponential variables."""
+    weights, counts = np.array([-6.0, -0.8, 0.1, 1.2]), np.array([1, 4, 60, 5])
+    drawn = np.random.default_rng(0).gamma(counts, size=(200_000, 4)) @ weights
+
+    assert paired.exponential_tail(weights, counts) == pytest.approx((drawn <= 0).mean(), abs=0.004)
+    assert paired.exponential_tail([1.0, 2.0], [3, 1]) == 0.0
+    assert paired.exponential_tail([-1.0, 0.5], [1, 1]) == 1.0
+
+
+def test_bounded_interval_ends_where_the_test_turns() -> None:
+    """At both ends of the interval the p-value is alpha, and clusters that were not lost widen it to below."""
+    sizes = np.repeat([1, 50], [1000, 40])
+    net = np.r_[-np.ones(8), np.ones(4), np.zeros(1028)]
+
+    low, high = paired.bounded_interval(net, sizes, 50.0, 0.05)
+
+    assert paired.bounded_p(net, sizes, -low, 50.0, upper=True) == pytest.approx(0.05, abs=1e-3)
+    assert paired.bounded_p(net, sizes, -high, 50.0, upper=False) == pytest.approx(0.05, abs=1e-3)
+    assert low < -0.03
+
+
+def test_effective_clusters_count_equal_ones_in_full() -> None:
+    """Equal clusters count each; 1,000 single samples next to 40 clusters of 50 count for hardly more than 40."""
+    assert paired.effective_clusters(np.full(600, 5)) == pytest.approx(600)
+    assert 40 < paired.effective_clusters(np.repeat([1, 50], [1000, 40])) < 41
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e-4, 1e-6])
+def test_small_alphas_can_be_kept_and_reached(alpha: float) -> None:
+    """With the samples that samples_for names, an unchanged model passes at a small alpha; with fewer it does not."""
+    needed = math.ceil(paired.samples_for(0.0, 0.01, 0.0, alpha, 0.8))
+
+    assert paired.guarded_p(0, 0, needed, 0.01, alpha).noninferior <= alpha
+    assert paired.guarded_p(0, 0, int(0.95 * needed), 0.01, alpha).noninferior > alpha
+
+
+def test_holm_with_different_alphas_is_the_closed_test() -> None:
+    """A claim is shown just when every intersection that holds it has some p of at most alpha over its size."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        alphas = rng.choice([0.05, 0.01, 1e-4], 4)
+        p = alphas * rng.uniform(0, 1.2, 4)
+        sets = [s for r in range(1, 5) for s in itertools.combinations(range(4), r)]
+        rejected = {s: any(p[i] <= alphas[i] / len(s) for i in s) for s in sets}
+        closed = [all(rejected[s] for s in sets if i in s) for i in range(4)]
+
+        assert [a <= alpha for a, alpha in zip(paired.holm(p, alphas), alphas, strict=True)] == closed

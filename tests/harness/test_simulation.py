@@ -64,6 +64,22 @@ def test_clustered_verdict_keeps_alpha_where_the_naive_one_does_not(cell: Cell) 
 @pytest.mark.parametrize(
     "cell",
     [
+        Cell(1000, 0.06, 5.0, -5.0, together=0.5, others=((40, 50),)),
+        Cell(100, 0.026, 2.5, -2.5, 10, 0.5),
+    ],
+    ids=str,
+)
+def test_few_or_unequal_clusters_keep_alpha(cell: Cell) -> None:
+    """Where large clusters may stay clean by chance, or there are few, a loss on the budget rarely passes."""
+    measured = draws.measure(cell, 1000, seed=1)
+
+    assert not measured.passed.refutes(cell.alpha), str(measured.passed)
+    assert not measured.failed.refutes(cell.alpha), str(measured.failed)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
         Cell(1000, 0.035, 2.5, -0.5),
         Cell(1000, 0.04, 1.5, 0.0),
         Cell(10_000, 0.05, 0.6, 0.0),

@@ -492,3 +492,36 @@ def test_advice_offers_no_budget_for_a_loss_beyond_it() -> None:
     assert verdict.decision is Decision.INCONCLUSIVE
     assert "would decide" in verdict.message()
     assert "or a budget of" not in verdict.message()
+
+
+def test_family_judges_each_task_at_the_alpha_of_its_budget() -> None:
+    """A p-value of 0.02 passes at 0.05 and not at 0.01, alone and in a family of tasks with different alphas."""
+
+    def at(alpha: float, p_noninferior: float, p_inferior: float = 1.0) -> Verdict:
+        made = verdict_with(p_inferior, p_noninferior)
+        shown = paired.Shown(p_noninferior, p_inferior)
+        budget = dataclasses.replace(made.budget, alpha=alpha)
+        return dataclasses.replace(made, budget=budget, decision=decide(shown, alpha))
+
+    assert family([at(0.05, 0.02)]).decision is Decision.PASS
+    assert family([at(0.01, 0.02)]).decision is Decision.INCONCLUSIVE
+    mixed = family([at(0.05, 0.02), at(0.01, 0.02), at(0.01, 1.0, 0.02), at(1e-4, 1.0, 1e-5)])
+    expected = [Decision.PASS, Decision.INCONCLUSIVE, Decision.INCONCLUSIVE, Decision.FAIL]
+    assert [v.decision for v in mixed.verdicts] == expected
+    assert mixed.alpha == 0.05
+
+
+def test_large_clean_clusters_decide_nothing() -> None:
+    """1,000 single samples and 40 clusters of 50 without a loss: INCONCLUSIVE at 1 point, and the message says why."""
+    right = np.ones(3000, dtype=bool)
+    kept = right.copy()
+    kept[:10] = False
+    clusters = np.r_[np.arange(1000), 1000 + np.repeat(np.arange(40), 50)]
+
+    verdict = compare(outcomes(right, clusters), outcomes(kept, clusters), Budget(1.0))
+
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert verdict.interval[0] < -3
+    assert verdict.samples_needed is not None
+    assert verdict.samples_needed > 10_000
+    assert "an unseen one could lose 50 at once" in verdict.message()
