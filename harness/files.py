@@ -345,6 +345,18 @@ def validate_json(text: str, where: str | Path, model: type[T] | TypeAdapter[T],
         _refuse_content(where, content, error, fix)
 
 
+def validate_python(content: Any, where: str | Path, model: type[T] | TypeAdapter[T], *, fix: str | None = None) -> T:
+    """Return *content*, a part of a file's that was read by this module from *where*, as *model*.
+
+    Raises:
+        UsageError: it does not fit the model.
+    """
+    try:
+        return _adapter(model).validate_python(content)
+    except ValidationError as error:
+        _refuse_content(where, content, error, fix)
+
+
 def _json(text: str, where: str | Path, fix: str | None) -> Any:
     """The content of JSON *text*, within the bounds."""
     name = _cut(where)
@@ -588,9 +600,15 @@ def _refuse_content(
     if first["type"] == "extra_forbidden":
         problem = f"there is no setting {shown(keys[-1] if keys else '')}"
         raise UsageError(place, problem, fix or "Remove it, or correct its spelling.") from None
-    if first["type"] == "json_invalid":
+    if first["type"] in ("json_invalid", "value_error"):
         raise UsageError(place, reason, fix or "Correct it.") from None
-    raise UsageError(place, f"is {shown(first['input'])}: {reason}", fix or "Correct it.") from None
+    raise UsageError(place, f"is {_value(first['input'])}: {reason}", fix or "Correct it.") from None
+
+
+def _value(value: object) -> str:
+    """A value as its file spells it."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else shown(value)
 
 
 def _keys(loc: Iterable[int | str], content: Any, missing: bool) -> tuple[int | str, ...]:

@@ -11,25 +11,30 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from harness import (
     compat,  # noqa: F401  (before transformers)
     families,
+    files,
+    model_files,
     openclip,
     outliers,
 )
 from harness.errors import UsageError
-
-EMBEDDED = Path(__file__).parent / "embedded" / "clip"
+from harness.model_files import EMBEDDED as EMBEDDED
+from harness.model_files import PARTS as PARTS
+from harness.model_files import Checkpoint
+from harness.model_files import revision as revision
+from harness.model_weights import FIX
 
 #: attention implementation under which both attention classes of ModelOpt see their quantizers (S3, S4).
 SDPA = "sdpa"
@@ -60,26 +65,6 @@ class Reference:
         return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A form of checkpoint by its ``model_type``: transformers' classes of model, tokenizer and image processor."""
-
-    model: str
-    tokenizer: str = ""
-    image_processor: str = ""
-
-
-_FORMS = {
-    "clip": _Form("CLIPModel", "CLIPTokenizer", "CLIPImageProcessor"),
-    "clip_vision_model": _Form("CLIPVisionModel", image_processor="CLIPImageProcessor"),
-    "clip_text_model": _Form("CLIPTextModel", "CLIPTokenizer"),
-    "siglip": _Form("SiglipModel", "AutoTokenizer", "SiglipImageProcessor"),
-    "siglip2": _Form("Siglip2Model", "AutoTokenizer", "Siglip2ImageProcessor"),
-}
-#: Parts of a whole CLIP that ``REF+CLASS`` asks for.
-PARTS = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPTextModel", "CLIPTextModelWithProjection")
-
-
 def resolve_device(name: str) -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` to a device.
 
@@ -99,29 +84,27 @@ def load(
     Raises:
         UsageError: the directory is incomplete or damaged, or the hub id is neither cached nor reachable.
     """
-    base, plus, suffix = ref.rpartition("+")
-    if plus and not Path(ref).expanduser().is_dir():
-        if f"+{suffix}" == outliers.SUFFIX:
-            return _with_outliers(load(base, device, dtype, attn_implementation), ref)
-        if suffix in PARTS:
-            return _part(load(base, device, dtype, attn_implementation), suffix, ref)
-    folder = _directory(ref)
-    if openclip.is_checkpoint(folder):
-        model = openclip.load(folder, dtype)
-        words, pictures = openclip.tokenizer(folder), openclip.image_processor(folder)
+    base, suffixes = model_files.split(ref)
+    if suffixes:
+        model_files.look(ref)
+        whole = load("+".join((base, *suffixes[:-1])), device, dtype, attn_implementation)
+        return _with_outliers(whole, ref) if suffixes[-1] == model_files.OUTLIERS else _part(whole, suffixes[-1], ref)
+    checkpoint = model_files.look(ref)
+    if checkpoint.is_open_clip:
+        model = openclip.load(checkpoint.folder, dtype)
+        words, pictures = openclip.tokenizer(checkpoint.folder), openclip.image_processor(checkpoint.folder)
     else:
-        model, words, pictures = _from_transformers(folder, dtype, attn_implementation)
+        model, words, pictures = _from_transformers(checkpoint, dtype, attn_implementation)
+    _check_inputs(checkpoint, model, words, pictures)
     model = model.to(device).eval().requires_grad_(False)
-    return Reference(_short_name(ref), ref, model, words, pictures, device, revision(folder))
+    return Reference(model_files.short_name(ref), ref, model, words, pictures, device, checkpoint.revision())
 
 
-def _from_transformers(folder: Path, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any, Any]:
+def _from_transformers(checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor (None where its form has none) of a Hugging Face checkpoint."""
     import transformers
 
-    form = _form(folder)
-    words = _beside(folder, form.tokenizer, "tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
-    pictures = _beside(folder, form.image_processor, "preprocessor_config.json", "processor_config.json")
+    form, folder = checkpoint.form, checkpoint.folder
     with quiet_transformers():
         try:
             model, info = getattr(transformers, form.model).from_pretrained(
@@ -130,21 +113,65 @@ def _from_transformers(folder: Path, dtype: torch.dtype, attn_implementation: st
                 attn_implementation=attn_implementation,
                 output_loading_info=True,
                 local_files_only=True,
-            )
-            tokenizer, image_processor = (
-                name and getattr(transformers, name).from_pretrained(place, local_files_only=True)
-                for name, place in ((form.tokenizer, words), (form.image_processor, pictures))
+                use_safetensors=True,
             )
         except Exception as error:
-            # Whatever transformers, safetensors or json find wrong in these files is the person's input.
-            raise UsageError(folder, f"does not load as a {form.model} ({error})", _MEND_DIRECTORY) from error
+            # Whatever transformers or safetensors find wrong in these files is the person's input.
+            raise UsageError(folder, f"does not load as a {form.model} ({error})", FIX) from error
+        tokenizer = _prepared(form.tokenizer, checkpoint.tokenizer)
+        image_processor = _prepared(form.image_processor, checkpoint.image_processor)
     # transformers fills absent weights with random numbers and goes on.
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UsageError(folder, f"{len(info['missing_keys'])} weights are missing ({some}, ...)", _MEND_DIRECTORY)
+        what = f"{len(info['missing_keys'])} weights are missing ({some}, ...)"
+        raise UsageError(folder, what, FIX)
+    model.config.return_dict = True  # a checkpoint may say false, and a tuple has no names
     if form.image_processor == "Siglip2ImageProcessor":
         image_processor = _square(image_processor, families.sizes(model).image)
-    return model, tokenizer or None, image_processor or None
+    return model, tokenizer, image_processor
+
+
+def _prepared(name: str, place: Path | None) -> Any:
+    """Transformers' object of class *name* (a tokenizer or an image processor) from the files in *place*; or None."""
+    import transformers
+
+    if not name or place is None:
+        return None
+    # Without a no, transformers asks whether code of the checkpoint may run, and waits.
+    options = {"trust_remote_code": False} if name == "AutoTokenizer" else {}
+    try:
+        return getattr(transformers, name).from_pretrained(place, local_files_only=True, **options)
+    except Exception as error:
+        raise UsageError(place, f"does not load as a {name} ({error})", FIX) from error
+
+
+def _check_inputs(checkpoint: Checkpoint, model: Any, tokenizer: Any, image_processor: Any) -> None:
+    """Refuse a tokenizer whose ids the model does not know, and pictures of a size that it does not take."""
+    sizes = families.sizes(model)
+    if image_processor is not None:
+        picture = np.zeros((5, 7, 3), np.uint8)
+        try:
+            shape = np.asarray(image_processor(picture, return_tensors="np")["pixel_values"]).shape[-2:]
+        except Exception as error:
+            place = checkpoint.image_processor or checkpoint.folder
+            raise UsageError(place, f"its preprocessing does not work ({error})", FIX) from error
+        if shape != (sizes.image, sizes.image):
+            place = checkpoint.image_processor or checkpoint.folder
+            what = f"its preprocessing makes pictures of {shape[0]} x {shape[1]} pixels, the model needs {sizes.image}"
+            raise UsageError(place, what, FIX)
+    if tokenizer is not None:
+        place = checkpoint.tokenizer or checkpoint.folder
+        try:
+            ids = tokenizer("a photo of a cat.")["input_ids"]
+        except Exception as error:
+            raise UsageError(place, f"its tokenizer does not work ({error})", FIX) from error
+        if max(ids, default=0) >= sizes.vocabulary:
+            what = f"its tokenizer gives the id {max(ids)}, the model knows {sizes.vocabulary} words"
+            raise UsageError(place, what, "Give the tokenizer that the model was trained with.")
+        at_end = families.of(model).name.startswith("clip")
+        if at_end and sizes.end not in ids:
+            what = f"its tokenizer does not end a text with {sizes.end}, the model's eos_token_id"
+            raise UsageError(place, what, "Give the tokenizer that the model was trained with.")
 
 
 def _square(naflex: Any, side: int) -> Any:
@@ -162,68 +189,33 @@ def family_of(ref: str) -> str:
 
     What is wrong with it, loading it says.
     """
-    base, plus, suffix = ref.rpartition("+")
-    if plus and not Path(ref).expanduser().is_dir():
-        return families.named(suffix) if suffix in PARTS else family_of(base)
-    folder = EMBEDDED if ref == "embedded" else Path(ref).expanduser()
+    base, suffixes = model_files.split(ref)
+    parts = [suffix for suffix in suffixes if suffix in model_files.PARTS]
+    if parts:
+        return families.named(parts[-1])
     try:
-        return "open_clip" if openclip.is_checkpoint(folder) else families.named(_form(folder).model)
+        folder = EMBEDDED if base == "embedded" else files.folder(base)
+        if model_files.is_open_clip(folder):
+            return "open_clip"
+        return families.named(model_files.family_model(folder))
     except UsageError:
         return "clip"
 
 
 def absolute(ref: str) -> str:
     """The reference *ref* as a process with another working directory finds it: a folder's whole path."""
-    if Path(ref).expanduser().is_dir():
-        return str(Path(ref).expanduser().absolute())
-    base, plus, suffix = ref.rpartition("+")
-    return f"{absolute(base)}+{suffix}" if plus else ref
-
-
-def _form(folder: Path) -> _Form:
-    """The form of a Hugging Face checkpoint, and that it has its configuration and weights.
-
-    Raises:
-        UsageError: it is incomplete, or of a form that is not gated.
-    """
-    _require(folder, "config.json", "config.json")
-    _require(folder, "the weights (model.safetensors)", "model.safetensors", "model.safetensors.index.json")
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        kind, classes = config["model_type"], config.get("architectures") or []
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(path, f"is not a model configuration ({error!r})", _MEND_DIRECTORY) from error
-    if kind not in _FORMS:
-        raise UsageError(path, f"model_type is {kind!r}", f"Give one of {', '.join(_FORMS)}, or open_clip's form.")
-    known = [name for family in families.FAMILIES for name in family.model_classes]
-    own = [name for name in classes if name in known and name.startswith(_FORMS[kind].model)]
-    return replace(_FORMS[kind], model=own[0]) if own else _FORMS[kind]
-
-
-def _require(folder: Path, what: str, *names: str) -> None:
-    if not any((folder / name).is_file() for name in names):
-        raise UsageError(folder, f"{what} is missing", _MEND_DIRECTORY)
-
-
-def _beside(folder: Path, wanted: str, *files: str) -> Path:
-    """Where the files of the tokenizer or the image processor *wanted* lie.
-
-    That is the checkpoint itself or, for a pipeline's ``text_encoder``, the folder ``tokenizer`` beside it.
-    """
-    if not wanted:
-        return folder
-    pipeline = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
-    for place in (folder, pipeline):
-        if any((place / name).is_file() for name in files):
-            return place
-    what = f"the {'tokenizer' if 'Tokenizer' in wanted else 'preprocessing'} ({' or '.join(files)})"
-    raise UsageError(folder, f"{what} is missing", _MEND_DIRECTORY)
+    base, suffixes = model_files.split(ref)
+    if base != "embedded" and files.is_folder(base):
+        base = str(files.expand(base).absolute())
+    return "+".join((base, *suffixes))
 
 
 def _with_outliers(base: Reference, ref: str) -> Reference:
     planted = outliers.Outliers()
-    outliers.plant(base.model, planted)
+    try:
+        outliers.plant(base.model, planted)
+    except ValueError as error:
+        raise UsageError(f"--clip-model {ref}", str(error), "Give a CLIPModel or a SiglipModel.") from error
     return replace(base, name=base.name + outliers.SUFFIX, source=ref, revision=planted.revision(base.revision))
 
 
@@ -257,64 +249,6 @@ def _restore_buffers(part: nn.Module, tower: nn.Module) -> None:
     known = dict(tower.named_buffers())
     for name, buffer in part.named_buffers():
         buffer.copy_(known[name.partition("_model.")[2] or name])
-
-
-_MEND_DIRECTORY = (
-    "Give a directory that holds a saved CLIPModel, tokenizer and image processor, a hub id, or 'embedded'."
-)
-
-
-def _short_name(ref: str) -> str:
-    return ref if ref == "embedded" else Path(ref.rstrip("/")).name or ref
-
-
-def _directory(ref: str) -> Path:
-    if ref == "embedded":
-        return EMBEDDED
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return path
-    looks_like_path = ref.startswith((".", "/", "~")) or ref.count("/") != 1 or path.exists()
-    if looks_like_path:
-        raise UsageError(f"--clip-model {ref}", "is no directory", _MEND_DIRECTORY)
-    return _from_hub(ref)
-
-
-def _from_hub(ref: str) -> Path:
-    """The snapshot directory of a hub id; local files first, then the network unless transformers is offline."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.txt", "*.model", "model*.safetensors"]
-    try:
-        return Path(snapshot_download(ref, local_files_only=True, allow_patterns=patterns))
-    except LocalEntryNotFoundError:
-        pass
-    except Exception as error:
-        raise UsageError(f"--clip-model {ref}", f"is no hub id ({error})", _MEND_DIRECTORY) from error
-    try:
-        found = Path(snapshot_download(ref, allow_patterns=patterns))
-        if openclip.is_checkpoint(found):
-            found = Path(snapshot_download(ref, allow_patterns=[*patterns, openclip.WEIGHTS]))
-        return found
-    except Exception as error:
-        raise UsageError(
-            f"--clip-model {ref}",
-            f"is not in the local cache and the hub gave nothing ({type(error).__name__}: {error})",
-            f"Download it where there is a network ('hf download {ref}') and give the directory.",
-        ) from error
-
-
-def revision(folder: Path) -> str:
-    """SHA-256 over the names and contents of the checkpoint's files (configuration, weights, tokenizer)."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".txt", ".model", ".safetensors"} and path.name != "training.json":
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as handle:
-                while chunk := handle.read(1 << 22):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,15 @@ from torch import Tensor, nn
 from harness import (
     compat,  # noqa: F401  (before open_clip imports torchvision)
     families,
+    files,
+    model_files,
 )
 from harness.errors import UsageError
+from harness.model_configs import OpenClipPreprocessing
+from harness.model_files import OPEN_CLIP_CONFIG as CONFIG
+from harness.model_weights import OPEN_CLIP_WEIGHTS as WEIGHTS
+from harness.model_weights import open_clip_weights, tensors_of
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _MEND = f"Give a directory with {CONFIG} and {WEIGHTS}."
 #: Largest relative error of an embedding that rounding in float32 explains, for towers of up to 48 layers.
 ROUNDING = 1e-4
@@ -38,26 +43,17 @@ ROUNDING = 1e-4
 Json = dict[str, Any]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether *folder* holds an open_clip checkpoint and no Hugging Face one."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+is_checkpoint = model_files.is_open_clip
 
 
 def configuration(folder: Path) -> Json:
-    """``model_cfg`` and ``preprocess_cfg`` of a checkpoint.
+    """``model_cfg`` and ``preprocess_cfg`` of a checkpoint, as its file has them.
 
     Raises:
-        UsageError: the file is no configuration of open_clip's.
+        UsageError: the file is not a configuration of open_clip's, or asks for what is not built.
     """
-    path = folder / CONFIG
-    try:
-        found = json.loads(path.read_text())
-        towers = found["model_cfg"]["vision_cfg"], found["model_cfg"]["text_cfg"]
-        if not all(isinstance(tower, dict) for tower in towers):
-            raise TypeError("vision_cfg and text_cfg are no mappings")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(path, f"is no configuration of open_clip's ({error!r})", _MEND) from error
-    return {"model_cfg": found["model_cfg"], "preprocess_cfg": found.get("preprocess_cfg") or {}}
+    config = model_files.open_clip_configuration(folder).model_dump(exclude_unset=True)
+    return {"model_cfg": config["model_cfg"], "preprocess_cfg": config.get("preprocess_cfg") or {}}
 
 
 def build(model_cfg: Json) -> nn.Module:
@@ -68,6 +64,8 @@ def build(model_cfg: Json) -> nn.Module:
     from open_clip import CLIP, CustomTextCLIP
 
     cfg = {key: value for key, value in model_cfg.items() if key != "custom_text"}
+    if cfg["vision_cfg"].get("timm_model_pretrained"):  # would ask a hub for weights that the checkpoint's replace
+        cfg["vision_cfg"] = cfg["vision_cfg"] | {"timm_model_pretrained": False}
     model: nn.Module = (CustomTextCLIP if model_cfg.get("custom_text") else CLIP)(**cfg)
     model.open_clip_config = model_cfg  # type: ignore[assignment]
     return model
@@ -89,16 +87,33 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     import safetensors.torch
 
     cfg = configuration(folder)["model_cfg"]
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UsageError(folder, f"{WEIGHTS} is missing (other forms are pickles, which are not read)", _MEND)
+    (path,) = open_clip_weights(folder)
     try:
+        with torch.device("meta"):
+            blank = build(cfg)
+        _check_shapes(blank, {name: tuple(tensor.shape) for name, tensor in tensors_of((path,)).items()})
         model = build(cfg)
         model.load_state_dict(safetensors.torch.load_file(path))
+    except UsageError:
+        raise
     except Exception as error:
         # Whatever open_clip, safetensors or torch find wrong in these files is the person's input.
         raise UsageError(folder, f"does not load as an open_clip checkpoint ({_line(error)})", _MEND) from error
     return model.to(dtype)
+
+
+def _check_shapes(blank: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights of other names or shapes than those of *blank*, before a model is built that takes memory.
+
+    Raises:
+        ValueError: the first that differs.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in blank.state_dict().items()}
+    for name in wanted.keys() ^ shapes.keys():
+        raise ValueError(f"{name} is only in the {'configuration' if name in wanted else 'weights'}")
+    for name, shape in wanted.items():
+        if shape != shapes[name]:
+            raise ValueError(f"{name} is {shapes[name]}, the configuration asks for {shape}")
 
 
 def _line(error: Exception) -> str:
@@ -109,25 +124,22 @@ def image_processor(folder: Path) -> Any:
     """The checkpoint's preprocessing as a ``CLIPImageProcessor``.
 
     Raises:
-        UsageError: it resizes in a way that has no such form.
+        UsageError: it resizes in a way that cannot be written so.
     """
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from transformers import CLIPImageProcessor
 
-    found = configuration(folder)
-    cfg, side = found["preprocess_cfg"], found["model_cfg"]["vision_cfg"].get("image_size", 224)
-    side = side[0] if isinstance(side, list) else side
-    mode = cfg.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise UsageError(folder / CONFIG, f"resize_mode is {mode!r}", "Give a checkpoint of resize_mode shortest.")
+    found = model_files.open_clip_configuration(folder)
+    cfg = found.preprocess_cfg or OpenClipPreprocessing()
+    side, mode = found.model_cfg.vision_cfg.side, cfg.resize_mode or "shortest"
     square = {"height": side, "width": side}
     return CLIPImageProcessor(
         size={"shortest_edge": side} if mode == "shortest" else square,
         do_center_crop=mode == "shortest",
         crop_size=square,
-        resample=2 if cfg.get("interpolation") == "bilinear" else 3,
-        image_mean=list(cfg.get("mean") or OPENAI_DATASET_MEAN),
-        image_std=list(cfg.get("std") or OPENAI_DATASET_STD),
+        resample=2 if cfg.interpolation == "bilinear" else 3,
+        image_mean=list(cfg.mean or OPENAI_DATASET_MEAN),
+        image_std=list(cfg.std or OPENAI_DATASET_STD),
     )
 
 
@@ -140,9 +152,9 @@ def tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     text = configuration(folder)["model_cfg"]["text_cfg"]
-    if text.get("hf_tokenizer_name") or (folder / "tokenizer.json").is_file():
+    if text.get("hf_tokenizer_name") or files.is_file(folder / "tokenizer.json"):
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             what = f"its tokenizer, {text.get('hf_tokenizer_name')}, is not there ({_line(error)})"
             raise UsageError(folder, what, "Put the files of that tokenizer beside the weights.") from error
@@ -298,8 +310,11 @@ def write(folder: Path, out: Path) -> nn.Module:
     """
     import safetensors
 
-    if out.exists():
+    out = files.expand(out)
+    if files.exists(out):
         raise UsageError(out, "exists", "Give a new folder.")
+    folder = files.folder(folder)
+    model_files.inspect(folder)
     found, words, pictures = load(folder, torch.float32), tokenizer(folder), image_processor(folder)
     made = convert(found, folder)
     with safetensors.safe_open(folder / WEIGHTS, framework="pt") as weights:
