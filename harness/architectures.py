@@ -19,7 +19,7 @@ from harness import (
     openclip,
 )
 from harness.errors import UsageError
-from harness.models import EMBEDDED
+from harness.model_files import EMBEDDED
 
 Sizes = dict[str, Any]
 

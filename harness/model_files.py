@@ -7,9 +7,9 @@ second, before anything is built or allocated.  ``harness.models`` and ``harness
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ def inspect(folder: Path) -> Checkpoint:
     form = _form(folder, kind)
     config = files.validate_json(text, folder / CONFIG, form.config, fix=FIX_SIZES)
     model_weights.check_unquantized(folder, kind)
-    weights = model_weights.weights_of(folder, form.model, kind)
+    weights = model_weights.weights_of(folder, kind)
     tensors = model_weights.tensors_of(weights)
     model_weights.check_sizes(folder, form.model, config, tensors, towers(config))
     tokenizer = image_processor = None
@@ -336,7 +336,7 @@ def _tokenizer_folder(folder: Path, form: Form) -> Path:
     if files.exists(config):
         files.read_json(config, dict[str, Any], limit=files.MAX_CONFIG, fix=fix)
     pieces = [name for name in present if name in _SENTENCEPIECE]
-    if pieces and present == pieces and importlib.util.find_spec("sentencepiece") is None:
+    if pieces and present == pieces and find_spec("sentencepiece") is None:
         what = "a tokenizer of sentencepiece, which is not installed"
         raise UsageError(place / pieces[0], what, "pip install sentencepiece")
     if form.tokenizer == "CLIPTokenizer" and pieces == present:

@@ -32,6 +32,13 @@ _ITEM_SIZES = _FLOATS | {
     "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1,
     "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
+#: The program that writes safetensors (its first argument) from pickled weights (the others), nothing changed.
+_CONVERSION = (
+    "import sys, torch, safetensors.torch as s; "
+    "w = {k: v.clone().contiguous() for f in sys.argv[2:] "
+    "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}; "
+    "s.save_file(w, sys.argv[1], metadata={'format': 'pt'})"
+)
 #: safetensors' own bound on the header of a file.
 _MAX_HEADER = 100_000_000
 _MAX_SHARDS = 1000
@@ -40,8 +47,8 @@ FIX = "Give a directory that holds a saved CLIPModel, tokenizer and image proces
 FIX_SIZES = "Give the configuration that these weights were saved with."
 
 
-def weights_of(folder: Path, model: str, kind: model_configs.Kind) -> tuple[Path, ...]:
-    """The safetensors files of the Hugging Face checkpoint in *folder*, which is loaded as the class *model*.
+def weights_of(folder: Path, kind: model_configs.Kind) -> tuple[Path, ...]:
+    """The safetensors files of the Hugging Face checkpoint in *folder*.
 
     Raises:
         UsageError: they are missing, pickled, or not all in the folder.
@@ -56,8 +63,7 @@ def weights_of(folder: Path, model: str, kind: model_configs.Kind) -> tuple[Path
         return (files.regular_file(folder / WEIGHTS, fix=FIX),)
     if files.exists(folder / INDEX):
         return tuple(files.regular_file(path, what="file of weights", fix=FIX) for path in shards_of(folder))
-    code = f"import sys, transformers as t; t.{model}.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"
-    raise _no_weights(folder, WEIGHTS, f'python -c "{code}" {shlex.quote(str(folder))}')
+    raise _no_weights(folder, WEIGHTS)
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -89,26 +95,19 @@ def open_clip_weights(folder: Path) -> tuple[Path, ...]:
     """
     if files.exists(folder / OPEN_CLIP_WEIGHTS):
         return (files.regular_file(folder / OPEN_CLIP_WEIGHTS, fix=FIX),)
-    code = (
-        "import sys, torch, safetensors.torch as s; "
-        "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-        "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, sys.argv[2])"
-    )
-    source = folder / next(iter(_pickles(folder)), "")
-    places = f"{shlex.quote(str(source))} {shlex.quote(str(folder / OPEN_CLIP_WEIGHTS))}"
-    raise _no_weights(folder, OPEN_CLIP_WEIGHTS, f'python -c "{code}" {places}')
+    raise _no_weights(folder, OPEN_CLIP_WEIGHTS)
 
 
-def _no_weights(folder: Path, wanted: str, command: str) -> UsageError:
-    """The refusal of a folder without *wanted*; *command* converts pickled weights."""
-    pickles = _pickles(folder)
+def _no_weights(folder: Path, wanted: str) -> UsageError:
+    """The refusal of a folder without the file *wanted*, with the command that writes it from pickled weights."""
+    pickles = [name for name in files.names(folder) if _PICKLED_WEIGHTS.fullmatch(name)]
     if not pickles:
         return UsageError(folder, f"{wanted} is missing", FIX)
-    return UsageError(folder / pickles[0], "pickled weights are not read", f"Convert them once: {command}")
-
-
-def _pickles(folder: Path) -> list[str]:
-    return [name for name in files.names(folder) if _PICKLED_WEIGHTS.fullmatch(name)]
+    parts = [name for name in pickles if "-of-" in name]
+    sources = parts if pickles[0] in parts else pickles[:1]
+    places = " ".join(shlex.quote(str(folder / name)) for name in (wanted, *sources))
+    fix = f'Convert them once: python -c "{_CONVERSION}" {places}'
+    return UsageError(folder / pickles[0], "pickled weights are not read", fix)
 
 
 def tensors_of(weights: tuple[Path, ...]) -> dict[str, Tensor]:

@@ -29,14 +29,14 @@ from harness import (
     families,
     files,
     model_files,
+    model_weights,
 )
 from harness.errors import UsageError
 from harness.model_configs import OpenClipPreprocessing
-from harness.model_files import OPEN_CLIP_CONFIG as CONFIG
-from harness.model_weights import OPEN_CLIP_WEIGHTS as WEIGHTS
 from harness.model_weights import open_clip_weights, tensors_of
 
-_MEND = f"Give a directory with {CONFIG} and {WEIGHTS}."
+CONFIG, WEIGHTS = model_files.OPEN_CLIP_CONFIG, model_weights.OPEN_CLIP_WEIGHTS
+_FIX = f"Give a directory with {CONFIG} and {WEIGHTS}."
 #: Largest relative error of an embedding that rounding in float32 explains, for towers of up to 48 layers.
 ROUNDING = 1e-4
 
@@ -98,7 +98,7 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         raise
     except Exception as error:
         # Whatever open_clip, safetensors or torch find wrong in these files is the person's input.
-        raise UsageError(folder, f"does not load as an open_clip checkpoint ({_line(error)})", _MEND) from error
+        raise UsageError(folder, f"does not load as an open_clip checkpoint ({_line(error)})", _FIX) from error
     return model.to(dtype)
 
 
@@ -109,8 +109,10 @@ def _check_shapes(blank: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> No
         ValueError: the first that differs.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in blank.state_dict().items()}
-    for name in wanted.keys() ^ shapes.keys():
-        raise ValueError(f"{name} is only in the {'configuration' if name in wanted else 'weights'}")
+    unmatched = sorted(wanted.keys() ^ shapes.keys())
+    if unmatched:
+        place = "configuration" if unmatched[0] in wanted else "weights"
+        raise ValueError(f"{unmatched[0]} is only in the {place}")
     for name, shape in wanted.items():
         if shape != shapes[name]:
             raise ValueError(f"{name} is {shapes[name]}, the configuration asks for {shape}")
@@ -271,23 +273,23 @@ def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module
     """
     from transformers import CLIPModel
 
-    mend = "Gate it as it is: the gate says what ModelOpt cannot quantize in it."
+    fix = "Gate it as it is: the gate says what ModelOpt cannot quantize in it."
     cfg: Json = model.open_clip_config  # type: ignore[assignment]
     state = {name: weight.float() for name, weight in model.state_dict().items()}
     if cfg.get("custom_text") or "timm_model_name" in cfg["vision_cfg"] or "visual.class_embedding" not in state:
         what = "is no standard vision transformer with a standard text transformer (timm, EVA, SigLIP, ResNet, CoCa)"
-        raise UsageError(place, what, mend)
+        raise UsageError(place, what, fix)
     config = _clip_config(cfg, state)
     config._attn_implementation = "sdpa"
     made: nn.Module = CLIPModel(config).eval()
     try:
         made.load_state_dict(renamed(state))
     except (KeyError, RuntimeError) as error:
-        raise UsageError(place, f"has weights that a CLIPModel has no place for ({_line(error)})", mend) from error
+        raise UsageError(place, f"has weights that a CLIPModel has no place for ({_line(error)})", fix) from error
     off = difference(model, made)
     if not off <= ROUNDING:
         what = f"computes something else than the CLIPModel of its weights: relative error {off:.2g}"
-        raise UsageError(place, what, mend)
+        raise UsageError(place, what, fix)
     return made.requires_grad_(False)
 
 
