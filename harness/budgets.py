@@ -20,22 +20,37 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
+import math
+import re
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from harness import reviewed
 from harness.errors import UsageError
 from harness.reviewed import Place
-from harness.verdicts import Budget, Limits, resolution
+from harness.verdicts import MOST_DESIGN_EFFECT, Budget, Limits, resolution
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+LEAST_ALPHA = 1e-6
+"""Smallest alpha of the file. The tests hold further down; nobody runs a million gates to see it."""
+
+_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+
+
+def _number(value: object) -> object:
+    """`1e-4` as the number that it is in YAML 1.2; PyYAML, which reads YAML 1.1, takes it for text."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Cosine = Annotated[Number, Field(ge=-1, le=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
 
 
@@ -69,18 +84,18 @@ class _Limits(_Strict):
 
 
 class _Terms(_Strict):
-    points: Annotated[float, Field(gt=0, lt=100)] | None = None
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    power: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+    points: Annotated[Number, Field(gt=0, lt=100)] | None = None
+    alpha: Annotated[Number, Field(ge=LEAST_ALPHA, lt=0.5)] | None = None
+    power: Annotated[Number, Field(gt=0.5, lt=1)] | None = None
     expected_loss: NonNegative | None = None
-    discordance: Annotated[float, Field(gt=0, lt=1)] | None = None
-    design_effect: Annotated[float, Field(ge=1)] | None = None
-    large_margin: float | None = None
+    discordance: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    design_effect: Annotated[Number, Field(ge=1, le=MOST_DESIGN_EFFECT)] | None = None
+    large_margin: Annotated[Number, Field(ge=-1e6, le=1e6)] | None = None
     limits: _Limits | None = None
 
 
 class _Metric(_Terms):
-    samples: Annotated[int, Field(gt=0)] | None = None
+    samples: Annotated[int, Field(gt=0, le=10**12)] | None = None
 
 
 class _Task(_Metric):
@@ -230,6 +245,49 @@ def load(path: Path) -> Policy:
     policy = Policy(path, parsed, place)
     policy.check()
     return policy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples of one metric of a task, with the budgets of all recipes that will be judged on it."""
+
+    task: str
+    metric: str
+    samples: int
+    design_effect: float
+    budgets: tuple[Budget, ...]
+
+    def smallest(self) -> float | None:
+        """Smallest budget in half points that these samples resolve under every recipe; None if there is none."""
+        points = 0.0
+        for budget in self.budgets:
+            plan = resolution(budget, self.samples, design_effect=max(budget.design_effect, self.design_effect))
+            points = max(points, math.ceil(2 * plan.smallest_points) / 2)
+        return points if points < 100 else None
+
+
+def no_entry(policy: Policy, task: str, plans: Sequence[Plan]) -> UsageError:
+    """What to say of a task for which the default budget holds, and which has too few samples for it.
+
+    The fix is the line to add under `tasks`.
+    """
+    where = policy.place("tasks") if policy.tasks else str(policy.path)
+    counts = ", ".join(f"{plan.samples:,} samples ({plan.metric})" for plan in plans)
+    default = max(budget.points for plan in plans for budget in plan.budgets)
+    what = f"{task} has no budget of its own, and its {counts} cannot resolve the default of {default:g} points"
+    entries = {}
+    for plan in plans:
+        smallest = plan.smallest()
+        if smallest is None:
+            return UsageError(where, what, f"They resolve no budget: give {task} more samples, or leave it out.")
+        effect = f", design_effect: {plan.design_effect:g}" if plan.design_effect > 1 else ""
+        entries[plan.metric] = f"{{samples: {plan.samples}, points: {smallest:.1f}{effect}}}"
+    entry = entries.get("acc1") if len(entries) == 1 else None
+    if entry is None:
+        entry = "{metrics: {" + ", ".join(f"{metric}: {terms}" for metric, terms in entries.items()) + "}}"
+    name = task.rpartition("/")[2]
+    key = name if re.fullmatch(r"[A-Za-z][\w.-]*", name) else json.dumps(name)
+    return UsageError(where, what, f"Write under tasks: `{key}: {entry}`")
 
 
 def _matches(override: _Override, recipe: str, model: str, tasks: tuple[str | None, ...], metric: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class UsageError(Exception):
@@ -20,3 +22,37 @@ class UsageError(Exception):
     def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
         """Let it travel from the process that reads pictures to the one that reports."""
         return type(self), self._parts
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One line for each thing that cannot be used."""
+        return (str(self),)
+
+
+class CombinedUsageError(UsageError):
+    """Several things that cannot be used, one line each, reported at once."""
+
+    def __init__(self, errors: Sequence[UsageError]) -> None:
+        self._errors = tuple(errors)
+        Exception.__init__(self, "\n".join(self.lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._errors,)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """As of :class:`UsageError`."""
+        return tuple(line for error in self._errors for line in error.lines)
+
+
+def raise_all(errors: Sequence[UsageError]) -> None:
+    """Raise all of *errors*, each once, as one; nothing where there is none.
+
+    Raises:
+        UsageError: there is one, or several.
+    """
+    different = list({str(error): error for error in errors}.values())
+    if len(different) == 1:
+        raise different[0]
+    if different:
+        raise CombinedUsageError(different)

@@ -32,6 +32,7 @@ from harness import (
     checkpoint,
     distribution,
     early,
+    errors,
     evaluation,
     export,
     families,
@@ -61,6 +62,7 @@ from harness.baselines import Drift, Missing, Record, Store, TaskRecord
 from harness.blame import Blame
 from harness.calibration import CalibrationPairs
 from harness.distribution import Measurement
+from harness.errors import UsageError
 from harness.evaluation import Evaluator, Quantization, Subject
 from harness.export import engine
 from harness.models import Reference
@@ -337,18 +339,41 @@ class Gate:
         )
         # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
         records = {case: self._stored(case) for case in self.cases()}
-        for case, record in records.items():
+        if accuracy:
+            errors.raise_all(self._budget_refusals(records))
+        for case in records:
             self.calibration(case)
-            for task in self.tasks(case) if accuracy and not self.lacks(case, accuracy=True) else ():
-                for metric in task.metrics:
-                    kept = None if isinstance(record, Missing) else record.task(task.name, metric)
-                    observed = None if kept is None else (kept.lost + kept.won) / kept.count
-                    budget = self.budget(case, task.name, metric)
-                    verdicts.resolvable(budget, task.n(metric), observed, task=f"{task.name} ({metric})")
+            if accuracy and not self.lacks(case, accuracy=True):
+                self.tasks(case)
         if accuracy:
             self.evaluator.ready()
         if checkpoints:
             checkpoint.warm()
+
+    def _budget_refusals(self, records: Mapping[Case, Record | Missing]) -> list[UsageError]:
+        """Every budget that its task's samples cannot resolve, from the counts alone: no picture is read."""
+        counts = tasks.sample_counts(self.options.tasks, self.options.data_root)
+        refused: list[UsageError] = []
+        plans: dict[str, dict[str, budgets.Plan]] = {}
+        for (task, metric), n in counts.items():
+            for case, record in records.items():
+                budget = self.budget(case, task, metric)
+                kept = None if isinstance(record, Missing) else record.task(task, metric)
+                observed = None if kept is None else verdicts.Observed(kept.lost, kept.won, kept.count)
+                if verdicts.judgeable(budget, n, observed) or self.lacks(case, accuracy=True):
+                    continue
+                if budget.place != self.policy.place("defaults"):
+                    try:
+                        verdicts.resolvable(budget, n, task=f"{task} ({metric})")
+                    except UsageError as error:
+                        refused.append(error)
+                    continue
+                mean = n / counts[task, tasks.TEXT_RECALL] if metric == tasks.IMAGE_RECALL else 1.0
+                known = plans.setdefault(task, {})
+                others = known[metric].budgets if metric in known else ()
+                # Captions of one picture move together: half of what they would if they were one sample.
+                known[metric] = budgets.Plan(task, metric, n, (1 + mean) / 2, (*others, budget))
+        return refused + [budgets.no_entry(self.policy, task, list(found.values())) for task, found in plans.items()]
 
     def map(self, case: Case) -> QuantizerMap:
         """The quantizer map of the case."""

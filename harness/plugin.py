@@ -355,7 +355,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     try:
         _gate(session.config).preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures)
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(*error.lines) from error
 
 
 def _report_refused(config: pytest.Config) -> None:

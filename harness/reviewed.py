@@ -46,6 +46,11 @@ def read(path: Path, shape: type[Shape], mends: Mapping[str, str]) -> tuple[Shap
         raise UsageError(where, f"it is no YAML: {problem}", "Mend that line.") from error
     except RecursionError:
         raise UsageError(path, "it is nested too deeply", mends["nested"]) from None
+    except ValueError as error:
+        # A date that there is not, a number of thousands of digits: YAML's own types refuse them in Python's words.
+        raise UsageError(
+            path, f"a value in it cannot be read: {error}", "Write it in quotes, or correct it."
+        ) from error
 
     def place(*keys: Hashable) -> str:
         return _place(path, keys, lines)

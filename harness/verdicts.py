@@ -31,6 +31,13 @@ class Decision(str, enum.Enum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
 
+LEAST_POINTS = 0.001
+"""Smallest difference, in points, between a budget and the expected loss: ten billion samples show no smaller one."""
+
+MOST_DESIGN_EFFECT = 1e6
+"""Largest design effect: that of clusters of a million samples."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits beyond accuracy; None: measured and reported, not limited.
@@ -92,8 +99,12 @@ class Budget:
         if not 0 <= self.expected_loss < self.points:
             what = f"expected_loss is {self.expected_loss} points, the budget {self.points}"
             raise UsageError(self.place, what, "Expect a loss of at least 0 that is below the budget.")
-        if not 1 <= self.design_effect < math.inf:
-            raise UsageError(self.place, f"design_effect is {self.design_effect}", "Give a number of at least 1.")
+        if self.points - self.expected_loss < LEAST_POINTS:
+            what = f"points is {self.points} and expected_loss {self.expected_loss}: no sample count tells them apart"
+            raise UsageError(self.place, what, f"Leave {LEAST_POINTS} points between them.")
+        if not 1 <= self.design_effect <= MOST_DESIGN_EFFECT:
+            fix = f"Give a number of at least 1, at most {MOST_DESIGN_EFFECT:,.0f}."
+            raise UsageError(self.place, f"design_effect is {self.design_effect}", fix)
 
     @property
     def margin(self) -> float:
@@ -345,8 +356,21 @@ def resolution(
     )
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a stored baseline holds of a task: samples lost and won of `n`."""
+
+    lost: int
+    won: int
+    n: int
+
+
 def resolvable(
-    budget: Budget, n: int, discordance: float | None = None, design_effect: float | None = None, task: str = "the task"
+    budget: Budget,
+    n: int,
+    discordance: float | None = None,
+    design_effect: float | None = None,
+    task: str = "the task",
 ) -> Resolution:
     """`resolution`, or UsageError where `n` samples cannot resolve the budget: names the sample size and the budget
     that could.
@@ -365,6 +389,24 @@ def resolvable(
             f"{math.ceil(plan.smallest_points * 100) / 100:.2f} points.",
         )
     return plan
+
+
+def judgeable(budget: Budget, n: int, measured: Observed | None = None) -> bool:
+    """Whether to run a task of `n` samples against a budget, or to refuse the budget.
+
+    It is run where the discordance that the budget declares can be resolved, where the one that was measured can, and
+    where the difference that was measured is decided with the wanted power, whatever its discordance: a loss far over
+    its budget is to be judged, not refused.
+    """
+    if n >= resolution(budget, n).samples_needed:
+        return True
+    if measured is None:
+        return False
+    rate, difference = (measured.lost + measured.won) / measured.n, (measured.won - measured.lost) / measured.n
+    if n >= resolution(budget, n, rate).samples_needed:
+        return True
+    needed = paired.samples_for(rate, budget.margin, difference, budget.alpha, budget.power, budget.design_effect)
+    return n >= needed
 
 
 @dataclass(frozen=True)

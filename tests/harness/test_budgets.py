@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from harness import budgets, recipes, tasks
 from harness.errors import UsageError
-from harness.verdicts import resolvable
+from harness.gate import Gate, Options
+from harness.verdicts import resolution, resolvable
 
 COMMITTED = Path(__file__).parents[2] / "baselines" / "budgets.yaml"
 
@@ -189,3 +192,73 @@ def test_command_prints_what_the_budgets_resolve(tmp_path: Path, capsys: pytest.
     assert "emoji_captions   image_retrieval_recall@5" in table
     assert "no points are given" in error
     assert len(error.splitlines()) == 1
+
+
+NUMBERS = ["0", "-1", ".nan", ".inf", "1e308", "1.0e+308", "x", "true", "null", "[]", "{}", "1e-300", "1.0e-12"]
+NUMBERS += ["1.0e-6", "0.4999", "0.999999999999", "2", "1e6", "2024-13-45", "9" * 400, "9" * 5000]
+TERMS = ("points", "alpha", "power", "expected_loss", "discordance", "design_effect", "samples")
+
+
+def refusal(path: Path) -> str | None:
+    """What is wrong with a budgets file; None where all that it says can be planned with, at any sample count."""
+    try:
+        policy = budgets.load(path)
+    except UsageError as error:
+        return str(error)
+    budgets.table(policy)
+    assert all(resolution(policy.budget("t", "acc1"), n).samples_needed > 0 for n in (1, 1000, 10**7))
+    return None
+
+
+@pytest.mark.parametrize("key", TERMS)
+@pytest.mark.parametrize("value", NUMBERS)
+def test_every_number_is_usable_or_refused(tmp_path: Path, key: str, value: str) -> None:
+    """What the file lets pass can be planned with; the rest is one line with the place."""
+    terms = {"points": "1.0"} | {key: value}
+    entry = "".join(f"    {name}: {number}\n" for name, number in terms.items())
+    path = write(tmp_path, f"defaults: {{points: 1.0}}\ntasks:\n  t:\n{entry}")
+
+    told = refusal(path)
+
+    assert told is None or (told.startswith(str(path)) and "\n" not in told)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-6", "0.000001"])
+def test_small_alphas_are_numbers_in_every_spelling(tmp_path: Path, text: str) -> None:
+    """`1e-4`, which PyYAML reads as text, is the number; an alpha below a millionth is refused."""
+    policy = budgets.load(write(tmp_path, f"defaults: {{points: 1.0, alpha: {text}}}\n"))
+
+    assert policy.budget("t", "acc1").alpha == float(text)
+    with pytest.raises(UsageError, match=r":1 \(defaults\.alpha\): alpha is .*0\.000001"):
+        budgets.load(write(tmp_path, "defaults: {points: 1.0, alpha: 1e-7}\n"))
+
+
+def test_tasks_without_a_budget_are_refused_at_once_with_the_lines_to_add(tmp_path: Path) -> None:
+    """Three such tasks give three lines, before a picture is read; with the proposed lines nothing is refused."""
+    for name, labels in (("shapes", range(480)), ("tones", range(200)), ("large", range(20_000))):
+        folder = tmp_path / "data" / name
+        (folder / "test").mkdir(parents=True)
+        (folder / "test/nshards.txt").write_text("1\n")
+        (folder / "classnames.txt").write_text("a\nb\nc\n")
+        (folder / "zeroshot_classification_templates.txt").write_text("a photo of {c}\n")
+        with tarfile.open(folder / "test/0.tar", "w") as tar:
+            for i in labels:
+                for suffix, content in (("png", b"not a picture"), ("cls", str(i % 3).encode())):
+                    info = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    names = ("wds/shapes", "wds/tones", "wds/large")
+    options = Options(recipes=("int8",), tasks=names, data_root=tmp_path / "data", baselines=tmp_path)
+    write(tmp_path, "defaults: {points: 1.0, discordance: 0.04}\n")
+
+    with pytest.raises(UsageError) as refused:
+        Gate(options).preflight(accuracy=True)
+
+    lines = refused.value.lines
+    assert len(lines) == 2
+    assert lines[0].endswith("Write under tasks: `shapes: {samples: 480, points: 2.5}`")
+    entries = "".join(f"  {line.split('`')[1]}\n" for line in lines)
+    write(tmp_path, f"defaults: {{points: 1.0, discordance: 0.04}}\ntasks:\n{entries}")
+    with pytest.raises(UsageError, match="picture") as refused:
+        Gate(options).preflight(accuracy=True)
+    assert "points" not in str(refused.value)

@@ -15,7 +15,18 @@ from drawn import outcomes, pair
 from harness import paired
 from harness.errors import UsageError
 from harness.tasks import Outcomes
-from harness.verdicts import Budget, Decision, Verdict, compare, decide, family, resolution, resolvable
+from harness.verdicts import (
+    Budget,
+    Decision,
+    Observed,
+    Verdict,
+    compare,
+    decide,
+    family,
+    judgeable,
+    resolution,
+    resolvable,
+)
 
 
 @pytest.mark.parametrize(
@@ -525,3 +536,22 @@ def test_large_clean_clusters_decide_nothing() -> None:
     assert verdict.samples_needed is not None
     assert verdict.samples_needed > 10_000
     assert "an unseen one could lose 50 at once" in verdict.message()
+
+
+@pytest.mark.parametrize(
+    ("points", "observed", "expected"),
+    [
+        (2.5, None, True),
+        (0.7, None, False),
+        (2.5, Observed(487, 18, 1000), True),  # the stored discordance of a bad recipe refuses nothing
+        (0.7, Observed(487, 18, 1000), True),  # so far over the budget that any sample count shows it
+        (0.7, Observed(0, 0, 1000), True),
+        (0.7, Observed(20, 20, 1000), False),
+        (0.7, Observed(1000, 0, 1000), True),
+    ],
+)
+def test_what_a_baseline_shows_is_never_a_reason_to_refuse(
+    points: float, observed: Observed | None, expected: bool
+) -> None:
+    """A budget is refused where neither what it declares nor what was measured can be decided by the samples."""
+    assert judgeable(Budget(points), 1000, observed) is expected
