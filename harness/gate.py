@@ -11,6 +11,7 @@ Nothing here knows pytest.  A notebook does what the suites do::
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -51,6 +52,7 @@ from harness import (
     reach,
     recipes,
     samples,
+    sanity,
     search,
     stored,
     tasks,
@@ -158,6 +160,11 @@ def metrics_of(options: Options) -> list[tuple[str, str]]:
     """
     names = options.tasks or tasks.EMBEDDED_TASKS
     return [(name, metric) for name in names for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))]
+
+
+def _called(dtype: torch.dtype) -> str:
+    """What people call a floating-point type: ``FP16``."""
+    return str(dtype).removeprefix("torch.").replace("bfloat", "BF").replace("float", "FP")
 
 
 class Quantized:
@@ -512,11 +519,22 @@ class Gate:
         return found
 
     def reference_runs(self, case: Case) -> dict[str, TaskRun]:
-        """The reference on every task, evaluated once a model."""
-        found: dict[str, TaskRun] = self._once(
-            lambda: self.evaluator.evaluate(self._reference(case), self.tasks(case)), "runs", case.model
-        )
+        """The reference on every task, evaluated once a model.
+
+        Raises:
+            UsageError: it gives embeddings that are not finite, or answers as one that guesses.
+        """
+
+        def evaluate() -> dict[str, TaskRun]:
+            return self._sane(case, self.evaluator.evaluate(self._reference(case), self.tasks(case)))
+
+        found: dict[str, TaskRun] = self._once(evaluate, "runs", case.model)
         return found
+
+    def _sane(self, case: Case, runs: dict[str, TaskRun]) -> dict[str, TaskRun]:
+        """*runs* of the case's reference; a usage error where nothing can be compared with them."""
+        sanity.check(case.model, runs, _called(self.reference(case).dtype))
+        return runs
 
     def quantized_runs(self, case: Case) -> dict[str, TaskRun]:
         """The quantized model on every task, evaluated once a case."""
@@ -571,7 +589,7 @@ class Gate:
         before = self._once(lambda: evaluate(self._reference(case), rest), "rest", case.model)
         after = self._once(lambda: evaluate(self._subject(case), rest), "rest", case.model, case.recipe)
         return (
-            before | {name: s.reference for name, s in stopped.items()},
+            self._sane(case, before | {name: s.reference for name, s in stopped.items()}),
             after | {name: s.quantized for name, s in stopped.items()},
         )
 
@@ -585,13 +603,7 @@ class Gate:
         def judge() -> Family:
             stopped = self._stopped(case)
             before, after = self.runs(case)
-            found = [
-                stopped[task].verdict
-                if task in stopped
-                else verdicts.compare(outcomes, after[task].outcomes[metric], self.budget(case, task, metric))
-                for task, run in before.items()
-                for metric, outcomes in run.outcomes.items()
-            ]
+            found = self._judged(case, before, after, {name: one.verdict for name, one in stopped.items()})
             if self.options.report:
                 self.section(case, "accuracy")["changed"] = self._gallery(case)
             joined = verdicts.family(found, recipe=self.recipe(case).name, model=short(case.model))
@@ -605,6 +617,25 @@ class Gate:
 
         found: Family = self._once(judge, "verdicts", case.model, case.recipe)
         return found
+
+    def _judged(
+        self,
+        case: Case,
+        before: Mapping[str, TaskRun],
+        after: Mapping[str, TaskRun],
+        known: Mapping[str, Verdict] | None = None,
+    ) -> list[Verdict]:
+        """A verdict for every metric of every task; *known* are those that there are already, by task."""
+        judged = []
+        for guess in sanity.guesses(before):
+            task, metric = guess.task, guess.metric
+            if known is not None and task in known:
+                verdict = known[task]
+            else:
+                budget = self.budget(case, task, metric)
+                verdict = verdicts.compare(before[task].outcomes[metric], after[task].outcomes[metric], budget)
+            judged.append(sanity.doubted(verdict, guess) if guess.at_chance else verdict)
+        return judged
 
     def _gallery(self, case: Case) -> dict[str, list[dict[str, Any]]]:
         """The changed answers of every metric, for the report."""
@@ -646,6 +677,7 @@ class Gate:
         if accuracy:
             before, after = self.reference_runs(case), self.quantized_runs(case)
             for verdict in self.verdicts(case).verdicts:
+                beyond = self.beyond(case, verdict.task, verdict.metric)
                 found.append(
                     TaskRecord.of(
                         before[verdict.task].outcomes[verdict.metric],
@@ -655,7 +687,7 @@ class Gate:
                         decision=verdict.decision.value,
                         interval=verdict.interval,
                         budget=verdict.budget.points,
-                        beyond=self.beyond(case, verdict.task, verdict.metric),
+                        beyond={name: value for name, value in beyond.items() if math.isfinite(value)},
                     )
                 )
         return Record(self.provenance(case), quantizers=tuple(q.as_dict() for q in self.map(case)), tasks=tuple(found))
@@ -755,11 +787,7 @@ class Gate:
         model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
         subject = self._quantized_subject(case, recipe, model, quantize.fold(model))
         runs, before = self.evaluator.evaluate(subject, self.tasks(case), keep=False), self.reference_runs(case)
-        judged = [
-            verdicts.compare(outcomes, runs[task].outcomes[metric], self.budget(case, task, metric))
-            for task, run in before.items()
-            for metric, outcomes in run.outcomes.items()
-        ]
+        judged = self._judged(case, before, runs)
         kept = [
             m.ok
             for task, run in before.items()

@@ -351,7 +351,8 @@ def exponential_tail(weights: ArrayLike, counts: ArrayLike) -> float:
         return float((np.exp(log_value) / -(saddle + 1j * step)).real)
 
     area = integrate.quad(density, 0, np.inf, limit=400, epsabs=0, epsrel=1e-8)[0] * width / math.pi
-    return min(1.0, max(0.0, math.exp(-(k * np.log1p(-w * saddle)).sum()) * area))
+    height = math.exp(-float((k * np.log1p(-w * saddle)).sum()))
+    return min(1.0, max(0.0, height * float(area)))
 
 
 def cluster_sign(net: ArrayLike) -> tuple[float, float]:

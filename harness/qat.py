@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import families, paired, quantize
 from harness.calibration import CalibrationPairs
-from harness.tasks import TaskRun
-from harness.verdicts import Decision, Family, compare
+from harness.tasks import Outcomes, TaskRun
+from harness.verdicts import Decision, Family, Verdict, check_pair
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Gain:
     """What training won back on a metric: ``lost`` and ``won`` samples against the model before it.
 
     ``p`` is the one-sided p-value of the paired test (exact McNemar, with clusters the sign test over them) that the
-    model got better, adjusted by Holm's procedure over the metrics looked at.
+    model got better, adjusted by Holm's procedure over the metrics looked at; ``alpha`` is that of the metric's budget.
     """
 
     task: str
@@ -135,6 +136,12 @@ class Gain:
     lost: int
     won: int
     p: float
+    alpha: float = 0.05
+
+    @property
+    def shown(self) -> bool:
+        """The paired test shows the gain."""
+        return self.p <= self.alpha
 
     def __str__(self) -> str:
         return (
@@ -152,13 +159,30 @@ def gains(before: Family, quantized: Mapping[str, TaskRun], trained: Mapping[str
         trained: those of the fine-tuned model on the same samples.
     """
     open_ = [v for v in before.verdicts if v.decision is not Decision.PASS]
-    # Seen from the trained model, the one before it lost what was won.
-    back = [compare(trained[v.task].outcomes[v.metric], quantized[v.task].outcomes[v.metric], v.budget) for v in open_]
-    adjusted = paired.holm([verdict.p_loss for verdict in back]) if back else []
-    return [
-        Gain(v.task, v.metric, v.reference_accuracy, b.quantized_accuracy, b.reference_accuracy, b.won, b.lost, p)
-        for v, b, p in zip(open_, back, adjusted, strict=True)
-    ]
+    found = [_gain(v, quantized[v.task].outcomes[v.metric], trained[v.task].outcomes[v.metric]) for v in open_]
+    adjusted = paired.holm([gain.p for gain in found], [gain.alpha for gain in found]) if found else []
+    return [replace(gain, p=p) for gain, p in zip(found, adjusted, strict=True)]
+
+
+def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:
+    """The gain on the metric of *verdict*, its p-value not yet adjusted."""
+    check_pair(before, after)
+    won, lost = after.correct & ~before.correct, before.correct & ~after.correct
+    net, sizes = paired.cluster_sums(lost.astype(np.int64) - won, before.clusters)
+    # The tests look for a loss: seen from the trained model, the one before it lost what was won.
+    single = len(sizes) == len(won)
+    p, _ = paired.mcnemar(int(lost.sum()), int(won.sum())) if single else paired.cluster_sign(net)
+    return Gain(
+        verdict.task,
+        verdict.metric,
+        verdict.reference_accuracy,
+        before.accuracy,
+        after.accuracy,
+        int(lost.sum()),
+        int(won.sum()),
+        p,
+        verdict.budget.alpha,
+    )
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
 from harness import paired
-from harness.verdicts import Budget, Decision, Verdict, compare, decide
+from harness.verdicts import Budget, Decision, Verdict, compare, decide, not_finite
 
 if TYPE_CHECKING:
     from harness.tasks import Outcomes
@@ -121,9 +121,11 @@ class Sequential:
         """
         if len(reference.sample_ids) != self.used:
             raise ValueError(f"{self.used} samples were taken in, the outcomes have {len(reference.sample_ids)}")
+        if self.decision is None and self.used < total:
+            raise ValueError(f"undecided after {self.used} of {total} samples: go on")
+        if not_finite(quantized):
+            return replace(compare(reference, quantized, self.budget), fraction_used=self.used / total)
         if self.decision is None:
-            if self.used < total:
-                raise ValueError(f"undecided after {self.used} of {total} samples: go on")
             left = 1 - self.share
             final = compare(reference, quantized, replace(self.budget, alpha=self.budget.alpha * left))
             note = f"the early-stop test did not decide; alpha {self.budget.alpha * left:g} was left for the whole task"

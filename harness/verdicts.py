@@ -236,10 +236,15 @@ _SAYS = {
 def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict:
     """Verdict on the quantized model's loss, from the outcomes of both models on the same samples in the same order.
 
-    Samples that share a cluster number (the captions of one picture) are not taken as independent. UsageError if the
-    two are not outcomes of the same samples, metric and targets, in the same order.
+    Samples that share a cluster number (the captions of one picture) are not taken as independent. A quantized model
+    that gives no finite answer for a sample is FAIL. UsageError if the two are not outcomes of the same samples, metric
+    and targets, in the same order, or the reference gives no finite answer for a sample.
     """
     check_pair(reference, quantized)
+    broken = not_finite(reference)
+    if broken:
+        what = f"the reference gives no finite answer for {broken:,} of {len(reference.margins):,} samples"
+        raise UsageError(f"{reference.task} ({reference.metric})", what, "Check the reference model's weights in FP16.")
     right, kept = np.asarray(reference.correct, dtype=bool), np.asarray(quantized.correct, dtype=bool)
     lost, won = right & ~kept, kept & ~right
     b, c, n = int(won.sum()), int(lost.sum()), len(right)
@@ -250,6 +255,10 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
     else:
         test = paired.clustered_test(net, sizes, b, c, budget.margin, budget.alpha)
         change = paired.cluster_sign(net)
+    gone = not_finite(quantized)
+    if gone:
+        # Not a matter of chance: the model is broken, however few samples show it.
+        test = replace(test, shown=paired.Shown(1.0, 0.0))
     decision = decide(test.shown, budget.alpha)
     threshold = large_margin(reference, budget)
     large = lost & (np.asarray(reference.margins) >= threshold)
@@ -278,7 +287,29 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         decision=decision,
         lost_ids=_ids(reference, lost),
         won_ids=_ids(reference, won),
+        note=f"the quantized model gives no finite answer for {gone:,} of {n:,} samples" if gone else "",
         block=test.block,
+    )
+
+
+def not_finite(outcomes: Outcomes) -> int:
+    """Samples for which the model gave no finite score."""
+    return int((~(np.asarray(outcomes.margins) > -np.inf)).sum())
+
+
+def undecided(verdict: Verdict, note: str, fix: str) -> Verdict:
+    """The same numbers where nothing can be concluded from them: INCONCLUSIVE, with the reason and what to do."""
+    low, high = verdict.interval
+    edge = -verdict.budget.points
+    return replace(
+        verdict,
+        decision=Decision.INCONCLUSIVE,
+        p_noninferior=1.0,
+        p_inferior=1.0,
+        interval=(min(low, edge), max(high, edge)),
+        samples_needed=None,
+        note=note,
+        fix=fix,
     )
 
 
@@ -319,9 +350,8 @@ def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
         if not np.array_equal(getattr(reference, name), getattr(quantized, name)):
             raise UsageError(where, f"the {name} of the two differ", mend)
     if np.isnan(np.asarray(reference.margins)).any():
-        raise UsageError(
-            where, "the reference has margins that are NaN", "The reference model itself is broken: check it in FP16."
-        )
+        what = "the reference has margins that are NaN"
+        raise UsageError(where, what, "The reference model itself is broken: check it in FP16.")
 
 
 @dataclass(frozen=True)
