@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness import files
+
 ROOT = Path(__file__).parent.parent
 STORED, PAGE = ROOT / ".benchmarks" / "speed.json", ROOT / "docs" / "speed.md"
 TEN = ("fp8", "fp8-linear-only", "fp8-patch-embedding-fp16", "fp8-per-channel", "int8", "int8-smoothquant", "int4-awq",
@@ -257,6 +259,13 @@ def _gpu(stored: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['tower']} | {row['batch']} | {row['side']} | {row['per_second']:,.1f} | {ratio:.2f} |"
 
 
+def _stored(path: Path) -> dict[str, Any]:
+    """What was measured before, or nothing."""
+    if not files.exists(path):
+        return {}
+    return files.read_json(path, dict[str, Any], limit=files.MAX_MEASURED)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 1 if a run of the gate did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -266,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=PAGE, help="the page (default: docs/speed.md)")
     options = parser.parse_args(arguments)
-    stored: dict[str, Any] = json.loads(options.stored.read_text()) if options.stored.exists() else {}
+    stored: dict[str, Any] = _stored(options.stored)
     if options.what == "page" and not stored:
         parser.exit(4, f"{options.stored}: holds no measurement; run `python -m harness.benchmark` first\n")
     if options.what == "page":

@@ -57,7 +57,6 @@ Text = Annotated[str, Field(pattern=r"\S")]
 _MENDS = {
     "file": "budgets file",
     "absent": "Point --baselines at the folder that holds it.",
-    "nested": "See harness/budgets.py for the layout.",
     "extra_forbidden": "Correct the name; harness/budgets.py lists the settings.",
     "missing": "An override and an expectation need a reason; the file needs defaults.",
 }

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from harness import evaluation, models, provenance, quantize, tasks
+from harness import evaluation, files, models, provenance, quantize, tasks
 from harness.errors import UsageError
 from harness.evaluation import Quantization, Subject
 from harness.models import Reference
@@ -98,7 +98,7 @@ class Cluster:
         self.address = address
         self._device = device
         self._batch_size = batch_size
-        self._data_root = None if data_root is None else data_root.expanduser().absolute()
+        self._data_root = None if data_root is None else files.expand(data_root).absolute()
         self._started = False
         self._died: Counter[str] = Counter()
         self._computed: Counter[str] = Counter()

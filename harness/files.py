@@ -40,6 +40,7 @@ MAX_CONFIG = 4 * MIB  # config.json, preprocessor_config.json, tokenizer_config.
 MAX_INDEX = 32 * MIB  # model.safetensors.index.json
 MAX_TOKENIZER = 256 * MIB  # tokenizer.json, vocab.json, merges.txt; Gemma's has 34 MB
 MAX_ANNOTATIONS = 512 * MIB  # captions_train2017.json has 92 MB
+MAX_MEASURED = 32 * MIB  # what the gate's own programs have measured and written
 MAX_PICTURE = 256 * MIB  # one picture file, compressed
 #: Bounds on what a JSON or YAML document may hold.
 MAX_JSON_DEPTH = 64
@@ -194,11 +195,11 @@ def opened(
         _refuse_kind(expanded, mode, what, fix)
     resolved = _resolved(expanded, inside, what, fix)
     try:
-        descriptor = os.open(resolved, _FLAGS)
+        file = open(resolved, "rb", opener=_open_without_waiting)  # noqa: SIM115
     except OSError as error:
         _refuse_unreadable(expanded, error, fix)
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
+    with file:
+        mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):  # it was replaced in between
             _refuse_kind(expanded, mode, what, fix)
         try:
@@ -223,18 +224,16 @@ def read_bytes(
         UsageError: as :func:`opened`, or it is larger.
     """
     with opened(path, inside=inside, what=what, fix=fix) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            problem = f"the {what} has {size:,} bytes, the limit is {limit:,}"
-            raise UsageError(_cut(path), problem, fix or "Give a smaller file.")
         chunks: list[bytes] = []
-        total = 0
-        while chunk := file.read(_CHUNK):
-            chunks.append(chunk)
-            total += len(chunk)
-            if total > limit:
-                problem = f"the {what} has more than {limit:,} bytes, the limit"
-                raise UsageError(_cut(path), problem, fix or "Give a smaller file.")
+        total = os.fstat(file.fileno()).st_size
+        if total <= limit:
+            total = 0
+            while total <= limit and (chunk := file.read(_CHUNK)):
+                chunks.append(chunk)
+                total += len(chunk)
+    if total > limit:
+        problem = f"is larger than {limit:,} bytes, the limit for this {what}"
+        raise UsageError(_cut(path), problem, fix or "Give a smaller file.")
     return b"".join(chunks)
 
 
@@ -277,7 +276,7 @@ def read_lines(
 
 def _decoded(data: bytes, path: str | Path, fix: str | None) -> str:
     if data.startswith(_UTF16):
-        raise UsageError(_cut(path), "is UTF-16, expected UTF-8 text", fix or "Save it as UTF-8.")
+        raise UsageError(_cut(path), "is UTF-16, not UTF-8 text", fix or "Save it as UTF-8.")
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         text = data[start:].decode("utf-8")
@@ -451,7 +450,7 @@ def read_yaml_with_places(
     content, lines = load_yaml(text, path, fix=fix)
 
     def place(*keys: Hashable) -> str:
-        return _place(path, keys, lines)
+        return place_of(path, keys, lines)
 
     try:
         return _adapter(model).validate_python(content), place
@@ -593,7 +592,7 @@ def _refuse_content(
     """Raise the UsageError of the first thing that pydantic found wrong with *content*."""
     first = error.errors(include_url=False, include_context=False)[0]
     keys = _keys(first["loc"], content, first["type"] == "missing")
-    place = _place(where, keys, lines or {})
+    place = place_of(where, keys, lines or {})
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         raise UsageError(place, f"the key {shown(keys[-1] if keys else '')} is missing", fix or "Add it.") from None
@@ -626,8 +625,8 @@ def _keys(loc: Iterable[int | str], content: Any, missing: bool) -> tuple[int | 
     return tuple(keys)
 
 
-def _place(path: str | Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]) -> str:
-    """``file:line (dotted.keys)``, as much of it as is known."""
+def place_of(path: str | Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]) -> str:
+    """Return ``file:line (dotted.keys)`` of the entry at *keys*, by the *lines* that :func:`load_yaml` found."""
     at = tuple(keys)
     known = tuple(key if isinstance(key, int) else str(key) for key in at)
     while known and known not in lines:
@@ -672,6 +671,11 @@ def _resolved(path: Path, inside: str | Path | None, what: str, fix: str | None)
     except OSError as error:
         _refuse_unreadable(path, error, fix)
     return resolved
+
+
+def _open_without_waiting(path: str, _flags: int) -> int:
+    """A descriptor for reading; that of a pipe or a device is open at once and is looked at before it is read."""
+    return os.open(path, _FLAGS)
 
 
 def _refuse_kind(path: Path, mode: int, what: str, fix: str | None) -> NoReturn:

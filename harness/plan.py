@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import architectures, quantize, recipes, shards
+from harness import architectures, files, quantize, recipes, shards
 from harness.rates import CONTEXT, MODEL, PROMPT, RECIPE, Rates, measure
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -428,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rates.write_text(json.dumps(asdict(measure()), indent=1) + "\n")
         print(f"wrote {options.rates}")
         return 0
-    options.out.write_text(page(Rates(**json.loads(options.rates.read_text()))))
+    options.out.write_text(page(files.read_json(options.rates, Rates, limit=files.MAX_MEASURED)))
     print(f"wrote {options.out}")
     return 0
 

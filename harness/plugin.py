@@ -170,7 +170,7 @@ def check_options(config: pytest.Config) -> None:
         raise UsageError(f"--calibration-data {path}", what, "Give an existing directory, or an annotation file.")
     _check_cluster(config)
     folder = get("gate_report")
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is not None and files.exists(folder) and not files.is_folder(folder):
         raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.errors import UsageError
 from harness.recipe_tree import SUFFIXES, Tree
 from harness.recipe_yaml import Document
@@ -169,7 +170,7 @@ def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
             if change and name not in reaches:
                 reaches[name] = Reach(chain if name == chain[-1] else (*chain, name), change)
         try:
-            imports = tree.read(file).imports.values() if tree.holds(file, file) and file.exists() else ()
+            imports = tree.read(file).imports.values() if tree.holds(file, file) and files.exists(file) else ()
             for target in imports:
                 for found in _probed(tree, target, file):
                     if found not in seen:
@@ -181,8 +182,8 @@ def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
         return None
     kind, untold = "unknown", None
     try:
-        kind = "ptq" if path.is_dir() else kind_of(tree.read(path)) or "unknown"
-        untold = None if path.is_dir() else _untold(tree.read(path), kind)
+        kind = "ptq" if files.is_folder(path) else kind_of(tree.read(path)) or "unknown"
+        untold = None if files.is_folder(path) else _untold(tree.read(path), kind)
         for start in starts:
             tree.resolve(tree.read(start))
     except UsageError as error:
@@ -216,7 +217,7 @@ def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
     """The files that decide what an import of *target* finds: the first that exists, and those looked for before it."""
     for candidate in tree.candidates(target, where):
         yield candidate
-        if tree.holds(candidate, where) and candidate.is_file():
+        if tree.holds(candidate, where) and files.is_file(candidate):
             return
 
 
@@ -244,7 +245,7 @@ def _recipe_name(tree: Tree, path: Path) -> str:
     """The name that ModelOpt and :func:`harness.recipes.find` give it: without suffix, where that is not ambiguous."""
     short = path.with_suffix("")
     others = [short, *(Path(f"{short}{suffix}") for suffix in SUFFIXES)]
-    alone = path.suffix in SUFFIXES and not any(other.exists() for other in others if other != path)
+    alone = path.suffix in SUFFIXES and not any(files.exists(other) for other in others if other != path)
     return _name(tree, short if alone else path)
 
 
@@ -254,7 +255,7 @@ def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> lis
     for name, what in changed.items():
         path = base.root / name
         left = what == "removed" or (what.startswith("renamed to ") and what not in moved)
-        if not left or not name.endswith(SUFFIXES) or not path.is_file():
+        if not left or not name.endswith(SUFFIXES) or not files.is_file(path):
             continue
         try:
             kind = kind_of(base.read(path)) if base.holds(path, path) else None

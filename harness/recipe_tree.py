@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from harness import files
 from harness.errors import UsageError
-from harness.recipe_yaml import MAX_NODES, SPLIT, Document, Located, is_file, parse, read_text, shown
+from harness.recipe_yaml import MAX_FILE_BYTES, MAX_NODES, SPLIT, Document, Located, parse, shown
 
 SUFFIXES = (".yml", ".yaml")
 #: Limits, each an order of magnitude above the largest file of ModelOpt 0.47's tree.
@@ -56,7 +57,7 @@ class Tree:
             self.root = root.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(root, f"no such directory ({error})", "Give the modelopt_recipes tree.") from error
-        if not self.root.is_dir():
+        if not files.is_folder(self.root):
             raise UsageError(root, "is not a directory", "Give the modelopt_recipes tree of a checkout.")
         self._documents: dict[Path, Document | UsageError] = {}
         self._bytes = 0
@@ -86,7 +87,7 @@ class Tree:
             UsageError: there is none, or it lies outside the tree (by a symbolic link, say).
         """
         for candidate in self.candidates(name, where):
-            if self.holds(candidate, where) and is_file(candidate):
+            if self.holds(candidate, where) and files.is_file(candidate):
                 return candidate
         raise UsageError(
             where, f"the import {shown(name)} does not exist under {self.root}", "Correct its path, or add the file."
@@ -115,7 +116,7 @@ class Tree:
         """
         if path not in self._documents:
             try:
-                text = read_text(path)
+                text = files.read_text(path, limit=MAX_FILE_BYTES, what="recipe")
                 self._bytes += len(text)
                 if self._bytes > MAX_TREE_BYTES:
                     raise UsageError(path, f"is one file too many: over {MAX_TREE_BYTES >> 20} MiB were read", SPLIT)

@@ -82,40 +82,10 @@ def parse(text: str, path: Path) -> Document:
     return Document(path, schema, dict(imports), _exmy(body), len(documents))
 
 
-def is_file(path: Path) -> bool:
-    """True for a regular file; False too for a name that no file system takes."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def shown(value: object, limit: int = 120) -> str:
     """*value* as a message shows it: quoted, with control characters spelled out, cut to *limit* characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def read_text(path: Path) -> str:
-    """The text of a file that is small enough to be a recipe.
-
-    Raises:
-        UsageError: it is no regular file, not readable, too large, or not UTF-8.
-    """
-    if not is_file(path):  # a pipe would never end
-        raise UsageError(path, "is no file", "Correct the path.")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(path, f"cannot be read ({reason})", "Correct the path or the permissions.") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise UsageError(path, f"is larger than {MAX_FILE_BYTES // 1024} KiB, which no recipe needs", SPLIT)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(path, f"is not UTF-8 text at byte {error.start}", "Save it as UTF-8.") from error
 
 
 def _schema_comment(text: str, path: Path) -> str | None:

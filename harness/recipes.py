@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import config_form
+from harness import config_form, files
 from harness.errors import UsageError
 from harness.recipe_schema import check_algorithm, check_entry, check_kind, check_snippet, modelopt_config
 from harness.recipe_tree import SUFFIXES, Tree, plain
@@ -169,7 +169,7 @@ def path_of(ref: str, root: Path | None = None) -> Path | None:
         raise UsageError(
             f"--recipe {ref!r}", "is not a name of a recipe", f"Give one of {', '.join(DEFAULT + MORE)}, or a path."
         )
-    if _PYTHON.match(ref) and not Path(ref).exists():
+    if _PYTHON.match(ref) and not files.exists(ref):
         return None
     return find(ref, Tree(root if root is not None else installed_root()), given=root is not None)
 
@@ -219,13 +219,10 @@ def also_means(ref: str, root: Path | None = None) -> str | None:
 
 def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
     """Every recipe that *ref* may mean, the one that counts first."""
-    try:
-        path = Path(ref).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"--recipe {ref}", f"cannot be expanded ({error})", "Write the path out.") from error
-    files = _with_suffixes(path)
+    path = files.expand(ref, option="--recipe")
+    named = _with_suffixes(path)
     if path.is_absolute() or ref.startswith(("./", "../")):
-        return [file for file in files if _exists(file)]
+        return [file for file in named if _exists(file)]
     inside: list[Path] = []
     if ".." not in path.parts:
         in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
@@ -233,7 +230,7 @@ def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
     own: list[Path] = []
     if "/" not in ref and not ref.endswith(SUFFIXES):
         own = [HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml"]
-    candidates = [*inside, *own, *files] if given else [*own, *files, *inside]
+    candidates = [*inside, *own, *named] if given else [*own, *named, *inside]
     return [file for file in candidates if _exists(file)]
 
 
@@ -245,15 +242,12 @@ def _with_suffixes(path: Path) -> list[Path]:
 
 
 def _exists(path: Path) -> bool:
-    try:
-        return path.is_file() or (path.is_dir() and section_files(path) is not None)
-    except (OSError, ValueError):
-        return False
+    return files.is_file(path) or (files.is_folder(path) and section_files(path) is not None)
 
 
 def section_files(directory: Path) -> tuple[Path, Path] | None:
     """The metadata and quantize files of a recipe kept as a directory, or None: it is none."""
-    found = [next((p for s in SUFFIXES if (p := directory / f"{n}{s}").is_file()), None) for n in _SECTIONS]
+    found = [next((p for s in SUFFIXES if files.is_file(p := directory / f"{n}{s}")), None) for n in _SECTIONS]
     return (found[0], found[1]) if found[0] and found[1] else None
 
 
@@ -286,7 +280,7 @@ def kind_of(document: Document) -> str | None:
 
 def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
     name = _name(ref, path, tree)
-    if path.is_dir():
+    if files.is_folder(path):
         return _from_directory(ref, name, path, tree)
     document = tree.read(path)
     kind = kind_of(document)

@@ -28,6 +28,7 @@ from typing import Any
 
 import filelock
 
+from harness import files
 from harness.baselines import text
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
@@ -227,7 +228,7 @@ class Store:
         path = folder / f"record@{device.architecture}@{device.exact}.json"
         others = [self._read(p, key, model, recipe) for p, key in self._record_files(folder) if key != device]
         stale = tuple(line for other in others for line in _stale(other, record))
-        if not path.exists():
+        if not files.exists(path):
             new = _sealed(record, (), reason, ("first measured",))
             return Change("added", path, Changes(), reason, stale, new)
         stored = self._read(path, device, model, recipe)
@@ -343,9 +344,9 @@ def _orphan(path: Path, why: str) -> Orphan:
 
 
 def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
+    if not files.is_folder(root):
         return []
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in root.iterdir() if files.is_folder(p) and not p.name.startswith("."))
 
 
 def _rank(record: Record, device: DeviceKey) -> tuple[int, str, str]:

@@ -47,7 +47,6 @@ FOLDER = VERSIONS
 _MENDS = {
     "file": "file of expected differences",
     "absent": "Give the folder of baselines.",
-    "nested": "See harness/versions/differences.py for the layout.",
     "extra_forbidden": "Correct the name; harness/versions/differences.py shows the layout.",
     "missing": "A difference needs kind, name, before, after, reason and evidence.",
 }

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from harness import architectures, effect, families, provenance, quantize, quantizers, recipes
+from harness import architectures, effect, families, files, provenance, quantize, quantizers, recipes
 from harness.errors import UsageError
 from harness.qdq import deviations
 from harness.quantizers import Quantizer, QuantizerMap
@@ -174,13 +175,13 @@ def read(path: Path) -> Measurement:
         UsageError: there is none, or it is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, dict[str, Any], limit=files.MAX_MEASURED)
         subjects = {
             name: Subject(str(one["outcome"]), {a: _map_of(groups) for a, groups in one["maps"].items()})
             for name, one in content["subjects"].items()
         }
         return Measurement(dict(content["versions"]), subjects, dict(content["deviations"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         mend = "Measure the release in its environment: python -m harness.versions measure."
         raise UsageError(path, f"is no measurement of a release ({type(error).__name__}: {error})", mend) from error
 
@@ -197,7 +198,7 @@ def find(name: str, baselines: Path) -> Measurement:
     Raises:
         UsageError: there is none.
     """
-    if Path(name).is_file():
+    if files.is_file(name):
         return read(Path(name))
     measured = every(baselines)
     for one in reversed(measured):

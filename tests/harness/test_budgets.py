@@ -103,7 +103,7 @@ def test_expectations_and_samples(policy: budgets.Policy) -> None:
         ("points: 2.0", "points: .nan", r":6 \(tasks\.emoji\.points\): points is nan"),
         ("points: 2.0", "points: true", r":6 \(tasks\.emoji\.points\)"),
         ("points: 2.0", "pionts: 2.0", r":6 \(tasks\.emoji\.pionts\): there is no setting 'pionts'"),
-        ("points: 2.0", "points: 2.0\n    points: 3.0", r":7: 'points' is written twice"),
+        ("points: 2.0", "points: 2.0\n    points: 3.0", r":7: .*'points' is written twice"),
         ("points: 2.0", "points: 2.0\n    expected_loss: 2.5", r":5 .*expected_loss is 2\.5"),
         ("points: 1.0", "alpha: 0.05", r":1 \(defaults\): no points"),
         ("points: 1.0", "alpha: 0.7", r":2 \(defaults\.alpha\): alpha is 0\.7"),
@@ -114,10 +114,10 @@ def test_expectations_and_samples(policy: budgets.Policy) -> None:
         ("tower: vision", "tower: visoin", r":15 .*tower is 'visoin'"),
         (", reason: Linear layers only", "", r":15 .*'reason' is missing"),
         ("defaults:", "default:", r"there is no setting 'default'|'defaults' is missing"),
-        ("overrides:\n", "overrides: [\n", r"it is no YAML"),
-        ("reason: four bits", "reason: !!python/object/apply:os.system [id]", r"it is no YAML"),
-        ("points: 1.0", "points: &p 1.0\n  expected_loss: *p", r"aliases"),
-        ("emoji:", "? [a, b]\n  :", r"it is no YAML|emoji"),
+        ("overrides:\n", "overrides: [\n", r"is not YAML"),
+        ("reason: four bits", "reason: !!python/object/apply:os.system [id]", r"is not YAML"),
+        ("points: 1.0", "points: &p 1.0\n  expected_loss: *p", r":3: .*an alias"),
+        ("emoji:", "? [a, b]\n  :", r"is not YAML|emoji"),
     ],
 )
 def test_load_refuses_what_is_wrong_and_says_where(tmp_path: Path, old: str, new: str, told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from collections.abc import Callable
@@ -173,7 +174,7 @@ def test_text_without_its_mark_and_line_ends(tmp_path: Path) -> None:
         (b"\xef\xbb\xbfa\n\xc3(", ":2", "byte 5 (0xc3)"),
         (b"\xff\xfea\0", "", "UTF-16"),
         (b"a\n\0", ":2", "0x00"),
-        (b"a" * 1001, "", "1,001 bytes, the limit is 1,000"),
+        (b"a" * 1001, "", "larger than 1,000 bytes"),
     ],
 )
 def test_what_is_not_text_is_refused_with_its_place(tmp_path: Path, content: bytes, place: str, part: str) -> None:
@@ -191,7 +192,7 @@ def test_what_is_not_text_is_refused_with_its_place(tmp_path: Path, content: byt
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc is Linux's")
 def test_files_that_claim_to_be_empty_are_bounded_too() -> None:
     """The limit holds for what is read, whatever size a file says it has."""
-    assert "more than 100 bytes" in refusal(lambda: files.read_bytes("/proc/self/status", limit=100))
+    assert "larger than 100 bytes" in refusal(lambda: files.read_bytes("/proc/self/status", limit=100))
 
 
 # -- JSON and YAML ------------------------------------------------------------------------------------------------
@@ -320,3 +321,57 @@ def test_any_name_is_a_path_or_refused(tmp_path: Path, monkeypatch: pytest.Monke
     lines = [refusal_or_nothing(partial(look, name)) for look in looks]
 
     assert [line for line in lines if not line.isprintable() or len(line) > 1200] == []
+
+
+# -- the rule -----------------------------------------------------------------------------------------------------
+
+HARNESS = Path(files.__file__).parent
+#: Calls that open or look at a path.
+LOOKING = {"exists", "is_file", "is_dir", "read_text", "read_bytes", "expanduser"}
+OPENING = {"os.open", "io.open", "json.load", "np.load", "numpy.load", "torch.load", "yaml.load", "yaml.safe_load"}
+#: Modules that may do so all the same, with the reason.
+ALLOWED = {
+    "files.py": "the gateway",
+    "report/page.py": "templates of this package",
+    "provenance.py": "/proc/cpuinfo and the sources of installed packages",
+    "resident.py": "/proc/self/status",
+    "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is told apart",
+    "baselines/store.py": "what the store itself wrote, compared before it is written again",
+    "revisions.py": "files of a git working tree, which may be links and are hashed as git does it",
+    "faults/records.py": "records that the fault itself has just stored",
+    "faults/recipe.py": "recipes of this package",
+    "embedded/datasets.py": "makes the embedded data: archives that it downloaded",
+    "embedded/emoji.py": "makes the embedded data: archives that it downloaded",
+    "embedded/card.py": "makes the embedded model's card from its own record",
+}
+
+
+def looks(source: str) -> list[str]:
+    """``line: call`` of every call in *source* that opens or looks at a path without the gateway."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            holder, _, attribute = name.rpartition(".")
+            around = attribute in LOOKING and holder not in ("files", "os.path.lexists")
+            if name == "open" or name in OPENING or around or name.startswith("os.path.is"):
+                found.append(f"{node.lineno}: {name}")
+    return found
+
+
+def test_the_rule_sees_what_goes_around_the_gateway() -> None:
+    """Each way to open or look at a path is seen, the gateway's functions and text in memory are not."""
+    around = ["open(p)", "p.read_text()", "json.load(f)", "Path(x).exists()", "yaml.safe_load(f)", "os.path.isfile(p)"]
+    through = ["files.read_text(p)", "files.exists(p)", "json.loads(text)", "Image.open(io.BytesIO(data))"]
+
+    assert [len(looks(code)) for code in around] == [1] * len(around)
+    assert [looks(code) for code in through] == [[]] * len(through)
+
+
+def test_no_other_module_opens_what_a_user_names() -> None:
+    """Under harness/ only the gateway, and a short list of modules with a reason, opens or looks at a path."""
+    modules = {path.relative_to(HARNESS).as_posix(): looks(path.read_text()) for path in HARNESS.rglob("*.py")}
+    around = {name: calls for name, calls in modules.items() if calls}
+
+    assert {name: calls for name, calls in around.items() if name not in ALLOWED} == {}
+    assert sorted(ALLOWED.keys() - around.keys()) == [], "no longer needed in the list"
