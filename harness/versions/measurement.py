@@ -174,16 +174,16 @@ def read(path: Path) -> Measurement:
     Raises:
         UsageError: there is none, or it is not one.
     """
+    fix = "Measure the release in its environment: python -m harness.versions measure."
+    content = files.read_json(path, dict[str, Any], limit=files.MAX_MEASURED, fix=fix)
     try:
-        content = files.read_json(path, dict[str, Any], limit=files.MAX_MEASURED)
         subjects = {
             name: Subject(str(one["outcome"]), {a: _map_of(groups) for a, groups in one["maps"].items()})
             for name, one in content["subjects"].items()
         }
         return Measurement(dict(content["versions"]), subjects, dict(content["deviations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        mend = "Measure the release in its environment: python -m harness.versions measure."
-        raise UsageError(path, f"is no measurement of a release ({type(error).__name__}: {error})", mend) from error
+        raise UsageError(path, f"is not a measurement of a release ({type(error).__name__}: {error})", fix) from error
 
 
 def every(baselines: Path) -> tuple[Measurement, ...]:

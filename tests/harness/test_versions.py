@@ -384,7 +384,7 @@ def test_results_of_workers_join_their_expected_differences() -> None:
     (HEAD + ENTRY + ENTRY, r"0\.48\.yaml:5 .*the name 'x' is taken"),
     (HEAD.replace("0.48", "newest") + ENTRY, r"0\.48\.yaml:2 .*a release is written as 0\.44"),
     (HEAD.replace("nvidia-modelopt", "torch") + ENTRY, r"0\.48\.yaml:1 \(package\)"),
-    ("differences: [", r"0\.48\.yaml:1: it is no YAML"),
+    ("differences: [", r"0\.48\.yaml:1: is not YAML"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     """What is wrong in a file of expected differences is told with file, line and place."""
@@ -471,7 +471,7 @@ def test_releases_that_make_the_same_of_a_recipe_say_so(capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["diff", "0.44", "0.99"], "0.99: is no measured release and no file. Measured: 0.41.0"),
-    (["diff", "0.44", "README.md"], "README.md: is no measurement of a release"),
+    (["diff", "0.44", "README.md"], "README.md:1: is not JSON"),
     (["--baselines", "tests", "check"], "tests/versions: holds no measurement to compare with"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_a_usage_error(
