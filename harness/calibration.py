@@ -170,7 +170,8 @@ def _stored(source: str, size: int, seed: int) -> _Stored:
 
 def _from_webdataset(split: Path, size: int) -> _Stored:
     kind = split.parent / "dataset_type.txt"
-    if files.exists(kind) and webdatasets.kind_of(split.parent) != webdatasets.RETRIEVAL:
+    stated = files.exists(kind) or kind.is_symlink()
+    if stated and webdatasets.kind_of(split.parent) != webdatasets.RETRIEVAL:
         raise UsageError(kind, f"is not '{webdatasets.RETRIEVAL}'", "Calibration needs pictures with captions.")
     names: list[str] = []
     stored: list[PictureFile] = []

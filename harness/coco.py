@@ -7,27 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated
 
-from pydantic import ConfigDict, FailFast, with_config
+from pydantic import ConfigDict, FailFast, Field, with_config
 from typing_extensions import TypedDict
 
 from harness import files, words
 from harness.errors import UsageError
 from harness.pictures import PictureFile
 
-Number = int | str  #: COCO's own are whole numbers
+Number = int | str
+#: COCO's own ids are whole numbers.
+_Id = int | Annotated[str, Field(max_length=255)]
 
 FIX = "Give COCO's caption annotations: 'images' with id and file_name, 'annotations' with image_id and caption."
 
 
 @with_config(ConfigDict(strict=True))
 class _Image(TypedDict):
-    id: Number
-    file_name: str
+    id: _Id
+    file_name: Annotated[str, Field(max_length=1000)]
 
 
 @with_config(ConfigDict(strict=True))
 class _Caption(TypedDict):
-    image_id: Number
+    image_id: _Id
     caption: str
 
 

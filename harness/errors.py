@@ -15,6 +15,7 @@ class UsageError(Exception):
 
     def __init__(self, where: str | Path, what: str, fix: str) -> None:
         self._parts = (str(where), what, fix)
+        where, what = _cut(str(where), 600), _cut(what, 2400)
         line = f"{where}: {what.rstrip('.')}. {fix}"
         # One line even where a name or a library's message brings its own line breaks or control characters.
         super().__init__("".join(c if c.isprintable() else " " for c in " ".join(line.split())))
@@ -56,3 +57,8 @@ def raise_all(errors: Sequence[UsageError]) -> None:
         raise different[0]
     if different:
         raise CombinedUsageError(different)
+
+
+def _cut(text: str, most: int) -> str:
+    """*text* without its middle where it is longer than *most* characters: what somebody gave may be."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"

@@ -330,10 +330,12 @@ class Gate:
             self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
         return self._latest[1]
 
-    def preflight(self, *, accuracy: bool, checkpoints: bool = False) -> None:
+    def preflight(self, *, accuracy: bool, checkpoints: bool = False, decode: bool = False) -> None:
         """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.
 
         With *checkpoints* the server of fresh processes is started as well, whose imports then run beside other work.
+        With *decode* the pictures that this process will need are decoded now, and kept: one that cannot be is found
+        before a model is quantized.
 
         Raises:
             UsageError: something cannot be used.
@@ -356,6 +358,16 @@ class Gate:
             self.evaluator.ready()
         if checkpoints:
             checkpoint.warm()
+        if decode:
+            self._decode(accuracy)
+
+    def _decode(self, accuracy: bool) -> None:
+        """Decode what every case will need; tasks only where this process takes each of them whole."""
+        whole = accuracy and not self.options.early_stop and self.options.cluster is None
+        for case in self.cases():
+            self.calibration(case).decode()
+            for task in self.tasks(case) if whole and not self.lacks(case, accuracy=True) else ():
+                task.decode()
 
     def _budget_refusals(self, records: Mapping[Case, Record | Missing]) -> list[UsageError]:
         """Every budget that its task's samples cannot resolve, from the counts alone: no picture is read."""

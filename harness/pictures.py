@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from harness import files
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Pixels of one picture, as it is stored and as it is resized: Pillow's own limit, a quarter of a GiB in RGB.
 MAX_PIXELS = 89_478_485

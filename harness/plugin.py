@@ -335,13 +335,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what runs only on request, and what no recipe of this run gives anything to look at."""
     expression = config.getoption("markexpr") or ""
     unasked = [name for name in ON_REQUEST if name not in expression]
-    empty = [item for item in items if _NO_CASE in getattr(getattr(item, "callspec", None), "params", {}).values()]
+    empty = [item for item in items if _has_no_case(item)]
     dropped = empty + [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
     if config.getoption("gate_recipes") == []:  # nothing of the selection can be loaded
         dropped = list(items)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
+
+
+def _has_no_case(item: pytest.Item) -> bool:
+    """True for a test whose set of parameters is empty; by identity, as another's parameter may be an array."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return any(value is _NO_CASE for value in params.values())
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -353,7 +359,8 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
         return
     try:
-        _gate(session.config).preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures)
+        gate = _gate(session.config)
+        gate.preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures, decode=True)
     except UsageError as error:
         raise pytest.UsageError(*error.lines) from error
 

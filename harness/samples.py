@@ -23,7 +23,6 @@ import numpy.typing as npt
 from harness import (
     cifar,
     coco,
-    compat,  # noqa: F401  (before clip_benchmark and torchvision, which are imported where they are needed)
     files,
     webdatasets,
     words,
@@ -145,7 +144,7 @@ def canonical(name: str) -> str:
         UsageError: it cannot be a task's name.
     """
     parts = [part for part in name.strip().split("/") if part not in ("", ".")]
-    printable = all(c.isprintable() for c in name)
+    printable = all(c.isprintable() for c in name.strip())
     if not parts or ".." in parts or parts == ["wds"] or not printable or len(name) > 200:
         raise UsageError(f"--tasks {files.shown(name)}", "is not a task's name", f"Known: {_known()}.")
     return "/".join(parts)
@@ -339,6 +338,7 @@ def _class_folders(root: Path) -> list[str]:
     Raises:
         UsageError: they are not its thousand classes, by WordNet id or by number.
     """
+    _repair_torchvision()
     from clip_benchmark.datasets.builder import all_imagenet_wordnet_ids
 
     fix = LAYOUTS["imagenet1k-unverified"].fix
@@ -374,8 +374,16 @@ def _pictures_in(folder: Path, depth: int = 0) -> list[Path]:
     return found
 
 
+def _repair_torchvision() -> None:
+    """Make torchvision importable; not at the top, as refusing what cannot be used takes no torch."""
+    from harness import compat
+
+    compat.repair_torchvision()
+
+
 def _unpack(place: Path) -> None:
     """Unpack ImageNet's own archives, whose checksums torchvision compares, into the folder *place*."""
+    _repair_torchvision()
     from torchvision.datasets import ImageNet
 
     try:

@@ -44,6 +44,8 @@ ACC1, IMAGE_RECALL, TEXT_RECALL = "acc1", "image_retrieval_recall@5", "text_retr
 DEPTH = {ACC1: 1, IMAGE_RECALL: 5, TEXT_RECALL: 5}
 #: Scores are computed for so many query-candidate pairs at a time.
 _CHUNK = 1 << 24
+#: Scores of one metric that are kept at most, 2 GiB: COCO's 5,000 pictures and 25,000 captions have a quarter.
+_MAX_SCORES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,7 @@ def evaluate(
         model: in evaluation mode.
         task: from :func:`load_tasks`.
         batch_size: rows a forward, at least 2 (a single row takes another kernel); by default what the device likes.
-        keep_scores: keep the (n, m) logits; large tasks do without.
+        keep_scores: keep the (n, m) logits; tasks with more than 2 GiB of them do without.
         progress: show a bar over the pictures.
         known: what this very model has made of other tasks' pictures and prompts; those are not embedded again.
     """
@@ -422,6 +424,7 @@ def _outcomes(
     wanted, table = torch.from_numpy(queries).double(), torch.from_numpy(candidates).double().T
     bounds = torch.from_numpy(right).long()
     index = torch.arange(len(candidates))
+    keep_scores = keep_scores and len(queries) * len(candidates) <= _MAX_SCORES
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     kept = []
     step = max(1, _CHUNK // len(candidates))

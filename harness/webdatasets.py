@@ -27,6 +27,7 @@ PICTURES = ("webp", "png", "jpg", "jpeg")
 _MEMBERS = (*PICTURES, "cls", "txt", "json")
 #: Bytes of a label or caption file, and of a header of an archive.
 _MAX_SMALL = 1 << 20
+_MAX_NAME = 1000
 _BLOCK = tarfile.BLOCKSIZE
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
@@ -232,8 +233,9 @@ def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _add(sample: Sample, ending: str, entry: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
     """Take *entry* into its *sample*."""
     path, key = sample.shard, sample.key
-    if not entry.name.isprintable() and any("\ud800" <= c <= "\udfff" for c in entry.name):
-        raise UsageError(path, f"the name of member {files.shown(entry.name)} is not UTF-8", "Name it in UTF-8.")
+    if len(entry.name) > _MAX_NAME or any("\ud800" <= c <= "\udfff" for c in entry.name):
+        what = f"the name of member {files.shown(entry.name)} is not UTF-8, or longer than {_MAX_NAME} characters"
+        raise UsageError(path, what, "Name it by a number.")
     if ending not in _MEMBERS:
         what = f"sample {key} has a member .{ending}"
         raise UsageError(path, what, f"Allowed are: {', '.join(sorted(_MEMBERS))}.")
