@@ -85,7 +85,7 @@ def captions(place: Path, members: list[tuple[str, bytes]] | None = None) -> Pat
     return place
 
 
-def annotations(count: int = 7) -> dict[str, Any]:
+def caption_entries(count: int = 7) -> dict[str, Any]:
     """COCO's caption annotations of some pictures."""
     return {
         "images": [{"id": i, "file_name": f"{i}.png"} for i in range(count)],
@@ -98,7 +98,7 @@ def captioned_coco(place: Path, content: Any = None) -> Path:
     (place / "val2014").mkdir(parents=True)
     for i in range(7):
         (place / "val2014" / f"{i}.png").write_bytes(picture(seed=i))
-    text = json.dumps(annotations()) if content is None else content
+    text = json.dumps(caption_entries()) if content is None else content
     (place / "coco_test_karpathy.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     return place
 
@@ -274,7 +274,7 @@ def test_special_file_in_place_of_calibration_data(instead: str, tmp_path: Path,
     for item, write in writers.items():
         place = write(tmp_path / item.replace("/", "-"))
         INSTEAD[instead](place / item)
-        assert str(place) in refusal(lambda place=place: calibration.load(place, reference))
+        assert str(place) in refusal(partial(calibration.load, place, reference))
 
 
 # -- webdatasets --------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_clusters_that_cannot_be_used(content: str, what: str, tmp_path: Path) -
 
 def with_entry(kind: str, **changes: Any) -> str:
     """Annotations of which the fourth entry of a kind has other values; None removes the key."""
-    content = annotations()
+    content = caption_entries()
     entry = content[kind][3] | changes
     content[kind][3] = {k: v for k, v in entry.items() if v is not ...}
     return json.dumps(content)
@@ -472,7 +472,7 @@ def test_pictures_and_annotations_in_folders_of_their_own(tmp_path: Path, refere
     for i in range(7):
         (tmp_path / "images" / "val2017" / f"{i}.png").write_bytes(picture(seed=i))
     path = tmp_path / "annotations" / "captions_val2017.json"
-    path.write_text(json.dumps(annotations()))
+    path.write_text(json.dumps(caption_entries()))
     expected = calibration.load(tmp_path, reference)
     assert expected.n == 7
     assert calibration.load(path, reference).hash == expected.hash
