@@ -126,7 +126,7 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
         (("--tasks", "wds/mine", "--data-root", "here"), "here", "wds/mine"),
         (("--tasks", "cifar100", "--data-root", "here"), "here", "cifar-100-python"),
         (("--data-root", "nowhere"), "--data-root nowhere", "Give an existing directory."),
-        (("--calibration-data", "nowhere"), "--calibration-data nowhere", "Give an existing directory."),
+        (("--calibration-data", "nowhere"), "--calibration-data nowhere", "Give an existing directory, or"),
         (("--calibration-data", "here"), "here", "neither shards nor caption annotations"),
         (("--recipes-root", "nowhere"), "--recipes-root nowhere", "Give an existing directory."),
         (("--calibration-size", "0"), "--calibration-size", "Give a positive number"),
