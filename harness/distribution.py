@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,6 +53,19 @@ class Measurement:
         if self.limit is None:
             return True
         return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain record for JSON: where, what was found, the limit, and whether it is over it."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "name": self.name,
+            "value": self.value,
+            "limit": self.limit,
+            "at_most": self.at_most,
+            "exceeded": not self.ok,
+            "message": self.message(),
+        }
 
     def message(self) -> str:
         """One line: found, and expected."""

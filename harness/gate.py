@@ -624,6 +624,7 @@ class Gate:
                 headline=joined.headline(),
                 verdicts=[asdict(v) | {"decision": v.decision.value} for v in joined.verdicts],
                 beyond={f"{v.task}/{v.metric}": self.beyond(case, v.task, v.metric) for v in joined.verdicts},
+                limits=[m.as_dict() for task in before for m in self.measurements(case, task) if m.limit is not None],
             )
             return joined
 
@@ -754,9 +755,27 @@ class Gate:
         self._meet(met)
         return found
 
-    def accept(self, *, reason: str | None, new_only: bool, show: Callable[[str], object]) -> None:
-        """Store what this run measured of every case whose drift was asked for; *show* gets each change beforehand."""
-        for record in self.pending.values():
+    def accept(
+        self,
+        *,
+        reason: str | None,
+        new_only: bool,
+        show: Callable[[str], object],
+        left_out: Mapping[Case, str] | None = None,
+    ) -> None:
+        """Store what this run measured of every case whose drift was asked for.
+
+        Args:
+            reason: why the baselines change.
+            new_only: store what is missing, and change nothing that is there.
+            show: gets each change before it is stored, and each case that is not stored.
+            left_out: cases that are not stored, with the reason.
+        """
+        for case, record in self.pending.items():
+            if left_out and case in left_out:
+                fix = "Fix it, or accept it as it is: --update-baselines --reason TEXT"
+                show(f"not stored: {case.id}: {left_out[case]}. {fix}")
+                continue
             self.store.update(record, reason=reason, new_only=new_only, show=show)
 
     def orphans(self) -> tuple[baselines.Orphan, ...]:

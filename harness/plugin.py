@@ -5,21 +5,32 @@ No decision is taken here.  The suites in ``tests/`` call the library; ``harness
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.compat import NOTSET as _NO_CASE  # the parameter of a test whose set of parameters is empty
-from _pytest.outcomes import Failed  # pytest.fail.Exception, under a name that can be derived from
 
 from harness.errors import UsageError
+from harness.outcomes import (
+    Inconclusive,
+    NotHeld,
+    case_of,
+    conclude,
+    fell_short,
+    first_line,
+    has_results,
+    keep_gate,
+    notes_of,
+    results_of,
+)
+from harness.results import CheckResult, Outcome
 from harness.workers import hand_over, is_worker, settle, tell
 
 if TYPE_CHECKING:
     from harness.baselines import Drift, Missing
     from harness.gate import Case, Gate, Options, Quantized
-    from harness.results import Results
     from harness.selection import Selection
     from harness.verdicts import Verdict
     from harness.versions.carried import Unexpected
@@ -28,11 +39,10 @@ if TYPE_CHECKING:
 ON_REQUEST = ("proof", "qat")
 
 _GATE = pytest.StashKey["Gate"]()
-_RESULTS = pytest.StashKey["Results"]()
 #: Recipes that a pull request broke, so that no test can load them -> the reason.
 _REFUSED = pytest.StashKey[dict[str, str]]()
-#: Property of the report of a test that met a usage error.
-_USAGE_ERROR = "usage error"
+#: Which test showed the quantizers at fault of a case.
+_BLAMED = pytest.StashKey[dict["Case", str]]()
 
 #: Options that belong into a command which repeats a case, by their name in the configuration.
 _REPEATED = {
@@ -276,11 +286,12 @@ def _report_nothing_gated(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a command line that cannot be used before anything is collected."""
-    from harness import machine, workers
+    from harness import machine, outcomes, workers
 
-    for module in (machine, workers):
+    for module in (machine, outcomes, workers):
         if not config.pluginmanager.has_plugin(module.__name__):
             config.pluginmanager.register(module, module.__name__)
+    config.pluginmanager.register(outcomes.Recorder(config), "harness.outcomes.Recorder")
     try:
         check_options(config)
         machine.key_storage(config)
@@ -362,6 +373,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         gate = _gate(session.config)
         gate.preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures, decode=True)
     except UsageError as error:
+        results_of(session.config).refused = str(error)
         raise pytest.UsageError(*error.lines) from error
 
 
@@ -375,6 +387,9 @@ def _report_refused(config: pytest.Config) -> None:
         config.hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
         for when, outcome, text in (("call", "failed", f"refused: {why}"), ("teardown", "passed", None)):
             report = pytest.TestReport(nodeid, location, {}, outcome, text, when)  # type: ignore[arg-type]
+            if outcome == "failed":
+                check = CheckResult(nodeid, "", Outcome.FAILED, str(text))
+                report.gate_check = check.as_dict()  # type: ignore[attr-defined]
             config.hook.pytest_runtest_logreport(report=report)
         config.hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
@@ -413,6 +428,7 @@ def _gate(config: pytest.Config) -> Gate:
             **_progress(config, options),
         )
         config.stash[_GATE] = Gate(options, results_of(config), evaluator)
+        keep_gate(config, config.stash[_GATE])
     return config.stash[_GATE]
 
 
@@ -424,13 +440,6 @@ def _progress(config: pytest.Config, options: Options) -> dict[str, Any]:
     return {"progress": True, "visible": capture.global_and_fixture_disabled}
 
 
-def results_of(config: pytest.Config) -> Results:
-    """What this run has found so far."""
-    from harness.results import Results
-
-    return config.stash.setdefault(_RESULTS, Results())
-
-
 @pytest.fixture(scope="session")
 def gate(pytestconfig: pytest.Config) -> Gate:
     """The run: what is built once and shared by every suite."""
@@ -440,16 +449,7 @@ def gate(pytestconfig: pytest.Config) -> Gate:
 @pytest.fixture(scope="session")
 def quantized(gate: Gate, case: Case) -> Quantized:
     """The case's quantized and calibrated model."""
-    from harness.quantize import QuantizationError
-
-    try:
-        return gate.quantized(case)
-    except QuantizationError as error:
-        pytest.fail(gate.explain(case, error), pytrace=False)
-
-
-class Inconclusive(Failed):
-    """The data cannot decide.  It fails the run under its own word."""
+    return gate.quantized(case)
 
 
 class Check:
@@ -467,7 +467,7 @@ class Check:
         texts = [str(problem) for problem in found]
         if texts:
             parts = [heading] * bool(heading) + texts + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
-            self._fail("\n\n".join(parts))
+            raise NotHeld("\n\n".join(parts), self._causes(texts))
 
     def verdict(self, verdict: Verdict) -> None:
         """Fail where the loss is over its budget, and, under its own word, where the data cannot tell."""
@@ -483,29 +483,53 @@ class Check:
         if verdict.decision is Decision.INCONCLUSIVE:
             raise Inconclusive(message, pytrace=False)
         if verdict.decision is Decision.FAIL:
-            self._fail(message)
+            raise NotHeld(message)
 
     def drift(self, drift: Drift | Missing | Unexpected) -> None:
         """Fail where there is no baseline, where it belongs to something else, or where something moved."""
+        from harness.baselines import Kind, Missing
+
         get = self._request.config.getoption
         # --new-baselines-only stores what is missing; a record that moved stays as it is and still fails.
         if get("update_baselines") or (get("new_baselines_only") and getattr(drift, "new_only", True)):
             return
-        if getattr(drift, "failed", True):
-            self._fail(drift.message(self._nodeid, self._options))
+        if not getattr(drift, "failed", True):
+            return
+        causes: Iterable[str] = ()
+        if isinstance(drift, Missing):
+            causes = self._causes(["no baseline"])
+        elif getattr(drift, "kind", None) is Kind.MISMATCH:
+            causes = self._causes(getattr(drift, "lines", ()))
+        raise NotHeld(drift.message(self._nodeid, self._options), causes, about_baseline=True)
 
     def limits(self, found: list[str], metric: tuple[str, str]) -> None:
         """Fail where measures beyond accuracy passed their limits, and say which quantizers did it."""
-        if found and self._request.config.getoption("blame") is not False:
-            found = [*found, self._blame(*metric)]
-        self.problems(found)
+        if not found:
+            return
+        from harness.baselines import rerun_command
+
+        parts = ["\n".join(found)]
+        if self._request.config.getoption("blame") is not False:
+            parts.append(self._blame(*metric))
+        parts.append(f"rerun:  {rerun_command(self._nodeid, self._options)}")
+        raise NotHeld("\n\n".join(parts), self._causes(found))
+
+    def _causes(self, texts: Iterable[str]) -> list[str]:
+        """The first lines of *texts* as causes of this test's recipe; none where it is about no recipe.
+
+        What is wrong on one model or architecture is wrong on the next: a first line says what, and not where.
+        """
+        case = case_of(self._request.node)
+        return [] if case is None else [f"{case.recipe}: {first_line(text)}" for text in texts]
 
     def _blame(self, task: str, metric: str) -> str:
+        """The quantizers at fault; where another test of the case has said it, which one."""
         gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
+        told = self._request.config.stash.setdefault(_BLAMED, {})
+        first = told.setdefault(case, self._nodeid)
+        if first != self._nodeid:
+            return f"blame: see {first}"
         return str(gate.blame(case, task, metric).message())
-
-    def _fail(self, message: str) -> NoReturn:
-        pytest.fail(message, pytrace=False)
 
 
 @pytest.fixture
@@ -533,45 +557,10 @@ def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> 
     return given
 
 
-# -- outcomes -----------------------------------------------------------------------------------------------------
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Mark inconclusive tests, and usage errors that only a running test could meet."""
-    report = yield
-    if call.excinfo is not None:
-        if isinstance(call.excinfo.value, UsageError) and _GATE in item.config.stash:
-            report.user_properties.append((_USAGE_ERROR, str(call.excinfo.value)))
-            if not is_worker(item.config):
-                # As on a report that xdist brought home: here the run can be ended.
-                report.node = None  # type: ignore[attr-defined]
-        if isinstance(call.excinfo.value, Inconclusive):
-            report.user_properties.append(("outcome", "inconclusive"))
-        # Where CI is set, pytest's short summary repeats whole messages: pages of what stands right above it.
-        crash = getattr(report.longrepr, "reprcrash", None)
-        if isinstance(call.excinfo.value, Failed) and not call.excinfo.value.pytrace and crash is not None:
-            crash.message = crash.message.partition("\n")[0]
-    return report
+# -- the end of a run ---------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """End the run with exit code 4 where a test, here or in a worker, met a usage error."""
-    errors = [text for name, text in report.user_properties if name == _USAGE_ERROR]
-    if errors and hasattr(report, "node"):
-        raise pytest.UsageError(*map(str, errors))
-
-
-def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, Any] | None:
-    """``INCONCLUSIVE`` has its own letter and word."""
-    if ("outcome", "inconclusive") in getattr(report, "user_properties", ()):
-        return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
-    return None
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Store what was measured where that was asked for; a worker hands its findings to the process that reports."""
     config = session.config
@@ -579,47 +568,53 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if _GATE in config.stash:
         gate = config.stash[_GATE]
         gate.finish()
-        lines = [*gate.evaluator.notes(), *(_accept(session) if updating(config) else [])]
+        lines = [*gate.evaluator.notes(), *(_accept(session, exitstatus) if updating(config) else [])]
         gate.evaluator.close()
     if is_worker(config):
         hand_over(config, lines)
-    else:
-        tell(config, lines)
-        settle(session, exitstatus)
+        return
+    tell(config, lines)
+    settle(session, exitstatus)
+    if has_results(config):
+        conclude(session)
 
 
-def _accept(session: pytest.Session) -> list[str]:
+def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
     """Store this process's measurements, each change shown before it is stored; a worker's lines are returned."""
     lines: list[str] = []
-    get = session.config.getoption
+    config, get = session.config, session.config.getoption
+    results = results_of(config)
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or results.refused:
+        return ["nothing is stored: the run did not come to its end"]
 
     def show(text: str) -> None:
-        tell(session.config, [text])
+        tell(config, [text])
 
+    gate = config.stash[_GATE]
+    new_only = get("new_baselines_only")
+    left_out = {case: fell_short(results, case) for case in gate.pending} if new_only else {}
     try:
-        session.config.stash[_GATE].accept(
+        gate.accept(
             reason=get("reason"),
-            new_only=get("new_baselines_only"),
-            show=lines.append if is_worker(session.config) else show,
+            new_only=new_only,
+            show=lines.append if is_worker(config) else show,
+            left_out={case: why for case, why in left_out.items() if why},
         )
     except UsageError as error:
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        results.refused = str(error)
         lines.append(f"ERROR: {error}")
     return lines
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The messages of inconclusive tests, and one line a recipe and task."""
+    """The messages of inconclusive tests, and one line per recipe and task."""
     from harness import summary
 
     for one in terminalreporter.getreports("inconclusive"):
         terminalreporter.write_sep("_", one.head_line or one.nodeid, yellow=True)
         terminalreporter.write_line(one.longreprtext)
-    folder = config.getoption("gate_report")
-    if folder is not None and _RESULTS in config.stash:
-        from harness import report
-
-        for path in report.write(results_of(config).as_dict(), folder):
-            terminalreporter.write_line(f"wrote {path}")
-    if _RESULTS in config.stash:
+    for line in notes_of(config):
+        terminalreporter.write_line(line)
+    if has_results(config):
         summary.write(terminalreporter, results_of(config).as_dict())

@@ -1,4 +1,4 @@
-"""The few lines at the end of a run: a headline a recipe, a line a task and metric, readable without the source."""
+"""The few lines at the end of a run: its word, a headline per recipe, and a line per task and metric."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from harness.report import cases
 from harness.report.cases import Row
 from harness.report.text import shown
+from harness.results import Word
 
 if TYPE_CHECKING:
     import pytest
 
 #: Colours of pytest's terminal writer.
-_COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
+_COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "INTERRUPTED": "red", "REFUSED": "red"}
+#: Words of a run that ended before its end.
+_STOPPED = (Word.INTERRUPTED.value, Word.REFUSED.value)
 #: Widest table, in columns.
 WIDEST = 120
 
@@ -46,17 +49,20 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
     """Write the table of *results* (``Results.as_dict``) to pytest's terminal reporter, if there is anything in it.
 
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval, accuracies and budget
-    go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.
+    go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.  The word
+    of the whole run is in the line above the table, and is never cut.
     """
     _expected(terminal, results["environment"].get("expected_differences") or {})
-    judged = {"accuracy", "insertion", "numerics", "export"}
-    found = [case for case in results["cases"] if case.keys() & judged or cases.speed_lines(case)]
-    if not found:
+    found = [case for case in results["cases"] if _worth_a_line(case)]
+    word = cases.run_decision(results)
+    if not found and not cases.failed_checks(results) and word not in _STOPPED:
         return
     width = min(terminal.config.get_terminal_writer().fullwidth, WIDEST)
     every = [row for case in found for row in cases.rows(case)]
     columns, name_width = fit(every, width)
-    terminal.write_sep("=", "quantized against FP16 (points)")
+    terminal.write_sep("=", f"quantized against FP16 (points): {word}", **{_COLOURS.get(word, "bold"): True})
+    if word in _STOPPED:
+        terminal.write_line(middle(f"  {shown(cases.run_headline(results), None)}", width))
     for case in found:
         _headline(terminal, case, width)
         mine = cases.rows(case)
@@ -69,6 +75,23 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
             terminal.write_line(middle(f"  {shown(line, None)}", width))
         for line in [*cases.gain_lines(case), *(f"not covered: {name}" for name in cases.not_covered(case))]:
             terminal.write_line(textwrap.fill(shown(line, None), width, initial_indent="  ", subsequent_indent="    "))
+        _failed(terminal, case, width)
+    if cases.failed_checks(results):
+        terminal.write_line("of no recipe: FAIL")
+        _failed(terminal, results, width)
+
+
+def _worth_a_line(case: dict[str, Any]) -> bool:
+    """Whether anything was judged of the case, or its speed moved."""
+    judged = {"accuracy", "insertion", "numerics", "export", "checks", "not_gated"}
+    return bool(case.keys() & judged or cases.speed_lines(case))
+
+
+def _failed(terminal: pytest.TerminalReporter, part: dict[str, Any], width: int) -> None:
+    """The failed checks of a case, or of none: one line per test function with what the first of them said."""
+    for failed in cases.failed_functions(part):
+        line = f"  {failed.suite or 'test'}: {shown(failed, None)}"
+        terminal.write_line(line if len(line) <= width else f"{line[: width - 1]}…")
 
 
 def _expected(terminal: pytest.TerminalReporter, met: dict[str, Any]) -> None:

@@ -98,7 +98,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def hand_over(config: pytest.Config, lines: Sequence[str]) -> None:
     """Leave what this worker found, and *lines* to be shown, for the process that reports."""
-    from harness.plugin import results_of
+    from harness.outcomes import results_of
 
     output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
     store = config.stash.get(_STORE, None)
@@ -133,6 +133,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Look at all that was given before a worker runs its first test: a worker cannot end the run with exit code 4."""
     from harness import gate
+    from harness.outcomes import results_of
     from harness.plugin import options_of
 
     config: pytest.Config = node.config
@@ -147,6 +148,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     try:
         made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
     except UsageError as error:
+        results_of(config).refused = str(error)
         raise pytest.UsageError(str(error)) from error
     finally:
         made.evaluator.close()
@@ -155,7 +157,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over what a worker found, the cases in the order of the command line."""
-    from harness.plugin import results_of
+    from harness.outcomes import results_of
 
     output: dict[str, Any] = getattr(node, "workeroutput", None) or {}
     if _HANDED not in output:

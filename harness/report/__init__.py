@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.report import markdown, page
+from harness.report import cases, markdown, page
 from harness.report.text import json_text, plain
 
 __all__ = ["write"]
@@ -34,7 +34,7 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
             f"have schema {results.get('schema')!r}, and this report reads {SCHEMA}",
             "Report with the version of the gate that measured.",
         )
-    clean = plain(results)
+    clean = cases.judged(plain(results))
     parts = {
         "report.html": page.render(clean),
         "summary.md": markdown.summary(clean),

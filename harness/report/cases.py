@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.report.text import number
+from harness.results import Outcome, Word, worst
 
 Json = dict[str, Any]
 
@@ -185,25 +186,150 @@ def gain_lines(case: Json) -> list[str]:
     ]
 
 
-def decision(case: Json) -> str:
-    """The worst word of a case: FAIL, INCONCLUSIVE, PASS, or ``no verdict`` where nothing was judged.
+def exceeded(case: Json) -> list[Json]:
+    """Measures beyond accuracy that are over their limits."""
+    return [m for m in (case.get("accuracy") or {}).get("limits") or [] if m.get("exceeded")]
 
-    Problems of insertion, quantizers that compute something else, a checkpoint that does not come back and a graph that
-    is not the model fail a case whatever its accuracy.
+
+def exceeded_lines(case: Json) -> list[str]:
+    """The same, one sentence per measure: ``emoji (acc1): kl_mean is 0.31, limit: at most 0.2: EXCEEDED``."""
+    return [str(m["message"]) for m in exceeded(case)]
+
+
+def failed_checks(part: Json) -> list[Json]:
+    """Checks of a case (or, of a whole run, those of no case) that fell short: test, suite, outcome, first line."""
+    return (part.get("checks") or {}).get("failed") or []
+
+
+def depending(part: Json) -> dict[str, int]:
+    """How many checks did not run because another one failed, by the id of that one."""
+    return (part.get("checks") or {}).get("depending") or {}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """All failed checks of one test function: its suite, its name, how many, and what the first one said."""
+
+    suite: str
+    name: str
+    count: int
+    message: str
+
+    def __str__(self) -> str:
+        times = f" ({self.count})" if self.count > 1 else ""
+        return f"{self.name}{times}: {self.message}"
+
+
+def failed_functions(part: Json) -> list[Failed]:
+    """The failed checks, one line per test function."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for check in failed_checks(part):
+        name = str(check["test"]).partition("[")[0].rpartition("::")[2]
+        found.setdefault((str(check.get("suite") or ""), name), []).append(str(check.get("message") or ""))
+    return [Failed(suite, name, len(messages), messages[0]) for (suite, name), messages in found.items()]
+
+
+def _checked(part: Json) -> Word:
+    """The worst word of the checks of *part*."""
+    counts = (part.get("checks") or {}).get("counts") or {}
+    return worst(Outcome(name).word for name, count in counts.items() if count)
+
+
+def decision(case: Json) -> str:
+    """The worst word of all that was judged of a case, or ``no verdict`` where nothing was.
+
+    Judged are the verdicts, the limits beyond accuracy, what each suite found, and each check that ran: one that
+    failed, or that could not run because another one failed, fails the case whatever its accuracy.
     """
-    found = str((case.get("accuracy") or {}).get("decision") or "")
-    broken = any((case.get("checkpoint") or {}).values()) or heavy(case) or folded(case)
+    verdict = str((case.get("accuracy") or {}).get("decision") or "")
+    words = [_checked(case), *(word for word in Word if word.value == verdict)]
+    broken = any((case.get("checkpoint") or {}).values()) or heavy(case) or folded(case) or exceeded(case)
     if problems(case) or mismatches(case) or export_faults(case) or broken:
-        return "FAIL"
-    if found:
-        return found
-    judged = "insertion" in case or "numerics" in case or {"parity", "answers"} & set(case.get("export") or {})
-    return "PASS" if judged else "no verdict"
+        words.append(Word.FAIL)
+    if "insertion" in case or "numerics" in case or {"parity", "answers"} & set(case.get("export") or {}):
+        words.append(Word.PASS)
+    return worst(words).value
+
+
+def run_decision(results: Json) -> str:
+    """The worst word of all that a run judged: its cases, the checks of no case, and what was refused."""
+    words = [Word(decision(case)) for case in results["cases"]]
+    words.append(_checked(results))
+    if (results["environment"].get("selection") or {}).get("refused"):
+        words.append(Word.FAIL)
+    if results.get("interrupted"):
+        words.append(Word.INTERRUPTED)
+    if results.get("refused"):
+        words.append(Word.REFUSED)
+    return worst(words).value
+
+
+def run_headline(results: Json) -> str:
+    """What a run came to, in one line without its word: the usage error that ended it, or how many cases ended how."""
+    if results.get("refused") or results.get("interrupted"):
+        return str(results.get("refused") or results["interrupted"])
+    words = [decision(case) for case in results["cases"]]
+    parts = [f"{words.count(word.value)} {word.value}" for word in reversed(Word) if word.value in words]
+    other = failed_checks(results)
+    if other:
+        parts.append(f"{len(other)} failed of no recipe")
+    refused = (results["environment"].get("selection") or {}).get("refused") or {}
+    if refused:
+        parts.append(f"refused: {', '.join(refused)}")
+    return ", ".join(parts) or "nothing gated"
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """One list of a pull request's recipes or files: its title, and (name, reason) pairs."""
+
+    title: str
+    pairs: list[tuple[str, str]]
+
+
+#: The lists of a selection (``harness.selection``), in the order in which they matter.
+_LISTS = {
+    "refused": "Refused",
+    "not_gated": "Not gated",
+    "undecided": "Undecided",
+    "left_out": "Not compared",
+    "unused": "Changed, and imported by no recipe",
+}
+
+
+def reasons(results: Json) -> list[Reasons]:
+    """The recipes and files of a pull request that were refused or not gated, each with its reason."""
+    selection = results["environment"].get("selection") or {}
+    lists = [Reasons(title, list((selection.get(key) or {}).items())) for key, title in _LISTS.items()]
+    by_hand = [(f"{c['recipe']} on {c['model']}", c["not_gated"]) for c in results["cases"] if c.get("not_gated")]
+    if by_hand:
+        lists.append(Reasons("Not gated on this device", by_hand))
+    return [found for found in lists if found.pairs]
+
+
+def map_changes(results: Json) -> list[tuple[str, list[str]]]:
+    """What a pull request does to the quantizer map: (recipe, lines), the architecture before each of its lines."""
+    found = []
+    for effect in (results["environment"].get("selection") or {}).get("effects") or []:
+        lines = [
+            f"{architecture}: {line}"
+            for architecture, changes in (effect.get("by_architecture") or {}).items()
+            for line in changes
+        ]
+        lines += effect.get("beyond_map") or []
+        found.append((str(effect.get("recipe", "")), lines or ["no effect on CLIP"]))
+    return found
+
+
+def judged(results: Json) -> Json:
+    """*results* with the decision and the headline of the run and of each case written into them."""
+    cases = [case | {"decision": decision(case), "headline": headline(case)} for case in results["cases"]]
+    return results | {"decision": run_decision(results), "headline": run_headline(results), "cases": cases}
 
 
 def headline(case: Json) -> str:
     """What decided a case, in one line without its name."""
-    parts = []
+    parts = [f"not gated: {case['not_gated']}"] if case.get("not_gated") else []
     verdicts = rows(case)
     if verdicts:
         counts = Counter(r.decision for r in verdicts)
@@ -214,6 +340,8 @@ def headline(case: Json) -> str:
             f"{'closest' if worst.decision == 'PASS' else 'worst'} is {worst.name} at {worst.difference:+.2f} "
             f"[{worst.low:+.2f}, {worst.high:+.2f}], budget {worst.budget:g}"
         )
+    if exceeded(case):
+        parts.append(_count(len(exceeded(case)), "limit", "") + " EXCEEDED")
     if "insertion" in case:
         parts.append(_count(len(problems(case)), "insertion problem", "insertion holds"))
     if "numerics" in case:
@@ -229,7 +357,23 @@ def headline(case: Json) -> str:
     moved = [word for word in dict.fromkeys(words) if word not in CALM]
     if moved:
         parts.append(f"against the baseline: {', '.join(moved)}")
+    parts += _check_parts(case, alone=not parts)
     return "; ".join(parts) or "nothing measured"
+
+
+def _check_parts(case: Json, *, alone: bool) -> list[str]:
+    """What the headline says of the checks of a case; those that passed only where there is nothing else to say."""
+    failed, parts = failed_checks(case), []
+    if len(failed) == 1:
+        parts.append(f"failed check: {failed[0].get('message') or failed[0]['test']}")
+    elif failed:
+        parts.append(_count(len(failed), "failed check", ""))
+    if depending(case):
+        parts.append(f"{sum(depending(case).values())} not run, see {next(iter(depending(case)))}")
+    passed = ((case.get("checks") or {}).get("counts") or {}).get("passed", 0)
+    if alone and not parts and passed:
+        parts.append(f"{_count(passed, 'check', '')} passed")
+    return parts
 
 
 def _count(n: int, what: str, none: str) -> str:

@@ -13,7 +13,7 @@ from harness.report.text import markdown_block, markdown_code, markdown_text, nu
 LIMIT = 60_000
 #: Rows of one table and names of one problem; the rest is in the page.
 _ROWS, _NAMES = 40, 12
-_SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔"}
+_SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "REFUSED": "❌", "INTERRUPTED": "❌"}
 _DRAWN_BY = "Everything else is in report.html and results.json of the same run."
 
 
@@ -24,7 +24,7 @@ def summary(results: Json) -> str:
     """
     order = {"FAIL": 0, "INCONCLUSIVE": 1}
     found = sorted(results["cases"], key=lambda case: order.get(cases.decision(case), 2))
-    parts = [_heading(found), *_overview(found)]
+    parts = [_heading(results), *_refused(results), *_overview(found), *_other(results), *_selection(results)]
     parts += [part for case in found for part in _case(case)]
     return _fitting(parts, _footer(results["environment"]))
 
@@ -42,10 +42,50 @@ def _fitting(parts: list[str], footer: str) -> str:
     return "\n\n".join(kept) + (left_out.format(gone) if gone else "\n\n") + footer + "\n"
 
 
-def _heading(found: list[Json]) -> str:
-    words = [cases.decision(case) for case in found]
-    counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words)) or "nothing gated"
-    return f"## Quantized CLIP: {counts}"
+def _heading(results: Json) -> str:
+    word = cases.run_decision(results)
+    sign = _SIGNS.get(word, "")
+    return f"## Quantized CLIP: {sign} {word} ({markdown_text(cases.run_headline(results), 300)})".replace("  ", " ")
+
+
+def _refused(results: Json) -> Iterator[str]:
+    """The line of the usage error that ended the run."""
+    line = results.get("refused") or results.get("interrupted")
+    if line:
+        yield f"**{cases.run_decision(results)}:** {markdown_text(line, 1000)}"
+
+
+def _other(results: Json) -> Iterator[str]:
+    yield from _failed(results, "Failed checks of no recipe:")
+
+
+def _failed(part: Json, title: str) -> Iterator[str]:
+    """The failed checks, each with its suite and the first line of its message."""
+    found = cases.failed_checks(part)
+    if not found:
+        return
+    lines = [f"**{title}**", ""]
+    for check in found[:_ROWS]:
+        what = f"{check['suite']}, {check['outcome']}: " if check.get("suite") else f"{check['outcome']}: "
+        lines.append(f"- {markdown_code(check['test'])} {markdown_text(what + check['message'], 400)}")
+    lines += [f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else []
+    for see, count in cases.depending(part).items():
+        lines.append(f"- {count} not run for the same cause as {markdown_code(see)}")
+    yield "\n".join(lines)
+
+
+def _selection(results: Json) -> Iterator[str]:
+    """What of the pull request was refused or not gated, and what it does to the quantizer map."""
+    for found in cases.reasons(results):
+        lines = [f"**{found.title}:**", ""]
+        lines += [f"- {markdown_code(name)}: {markdown_text(why, 400)}" for name, why in found.pairs[:_ROWS]]
+        lines += [f"- and {len(found.pairs) - _ROWS} more"] if len(found.pairs) > _ROWS else []
+        yield "\n".join(lines)
+    for recipe, changes in cases.map_changes(results):
+        title = f"<details><summary>What the change does to the map of {markdown_code(recipe)}</summary>"
+        lines = [f"- {markdown_text(line, 400)}" for line in changes[:_ROWS]]
+        lines += [f"- and {len(changes) - _ROWS} more"] if len(changes) > _ROWS else []
+        yield "\n".join([title, "", *lines, "", "</details>"])
 
 
 def _overview(found: list[Json]) -> Iterator[str]:
@@ -66,6 +106,8 @@ def _case(case: Json) -> Iterator[str]:
     title = f"### {markdown_code(case['recipe'])} on {markdown_code(case['model'])}: {cases.decision(case)}"
     body = [
         *_verdicts(verdicts),
+        *_exceeded(case),
+        *_failed(case, "Failed checks:"),
         *(markdown_text(line, 300) for line in cases.gain_lines(case)),
         *(f"Not covered: {markdown_text(line, 600)}" for line in cases.not_covered(case)),
         *_problems(case),
@@ -94,6 +136,13 @@ def _verdicts(rows: list[cases.Row]) -> Iterator[str]:
         for r in rows[:_ROWS]
     ]
     yield "\n".join([*lines, *_more(len(rows) - _ROWS, "verdict")])
+
+
+def _exceeded(case: Json) -> Iterator[str]:
+    found = cases.exceeded_lines(case)
+    if found:
+        lines = ["**Limits:**", "", *(f"- {markdown_text(line, 300)}" for line in found[:_ROWS])]
+        yield "\n".join([*lines, *([f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else [])])
 
 
 def _problems(case: Json) -> Iterator[str]:

@@ -22,7 +22,7 @@ _TEMPLATES = Path(__file__).parent.parent / "templates"
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 #: Sections with a place of their own; any other is shown as it is.
 _DRAWN = ("recipe", "model", "quantize", "insertion", "numerics", "accuracy", "drift", "throughput", "layer_error",
-          "blame", "export")  # fmt: skip
+          "blame", "export", "checks", "decision", "headline", "not_gated")  # fmt: skip
 
 
 def render(results: Json) -> str:
@@ -34,6 +34,11 @@ def render(results: Json) -> str:
     script, style = (_asset(name) for name in ("report.js", "report.css"))
     return _environment().get_template("report.html").render(
         environment=results["environment"],
+        decision=cases.run_decision(results),
+        headline=cases.run_headline(results),
+        failed=cases.failed_checks(results),
+        reasons=cases.reasons(results),
+        map_changes=cases.map_changes(results),
         cases=[view(case, f"case-{i}") for i, case in enumerate(results["cases"])],
         script=Markup(script),  # noqa: S704 - this package's own file
         style=Markup(style),  # noqa: S704
@@ -78,6 +83,9 @@ def view(case: Json, anchor: str) -> Json:
         "verdicts": {f"{v['task']}/{v['metric']}": v for v in (case.get("accuracy") or {}).get("verdicts") or []},
         "beyond": (case.get("accuracy") or {}).get("beyond") or {},
         "changed": list(gallery(case)),
+        "exceeded": cases.exceeded_lines(case),
+        "failed": cases.failed_checks(case),
+        "depending": cases.depending(case),
         "problems": cases.problems(case),
         "not_covered": cases.not_covered(case),
         "gains": cases.gain_lines(case),

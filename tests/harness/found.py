@@ -103,5 +103,14 @@ def hostile(name: str) -> dict[str, Any]:
     case["drift"] = {name: {"kind": name, "headline": name}}
     case["throughput"] = {name: case["throughput"]["vision"]}
     case["accuracy"]["changed"] = {name: [entry for part in case["accuracy"]["changed"].values() for entry in part]}
-    wrong["environment"] = {"versions": {name: name}, "device": name, "date": name, "command": name}
+    check = {"test": name, "suite": name, "outcome": "failed", "message": name}
+    checks = {"counts": {"failed": 1, "passed": 2, "dependent": 1}, "failed": [check], "depending": {name: 1}}
+    case["checks"], wrong["checks"] = checks, checks
+    case["not_gated"] = name
+    case["accuracy"]["limits"] = [{"task": name, "metric": name, "name": name, "exceeded": True, "message": name}]
+    effect = {"recipe": name, "by_architecture": {name: [name]}, "beyond_map": [name]}
+    selection = {"refused": {name: name}, "not_gated": {name: name}, "effects": [effect]}
+    wrong["environment"] = {"versions": {name: name}, "device": name, "date": name, "command": name,
+                            "selection": selection}  # fmt: skip
+    wrong["refused"] = name
     return wrong
