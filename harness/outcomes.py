@@ -156,7 +156,7 @@ def pytest_runtest_makereport(
 def _mark(item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
     """Put usage errors, refusals and errors of the gate itself into words, without a chain of tracebacks."""
     if isinstance(error, UsageError):
-        report.user_properties.append((_USAGE_ERROR, str(error)))
+        report.user_properties += [(_USAGE_ERROR, line) for line in error.lines]
         if not is_worker(item.config):
             # As on a report that xdist brought home: here the run can be ended.
             report.node = None  # type: ignore[attr-defined]
@@ -324,7 +324,7 @@ class Recorder:
         """Record the check; end the run with exit code 4 where a test, here or in a worker, met a usage error."""
         errors = [str(text) for name, text in report.user_properties if name == _USAGE_ERROR]
         if errors and hasattr(report, "node"):
-            results_of(self._config).refused = errors[0]
+            results_of(self._config).refused = "\n".join(errors)
             raise pytest.UsageError(*errors)
         check = getattr(report, "gate_check", None)
         if check is not None and not errors:

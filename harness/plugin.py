@@ -250,7 +250,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         device = models.resolve_device(config.getoption("device"))
         selected = selection.select(root, rev, config.getoption("attention"), device.type)
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(*error.lines) from error
     print(selected)  # pytest's terminal is not set up yet
     if selected.undecided:
         raise pytest.UsageError(str(_undecided(selected)))
@@ -280,7 +280,7 @@ def _report_nothing_gated(config: pytest.Config) -> int:
         try:
             report.write(results_of(config).as_dict(), folder)
         except UsageError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(*error.lines) from error
     return int(pytest.ExitCode.OK)
 
 
@@ -300,7 +300,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
             gate.metrics_of(options_of(config))
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(*error.lines) from error
 
 
 # -- which tests there are ----------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
         made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
     except UsageError as error:
         results_of(config).refused = str(error)
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(*error.lines) from error
     finally:
         made.evaluator.close()
 
