@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,13 @@ class Cell:
     def inflation(self) -> float:
         """True design effect, neglecting the square of the difference."""
         return 1 + (float((self.sizes**2).sum()) / self.n - 1) * self.together
+
+
+def skewed(law: Any, count: int, largest: int) -> tuple[tuple[int, int], ...]:
+    """Clusters whose sizes are the quantiles of a law, rounded up and at most *largest*: (count, size) by size."""
+    quantiles = np.ceil(law.ppf((np.arange(count) + 0.5) / count)).clip(1, largest).astype(int)
+    sizes, counts = np.unique(quantiles, return_counts=True)
+    return tuple((int(n), int(size)) for size, n in zip(sizes, counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -255,16 +263,16 @@ class Joined:
 
 
 def join(cells: Sequence[Cell], draws: int, seed: int) -> Joined:
-    """Judge `draws` families of independent tasks, one for each cell (without clusters), at the first cell's alpha."""
+    """Judge `draws` families of independent tasks, one for each cell (without clusters), each at its cell's alpha."""
     rng = np.random.default_rng(seed)
-    alpha = cells[0].alpha
+    alphas = np.array([cell.alpha for cell in cells])
     p = np.array([_p_values(cell, draws, rng) for cell in cells])  # (tasks, 2, draws)
     passed = failed = any_failed = 0
     for i in range(draws):
-        if not ((p[:, 0, i] <= alpha).all() or (p[:, 1, i] <= alpha).any()):
+        if not ((p[:, 0, i] <= alphas).all() or (p[:, 1, i] <= alphas).any()):
             continue  # Neither PASS nor FAIL is possible.
         verdicts = [_verdict(cell, float(p[k, 0, i]), float(p[k, 1, i])) for k, cell in enumerate(cells)]
-        decision = family(verdicts, alpha).decision
+        decision = family(verdicts).decision
         passed += decision is Decision.PASS
         failed += decision is Decision.FAIL
         any_failed += any(v.decision is Decision.FAIL for v in verdicts)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
 from tqdm import tqdm
 
 from harness import paired
-from harness.draws import Cell, Rate, join, measure, peek
+from harness.draws import Cell, Rate, join, measure, peek, skewed
 
 # The documentation's cells: what the packaged and the published tasks look like, and where the plain tests are weak.
 EDGE = (
@@ -36,6 +38,20 @@ CLUSTERED = (
     Cell(600, 0.035, 2.5, -2.5, 5, 1.0),
     Cell(200, 0.035, 2.0, -2.0, 5, 0.5),
     Cell(5000, 0.04, 1.0, -1.0, 5, 0.5),
+)
+_PARETO, _LOG_NORMAL = skewed(stats.pareto(1.2), 2000, 60), skewed(stats.lognorm(1.0, scale=3.0), 2000, 60)
+# The first four come from a report of false passes; in them nothing happens but that whole clusters are lost.
+UNEQUAL = (
+    Cell(1000, 0.01, 1.0, -1.0, 1, 1.0, others=((40, 50),)),
+    Cell(300, 0.025, 2.5, -2.5, 1, 1.0, others=((20, 30),)),
+    Cell(200, 0.05, 5.0, -5.0, 1, 1.0, others=((20, 20),)),
+    Cell(600, 0.025, 2.5, -2.5, 5, 1.0, others=((20, 50),)),
+    Cell(1000, 0.06, 5.0, -5.0, 1, 0.5, others=((40, 50),)),
+    Cell(1000, 0.04, 2.5, -2.5, 1, 0.5, others=((200, 5),)),
+    Cell(_PARETO[0][0], 0.06, 5.0, -5.0, _PARETO[0][1], 1.0, others=_PARETO[1:]),
+    Cell(_PARETO[0][0], 0.06, 5.0, -5.0, _PARETO[0][1], 0.5, others=_PARETO[1:]),
+    Cell(_LOG_NORMAL[0][0], 0.06, 5.0, -5.0, _LOG_NORMAL[0][1], 1.0, others=_LOG_NORMAL[1:]),
+    Cell(_LOG_NORMAL[0][0], 0.06, 5.0, -5.0, _LOG_NORMAL[0][1], 0.3, others=_LOG_NORMAL[1:]),
 )
 POWER = (
     Cell(1000, 0.035, 2.5, -0.5),
@@ -57,6 +73,7 @@ PEEKED = (
 FAMILIES = (
     (Cell(1000, 0.04, 1.0, -1.0),) * 3,
     (Cell(1000, 0.04, 1.0, -1.0), Cell(1632, 0.04, 2.5, 0.0), Cell(1632, 0.04, 2.5, 0.0)),
+    tuple(Cell(1000, 0.04, 1.0, -1.0, alpha=alpha) for alpha in (0.05, 0.01, 0.001)),
 )
 
 
@@ -69,9 +86,9 @@ class Promises:
     def __init__(self) -> None:
         self.broken: list[str] = []
 
-    def held(self, rate: Rate, cell: Cell, what: str) -> str:
-        """The rate as a table shows it, in bold where it is above the cell's alpha beyond chance."""
-        if not rate.refutes(cell.alpha):
+    def held(self, rate: Rate, cell: Cell, what: str, alpha: float | None = None) -> str:
+        """The rate as a table shows it, in bold where it is above *alpha*, or the cell's, beyond chance."""
+        if not rate.refutes(cell.alpha if alpha is None else alpha):
             return str(rate)
         self.broken.append(f"{what} of {cell}: {rate}")
         return f"**{rate}**"
@@ -80,12 +97,13 @@ class Promises:
 def report(draws: int, seed: int, progress: bool = True) -> tuple[str, list[str]]:
     """The documentation page (Markdown) and the promises that the draws refute (empty: all hold)."""
     promises = Promises()
-    total = sum(map(len, (EDGE, CLUSTERED, POWER, PEEKED, FAMILIES)))
+    total = sum(map(len, (EDGE, CLUSTERED, UNEQUAL, POWER, PEEKED, FAMILIES)))
     with tqdm(total=total, unit="cell", disable=not progress) as bar:
         tables: list[list[Row]] = []
         rows: tuple[tuple[Callable[[Any, int, int, Promises], Row], Sequence[Any]], ...] = (
             (_edge_row, EDGE),
             (_clustered_row, CLUSTERED),
+            (_unequal_row, UNEQUAL),
             (_power_row, POWER),
             (_peeked_row, PEEKED),
             (_family_row, FAMILIES),
@@ -107,6 +125,17 @@ def _edge_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
 def _clustered_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
     row = _edge_row(cell, draws, seed, promises)
     return *row[:4], f"{cell.groups} x {cell.size}", f"{cell.inflation:.1f}", *row[4:]
+
+
+def _unequal_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
+    row = _edge_row(cell, draws, seed, promises)
+    unchanged = measure(replace(cell, truth=0.0), max(draws // 10, 1), seed)
+    kinds = [(cell.groups, cell.size), *cell.others]
+    if len(kinds) <= 2:
+        clusters = ", ".join(f"{count} x {size}" for count, size in kinds)
+    else:
+        clusters = f"{len(cell.sizes)} of {kinds[0][1]} to {kinds[-1][1]}"
+    return *row[:4], clusters, f"{cell.together:.0%}", *row[4:], f"{unchanged.passed.value:.1%}"
 
 
 def _power_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
@@ -132,8 +161,13 @@ def _peeked_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
 def _family_row(cells: Sequence[Cell], draws: int, seed: int, promises: Promises) -> Row:
     j = join(cells, draws, seed)
     name = ", ".join("at the edge" if c.truth == -c.points else f"{c.truth:+g} of {-c.points:+g}" for c in cells)
-    both = promises.held(j.passed, cells[0], "family PASS"), promises.held(j.failed, cells[0], "family FAIL")
-    return name, *both, f"{j.any_failed.value:.2%}"
+    alphas = [cell.alpha for cell in cells]
+    edge = [cell.alpha for cell in cells if cell.truth <= -cell.points]
+    both = (
+        promises.held(j.passed, cells[0], "family PASS", min(edge)),
+        promises.held(j.failed, cells[0], "family FAIL", sum(alphas) / len(alphas)),
+    )
+    return name, ", ".join(f"{alpha:g}" for alpha in alphas), *both, f"{j.any_failed.value:.2%}"
 
 
 def _truth(cell: Cell) -> tuple[str, ...]:
@@ -172,9 +206,31 @@ The naive test takes all samples as independent.
 
 {_table(f"{basic} | clusters | design effect | false PASS | false FAIL | naive: PASS | FAIL", tables[1])}
 
+## Clusters of unequal size
+
+As long as none of a few large clusters happens to be lost, the observed variance knows nothing of them. The verdict
+assumes nothing of the distribution there: it allows for one more cluster of the largest size that is lost as a whole.
+Where the largest clusters hold too much of the data, that leaves INCONCLUSIVE. 2,000 clusters have the quantiles of a
+Pareto distribution of shape 1.2 as sizes (from 2) or of a log-normal one with a median of 3 and a sigma of 1 (from 1),
+cut at 60. The last column is how often a model that loses nothing, at the same discordance, passes.
+
+{
+        _table(
+            f"{basic} | clusters | whole | false PASS | false FAIL | naive: PASS | FAIL | no loss: PASS",
+            tables[2],
+        )
+    }
+
+Clusters of about one size (the largest at most twice the smallest) of which the budget is worth fewer than eight, as
+the 100 drawings with ten views each of emoji100, cannot be judged without an assumption: not one of 100 drawings is
+lost in 8 % of the draws, where each is lost with a chance of 2.5 %. They are taken as alike, and the verdict allows for
+one more cluster that moves as the design effect says. Losses of whole drawings next to unrelated scattered changes are
+then called PASS too often, in up to 13 % of the draws where 5 % were promised. More clusters, or a larger budget, are
+sure.
+
 ## Power, against the formula that refuses budgets
 
-{_table(f"{basic} | design effect | true difference | decision | measured | formula", tables[2])}
+{_table(f"{basic} | design effect | true difference | decision | measured | formula", tables[3])}
 
 ## Early stop
 
@@ -182,14 +238,16 @@ Looked at after every sample (every image, where clustered). Half of alpha goes 
 fixed-sample test of a task that ends undecided; the rates are those of both together. The last column is what looking
 at a fixed-sample test every time, and stopping when it decides, would do.
 
-{_table(f"{basic} | true difference | looks | PASS | FAIL | samples used | peeking: PASS / FAIL", tables[3])}
+{_table(f"{basic} | true difference | looks | PASS | FAIL | samples used | peeking: PASS / FAIL", tables[4])}
 
 ## Families of three tasks
 
-PASS needs every task to pass (intersection-union, no correction); FAIL is Holm's. The last column is how often at
-least one task fails without a correction.
+PASS needs every task to pass at the alpha of its own budget (intersection-union, no correction): it is false at most at
+the smallest alpha of the tasks that are over their budgets. FAIL is Holm's procedure, each task with its own alpha: the
+chance of any false one is at most their mean. The last column is how often at least one task fails without a
+correction.
 
-{_table("true differences | PASS | FAIL | FAIL, uncorrected", tables[4])}
+{_table("true differences | alphas | PASS | FAIL | FAIL, uncorrected", tables[5])}
 """
 
 

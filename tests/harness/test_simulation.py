@@ -192,7 +192,7 @@ def test_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The documented command writes every table with the draws and the command that made it, the same for the same
     seed.
     """
-    for name in ("EDGE", "CLUSTERED", "POWER", "PEEKED", "FAMILIES"):
+    for name in ("EDGE", "CLUSTERED", "UNEQUAL", "POWER", "PEEKED", "FAMILIES"):
         monkeypatch.setattr(simulation, name, getattr(simulation, name)[:1])
     first, second = tmp_path / "a.md", tmp_path / "b.md"
 
@@ -209,7 +209,7 @@ def test_report_names_a_refuted_promise(monkeypatch: pytest.MonkeyPatch) -> None
     """A cell whose rate is above its alpha makes the command fail and stands in bold."""
     # The truth lies inside the budget, so PASS is right and frequent; declared as an edge it must be told.
     monkeypatch.setattr(simulation, "EDGE", (Cell(1000, 0.04, 2.5, 0.0),))
-    for name in ("CLUSTERED", "POWER", "PEEKED", "FAMILIES"):
+    for name in ("CLUSTERED", "UNEQUAL", "POWER", "PEEKED", "FAMILIES"):
         monkeypatch.setattr(simulation, name, ())
 
     page, broken = simulation.report(200, 1, progress=False)
