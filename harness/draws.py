@@ -175,13 +175,14 @@ def fixed(won: Ints, lost: Ints, n: int, margin: float, alpha: float) -> tuple[B
 
 def clustered(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
     """PASS and FAIL (draws,) of the clustered verdict; `won` and `lost` are (draws, groups)."""
-    b, c = won.sum(axis=1), lost.sum(axis=1)
-    z = paired.tango_z(b, c, cell.n, -cell.margin)
+    b, c, sizes = won.sum(axis=1), lost.sum(axis=1), cell.sizes
+    inflation = paired.design_effect(won - lost, sizes, b, c, cell.margin)
+    z = paired.tango_z(b, c, cell.n, -cell.margin) / np.sqrt(inflation)
+    critical = stats.t.isf(cell.alpha, max(paired.effective_clusters(sizes) - 1, 1))
     decisions = np.full(b.shape, Decision.INCONCLUSIVE.value, dtype=object)
-    # Clusters and exact tests can only raise a p-value: elsewhere there is nothing to decide.
-    for i in np.flatnonzero(np.abs(z) >= 0.999 * stats.norm.isf(cell.alpha)):
-        net = won[i] - lost[i]
-        test = paired.clustered_test(net, cell.sizes, int(b[i]), int(c[i]), cell.margin, cell.alpha)
+    # The exact tests can only raise a p-value: elsewhere there is nothing to decide.
+    for i in np.flatnonzero(np.abs(z) >= 0.999 * critical):
+        test = paired.clustered_test(won[i] - lost[i], sizes, int(b[i]), int(c[i]), cell.margin, cell.alpha)
         decisions[i] = decide(test.shown, cell.alpha).value
     return decisions == Decision.PASS.value, decisions == Decision.FAIL.value
 
