@@ -2,6 +2,10 @@
 
 A model that overflows in FP16, or one whose labels or class names are mixed up, loses nothing by quantization: it had
 nothing to lose. Both are seen in the runs that the verdicts rest on, so that looking costs nothing.
+
+A reference that guesses on every task is refused. One that guesses on some task and not on others may be a real model
+on a hard task, or the labels of that task may be wrong: there its verdict is INCONCLUSIVE. A task on which not even a
+model that is always right could be told from guessing is not doubted.
 """
 
 from __future__ import annotations
