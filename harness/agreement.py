@@ -8,14 +8,12 @@ is needed for either: both are derived anew here.
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness import families
 from harness.halves import half_products
@@ -278,12 +276,6 @@ def with_reference(
         "Look at the attention class (--attention): the mask and the scale must reach scaled_dot_product_attention. "
         "Then at the weights: calibration must leave them, or give the inputs the inverse of what it does to them."
     )
-    if not inspect.isbuiltin(F.scaled_dot_product_attention):
-        mend = (
-            "torch.nn.functional.scaled_dot_product_attention is not torch's own: a quantized model raised in its "
-            "forward and ModelOpt left its attention there, for every model, the reference included. Start a new "
-            "process, and put that forward under harness.quantize.torch_functions_kept()."
-        )
     return [Problem("not the reference underneath", what, tuple(lines), mend)]
 
 

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,10 @@ def restore(folder: Path, form: Form, how: Loading, dtype: torch.dtype = torch.f
         config, cls = _configuration(folder)
         config._attn_implementation = how.attn_implementation
     build: Callable[[], nn.Module] = partial(cls, config)
-    if form == "pretrained" and how.hook:
-        mto.enable_huggingface_checkpointing()
-    with quiet(), models.quiet_transformers(), restored_once():
+    with quiet(), models.quiet_transformers(), ExitStack() as hooks:
+        if form == "pretrained" and how.hook:
+            mto.enable_huggingface_checkpointing()
+            hooks.enter_context(restored_once())
         with torch.device("meta"):
             blank = build()
         with attention_registered(blank, how.attention):
@@ -108,10 +109,7 @@ def restored_once() -> Iterator[None]:
     """
     from transformers import PreTrainedModel
 
-    original = getattr(PreTrainedModel, "_modelopt_cache", {}).get("_from_config")
-    if original is None:
-        yield
-        return
+    original = PreTrainedModel._modelopt_cache["_from_config"]  # type: ignore[attr-defined]
     with mock.patch.object(PreTrainedModel, "_from_config", classmethod(original.__func__)):
         yield
 

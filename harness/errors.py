@@ -62,3 +62,17 @@ def raise_all(errors: Sequence[UsageError]) -> None:
 def _cut(text: str, most: int) -> str:
     """*text* without its middle where it is longer than *most* characters: what somebody gave may be."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Return whether *error* says that memory was exhausted: Python's, NumPy's and torch's ways of saying so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # torch raises a plain RuntimeError for the memory of a CPU, and for what cuBLAS and cuDNN cannot get.
+    told = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of *error* and its own words, on one line of at most 400 characters."""
+    return f"{type(error).__name__}: {_cut(' '.join(str(error).split()), 400)}"

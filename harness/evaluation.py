@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness import inputs, provenance, quantizers, shards, tasks
+from harness import inputs, isolation, provenance, quantizers, shards, tasks
 from harness.calibration import CalibrationPairs
 from harness.known import Known
 from harness.models import Reference
@@ -138,6 +138,7 @@ class Alone:
 
     def evaluate(self, subject: Subject, among: Sequence[Task], *, keep: bool = True) -> dict[str, TaskRun]:
         """As :class:`Evaluator`."""
+        isolation.check()
         known = Known()
         return {
             task.name: tasks.evaluate(
@@ -172,7 +173,11 @@ def embedded(
     """Unit embeddings of one side of *task*, or of *part* (start, stop) of it: float32 (n, d).
 
     *known* is what the model has made of other tasks' samples.
+
+    Raises:
+        UsageError: a function of torch is not torch's own, so that the embeddings would not be the model's.
     """
+    isolation.check()
     size = max(2, batch_size)
     if side == "texts":
         return tasks.text_embeddings(model, task, size, known, part)

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UsageError, one_line, ran_out_of_memory
+from harness.isolation import functions_kept
+
 #: tower -> its input
 INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 
@@ -200,11 +203,29 @@ def hidden_in(model: nn.Module) -> dict[str, str]:
 def encode(model: nn.Module, tower: str, x: Tensor) -> Tensor:
     """The embedding (n, d) that *model*'s *tower* gives for its input *x*, in the model's dtype, of any length.
 
-    That of a tower without a projection is what its pooling gives.
+    That of a tower without a projection is what its pooling gives.  Every forward of the gate comes through here, and
+    none leaves the functions of torch otherwise than it found them (:mod:`harness.isolation`).
+
+    Raises:
+        UsageError: there is not enough memory for a forward of as many rows.
     """
     row = of(model).towers[tower]
     method: Any = getattr(model, row.encode) if row.encode else model
-    return feature(method(**(row.as_arguments(model, x) if row.as_arguments else {row.argument: x})))
+    arguments = row.as_arguments(model, x) if row.as_arguments else {row.argument: x}
+    with functions_kept():
+        try:
+            return feature(method(**arguments))
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise _too_many_rows(tower, len(x), error) from error
+            raise
+
+
+def _too_many_rows(tower: str, rows: int, error: Exception) -> UsageError:
+    what = f"out of memory in a forward of the {tower} tower over {rows} rows ({one_line(error)})"
+    # The evaluation runs two rows at least.
+    fix = f"Take fewer rows: --batch-size {rows // 2}." if rows > 2 else "Run on a machine with more memory."
+    return UsageError("--batch-size", what, fix)
 
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

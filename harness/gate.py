@@ -306,23 +306,36 @@ class Gate:
         found: CalibrationPairs = self._once(load, "calibration", case.model)
         return found
 
+    def _calibration_batches(self, case: Case, dtype: torch.dtype | None = None) -> calibration.Batches:
+        """The case's calibration pairs as inputs of its reference, or in another *dtype*.
+
+        A smaller batch size than the device's usual one is taken; a larger one is for the evaluation alone.
+        """
+        pairs, options = self.calibration(case), self.options
+        size = min(self.batch_size, inputs.default_batch_size(self.device))
+        return pairs.batches(self.device, dtype or self.reference(case).dtype, size, options.progress)
+
     def quantized(self, case: Case) -> Quantized:
         """The case's quantized, calibrated model.
 
         Raises:
-            QuantizationError: ModelOpt refused the recipe.
+            QuantizationError: ModelOpt refused the recipe, or the model does not run.
         """
         if self._latest is None or self._latest[0] != case:
             self._latest = None
             reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
             began = time.perf_counter()
-            batches = pairs.batches(self.device, reference.dtype, progress=self.options.progress)
+            batches = self._calibration_batches(case)
             model = quantize.quantize(
                 reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention
             )
             seconds = time.perf_counter() - began
             sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
-            self._latest = case, Quantized(reference, search.chosen(model, recipe), model, sample)
+            made = Quantized(reference, search.chosen(model, recipe), model, sample)
+            with quantize.blamed_on(recipe):
+                # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
+                made.map  # noqa: B018
+            self._latest = case, made
             if self.options.report:
                 self.results.case(short_recipe(case.recipe), short(case.model))["layer_error"] = layers.layer_errors(
                     reference.model, model, sample
@@ -438,8 +451,8 @@ class Gate:
         """What the calibration data give at every place of the case's reference: one pass for all recipes."""
 
         def prepare() -> Magnitudes:
-            batches = self.calibration(case).batches(self.device, self.reference(case).dtype)
-            return Magnitudes(quantize.insert(self.reference(case).model, self.options.attention), batches)
+            inserted = quantize.insert(self.reference(case).model, self.options.attention)
+            return Magnitudes(inserted, self._calibration_batches(case))
 
         found: Magnitudes = self._once(prepare, "magnitudes", case.model)
         return found
@@ -814,8 +827,8 @@ class Gate:
     def _holds(self, case: Case, recipe: Recipe) -> bool:
         """Whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
         reference = self.reference(case)
-        batches = self.calibration(case).batches(self.device, reference.dtype)
-        model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
+        loop = quantize.forward_loop_over(self._calibration_batches(case))
+        model = quantize.quantize(reference.model, recipe, loop, self.options.attention)
         subject = self._quantized_subject(case, recipe, model, quantize.fold(model))
         runs, before = self.evaluator.evaluate(subject, self.tasks(case), keep=False), self.reference_runs(case)
         judged = self._judged(case, before, runs)
@@ -927,7 +940,7 @@ class Gate:
 
     def engine(self, case: Case, tower: str) -> engine.Measured:
         """A tower's float16 graph in TensorRT: its answers against fake quantization, its speed against FP16."""
-        made, batches = self.quantized(case), self.calibration(case).batches(self.device, torch.float16)
+        made, batches = self.quantized(case), self._calibration_batches(case, torch.float16)
         proto = made.exported.graph(tower, torch.float16)
         found = engine.measure(proto, tower, made.model, made.reference.model, dict(next(iter(batches))))
         self.section(case, "export").setdefault("engine", {})[tower] = found.as_dict()
@@ -959,8 +972,7 @@ class Gate:
 
     def tower_forward(self, case: Case, model: nn.Module, tower: str) -> throughput.Forward:
         """A forward of one tower on a batch of the calibration data."""
-        batches = self.calibration(case).batches(self.device, self.reference(case).dtype)
-        return throughput.forward_of(model, tower, next(iter(batches)))
+        return throughput.forward_of(model, tower, next(iter(self._calibration_batches(case))))
 
     def add_speed(self, case: Case, tower: str, speed: throughput.Speed) -> None:
         """Keep a quantized tower's speed beside its reference's, and say where the ratio moved against the baseline.
@@ -1005,8 +1017,8 @@ class Gate:
         return self.results.section(short_recipe(case.recipe), short(case.model), name)
 
     def explain(self, case: Case, error: quantize.QuantizationError) -> str:
-        """Why ModelOpt refused a recipe, with what the recipe's entries tell about it."""
+        """Why there is no quantized model, with what the recipe's entries say about it."""
         seen = quantizers.overridden_patterns(self.places(case), error.recipe)
         seen += quantizers.unmatched_patterns(self.places(case), error.recipe)
-        lines = [f"ModelOpt {provenance.versions()['nvidia-modelopt']} refused recipe {error.recipe.name}: {error}"]
+        lines = [f"{error.headline} (ModelOpt {provenance.versions()['nvidia-modelopt']})"]
         return "\n\n".join([*lines, *map(str, seen)])

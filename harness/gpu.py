@@ -120,7 +120,7 @@ def sweep(
         for batch in batches:
             pool = Pool(inputs[name], batch, cache)
             runs = {side: pool(Tower(model, tower)) for side, model in sides.items()}
-            with quantize.quiet(), quantize.torch_functions_kept():
+            with quantize.quiet():
                 rounds = in_turn(runs, BASE, clock, effort)
             for side in sides:
                 yield Row(tower, batch, side, batch / rounds.median(side), rounds.ratio(side, BASE))

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import importlib
 import io
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness import (
     compat,  # noqa: F401  (before transformers)
     config_form,
     families,
+    isolation,
 )
+from harness.errors import UsageError, one_line, ran_out_of_memory
 from harness.halves import half_products
 from harness.recipes import SEARCHED, Recipe
 
@@ -36,11 +38,65 @@ Batch = Mapping[str, Tensor]
 
 
 class QuantizationError(Exception):
-    """ModelOpt raised while applying the recipe; the message is ModelOpt's own, on one line."""
+    """ModelOpt raised because of the recipe; the message is ModelOpt's own, on one line.
 
-    def __init__(self, recipe: Recipe, error: Exception) -> None:
-        super().__init__(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    Args:
+        recipe: what was applied.
+        error: what ModelOpt raised.
+        in_forward: whether the quantized model raised in its forward, be it in calibration or later, instead of
+            ModelOpt while it converted the model.
+    """
+
+    def __init__(self, recipe: Recipe, error: Exception, *, in_forward: bool = False) -> None:
+        super().__init__(one_line(error))
         self.recipe = recipe
+        self.in_forward = in_forward
+
+    @property
+    def headline(self) -> str:
+        """What failed, and why, in one sentence."""
+        if self.in_forward:
+            return f"the model that recipe {self.recipe.name} quantizes does not run: {self}"
+        return f"ModelOpt refused recipe {self.recipe.name}: {self}"
+
+
+@contextmanager
+def blamed_on(recipe: Recipe) -> Iterator[None]:
+    """Turn what is raised within the block into a :class:`QuantizationError` if *recipe* is the cause of it.
+
+    The gate's own errors, and whatever came out of the calibration data, pass through as they are.
+
+    Raises:
+        QuantizationError: ModelOpt refused the recipe, or the quantized model raised in its forward.
+        UsageError: there was not enough memory.
+    """
+    try:
+        yield
+    except (UsageError, QuantizationError):
+        raise
+    except Exception as error:
+        causes = list(_chain(error))
+        for cause in causes:
+            if isinstance(cause, UsageError) or _came_through(cause, Drive.__iter__):
+                raise cause from cause.__cause__
+        if any(map(ran_out_of_memory, causes)):
+            what = f"out of memory while the model was quantized ({one_line(error)})"
+            fix = "Give the process more memory, or fewer rows per forward: --batch-size N."
+            raise UsageError(f"recipe {recipe.name}", what, fix) from error
+        in_forward = any(_came_through(cause, families.encode) for cause in causes)
+        raise QuantizationError(recipe, error, in_forward=in_forward) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """*error* and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _came_through(error: BaseException, function: Callable[..., Any]) -> bool:
+    """Whether *error* was raised within a call of *function*."""
+    return any(frame.f_code is function.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 @contextmanager
@@ -57,22 +113,13 @@ def attention_registered(model: nn.Module, attention: str) -> Iterator[None]:
     if attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}, not one of {', '.join(ATTENTIONS)}")
     classes = {type(m) for m in model.modules() if type(m).__name__ in families.of(model).attention_classes}
-    before = {cls: _registered(QuantModuleRegistry, cls) for cls in classes}
-    try:
+    with isolation.registrations_kept():
         for cls in classes:
-            if before[cls] is not None:
+            if QuantModuleRegistry.get(cls) is not None:
                 mtq.unregister(cls)
             if attention == "diffusers":
                 mtq.register(cls, _diffusers_attention())
         yield
-    finally:
-        for cls in classes:
-            if _registered(QuantModuleRegistry, cls) is not None:
-                mtq.unregister(cls)
-
-
-def _registered(registry: Any, cls: type[nn.Module]) -> Any:
-    return registry.get(cls)
 
 
 def diffusers_plugin() -> Any:
@@ -94,10 +141,14 @@ class Drive:
 
     batches: Iterable[Batch]
 
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches; what is raised in here came from the data."""
+        yield from self.batches
+
     def __call__(self, model: nn.Module) -> None:
         """Run *model* over all batches."""
         with torch.no_grad(), half_products():
-            for batch in self.batches:
+            for batch in self:
                 families.forward(model, batch)
 
 
@@ -119,17 +170,18 @@ def quantize(
         attention: one of ATTENTIONS.
 
     Raises:
-        QuantizationError: ModelOpt refused the recipe on this model.
+        QuantizationError: ModelOpt refused the recipe on this model, or its forward raised during calibration.
+        UsageError: a function of torch was replaced before, or there was not enough memory; and whatever the
+            calibration data raise.
     """
-    quantized = copy.deepcopy(model)
+    isolation.check()
     config = copy.deepcopy(recipe.quant_cfg)
     if recipe.kind != SEARCHED:
         config["quant_cfg"] = config_form.accepted(config["quant_cfg"], recipe.source)
-    with attention_registered(quantized, attention), quiet(), torch_functions_kept():
-        try:
+    with blamed_on(recipe):
+        quantized = copy.deepcopy(model)
+        with quiet(), attention_registered(quantized, attention):
             made = _applied(quantized, recipe, config, forward_loop)
-        except Exception as error:
-            raise QuantizationError(recipe, error) from error
     return made.eval().requires_grad_(False)
 
 
@@ -142,7 +194,7 @@ def _applied(model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_l
 
         if not isinstance(forward_loop, Drive):
             raise ValueError("a search for formats needs calibration batches: pass forward_loop_over(batches)")
-        return search.run(model, recipe, forward_loop.batches)
+        return search.run(model, recipe, forward_loop)
     made: nn.Module = mtq.quantize(model, config, forward_loop=forward_loop)
     return made
 
@@ -152,7 +204,7 @@ def insert(model: nn.Module, attention: str = "diffusers") -> nn.Module:
     import modelopt.torch.quantization as mtq
 
     converted = copy.deepcopy(model)
-    with attention_registered(converted, attention), quiet():
+    with quiet(), attention_registered(converted, attention):
         everything_off = config_form.accepted([{"quantizer_name": "*", "enable": False}], "everything off")
         found: nn.Module = mtq.quantize(converted, {"quant_cfg": everything_off, "algorithm": None}, forward_loop=None)
         return found
@@ -177,32 +229,16 @@ def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") ->
     return made
 
 
-#: What ModelOpt's quantized modules swap for the length of their forward.
-_SWAPPED = ((torch, "bmm"), (torch, "baddbmm"), (torch, "matmul"), (F, "scaled_dot_product_attention"), (F, "softmax"))
-
-
-@contextmanager
-def torch_functions_kept() -> Iterator[None]:
-    """Put back the functions of torch that ModelOpt swaps, on leaving the block.
-
-    A quantized attention's forward sets ``scaled_dot_product_attention`` to its own and does not put it back if it
-    raises (ModelOpt 0.47, ``replace_function``).  Every model of the process then attends through that block's
-    quantizers, the reference included.
-    """
-    before = [(module, name, getattr(module, name)) for module, name in _SWAPPED]
-    try:
-        yield
-    finally:
-        for module, name, function in before:
-            setattr(module, name, function)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep ModelOpt's prints and warnings out of the test output: what they could tell, the suites check."""
+    """Run ModelOpt: it prints nothing, and what it changes in the process is put back on leaving the block.
+
+    What its warnings could say, the suites check.
+    """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        with isolation.process_kept():
+            yield
 
 
 def fold(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from harness import families
 from harness.export import forms
 from harness.export.forms import Form, NoFormError
-from harness.quantize import in_dtype, quiet, torch_functions_kept
+from harness.quantize import in_dtype, quiet
 from harness.quantizers import collapse, tensor_quantizers
 
 #: tower -> the name of its input
@@ -184,7 +184,7 @@ def traced(model: nn.Module, tower: str, example: Tensor, **more: Any) -> onnx.M
     name = TOWERS[tower]
     axes = {name: {0: "batch"} | ({1: "sequence"} if tower == "text" else {}), OUTPUT: {0: "batch"}}
     written: Any = io.BytesIO()
-    with quiet(), torch_functions_kept(), torch.no_grad():
+    with quiet(), torch.no_grad():
         torch.onnx.export(
             Tower(model, tower).eval(), (example,), written, dynamo=False, opset_version=OPSET, input_names=[name],
             output_names=[OUTPUT], dynamic_axes=axes, **more,

@@ -103,18 +103,31 @@ def _no_mask(_: Site) -> Iterator[None]:
 @fault("attention left swapped", Where.MODELOPT, "replace_function after a forward that raised (ModelOpt 0.47, S12)")
 def _left_swapped(_: Site) -> Iterator[None]:
     """A quantized model raised in its forward, and every other one attends through that model's quantizers."""
-    from harness import models, quantize, recipes
+    from harness import isolation, models, quantize, recipes
 
-    stray = quantize.quantize(models.load("embedded", torch.device("cpu")).model, recipes.load("fp8"), None)
+    stray: Any = quantize.quantize(models.load("embedded", torch.device("cpu")).model, recipes.load("fp8"), None)
     block: Any = next(m for m in stray.modules() if hasattr(m, "q_bmm_quantizer"))
-    with quantize.torch_functions_kept(), replaced((block.out_proj, "forward", _raise)):
+    with isolation.functions_kept(), replaced((block.out_proj, "forward", _raise)):
+        # Not through harness.families, which would put the functions back.
         with contextlib.suppress(ArithmeticError), torch.no_grad():
-            families.forward(stray, families.sample_inputs(stray))
+            stray.get_image_features(families.sample_inputs(stray)["pixel_values"])
         yield
 
 
 def _raise(*_: Any) -> Tensor:
-    raise ArithmeticError("out of memory, say")
+    raise ArithmeticError("a layer that raises")
+
+
+@fault("softmax left swapped", Where.MODELOPT, "ModelOpt's own attention class, which quantizes the softmax (S12)")
+def _softmax_swapped(_: Site) -> Iterator[None]:
+    """A forward raised and torch's softmax is another function ever since, for every model of the process."""
+    softmax = F.softmax
+
+    def rounded(*args: Any, **kwargs: Any) -> Tensor:
+        return softmax(*args, **kwargs).to(torch.float8_e4m3fn).half()
+
+    with replaced((F, "softmax", rounded)):
+        yield
 
 
 @fault("attention scale lost", Where.MODELOPT, "a rewritten attention that passes no scale, or another one")

@@ -120,6 +120,9 @@ _FILES: tuple[tuple[str, str, str, str, Slip], ...] = (
      lambda e: [*e, {"quantizer_name": "*text_*", "enable": False}]),
     ("E5M2 configured", "fp8", "the recipe says e5m2 for weights and inputs", "class: format mixed up",
      _named("put_quantizer", num_bits="e5m2")),
+    ("inputs scaled row by row", "fp8", "inputs get a scale per row of the batch, so a forward of other rows raises",
+     "a recipe that raises in its forward, with another recipe and model after it (S12)",
+     _named("input_quantizer", axis=0)),
     ("per-tensor weights", "int8", "weights lose their axis", "class: per-tensor instead of per-channel",
      _named("weight_quantizer", axis=None)),
 )  # fmt: skip

@@ -124,7 +124,7 @@ def _own(reference: str) -> bool:
 
 
 def _map(make: Callable[[], nn.Module]) -> QuantizerMap:
-    with quantize.quiet(), quantize.torch_functions_kept():
+    with quantize.quiet():
         return tuple(_essential(q) for q in quantizers.quantizer_map(make()))
 
 

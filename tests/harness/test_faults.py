@@ -87,7 +87,7 @@ def state() -> list[Any]:
         tensor_quant._fp8_eager, tensor_quant._tensor_quant, mtq.fold_weight, attention._functionals_to_replace,
         quantize.quantize, quantize.forward_loop_over, quantize.fold, models.load, tasks.load_tasks, tasks.evaluate,
         checkpoint.save, checkpoint.restore_in_fresh_process, calibration.load, graph.tower, forms.Form.codes,
-        F.scaled_dot_product_attention,
+        F.scaled_dot_product_attention, F.softmax,
     ]  # fmt: skip
 
 

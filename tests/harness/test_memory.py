@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness import families, memory, models, quantize, recipes
+from harness import families, isolation, memory, models, quantize, recipes
 from harness.memory import Compression, NotCompressedError
 
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -95,5 +95,5 @@ def test_modelopt_packs_a_convolution_that_then_cannot_run(recipe: str) -> None:
     """
     model = packed(recipe)
 
-    with torch.no_grad(), quantize.torch_functions_kept(), pytest.raises((NotImplementedError, RuntimeError)):
+    with torch.no_grad(), isolation.functions_kept(), pytest.raises((NotImplementedError, RuntimeError)):
         model(**families.sample_inputs(quantized(recipe)))

@@ -1,77 +1,126 @@
-"""Quantizing leaves the process as it found it."""
+"""What is raised while a model is quantized is blamed on its cause."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from harness import agreement, families, models, recipes
-from harness.quantize import QuantizationError, in_dtype, quantize, torch_functions_kept
+from harness import families, models, recipes
+from harness.errors import UsageError
+from harness.quantize import QuantizationError, blamed_on, forward_loop_over, in_dtype, quantize
+from harness.recipes import Recipe
 
-SDPA = F.scaled_dot_product_attention
+
+@pytest.fixture(scope="module")
+def clip() -> nn.Module:
+    """The embedded model."""
+    return models.load("embedded", torch.device("cpu")).model
 
 
-@pytest.fixture
-def stray() -> Any:
-    """A model in whose first attention block the forward raises, quantized."""
-    made: Any = quantize(models.load("embedded", torch.device("cpu")).model, recipes.load("fp8"), None)
+def fp8(**attributes: Any) -> Recipe:
+    """The recipe fp8 with other attributes of its inputs."""
+    recipe = recipes.load("fp8")
+    config = copy.deepcopy(recipe.quant_cfg)
+    for entry in config["quant_cfg"]:
+        if entry["quantizer_name"] == "*input_quantizer":
+            entry["cfg"].update(attributes)
+    return dataclasses.replace(recipe, quant_cfg=config)
+
+
+def broken(error: Exception) -> Any:
+    """Calibration data whose first batch raises *error*."""
+
+    class Batches:
+        def __iter__(self) -> Iterator[dict[str, Tensor]]:
+            raise error
+            yield {}
+
+    return Batches()
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("8.jpg", "is cut off", "Copy it again."), OSError("disk on fire"), ValueError("no picture")]
+)
+@pytest.mark.parametrize("recipe", ["fp8", "auto-fp8-int4"])
+def test_an_error_of_the_data_is_not_the_recipes(clip: nn.Module, recipe: str, error: Exception) -> None:
+    """What the calibration data raise comes out as it is, of a search for formats too."""
+    with pytest.raises(type(error)) as raised:
+        quantize(clip, recipes.load(recipe), forward_loop_over(broken(error)))
+
+    assert raised.value is error
+
+
+def test_the_gates_own_error_is_found_under_others() -> None:
+    """A usage error that ModelOpt caught and raised again as another one is still a usage error."""
+
+    def calibrate() -> None:
+        try:
+            raise UsageError("8.jpg", "is cut off", "Copy it again.")
+        except UsageError as error:
+            raise RuntimeError("calibration failed") from error
+
+    with pytest.raises(UsageError, match=r"8\.jpg"), blamed_on(recipes.load("fp8")):
+        calibrate()
+
+
+def test_a_refused_recipe_is_named_with_modelopts_reason_on_one_line(clip: nn.Module) -> None:
+    """ModelOpt raises while it converts the model: the recipe is refused, and the reason is its own."""
+    refused = fp8()
+    refused.quant_cfg["quant_cfg"].append({"quantizer_name": "*", "enable": False})
+
+    with pytest.raises(QuantizationError, match="no weight quantizer is enabled") as raised:
+        quantize(clip, refused, forward_loop_over([families.sample_inputs(clip)]))
+
+    assert raised.value.headline.startswith("ModelOpt refused recipe fp8: RuntimeError: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_forward_that_raises_is_not_called_a_refusal(clip: nn.Module) -> None:
+    """A scale per row of the batch holds for that number of rows only: the second batch, a shorter one, raises."""
+    batches = [families.sample_inputs(clip, batch=n) for n in (3, 2)]
+
+    with pytest.raises(QuantizationError) as raised:
+        quantize(clip, fp8(axis=0), forward_loop_over(batches))
+
+    assert raised.value.in_forward
+    assert raised.value.headline.startswith("the model that recipe fp8 quantizes does not run: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_exhausted_memory_is_named_with_the_option_that_helps(clip: nn.Module, error: Exception) -> None:
+    """In a forward the rows are named, elsewhere the recipe: and neither is called a refusal of ModelOpt's."""
+    model = copy.deepcopy(clip)
 
     def fail(*_: Any) -> Tensor:
-        raise ArithmeticError("no memory")
+        raise error
 
-    made.vision_model.encoder.layers[0].self_attn.out_proj.forward = fail
-    return made
-
-
-def run(model: nn.Module) -> None:
-    """One forward that raises."""
-    with pytest.raises(ArithmeticError), torch.no_grad():
-        families.forward(model, families.sample_inputs(model))
-
-
-def test_modelopt_leaves_attention_swapped_when_a_forward_raises(stray: nn.Module) -> None:
-    """The defect that is worked around: when this fails, ModelOpt has mended it and the workaround can go."""
-    with torch_functions_kept():  # bmm is swapped as well
-        run(stray)
-        assert F.scaled_dot_product_attention is not SDPA
+    with pytest.raises(UsageError, match=r"recipe fp8: out of memory .* --batch-size N"), blamed_on(fp8()):
+        fail()
+    model.text_model.encoder.layers[1].mlp.fc1.forward = fail  # type: ignore[union-attr,index]
+    with pytest.raises(UsageError, match=r"the text tower over 6 rows .*--batch-size 3"):
+        families.forward(model, families.sample_inputs(model, batch=6))
+    with pytest.raises(UsageError, match="more memory"):
+        families.forward(model, families.sample_inputs(model, batch=2))
 
 
-def test_functions_of_torch_are_put_back(stray: nn.Module) -> None:
-    """Within the block a forward may raise: the functions of torch that ModelOpt swaps are torch's own again."""
-    with torch_functions_kept():
-        run(stray)
-
-    assert F.scaled_dot_product_attention is SDPA
-
-
-def test_a_calibration_that_raises_leaves_torch_as_it_was() -> None:
-    """A recipe that ModelOpt refuses in the middle of a forward spoils no other model of the process."""
-    reference = models.load("embedded", torch.device("cpu")).model
-
-    def loop(model: Any) -> None:
-        model.text_model.encoder.layers[1].self_attn.out_proj.forward = None
-        families.forward(model, families.sample_inputs(model))
-
-    with pytest.raises(QuantizationError, match="TypeError"):
-        quantize(reference, recipes.load("fp8"), loop)
-
-    assert F.scaled_dot_product_attention is SDPA
-
-
-def test_an_attention_that_was_left_swapped_is_named(stray: nn.Module) -> None:
-    """The gate tells a model that attends through another one's quantizers, and says how that came."""
-    reference, recipe = models.load("embedded", torch.device("cpu")).model, recipes.load("fp8")
-    made, inputs = quantize(reference, recipe, None), families.sample_inputs(reference)
-    with torch_functions_kept():
-        run(stray)
-        (problem,) = agreement.with_reference(made, reference, recipe, inputs)
-
-    assert "is not torch's own" in problem.mend
-    assert agreement.with_reference(made, reference, recipe, inputs) == []
+def test_memory_that_is_really_exhausted_is_named() -> None:
+    """The words of torch's own allocator, of more bytes than any machine has."""
+    with pytest.raises(UsageError, match="out of memory"), blamed_on(fp8()):
+        torch.empty(1 << 60, dtype=torch.uint8)
 
 
 def test_svdquants_branch_follows_the_model_into_another_dtype() -> None:
