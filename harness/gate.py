@@ -332,9 +332,9 @@ class Gate:
             seconds = time.perf_counter() - began
             sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
             made = Quantized(reference, search.chosen(model, recipe), model, sample)
-            with quantize.blamed_on(recipe):
+            with quantize.blamed_on(recipe), torch.no_grad():
                 # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
-                made.map  # noqa: B018
+                families.forward(model, sample)
             self._latest = case, made
             if self.options.report:
                 self.results.case(short_recipe(case.recipe), short(case.model))["layer_error"] = layers.layer_errors(

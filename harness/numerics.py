@@ -67,7 +67,7 @@ def _compare(name: str, quantizer: Any, x: Tensor, output: Tensor) -> Observatio
         expected = oracle(x)
     except NotImplementedError as error:
         return Observation(name, x.numel(), 0, "", 0.0, 0.0, str(error))
-    equal = torch.as_tensor(qdq.same_bits(output, expected)).flatten()
+    equal = torch.as_tensor(oracle.equal(x, output, expected)).flatten()
     wrong = int((~equal).sum())
     first = ""
     if wrong:

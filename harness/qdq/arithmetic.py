@@ -53,12 +53,23 @@ class Rules:
     zero_amax_acts_as: float | None = None
     #: Whether a negative amax counts as zero.  By definition it is an error.
     negative_amax_is_zero: bool = False
+    #: Whether an amax that counts as zero gives +0 for every element.  By definition a zero keeps the element's sign,
+    #: and NaN stays.
+    zero_amax_gives_zero: bool = False
     #: Whether -0, and what rounds to it, keeps its sign.  By definition it does; stored integers have one zero only.
     keeps_negative_zero: bool = True
     #: Two-level scales: the smallest E4M3 block scale.  By definition zero: the block then becomes zero.
     smallest_block_scale: float = 0.0
-    #: Two-level scales: below this product of both levels the block becomes zero.  By definition 0: never.
-    block_zero_below: float = 0.0
+    #: Two-level scales: below this product of both levels the scale of a block acts as 1.  By definition 0: never.
+    block_scale_floor: float = 0.0
+    #: Block scales: whether a NaN leaves the rest of its block alone.  It then does not count in the block's amax, a
+    #: scale that is NaN acts as 1, and for a shared exponent infinity counts as the largest float32 and a block of
+    #: zeros has the scale 1.  By definition the whole block becomes NaN.
+    nan_is_local: bool = False
+    #: Block scales: the number of the format that a NaN element becomes, times its block's scale.  None: it stays NaN.
+    nan_element: float | None = None
+    #: Whether nothing is said of the sign that a zero or a NaN gets.
+    zero_sign_is_open: bool = False
     #: Two-level scales: how a block's scale is evaluated: by division, or as E4M3 in `Order.RECIPROCAL` (static
     #: blocks).
     block_scale_order: Literal["division", "reciprocal"] = "division"
@@ -85,6 +96,8 @@ def quantize_scaled(x: Array, amax: Any, element: Format, rules: Rules = DEFINIT
             y = _in_input_precision(x, a, zero, element, order)
         else:
             y = apply_factors(x, *_factors(a, zero, element, order), element, order)
+        if rules.zero_amax_gives_zero:
+            y = np.where(zero, y.dtype.type(0), y)
         return y if rules.keeps_negative_zero else y + y.dtype.type(0)
 
 

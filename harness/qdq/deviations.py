@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -25,15 +25,32 @@ from harness.qdq.oracle import quantize_dequantize, same_bits
 
 _FLOAT = Rules(amax_floor=2.0**-24, zero_amax_acts_as=1.0, negative_amax_is_zero=True)
 _INT = Rules(amax_floor=2.0**-24)
-#: Read in ModelOpt's Triton kernels (CUDA): dynamic NVFP4, and static NVFP4.
-_DYNAMIC_TWO_LEVEL = Rules(block_zero_below=1e-5, constant_division="multiply")
-_STATIC_TWO_LEVEL = Rules(
+
+# What follows was read in the CUDA sources of ModelOpt 0.47, under modelopt/torch/kernels/quantization; this project
+# did not run it on a device.
+#: gemm/tensor_quant_gpu.cu, fake_tensor_quant_device: ``if (amax < EPSILON) return 0.f``, EPSILON = 2**-24.
+_INT_ON_CUDA = Rules(amax_floor=float(np.nextafter(np.float32(2.0**-24), np.float32(0))), zero_amax_gives_zero=True)
+#: common/nvfp4_quant.py, fp4_round_magnitude: no comparison holds for NaN, so that it gets the last number, and
+#: ``where(x >= 0, y, -y)`` makes that negative.  Triton compiles -y to fma(-scale, q, +0), which is never -0.
+#: tl.max and tl.minimum return the number where the other is NaN.
+_NVFP4_RULES = Rules(nan_is_local=True, nan_element=-6.0, keeps_negative_zero=False, constant_division="multiply")
+#: gemm/fp4_kernel_hopper.py, fp4_fake_quant_kernel: ``where(block_max_quant >= 1e-5, block_max_quant, 1.0)``.
+_DYNAMIC_TWO_LEVEL = replace(_NVFP4_RULES, block_scale_floor=1e-5)
+#: gemm/fp4_kernel.py, compute_fp4_scales (the scales are E4M3's own fake quantization), and common/nvfp4_quant.py,
+#: nvfp4_scalar_quant: a scale that is NaN acts as 1, and one of zero makes zeros.
+_STATIC_TWO_LEVEL = replace(
+    _NVFP4_RULES,
     amax_floor=2.0**-24,
     zero_amax_acts_as=1.0,
     negative_amax_is_zero=True,
     block_scale_order="reciprocal",
-    constant_division="multiply",
 )
+#: gemm/tensor_quant_mx.cu: fmaxf leaves NaN out of a block's amax (compute_max), an amax of 0 or NaN has the scale 1
+#: (compute_scale), infinity is clamped to FLT_MAX, and quantize() sets no sign where x is neither < 0 nor > 0.
+_MX = Rules(nan_is_local=True, zero_sign_is_open=True)
+#: gemm/tensor_quant_mx.h: convert_to_table_types gives NaN the last number of the table, convert_int8_saturating the
+#: integer that the device casts NaN to, which is 0.  E4M3 and E5M2 have a code for NaN.
+_MX_NAN = {"E2M1": 6.0, "E3M2": 28.0, "E2M3": 7.5, "MXINT8": 0.0}
 
 #: The arithmetic of ModelOpt's packed tensors, by class.  MXFP4QTensor and MXFP8QTensor follow the definition up to
 #: `KNOWN`.
@@ -56,15 +73,24 @@ NF4_LEVELS = np.asarray(
 PACKED_NF4 = NF4Rules(levels=NF4_LEVELS, padding_counts=True, zero_block_level=0, reciprocal=True)
 
 
-def modelopt_rules(element: Format, scale_format: str | None = None, *, dynamic: bool = False) -> Rules:
-    """The rules of ModelOpt's fake quantization for a format, a kind of block scale, and block scales made at run
-    time.
+def modelopt_rules(
+    element: Format, scale_format: str | None = None, *, dynamic: bool = False, cuda: bool = False
+) -> Rules:
+    """The rules of ModelOpt's fake quantization.
+
+    Args:
+        element: the format of the elements.
+        scale_format: the format of block scales; those in E8M0 and E4M3 are computed on CUDA only.
+        dynamic: whether block scales are made at run time.
+        cuda: whether the kernel of integers on a CUDA device is meant, and not the function for a CPU.
     """
     if scale_format == "E8M0":
-        return Rules()
+        return replace(_MX, nan_element=_MX_NAN.get(element.name))
     if scale_format == "E4M3":
         return _DYNAMIC_TWO_LEVEL if dynamic else _STATIC_TWO_LEVEL
-    return _INT if element.kind == "int" else _FLOAT
+    if element.kind == "int":
+        return _INT_ON_CUDA if cuda else _INT
+    return _FLOAT
 
 
 @dataclass(frozen=True)
@@ -287,7 +313,11 @@ def _nf4_fake() -> Evidence:
 
 
 _NF4 = "qtensor.NF4QTensor"
-_NVFP4, _MXFP4, _MXFP8 = "qtensor.NVFP4QTensor", "qtensor.MXFP4QTensor", "qtensor.mxfp8_tensor.MXFP8QTensor"
+_NVFP4, _MXFP4, _MXFP8 = (
+    "qtensor.NVFP4QTensor",
+    "qtensor.MXFP4QTensor",
+    "qtensor.mxfp8_tensor.MXFP8QTensor",
+)
 
 #: Every known deviation that shows on a CPU.
 KNOWN: tuple[Deviation, ...] = tuple(

@@ -41,11 +41,14 @@ class Layout:
         x = x.reshape(self.padded)
         return x if self.padded == self.shape else x[tuple(slice(n) for n in self.shape)]
 
-    def amax(self, cut: Array) -> NDArray[np.float32]:
+    def amax(self, cut: Array, without_nan: bool = False) -> NDArray[np.float32]:
         """Max |x| of the elements that share a scale, float32 of `amax_shape`; NaN where there is one, 0 where
-        nothing is.
+        nothing is.  *without_nan*: of the numbers alone, NaN where there is none.
         """
         magnitude = np.abs(cut)
+        if without_nan:
+            numbers = magnitude.astype(np.float32)
+            return np.asarray(np.fmax.reduce(numbers, axis=self.reduce, keepdims=True, initial=np.float32(np.nan)))
         return np.asarray(np.max(magnitude, axis=self.reduce, keepdims=True, initial=0), np.float32)
 
     def fit(self, amax: Any) -> NDArray[np.float32]:

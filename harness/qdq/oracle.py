@@ -72,25 +72,38 @@ def quantize_dequantize(
     layout = plan(values.shape, axis, block_sizes)
     cut = layout.cut(values)
     with np.errstate(all="ignore"):
-        a = layout.amax(cut) if amax is None else layout.fit(to_numpy(amax))
+        a = layout.amax(cut, rules.nan_is_local) if amax is None else layout.fit(to_numpy(amax))
         if scale_format is None:
             y = quantize_scaled(cut, a, element, rules)
         elif scale_format.upper() == "E8M0":
             a, _ = settle_amax(a, rules)
-            scale = e8m0_scale(a, element, rules)
-            y = apply_factors(cut, scale, scale, element, Order.STEP)
+            y = _in_blocks(cut, e8m0_scale(a, element, rules), element, rules)
         elif scale_format.upper() == "E4M3":
-            scale = block_scale(a, layout, element, global_amax, scale_max, rules)
-            y = apply_factors(cut, np.where(scale == 0, np.float32(np.inf), scale), scale, element, Order.STEP)
-            y = y if rules.keeps_negative_zero else y + y.dtype.type(0)
+            y = _in_blocks(cut, block_scale(a, layout, element, global_amax, scale_max, rules), element, rules)
         else:
             raise ValueError(f"block scales are stored as E8M0 or E4M3, not {scale_format!r}")
     y = layout.join(y)
     return to_torch(np.ascontiguousarray(y), x.device) if isinstance(x, torch.Tensor) else y
 
 
+def _in_blocks(cut: Array, scale: Float32, element: Format, rules: Rules) -> Array:
+    """Elements rounded at the *scale* of their block, in their own dtype."""
+    divisor = np.where(scale == 0, np.float32(np.inf), scale)
+    if rules.keeps_negative_zero and rules.nan_element is None:
+        return apply_factors(cut, divisor, scale, element, Order.STEP)
+    # In float32, so that a negative number which only the cast turns into zero keeps its sign.
+    wide = apply_factors(cut.astype(np.float32), divisor, scale, element, Order.STEP)
+    if rules.nan_element is not None:
+        wide = np.where(np.isnan(cut), np.float32(rules.nan_element) * scale, wide)
+    return np.asarray((wide if rules.keeps_negative_zero else wide + np.float32(0)).astype(cut.dtype))
+
+
 def e8m0_scale(amax: Float32, element: Format, rules: Rules = DEFINITION) -> Float32:
     """The shared power of two of each block; NaN where amax is NaN (E8M0 has a code for it: the whole block is NaN)."""
+    if rules.nan_is_local:
+        largest = np.float32(np.finfo(np.float32).max)
+        exponent = formats.e8m0_exponent(np.minimum(amax, largest), element, rules.e8m0)
+        return np.where((amax == 0) | np.isnan(amax), np.float32(1), np.ldexp(np.float32(1), exponent))
     exponent = formats.e8m0_exponent(amax, element, rules.e8m0)
     return np.where(np.isnan(amax), np.float32(np.nan), np.ldexp(np.float32(1), exponent))
 
@@ -115,8 +128,14 @@ def block_scale(
     else:
         s = by_constant(g, element.max * scale_max)
         b = np.maximum(a / (largest * s), np.float32(rules.smallest_block_scale))
+        if rules.nan_is_local:
+            # The smaller of a NaN and a number is the number.
+            b = np.fmin(b, np.float32(formats.E4M3.max))
         scale = np.where(a == 0, np.float32(0), formats.E4M3.round(b) * s)
-    return np.where(scale < np.float32(rules.block_zero_below), np.float32(0), scale)
+    as_one = scale < np.float32(rules.block_scale_floor)
+    if rules.nan_is_local:
+        as_one |= np.isnan(scale)
+    return np.where(as_one, np.float32(1), scale)
 
 
 def saturation_fraction(

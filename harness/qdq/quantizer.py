@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from harness.qdq import deviations
 from harness.qdq.arithmetic import Rules
 from harness.qdq.formats import Format, find
 from harness.qdq.layout import plan
-from harness.qdq.oracle import quantize_dequantize, saturation_fraction, to_numpy, underflow_fraction
+from harness.qdq.oracle import quantize_dequantize, same_bits, saturation_fraction, to_numpy, underflow_fraction
 
 #: ModelOpt's `scale_bits` to the formats that block scales are stored in.
 _SCALE_FORMATS = {(8, 0): "E8M0", (4, 3): "E4M3"}
@@ -41,6 +43,8 @@ class Step:
     pre_quant_scale: torch.Tensor | None
     enabled: bool
     rules: Rules
+    #: On a CUDA device, where ModelOpt has a kernel of its own for integers.
+    rules_on_cuda: Rules
 
     def scaled(self, x: torch.Tensor) -> torch.Tensor:
         """`x` times the pre-quantization scale, in the dtype that torch promotes to."""
@@ -55,7 +59,8 @@ class Step:
             return x
         return quantize_dequantize(
             x, self.format, self.amax, axis=self.axis, block_sizes=self.block_sizes, scale_format=self.scale_format,
-            global_amax=self.global_amax, scale_max=self.scale_max, rules=self.rules,
+            global_amax=self.global_amax, scale_max=self.scale_max,
+            rules=self.rules_on_cuda if x.is_cuda else self.rules,
         )  # fmt: skip
 
     def range(self, x: torch.Tensor) -> Any:
@@ -75,6 +80,17 @@ class QuantizerOracle:
         for step in self.steps:
             x = step(x)
         return x
+
+    def equal(self, x: torch.Tensor, found: torch.Tensor, expected: torch.Tensor) -> NDArray[np.bool_]:
+        """Element by element, whether *found* has the bits of *expected*, which this oracle returned for *x*.
+
+        Where nothing is said of the sign of a zero, or of what NaN becomes, the magnitude decides.
+        """
+        same = same_bits(found, expected)
+        if any(step.enabled and step.rules.zero_sign_is_open for step in self.steps):
+            values = to_numpy(x)
+            same |= ((values == 0) | np.isnan(values)) & same_bits(found.abs(), expected.abs())
+        return same
 
     def fractions(self, x: torch.Tensor) -> tuple[float, float]:
         """The share of elements that the first enabled quantizer saturates, and of non-zero ones that the chain turns
@@ -126,7 +142,13 @@ def _step(q: Any) -> Step:
         pre_quant_scale=q.pre_quant_scale,
         enabled=enabled,
         rules=deviations.modelopt_rules(element, scale_format, dynamic=dynamic),
+        rules_on_cuda=deviations.modelopt_rules(element, scale_format, dynamic=dynamic, cuda=_has_kernel(amax)),
     )
+
+
+def _has_kernel(amax: torch.Tensor | None) -> bool:
+    """Whether ModelOpt's kernel takes such an amax: one, or several along one axis (its ``fake_quant_impl``)."""
+    return amax is None or amax.numel() == 1 or amax.numel() in amax.shape
 
 
 def _peak(amax: torch.Tensor | None) -> torch.Tensor | None:

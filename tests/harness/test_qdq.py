@@ -439,7 +439,7 @@ def test_two_level_rules_of_the_triton_kernels() -> None:
     divided = block_scale(amax, layout, element, 5.0, 448.0, Rules(constant_division="multiply"))
     static = block_scale(amax, layout, element, 5.0, 448.0, Rules(block_scale_order="reciprocal"))
     lower = block_scale(amax, layout, element, 5.0, 256.0, Rules(block_scale_order="reciprocal"))
-    cut = block_scale(amax, layout, element, 5.0, 448.0, Rules(block_zero_below=1e-2))
+    cut = block_scale(amax, layout, element, 5.0, 448.0, Rules(block_scale_floor=1e-2))
 
     np.testing.assert_allclose(divided, plain, rtol=2.0**-22)
     np.testing.assert_allclose(static, plain, rtol=2.0**-22)
@@ -448,7 +448,7 @@ def test_two_level_rules_of_the_triton_kernels() -> None:
     assert qdq.same_bits(static, expected).all()
     top = np.float32(5) * np.float32(448 / 256) / np.float32(6)
     assert qdq.same_bits(lower, qdq.quantize_dequantize(amax / np.float32(6), "E4M3", top)).all()
-    assert (cut.ravel() == 0).tolist() == [False, False, True]
+    assert (cut.ravel() == 1).tolist() == [False, False, True]
 
 
 def test_shared_scale_of_a_block_that_holds_infinity() -> None:

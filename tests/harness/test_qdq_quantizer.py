@@ -143,7 +143,7 @@ def test_attributes_are_read(attributes: dict[str, Any], expected: tuple[Any, ..
 def test_a_dynamic_mx_quantizer_is_modelled_without_cuda(num_bits: int | tuple[int, int]) -> None:
     """The oracle of an MX quantizer, which ModelOpt can't run on a CPU, takes each block's scale from the tensor."""
     blocks: dict[int | str, Any] = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
-    x = sample(torch.float16)
+    x = sample(torch.float16).nan_to_num(nan=1.0)
 
     y = qdq.from_quantizer(made(num_bits=num_bits, block_sizes=blocks))(x)
 
@@ -320,8 +320,8 @@ def test_the_amax_of_an_mx_quantizer_is_not_used() -> None:
 
 
 def test_each_kind_of_quantizer_has_its_rules() -> None:
-    """ModelOpt's floor under amax holds for its fake quantization, its two levels have orders of their own, MX has the
-    definition's.
+    """ModelOpt's floor under amax holds for its fake quantization, its two levels have orders of their own, and its
+    kernels of block formats have their own way with NaN.
     """
     two_level = {"num_bits": (2, 1)}
     dynamic, static, mx, fp8, int8 = (
@@ -335,9 +335,10 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
         )
     )
 
-    assert [r.block_zero_below for r in (dynamic, static, mx, fp8, int8)] == [1e-5, 0, 0, 0, 0]
+    assert [r.block_scale_floor for r in (dynamic, static, mx, fp8, int8)] == [1e-5, 0, 0, 0, 0]
     assert [r.block_scale_order for r in (dynamic, static)] == ["division", "reciprocal"]
-    assert mx == qdq.DEFINITION
+    assert [r.nan_element for r in (dynamic, static, mx, fp8, int8)] == [-6.0, -6.0, 6.0, None, None]
+    assert [r.nan_is_local for r in (dynamic, static, mx, fp8, int8)] == [True, True, True, False, False]
     assert [r.zero_amax_acts_as for r in (fp8, int8)] == [1.0, None]
     quantizer = made(num_bits=(4, 3))
     quantizer.amax = torch.tensor(2.0**-25)

@@ -377,12 +377,14 @@ def test_two_levels_of_zeros_and_their_signs() -> None:
     assert block_scale(f32(0), plan((2,), block_sizes={0: 2}), E2M1, 2688.0, 448.0) == 0
 
 
-@pytest.mark.parametrize(("below", "expected"), [(0.0, [1, 0.5]), (0.5, [1, 0.5]), (0.501, [1, 0]), (1.0, [1, 0])])
-def test_blocks_below_a_product_of_scales_become_zero(below: float, expected: list[float]) -> None:
-    """Below, not at, the rules' smallest product of both levels a block's scale is zero."""
+@pytest.mark.parametrize(("below", "expected"), [(0.0, [2, 0.5]), (0.5, [2, 0.5]), (0.501, [2, 1]), (2.0, [2, 1])])
+def test_blocks_below_a_product_of_scales_have_the_scale_one(below: float, expected: list[float]) -> None:
+    """Below, not at, the rules' smallest product of both levels a block's scale acts as 1 (ModelOpt's Triton kernel:
+    ``where(block_max_quant >= 1e-5, block_max_quant, 1.0)``).
+    """
     layout = plan((4,), block_sizes={0: 2})
 
-    scale = block_scale(f32(6, 3).reshape(2, 1), layout, E2M1, 2688.0, 448.0, Rules(block_zero_below=below))
+    scale = block_scale(f32(12, 3).reshape(2, 1), layout, E2M1, 2688.0, 448.0, Rules(block_scale_floor=below))
 
     assert same(scale.ravel(), *expected)
 

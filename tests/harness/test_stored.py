@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from harness import calibration, families, models, qdq, quantizers, recipes, stored
@@ -30,9 +31,15 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_levels_are_the_published_ones() -> None:
-    """Computed from quantiles of the normal distribution, the sixteen levels are those of the paper."""
-    np.testing.assert_allclose(nf4.levels(), PUBLISHED, atol=2e-7)
-    assert nf4.levels()[7] == 0
+    """Bit for bit; quantiles of the normal distribution in double precision give twelve of the sixteen otherwise."""
+    outermost = 1 - (1 / 32 + 1 / 30) / 2
+    above = stats.norm.ppf(np.linspace(outermost, 0.5, 9)[:-1])
+    below = -stats.norm.ppf(np.linspace(outermost, 0.5, 8)[:-1])
+    computed = (np.sort(np.concatenate([above, [0.0], below])) / above.max()).astype(np.float32)
+
+    assert nf4.levels().tolist() == [float(np.float32(level)) for level in PUBLISHED]
+    assert int((nf4.levels() != computed).sum()) == 12
+    assert 1.7e-7 < float(np.abs(nf4.levels() - computed).max()) < 1.9e-7
 
 
 def test_every_number_is_the_nearest_level_of_a_stored_scale() -> None:
