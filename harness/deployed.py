@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from harness import resident
-from harness.export import graph
+from harness.export import files, graph
 from harness.export.runtime import RUNTIME
 from harness.models import quiet_transformers
 from harness.quantize import quiet
@@ -82,7 +82,7 @@ def write(reference: nn.Module, quantized: Mapping[str, nn.Module], folder: Path
         sides[tower] = []
         for precision, (model, dtype) in graphs.items():
             path = folder / f"{tower}-{precision}.onnx"
-            onnx.save(graph.tower(model, tower, dtype), path)
+            files.write(graph.tower(model, tower, dtype), path)
             sides[tower].append(Side(f"{RUNTIME} {precision}", "onnxruntime", str(path)))
         for precision, dtype_name in _PRECISIONS.items():
             what = f"{_CLASSES[tower]}:{dtype_name}"

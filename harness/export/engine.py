@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from harness.export import files
 from harness.export.graph import OUTPUT, TOWERS, Tower
 
 #: Forwards before the clock runs, and forwards on the clock.
@@ -61,7 +62,9 @@ class Engine:
         builder = tensorrt.Builder(logger)
         network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = tensorrt.OnnxParser(network, logger)
-        if not parser.parse(proto.SerializeToString()):
+        with files.as_argument(proto) as given:
+            parsed = parser.parse_from_file(given) if isinstance(given, str) else parser.parse(given)
+        if not parsed:
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
             raise RuntimeError(f"TensorRT {tensorrt.__version__} does not read the {tower} tower: {'; '.join(errors)}")
         config, profile = builder.create_builder_config(), builder.create_optimization_profile()

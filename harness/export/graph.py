@@ -7,10 +7,11 @@ carry an explicit zero point: without one, ONNX Runtime's optimisations compute 
 
 from __future__ import annotations
 
-import io
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import families
-from harness.export import forms
+from harness.export import files, forms
 from harness.export.forms import Form, NoFormError
 from harness.quantize import in_dtype, quiet
 from harness.quantizers import collapse, tensor_quantizers
@@ -60,7 +61,7 @@ def tower(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) -> o
     with _marked(plain, set(found)):
         proto = _traced(plain, tower, dtype)
     _write(proto, found, tensor_quantizers(model), model, dtype)
-    onnx.checker.check_model(proto, full_check=True)
+    files.check(proto)
     return proto
 
 
@@ -183,13 +184,14 @@ def traced(model: nn.Module, tower: str, example: Tensor, **more: Any) -> onnx.M
     """What ``torch.onnx.export`` makes of a tower as it is, batch (and sequence) dynamic."""
     name = TOWERS[tower]
     axes = {name: {0: "batch"} | ({1: "sequence"} if tower == "text" else {}), OUTPUT: {0: "batch"}}
-    written: Any = io.BytesIO()
-    with quiet(), torch.no_grad():
+    # Into a file: beyond two gibibytes torch writes the constants next to it, which it cannot in memory.
+    with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
+        path = Path(folder) / "graph.onnx"
         torch.onnx.export(
-            Tower(model, tower).eval(), (example,), written, dynamo=False, opset_version=OPSET, input_names=[name],
+            Tower(model, tower).eval(), (example,), str(path), dynamo=False, opset_version=OPSET, input_names=[name],
             output_names=[OUTPUT], dynamic_axes=axes, **more,
         )  # fmt: skip
-    return onnx.load_from_string(written.getvalue())
+        return onnx.load(path)
 
 
 def _traced(model: nn.Module, tower: str, dtype: torch.dtype) -> onnx.ModelProto:

@@ -8,6 +8,8 @@ from typing import Any
 import onnx
 import torch
 
+from harness.export import files
+
 #: What a wrong answer is blamed on.
 RUNTIME = f"ONNX Runtime {importlib.metadata.version('onnxruntime')}"
 
@@ -28,4 +30,5 @@ def session(proto: onnx.ModelProto, optimize: bool = False, threads: int = 0) ->
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    with files.as_argument(proto) as given:
+        return onnxruntime.InferenceSession(given, options, ["CPUExecutionProvider"])

@@ -55,9 +55,9 @@ def test_nvfp4_has_no_negative_zero(made: Any) -> None:
 
 
 def test_nvfp4_keeps_the_sign_that_only_the_cast_turns_into_zero() -> None:
-    """The zero of the fma is added in float32; -6 * 2**-30 is less than half of FP16's smallest number and becomes -0."""
-    made = quantizer(STATIC, [[6 * 2.0**-30], [6.0]])
-    made.global_amax = torch.tensor(6 * 2.0**-24)
+    """The zero of the fma is added in float32: what is below half of FP16's smallest number then becomes -0."""
+    made = quantizer(STATIC, [[6 * 2.0**-22 / 448], [6.0]])
+    made.global_amax = torch.tensor(6 * 2.0**-20)
     x = torch.full((2, 16), -(2.0**-24), dtype=torch.float16)
 
     found = qdq.from_quantizer(made)(x)
