@@ -183,7 +183,7 @@ class Runtimes:
             if not other.any():
                 return output
             before = args[0] if quantizer.pre_quant_scale is None else args[0] * quantizer.pre_quant_scale
-            room = self.limit * quantizer._amax.float()
+            room = self.limit * quantizer._get_amax(before).float()
             low, high = (quantizer._fake_quantize(edge) for edge in (before[other] - room, before[other] + room))
             slack = 4 * UNIT * theirs[other].abs()
             right = (theirs[other] >= low - slack) & (theirs[other] <= high + slack)

@@ -113,6 +113,9 @@ def block_scale(
 ) -> Float32:
     """The product of both levels of a two-level scale, float32 of amax's shape; zero for a block of zeros."""
     a, _ = settle_amax(amax, rules)
+    if rules.block_scale_order == "reciprocal":
+        # The rules of a small range are those of the second level alone: a block of amax 0 has the scale 0.
+        a = np.asarray(amax, np.float32)
     g = np.float32(a.max(initial=0)) if global_amax is None else layout.fit(to_numpy(global_amax))
     largest = np.float32(element.max)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
-from harness import export, families
+from harness import export, families, numerics, quantize, recipes
 from harness.export import gated, modelopt, parity
 from harness.export.exports import Exports
 from harness.export.graph import TOWERS
@@ -90,6 +93,49 @@ def test_unquantized_tower_computes_the_reference(made: Gate, tower: str) -> Non
 
     assert "QuantizeLinear" not in {node.op_type for node in proto.graph.node}
     assert found.holds, found
+
+
+def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> None:
+    """With ``use_constant_amax`` (no buffer: 448) and ``constant_amax`` the graph has these scales and runs alike."""
+    reference = made.reference(made.cases()[0])
+    recipe = recipes.load("fp8-patch-embedding-fp16")
+    config = copy.deepcopy(recipe.quant_cfg)
+    fixed = {"num_bits": (4, 3), "axis": None}
+    config["quant_cfg"] += [
+        {"quantizer_name": "*[kv]_bmm_quantizer", "cfg": fixed | {"use_constant_amax": True}},
+        {"quantizer_name": "*fc1.input_quantizer", "cfg": fixed | {"constant_amax": 56.0}},
+    ]
+    inputs = families.sample_inputs(reference.model)
+    loop = quantize.forward_loop_over([inputs])
+    model = quantize.quantize(reference.model, dataclasses.replace(recipe, quant_cfg=config), loop)
+    exports = Exports(model, inputs)
+
+    scales = {i.name: onnx.numpy_helper.to_array(i) for i in exports.graph("text").graph.initializer}
+
+    assert exports.no_form is None
+    assert exports.problems("text", torch.float32) == []
+    assert exports.parity("text", optimize=False).holds
+    block = "text_model.encoder.layers.0"
+    assert scales[f"{block}.self_attn.k_bmm_quantizer.scale"] == 1.0
+    assert scales[f"{block}.mlp.fc1.input_quantizer.scale"] == 0.125
+
+
+@pytest.mark.parametrize("name", ["fp8-per-channel", "int8", "int4-block"])
+def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
+    """A pruned channel has amax 0: every number of the model is its format's, and the graph has its zeros."""
+    model = copy.deepcopy(made.reference(made.cases()[0]).model)
+    weight = model.get_parameter("text_model.encoder.layers.0.mlp.fc1.weight")
+    weight.data[3] = 0
+    inputs = families.sample_inputs(model)
+    quantized = quantize.quantize(model, recipes.load(name), quantize.forward_loop_over([inputs]))
+    exports = Exports(quantized, inputs)
+
+    observations = numerics.observe(quantized)
+
+    assert numerics.mismatches(observations) == []
+    assert any(o.name.endswith("text_model.encoder.layers.0.mlp.fc1.weight_quantizer") for o in observations)
+    assert exports.problems("text", torch.float32) == []
+    assert exports.parity("text", optimize=False).holds
 
 
 # -- ModelOpt's own export.  Each of these tests fails when its defect is gone: then drop what works around it. -------
