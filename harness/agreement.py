@@ -16,12 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from harness import families
+from harness.algorithms import methods
+from harness.applied import place_of
 from harness.halves import half_products
-from harness.quantizers import Problem, QuantizerMap, matched, quantizer_map, tensor_quantizers
-from harness.recipes import Entry, Recipe
+from harness.quantizers import (
+    Problem,
+    QuantizerMap,
+    applied_to,
+    is_constant,
+    quantizer_map,
+    range_of,
+    tensor_quantizers,
+)
+from harness.recipes import Recipe
 
 #: Attributes of a quantizer that a recipe decides, with what ModelOpt takes where an entry says nothing.
-DEFAULTS: dict[str, Any] = {"num_bits": 8, "axis": None, "unsigned": False, "narrow_range": False, "block_sizes": None}
+DEFAULTS: dict[str, Any] = {
+    "num_bits": 8,
+    "axis": None,
+    "unsigned": False,
+    "narrow_range": False,
+    "block_sizes": None,
+    "use_constant_amax": False,
+}
 
 
 def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | None = None) -> list[Problem]:
@@ -33,11 +50,14 @@ def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | Non
         quantizers: the model's map, where it has been taken already.
     """
     names = quantizers or quantizer_map(model)
-    decided: dict[str, tuple[bool, Entry | None]] = {}
-    for entry in recipe.entries:
-        for name in matched(names, entry):
-            cfg = entry if entry.cfg is not None else decided.get(name, (False, None))[1]
-            decided[name] = entry.enable, cfg
+    done = applied_to(names, recipe.entries)
+    decided = done.settings
+    never_on = {place_of(name) for name, quantizer in tensor_quantizers(model).items() if _is_never_on(quantizer)}
+    hopeless = [
+        f"entry {n}, {entry.shown!r} ({entry.origin})"
+        for n, (entry, touched) in enumerate(zip(recipe.entries, done.touched, strict=True), 1)
+        if entry.enable and touched and touched <= never_on
+    ]
     switched: list[str] = []
     other: list[str] = []
     hollow: list[str] = []
@@ -46,25 +66,30 @@ def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | Non
         on = bool(quantizer.is_enabled)
         if on and (not getattr(quantizer, "_if_quant", True) or getattr(quantizer, "_if_calib", False)):
             hollow.append(name)
-        if name not in decided:
+        wanted = decided.get(name)
+        if wanted is None:
             unasked += [name] if on else []
-            continue
-        wanted, last = decided[name]
-        if on != wanted:
-            switched.append(f"{name} is {'on' if on else 'off'}")
-        elif on and last is not None:
-            other += [f"{name}: {line}" for line in _differences(name, quantizer, last)]
+        elif on != wanted.enable:
+            switched += [] if _is_never_on(quantizer) else [f"{name} is {'on' if on else 'off'}"]
+        elif on and wanted.shaped is not None:
+            origin = recipe.entries[wanted.shaped].origin
+            other += [f"{name}: {line}" for line in _differences(quantizer, dict(wanted.cfg or {}), origin)]
     found = (
         ("not as the recipe switches it", "are on where the recipe turns them off, or the reverse", switched),
         ("not what the recipe says", "have other attributes than the recipe's last matching entry gives them", other),
         ("enabled and passed through", "are enabled and do not quantize, as calibration left them", hollow),
         ("on without being asked for", "are on and no entry of the recipe speaks of them", unasked),
     )  # fmt: skip
-    return [
+    problems = [
         Problem(rule, f"{len(lines)} quantizers {what} (recipe {recipe.name}):", _some(lines), _MEND)
         for rule, what, lines in found
         if lines
     ]
+    if hopeless:
+        what = f"{len(hopeless)} entries of recipe {recipe.name} enable only inputs of embeddings, which stay off:"
+        fix = "The input of an embedding is a word's number, which ModelOpt never quantizes: remove these entries."
+        problems.append(Problem("enables what stays off", what, tuple(hopeless), fix))
+    return problems
 
 
 _MEND = (
@@ -77,27 +102,48 @@ def _some(lines: list[str], limit: int = 12) -> tuple[str, ...]:
     return (*lines[:limit], *([f"... and {len(lines) - limit} more"] if len(lines) > limit else []))
 
 
-def _differences(name: str, quantizer: Any, entry: Entry) -> list[str]:
-    part = re.search(r"_quantizer\.(\d+)$", name)
-    cfg: Any = entry.cfg
-    if isinstance(cfg, list):
-        cfg = cfg[int(part[1])] if part else cfg[0]
-    cfg = dict(cfg)
+def _is_never_on(quantizer: Any) -> bool:
+    """Whether ModelOpt keeps this quantizer off whatever a recipe says: an embedding's input is a word's number."""
+    return type(quantizer).__name__ == "HardDisabledTensorQuantizer"
+
+
+def _differences(quantizer: Any, cfg: dict[str, Any], origin: str) -> list[str]:
+    """Attributes of *quantizer* that are not what *cfg*, written at *origin*, gives it."""
     lines = []
     for attribute, default in DEFAULTS.items():
-        wanted, found = _plain(attribute, cfg.get(attribute, default)), _plain(attribute, getattr(quantizer, attribute))
+        found = _plain(attribute, getattr(quantizer, f"_{attribute}", default))
+        wanted = _plain(attribute, cfg.get(attribute, default))
         # Blocks are laid out when the first tensor comes, and the axis then describes the layout.
         if attribute == "axis" and cfg.get("block_sizes"):
             continue
-        if attribute == "block_sizes" and wanted and not any(isinstance(v, int) for v in wanted.values()):
-            continue  # {-1: None}: per token, which ModelOpt rewrites as an axis
+        if attribute == "block_sizes" and found is None and _shares_whole_dimensions(quantizer, cfg):
+            continue
         if wanted != found:
-            lines.append(f"{attribute} is {found}, the recipe says {wanted} ({entry.origin})")
+            lines.append(f"{attribute} is {found}, the recipe says {wanted} ({origin})")
     wanted_dynamic = cfg.get("type") == "dynamic"
     if bool(getattr(quantizer, "_dynamic", False)) != wanted_dynamic and not cfg.get("block_sizes"):
         found = "static" if wanted_dynamic else "dynamic"
-        lines.append(f"scales are {found}, the recipe says otherwise ({entry.origin})")
+        lines.append(f"scales are {found}, the recipe says otherwise ({origin})")
+    constant = cfg.get("constant_amax")
+    if constant is not None:
+        amax = range_of(quantizer)
+        if amax is None or not bool((amax.float() == torch.tensor(float(constant)).to(amax)).all()):
+            shown = "missing" if amax is None else amax.flatten().tolist()[:3]
+            lines.append(f"the range is {shown}, the recipe fixes {constant} ({origin})")
     return lines
+
+
+def _shares_whole_dimensions(quantizer: Any, cfg: dict[str, Any]) -> bool:
+    """Whether *quantizer* has one range along each dimension that *cfg* names whole (``block_sizes: {-1: null}``).
+
+    ModelOpt turns such blocks into an axis of the other dimensions once it has seen a tensor.
+    """
+    blocks = {key: size for key, size in (cfg.get("block_sizes") or {}).items() if isinstance(key, int)}
+    if not blocks or any(size is not None for size in blocks.values()):
+        return False
+    kept = _kept(quantizer.axis)
+    rank = len(kept) + len(blocks)
+    return {axis % rank for axis in blocks} == set(range(rank)) - {axis % rank for axis in kept}
 
 
 def _plain(attribute: str, value: Any) -> Any:
@@ -118,8 +164,7 @@ def _plain(attribute: str, value: Any) -> Any:
 
 def calibrates_by_max(recipe: Recipe) -> bool:
     """Whether the recipe's static ranges are the largest magnitudes seen, and nothing else."""
-    algorithm = recipe.algorithm
-    return algorithm == "max" or (isinstance(algorithm, Mapping) and algorithm.get("method") == "max")
+    return set(methods(recipe.algorithm)) == {"max"}
 
 
 class Magnitudes:
@@ -208,7 +253,10 @@ def with_data(model: nn.Module, recipe: Recipe, data: Magnitudes, tolerance: flo
     static = {
         name: quantizer
         for name, quantizer in tensor_quantizers(model).items()
-        if quantizer.is_enabled and getattr(quantizer, "_amax", None) is not None and quantizer.block_sizes is None
+        if quantizer.is_enabled
+        and getattr(quantizer, "_amax", None) is not None
+        and quantizer.block_sizes is None
+        and not is_constant(quantizer)
     }
     seen = data.along({name: _kept(quantizer.axis) for name, quantizer in static.items()})
     wrong = []
@@ -252,17 +300,16 @@ def with_reference(
         inputs: of one forward.
         deterministic: False where equal work need not give equal bits; a small error is then let pass.
     """
-    algorithm: Any = recipe.algorithm
-    method = algorithm.get("method") if isinstance(algorithm, Mapping) else algorithm
-    if method == "gptq":
+    used = methods(recipe.algorithm)
+    if used[-1:] == ("gptq",):
         return _only_rounded(model, reference)
-    if method not in MOVED:
+    if not set(used) <= set(MOVED):
         return []
     plain = copy.deepcopy(model)
     for quantizer in tensor_quantizers(plain).values():
         quantizer.disable()
     expected, found = families.forward(reference, inputs), families.forward(plain, inputs)
-    allowed = max(MOVED[method], 0.0 if deterministic else 2.0**-8)
+    allowed = max(sum(MOVED[method] for method in used), 0.0 if deterministic else 2.0**-8)
     lines = []
     for name, value in expected.items():
         if not torch.equal(found[name], value):

@@ -85,17 +85,15 @@ def expand(path: str | Path, *, option: str = "") -> Path:
             longer than the operating system allows.
     """
     text = os.fspath(path)
-    where = f"{option} {shortened(text)}" if option else shortened(text)
+    where = f"{option} {_cut(text)}" if option else _cut(text)
     if not text:
         raise UsageError(option or "a path", "is empty", "Give a path.")
     try:
         expanded = os.path.expanduser(text)  # noqa: PTH111  (Path's raises RuntimeError)
         if expanded.startswith("~"):
             user = text.split("/", 1)[0]
-            fix = f"Write the folder's path; for a file of that name, ./{shortened(text)}."
-            raise UsageError(
-                where, f"there is no user {shortened(user[1:])!r}, whose home folder {shortened(user)} is", fix
-            )
+            fix = f"Write the folder's path; for a file of that name, ./{_cut(text)}."
+            raise UsageError(where, f"there is no user {_cut(user[1:])!r}, whose home folder {_cut(user)} is", fix)
         os.lstat(expanded)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -135,10 +133,10 @@ def folder(path: str | Path, *, inside: str | Path | None = None, what: str = "f
     """
     expanded = expand(path)
     if not stat.S_ISDIR(_status(expanded, what, fix).st_mode):
-        raise UsageError(shortened(expanded), f"is a file, expected a {what}", fix or "Give a folder.")
+        raise UsageError(_cut(expanded), f"is a file, expected a {what}", fix or "Give a folder.")
     _resolved(expanded, inside, what, fix)
     if not os.access(expanded, os.R_OK | os.X_OK):
-        raise UsageError(shortened(expanded), f"the {what} cannot be read (permission denied)", fix or "Allow it.")
+        raise UsageError(_cut(expanded), f"the {what} cannot be read (permission denied)", fix or "Allow it.")
     return expanded
 
 
@@ -173,9 +171,7 @@ def names(path: str | Path, *, what: str = "folder", fix: str | None = None) -> 
                 found.append(entry.name)
                 if len(found) > MAX_NAMES:
                     problem = f"holds more than {MAX_NAMES:,} files"
-                    raise UsageError(
-                        shortened(expanded), problem, fix or "Give the folder of the files that are meant."
-                    )
+                    raise UsageError(_cut(expanded), problem, fix or "Give the folder of the files that are meant.")
     except OSError as error:
         _refuse_unreadable(expanded, error, fix)
     return sorted(found)
@@ -237,7 +233,7 @@ def read_bytes(
                 total += len(chunk)
     if total > limit:
         problem = f"is larger than {limit:,} bytes, the limit for this {what}"
-        raise UsageError(shortened(path), problem, fix or "Give a smaller file.")
+        raise UsageError(_cut(path), problem, fix or "Give a smaller file.")
     return b"".join(chunks)
 
 
@@ -280,7 +276,7 @@ def read_lines(
 
 def _decoded(data: bytes, path: str | Path, fix: str | None) -> str:
     if data.startswith(_UTF16):
-        raise UsageError(shortened(path), "is UTF-16, not UTF-8 text", fix or "Save it as UTF-8.")
+        raise UsageError(_cut(path), "is UTF-16, not UTF-8 text", fix or "Save it as UTF-8.")
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         text = data[start:].decode("utf-8")
@@ -297,7 +293,7 @@ def _decoded(data: bytes, path: str | Path, fix: str | None) -> str:
 
 def _line(path: str | Path, data: bytes, offset: int) -> str:
     number = data.count(b"\n", 0, offset) + 1
-    return f"{shortened(path)}:{number}"
+    return f"{_cut(path)}:{number}"
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
@@ -362,7 +358,7 @@ def validate_python(content: Any, where: str | Path, model: type[T] | TypeAdapte
 
 def _json(text: str, where: str | Path, fix: str | None) -> Any:
     """The content of JSON *text*, within the bounds."""
-    name = shortened(where)
+    name = _cut(where)
     if text.count(",") + text.count("[") + text.count("{") > MAX_JSON_VALUES:
         raise UsageError(name, f"holds more than {MAX_JSON_VALUES:,} values", fix or "Give a smaller file.")
     too_deep = f"nests deeper than {MAX_JSON_DEPTH} levels"
@@ -468,7 +464,7 @@ def load_yaml(text: str, where: str | Path, *, fix: str | None = None) -> tuple[
     Raises:
         UsageError: it is not one YAML document of plain data, or exceeds a bound.
     """
-    name = shortened(where)
+    name = _cut(where)
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -576,8 +572,8 @@ def shown(value: object) -> str:
     return _REPR.repr(value)
 
 
-def shortened(path: str | Path) -> str:
-    """Return a path as a message shows it: its middle left out where it is very long."""
+def _cut(path: str | Path) -> str:
+    """A path for a message: its middle left out where it is very long."""
     text = str(path)
     return text if len(text) <= 300 else f"{text[:200]}...{text[-60:]}"
 
@@ -636,8 +632,8 @@ def place_of(path: str | Path, keys: Iterable[Hashable], lines: dict[tuple[Hasha
     while known and known not in lines:
         known = known[:-1]
     line = f":{lines[known]}" if known in lines else ""
-    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{shortened(str(key))}" for key in at).removeprefix(".")
-    return f"{shortened(path)}{line}" + (f" ({dotted})" if dotted else "")
+    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{_cut(str(key))}" for key in at).removeprefix(".")
+    return f"{_cut(path)}{line}" + (f" ({dotted})" if dotted else "")
 
 
 # -- system calls -------------------------------------------------------------------------------------------------
@@ -656,9 +652,9 @@ def _status(path: Path, what: str, fix: str | None) -> os.stat_result:
         return os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
-            problem = f"is a link to {shortened(os.readlink(path))}, which does not exist"  # noqa: PTH115
-            raise UsageError(shortened(path), problem, fix or "Correct the link.") from None
-        raise UsageError(shortened(path), f"there is no such {what}", fix or _CORRECT_PATH) from None
+            problem = f"is a link to {_cut(os.readlink(path))}, which does not exist"  # noqa: PTH115
+            raise UsageError(_cut(path), problem, fix or "Correct the link.") from None
+        raise UsageError(_cut(path), f"there is no such {what}", fix or _CORRECT_PATH) from None
     except OSError as error:
         _refuse_unreadable(path, error, fix)
 
@@ -670,8 +666,8 @@ def _resolved(path: Path, inside: str | Path | None, what: str, fix: str | None)
     try:
         resolved = Path(os.path.realpath(path, strict=True))
         if not resolved.is_relative_to(os.path.realpath(expand(inside), strict=True)):
-            problem = f"is outside of {shortened(inside)}, which the {what} must be in"
-            raise UsageError(shortened(path), problem, fix or "Move it there, and name it by its path in there.")
+            problem = f"is outside of {_cut(inside)}, which the {what} must be in"
+            raise UsageError(_cut(path), problem, fix or "Move it there, and name it by its path in there.")
     except OSError as error:
         _refuse_unreadable(path, error, fix)
     return resolved
@@ -684,11 +680,9 @@ def _open_without_waiting(path: str, _flags: int) -> int:
 
 def _refuse_kind(path: Path, mode: int, what: str, fix: str | None) -> NoReturn:
     kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
-    raise UsageError(shortened(path), f"is {kind}, expected a {what}", fix or "Give a regular file.")
+    raise UsageError(_cut(path), f"is {kind}, expected a {what}", fix or "Give a regular file.")
 
 
 def _refuse_unreadable(path: Path, error: OSError, fix: str | None) -> NoReturn:
     reason = error.strerror or str(error)
-    raise UsageError(
-        shortened(path), f"cannot be read ({reason})", fix or "Correct the path or its permissions."
-    ) from None
+    raise UsageError(_cut(path), f"cannot be read ({reason})", fix or "Correct the path or its permissions.") from None

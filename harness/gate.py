@@ -37,6 +37,7 @@ from harness import (
     evaluation,
     export,
     families,
+    fit,
     gallery,
     inputs,
     layers,
@@ -364,6 +365,8 @@ class Gate:
         if accuracy:
             errors.raise_all(self._budget_refusals(records))
         for case in records:
+            self._check_fit(case)
+        for case in records:
             self.calibration(case)
             if accuracy and not self.lacks(case, accuracy=True):
                 self.tasks(case)
@@ -373,6 +376,15 @@ class Gate:
             checkpoint.warm()
         if decode:
             self._decode(accuracy)
+
+    def _check_fit(self, case: Case) -> None:
+        """Refuse a recipe that ModelOpt cannot apply to the tensors of the case's model, before it tries."""
+        if self.not_gated(case) is not None:
+            return
+        reference, attention = self.reference(case), self.options.attention
+        seen: fit.Survey = self._once(lambda: fit.survey(reference.model, attention), "survey", case.model)
+        fit.check(self.recipe(case), seen, attention)
+        fit.check_weights(self.recipe(case), seen, reference.model, case.model)
 
     def _decode(self, accuracy: bool) -> None:
         """Decode what every case will need; tasks only where this process takes each of them whole."""
@@ -478,6 +490,11 @@ class Gate:
 
         found: QuantizerMap = self._once(insert, "places", case.model)
         return found
+
+    def overridden(self, case: Case) -> list[Problem]:
+        """Entries of the case's recipe that have no effect, because later ones set again all that they set."""
+        elsewhere = self._beyond_places(case)["elsewhere"]
+        return quantizers.overridden_patterns(self.places(case), self.recipe(case), elsewhere)
 
     def unmatched(self, case: Case) -> list[Problem]:
         """Patterns of the case's recipe that name no quantizer of its model."""

@@ -136,17 +136,15 @@ def look(ref: str) -> Checkpoint:
     except UsageError as error:
         if not files.is_folder(base) and base != "embedded":  # the user did not name this folder
             fix = f"Repair the cached copy: hf download {base} --force-download."
-            raise UsageError(
-                f"--clip-model {files.shortened(base)}", f"its cached copy cannot be used: {error}", fix
-            ) from error
+            raise UsageError(f"--clip-model {base}", f"its cached copy cannot be used: {error}", fix) from error
         raise
     parts = [suffix for suffix in suffixes if suffix in PARTS]
     if parts and checkpoint.form.model != "CLIPModel":
         what = f"has no part of class {parts[0]}"
-        raise UsageError(f"--clip-model {files.shortened(ref)}", what, "Give a CLIPModel before the plus.")
+        raise UsageError(f"--clip-model {ref}", what, "Give a CLIPModel before the plus.")
     if OUTLIERS in suffixes and checkpoint.is_open_clip:
         fix = "Convert it first: python -m harness.openclip DIR OUT."
-        raise UsageError(f"--clip-model {files.shortened(ref)}", "outliers cannot be planted in open_clip's form", fix)
+        raise UsageError(f"--clip-model {ref}", "outliers cannot be planted in open_clip's form", fix)
     return checkpoint
 
 
@@ -164,12 +162,10 @@ def locate(base: str) -> Path:
     name = base.rpartition("+")[0] or base
     if "+" in base and (name == "embedded" or files.is_folder(name)):
         known = ", ".join(f"+{suffix}" for suffix in (OUTLIERS, *PARTS))
-        raise UsageError(
-            f"--clip-model {files.shortened(base)}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}."
-        )
+        raise UsageError(f"--clip-model {base}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}.")
     is_path = base.startswith((".", "/", "~")) or base.count("/") != 1 or files.exists(path)
     if is_path:
-        raise UsageError(f"--clip-model {files.shortened(base)}", "is not a directory", FIX)
+        raise UsageError(f"--clip-model {base}", "is not a directory", FIX)
     return _from_hub(base)
 
 
@@ -179,7 +175,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.txt", "*.model", "model*.safetensors", OPEN_CLIP_WEIGHTS]
-    where, lacking = f"--clip-model {files.shortened(name)}", ""
+    where, lacking = f"--clip-model {name}", ""
     try:
         cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
         lacking = _lacking(cached)

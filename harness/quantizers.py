@@ -6,19 +6,22 @@ modules after calibration, with the calls of one forward of every tower counted.
 
 from __future__ import annotations
 
-import fnmatch
+import difflib
 import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness import families
+from harness import applied, families
+from harness.algorithms import methods
+from harness.applied import Applied, place_of
+from harness.qdq.layout import plan
 from harness.recipes import Entry, Recipe
 from harness.shapes import ShapesOnly
 
@@ -32,20 +35,26 @@ COVERED_KINDS = ("linear", "patch_embedding", "attention")
 
 @dataclass(frozen=True)
 class Amax:
-    """A quantizer's calibrated range: how many values, their extremes, and the SHA-256 of their fp32 bytes."""
+    """A quantizer's range: how many values, their extremes, and the SHA-256 of their fp32 bytes.
+
+    ``empty`` of the values are zero because the part of the weight that they belong to is all zeros (a pruned
+    channel): zeros stay zeros, so the extremes are those of the other values, where there are any.
+    """
 
     count: int
     low: float
     high: float
     digest: str
+    empty: int = 0
 
     @classmethod
-    def of(cls, amax: Tensor) -> Amax:
-        """Summarise an amax tensor of any shape and float dtype."""
+    def of(cls, amax: Tensor, empty: Tensor | None = None) -> Amax:
+        """Summarise an amax tensor of any shape and float dtype; *empty* marks the values of parts without a number."""
         values = amax.detach().float().cpu().contiguous().flatten()
         digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
-        low, high = (values.min().item(), values.max().item()) if values.numel() else (math.nan, math.nan)
-        return cls(values.numel(), low, high, digest)
+        rest = values if empty is None or bool(empty.all()) else values[~empty]
+        low, high = (rest.min().item(), rest.max().item()) if rest.numel() else (math.nan, math.nan)
+        return cls(values.numel(), low, high, digest, 0 if empty is None else int(empty.sum()))
 
     @property
     def usable(self) -> bool:
@@ -55,7 +64,11 @@ class Amax:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """One quantizer.  ``calls`` are those of one forward of every tower; ``amax`` is None where there is none."""
+    """One quantizer.
+
+    ``calls`` are those of one forward of every tower.  ``amax`` is its range, None where there is none; ``constant``
+    says that the recipe fixes the range (``use_constant_amax``, ``constant_amax``) instead of having it calibrated.
+    """
 
     name: str
     kind: str
@@ -69,6 +82,7 @@ class Quantizer:
     dynamic: bool
     calls: int
     amax: Amax | None
+    constant: bool = False
 
     @property
     def module(self) -> str:
@@ -87,7 +101,10 @@ def of_dict(attributes: Mapping[str, Any]) -> Quantizer:
     """A quantizer from its ``as_dict``; what another version of the harness kept beside it, or did not, is left out."""
     amax = attributes.get("amax")
     known: dict[str, Any] = {f.name: attributes.get(f.name) for f in fields(Quantizer)}
-    known["amax"] = None if amax is None else Amax(**{f.name: amax.get(f.name) for f in fields(Amax)})
+    known["constant"] = bool(known["constant"])
+    if amax is not None:
+        summary: dict[str, Any] = {f.name: amax.get(f.name) for f in fields(Amax)}
+        known["amax"] = Amax(**summary | {"empty": summary["empty"] or 0})
     return Quantizer(**known)
 
 
@@ -152,24 +169,62 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
     for name, quantizer in tensor_quantizers(model).items():
         holder, kind = _split(name)
         module = model.get_submodule(holder)
-        amax = getattr(quantizer, "_amax", None)
         found.append(
             Quantizer(
                 name=name,
                 kind=kind,
                 tower=families.tower_of(family, holder),
                 layer=families.layer_of(holder),
-                module_class=_original_class(module),
+                module_class=original_class(module),
                 module_kind=_module_kind(family, module, kind, holder),
                 format=format_name(quantizer),
                 granularity=granularity(quantizer),
                 enabled=bool(quantizer.is_enabled),
                 dynamic=bool(getattr(quantizer, "_dynamic", False)) or _dynamic_blocks(quantizer),
                 calls=calls[name],
-                amax=None if amax is None or amax.is_meta else Amax.of(amax),
+                amax=_amax(module, kind, quantizer),
+                constant=is_constant(quantizer),
             )
         )
     return tuple(found)
+
+
+def is_constant(quantizer: Any) -> bool:
+    """Whether the recipe fixes the range of this TensorQuantizer, so that nothing calibrates it."""
+    return (
+        bool(getattr(quantizer, "_use_constant_amax", False)) or getattr(quantizer, "_constant_amax", None) is not None
+    )
+
+
+def range_of(quantizer: Any) -> Tensor | None:
+    """The range that this TensorQuantizer works with, in whatever shape it is kept; None where it has none of its own.
+
+    ``use_constant_amax`` means E4M3's largest number, which ModelOpt keeps in no buffer.
+    """
+    if getattr(quantizer, "_use_constant_amax", False):
+        return torch.tensor(torch.finfo(torch.float8_e4m3fn).max)
+    found: Tensor | None = getattr(quantizer, "_amax", None)
+    return found
+
+
+def _amax(module: nn.Module, kind: str, quantizer: Any) -> Amax | None:
+    found = range_of(quantizer)
+    if found is None or found.is_meta:
+        return None
+    weight = getattr(module, "weight", None) if kind.partition(".")[0] == "weight" else None
+    if not isinstance(weight, Tensor) or weight.is_meta or bool((found != 0).all()):
+        return Amax.of(found)
+    return Amax.of(found, (found == 0).flatten().cpu() & _all_zeros(module, quantizer, found.numel()))
+
+
+@torch.no_grad()
+def _all_zeros(module: nn.Module, quantizer: Any, count: int) -> Tensor:
+    """Which of the *count* parts of a weight that have a range each are all zeros; none if there are not that many."""
+    weight = module.get_parameter("weight").detach().float().cpu().numpy()
+    sizes = {axis: size for axis, size in (quantizer.block_sizes or {}).items() if isinstance(axis, int)}
+    layout = plan(weight.shape, None if sizes else quantizer.axis, sizes or None)
+    largest = layout.amax(layout.cut(weight)).ravel()
+    return torch.from_numpy(largest == 0) if largest.size == count else torch.zeros(count, dtype=torch.bool)
 
 
 def holder_of(name: str) -> str:
@@ -191,7 +246,7 @@ def _split(name: str) -> tuple[str, str]:
     return match[1] or "", match[2] + (match[3] or "")
 
 
-def _original_class(module: nn.Module) -> str:
+def original_class(module: nn.Module) -> str:
     """The class that ModelOpt's dynamic one stands for: ``QuantLinear`` is a ``Linear``."""
     return next(c.__name__ for c in type(module).__mro__ if not c.__module__.startswith("modelopt."))
 
@@ -258,28 +313,28 @@ def check(
         absent: see :func:`unmatched_patterns`.
     """
     problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere, absent)
-    problems += overridden_patterns(quantizers, recipe)
+    problems += overridden_patterns(quantizers, recipe, elsewhere)
     problems += uncovered(quantizers, left_out)
     problems += broken_attention(quantizers, recipe, left_out)
     problems += never_run(quantizers)
     problems += run_twice(quantizers)
     if calibrated:
-        problems += uncalibrated(quantizers)
+        problems += uncalibrated(quantizers, recipe)
     return problems
 
 
 def matched(quantizers: QuantizerMap, entry: Entry) -> set[str]:
-    """Names of the quantizers that *entry* speaks of, as ModelOpt matches them: globs over whole names, case and all.
+    """Names of the quantizers that *entry* speaks of, as they are now: globs over whole names, case and all.
 
-    Parts of a sequential quantizer also go by their holder's name.
+    Parts of a sequential quantizer also go by their holder's name.  What an entry names while the entries before it
+    are applied is :func:`applied_to`'s to say.
     """
-    parent = (entry.parent_class or "").rpartition(".")[2]
-    found = set()
-    for q in quantizers:
-        names = (q.name, re.sub(r"(_quantizer)\.\d+$", r"\1", q.name))
-        if parent in ("", q.module_class) and any(fnmatch.fnmatchcase(n, entry.pattern) for n in names):
-            found.add(q.name)
-    return found
+    return {q.name for q in quantizers if applied.speaks_of(entry, q.name, q.module_class)}
+
+
+def applied_to(quantizers: QuantizerMap, entries: Sequence[Entry]) -> Applied:
+    """What ModelOpt makes of *entries* on the model of this map."""
+    return applied.apply(entries, applied.places((q.name, q.module_class) for q in quantizers))
 
 
 def unmatched_patterns(
@@ -298,30 +353,35 @@ def unmatched_patterns(
     in *absent* (``families.Family.absent``) speaks of other families.
     """
     problems = []
-    written = [(part, number, entry) for part in recipe.parts for number, entry in enumerate(part.entries, 1)]
-    for part, number, entry in written:
-        shared = not entry.enable and part.path is not None and not entry.origin.startswith(str(part.path))
-        if shared or entry.parent_class in absent or matched(quantizers, entry) or matched(elsewhere, entry):
-            continue
-        problems.append(
-            Problem(
-                "pattern matches nothing",
-                f"entry {number} of recipe {part.name}, {entry.pattern!r} ({entry.origin}), matches none of the "
-                f"{len(quantizers)} quantizers of this model{_of_class(entry)}.",
-                (),
-                _unmatched_hint(entry.pattern, quantizers, hidden or {}),
+    for part in recipe.parts:
+        here, there = applied_to(quantizers, part.entries), applied_to(elsewhere, part.entries)
+        for index, entry in enumerate(part.entries):
+            shared = not entry.enable and not _is_own(part, entry)
+            if shared or entry.parent_class in absent or here.touched[index] or there.touched[index]:
+                continue
+            problems.append(
+                Problem(
+                    "pattern matches nothing",
+                    f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), matches none of the "
+                    f"{len(quantizers)} quantizers of this model{_of_class(entry)}.",
+                    (),
+                    _unmatched_hint(entry, quantizers, hidden or {}),
+                )
             )
-        )
     return problems
+
+
+def _is_own(recipe: Recipe, entry: Entry) -> bool:
+    """Whether the author of *recipe* wrote *entry*, rather than importing it."""
+    return recipe.path is None or entry.origin.startswith(str(recipe.path))
 
 
 def _of_class(entry: Entry) -> str:
     return f" (only those of {entry.parent_class} modules asked)" if entry.parent_class else ""
 
 
-def _unmatched_hint(pattern: str, quantizers: QuantizerMap, hidden: Mapping[str, str]) -> str:
-    import difflib
-
+def _unmatched_hint(entry: Entry, quantizers: QuantizerMap, hidden: Mapping[str, str]) -> str:
+    pattern = entry.pattern
     if hidden and "bmm" in pattern and not any(q.module_kind == "attention" for q in quantizers):
         path, reason = next(iter(hidden.items()))
         return f"{path} and {len(hidden) - 1} more: {reason}."
@@ -329,49 +389,179 @@ def _unmatched_hint(pattern: str, quantizers: QuantizerMap, hidden: Mapping[str,
         return "ModelOpt's own attention class has no output quantizer. Register diffusers': --attention diffusers"
     if "p_bmm" in pattern:
         return "diffusers' attention class has no p_bmm quantizer. Register ModelOpt's: --attention modelopt"
-    kinds = {f"{q.kind}_quantizer" for q in quantizers}
-    words = [w for w in re.split(r"[*.?\[\]]+", pattern) if w]
-    close = [c for w in words for c in difflib.get_close_matches(w, kinds, 1, 0.7)] if words else []
-    if close:
-        return f"Did you mean '*{close[0]}'? Quantizer names end in: {', '.join(sorted(kinds))}."
-    if words and not any(c in pattern for c in "*?["):
-        return f"Patterns are globs over whole names. Did you mean '*{pattern}*'?"
-    return f"Correct the pattern or remove it. Quantizer names end in: {', '.join(sorted(kinds))}."
+    candidates = (replace(entry, pattern=one) for one in _corrections(pattern, quantizers))
+    meant = next((one.pattern for one in candidates if matched(quantizers, one)), None)
+    if "{" in pattern:
+        instead = f"Did you mean {meant!r}?" if meant else "Write one entry for each."
+        return f"Patterns are globs, which have no braces: write [0-3] for {{0..3}}, [qk] for {{q,k}}. {instead}"
+    endings = ", ".join(sorted({f"{q.kind}_quantizer" for q in quantizers}))
+    if meant:
+        return f"Did you mean {meant!r}? Patterns are globs over whole names, which end in: {endings}."
+    return f"Correct the pattern or remove it. Quantizer names end in: {endings}."
 
 
-def overridden_patterns(quantizers: QuantizerMap, recipe: Recipe) -> list[Problem]:
-    """Entries that enable quantizers of which a later deny-all leaves none on (S2).
+def _corrections(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+    """Patterns that may have been meant instead of one that matches nothing, the likeliest first."""
+    without_braces = re.sub(r"\{([^{}]*)\}", _as_characters, pattern)
+    if without_braces != pattern:
+        yield without_braces
+    if "{" in without_braces:
+        return
+    yield re.sub(r"(_quantizer)\.\d+(\*?)$", r"\1\2", without_braces)  # a part, where there is no sequence
+    yield from _with_missing_folders(without_braces, quantizers)
+    yield from _with_words_corrected(without_braces, quantizers)
+    if re.search(r"\w", pattern) and not any(c in without_braces for c in "*?["):
+        yield from (f"*{without_braces}", f"*{without_braces}*")
+    for name in sorted({f"{q.kind}_quantizer" for q in quantizers}):
+        words = [w for w in re.split(r"[*.?\[\]]+", pattern) if w]
+        if any(difflib.get_close_matches(w, [name], 1, 0.7) for w in words):
+            yield f"*{name}"
 
-    Taking back a part of what was enabled is how recipes are written (``*patch_embedding*`` off); a deny-all, or a
-    deny-list that the recipe only imports, behind everything else is the trap.
+
+def _as_characters(braces: re.Match[str]) -> str:
+    """``{0..3}`` and ``{q,k}``, as the gate's own messages fold names, in a glob's characters; or as they are."""
+    found = []
+    for part in braces[1].split(","):
+        first, dots, last = part.strip().partition("..")
+        if len(first) != 1 or (dots and len(last) != 1):
+            return braces[0]
+        found.append(f"{first}-{last}" if dots else first)
+    return f"[{''.join(found)}]"
+
+
+def _with_missing_folders(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+    """*pattern* with the parts of a path put in that its author left out: ``vision_model.[encoder.]layers.0``."""
+    start = re.match(r"[\w.]*", pattern)
+    given = start[0].strip(".").split(".") if start else []
+    rest = pattern[len(".".join(given)) :]
+    if len(given) < 2:
+        return
+    for module in dict.fromkeys(q.module for q in quantizers):
+        parts = module.split(".")
+        left = iter(enumerate(parts))
+        ends = [next((at for at, part in left if part == word), None) for word in given]
+        if ends[-1] is not None:
+            yield ".".join(parts[: ends[-1] + 1]) + rest
+            return
+
+
+def _with_words_corrected(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+    """*pattern* with one word of it replaced by one like it that names have there."""
+    known = {part for q in quantizers for part in q.name.split(".") if not part.isdigit()}
+    lower = {part.lower(): part for part in sorted(known)}
+    for word in re.findall(r"[A-Za-z_]\w*", pattern):
+        if word in known:
+            continue
+        for near in difflib.get_close_matches(word.lower(), lower, 3, 0.7):
+            yield pattern.replace(word, lower[near])
+
+
+def overridden_patterns(quantizers: QuantizerMap, recipe: Recipe, elsewhere: QuantizerMap = ()) -> list[Problem]:
+    """Entries that have no effect, because later ones set again all that they set (S2, S15).
+
+    An entry that enables quantizers, of which a later deny-all (or a deny-list that the recipe only imports) leaves
+    none on: taking back a part of what was enabled is how recipes are written, a deny-all behind everything else is
+    the trap.  And an exception that is written before what it excepts: an entry of the author's own that turns off, or
+    gives other attributes to, what later entries set again.
+
+    Args:
+        quantizers: the map of the model.
+        recipe: what was asked for.
+        elsewhere: of the tower that the model, a single one, lacks; an entry may have its effect there.
     """
     if recipe.candidates:
-        return [problem for part in recipe.parts for problem in overridden_patterns(quantizers, part)]
-    touched = [matched(quantizers, entry) for entry in recipe.entries]
-    problems = []
+        return [found for part in recipe.parts for found in overridden_patterns(quantizers, part, elsewhere)]
+    done = applied_to((*quantizers, *elsewhere), recipe.entries)
+    count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
+    return [*_turned_off_again(recipe, done, count), *_exceptions_too_early(recipe, done, count)]
+
+
+def _turned_off_again(recipe: Recipe, done: Applied, count: int) -> list[Problem]:
+    """Entries that enable what a later deny-all turns off, one problem for each deny-all."""
+    victims: dict[int, list[int]] = defaultdict(list)
     for index, entry in enumerate(recipe.entries):
-        if not entry.enable or not touched[index]:
+        if not entry.enable or not done.touched[index]:
             continue
-        left = set(touched[index])
+        left = set(done.touched[index])
         for later in range(index + 1, len(recipe.entries)):
             other = recipe.entries[later]
-            own = recipe.path is None or other.origin.startswith(str(recipe.path))
-            if other.enable or (own and len(touched[later]) < len(quantizers)):
+            if other.enable or (_is_own(recipe, other) and len(done.touched[later]) < count):
                 continue
-            left -= touched[later]
+            left -= done.touched[later]
             if not left:
-                problems.append(
-                    Problem(
-                        "pattern overridden",
-                        f"entry {index + 1} of recipe {recipe.name}, {entry.pattern!r}, enables "
-                        f"{len(touched[index])} quantizers and entry {later + 1}, {other.pattern!r} "
-                        f"({other.origin}), turns all of them off again.",
-                        (),
-                        f"Entries apply in order, the last one wins: put {other.pattern!r} before {entry.pattern!r}.",
-                    )
-                )
+                victims[later].append(index)
                 break
+    problems = []
+    for later, indices in victims.items():
+        other, first = recipe.entries[later], recipe.entries[indices[0]]
+        total = len(set().union(*(done.touched[index] for index in indices)))
+        named = ", ".join(f"{index + 1} ({recipe.entries[index].shown!r})" for index in indices)
+        everything = " everything" if len(done.touched[later]) == count else ""
+        what = (
+            f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.origin}), stands behind the entries "
+            f"that enable and turns{everything} off again: {total} quantizers, of "
+            f"{'entry' if len(indices) == 1 else 'entries'} {named}."
+        )
+        front = " to the front," if everything else ""
+        fix = f"Entries apply in order, the last one wins: move {other.shown!r}{front} before {first.shown!r}."
+        problems.append(Problem("pattern overridden", what, (), fix))
     return problems
+
+
+def _exceptions_too_early(recipe: Recipe, done: Applied, count: int) -> list[Problem]:
+    """Entries of the author's own whose every setting is replaced by entries behind them."""
+    problems = []
+    for index, entry in enumerate(recipe.entries):
+        if not done.touched[index] or len(done.touched[index]) == count or not _is_own(recipe, entry):
+            continue
+        behind = _replaced_by(recipe, done, index) if entry.enable else _undone_by(recipe, done, index)
+        if behind is None:
+            continue
+        does = "turns off" if not entry.enable else "gives attributes to"
+        what = (
+            f"entry {index + 1} of recipe {recipe.name}, {entry.shown!r} ({entry.origin}), {does} "
+            f"{len(done.touched[index])} quantizers, and entries behind it set all of them again: it has no effect."
+        )
+        fix = (
+            f"Entries apply in order, the last one wins: move {entry.shown!r} behind entry {behind + 1}, "
+            f"{recipe.entries[behind].shown!r}, or remove it."
+        )
+        if done.touched[behind] == done.touched[index]:
+            fix = f"Entries apply in order, the last one wins: remove entry {index + 1}, or entry {behind + 1}."
+        problems.append(Problem("exception before what it excepts", what, (), fix))
+    return problems
+
+
+def _undone_by(recipe: Recipe, done: Applied, index: int) -> int | None:
+    """The last entry that turns on again what the entry *index* turns off, if nothing is left of what that one does."""
+    ends_on = {place_of(name) for name, setting in done.settings.items() if setting.enable}
+    touched = done.touched[index]
+    # What is turned on by an entry within it (an output among all outputs) is a refinement, not an exception undone.
+    undoing = [
+        n
+        for n in range(index + 1, len(recipe.entries))
+        if recipe.entries[n].enable and done.touched[n] & touched & ends_on and not done.touched[n] < touched
+    ]
+    if not undoing:
+        return None
+    for place in touched:
+        before = [n for n in range(index) if place in done.touched[n]]
+        was_off = bool(before) and not recipe.entries[before[-1]].enable
+        if not was_off and not any(place in later for later in done.touched[index + 1 :]):
+            return None
+    return undoing[-1]
+
+
+def _replaced_by(recipe: Recipe, done: Applied, index: int) -> int | None:
+    """The entry that gives other attributes to all that the entry *index* gives attributes to."""
+    entry = recipe.entries[index]
+    if entry.cfg is None:
+        return None
+    for later in range(index + 1, len(recipe.entries)):
+        other = recipe.entries[later]
+        if other.enable and other.cfg not in (None, entry.cfg) and done.touched[index] <= done.touched[later]:
+            return later
+    return None
 
 
 def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()) -> list[Problem]:
@@ -431,7 +621,7 @@ def broken_attention(
         tower = next(iter(present.values())).tower
         if (tower, "attention") in declared:
             continue
-        for kind in _asked_of_attention(recipe, block):
+        for kind in _asked_of_attention(recipe, block, next(iter(present.values())).module_class):
             found = present.get(kind)
             if found is None or not found.enabled:
                 missing.append(f"{block}.{kind}_quantizer")
@@ -457,8 +647,7 @@ def broken_attention(
                 "attention quantizer never runs",
                 f"{len(idle)} attention quantizers are enabled and never ran in a forward of both towers:",
                 tuple(idle),
-                'Load the model with attn_implementation="sdpa": diffusers\' attention class intercepts '
-                "scaled_dot_product_attention only, and under it p_bmm and softmax quantizers are never reached.",
+                _sentence(_idle_attention_fix(idle)),
             )
         )
     return problems + _attention_in_part(blocks, recipe, declared)
@@ -488,7 +677,7 @@ def _attention_in_part(
         among += 1
         for q in whole:
             peers = [b[q.kind] for b in blocks.values() if q.kind in b and b[q.kind].tower == q.tower]
-            chosen = _named_off(recipe, q.name) and any(peer.enabled for peer in peers)
+            chosen = _named_off(recipe, q) and any(peer.enabled for peer in peers)
             if not q.enabled and not chosen:
                 off.append(q.name)
     if not off:
@@ -505,31 +694,52 @@ def _attention_in_part(
     ]
 
 
-def _named_off(recipe: Recipe, name: str) -> bool:
-    """Whether the last entry that matches *name* turns it off and means it, rather than everything."""
+def _named_off(recipe: Recipe, q: Quantizer) -> bool:
+    """Whether the last entry that speaks of *q* turns it off and means it, rather than everything."""
     entries = [entry for part in recipe.parts for entry in part.entries]
-    last = next((e for e in reversed(entries) if fnmatch.fnmatchcase(name, e.pattern)), None)
+    last = next((e for e in reversed(entries) if applied.speaks_of(e, q.name, q.module_class)), None)
     return last is not None and not last.enable and last.pattern.strip("*") not in ("", "_quantizer", "quantizer")
 
 
-def _asked_of_attention(recipe: Recipe, block: str) -> list[str]:
+def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> list[str]:
     """The attention kinds that the recipe's last matching entry enables, whether or not the model has them.
 
     Of a search those of every format: it has no other place to ask for them.
     """
     if recipe.candidates:
-        asked_by = [_asked_of_attention(part, block) for part in recipe.candidates]
+        asked_by = [_asked_of_attention(part, block, module_class) for part in recipe.candidates]
         return [kind for kind in ATTENTION_KINDS if any(kind in asked for asked in asked_by)]
     asked = []
     for kind in ATTENTION_KINDS:
         name, last = f"{block}.{kind}_quantizer", None
         for entry in recipe.entries:
-            if entry.parent_class is None and fnmatch.fnmatchcase(name, entry.pattern):
+            if applied.speaks_of(entry, name, module_class):
                 last = entry
         # '*' or '*_quantizer' asks for what is there, not for a particular place in the attention.
         if last is not None and last.enable and any(w in last.pattern for w in ("bmm", "softmax", "attn")):
             asked.append(kind)
     return asked
+
+
+#: Quantizers of both attention classes that scaled_dot_product_attention passes by: it keeps the probabilities inside.
+UNREACHED_KINDS = ("softmax", "p_bmm")
+
+
+def _idle_attention_fix(names: Iterable[str]) -> str:
+    """The fix for quantizers around attention that never ran."""
+    kinds = {kind_of(name).partition(".")[0] for name in names}
+    if unreached := [kind for kind in UNREACHED_KINDS if kind in kinds]:
+        patterns = " and ".join(f"{{quantizer_name: '*{kind}_quantizer', enable: false}}" for kind in unreached)
+        fix = f"scaled_dot_product_attention never hands out its probabilities: end the recipe with {patterns}."
+        if set(unreached) == kinds:
+            return fix
+        return f"{fix} For the others: {_LOAD_WITH_SDPA}"
+    return _LOAD_WITH_SDPA
+
+
+_LOAD_WITH_SDPA = (
+    'load the model with attn_implementation="sdpa", the only one that diffusers\' attention class intercepts.'
+)
 
 
 def never_run(quantizers: QuantizerMap) -> list[Problem]:
@@ -538,15 +748,17 @@ def never_run(quantizers: QuantizerMap) -> list[Problem]:
     enabled = sum(q.enabled for q in quantizers)
     if not names:
         return []
-    return [
-        Problem(
-            "never runs",
-            f"{len(names)} of {enabled} enabled quantizers never ran in a forward of both towers:",
-            names,
-            "They are configured and compute nothing. Disable them in the recipe, or load the model so that "
-            'its forward reaches them (attn_implementation="sdpa").',
-        )
-    ]
+    around = [q.name for q in quantizers if q.name in names and q.module_kind == "attention"]
+    fix = "They are configured and compute nothing: turn them off in the recipe."
+    if around:
+        others = "" if len(around) == len(names) else " The rest: turn them off in the recipe."
+        fix = f"{_sentence(_idle_attention_fix(around))}{others}"
+    what = f"{len(names)} of {enabled} enabled quantizers never ran in a forward of both towers:"
+    return [Problem("never runs", what, names, fix)]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] if not text.startswith("scaled_") else text
 
 
 def run_twice(quantizers: QuantizerMap) -> list[Problem]:
@@ -565,30 +777,51 @@ def run_twice(quantizers: QuantizerMap) -> list[Problem]:
     ]
 
 
-def uncalibrated(quantizers: QuantizerMap) -> list[Problem]:
-    """Enabled static quantizers whose amax is missing, not finite or not positive (S7)."""
+def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list[Problem]:
+    """Enabled static quantizers whose amax is missing, not finite or not positive (S7).
+
+    A range of zero is one where the part of the weight that it belongs to is all zeros, which stay zeros.
+
+    Args:
+        quantizers: the map.
+        recipe: what was asked for, if it is known: a recipe may have ModelOpt calibrate nothing.
+    """
     static = [q for q in quantizers if q.enabled and not q.dynamic]
     without = tuple(q.name for q in static if q.amax is None)
-    unusable = tuple(q.name for q in static if q.amax is not None and not q.amax.usable)
+    unusable = [q for q in static if q.amax is not None and not q.amax.usable]
     problems = []
     if without:
         towers = sorted({q.tower for q in static if q.amax is None})
+        fix = "The calibration never reached them: its forward loop must feed pictures and words to both towers."
+        if all(q.calls == 0 for q in static if q.amax is None):
+            around = all(q.module_kind == "attention" for q in static if q.amax is None)
+            fix = "They never run, so no calibration reaches them: turn them off in the recipe."
+            fix = _sentence(_idle_attention_fix(without)) if around else fix
+        elif recipe is not None and not methods(recipe.algorithm):
+            written = f"is {recipe.algorithm!r}" if "algorithm" in recipe.quant_cfg else "is missing"
+            fix = f"The recipe's algorithm {written}, so nothing was calibrated: write algorithm: max."
         problems.append(
             Problem(
                 "no amax",
                 f"{len(without)} of {len(static)} enabled static quantizers have no amax and run dynamic "
                 f"({', '.join(towers)}):",
                 without,
-                "The calibration never reached them: its forward loop must feed pictures and words to both towers.",
+                fix,
             )
         )
     if unusable:
+        fix = "Look at what the calibration data gives these layers: all zero, inf or NaN."
+        if all(q.kind.partition(".")[0] == "weight" for q in unusable):
+            zeros = all(q.amax is not None and q.amax.empty == q.amax.count for q in unusable)
+            fix = "Look at these weights of the checkpoint: they hold inf or NaN, or are zero where their range is not."
+            if zeros:
+                fix = "These weights are all zeros, so there is nothing to quantize: turn their quantizers off."
         problems.append(
             Problem(
                 "unusable amax",
                 f"{len(unusable)} enabled quantizers have an amax that is not finite and positive:",
-                unusable,
-                "Look at what the calibration data gives these layers: all zero, inf or NaN.",
+                tuple(q.name for q in unusable),
+                fix,
             )
         )
     return problems
@@ -707,8 +940,9 @@ def state(q: Quantizer | None) -> str:
     if not q.enabled:
         return "off"
     dynamic = " dynamic" if q.dynamic else ""
+    constant = f" constant {q.amax.high:g}" if q.constant and q.amax is not None else ""
     calls = "" if q.calls == 1 else f" called {q.calls} times"
-    return f"{q.format} {q.granularity}{dynamic}{calls}"
+    return f"{q.format} {q.granularity}{dynamic}{constant}{calls}"
 
 
 def _amax_change(a: Quantizer, b: Quantizer, tolerance: float) -> tuple[str, str]:

@@ -109,7 +109,7 @@ def _recipe_files(tree: Tree, files: Iterable[str]) -> list[Path]:
             if path in sections:
                 continue
         try:
-            if tree.holds(path, path) and kind_of(tree.read(path)) is None:
+            if tree.holds(path, path) and kind_of(tree.read(path), tree) is None:
                 continue
         except UsageError:
             pass  # reported as the recipe's defect, if the change reaches it
@@ -182,7 +182,7 @@ def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
         return None
     kind, untold = "unknown", None
     try:
-        kind = "ptq" if files.is_folder(path) else kind_of(tree.read(path)) or "unknown"
+        kind = "ptq" if files.is_folder(path) else kind_of(tree.read(path), tree) or "unknown"
         untold = None if files.is_folder(path) else _untold(tree.read(path), kind)
         for start in starts:
             tree.resolve(tree.read(start))
@@ -258,7 +258,7 @@ def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> lis
         if not left or not name.endswith(SUFFIXES) or not files.is_file(path):
             continue
         try:
-            kind = kind_of(base.read(path)) if base.holds(path, path) else None
+            kind = kind_of(base.read(path), base) if base.holds(path, path) else None
         except UsageError:
             continue  # it was no recipe that anyone could load
         if path in (section_files(path.parent) or ()):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
-from harness import config_form
+from harness import config_form, recipe_limits
 from harness.errors import UsageError
 from harness.recipe_tree import plain
 from harness.recipe_yaml import Document
@@ -41,7 +41,8 @@ def check_entry(line: Any, place: str) -> list[Fields]:
     """(pattern, parent class, enable, attributes) of one line of a quant_cfg; more than one for the older dict forms.
 
     Raises:
-        UsageError: ModelOpt's schema refuses the line, or its pattern could make matching crawl.
+        UsageError: ModelOpt's schema refuses the line, its pattern could make matching crawl, or it asks for what
+            ModelOpt cannot run (:mod:`harness.recipe_limits`).
     """
     if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
         raise UsageError(
@@ -52,28 +53,62 @@ def check_entry(line: Any, place: str) -> list[Fields]:
             warnings.simplefilter("ignore")  # of the dict form being old
             entries = config_form.normalized(dict(line))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(place, *_explained(error, line)) from error
+        raise UsageError(place, *explained(error, _meanings(line), _attributes())) from error
     return [_fields(entry, place) for entry in entries]
+
+
+def _meanings(line: Mapping[str, Any]) -> list[Any]:
+    """The entries that *line* means, as far as it can be read."""
+    try:
+        return list(config_form.entries_of(dict(line)))
+    except (ValueError, TypeError, AttributeError):
+        return [line]
 
 
 def _fields(entry: Any, place: str) -> Fields:
     data = entry.model_dump(exclude_unset=True) if hasattr(entry, "model_dump") else dict(entry)
-    pattern, parent = data["quantizer_name"], data.get("parent_class")
-    for name in (pattern, parent or "x"):
-        if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_PATTERN:
-            raise UsageError(place, f"{name!r:.80} is no pattern of a quantizer's name", "Write a glob of plain text.")
+    pattern, parent, cfg = data["quantizer_name"], data.get("parent_class"), data.get("cfg")
+    check_pattern(pattern, place)
+    if parent is not None:
+        _check_class(parent, place)
+    in_a_row = cfg if isinstance(cfg, list) else [cfg or {}]
+    if len(in_a_row) > recipe_limits.MAX_SEQUENCE:
+        fix = f"Write at most {recipe_limits.MAX_SEQUENCE}."
+        raise UsageError(place, f"cfg lists {len(in_a_row)} quantizers for one place", fix)
+    for attributes in in_a_row:
+        if problem := recipe_limits.attribute_problem(attributes):
+            raise UsageError(place, *problem)
+    return pattern, parent, data.get("enable", True), cfg
+
+
+def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name") -> None:
+    """Refuse a glob that no name can match, or whose matching could take for ever.
+
+    Raises:
+        UsageError: it is not plain text of a bounded length with a bounded number of wildcards.
+    """
+    if not isinstance(pattern, str) or not pattern or not pattern.isprintable() or len(pattern) > MAX_PATTERN:
+        raise UsageError(place, f"{pattern!r:.80} is no pattern of {what}", "Write a glob of plain text.")
     if pattern.count("*") > MAX_WILDCARDS:
         raise UsageError(place, f"the pattern {pattern!r:.80} has over {MAX_WILDCARDS} wildcards", "Use fewer.")
-    for attributes in data["cfg"] if isinstance(data.get("cfg"), list) else [data.get("cfg") or {}]:
-        _check_attributes(attributes, place)
-    return pattern, parent, data.get("enable", True), data.get("cfg")
 
 
-def _check_attributes(attributes: Mapping[str, Any], place: str) -> None:
-    """What the schema lets pass although YAML cannot mean it: a calibrator to be constructed."""
-    calibrator = attributes.get("calibrator", "max")
-    if isinstance(calibrator, (list, tuple)) and not callable(next(iter(calibrator), None)):
-        raise UsageError(place, f"the calibrator {calibrator!r:.80} is no class", "Write max or histogram.")
+def _check_class(name: Any, place: str) -> None:
+    """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is applied."""
+    from harness import families
+
+    modelopt_config()
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    check_pattern(name, place)
+    around_attention = {name for family in families.FAMILIES for name in family.attention_classes}
+    known = [*QuantModuleRegistry._key_registry.values(), *sorted(around_attention)]
+    if name in known:
+        return
+    by_case = {one.rpartition(".")[2].lower(): one for one in reversed(known)}
+    near = difflib.get_close_matches(str(name).rpartition(".")[2].lower(), by_case, 1, 0.6)
+    fix = f"Did you mean {by_case[near[0]]!r}?" if near else "Write a class such as nn.Linear or nn.Conv2d."
+    raise UsageError(place, f"parent_class is {name!r:.80}, which no quantized module of ModelOpt has", fix)
 
 
 def check_snippet(document: Document, data: Any) -> None:
@@ -103,7 +138,12 @@ def check_snippet(document: Document, data: Any) -> None:
             warnings.simplefilter("ignore")
             pydantic.TypeAdapter(schema).validate_python(plain(data))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(document.path, *_explained(error, data)) from error
+        raise UsageError(document.path, *explained(error, [data], _known(schema))) from error
+
+
+def _known(schema: Any) -> list[str]:
+    """The names that can be written in a snippet of *schema*."""
+    return _attributes() if get_origin(schema) is list else list(schema.model_fields)
 
 
 def check_kind(kind: str, path: Path) -> None:
@@ -120,53 +160,65 @@ def check_kind(kind: str, path: Path) -> None:
         raise UsageError(path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}.")
 
 
-def check_algorithm(algorithm: Any, place: str) -> None:
-    """Hold a calibration algorithm (a name, a mapping with ``method``, a list of these, or None) against ModelOpt's.
+def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
+    """What is wrong and the fix, in one sentence each, from the most telling of a schema's complaints.
 
-    Raises:
-        UsageError: ModelOpt has no such method, or the method no such setting.
+    Args:
+        error: what ModelOpt or pydantic raised.
+        given: the data that were checked; several where one line means several entries.
+        known: the names that could be written where an unknown one is.
     """
-    modelopt_config()
-    from modelopt.torch.quantization.mode import CalibrateModeRegistry
-
-    for one in algorithm if isinstance(algorithm, (list, tuple)) else [algorithm]:
-        settings = dict(one) if isinstance(one, Mapping) else {}
-        method = settings.pop("method", None) if isinstance(one, Mapping) else one
-        if method is None and one is None:
-            continue
-        mode = f"{method}_calibrate"
-        if not isinstance(method, str) or mode not in CalibrateModeRegistry:
-            known = sorted(name.removesuffix("_calibrate") for name in CalibrateModeRegistry._name2descriptor)
-            mend = f"This ModelOpt has {', '.join(name for name in known if not name.startswith('_'))}."
-            raise UsageError(place, f"there is no calibration algorithm {method!r:.80}", mend)
-        try:
-            CalibrateModeRegistry[mode].config_class(method=method, **settings)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"{place}, algorithm {method}", *_explained(error, settings)) from error
-
-
-def _explained(error: Exception, given: Any) -> tuple[str, str]:
-    """What is wrong and the mend, in one sentence each, from the telling one of a schema's many complaints."""
     import pydantic
 
     if not isinstance(error, pydantic.ValidationError):
         return f"ModelOpt refuses it: {' '.join(str(error).split())[:300]}", "Correct it."
     complaint = max(error.errors(include_url=False), key=lambda e: _weight(e, given))
-    path = [str(part) for part in complaint["loc"] if isinstance(part, int) or str(part)[:1].islower()]
-    path = [part for part in path if "[" not in part]
-    where = ".".join(path) or "it"
+    path = max((_path(complaint["loc"], one) for one in given), key=len, default=[])
+    where = ".".join(str(key) for key in path) if path else "it"
     if complaint["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _attributes(), 1, 0.6)
-        mend = f"Did you mean {near[0]!r}?" if near else f"Known attributes: {', '.join(_attributes())}."
-        return f"unknown attribute {where!r:.120}", mend
+        key = str(complaint["loc"][-1])
+        return f"unknown attribute {where!r:.120}", _meant(key, known, inside="cfg" in path[:-1])
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{where} is refused: {' '.join(message.split())[:300]}", f"It is {complaint['input']!r:.80}; correct it."
+    reason = " ".join(message.split())[:300] or "its keys or values are not of the types that ModelOpt takes"
+    return f"{where} is refused: {reason}", f"It is {complaint['input']!r:.80}; correct it."
 
 
-def _weight(complaint: Any, given: Any) -> tuple[bool, bool, int]:
+def _path(loc: Sequence[int | str], given: Any) -> list[int | str]:
+    """The keys of *loc* that lead into *given*: without the names that pydantic gives to alternatives of a union."""
+    keys: list[int | str] = []
+    for key in loc:
+        is_key = isinstance(given, Mapping) and key in given
+        is_index = isinstance(given, (list, tuple)) and isinstance(key, int) and key < len(given)
+        if is_key or is_index:
+            given = given[key]
+            keys.append(key)
+    return keys
+
+
+def _meant(key: str, known: Sequence[str], *, inside: bool) -> str:
+    """The fix for an unknown *key*: the name that it resembles, or where it belongs.
+
+    Args:
+        key: as it is written.
+        known: the names that can be written there.
+        inside: whether it is written in ``cfg``.
+    """
+    outer = ("quantizer_name", "parent_class")
+    if key in known and key not in outer and not inside:
+        return f"Write it under cfg: {{{key}: ...}}."
+    if key in outer and inside:
+        return f"Write {key} next to cfg, not in it."
+    by_case = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(key.lower(), by_case, 1, 0.6)
+    if near:
+        return f"Did you mean {by_case[near[0]]!r}?"
+    return f"Known attributes: {', '.join(known)}."
+
+
+def _weight(complaint: Any, given: Sequence[Any]) -> tuple[bool, bool, int]:
     """Rank of a complaint: of a union pydantic reports every member, and only the one the author meant helps."""
     branches = [str(part) for part in complaint["loc"]]
-    is_list = isinstance(given, Mapping) and isinstance(given.get("cfg"), list)
+    is_list = any(isinstance(one, Mapping) and isinstance(one.get("cfg"), list) for one in given)
     meant = any(b.startswith("list[") for b in branches) == is_list
     return meant, complaint["type"] == "extra_forbidden", len(branches)
 

@@ -18,8 +18,6 @@ from harness.errors import UsageError
 from harness.recipe_yaml import MAX_FILE_BYTES, MAX_NODES, SPLIT, Document, Located, parse, shown
 
 SUFFIXES = (".yml", ".yaml")
-#: Limits, each an order of magnitude above the largest file of ModelOpt 0.47's tree.
-SUFFIXES = (".yml", ".yaml")
 #: Limits, each far above what ModelOpt 0.47's tree holds.
 MAX_RESOLVED = MAX_NODES  # values of a recipe with its imports resolved
 MAX_TOTAL = 5 * MAX_RESOLVED  # of all the snippets of one recipe together, each counted by itself

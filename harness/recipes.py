@@ -19,12 +19,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import config_form, files
+from harness import algorithms, config_form, files
 from harness.errors import UsageError
-from harness.recipe_schema import check_algorithm, check_entry, check_kind, check_snippet, modelopt_config
+from harness.recipe_schema import check_entry, check_kind, check_pattern, check_snippet, modelopt_config
 from harness.recipe_tree import SUFFIXES, Tree, plain
 from harness.recipe_yaml import Document
 
@@ -55,6 +56,7 @@ MORE = (
     *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
 )
 MAX_ENTRIES = 500  # of one recipe, resolved
+MAX_FORMATS = 16  # that one search chooses among; each calibrates the whole model
 _PYTHON = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 _WORD = re.compile(r"^[A-Za-z0-9_-]{1,40}$", re.ASCII)
 #: The kind of recipe that has ModelOpt search for formats.
@@ -67,7 +69,8 @@ class Entry:
     """One line of a resolved ``quant_cfg``; lines apply in order and the last that matches wins.
 
     ``cfg`` holds quantizer attributes (num_bits, axis, block_sizes, ...; a list for a sequential quantizer), or None
-    where the line only switches.  ``origin`` is ``file:line``, or what is known of it.
+    where the line only switches.  ``origin`` is ``file:line``, or what is known of it.  ``written`` is the key that the
+    author wrote where that is not the pattern: ``default`` in the older dict form.
     """
 
     pattern: str
@@ -75,6 +78,19 @@ class Entry:
     enable: bool
     cfg: dict[str, Any] | list[dict[str, Any]] | None
     origin: str
+    written: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The pattern as its author wrote it."""
+        return self.written or self.pattern
+
+    @property
+    def denies_all(self) -> bool:
+        """Whether it turns every quantizer of every model off."""
+        return (
+            not self.enable and self.parent_class is None and self.pattern.strip("*") in ("", "_quantizer", "quantizer")
+        )
 
 
 @dataclass(frozen=True)
@@ -82,9 +98,10 @@ class Recipe:
     """A loaded recipe.
 
     ``quant_cfg`` is exactly what ``mtq.quantize`` takes, in the form it was published in (a list, or the older dict
-    with its order); ``entries`` is the same in application order.  ``algorithm`` is what ModelOpt will calibrate with:
-    None if the recipe names none.  ``files`` are the recipe's file and all it imports.  ``hash`` is the sha256 (hex)
-    of the canonical JSON of entries and algorithm, so comments, file layout and dict-or-list form leave it alone.
+    with its order); ``entries`` is the same in application order.  ``algorithm`` is what ModelOpt will calibrate with
+    (see :mod:`harness.algorithms`): ``max`` where a recipe does not say, None where nothing is calibrated.  ``files``
+    are the recipe's file and all it imports.  ``hash`` is the sha256 (hex) of the canonical JSON of entries and
+    algorithm, so comments, file layout and dict-or-list form leave it alone.
     ``kind`` is ``ptq``, or ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg
     is then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search has chosen
     (:func:`harness.search.chosen`), and ``candidates`` are the formats as recipes of their own, a fixed baseline first.
@@ -101,6 +118,17 @@ class Recipe:
     hash: str
     kind: str = "ptq"
     candidates: tuple[Recipe, ...] = ()
+
+    @property
+    def turned_off(self) -> str | None:
+        """The entry that turns off all that the entries before it enable, in one sentence; None where there is none.
+
+        Read off the entries alone: it holds on every model.
+        """
+        last = max((n for n, entry in enumerate(self.entries) if entry.denies_all), default=None)
+        if last is None or any(e.enable for e in self.entries[last:]) or not any(e.enable for e in self.entries[:last]):
+            return None
+        return f"entry {last + 1}, {self.entries[last].shown!r}, turns everything off that the entries before it enable"
 
     @property
     def parts(self) -> tuple[Recipe, ...]:
@@ -257,25 +285,81 @@ _SECTIONS = ("metadata", "quantize")
 # --- YAML
 
 
-def kind_of(document: Document) -> str | None:
+def kind_of(document: Document, tree: Tree | None = None) -> str | None:
     """The kind of recipe that *document* is, or None for a snippet that recipes import.
 
-    ``metadata.recipe_type`` names it; a complete QuantizeConfig is a ``preset``; what declares neither is called
-    after its folder (``distillation``).
+    ``metadata.recipe_type`` names it, or, from ModelOpt 0.48 on, the schema that its comment declares; a complete
+    QuantizeConfig is a ``preset``.  A document that is nothing but an ``$import`` is what it imports, which *tree*
+    looks up; what declares neither is called after its folder (``distillation``).
 
     Raises:
-        UsageError: it has metadata that names no kind.
+        UsageError: it has metadata that names no kind, or imports a recipe that cannot be read.
     """
+    declared = _declared_kind(document)
+    if declared is not None:
+        return declared
+    if document.schema is not None:
+        return None
+    base = _imported(document, tree) if tree is not None else None
+    kind = _declared_kind(base) if base is not None else None
+    if kind not in (None, "preset"):
+        return kind
+    folder = document.path.parent.name
+    return folder if _WORD.match(folder) else "unknown"
+
+
+def _declared_kind(document: Document) -> str | None:
+    """The kind that *document* itself names, by its metadata or its schema."""
     body = document.body
     if isinstance(body, dict) and "metadata" in body:
         kind = body["metadata"].get("recipe_type") if isinstance(body["metadata"], dict) else None
         if not isinstance(kind, str) or not _WORD.match(kind):
             raise UsageError(document.path, "its metadata has no recipe_type", "Write 'metadata: {recipe_type: ptq}'.")
         return kind
-    if document.schema is not None:
-        return "preset" if document.schema == _PRESET else None
-    folder = document.path.parent.name
-    return folder if _WORD.match(folder) else "unknown"
+    if document.schema == _PRESET:
+        return "preset"
+    if declared := _RECIPE_SCHEMA.match(document.schema or ""):
+        return _KIND_OF_SCHEMA.get(declared[1], declared[1].lower())
+    return None
+
+
+#: The classes that a recipe's ``modelopt-schema`` comment can name instead of a recipe_type (ModelOpt 0.48).
+_RECIPE_SCHEMA = re.compile(r"^modelopt\.recipe\.config\.ModelOpt(\w+)Recipe$")
+_KIND_OF_SCHEMA = {
+    "PTQ": "ptq",
+    "AutoQuantize": SEARCHED,
+    "Eagle": "speculative_eagle",
+    "DFlash": "speculative_dflash",
+    "Medusa": "speculative_medusa",
+}
+
+
+def _imported(document: Document, tree: Tree) -> Document | None:
+    """The document that *document*, which is nothing but an ``$import``, means in the end; None for any other one."""
+    seen = {document.path}
+    found: Document | None = None
+    while (target := _only_import(found or document)) is not None:
+        path = tree.locate(target, (found or document).path)
+        if path in seen:
+            return None  # resolving it will say so
+        seen.add(path)
+        found = tree.read(path)
+        if _declared_kind(found) is not None:
+            break
+    return found
+
+
+def _only_import(document: Document) -> str | None:
+    """The path that *document* imports as a whole, or None."""
+    body = document.body
+    name = body.get("$import") if isinstance(body, dict) and not {"quantize", "auto_quantize"} & set(body) else None
+    return document.imports.get(name) if isinstance(name, str) else None
+
+
+def declares_without_metadata() -> bool:
+    """Whether the installed ModelOpt loads a recipe that has no ``metadata.recipe_type`` (0.48 and later)."""
+    numbers = re.findall(r"\d+", metadata.version("nvidia-modelopt"))[:2]
+    return tuple(map(int, numbers)) >= (0, 48)
 
 
 def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
@@ -283,16 +367,12 @@ def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
     if files.is_folder(path):
         return _from_directory(ref, name, path, tree)
     document = tree.read(path)
-    kind = kind_of(document)
+    kind = kind_of(document, tree)
+    _check_declared(document, kind, tree)
     resolved = tree.resolve(document)
-    body = document.body
-    declared = kind == "preset" or (isinstance(body, dict) and "metadata" in body)
-    nameless = kind in (None, "ptq", "unknown") or not isinstance(body, dict) or not body
-    if not declared and (nameless or tree.root not in path.parents):
-        raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
     if kind not in ("ptq", "preset", SEARCHED):
         assert kind is not None, "a snippet declares no metadata"
-        if declared:
+        if isinstance(document.body, dict) and "metadata" in document.body:
             check_kind(kind, path)
         return Recipe(name, ref, path, {}, None, (), resolved.files, _digest(plain(resolved.data)), kind)
     if document.documents > 1:
@@ -305,23 +385,48 @@ def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
     return _build(name, ref, path, section, resolved.files)
 
 
+def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
+    """Refuse a document that says of itself in no way the installed ModelOpt knows that it is a recipe.
+
+    Raises:
+        UsageError: it is a snippet, or only a later release of ModelOpt loads it.
+    """
+    path, body = document.path, document.body
+    if kind == "preset" or (isinstance(body, dict) and "metadata" in body):
+        return
+    by_schema = document.schema is not None and _RECIPE_SCHEMA.match(document.schema) is not None
+    base = _imported(document, tree) if document.schema is None else None
+    by_import = base is not None and _declared_kind(base) not in (None, "preset")
+    if by_schema or by_import:
+        if declares_without_metadata():
+            return
+        how = "says what it is by its modelopt-schema alone" if by_schema else "is nothing but an $import of a recipe"
+        release = metadata.version("nvidia-modelopt")
+        fix = "Install nvidia-modelopt 0.48 or newer, or write 'metadata: {recipe_type: ptq}' and a section 'quantize'."
+        raise UsageError(path, f"{how}, which ModelOpt {release} cannot load", fix)
+    nameless = kind in (None, "ptq", "unknown") or not isinstance(body, dict) or not body
+    if nameless or tree.root not in path.parents:
+        raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
+
+
 def _from_directory(ref: str, name: str, path: Path, tree: Tree) -> Recipe:
     sections = section_files(path)
     assert sections is not None, "find() returns only directories that hold a recipe"
-    metadata, quantize = (tree.resolve(tree.read(file)) for file in sections)
-    for snippet, data in (*metadata.snippets, *quantize.snippets):
+    described, quantize = (tree.resolve(tree.read(file)) for file in sections)
+    for snippet, data in (*described.snippets, *quantize.snippets):
         check_snippet(snippet, data)
-    if not isinstance(metadata.data, dict) or metadata.data.get("recipe_type") != "ptq":
+    if not isinstance(described.data, dict) or described.data.get("recipe_type") != "ptq":
         raise UsageError(sections[0], "is no ptq recipe's metadata", "Write 'recipe_type: ptq'.")
-    return _build(name, ref, path, quantize.data, (*metadata.files, *quantize.files))
+    return _build(name, ref, path, quantize.data, (*described.files, *quantize.files))
 
 
 def _section(data: dict[str, Any], path: Path) -> Any:
     for key in data:
         if key not in _SECTIONS:
             raise UsageError(path, f"has the unknown section {key!r}", "A ptq recipe holds metadata and quantize.")
-    extra = set(data["metadata"]) - {"recipe_type", "description"}
-    if extra or not isinstance(data["metadata"].get("description", ""), str):
+    described = data.get("metadata", {})
+    extra = set(described) - {"recipe_type", "description"}
+    if extra or not isinstance(described.get("description", ""), str):
         raise UsageError(path, f"has metadata that ModelOpt does not know: {sorted(map(str, extra))}", "Remove it.")
     if "quantize" not in data:
         raise UsageError(path, "has no section 'quantize'", "Add it: quant_cfg and algorithm.")
@@ -334,10 +439,12 @@ def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...
         mend = "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its entries."
         raise UsageError(path, "its quantize section has no quant_cfg", mend)
     entries = _entries(section["quant_cfg"], str(path))
-    check_algorithm(section.get("algorithm"), str(path))
+    algorithm = section.get("algorithm", algorithms.DEFAULT)
+    algorithms.check(algorithm, str(path))
     try:
         with _no_warnings():
             taken = plain(section) | {"quant_cfg": config_form.accepted(plain(section["quant_cfg"]), str(path))}
+            taken["algorithm"] = plain(algorithm)
             quant_cfg = modelopt_config().QuantizeConfig(**taken).model_dump(exclude_unset=True)
     except (ValueError, TypeError) as error:
         raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
@@ -359,17 +466,31 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
         what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
         raise UsageError(path, what, "Take it out: CLIP has no KV cache.")
     given = data["auto_quantize"]
+    if checked.score_size < 1:
+        raise UsageError(path, f"score_size is {checked.score_size}, expected 1 or more", "Write score_size: 128.")
+    spaces = given.get("module_search_spaces") or ()
+    for pattern in (
+        *checked.disabled_layers,
+        *checked.cost_excluded_layers,
+        *(pattern for space in spaces for pattern in space["module_name_patterns"]),
+    ):
+        check_pattern(pattern, str(path), what="a layer's name")
 
     def built(section: Any, what: str) -> Recipe:
         return _build(f"{name} {what}", ref, path, section, files)
 
     fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
     formats = [built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)]
-    spaces = [
+    searched = [
         (space, [built(one, f"space {n} format {m}") for m, one in enumerate(space["candidate_formats"], 1)])
-        for n, space in enumerate(given.get("module_search_spaces") or (), 1)
+        for n, space in enumerate(spaces, 1)
     ]
-    candidates = (*([fixed] if fixed else []), *formats, *(one for _, found in spaces for one in found))
+    candidates = (*([fixed] if fixed else []), *formats, *(one for _, found in searched for one in found))
+    if len(candidates) > MAX_FORMATS:
+        raise UsageError(path, f"has {len(candidates)} formats to search among", f"Write at most {MAX_FORMATS}.")
+    if listed := next((one for one in candidates if isinstance(one.algorithm, (list, tuple))), None):
+        what = f"{listed.name.removeprefix(name).strip()} has a list as its algorithm, which a search does not take"
+        raise UsageError(path, what, "Write one method, such as algorithm: max.")
     constraints = checked.constraints.model_dump(exclude_none=True)
     if checked.cost_excluded_layers:
         cost = constraints.setdefault("cost", {})
@@ -384,7 +505,7 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
                 "quantization_formats": [one.quant_cfg for one in found],
                 "allow_no_quant": bool(space.get("allow_no_quant", True)),
             }
-            for space, found in spaces
+            for space, found in searched
         ],
         "disabled_layers": list(checked.disabled_layers),
         "method": checked.auto_quantize_method,
@@ -403,7 +524,7 @@ def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:
     if len(lines) > MAX_ENTRIES:
         raise UsageError(source, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
     return tuple(
-        Entry(*fields, origin=place)
+        Entry(*fields, origin=place, written="default" if "default" in line and len(line) == 1 else "")
         for number, line in enumerate(lines, 1)
         for place in [getattr(line, "place", "") or f"{source} entry {number}"]
         for fields in check_entry(plain(line), place)
@@ -427,15 +548,15 @@ def _name(ref: str, path: Path, tree: Tree) -> str:
 def _from_python(ref: str) -> Recipe:
     """A ``quant_cfg`` published as Python: the dict or list that ``mtq.quantize`` took, order and traps included."""
     value = copy.deepcopy(_attribute(ref))
-    if hasattr(value, "model_dump"):  # ModelOpt's own QuantizeConfig
-        value = value.model_dump(exclude_unset=True)
+    if hasattr(value, "model_dump"):  # ModelOpt's own QuantizeConfig, which fills in its defaults
+        value = {"algorithm": algorithms.DEFAULT} | value.model_dump(exclude_unset=True)
     if isinstance(value, list) or (isinstance(value, dict) and "quant_cfg" not in value):
-        value = {"quant_cfg": value, "algorithm": "max"}
+        value = {"quant_cfg": value, "algorithm": algorithms.DEFAULT}
     if not isinstance(value, dict) or not value["quant_cfg"]:
         raise UsageError(f"--recipe {ref}", "is no quant_cfg", "Name a dict with the keys quant_cfg and algorithm.")
     entries = _entries(value["quant_cfg"], ref)
     algorithm = value.get("algorithm")
-    check_algorithm(algorithm, ref)
+    algorithms.check(algorithm, ref)
     name = ref.rpartition(":")[2]
     return Recipe(name, ref, None, value, algorithm, entries, (), _hash(entries, algorithm))
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import fnmatch
 import io
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from harness import families, qat
+from harness import applied, families, qat
 from harness.halves import half_products
-from harness.quantizers import Problem
+from harness.quantizers import Problem, original_class
 from harness.recipes import SEARCHED, Entry, Recipe
 
 Batch = Mapping[str, Tensor]
@@ -153,12 +152,7 @@ def _at_layer(model: nn.Module, name: str, part: Recipe | None, source: str) -> 
         off, last = Entry(f"{name}.{attribute}", None, False, None, source), None
         cfg = None
         for entry in part.entries if part else ():
-            if fnmatch.fnmatchcase(attribute, entry.pattern) and _is_a(layer, entry.parent_class):
+            if applied.speaks_of(entry, attribute, original_class(layer)):
                 last, cfg = entry, entry.cfg if entry.cfg is not None else cfg
         found.append(off if last is None else Entry(off.pattern, None, last.enable, cfg, last.origin))
     return found
-
-
-def _is_a(layer: nn.Module, parent_class: str | None) -> bool:
-    wanted = (parent_class or "").rpartition(".")[2]
-    return not wanted or any(cls.__name__ == wanted for cls in type(layer).__mro__)

@@ -17,8 +17,8 @@ def test_every_pattern_matches(gate: Gate, case: Case, check: Check) -> None:
 
 
 def test_no_pattern_is_overridden(gate: Gate, case: Case, check: Check) -> None:
-    """What an entry of the recipe enables, no later entry turns off altogether."""
-    check.problems(quantizers.overridden_patterns(gate.places(case), gate.recipe(case)))
+    """No entry of the recipe is without effect because later ones set again all that it sets."""
+    check.problems(gate.overridden(case))
 
 
 def test_every_tower_is_covered(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
@@ -43,7 +43,7 @@ def test_no_quantizer_runs_twice(gate: Gate, case: Case, quantized: Quantized, c
 
 def test_every_static_quantizer_is_calibrated(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """Every enabled static quantizer has a finite, positive amax."""
-    check.problems(quantizers.uncalibrated(gate.map(case)))
+    check.problems(quantizers.uncalibrated(gate.map(case), gate.recipe(case)))
 
 
 def test_quantizers_are_what_the_recipe_says(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:

@@ -12,6 +12,8 @@ import onnx
 import torch
 from torch import Tensor
 
+from harness.quantizers import range_of
+
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
@@ -103,9 +105,7 @@ def of(quantizer: Any, shape: tuple[int, ...] | None) -> Form:
     bits, blocks = quantizer.num_bits, dict(quantizer.block_sizes or {})
     sizes = {axis: size for axis, size in blocks.items() if isinstance(axis, int) and size}
     element = _ELEMENTS.get(bits)
-    # A range that the recipe fixes at E4M3's largest number has no buffer (``use_constant_amax``).
-    fixed = getattr(quantizer, "_use_constant_amax", False)
-    amax = torch.tensor(E4M3.largest) if fixed else getattr(quantizer, "_amax", None)
+    amax = range_of(quantizer)
     if element is None or blocks.get("scale_bits") is not None:
         raise NoFormError(f"QuantizeLinear before opset 23 has no {_bits(bits)} with block scales of their own format")
     if quantizer.unsigned or quantizer.narrow_range:

@@ -132,15 +132,6 @@ def test_only_regular_files_are_read(odd: dict[str, Path], name: str, part: str)
         assert str(path) in refusal(partial(read, path))
 
 
-def test_a_file_that_becomes_a_pipe_is_refused(odd: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe or a device in place of what was a file a moment before is neither waited for nor read."""
-    looked_at = odd["inside.txt"].stat()
-    monkeypatch.setattr(files, "_status", lambda *_: looked_at)
-
-    assert "is a named pipe" in refusal(lambda: files.read_bytes(odd["pipe"], limit=10))
-    assert "is a device" in refusal(lambda: files.read_bytes(odd["device"], limit=10))
-
-
 def test_links_to_files_are_files_and_stay_inside(odd: dict[str, Path]) -> None:
     """A link to a regular file is that file; with a folder given, all links followed, it must be in there."""
     folder = odd["good"].parent

@@ -105,7 +105,7 @@ REFUSALS = {
     "tag-unknown": "kind '!include'",
     "three-documents": "3 YAML documents",
     "timestamp-tag": "kind 'timestamp'",
-    "utf16": "not UTF-8",
+    "utf16": "is UTF-16",
     "value-key": "kind 'value'",
 }
 
@@ -394,7 +394,7 @@ except UsageError: pass
 root = Path(sys.argv[1])
 opened, events, modules, refused = set(), [], set(sys.modules), {{}}
 def watch(event, arguments):
-    if event == "open": opened.add(str(arguments[0]))
+    if event == "open" and not isinstance(arguments[0], int): opened.add(str(arguments[0]))
     elif event.split(".")[0] in ("subprocess", "socket", "shutil", "ctypes", "pty") or event in (
         "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.symlink"
     ): events.append(event)

@@ -522,9 +522,14 @@ HIDDEN = {"vision.head": "it is packed", "vision.pool": "it is packed too"}
         ("*fc.*.inputt_quantizer", {}, False, r"Did you mean '\*input_quantizer'\?"),
         ("*fc[01].inputt_quantizer", {}, False, r"Did you mean '\*input_quantizer'\?"),
         ("inputt_quantizer?zz", {}, False, r"Did you mean '\*input_quantizer'\?"),
+        ("*Weight_quantizer", {}, False, r"Did you mean '\*weight_quantizer'\?"),
+        ("weight_quantizer", {}, False, r"Did you mean '\*weight_quantizer'\?"),
+        ("*weight_quantizer.1", {}, False, r"Did you mean '\*weight_quantizer'\?"),
+        ("*{fc,conv}.weight_quantizer", {}, False, r".*have no braces: .*Write one entry for each\.$"),
+        ("*f{a..c}.weight_quantizer", {}, False, r".*have no braces: .*Did you mean '\*f\[a-c\].weight_quantizer'\?$"),
         ("*quantiz", {}, False, "Correct the pattern .*: input_quantizer, weight_quantizer.$"),
-        ("max.fc", HIDDEN, False, r"Patterns are globs .*Did you mean '\*max\.fc\*'\?"),
-        ("maX", {}, False, r"Patterns are globs .*Did you mean '\*maX\*'\?"),
+        ("sion.f", HIDDEN, False, r"Did you mean '\*sion\.f\*'\?"),
+        ("max.fc", HIDDEN, False, "Correct the pattern"),
         ("zz*", {}, False, "Correct the pattern"),
         ("zz?", {}, False, "Correct the pattern"),
         ("z[z", {}, False, "Correct the pattern"),
@@ -576,21 +581,75 @@ def test_overridden_pattern_is_told_with_both_entries(
     """An entry that a deny-all or imported deny-lists behind it leave nothing of is told, with the last one."""
     problems = quantizers.overridden_patterns(PAIR, recipe(*entries, path=path))
 
-    assert [p.rule for p in problems] == ["pattern overridden"] * len(told)
-    for problem, (first, last) in zip(problems, told, strict=True):
-        mine, other = entries[first - 1], entries[last - 1]
-        count = 2 if mine.pattern == "*" else 1
-        assert f"entry {first} of recipe r, '{mine.pattern}', enables {count} quantizers" in problem.what
-        assert f"entry {last}, '{other.pattern}' ({other.origin}), turns" in problem.what
+    assert [p.rule for p in problems] == ["pattern overridden"] * len({last for _, last in told})
+    for problem, last in zip(problems, sorted({last for _, last in told}), strict=True):
+        enabling = [(first, entries[first - 1].pattern) for first, other in told if other == last]
+        behind = entries[last - 1]
+        named = ", ".join(f"{first} ({pattern!r})" for first, pattern in enabling)
+        assert f"entry {last} of recipe r, '{behind.pattern}' ({behind.origin}), stands behind" in problem.what
+        assert problem.what.endswith(f"{named}.")
         assert problem.names == ()
-        assert f"put '{other.pattern}' before '{mine.pattern}'" in problem.mend
+        assert re.search(rf"move '{re.escape(behind.pattern)}'.* before '{re.escape(enabling[0][1])}'", problem.mend)
+
+
+@pytest.mark.parametrize(
+    ("entries", "early"),
+    [
+        ((off("*fc*"), off("*"), on("*_quantizer")), [1]),
+        ((off("*"), off("*fc*"), on("*_quantizer"), on("*input*")), [2]),
+        ((off("*"), off("vision*"), on("*_quantizer")), [2]),
+        ((off("*"), on("*_quantizer"), off("*fc*")), []),
+        ((off("*"), off("*_quantizer"), on("*weight*")), []),
+        ((off("*"), off("*conv*"), on("*weight*")), []),
+        ((off("*"), imported("*fc*"), on("*_quantizer")), []),
+        ((off("*"), off("*none*"), on("*")), []),
+        ((off("*"), Entry("*fc*", None, True, {"num_bits": 4}, "x"), on("*_quantizer")), [2]),
+        ((off("*"), on("*fc*"), on("*_quantizer")), []),
+    ],
+    ids=["before the deny-all", "behind it", "a tower", "in its place", "refined", "stays off", "imported",
+         "matches nothing", "other attributes", "the same attributes"],
+)  # fmt: skip
+def test_exception_before_what_it_excepts_is_told(entries: tuple[Entry, ...], early: list[int]) -> None:
+    """An author's exception that later entries undo everywhere has no effect; the fix is to move it behind them."""
+    given = recipe(*entries, path=None)
+    if any(entry.origin.startswith("units") for entry in entries):
+        given = replace(given, path=OWN)
+    problems = quantizers.overridden_patterns(PAIR, given)
+
+    assert [p.rule for p in problems] == ["exception before what it excepts"] * len(early)
+    for problem, number in zip(problems, early, strict=True):
+        moved = re.search(r"behind entry (\d+), ", problem.mend)
+        assert moved is not None
+        order = [entry for n, entry in enumerate(entries, 1) if n != number]
+        order.insert(int(moved[1]) - 1, entries[number - 1])
+        assert quantizers.overridden_patterns(PAIR, recipe(*order, path=None)) == []
+
+
+def test_entry_that_is_written_again_is_told() -> None:
+    """Of two entries for the same quantizers with other attributes the first has no effect, and one is to go."""
+    entries = (off("*"), Entry("*fc*", None, True, {"num_bits": 4}, "x"), on("*weight*"))
+    problem = only(
+        quantizers.overridden_patterns(PAIR, recipe(*entries, path=None)), "exception before what it excepts"
+    )
+
+    assert problem.mend.endswith("remove entry 2, or entry 3.")
+    assert quantizers.overridden_patterns(PAIR, recipe(*entries[:2], path=None)) == []
+    assert quantizers.overridden_patterns(PAIR, recipe(entries[0], entries[2], path=None)) == []
+
+
+def test_exception_that_holds_in_the_other_tower_is_no_problem() -> None:
+    """On a single tower an entry may have its effect in the tower that is not there."""
+    entries = (off("*"), Entry("*weight*", None, True, {"num_bits": 4}, "x"), on("vision*weight*"))
+
+    assert len(quantizers.overridden_patterns(PAIR, recipe(*entries, path=None))) == 1
+    assert quantizers.overridden_patterns(PAIR, recipe(*entries, path=None), (at("text.fc.weight_quantizer"),)) == []
 
 
 def test_overridden_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search an entry is overridden by entries of its own format only."""
     found = quantizers.overridden_patterns(PAIR, searching((on("*"),), (off("*"),), (on("*input*"), off("*"))))
 
-    assert "entry 1 of recipe format 3, '*input*'" in only(found, "pattern overridden").what
+    assert "entry 2 of recipe format 3, '*'" in only(found, "pattern overridden").what
 
 
 # -- coverage -------------------------------------------------------------------------------------------------------
@@ -904,8 +963,29 @@ def test_enabled_quantizer_without_a_call_never_runs() -> None:
 
     assert numbers(problem.what) == [2, 5]
     assert problem.names == ("vision.layers.1.fc.input_quantizer", "vision.layers.3.fc.input_quantizer")
-    assert 'attn_implementation="sdpa"' in problem.mend
+    assert "turn them off in the recipe" in problem.mend
     assert quantizers.never_run(called(1, 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "fixes"),
+    [
+        (("softmax",), ["quantizer_name: '*softmax_quantizer', enable: false"]),
+        (("p_bmm",), ["quantizer_name: '*p_bmm_quantizer', enable: false"]),
+        (QKV, ['attn_implementation="sdpa"']),
+        (("q_bmm", "softmax"), ["'*softmax_quantizer', enable: false", 'attn_implementation="sdpa"']),
+    ],
+)
+def test_idle_attention_is_told_with_the_fix_that_works(kinds: tuple[str, ...], fixes: list[str]) -> None:
+    """What scaled_dot_product_attention passes by is turned off; loading with sdpa helps only what it does reach."""
+    idle = attention(BLOCKS[0], kinds, calls=0)
+    asks = recipe(*(on(f"*{kind}_quantizer") for kind in kinds))
+    told = [*quantizers.never_run(idle), *quantizers.broken_attention(idle, asks)]
+
+    assert len(told) >= 2
+    for problem in told[:2]:
+        assert all(fix in problem.mend for fix in fixes), problem.mend
+        assert ("sdpa" in problem.mend) == any("sdpa" in fix for fix in fixes)
 
 
 def test_enabled_quantizer_with_two_calls_runs_twice() -> None:

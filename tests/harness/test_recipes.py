@@ -29,7 +29,12 @@ def from_modelopt(path: str | Path) -> dict[str, Any]:
     from modelopt.recipe import load_recipe
 
     with contextlib.redirect_stdout(io.StringIO()):
-        return load_recipe(path).quantize.model_dump(exclude_unset=True)  # type: ignore[no-any-return]
+        return with_algorithm(load_recipe(path).quantize)
+
+
+def with_algorithm(quantize: Any) -> dict[str, Any]:
+    """A ``QuantizeConfig`` as written, and with the algorithm that ModelOpt reads where none is written."""
+    return {"algorithm": quantize.get("algorithm")} | quantize.model_dump(exclude_unset=True)
 
 
 def searched_by_modelopt(path: str | Path) -> list[dict[str, Any]]:
@@ -38,7 +43,7 @@ def searched_by_modelopt(path: str | Path) -> list[dict[str, Any]]:
 
     with contextlib.redirect_stdout(io.StringIO()):
         formats = load_recipe(path).auto_quantize.candidate_formats
-    return [one.model_dump(exclude_unset=True) for one in formats]
+    return [with_algorithm(one) for one in formats]
 
 
 def shipped() -> list[str]:
@@ -378,6 +383,8 @@ AS_LIST = {"quant_cfg": [
 BARE = AS_LIST["quant_cfg"]
 KV = {"quant_cfg": [{"quantizer_name": "*[kv]_bmm_quantizer", "cfg": E4M3}]}
 TYPO = {"quant_cfg": {"*weight_quantizer": {"num_bitz": 8}}, "algorithm": "max"}
+from modelopt.torch.quantization.config import QuantizeConfig
+CONFIG = QuantizeConfig(**KV)
 NUMBER = 7
 class Holder:
     cfg = AS_LIST
@@ -418,9 +425,10 @@ def test_dict_and_list_form_of_one_config_have_one_hash(module: str) -> None:
     assert len({load(f"{module}:{form}").hash for form in forms}) == 1
 
 
-def test_a_config_without_algorithm_has_none(module: str) -> None:
-    """mtq.quantize calibrates nothing then, so the recipe does not claim max."""
+def test_a_dict_without_algorithm_has_none(module: str) -> None:
+    """mtq.quantize calibrates nothing then, so the recipe does not claim max; ModelOpt's own config object does."""
     assert load(f"{module}:KV").algorithm is None
+    assert load(f"{module}:CONFIG").algorithm == "max"
 
 
 def test_a_loaded_config_is_a_copy(module: str) -> None:
@@ -542,6 +550,66 @@ def test_a_snippet_without_schema_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"n.yaml: is imported by r.yaml without declaring a schema"):
         load("r", tmp_path)
+
+
+# --- how a file says that it is a recipe
+
+
+def test_a_byte_order_mark_is_not_part_of_a_recipe(tmp_path: Path) -> None:
+    """A recipe and a snippet that begin with a UTF-8 BOM are read as without it, schema comment included."""
+    snippet = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 3\n"
+    text = recipe_text("  - {quantizer_name: '*w', cfg: {$import: n}}\n", imports="imports: {n: n}\n")
+    for folder, mark in (("plain", ""), ("marked", "\ufeff")):
+        write(tmp_path / folder / "n.yaml", mark + snippet)
+        write(tmp_path / folder / "r.yaml", mark + text)
+
+    plain, marked = (load("r", tmp_path / folder) for folder in ("plain", "marked"))
+
+    assert plain.hash == marked.hash
+
+
+QUANTIZE = "quantize:\n  algorithm: max\n  quant_cfg: [{quantizer_name: '*', enable: true}]\n"
+BY_SCHEMA = f"# modelopt-schema: modelopt.recipe.config.ModelOptPTQRecipe\n{QUANTIZE}"
+BY_IMPORT = "imports: {base: base}\n$import: base\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(BY_SCHEMA, "says what it is by its modelopt-schema alone"), (BY_IMPORT, "is nothing but an $import of a recipe")],
+    ids=["schema", "import"],
+)
+def test_a_recipe_of_a_later_release_is_known_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    """A recipe without metadata is a ptq recipe, and where ModelOpt refuses it, a release that loads it is named.
+
+    ModelOpt's own loader is asked as well.  The release that loads such a recipe is not there to run; that it would be
+    read by the same rules is tested as if it were.
+    """
+    from modelopt.recipe import load_recipe
+
+    write(tmp_path / "base.yaml", f"{BY_SCHEMA}metadata: {{recipe_type: ptq}}\n")
+    path = write(tmp_path / "r.yaml", text)
+    tree = Tree(tmp_path)
+
+    assert recipes.kind_of(tree.read(path), tree) == "ptq"
+    with pytest.raises(ValueError, match=r"must contain a 'metadata\.recipe_type' field"):
+        load_recipe(path)
+    with pytest.raises(
+        UsageError, match=re.escape(told) + r", which ModelOpt \S+ cannot load. Install .* 0.48 or newer"
+    ):
+        load("r", tmp_path)
+    monkeypatch.setattr(recipes, "declares_without_metadata", lambda: True)
+    assert [entry.pattern for entry in load("r", tmp_path).entries] == ["*"]
+
+
+def test_imports_of_each_other_are_refused_as_a_circle(tmp_path: Path) -> None:
+    """Two files that are nothing but an import of each other have no kind to find, and say so."""
+    write(tmp_path / "a.yaml", "imports: {b: b}\n$import: b\n")
+    write(tmp_path / "b.yaml", "imports: {a: a}\n$import: a\n")
+
+    with pytest.raises(UsageError, match=r"a\.yaml"):
+        load("a", tmp_path)
 
 
 # --- the module itself
