@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from harness import (
     layers,
     memory,
     models,
+    names,
     numerics,
     outliers,
     packed,
@@ -106,6 +108,12 @@ class Options:
     baselines: Path = BASELINES
     progress: bool = False
 
+    def __post_init__(self) -> None:
+        if self.recipes == recipes.DEFAULT and self.recipes_root is not None:
+            # The default recipes are this package's, whatever files of their names the tree holds.
+            own = tuple(recipes.own_reference(name, self.recipes_root) for name in self.recipes)
+            object.__setattr__(self, "recipes", own)
+
     @property
     def is_default(self) -> bool:
         """Whether this is what a plain run gates: all default recipes on the default models and tasks."""
@@ -115,20 +123,33 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe on a model (or, for structure alone, on an architecture), both as the person named them."""
+    """A recipe on a model (or, for structure alone, on an architecture), both as the person named them.
+
+    ``recipe_name`` and ``model_name`` are what they are called in this run (:mod:`harness.names`): no other recipe or
+    model of it is.
+    """
 
     recipe: str
     model: str
+    recipe_name: str = field(default="", compare=False)
+    model_name: str = field(default="", compare=False)
+    joint: str = field(default="-", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.recipe_name:
+            object.__setattr__(self, "recipe_name", short_recipe(self.recipe))
+        if not self.model_name:
+            object.__setattr__(self, "model_name", short(self.model))
 
     @property
     def id(self) -> str:
         """What test ids show: ``fp8-embedded``."""
-        return f"{short_recipe(self.recipe)}-{short(self.model)}"
+        return f"{names.plain(self.recipe_name)}{self.joint}{names.plain(self.model_name)}"
 
 
 def short(ref: str) -> str:
-    """The readable end of a model's or task's name: no folders."""
-    return ref.rstrip("/").rpartition("/")[2] or ref
+    """The readable end of a model's name where it is the only one of the run."""
+    return names.of_model(ref)
 
 
 def short_recipe(ref: str) -> str:
@@ -139,18 +160,35 @@ def short_recipe(ref: str) -> str:
     return attribute if colon and module else ref.strip("/").replace("/", ".")
 
 
+def cases_of(options: Options) -> list[Case]:
+    """Every recipe on every model, each once, under names and test ids of its own.
+
+    Raises:
+        UsageError: a recipe is not there, or a name cannot be shown.
+    """
+    return _cases(options, names.of_models(options.clip_models))
+
+
 def structures_of(options: Options) -> list[Case]:
     """Every recipe on every published architecture of the models' families."""
-    names = [models.family_of(ref) for ref in options.clip_models]
-    known = dict.fromkeys(name for family in names for name in architectures.of_family(family))
-    return [Case(recipe, name) for recipe in options.recipes for name in known]
+    families_of = [models.family_of(ref) for ref in options.clip_models]
+    known = [name for family in dict.fromkeys(families_of) for name in architectures.of_family(family)]
+    return _cases(options, {name: name for name in known})
+
+
+def _cases(options: Options, models_named: Mapping[str, str]) -> list[Case]:
+    recipes_named = names.of_recipes(options.recipes, options.recipes_root)
+    found = [Case(r, m, recipes_named[r], models_named[m]) for m in models_named for r in recipes_named]
+    counts = Counter(case.id for case in found)
+    # "a-b" on "c" and "a" on "b-c" would have one id; no recipe's name has an @.
+    return [case if counts[case.id] == 1 else replace(case, joint="@") for case in found]
 
 
 def to_train(options: Options) -> list[Case]:
     """The cases that are fine-tuned: those of the options, or one whose recipe fails on the stressed model."""
     if options.is_default:
         return [Case("int8", "embedded+outliers")]
-    return [Case(recipe, model) for model in options.clip_models for recipe in options.recipes]
+    return cases_of(options)
 
 
 def metrics_of(options: Options) -> list[tuple[str, str]]:
@@ -159,8 +197,47 @@ def metrics_of(options: Options) -> list[tuple[str, str]]:
     Raises:
         UsageError: a task is unknown or its data are not there.
     """
-    names = options.tasks or tasks.EMBEDDED_TASKS
-    return [(name, metric) for name in names for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))]
+    known = options.tasks or tasks.EMBEDDED_TASKS
+    return [(name, metric) for name in known for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))]
+
+
+def metric_ids(metrics: Sequence[tuple[str, str]]) -> list[str]:
+    """What test ids show of each (task, metric) pair: ``emoji/acc1``."""
+    shown = names.of_tasks(task for task, _ in metrics)
+    return [f"{shown[task]}/{metric}" for task, metric in metrics]
+
+
+#: Options that belong into a command which repeats a case.
+_REPEATED = (
+    *("recipes_root", "tasks", "data_root", "calibration_data", "calibration_size", "device", "attention"),
+    "baselines",
+)
+
+
+def words_of(options: Options, case: Case | None = None) -> list[str]:
+    """The words of a command line that gates *case* again, or all that *options* ask for."""
+    plain = Options()
+    recipes_given, models_given = options.recipes, options.clip_models
+    if case is not None:
+        alone = names.of_recipes([case.recipe], options.recipes_root), names.of_models([case.model])
+        named = (alone[0][case.recipe], alone[1][case.model], "-")
+        # Beside others of their names they have longer ones; alone they would be called something else.
+        if named == (case.recipe_name, case.model_name, case.joint):
+            recipes_given, models_given = (case.recipe,), (case.model,)
+    if case is None and recipes_given == plain.recipes:
+        recipes_given = ()
+    words = [word for recipe in recipes_given for word in _option("recipe", recipe)]
+    words += [word for model in models_given if model != names.EMBEDDED for word in _option("clip-model", model)]
+    for name in _REPEATED:
+        value = getattr(options, name)
+        if value and value != getattr(plain, name):
+            words += _option(name.replace("_", "-"), ",".join(value) if isinstance(value, tuple) else str(value))
+    return words
+
+
+def _option(name: str, value: str) -> list[str]:
+    """An option and its value, in one word where the value would be read as another option."""
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def _called(dtype: torch.dtype) -> str:
@@ -222,7 +299,7 @@ class Gate:
             attention=options.attention,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        self.store = Store(options.baselines)
+        self.store = Store(options.baselines, self._command_options)
         self._kept: dict[tuple[str, ...], Any] = {}
         self._latest: tuple[Case, Quantized] | None = None
         #: Records measured in this run, by case.
@@ -254,11 +331,16 @@ class Gate:
         """What records of this device are stored under."""
         return provenance.DeviceKey.of(self.device)
 
+    def _command_options(self, model: str, recipe: str) -> list[str]:
+        """The options of a command that gates the case of these names again."""
+        named = {(case.model_name, case.recipe_name): case for case in self.cases()}
+        return words_of(self.options, named.get((model, recipe)))
+
     # -- what is gated ------------------------------------------------------------------------------------------
 
     def cases(self) -> list[Case]:
         """Every recipe on every model."""
-        return [Case(r, m) for m in self.options.clip_models for r in self.options.recipes]
+        return cases_of(self.options)
 
     def recipe(self, case: Case) -> Recipe:
         """The case's recipe, loaded once."""
@@ -338,7 +420,7 @@ class Gate:
                 families.forward(model, sample)
             self._latest = case, made
             if self.options.report:
-                self.results.case(short_recipe(case.recipe), short(case.model))["layer_error"] = layers.layer_errors(
+                self.results.case(case.recipe_name, case.model_name)["layer_error"] = layers.layer_errors(
                     reference.model, model, sample
                 )
             self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
@@ -648,7 +730,7 @@ class Gate:
             found = self._judged(case, before, after, {name: one.verdict for name, one in stopped.items()})
             if self.options.report:
                 self.section(case, "accuracy")["changed"] = self._gallery(case)
-            joined = verdicts.family(found, recipe=self.recipe(case).name, model=short(case.model))
+            joined = verdicts.family(found, recipe=case.recipe_name, model=case.model_name)
             self.section(case, "accuracy").update(
                 decision=joined.decision.value,
                 headline=joined.headline(),
@@ -703,9 +785,9 @@ class Gate:
         """What a record of this case is bound to."""
         reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
         return Provenance(
-            model=short(case.model),
+            model=case.model_name,
             model_revision=reference.revision,
-            recipe=recipe.name,
+            recipe=case.recipe_name,
             recipe_hash=recipe.hash,
             calibration_hash=pairs.hash,
             calibration_size=pairs.n,
@@ -765,7 +847,7 @@ class Gate:
 
     def _stored(self, case: Case) -> Record | Missing:
         """The record of the case that is nearest to this device."""
-        return self.store.find(short(case.model), self.recipe(case).name, self.device_key)
+        return self.store.find(case.model_name, case.recipe_name, self.device_key)
 
     @cached_property
     def expected(self) -> tuple[differences.Record, ...]:
@@ -810,10 +892,10 @@ class Gate:
 
     def orphans(self) -> tuple[baselines.Orphan, ...]:
         """Records in the store that none of this run's cases uses, nor further recipes or the stressed model."""
-        named = [short(model) for model in self.options.clip_models]
+        named = list(names.of_models(self.options.clip_models).values())
         named += [model + outliers.SUFFIX for model in named]
         used = [(model, recipe) for model in named for recipe in (*recipes.DEFAULT, *recipes.MORE)]
-        used += [(short(case.model), self.recipe(case).name) for case in self.cases()]
+        used += [(case.model_name, case.recipe_name) for case in self.cases()]
         return self.store.orphans(used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks)
 
     # -- blame --------------------------------------------------------------------------------------------------
@@ -1020,8 +1102,8 @@ class Gate:
     def facts(self, case: Case) -> dict[str, Any]:
         """What a time belongs to."""
         return {
-            "recipe": short_recipe(case.recipe),
-            "model": short(case.model),
+            "recipe": case.recipe_name,
+            "model": case.model_name,
             "device": str(self.device_key),
             "dtype": str(self.reference(case).dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
@@ -1031,7 +1113,7 @@ class Gate:
 
     def section(self, case: Case, name: str) -> dict[str, Any]:
         """A section of the case's results."""
-        return self.results.section(short_recipe(case.recipe), short(case.model), name)
+        return self.results.section(case.recipe_name, case.model_name, name)
 
     def explain(self, case: Case, error: quantize.QuantizationError) -> str:
         """Why there is no quantized model, with what the recipe's entries say about it."""

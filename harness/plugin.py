@@ -26,7 +26,7 @@ from harness.outcomes import (
     results_of,
 )
 from harness.results import CheckResult, Outcome
-from harness.workers import hand_over, is_worker, settle, tell
+from harness.workers import hand_over, is_worker, settle, take_selection, tell
 
 if TYPE_CHECKING:
     from harness.baselines import Drift, Missing
@@ -43,18 +43,6 @@ _GATE = pytest.StashKey["Gate"]()
 _REFUSED = pytest.StashKey[dict[str, str]]()
 #: Which test showed the quantizers at fault of a case.
 _BLAMED = pytest.StashKey[dict["Case", str]]()
-
-#: Options that belong into a command which repeats a case, by their name in the configuration.
-_REPEATED = {
-    "recipes_root": None,
-    "tasks": None,
-    "data_root": None,
-    "calibration_data": None,
-    "calibration_size": 8192,
-    "device": "auto",
-    "attention": "diffusers",
-    "baselines": None,
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -235,7 +223,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if is_worker(config):
         # Cleared by the process that reports; a worker that starts later would clear what others have left since.
         config.option.cacheclear = False
-        return None  # what the process that reports has selected came with the options
+        take_selection(config)
+        return None
     rev = config.getoption("changed_since")
     if rev is None:
         if config.getoption("list_affected"):
@@ -295,12 +284,30 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_options(config)
         machine.key_storage(config)
+        _check_names(config)
         if config.getoption("tasks") is not None:
             from harness import gate
 
             gate.metrics_of(options_of(config))
     except UsageError as error:
         raise pytest.UsageError(*error.lines) from error
+
+
+def _check_names(config: pytest.Config) -> None:
+    """Say what a name that was given means, where it could mean something else as well.
+
+    Raises:
+        UsageError: there is no such recipe, or a name that cannot be shown.
+    """
+    from harness import names
+    from harness.report.text import shown
+
+    get = config.getoption
+    recipes, models, root = get("gate_recipes") or (), get("gate_models") or (), get("recipes_root")
+    names.of_models(models)
+    if not config.option.collectonly and not is_worker(config):
+        for line in names.notes(recipes, models, root):
+            print(shown(line, None))  # pytest's terminal is not set up yet
 
 
 # -- which tests there are ----------------------------------------------------------------------------------------
@@ -315,26 +322,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted -= own | set(metafunc._arg2fixturedefs)
     if not wanted:
         return
-    from harness import gate
+    from harness import gate, names
     from harness.recipes import DEFAULT
 
     options = options_of(metafunc.config)
-    recipes, models = options.recipes, options.clip_models
+    cases = gate.cases_of(options)
     ways = {
-        "case": [gate.Case(r, m) for m in models for r in recipes],
+        "case": cases,
         "structure_case": gate.structures_of(options),
         # No default recipe has a block format that needs CUDA.
-        "weights_case": [gate.Case(r, m) for m in models for r in recipes if r not in DEFAULT],
-        "model_case": [gate.Case(r, m) for m in models for r in recipes[:1]],
+        "weights_case": [case for case in cases if case.recipe_name not in DEFAULT],
+        "model_case": list({case.model: case for case in reversed(cases)}.values())[::-1],
         "trained_case": gate.to_train(options),
     }
     for name in wanted - {"metric"}:
-        ids = [gate.short(c.model) if name == "model_case" else c.id for c in ways[name]]
+        ids = [names.plain(c.model_name) if name == "model_case" else c.id for c in ways[name]]
         metafunc.parametrize(name, ways[name], ids=ids, scope="session")
     if "metric" in wanted:
         metrics = gate.metrics_of(options)
         # Not of the scope of the session: pytest would then order by metric as well, and quantize a case twice.
-        metafunc.parametrize("metric", metrics, ids=[f"{gate.short(t)}/{m}" for t, m in metrics])
+        metafunc.parametrize("metric", metrics, ids=gate.metric_ids(metrics))
 
 
 def _names(given: str | Iterable[str]) -> list[str]:
@@ -361,10 +368,21 @@ def _has_no_case(item: pytest.Item) -> bool:
     return any(value is _NO_CASE for value in params.values())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Look at everything that was given before the first model runs: a usage error stops the run with exit code 4."""
-    _report_refused(session.config)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Look at everything that was given before the first model runs: a usage error stops the run with exit code 4.
+
+    After the last test come the recipes that a pull request broke: earlier, pytest would take them for failures of
+    its collection.
+    """
+    _look_at_everything(session)
+    result = yield
+    if not session.config.option.collectonly:
+        _report_refused(session.config)
+    return result
+
+
+def _look_at_everything(session: pytest.Session) -> None:
     items: list[Any] = getattr(session, "items", [])
     fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
     if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
@@ -545,16 +563,10 @@ def updating(config: pytest.Config) -> bool:
 
 def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
     """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
+    from harness import gate
+
     case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[union-attr]
-    recipes = [case.recipe] if case else config.getoption("gate_recipes") or []
-    models = [case.model] if case else config.getoption("gate_models") or []
-    given = [part for r in recipes for part in ("--recipe", r)]
-    given += [part for m in models if m != "embedded" for part in ("--clip-model", m)]
-    for name, default in _REPEATED.items():
-        value = config.getoption(name)
-        if value != default:
-            given += [f"--{name.replace('_', '-')}", str(value)]
-    return given
+    return gate.words_of(options_of(config), case)
 
 
 # -- the end of a run ---------------------------------------------------------------------------------------------

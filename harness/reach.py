@@ -203,6 +203,15 @@ def _untold(document: Document, kind: str) -> str | None:
     return "it says neither by metadata.recipe_type nor by a modelopt-schema comment what it is"
 
 
+def states_type(tree: Tree, path: Path) -> bool:
+    """Whether the recipe at *path* names its kind in the way that every release of ModelOpt reads."""
+    try:
+        body = None if path.is_dir() else tree.read(path).body
+    except UsageError:
+        return True
+    return path.is_dir() or (isinstance(body, dict) and "metadata" in body)
+
+
 def _change(comparison: Comparison, name: str) -> str | None:
     """What happened to the file *name*; of a part that is not compared, nobody can say that it is as it was."""
     if name in comparison.changes:

@@ -184,7 +184,7 @@ def name_of(ref: str, root: Path | None = None) -> str:
     path = path_of(ref, root)
     if path is None:
         return ref.rpartition(":")[2]
-    return _name(ref, path, Tree(root if root is not None else installed_root()))
+    return _name(path, root if root is not None else installed_root())
 
 
 def path_of(ref: str, root: Path | None = None) -> Path | None:
@@ -248,9 +248,11 @@ def also_means(ref: str, root: Path | None = None) -> str | None:
 def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
     """Every recipe that *ref* may mean, the one that counts first."""
     path = files.expand(ref, option="--recipe")
-    named = _with_suffixes(path)
+    if path.parts[:1] and path.parts[0].startswith("~"):  # "./~x": a file of that name, not to be expanded again
+        path = path.absolute()
+    typed = _with_suffixes(path)
     if path.is_absolute() or ref.startswith(("./", "../")):
-        return [file for file in named if _exists(file)]
+        return [file for file in typed if _exists(file)]
     inside: list[Path] = []
     if ".." not in path.parts:
         in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
@@ -258,7 +260,7 @@ def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
     own: list[Path] = []
     if "/" not in ref and not ref.endswith(SUFFIXES):
         own = [HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml"]
-    candidates = [*inside, *own, *named] if given else [*own, *named, *inside]
+    candidates = [*inside, *own, *typed] if given else [*own, *typed, *inside]
     return [file for file in candidates if _exists(file)]
 
 
@@ -363,7 +365,7 @@ def declares_without_metadata() -> bool:
 
 
 def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
-    name = _name(ref, path, tree)
+    name = _name(path, tree.root)
     if files.is_folder(path):
         return _from_directory(ref, name, path, tree)
     document = tree.read(path)
@@ -531,15 +533,44 @@ def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:
     )
 
 
-def _name(ref: str, path: Path, tree: Tree) -> str:
-    """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with dots."""
+def own_name(path: Path) -> str | None:
+    """The name of this package's recipe that is the file *path*, or None: it is another one."""
     real = path.resolve()
-    inside = tree.root in real.parents and HERE not in path.parents
-    name = real.relative_to(tree.root).with_suffix("").as_posix().replace("/", ".") if inside else path.stem
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip(".-")
-    if not name:
-        raise UsageError(f"--recipe {ref}", "has a file name without a letter", "Rename the file.")
-    return name
+    here = HERE.resolve()
+    return real.stem if real.parent in (here, here / "more") else None
+
+
+def own_reference(name: str, root: Path) -> str:
+    """What means this package's recipe *name* where the tree *root* may hold a file of that name."""
+    path = path_of(name, root)
+    if path is not None and own_name(path) == name:
+        return name
+    return str(next(own for own in (HERE / f"{name}.yaml", HERE / "more" / f"{name}.yaml") if own.is_file()))
+
+
+def place_of(path: Path, root: Path | None = None) -> tuple[Path, str]:
+    """The folder below which the recipe at *path* is named, and its path from there with its suffix.
+
+    The folder is the tree for one of its recipes, links followed, and any other's own folder.
+    """
+    real = path.resolve()
+    top = (root if root is not None else installed_root()).resolve()
+    if top in real.parents and own_name(path) is None:
+        return top, real.relative_to(top).as_posix()
+    return path.absolute().parent, path.name
+
+
+def fit(text: str) -> str:
+    """*text* with only such characters as test ids and names of folders may have."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip(".-")
+
+
+def _name(path: Path, root: Path) -> str:
+    """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with dots."""
+    shown = place_of(path, root)[1]
+    bare = Path(shown).with_suffix("").as_posix() if path.is_file() else shown
+    name = fit(bare.replace("/", "."))
+    return name or f"recipe-{hashlib.sha256(shown.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 # --- Python

@@ -130,7 +130,7 @@ class Results:
     """The cases of a run, in the order in which they were first touched."""
 
     def __init__(self) -> None:
-        self.cases: dict[str, dict[str, Json]] = {}
+        self.cases: dict[tuple[str, str], dict[str, Json]] = {}
         self.environment: dict[str, Json] = {}
         #: The checks of each case, by the case's key.
         self.checks: dict[str, Checks] = {}
@@ -143,7 +143,7 @@ class Results:
 
     def case(self, recipe: str, model: str) -> dict[str, Json]:
         """The case of *recipe* on *model*; made on first use."""
-        return self.cases.setdefault(f"{recipe}-{model}", {"recipe": recipe, "model": model})
+        return self.cases.setdefault((recipe, model), {"recipe": recipe, "model": model})
 
     def section(self, recipe: str, model: str, name: str) -> dict[str, Json]:
         """A section of a case; made on first use."""

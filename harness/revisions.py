@@ -279,9 +279,7 @@ def _sizes(root: Path, names: Collection[str]) -> dict[str, int]:
     output = _git(root, "cat-file", "--batch-check", standard_input="".join(f"{name}\n" for name in names).encode())
     lines = [line.split() for line in output.decode().splitlines()]
     if any(fields[1] == "missing" for fields in lines):
-        what = "some files as they were then are not in this clone (a partial one), and the gate fetches nothing"
-        mend = "Fetch them yourself: git fetch --refetch --no-filter, or clone without --filter."
-        raise UsageError(root, what, mend)
+        raise _partial(root)
     return {fields[0]: int(fields[2]) for fields in lines}
 
 
@@ -499,9 +497,16 @@ def _git(root: Path, *arguments: str, standard_input: bytes = b"") -> bytes:
     """
     done = _run(root, *arguments, standard_input=standard_input)
     if done.returncode != 0:
+        if b"promisor remote" in done.stderr:
+            raise _partial(root)
         reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit code {done.returncode}"
         raise UsageError(root, f"git {arguments[0]} failed: {reason[:300]}", "Give a tree in a git checkout.")
     return done.stdout
+
+
+def _partial(root: Path) -> UsageError:
+    what = "some files as they were then are not in this clone (a partial one), and the gate fetches nothing"
+    return UsageError(root, what, "Fetch them: git fetch --refetch --no-filter, or clone without --filter.")
 
 
 def _run(root: Path, *arguments: str, standard_input: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -45,8 +45,8 @@ class Selection:
 
     @property
     def unloadable(self) -> dict[str, str]:
-        """Those of the refused recipes that no test can load -> the reason."""
-        return {one.recipe: one.broken for one in self.affected if one.broken and one.recipe in self.refused}
+        """Those of the refused recipes that no test can load -> the reason; one cause is there once."""
+        return _joined({one.recipe: one.broken for one in self.affected if one.broken and one.recipe in self.refused})
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -177,6 +177,8 @@ def _judge(one: Affected, root: Path, base: Path, comparison: Comparison, attent
     try:
         head = recipes.load_file(one.path, root)
     except UsageError as error:  # it resolves, and ModelOpt's schema refuses it
+        if not reach.states_type(Tree(root), one.path):  # another release may load it
+            return _Judged(one, undecided=str(error))
         return _Judged(replace(one, broken=str(error)), refused=str(error))
     reason = reach.not_gated(head, device, effect.quantizer_names())
     if reason is not None:

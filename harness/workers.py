@@ -15,10 +15,13 @@ import pytest
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
+    from harness.gate import Case
     from harness.shards import Store
 
 #: Where a worker leaves what it hands over, and finds the folder of shards.
 _HANDED = "quantized CLIP gate"
+#: Under this a worker finds the references of the recipes to gate.
+_SELECTED = "quantized CLIP gate recipes"
 #: The folder of shards in pytest's cache, beside what other plugins keep there.
 CACHE = "quantized-clip-gate"
 _LOOKED_AT = pytest.StashKey[bool]()
@@ -91,9 +94,15 @@ def settle(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker where all of them keep their shards."""
+    """Tell a worker where all of them keep their shards, and what is gated."""
     store = store_of(node.config)
     node.workerinput[_HANDED] = None if store is None else [str(store.folder), store.run]
+    node.workerinput[_SELECTED] = node.config.option.gate_recipes
+
+
+def take_selection(config: pytest.Config) -> None:
+    """Have this worker gate the recipes that the process which reports has selected."""
+    config.option.gate_recipes = config.workerinput[_SELECTED]  # type: ignore[attr-defined]
 
 
 def hand_over(config: pytest.Config, lines: Sequence[str]) -> None:
@@ -143,7 +152,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     if not any(case in one for case in _case_ids(config) for one in ids):
         return
     options = options_of(config)
-    metrics = tuple(f"{gate.short(task)}/{metric}]" for task, metric in gate.metrics_of(options))
+    metrics = tuple(f"{one}]" for one in gate.metric_ids(gate.metrics_of(options)))
     made = gate.Gate(options)
     try:
         made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
@@ -168,14 +177,17 @@ def pytest_testnodedown(node: Any) -> None:
     if handed["results"]["cases"]:
         results = results_of(config)
         results.merge(handed["results"])
-        order = {case: place for place, case in enumerate(_case_ids(config))}
+        order = {(case.recipe_name, case.model_name): place for place, case in enumerate(_cases(config))}
         results.cases = dict(sorted(results.cases.items(), key=lambda item: order.get(item[0], len(order))))
     tell(config, handed["lines"])
 
 
 def _case_ids(config: pytest.Config) -> list[str]:
+    return [case.id for case in _cases(config)]
+
+
+def _cases(config: pytest.Config) -> list[Case]:
     from harness import gate
     from harness.plugin import options_of
 
-    options = options_of(config)
-    return [gate.Case(recipe, model).id for model in options.clip_models for recipe in options.recipes]
+    return gate.cases_of(options_of(config))

@@ -13,7 +13,6 @@ changes: a process killed before it leaves the old record, after it the new one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -34,13 +33,14 @@ from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_comman
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
 from harness.baselines.records import HistoryEntry, Record, TaskRecord
 from harness.errors import UsageError
+from harness.names import KEPT, folder_name
 from harness.provenance import BINDING_PACKAGES, DeviceKey, Nearness
 
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
-REFERENCE = "reference"
+REFERENCE = KEPT["recipe"][0]
 #: The one folder of the store that is no model's: expected differences between releases (``harness.versions``).
-VERSIONS = "versions"
+VERSIONS = KEPT["model"][0]
 _RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
 _TEMPORARY = ".tmp-"
 _HISTORY_LINES = 60  #: of one entry; what a wholesale change says beyond them is in git
@@ -108,37 +108,15 @@ class Change:
         return "\n".join(lines)
 
 
-def folder_name(name: str, what: str) -> str:
-    """The folder of a model or recipe: its name, ``/`` written ``--``, and a hash of it where more had to change.
-
-    Raises:
-        UsageError: empty, absolute, with ``..`` or control characters, or a name that the store keeps for itself.
-
-    """
-    parts = re.split(r"[/\\]", name)
-    if not name.strip() or not name.isprintable():
-        raise UsageError(f"{what} {name!r}", "its name is empty or holds control characters", "Give it a plain name")
-    if not all(parts) or {".", ".."} & set(parts) or re.match(r"[A-Za-z]:[/\\]", name):
-        raise UsageError(f"{what} {name!r}", "its name leads out of the folder of baselines", "Give it a plain name")
-    kept = {
-        "recipe": (REFERENCE, "the reference's outcomes"),
-        "model": (VERSIONS, "what releases are expected to change"),
-    }
-    if name.casefold() == kept.get(what, ("",))[0]:
-        raise UsageError(f"{what} {name!r}", f"the baselines keep this name for {kept[what][1]}", "Rename the file")
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--"))
-    if plain == name.replace("/", "--") and plain[0] not in ".-" and plain[-1] != "." and len(plain) <= 100:
-        return plain
-    return (
-        f"{plain.strip('.-')[:80] or 'unnamed'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-    )
-
-
 class Store:
-    """The baselines under *root*, which need not exist yet."""
+    """The baselines under *root*, which need not exist yet.
 
-    def __init__(self, root: Path | str) -> None:
+    *options* gives the options of a command that gates the recipe on the model of these names again.
+    """
+
+    def __init__(self, root: Path | str, options: Callable[[str, str], Sequence[str]] | None = None) -> None:
         self.root = Path(root)
+        self._options = options
 
     # -- reading
 
@@ -173,7 +151,7 @@ class Store:
             yield path, key
 
     def _read(self, path: Path, key: DeviceKey, model: str, recipe: str) -> Record:
-        accept = accept_command(recipe=recipe, model=model, new_only=True)
+        accept = self._accept(model, recipe)
         for last in (False, False, False, False, True):
             try:
                 record = text.read(path, lambda *which: self._blob(path.parent, *which))
@@ -208,6 +186,10 @@ class Store:
                     part, "a link may lead out of the folder of baselines", "Put a real folder in its place"
                 )
         return folder
+
+    def _accept(self, model: str, recipe: str) -> str:
+        options = self._options(model, recipe) if self._options else ()
+        return accept_command(None, options, recipe=recipe, model=model, new_only=True)
 
     # -- writing
 
@@ -334,7 +316,7 @@ class Store:
                 record = self._read(path, key, name, recipe)
                 gone = sorted({t.task for t in record.tasks} - set(tasks or ()))
                 if gone:
-                    again = accept_command(recipe=recipe, model=name, new_only=True)
+                    again = self._accept(name, recipe)
                     found.append(Orphan(path, f"no test used its {', '.join(gone)}", f"git rm -- {path}; {again}"))
         return tuple(found)
 

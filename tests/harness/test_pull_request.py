@@ -5,6 +5,7 @@ The tree is the installed ``modelopt_recipes`` with a CLIP recipe put where one 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -261,3 +262,76 @@ def test_selection_names_effects_as_the_tree_does(tree: Tree) -> None:
     assert found.gated == (CLIP,)
     assert [e.recipe for e in found.effects] == [CLIP]
     assert str(effect.Effect(CLIP, {}, ())) == f"{CLIP}: no effect on CLIP"
+
+
+def test_a_recipe_called_like_one_of_ours_is_the_file_of_the_tree(tree: Tree) -> None:
+    """``fp8.yaml`` in the tree, its attention entry deleted, is compared with itself as it was, gated, and fails."""
+    ours = recipes.load("fp8").path
+    assert ours is not None
+    path = tree.root / "fp8.yaml"
+    shutil.copy(ours, path)
+    tree.git("add", "-A")
+    tree.git("commit", "-q", "-m", "base")
+    config: Any = yaml.safe_load(path.read_text())
+    config["quantize"]["quant_cfg"] = [
+        entry for entry in config["quantize"]["quant_cfg"] if entry["quantizer_name"] != "*[qkv]_bmm_quantizer"
+    ]
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    result = tree.gate("--calibration-size", "64", "-k", "attention_has")
+
+    assert result.ret == 1
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "* quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers 0..3",
+            "gated: fp8",
+            "*test_attention_has_its_quantizers[[]modelopt_recipes.fp8-embedded[]]*",
+        ]
+    )
+
+
+def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> None:
+    """Deny-all behind everything, and an import that is gone: one line each, exit code 1, JUnit and results alike."""
+    clip = tree.root / f"{CLIP}.yaml"
+    config: Any = yaml.safe_load(clip.read_text())
+    entries = config["quantize"]["quant_cfg"]
+    entries.sort(key=lambda entry: entry["quantizer_name"] == "*")
+    clip.write_text(yaml.safe_dump(config, sort_keys=False))
+    (tree.root / "configs/ptq/units/w8a8_fp8_fp8.yaml").unlink()
+    reports = tree.root.parent.parent / "reports"
+    junit = reports.parent / "junit.xml"
+    result = tree.gate("-k", "no_such_test", "--gate-report", str(reports), "--junitxml", str(junit))
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "refused:",
+            f"- {CLIP}: entry {len(entries)} `[*]` (*fp8.yaml:*) turns everything off. *",
+            "- huggingface/vit/ptq/fp8: *the import 'configs/ptq/units/w8a8_fp8_fp8' does not exist*",
+            "FAILED *huggingface/vit/ptq/fp8::can be loaded*",
+        ]
+    )
+    found = json.loads((reports / "results.json").read_text())["environment"]["selection"]
+    assert set(found["refused"]) >= {CLIP, "huggingface/vit/ptq/fp8"}
+    assert set(found["refused"]) <= set(found["gated"])
+    assert "does not exist" in junit.read_text()
+    result.assert_outcomes(failed=2)
+    assert len(result.outlines) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("huggingface/clip/ptq/again", f"imports: {{r: {CLIP}}}\n$import: r\n", ""),
+        ("huggingface/clip/ptq/bare", "quantize: {quant_cfg: []}\n", ""),
+        ("configs/numerics/bare", "num_bits: 8\n", "says neither by metadata.recipe_type nor by"),
+    ],
+)
+def test_a_kind_that_nobody_can_tell_is_no_silent_pass(tree: Tree, name: str, text: str, reason: str) -> None:
+    """Such a file is either gated or a usage error that names it: never exit code 0 with nothing looked at."""
+    (tree.root / f"{name}.yaml").write_text(text)
+    result = tree.gate("--list-affected")
+
+    assert name in selected(result)
+    assert f"gated: {name}" in result.outlines or result.ret == 4
+    assert reason in result.stderr.str()

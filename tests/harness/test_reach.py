@@ -320,6 +320,61 @@ def test_one_line_in_the_fp8_numerics_selects_what_imports_it(tmp_path: Path) ->
     assert before.hash == load("huggingface/vit/ptq/fp8").hash != after.hash
 
 
+def test_a_link_to_a_recipe_does_not_select_it_twice(root: Path) -> None:
+    """A recipe that two folders show is one, by the name of the file itself; a link alone is a recipe all the same."""
+    (root / "c").mkdir()
+    (root / "c/again.yaml").symlink_to("../b/int8.yaml")
+    (root / "alias").symlink_to("b")
+    new = affected(root, "HEAD")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "links")
+    put(root, "b/int8.yaml", recipe("configs/units/fp8"))
+
+    assert names(new) == ["c/again"]
+    assert names(affected(root, "HEAD")) == ["b/int8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c/imports.yaml", "imports:\n  r: a/fp8\n$import: r\n"),
+        ("configs/numerics/bare.yaml", "num_bits: 8\n"),
+        ("c/other.yaml", "# modelopt-schema: modelopt.recipe.config.ModelOptSparsityRecipe\nsparsity: {}\n"),
+    ],
+)
+def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(root: Path, name: str, text: str) -> None:
+    """A file that says nothing of its kind, or a kind that is not known here, is listed, and no verdict excuses it."""
+    put(root, name, text)
+
+    (one,) = affected(root, "HEAD")
+
+    assert f"{one.recipe}.yaml" == name
+    assert one.untold or one.kind == "ptq"
+    assert not_gated(one, "cpu") is None
+
+
+def test_settings_of_other_tools_are_no_recipes(root: Path) -> None:
+    """Below a name with a dot, YAML that is nothing of ModelOpt's belongs to somebody else."""
+    put(root, ".pre-commit-config.yaml", "repos: []\n")
+    put(root, ".github/workflows/ci.yml", "jobs: {}\n")
+    put(root, ".hidden/new.yaml", recipe("configs/units/int8"))
+
+    assert names(affected(root, "HEAD")) == [".hidden/new"]
+
+
+def test_what_cannot_be_compared_counts_as_changed_for_those_who_import_it(root: Path) -> None:
+    """An ignored snippet may be another one than before, so the recipe above it is selected, with that reason."""
+    put(root, "local/unit.yaml", (root / "configs/units/int8.yaml").read_text())
+    put(root.parent, ".gitignore", "local/\n")
+    put(root, "c/new.yaml", recipe("local/unit"))
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "ignored unit")
+
+    (one,) = affected(root, "HEAD")
+
+    assert (one.recipe, one.change) == ("c/new", "in local/, ignored by git")
+
+
 # --- revisions
 
 
