@@ -99,10 +99,10 @@ def reached(tree: Tree, base: Tree, comparison: Comparison, presets: bool = Fals
     return sorted((one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe)
 
 
-def _recipe_files(tree: Tree, files: Iterable[str]) -> list[Path]:
-    """Of *files*, those that are recipes, folders that hold one, and files that cannot be read and might be one."""
+def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
+    """Of the files *compared*, those that are recipes, folders that hold one, and files that cannot be read and might be one."""
     found: list[Path] = []
-    for path in (tree.root / name for name in files):
+    for path in (tree.root / name for name in compared):
         if sections := section_files(path.parent):
             if path == sections[0]:
                 found.append(path.parent)
@@ -206,10 +206,10 @@ def _untold(document: Document, kind: str) -> str | None:
 def states_type(tree: Tree, path: Path) -> bool:
     """Whether the recipe at *path* names its kind in the way that every release of ModelOpt reads."""
     try:
-        body = None if path.is_dir() else tree.read(path).body
+        body = None if files.is_folder(path) else tree.read(path).body
     except UsageError:
         return True
-    return path.is_dir() or (isinstance(body, dict) and "metadata" in body)
+    return files.is_folder(path) or (isinstance(body, dict) and "metadata" in body)
 
 
 def _change(comparison: Comparison, name: str) -> str | None:

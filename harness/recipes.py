@@ -545,7 +545,7 @@ def own_reference(name: str, root: Path) -> str:
     path = path_of(name, root)
     if path is not None and own_name(path) == name:
         return name
-    return str(next(own for own in (HERE / f"{name}.yaml", HERE / "more" / f"{name}.yaml") if own.is_file()))
+    return str(next(own for own in (HERE / f"{name}.yaml", HERE / "more" / f"{name}.yaml") if files.is_file(own)))
 
 
 def place_of(path: Path, root: Path | None = None) -> tuple[Path, str]:
@@ -568,7 +568,7 @@ def fit(text: str) -> str:
 def _name(path: Path, root: Path) -> str:
     """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with dots."""
     shown = place_of(path, root)[1]
-    bare = Path(shown).with_suffix("").as_posix() if path.is_file() else shown
+    bare = Path(shown).with_suffix("").as_posix() if files.is_file(path) else shown
     name = fit(bare.replace("/", "."))
     return name or f"recipe-{hashlib.sha256(shown.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
