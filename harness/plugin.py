@@ -5,7 +5,7 @@ No decision is taken here.  The suites in ``tests/`` call the library; ``harness
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
