@@ -233,8 +233,6 @@ def case_of(item: pytest.Item) -> Case | None:
 
 
 def _check(item: pytest.Item, report: pytest.TestReport, outcome: Outcome, error: BaseException | None) -> CheckResult:
-    from harness import gate
-
     case = case_of(item)
     params = getattr(getattr(item, "callspec", None), "params", {})
     message = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else _message(report, error)
@@ -243,8 +241,8 @@ def _check(item: pytest.Item, report: pytest.TestReport, outcome: Outcome, error
         suite=next((name for name in SUITES if item.get_closest_marker(name)), ""),
         outcome=outcome,
         message=message,
-        recipe="" if case is None else gate.short_recipe(case.recipe),
-        model="" if case is None else gate.short(case.model),
+        recipe="" if case is None else case.recipe_name,
+        model="" if case is None else case.model_name,
         gated=case is not None and "structure_case" not in params,
         about_baseline=getattr(error, "about_baseline", False),
     )
@@ -346,15 +344,14 @@ def fell_short(results: Results, case: Case) -> str:
 
     A difference from the stored record is no reason: that record is kept as it is in any case.
     """
-    from harness.gate import short, short_recipe
     from harness.report import cases
 
-    recipe, model = short_recipe(case.recipe), short(case.model)
+    key = (case.recipe_name, case.model_name)
     found = Checks()
-    for check in results.checks.get(f"{recipe}-{model}", Checks()).every:
+    for check in results.checks.get(key, Checks()).every:
         if not check.about_baseline:
             found.add(check)
-    judged = results.case(recipe, model) | {"checks": found.as_dict()}
+    judged = results.case(*key) | {"checks": found.as_dict()}
     if not Word(cases.decision(judged)).falls_short:
         return ""
     return f"{cases.decision(judged)}: {cases.headline(judged)}"

@@ -100,7 +100,7 @@ def reached(tree: Tree, base: Tree, comparison: Comparison, presets: bool = Fals
 
 
 def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
-    """The recipes among the files *compared*: files, folders that hold one, and what cannot be read and might be one."""
+    """Of the files *compared*: recipes, folders that hold one, and what cannot be read and might be one."""
     found: list[Path] = []
     for path in (tree.root / name for name in compared):
         if sections := section_files(path.parent):

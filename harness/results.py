@@ -133,7 +133,7 @@ class Results:
         self.cases: dict[tuple[str, str], dict[str, Json]] = {}
         self.environment: dict[str, Json] = {}
         #: The checks of each case, by the case's key.
-        self.checks: dict[str, Checks] = {}
+        self.checks: dict[tuple[str, str], Checks] = {}
         #: The checks that are of no case: the arithmetic of formats, orphans, references.
         self.other_checks = Checks()
         #: The line of the usage error that ended the run, or empty.
@@ -166,7 +166,7 @@ class Results:
             self.other_checks.add(check)
             return
         self.case(check.recipe, check.model)
-        self.checks.setdefault(f"{check.recipe}-{check.model}", Checks()).add(check)
+        self.checks.setdefault((check.recipe, check.model), Checks()).add(check)
 
     def merge(self, other: dict[str, Json]) -> None:
         """Take over what another process found (its ``as_dict``), but for its checks, whose reports come singly."""
