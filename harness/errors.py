@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,34 @@ class CombinedUsageError(UsageError):
     def lines(self) -> tuple[str, ...]:
         """As of :class:`UsageError`."""
         return tuple(line for error in self._errors for line in error.lines)
+
+
+class UnforeseenError(UsageError):
+    """An error that came out of reading what somebody gave, and that no check foresaw: a defect of the gate.
+
+    It is told like bad input, before anything is computed; its cause is the error itself.
+    """
+
+    def __init__(self, where: str | Path, error: Exception) -> None:
+        innermost = traceback.extract_tb(error.__traceback__)[-1:]
+        at = "".join(f", {Path(f.filename).parent.name}/{Path(f.filename).name}:{f.lineno}" for f in innermost)
+        what = f"cannot be read ({one_line(error)}{at})"
+        super().__init__(where, what, "This is a defect of the gate: please report it; -v shows the traceback.")
+
+
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Name what is read within the block in whatever is raised there.
+
+    Raises:
+        UsageError: what was given cannot be used, or (:class:`UnforeseenError`) nobody foresaw it.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UnforeseenError(where, error) from error
 
 
 def raise_all(errors: Sequence[UsageError]) -> None:

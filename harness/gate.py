@@ -209,8 +209,8 @@ def metric_ids(metrics: Sequence[tuple[str, str]]) -> list[str]:
 
 #: Options that belong into a command which repeats a case.
 _REPEATED = (
-    *("recipes_root", "tasks", "data_root", "calibration_data", "calibration_size", "device", "attention"),
-    "baselines",
+    *("recipes_root", "tasks", "data_root", "calibration_data", "calibration_size", "batch_size"),
+    *("device", "attention", "baselines"),
 )
 
 
@@ -436,22 +436,32 @@ class Gate:
         Raises:
             UsageError: something cannot be used.
         """
-        policy = self.policy
-        differences.load(self.options.baselines)
-        policy.check_names(
-            [self.recipe(case).name for case in self.cases()] + [*recipes.DEFAULT, *recipes.MORE],
-            tasks.EMBEDDED_TASKS,
-        )
-        # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
-        records = {case: self._stored(case) for case in self.cases()}
+        for case in self.cases():
+            with errors.reading(f"--recipe {case.recipe}"):
+                self.recipe(case)
+        with errors.reading(self.options.baselines):
+            policy = self.policy
+            differences.load(self.options.baselines)
+            policy.check_names(
+                [self.recipe(case).name for case in self.cases()] + [*recipes.DEFAULT, *recipes.MORE],
+                tasks.EMBEDDED_TASKS,
+            )
+            # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
+            records = {case: self._stored(case) for case in self.cases()}
+        for case in records:
+            with errors.reading(f"--clip-model {case.model}"):
+                self.reference(case)
         if accuracy:
-            errors.raise_all(self._budget_refusals(records))
+            with errors.reading(f"--data-root {self.options.data_root}"):
+                errors.raise_all(self._budget_refusals(records))
         for case in records:
             self._check_fit(case)
         for case in records:
-            self.calibration(case)
+            with errors.reading(f"--calibration-data {self.options.calibration_data}"):
+                self.calibration(case)
             if accuracy and not self.lacks(case, accuracy=True):
-                self.tasks(case)
+                with errors.reading(f"--data-root {self.options.data_root}"):
+                    self.tasks(case)
         if accuracy:
             self.evaluator.ready()
         if checkpoints:

@@ -6,6 +6,9 @@ which torch it was measured with.  Its times are compared on that device alone.
 
 from __future__ import annotations
 
+import copy
+import os
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -17,6 +20,9 @@ from harness.errors import UsageError
 _OPTIONS = ("benchmark_save", "benchmark_autosave", "benchmark_compare", "benchmark_json")
 #: What pytest-benchmark records of a CPU that changes from one second to the next.
 _FICKLE = ("hz_actual", "hz_actual_friendly")
+
+#: Why the saved run is not compared: it is of another machine.
+_ELSEWHERE = pytest.StashKey[str]()
 
 
 def key_storage(config: pytest.Config) -> None:
@@ -32,6 +38,78 @@ def key_storage(config: pytest.Config) -> None:
     patch = mock.patch.object(session, "get_machine_id", return_value=f"{plain}-{device}")
     patch.start()
     config.add_cleanup(patch.stop)
+
+
+def no_times(config: pytest.Config) -> str:
+    """Why pytest-benchmark takes no times in this run; empty where it does."""
+    if os.environ.get("PYTEST_XDIST_WORKER") or getattr(config.option, "numprocesses", None):
+        return "times are not taken with -n"
+    if config.getoption("benchmark_disable", False) and not config.getoption("benchmark_enable", False):
+        return "times are not taken with --benchmark-disable"
+    return ""
+
+
+def check_processes(config: pytest.Config) -> None:
+    """Refuse to save or compare times in a run that takes none.
+
+    Raises:
+        UsageError: one of pytest-benchmark's options asks for what cannot be had.
+    """
+    why = no_times(config)
+    given = [name for name in (*_OPTIONS, "benchmark_compare_fail") if getattr(config.option, name, None)]
+    if why and given:
+        other = why.rpartition(" ")[2]
+        raise UsageError(f"--{given[0].replace('_', '-')}", why, f"Leave out one of it and {other}.")
+
+
+def check_comparison(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Refuse a comparison in which there is nothing to compare, before any test runs.
+
+    Raises:
+        UsageError: there is no saved run, it is of another machine, or it holds none of these tests.
+    """
+    check_processes(config)
+    option, fail = config.getoption("benchmark_compare", None), config.getoption("benchmark_compare_fail", None)
+    session = getattr(config, "_benchmarksession", None)
+    if (not option and not fail) or session is None:
+        return
+    if not option:
+        fix = "Give --benchmark-compare as well."
+        raise UsageError("--benchmark-compare-fail", "has nothing to compare with", fix)
+    fix = "Save a run of these tests first: --benchmark-save NAME."
+    if not session.compared_mapping:
+        raise UsageError("--benchmark-compare", f"there is no saved run in {session.storage}", fix)
+    if config.stash.get(_ELSEWHERE, ""):
+        raise UsageError("--benchmark-compare", config.stash[_ELSEWHERE], fix)
+    timed = [item.nodeid for item in items if "benchmark" in getattr(item, "fixturenames", ())]
+    # The reference is timed whatever the recipe is called: those of a recipe are what is asked for.
+    of_recipes = [item.nodeid for item in items if item.nodeid in timed and _has_case(item)]
+    if not timed:
+        raise UsageError("--benchmark-compare", "none of the selected tests takes times", "Select them: -m throughput.")
+    saved = {name for tests in session.compared_mapping.values() for name in tests}
+    if not saved & set(of_recipes or timed):
+        what = f"the saved run holds none of these tests ({(of_recipes or timed)[0]}, ...)"
+        raise UsageError("--benchmark-compare", what, fix)
+
+
+def _has_case(item: pytest.Item) -> bool:
+    return "case" in getattr(getattr(item, "callspec", None), "params", {})
+
+
+def regressions(config: pytest.Config) -> list[tuple[str, str]]:
+    """Tests that became slower than ``--benchmark-compare-fail`` allows, and by how much.
+
+    pytest-benchmark would raise them as a traceback behind the terminal's summary; told here, it does not any more.
+    """
+    session = getattr(config, "_benchmarksession", None)
+    if session is None or not session.compare_fail or not session.compared_mapping:
+        return []
+    probe = copy.copy(session)
+    probe.performance_regressions = []
+    for _ in probe.prepare_benchmarks():
+        pass
+    session.compare_fail = []
+    return [(str(name), str(found)) for name, found in probe.performance_regressions]
 
 
 def facts(config: pytest.Config) -> dict[str, str]:
@@ -75,6 +153,7 @@ def pytest_benchmark_compare_machine_info(
     if config.getoption("benchmark_compare_fail"):
         mend = "Save a run on this machine first (--benchmark-save NAME), or leave --benchmark-compare-fail out."
         raise pytest.UsageError(str(UsageError("--benchmark-compare", what, mend)))
+    config.stash[_ELSEWHERE] = what
     benchmarksession.logger.info(f"--benchmark-compare: {what}; the ratios of each row's extra_info may be.")
     compared_benchmark["benchmarks"] = []
     # pytest-benchmark's own warning would print every fact of both machines on top.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Generator, Iterable, Sequence
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ import pytest
 from _pytest.junitxml import xml_key as _JUNIT
 from _pytest.outcomes import Failed  # pytest.fail.Exception, under a name that can be derived from
 
-from harness.errors import UsageError
+from harness.errors import UnforeseenError, UsageError, reading
 from harness.results import CheckResult, Checks, Outcome, Results, Word
 from harness.workers import is_worker
 
@@ -114,15 +116,36 @@ def uses_gate(item: pytest.Item) -> bool:
     return any(getattr(defs[-1].func, "__module__", "") == "harness.plugin" for defs in fixtures.values() if defs)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Remember the modules of the gate's suites before anything is deselected."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Remember the modules of the gate's suites before anything is deselected; refuse a marker that selects nothing."""
     config.stash[_OURS] = {item.path for item in items if uses_gate(item)}
+    expression, before = config.getoption("markexpr"), len(items)
+    yield
+    selected = config.getoption("gate_recipes") != []  # of a pull request that broke every recipe nothing is left
+    if expression and config.stash[_OURS] and not items and selected and not is_worker(config):
+        what = f"selects none of the {before} tests"
+        fix = f"The gate's markers are {', '.join(SUITES)}."
+        raise pytest.UsageError(str(UsageError(f"-m {expression!r}", what, fix)))
 
 
 def is_ours(item: pytest.Item) -> bool:
     """Whether a test is of one of the gate's suites."""
     return item.path in item.config.stash.get(_OURS, set())
+
+
+@contextmanager
+def refusing(config: pytest.Config) -> Iterator[None]:
+    """End the run with exit code 4 where what was given cannot be used: it is said in the report as well."""
+    try:
+        with reading("what was given"):
+            yield
+    except UsageError as error:
+        if isinstance(error, UnforeseenError) and error.__cause__ and config.getoption("verbose") > 0:
+            for line in traceback.format_exception(error.__cause__):
+                config.get_terminal_writer().write(line)
+        results_of(config).refused = str(error)
+        raise pytest.UsageError(*error.lines) from error
 
 
 # -- from a test's report to a check ------------------------------------------------------------------------------
@@ -204,8 +227,6 @@ def _explained(item: pytest.Item, error: Any) -> str:
 
 def _places(error: BaseException, most: int = 3) -> list[str]:
     """Where *error* went through this package, and where it was raised, innermost last."""
-    import traceback
-
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames[:-1] if f"{Path(__file__).parent}" in frame.filename]
     chosen = [*own[-most:], *frames[-1:]]
@@ -359,11 +380,16 @@ def fell_short(results: Results, case: Case) -> str:
 
 def conclude(session: pytest.Session) -> None:
     """Give the run its one word: the exit code follows it, the JUnit file and the report carry it."""
+    from harness import machine
     from harness.report import cases
 
     config, results = session.config, results_of(session.config)
     if session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR):
         results.interrupted = "the run did not come to its end: what it says is of a part"
+    for test, what in machine.regressions(config):
+        results.add(
+            CheckResult(test, "throughput", Outcome.FAILED, f"slower than --benchmark-compare-fail allows: {what}")
+        )
     found = results.as_dict()
     word = Word(cases.run_decision(found))
     notes = config.stash.setdefault(_NOTES, [])

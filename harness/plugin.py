@@ -5,14 +5,16 @@ No decision is taken here.  The suites in ``tests/`` call the library; ``harness
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Generator, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.compat import NOTSET as _NO_CASE  # the parameter of a test whose set of parameters is empty
 
+from harness import machine
 from harness.errors import UsageError
+from harness.options import check_options, prepare_report, shortened
 from harness.outcomes import (
     Inconclusive,
     NotHeld,
@@ -23,7 +25,9 @@ from harness.outcomes import (
     has_results,
     keep_gate,
     notes_of,
+    refusing,
     results_of,
+    uses_gate,
 )
 from harness.results import CheckResult, Outcome
 from harness.workers import hand_over, is_worker, settle, take_selection, tell
@@ -45,6 +49,14 @@ _REFUSED = pytest.StashKey[dict[str, str]]()
 _BLAMED = pytest.StashKey[dict["Case", str]]()
 
 
+def _whole_number(text: str) -> int:
+    """A whole number; what is none is repeated in a few characters only."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number") from None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The command line of the gate."""
     group = parser.getgroup("quantized CLIP gate")
@@ -59,7 +71,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--recipes-root",
-        type=Path,
         metavar="DIR",
         help="resolve ModelOpt names and $imports in this modelopt_recipes tree",
     )
@@ -75,19 +86,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME[,NAME]",
         help="CLIP_benchmark tasks (cifar100, imagenet1k, mscoco_captions, wds/...; default: the embedded three)",
     )
-    add("--data-root", type=Path, metavar="DIR", help="where the tasks' data lie")
+    add("--data-root", metavar="DIR", help="where the tasks' data lie")
     add(
         "--calibration-data",
-        type=Path,
         metavar="DIR",
         help="image-text pairs: a webdataset or the COCO captions layout",
     )
     add(
         "--calibration-size",
-        type=int,
+        type=_whole_number,
         default=8192,
         metavar="N",
         help="pairs to calibrate on (default: 8192, or all there is)",
+    )
+    add(
+        "--batch-size",
+        type=_whole_number,
+        metavar="N",
+        help="rows per forward (default: what suits the device); fewer need less memory, and a baseline measured "
+        "with another number is compared by verdicts instead of bits",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
     add(
@@ -96,7 +113,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="diffusers",
         help="attention class that ModelOpt puts in (default: diffusers, which the published recipe means)",
     )
-    add("--baselines", type=Path, metavar="DIR", help="the store of records and budgets (default: baselines/)")
+    add("--baselines", metavar="DIR", help="the store of records and budgets (default: baselines/)")
     add("--update-baselines", action="store_true", help="accept what this run measures; needs --reason")
     add("--new-baselines-only", action="store_true", help="store records that are missing; never change one")
     add("--reason", metavar="TEXT", help="why the baselines change; kept in the record's history")
@@ -115,7 +132,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="evaluate the accuracy suite's tasks in slices on the workers of this Ray cluster (HOST:PORT of its "
         "head), or of one started on this machine (local); needs the extra 'cluster'",
     )
-    add("--gate-report", type=Path, metavar="DIR", help="write report.html, summary.md and results.json here")
+    add("--gate-report", metavar="DIR", help="write report.html, summary.md and results.json here")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -143,50 +160,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         config._inicache.clear()
 
 
-def check_options(config: pytest.Config) -> None:
-    """Refuse values of options that cannot be used; looks at nothing but the command line.
-
-    Raises:
-        UsageError: a value cannot be used.
-    """
-    from harness import files
-
-    get = config.getoption
-    size = get("calibration_size")
-    if size < 1:
-        raise UsageError("--calibration-size", f"is {size}", "Give a positive number of pairs.")
-    if get("update_baselines") and not (get("reason") or "").strip():
-        raise UsageError("--update-baselines", "has no reason", "Say why the baselines change: --reason TEXT.")
-    for name in ("recipes_root", "data_root"):
-        path = get(name)
-        pattern = name == "data_root" and "{dataset" in str(path)  # filled in for each task, and looked for then
-        if path is not None and not pattern and not files.is_folder(path):
-            raise UsageError(f"--{name.replace('_', '-')} {path}", "is not a directory", "Give an existing directory.")
-    path = get("calibration_data")
-    if path is not None and not files.is_folder(path) and not files.is_file(path):
-        what = "is neither a directory nor a file"
-        raise UsageError(f"--calibration-data {path}", what, "Give an existing directory, or an annotation file.")
-    _check_cluster(config)
-    folder = get("gate_report")
-    if folder is not None and files.exists(folder) and not files.is_folder(folder):
-        raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
-
-
-def _check_cluster(config: pytest.Config) -> None:
-    address = config.getoption("cluster")
-    if address is None:
-        return
-    from harness import cluster
-
-    cluster.check(address)
-    if config.getoption("early_stop"):
-        what = "does not go with --early-stop, which takes one block after another and stops"
-        raise UsageError("--cluster", what, "Leave out one of them.")
-    if address == cluster.LOCAL and getattr(config.option, "numprocesses", None):
-        what = "does not go with -n, which starts processes on this machine itself"
-        raise UsageError("--cluster local", what, "Leave out one of them, or give the address of a running cluster.")
-
-
 def options_of(config: pytest.Config) -> Options:
     """The command line as the library's options."""
     from harness import samples
@@ -207,6 +180,7 @@ def options_of(config: pytest.Config) -> Options:
         data_root=get("data_root"),
         calibration_data=get("calibration_data"),
         calibration_size=get("calibration_size"),
+        batch_size=get("batch_size"),
         device=get("device"),
         attention=get("attention"),
         early_stop=get("early_stop"),
@@ -220,6 +194,10 @@ def options_of(config: pytest.Config) -> Options:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
+    try:
+        check_options(config)
+    except UsageError as error:
+        raise pytest.UsageError(*error.lines) from error
     if is_worker(config):
         # Cleared by the process that reports; a worker that starts later would clear what others have left since.
         config.option.cacheclear = False
@@ -227,8 +205,6 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return None
     rev = config.getoption("changed_since")
     if rev is None:
-        if config.getoption("list_affected"):
-            raise pytest.UsageError("--list-affected needs --changed-since REV")
         return None
     from harness import models, selection
 
@@ -275,14 +251,14 @@ def _report_nothing_gated(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a command line that cannot be used before anything is collected."""
-    from harness import machine, outcomes, workers
+    from harness import outcomes, workers
 
     for module in (machine, outcomes, workers):
         if not config.pluginmanager.has_plugin(module.__name__):
             config.pluginmanager.register(module, module.__name__)
     config.pluginmanager.register(outcomes.Recorder(config), "harness.outcomes.Recorder")
     try:
-        check_options(config)
+        prepare_report(config)
         machine.key_storage(config)
         _check_names(config)
         if config.getoption("tasks") is not None:
@@ -383,16 +359,14 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def _look_at_everything(session: pytest.Session) -> None:
-    items: list[Any] = getattr(session, "items", [])
-    fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
-    if "gate" not in fixtures or session.config.option.collectonly or is_worker(session.config):
+    config, items = session.config, [item for item in getattr(session, "items", []) if uses_gate(item)]
+    if not items or config.option.collectonly or is_worker(config):
         return
-    try:
-        gate = _gate(session.config)
+    fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
+    with refusing(config):
+        machine.check_comparison(config, session.items)
+        gate = _gate(config)
         gate.preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures, decode=True)
-    except UsageError as error:
-        results_of(session.config).refused = str(error)
-        raise pytest.UsageError(*error.lines) from error
 
 
 def _report_refused(config: pytest.Config) -> None:
@@ -414,6 +388,8 @@ def _report_refused(config: pytest.Config) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this device or this gate has no verdict on, with the reason; its structure is checked all the same."""
+    if "benchmark" in getattr(item, "fixturenames", ()) and uses_gate(item) and (why := machine.no_times(item.config)):
+        pytest.skip(why)
     params: Any = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     kinds = ("case", "structure_case", "weights_case", "model_case", "trained_case")
     found = [name for name in kinds if name in params]

@@ -61,7 +61,7 @@ def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
     every = [row for case in found for row in cases.rows(case)]
     columns, name_width = fit(every, width)
     terminal.write_sep("=", f"quantized against FP16 (points): {word}", **{_COLOURS.get(word, "bold"): True})
-    if word in _STOPPED:
+    if word == Word.INTERRUPTED.value:  # the line of a refusal is written to standard error
         terminal.write_line(middle(f"  {shown(cases.run_headline(results), None)}", width))
     for case in found:
         _headline(terminal, case, width)

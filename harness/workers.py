@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.errors import UsageError
+from harness import machine
 
 if TYPE_CHECKING:
     from harness.gate import Case
@@ -142,7 +142,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Look at all that was given before a worker runs its first test: a worker cannot end the run with exit code 4."""
     from harness import gate
-    from harness.outcomes import results_of
+    from harness.outcomes import refusing
     from harness.plugin import options_of
 
     config: pytest.Config = node.config
@@ -151,16 +151,15 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     config.stash[_LOOKED_AT] = True
     if not any(case in one for case in _case_ids(config) for one in ids):
         return
-    options = options_of(config)
-    metrics = tuple(f"{one}]" for one in gate.metric_ids(gate.metrics_of(options)))
-    made = gate.Gate(options)
-    try:
-        made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
-    except UsageError as error:
-        results_of(config).refused = str(error)
-        raise pytest.UsageError(*error.lines) from error
-    finally:
-        made.evaluator.close()
+    with refusing(config):
+        machine.check_processes(config)
+        options = options_of(config)
+        metrics = tuple(f"{one}]" for one in gate.metric_ids(gate.metrics_of(options)))
+        made = gate.Gate(options)
+        try:
+            made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
+        finally:
+            made.evaluator.close()
 
 
 @pytest.hookimpl(optionalhook=True)

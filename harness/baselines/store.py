@@ -42,6 +42,8 @@ REFERENCE = KEPT["recipe"][0]
 #: The one folder of the store that is no model's: expected differences between releases (``harness.versions``).
 VERSIONS = KEPT["model"][0]
 _RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
+_OUTCOMES = re.compile(r"outcomes-(?P<digest>[0-9a-f]{16})\.safetensors")
+_REFERENCE_OUTCOMES = re.compile(r".+\..+-(?P<digest>[0-9a-f]{16})\.safetensors")
 _TEMPORARY = ".tmp-"
 _HISTORY_LINES = 60  #: of one entry; what a wholesale change says beyond them is in git
 
@@ -181,10 +183,7 @@ class Store:
     def _folder(self, model: str, recipe: str) -> Path:
         folder = self.root / folder_name(model, "model") / folder_name(recipe, "recipe")
         for part in (folder, folder.parent, folder.parent / REFERENCE):
-            if part.is_symlink():
-                raise UsageError(
-                    part, "a link may lead out of the folder of baselines", "Put a real folder in its place"
-                )
+            _refuse_link(part)
         return folder
 
     def _accept(self, model: str, recipe: str) -> str:
@@ -210,7 +209,7 @@ class Store:
         path = folder / f"record@{device.architecture}@{device.exact}.json"
         others = [self._read(p, key, model, recipe) for p, key in self._record_files(folder) if key != device]
         stale = tuple(line for other in others for line in _stale(other, record))
-        if not files.exists(path):
+        if not os.path.lexists(path):
             new = _sealed(record, (), reason, ("first measured",))
             return Change("added", path, Changes(), reason, stale, new)
         stored = self._read(path, device, model, recipe)
@@ -247,7 +246,10 @@ class Store:
 
         """
         _reason(reason, new_only)
+        model = self._folder(record.provenance.model, record.provenance.recipe).parent
         with self._locked():
+            for part in sorted(model.iterdir()) if model.is_dir() else ():
+                _refuse_link(part)
             change = self.plan(record, reason=reason, new_only=new_only)
             if show:
                 show(change.text)
@@ -264,6 +266,9 @@ class Store:
     def _locked(self) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            lock = self.root / LOCK
+            if os.path.lexists(lock) and not _is_regular(lock):
+                raise UsageError(lock, "is not a regular file, and a lock would be written through it", "Remove it")
             with filelock.FileLock(self.root / LOCK, timeout=LOCK_SECONDS):
                 yield
         except filelock.Timeout:
@@ -321,14 +326,21 @@ class Store:
         return tuple(found)
 
 
+def _refuse_link(part: Path) -> None:
+    if part.is_symlink():
+        raise UsageError(part, "a link may lead out of the folder of baselines", "Put a real folder in its place")
+
+
 def _orphan(path: Path, why: str) -> Orphan:
     return Orphan(path, why, shlex.join(["git", "rm", "-r", "--", str(path)]))
 
 
 def _folders(root: Path) -> list[Path]:
+    """The real folders in *root*, but for hidden ones: what a link leads to is not the store's."""
     if not files.is_folder(root):
         return []
-    return sorted(p for p in root.iterdir() if files.is_folder(p) and not p.name.startswith("."))
+    real = (p for p in root.iterdir() if files.is_folder(p) and not p.is_symlink())
+    return sorted(p for p in real if not p.name.startswith("."))
 
 
 def _rank(record: Record, device: DeviceKey) -> tuple[int, str, str]:
@@ -423,17 +435,30 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sweep(model: Path) -> None:
-    """Remove outcomes that no record of *model* names, and what killed writers left; call it under the lock."""
+    """Remove outcomes that no record of *model* names, and what killed writers left; call it under the lock.
+
+    Only regular files with the store's own names, in real folders of the model: a link is neither followed nor removed.
+    """
     named: set[str] = set()
-    for path in model.glob("*/record*.json"):  # misnamed ones too: ``find`` says to rename them
+    folders = _folders(model)
+    # Misnamed records too: ``find`` says to rename them.
+    for path in (path for folder in folders for path in folder.glob("record*.json")):
         try:
             named |= _digests(json.loads(text.read_bytes(path, text.MAX_TEXT)))
         except (text.UnreadableError, ValueError, RecursionError):
             return  # What a broken record names is not known: it may be mended from git, so nothing is removed.
-    for path in (*model.glob("*/*.safetensors"), *model.glob(f"*/{_TEMPORARY}*")):
-        digest = path.stem.rpartition("-")[2]
-        if path.name.startswith(_TEMPORARY) or (re.fullmatch(r"[0-9a-f]{16}", digest) and digest not in named):
-            path.unlink(missing_ok=True)
+    for folder in folders:
+        outcomes = _REFERENCE_OUTCOMES if folder.name == REFERENCE else _OUTCOMES
+        for path in folder.iterdir():
+            match = outcomes.fullmatch(path.name)
+            unnamed = match is not None and match["digest"] not in named
+            if (unnamed or path.name.startswith(_TEMPORARY)) and _is_regular(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether *path* is a regular file itself, and no link to one."""
+    return files.is_file(path) and not path.is_symlink()
 
 
 def _digests(value: Any) -> set[str]:

@@ -801,6 +801,45 @@ def test_record_of_a_coming_schema_keeps_its_outcomes(tmp_path: Path) -> None:
     assert sorted(p.name[9:25] for p in (tmp_path / "fp8").glob("outcomes-*")) == digests
 
 
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+@pytest.mark.parametrize("place", ["embedded/linked", "linked", "embedded/fp8/linked"])
+def test_nothing_behind_a_link_is_swept(store: Store, tmp_path: Path, place: str) -> None:
+    """What looks like outcomes, a temporary or a record behind a link anywhere in the store is left alone."""
+    store.write(record(task_record()), "test")
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    for name in ("outcomes-0123456789abcdef.safetensors", "a.b-0123456789abcdef.safetensors", ".tmp-1", "record.json"):
+        (outside / name).write_text("{}")
+    before = snapshot(outside)
+    (store.root / place).symlink_to(outside)
+    (store.root / "embedded/fp8/outcomes-fedcba9876543210.safetensors").symlink_to(outside / ".tmp-1")
+
+    store_module._sweep(store.root / "embedded")
+    if place == "embedded/linked":
+        assert "a link may lead out" in said(lambda: store.write(record(task_record(outcomes(9))), "again"))
+    else:
+        store.write(record(task_record(outcomes(9))), "again")
+
+    assert snapshot(outside) == before
+    assert (store.root / "embedded/fp8/outcomes-fedcba9876543210.safetensors").is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+@pytest.mark.parametrize("target", ["file", "nowhere"])
+def test_lock_or_record_that_is_a_link_is_refused(store: Store, tmp_path: Path, target: str) -> None:
+    """Neither is written through, whether it leads to a file or to nothing."""
+    (tmp_path / "file").write_text("kept")
+    change = store.write(record(), "test")
+    for place in (store.root / ".lock", change.path):
+        place.unlink(missing_ok=True)
+        place.symlink_to(tmp_path / target)
+
+        assert "not a regular file" in said(lambda: store.write(record(task_record()), "again"))
+        place.unlink()
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not (tmp_path / "nowhere").exists()
+
+
 # -- baselines that no test used
 
 
