@@ -49,7 +49,6 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
         "does not go with --new-baselines-only, which changes no record",
         "Choose one.",
     ),
-    ("gate_recipes", "changed_since", "does not go with --changed-since, which selects the recipes", "Choose one."),
     (
         "list_affected",
         "update_baselines",

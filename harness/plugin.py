@@ -206,12 +206,16 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     rev = config.getoption("changed_since")
     if rev is None:
         return None
-    from harness import models, selection
+    from harness import models, revisions, selection
+    from harness.recipe_tree import Tree
 
     root = config.getoption("recipes_root")
     try:
         if root is None:
             raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
+        if config.getoption("gate_recipes"):
+            revisions.resolve(Tree(root).root, rev)
+            raise UsageError("--recipe", "does not go with --changed-since, which selects the recipes", "Choose one.")
         device = models.resolve_device(config.getoption("device"))
         selected = selection.select(root, rev, config.getoption("attention"), device.type)
     except UsageError as error:

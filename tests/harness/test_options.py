@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -38,7 +39,6 @@ def refused(pytester: pytest.Pytester) -> Refused:
         (("--update-baselines", "--new-baselines-only", "--reason", "x"), "--update-baselines", "Choose one"),
         (("--reason", "x"), "--reason", "Give --update-baselines"),
         (("--list-affected",), "--list-affected", "--changed-since REV"),
-        (("--recipe", "fp8", "--changed-since", "HEAD"), "--recipe", "Choose one"),
         (("--changed-since", "HEAD", "--list-affected", "--new-baselines-only"), "--list-affected", "Leave out"),
         (("--changed-since", "HEAD", "--list-affected", "--gate-report", "out"), "--gate-report", "Leave out"),
         (("--blame", "--no-blame"), "--blame", "Choose one"),
@@ -62,6 +62,19 @@ def test_options_that_cancel_each_other(refused: Refused, words: tuple[str, ...]
     assert line.startswith(begins)
     assert fix in line
     assert "\n" not in line
+
+
+def test_recipe_beside_a_selection(pytester: pytest.Pytester) -> None:
+    """A recipe that was named would be forgotten for those that the pull request reaches: it is refused."""
+    for words in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty")):
+        subprocess.run(["git", *words], check=True, cwd=pytester.path)
+
+    result = pytester.runpytest_inprocess(
+        "-p", "harness.plugin", "--recipe", "fp8", "--changed-since", "HEAD", "--recipes-root", "."
+    )
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --recipe: does not go with --changed-since*Choose one."])
 
 
 @pytest.mark.parametrize(
