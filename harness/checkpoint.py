@@ -109,7 +109,7 @@ def restored_once() -> Iterator[None]:
     """
     from transformers import PreTrainedModel
 
-    original = PreTrainedModel._modelopt_cache["_from_config"]  # type: ignore[attr-defined]
+    original = PreTrainedModel._modelopt_cache["_from_config"]
     with mock.patch.object(PreTrainedModel, "_from_config", classmethod(original.__func__)):
         yield
 

@@ -65,7 +65,7 @@ from harness import (
 from harness.agreement import Magnitudes
 from harness.baselines import Drift, Missing, Record, Store, TaskRecord
 from harness.blame import Blame
-from harness.calibration import CalibrationPairs
+from harness.calibration import Batches, CalibrationPairs
 from harness.distribution import Measurement
 from harness.errors import UsageError
 from harness.evaluation import Evaluator, Quantization, Subject
@@ -389,7 +389,7 @@ class Gate:
         found: CalibrationPairs = self._once(load, "calibration", case.model)
         return found
 
-    def _calibration_batches(self, case: Case, dtype: torch.dtype | None = None) -> calibration.Batches:
+    def _calibration_batches(self, case: Case, dtype: torch.dtype | None = None) -> Batches:
         """The case's calibration pairs as inputs of its reference, or in another *dtype*.
 
         A smaller batch size than the device's usual one is taken; a larger one is for the evaluation alone.

@@ -158,7 +158,7 @@ def _settings_kept() -> Iterator[None]:
 @contextmanager
 def _random_kept() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         try:
             yield

@@ -12,8 +12,9 @@ import written
 from torch import nn
 
 from harness import architectures, quantize, recipes
+from harness.applied import place_of
 from harness.errors import UsageError
-from harness.quantizers import QuantizerMap, applied_to, matched, place_of, quantizer_map, tensor_quantizers
+from harness.quantizers import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
 from harness.recipe_tree import Tree
 from harness.recipes import DEFAULT, MORE, Entry, Recipe, installed_root, load
 

@@ -24,8 +24,8 @@ from scipy.stats import binomtest
 
 from harness import baselines
 from harness.baselines import Kind, Limits, Missing, Record, SampleOutcomes, Store, TaskRecord, compare
-from harness.baselines.store import folder_name
 from harness.errors import UsageError
+from harness.names import folder_name
 from harness.provenance import DeviceKey, Nearness, Provenance, ids_digest, set_digest
 from harness.speed import Ratio
 

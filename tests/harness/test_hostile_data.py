@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import calibration, cifar, coco, inputs, models, pictures, plugin, samples, tasks, words
+from harness import calibration, cifar, coco, inputs, models, options, pictures, samples, tasks, words
 from harness.errors import UsageError
 from harness.models import Reference
 from harness.pictures import PictureError
@@ -488,10 +488,10 @@ def test_pictures_and_annotations_in_folders_of_their_own(tmp_path: Path, refere
 def test_annotation_file_is_a_value_of_the_option(pytester: pytest.Pytester) -> None:
     """--calibration-data takes a folder or a file; --data-root a folder."""
     path = pytester.makefile(".json", captions_val2017="{}")
-    plugin.check_options(pytester.parseconfig("--calibration-data", str(path)))
+    options.check_options(pytester.parseconfig("--calibration-data", str(path)))
 
     config = pytester.parseconfig("--data-root", str(path))
-    assert "is not a directory" in refusal(lambda: plugin.check_options(config))
+    assert "is not a directory" in refusal(lambda: options.check_options(config))
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------

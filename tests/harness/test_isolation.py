@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import checkpoint, evaluation, families, isolation, models, quantize, recipes, tasks
+from harness import checkpoint, evaluation, families, isolation, models, quantize, recipes, shards, tasks
 from harness.errors import UsageError
 
 SDPA = F.scaled_dot_product_attention
@@ -198,7 +198,7 @@ def test_a_function_that_is_not_torchs_own_stops_the_run(
         lambda: quantize.quantize(reference.model, recipes.load("fp8"), None),
         lambda: evaluation.Alone(64).evaluate(subject, [task]),
         lambda: evaluation.Alone(64).embed(subject, task, "texts"),
-        lambda: list(evaluation.Here(64).compute(subject, evaluation.shards.cut(task))),
+        lambda: list(evaluation.Here(64).compute(subject, shards.cut(task))),
     ):
         with pytest.raises(UsageError) as raised:
             use()

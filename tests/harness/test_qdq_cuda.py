@@ -37,7 +37,7 @@ def answer(made: Any, *values: float, dtype: torch.dtype = torch.float32) -> lis
     size = made.block_sizes[-1]
     x = torch.zeros(1, size, dtype=dtype)
     x[0, : len(values)] = torch.tensor(values)
-    return qdq.from_quantizer(made)(x)[0, : len(values)].tolist()  # type: ignore[no-any-return]
+    return qdq.from_quantizer(made)(x)[0, : len(values)].tolist()
 
 
 def signs(values: list[float]) -> list[bool]:
@@ -156,7 +156,7 @@ def test_nothing_is_said_of_the_sign_of_an_mx_zero() -> None:
 
 def test_zeros_in_e8m0_blocks_have_the_sign_that_the_rules_ask_for() -> None:
     """As with every other kind of scale."""
-    x = np.float32([[-0.0, -0.1, 6.0, -6.0] * 8])
+    x = np.array([[-0.0, -0.1, 6.0, -6.0] * 8], np.float32)
     rules = qdq.Rules(keeps_negative_zero=False)
 
     by_definition, one_zero = (
@@ -180,13 +180,13 @@ def test_integers_at_the_smallest_amax(amax: float, cuda: list[float], cpu: list
     """``if (amax < EPSILON) return 0.f`` in the kernel (gemm/tensor_quant_gpu.cu), ``amax <= epsilon`` and a product
     with 0 on a CPU (quantization/tensor_quant.py, _tensor_quant).
     """
-    x = np.float32([2.0**-24, -(2.0**-24), NAN])
+    x = np.array([2.0**-24, -(2.0**-24), NAN], np.float32)
 
     on_cuda = qdq.quantize_dequantize(x, 8, amax, rules=INT_ON_CUDA)
     on_cpu = qdq.quantize_dequantize(x, 8, amax, rules=qdq.modelopt_rules(qdq.FORMATS["INT8"]))
 
-    assert qdq.same_bits(on_cuda, np.float32(cuda)).all()
-    assert qdq.same_bits(on_cpu, np.float32(cpu)).all()
+    assert qdq.same_bits(on_cuda, np.array(cuda, np.float32)).all()
+    assert qdq.same_bits(on_cpu, np.array(cpu, np.float32)).all()
     assert qdq.same_bits(deviations._fake(x, amax, 8), on_cpu).all()
 
 

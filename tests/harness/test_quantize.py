@@ -20,7 +20,8 @@ from harness.recipes import Recipe
 @pytest.fixture(scope="module")
 def clip() -> nn.Module:
     """The embedded model."""
-    return models.load("embedded", torch.device("cpu")).model
+    model: nn.Module = models.load("embedded", torch.device("cpu")).model
+    return model
 
 
 def fp8(**attributes: Any) -> Recipe:
@@ -39,7 +40,6 @@ def broken(error: Exception) -> Any:
     class Batches:
         def __iter__(self) -> Iterator[dict[str, Tensor]]:
             raise error
-            yield {}
 
     return Batches()
 

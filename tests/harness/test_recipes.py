@@ -34,7 +34,8 @@ def from_modelopt(path: str | Path) -> dict[str, Any]:
 
 def with_algorithm(quantize: Any) -> dict[str, Any]:
     """A ``QuantizeConfig`` as written, and with the algorithm that ModelOpt reads where none is written."""
-    return {"algorithm": quantize.get("algorithm")} | quantize.model_dump(exclude_unset=True)
+    config: dict[str, Any] = quantize.model_dump(exclude_unset=True)
+    return {"algorithm": quantize.get("algorithm")} | config
 
 
 def searched_by_modelopt(path: str | Path) -> list[dict[str, Any]]:

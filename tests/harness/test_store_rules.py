@@ -35,8 +35,9 @@ from harness.baselines import Missing, Orphan, Record, Store, text
 from harness.baselines import store as store_module
 from harness.baselines.drift import Changes, changes
 from harness.baselines.records import HistoryEntry
-from harness.baselines.store import Change, folder_name
+from harness.baselines.store import Change
 from harness.errors import UsageError
+from harness.names import folder_name
 from harness.provenance import DeviceKey
 
 ACCEPT = "pytest --recipe fp8 --clip-model embedded --new-baselines-only"

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from harness import architectures, provenance, quantize, recipes
 from harness.baselines import Missing, Record, Store
-from harness.baselines.store import folder_name
 from harness.errors import UsageError
 from harness.gate import Case, Gate, Options
+from harness.names import folder_name
 from harness.provenance import DeviceKey
 from harness.qdq import deviations
 from harness.quantizers import QuantizerMap, quantizer_map
