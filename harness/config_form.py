@@ -15,6 +15,9 @@ from harness.errors import UsageError
 
 Line = dict[str, Any]
 
+#: What ModelOpt's schema raises where it refuses a value: its validators look up keys that are not there.
+REFUSALS = (ValueError, TypeError, AttributeError, LookupError)
+
 
 def takes_lists() -> bool:
     """Whether the installed ModelOpt takes a list of entries."""
@@ -33,7 +36,7 @@ def normalized(line: Line) -> list[Any]:
     """The entries that one line means, of either form, checked by ModelOpt's schema.
 
     Raises:
-        ValueError, TypeError, AttributeError: the schema refuses it.
+        ValueError, TypeError, AttributeError, LookupError: the schema refuses it (:data:`REFUSALS`).
     """
     config = _config()
     if takes_lists():

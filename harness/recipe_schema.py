@@ -52,7 +52,7 @@ def check_entry(line: Any, place: str) -> list[Fields]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the dict form being old
             entries = config_form.normalized(dict(line))
-    except (ValueError, TypeError, AttributeError) as error:
+    except config_form.REFUSALS as error:
         raise UsageError(place, *explained(error, _meanings(line), _attributes())) from error
     return [_fields(entry, place) for entry in entries]
 
@@ -61,7 +61,7 @@ def _meanings(line: Mapping[str, Any]) -> list[Any]:
     """The entries that *line* means, as far as it can be read."""
     try:
         return list(config_form.entries_of(dict(line)))
-    except (ValueError, TypeError, AttributeError):
+    except config_form.REFUSALS:
         return [line]
 
 
@@ -137,7 +137,7 @@ def check_snippet(document: Document, data: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pydantic.TypeAdapter(schema).validate_python(plain(data))
-    except (ValueError, TypeError, AttributeError) as error:
+    except config_form.REFUSALS as error:
         raise UsageError(document.path, *explained(error, [data], _known(schema))) from error
 
 

@@ -448,7 +448,7 @@ def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...
             taken = plain(section) | {"quant_cfg": config_form.accepted(plain(section["quant_cfg"]), str(path))}
             taken["algorithm"] = plain(algorithm)
             quant_cfg = modelopt_config().QuantizeConfig(**taken).model_dump(exclude_unset=True)
-    except (ValueError, TypeError) as error:
+    except config_form.REFUSALS as error:
         raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
     algorithm = quant_cfg.get("algorithm")
     return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
@@ -462,7 +462,7 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
     try:
         with _no_warnings():
             checked = ModelOptAutoQuantizeRecipe(**plain(data)).auto_quantize
-    except (ValueError, TypeError) as error:
+    except config_form.REFUSALS as error:
         raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its sections.") from error
     if checked.kv_cache is not None:
         what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
