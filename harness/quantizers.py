@@ -90,8 +90,13 @@ class Quantizer:
         return self.name.partition("_quantizer")[0].rpartition(".")[0]
 
     def as_dict(self) -> dict[str, Any]:
-        """A plain record for JSON."""
-        return asdict(self)
+        """A plain record for JSON, without ``constant`` and ``empty`` where there is nothing of the kind."""
+        record = asdict(self)
+        if not self.constant:
+            del record["constant"]
+        if self.amax is not None and not self.amax.empty:
+            del record["amax"]["empty"]
+        return record
 
 
 QuantizerMap = tuple[Quantizer, ...]

@@ -174,6 +174,20 @@ def test_record_is_read_back_whole() -> None:
         assert quantizers.of_dict(q.as_dict()) == q
 
 
+def test_record_keeps_what_is_unusual_only() -> None:
+    """Constant ranges and empty parts of weights are read back, and are in no record of a quantizer without them."""
+    fixed = at("vision.fc.input_quantizer", constant=True)
+    pruned = at("vision.fc.weight_quantizer", amax=Amax.of(torch.tensor([0.0, 2.0]), torch.tensor([True, False])))
+
+    assert [quantizers.of_dict(q.as_dict()) for q in (fixed, pruned)] == [fixed, pruned]
+    assert pruned.amax is not None
+    assert (pruned.amax.empty, pruned.amax.low, pruned.amax.usable) == (1, 2.0, True)
+    assert quantizers.state(fixed) == "E4M3 per-tensor constant 1"
+    plain = at("vision.fc.input_quantizer").as_dict()
+    assert "constant" not in plain
+    assert "empty" not in plain["amax"]
+
+
 def test_record_of_another_version_is_read_as_far_as_known() -> None:
     """What a record has beside the known fields is left out, and what it lacks is None."""
     q = quantizers.of_dict({"name": "n", "calls": 2, "colour": "red", "amax": {"low": 0.5, "mean": 1.0}})
