@@ -617,11 +617,11 @@ def test_any_attribute_of_the_map_binds(store: Store, changed: dict[str, Any]) -
 
 
 def test_rows_of_the_map_are_the_quantizers_own() -> None:
-    """The rows these tests use have exactly the attributes of the real map."""
+    """The rows these tests use have the attributes of the real map, but for those left out where they are false."""
     from harness.quantizers import Amax, Quantizer
 
-    assert {f.name for f in fields(Quantizer)} == set(quantizer())
-    assert {f.name for f in fields(Amax)} == set(quantizer()["amax"])
+    assert {f.name for f in fields(Quantizer)} - {"constant"} == set(quantizer())
+    assert {f.name for f in fields(Amax)} - {"empty"} == set(quantizer()["amax"])
 
 
 def test_sample_digests_tell_order_from_set() -> None:
