@@ -339,7 +339,7 @@ def test_a_link_to_a_recipe_does_not_select_it_twice(root: Path) -> None:
     [
         ("c/imports.yaml", "imports:\n  r: a/fp8\n$import: r\n"),
         ("configs/numerics/bare.yaml", "num_bits: 8\n"),
-        ("c/other.yaml", "# modelopt-schema: modelopt.recipe.config.ModelOptSparsityRecipe\nsparsity: {}\n"),
+        ("c/other.yaml", "# modelopt-schema: somebody.else.config.OtherRecipe\nother: {}\n"),
     ],
 )
 def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(root: Path, name: str, text: str) -> None:
@@ -349,7 +349,7 @@ def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(root: Path, name:
     (one,) = affected(root, "HEAD")
 
     assert f"{one.recipe}.yaml" == name
-    assert one.untold or one.kind == "ptq"
+    assert one.untold or one.broken or one.kind == "ptq"
     assert not_gated(one, "cpu") is None
 
 
