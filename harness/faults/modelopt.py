@@ -106,7 +106,7 @@ def _left_swapped(_: Site) -> Iterator[None]:
     from harness import isolation, models, quantize, recipes
 
     stray: Any = quantize.quantize(models.load("embedded", torch.device("cpu")).model, recipes.load("fp8"), None)
-    block: Any = next(m for m in stray.modules() if hasattr(m, "q_bmm_quantizer"))
+    block: Any = next(m for m in stray.vision_model.modules() if hasattr(m, "q_bmm_quantizer"))
     with isolation.functions_kept(), replaced((block.out_proj, "forward", _raise)):
         # Not through harness.families, which would put the functions back.
         with contextlib.suppress(ArithmeticError), torch.no_grad():
