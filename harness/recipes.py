@@ -120,17 +120,6 @@ class Recipe:
     candidates: tuple[Recipe, ...] = ()
 
     @property
-    def turned_off(self) -> str | None:
-        """The entry that turns off all that the entries before it enable, in one sentence; None where there is none.
-
-        Read off the entries alone: it holds on every model.
-        """
-        last = max((n for n, entry in enumerate(self.entries) if entry.denies_all), default=None)
-        if last is None or any(e.enable for e in self.entries[last:]) or not any(e.enable for e in self.entries[:last]):
-            return None
-        return f"entry {last + 1}, {self.entries[last].shown!r}, turns everything off that the entries before it enable"
-
-    @property
     def parts(self) -> tuple[Recipe, ...]:
         """The recipes with entries that an author wrote: the candidates of a search, or this one."""
         return self.candidates or (self,)
