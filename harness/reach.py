@@ -287,7 +287,7 @@ def describe(selection: Iterable[Affected]) -> str:
             way = " -> ".join(map(shown, reach.chain))
             lines.append(f"  - {way}: {shown(reach.change)}")
         if one.broken:
-            lines.append(f"  - broken: {shown(one.broken)}")
+            lines.append("  - broken: see refused")
     return "\n".join(lines)
 
 

@@ -45,8 +45,9 @@ class Selection:
 
     @property
     def unloadable(self) -> dict[str, str]:
-        """Those of the refused recipes that no test can load -> the reason; one cause is there once."""
-        return _joined({one.recipe: one.broken for one in self.affected if one.broken and one.recipe in self.refused})
+        """The refused recipes that no test can load -> the reason.  A cause that several share is there once."""
+        reasons = {one.recipe: one.broken for one in self.affected if one.broken and one.recipe in self.refused}
+        return {_first_of(names): why for why, names in _by_reason(reasons).items()}
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -103,10 +104,18 @@ def _section(title: str, reasons: dict[str, str]) -> list[str]:
 
 def _joined(reasons: dict[str, str]) -> dict[str, str]:
     """*reasons* with everything that has the same one in one place: one cause, one line."""
+    return {", ".join(names): why for why, names in _by_reason(reasons).items()}
+
+
+def _by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for name, why in reasons.items():
         names.setdefault(why, []).append(name)
-    return {", ".join(group): why for why, group in names.items()}
+    return names
+
+
+def _first_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cpu") -> Selection:
