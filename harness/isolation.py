@@ -6,8 +6,10 @@ raises; every later model of the process, the reference included, then attends t
 see docs/silent-failures.md).  Saving a checkpoint leaves hooks in transformers, a registered attention class stays in
 ModelOpt's registry, and a library may leave another default dtype or random state.
 
-* Every forward of the gate goes through :func:`harness.families.encode`, which runs it under :func:`functions_kept`.
-* Everything else that ModelOpt does runs under :func:`harness.quantize.quiet`, which includes :func:`process_kept`.
+* Every forward of the gate goes through :func:`harness.models.families.encode`, which runs it under
+  :func:`functions_kept`.
+* Everything else that ModelOpt does runs under :func:`harness.quantization.quantize.quiet`, which includes
+  :func:`process_kept`.
 * Before a model is quantized or evaluated, :func:`check` compares torch's functions with those that were there when
   this module was imported, which is before ModelOpt runs anything.
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.gate import Case, Gate
-from harness.plugin import Check
+from harness.gate.gate import Case, Gate
+from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.accuracy
 

@@ -7,8 +7,8 @@ import torch
 
 from harness import export
 from harness.export import engine
-from harness.gate import Case, Gate, Quantized
-from harness.plugin import Check
+from harness.gate.gate import Case, Gate, Quantized
+from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.export
 

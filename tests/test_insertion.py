@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness import quantizers
-from harness.gate import Case, Gate, Quantized
-from harness.plugin import Check
+from harness.gate.gate import Case, Gate, Quantized
+from harness.pytest_plugin.plugin import Check
+from harness.quantization import quantizers
 
 pytestmark = pytest.mark.insertion
 

@@ -18,14 +18,14 @@ from torch import nn
 
 from harness import (
     compat,  # noqa: F401  (before modelopt imports transformers)
-    config_form,
-    numerics,
-    qdq,
+    formats,
 )
-from harness.gate import Case, Gate, Quantized
-from harness.plugin import Check
-from harness.qdq import deviations
-from harness.qdq.probes import probes, scales
+from harness.checks import numerics
+from harness.formats import deviations
+from harness.formats.probes import probes, scales
+from harness.gate.gate import Case, Gate, Quantized
+from harness.pytest_plugin.plugin import Check
+from harness.recipes import config_form
 
 pytestmark = pytest.mark.numerics
 
@@ -56,15 +56,15 @@ def quantizer(amax: torch.Tensor | None = None, **attributes: Any) -> Any:
 
 def hold(made: Any, x: torch.Tensor) -> None:
     """Fail unless the quantizer returns the oracle's bits for `x`, naming the first element where it does not."""
-    found, expected = made(x), qdq.from_quantizer(made)(x)
-    equal = torch.from_numpy(qdq.same_bits(found, expected))
+    found, expected = made(x), formats.from_quantizer(made)(x)
+    equal = torch.from_numpy(formats.same_bits(found, expected))
     if not equal.all():
         at = tuple(int(i) for i in (~equal).nonzero()[0])
         values = f"expected {float(expected[at]):.9g}, found {float(found[at]):.9g} for input {float(x[at]):.9g}"
         lines = (
             f"{int((~equal).sum())} of {x.numel()} elements differ from the definition of {made.num_bits}",
             f"{values} at {at}, {x.dtype}",
-            "what is known of ModelOpt's own arithmetic is in harness/qdq/deviations.py",
+            "what is known of ModelOpt's own arithmetic is in harness/formats/deviations.py",
         )
         pytest.fail("\n".join(lines), pytrace=False)
 
@@ -73,7 +73,7 @@ def hold(made: Any, x: torch.Tensor) -> None:
 def neighbourhood(name: str, dtype: torch.dtype, count: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     """Probes around every number of a format, one row an amax, and the amaxes as a column."""
     amax = scales(count, lowest=2.0**-23, highest=2.0**126)
-    x = torch.from_numpy(probes(qdq.find(name), amax, np.float32)).to(dtype)
+    x = torch.from_numpy(probes(formats.find(name), amax, np.float32)).to(dtype)
     return x, torch.from_numpy(amax)[:, None]
 
 
@@ -130,7 +130,7 @@ def test_a_chain_of_quantizers(dtype: torch.dtype) -> None:
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(6)).to(dtype)
     chain = SequentialQuantizer(quantizer(num_bits=4, block_sizes={-1: 128}), quantizer(num_bits=(4, 3)))
 
-    assert qdq.same_bits(chain(weight), qdq.from_quantizer(chain)(weight)).all()
+    assert formats.same_bits(chain(weight), formats.from_quantizer(chain)(weight)).all()
 
 
 @pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
@@ -159,7 +159,7 @@ def test_a_negative_amax_is_an_error_for_integers() -> None:
     """An integer quantizer refuses a negative amax, as the definition does."""
     made = quantizer(torch.tensor(-1.0), num_bits=8)
 
-    for quantize in (made, qdq.from_quantizer(made)):
+    for quantize in (made, formats.from_quantizer(made)):
         with pytest.raises(ValueError, match=r"[Nn]egative"):
             quantize(torch.ones(3))
 
@@ -206,7 +206,7 @@ def test_the_gradient_passes_within_the_range_only(name: str) -> None:
     made(x).sum().backward()
 
     assert x.grad is not None
-    assert x.grad.tolist() == qdq.gradient_mask(x, 1.5).astype(float).tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert x.grad.tolist() == formats.gradient_mask(x, 1.5).astype(float).tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def test_folded_weights_are_the_oracles(attributes: dict[str, Any]) -> None:
     entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": attributes}]
     config = {"quant_cfg": config_form.accepted(entries, "this test"), "algorithm": "max"}
     model = mtq.quantize(nn.Sequential(linear), config, lambda m: m(torch.ones(1, 64).half()))
-    expected = qdq.from_quantizer(linear.weight_quantizer)(weight)
+    expected = formats.from_quantizer(linear.weight_quantizer)(weight)
 
     mtq.fold_weight(model)
 
-    assert qdq.same_bits(linear.weight, expected).all()
+    assert formats.same_bits(linear.weight, expected).all()
     assert not torch.equal(expected, weight)
 
 
@@ -259,9 +259,11 @@ def test_cuda_eager_e4m3(dtype: torch.dtype) -> None:
     from modelopt.torch.quantization.tensor_quant import fp8_eager
 
     x, amax = neighbourhood("E4M3", dtype, count=16)
-    expected = qdq.quantize_dequantize(x, "E4M3", amax, axis=0, rules=qdq.modelopt_rules(qdq.FORMATS["E4M3"]))
+    expected = formats.quantize_dequantize(
+        x, "E4M3", amax, axis=0, rules=formats.modelopt_rules(formats.FORMATS["E4M3"])
+    )
 
-    assert qdq.same_bits(fp8_eager(x.cuda(), amax.cuda()), expected).all()
+    assert formats.same_bits(fp8_eager(x.cuda(), amax.cuda()), expected).all()
 
 
 @cuda
@@ -290,7 +292,7 @@ def test_cuda_block_formats(num_bits: int | tuple[int, int], block: int, scale_b
         amax, num_bits=num_bits, block_sizes={-1: block, "type": "dynamic", "scale_bits": scale_bits}
     ).cuda()
 
-    oracle = qdq.from_quantizer(made)
+    oracle = formats.from_quantizer(made)
 
     found, expected = made(x.cuda()).cpu(), oracle(x)
 

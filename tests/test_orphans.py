@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.gate import Gate
-from harness.plugin import Check
+from harness.gate.gate import Gate
+from harness.pytest_plugin.plugin import Check
 
 
 def test_no_baseline_is_orphaned(gate: Gate, check: Check) -> None:

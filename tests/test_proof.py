@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import proof
-from harness.faults import CATALOGUE
-from harness.proof import Clean, Kill
+from harness.tools import proof
+from harness.tools.faults import CATALOGUE
+from harness.tools.proof import Clean, Kill
 
 pytestmark = pytest.mark.proof
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import checkpoint
-from harness.gate import Case, Gate
-from harness.plugin import Check
+from harness.checks import checkpoint
+from harness.gate.gate import Case, Gate
+from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.qat
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness import throughput
-from harness.gate import Case, Gate, Quantized
-from harness.memory import NotCompressedError
-from harness.plugin import Check
+from harness.evaluation import throughput
+from harness.gate.gate import Case, Gate, Quantized
+from harness.pytest_plugin.plugin import Check
+from harness.quantization.memory import NotCompressedError
 
 pytestmark = pytest.mark.throughput
 

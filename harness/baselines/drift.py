@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.baselines.commands import accept_command, rerun_command
+from harness.baselines.provenance import (
+    BINDING_PACKAGES,
+    Mismatch,
+    Nearness,
+    changed_facts,
+    mismatches,
+    same_bits,
+    short,
+)
 from harness.baselines.records import Record, SampleOutcomes, TaskRecord
-from harness.provenance import BINDING_PACKAGES, Mismatch, Nearness, changed_facts, mismatches, same_bits, short
-from harness.speed import Ratio, moved
+from harness.statistics.speed import Ratio, moved
 
 #: Words in the name of a number beyond accuracy that say: higher is better.  Of all others, lower is.
 HIGHER_IS_BETTER = ("cosine", "agreement", "overlap")
@@ -207,7 +215,7 @@ def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> lis
     if stored.quantizers == fresh.quantizers:
         return []
     # quantizers.py needs torch: imported only where there is something to tell.
-    from harness import quantizers
+    from harness.quantization import quantizers
 
     maps = [tuple(quantizers.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
     lines = quantizers.diff(maps[0], maps[1], amax_tolerance=amax)

@@ -11,14 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.provenance import Provenance, ids_digest, set_digest
-from harness.speed import Ratio
+from harness.baselines.provenance import Provenance, ids_digest, set_digest
+from harness.statistics.speed import Ratio
 
 _FLOAT16_MAX = 65504.0
 
 
 class HasOutcomes(Protocol):
-    """What is kept of ``harness.tasks.Outcomes``: n samples of one task and metric, in the order of ``sample_ids``."""
+    """What is kept of ``harness.data.tasks.Outcomes``: n samples of one task and metric, in the order of
+    ``sample_ids``.
+    """
 
     @property
     def task(self) -> str: ...  # noqa: D102

@@ -31,15 +31,15 @@ from harness import files
 from harness.baselines import text
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
+from harness.baselines.provenance import BINDING_PACKAGES, DeviceKey, Nearness
 from harness.baselines.records import HistoryEntry, Record, TaskRecord
 from harness.errors import UsageError
-from harness.names import KEPT, folder_name
-from harness.provenance import BINDING_PACKAGES, DeviceKey, Nearness
+from harness.recipes.names import KEPT, folder_name
 
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
 REFERENCE = KEPT["recipe"][0]
-#: The one folder of the store that is no model's: expected differences between releases (``harness.versions``).
+#: The one folder of the store that is no model's: expected differences between releases (``harness.tools.versions``).
 VERSIONS = KEPT["model"][0]
 _RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
 _OUTCOMES = re.compile(r"outcomes-(?P<digest>[0-9a-f]{16})\.safetensors")

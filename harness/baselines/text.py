@@ -23,10 +23,10 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from harness.baselines.provenance import DeviceKey, Provenance, digest
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord, rounded
 from harness.errors import UsageError
-from harness.provenance import DeviceKey, Provenance, digest
-from harness.speed import Ratio
+from harness.statistics.speed import Ratio
 
 #: Version of the JSON's shape; a record of another version is refused, never guessed at.
 SCHEMA = 1

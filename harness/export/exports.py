@@ -10,13 +10,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from harness import families
+from harness.data.tasks import Task
 from harness.export import graph, modelopt, parity
 from harness.export.forms import NoFormError
 from harness.export.gated import check
 from harness.export.parity import Answers, Parity
-from harness.quantizers import Problem
-from harness.tasks import Task
+from harness.models import families
+from harness.quantization.quantizers import Problem
 
 
 class Exports:

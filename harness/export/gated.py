@@ -19,9 +19,10 @@ import onnx
 import torch
 from torch import nn
 
-from harness import families, qdq
-from harness.qdq import Step
-from harness.quantizers import Problem, tensor_quantizers
+from harness import formats
+from harness.formats import Step
+from harness.models import families
+from harness.quantization.quantizers import Problem, tensor_quantizers
 
 Array = npt.NDArray[Any]
 
@@ -281,7 +282,7 @@ def _numbers(graph: Graph, pair: Pair, quantizer: Any, model: nn.Module) -> Iter
     step = _step(quantizer)
     if step.amax is None:
         return
-    amax = qdq.to_numpy(step.amax).astype(np.float64).ravel()
+    amax = formats.to_numpy(step.amax).astype(np.float64).ravel()
     scales = [graph.constant(node.input[1]) for node in (pair.quantize, pair.dequantize) if node is not None]
     for found in scales:
         if found is None:
@@ -337,16 +338,16 @@ def _turned(graph: Graph, pair: Pair) -> bool:
 def _oracle_codes(step: Step, weight: torch.Tensor) -> Array:
     """Codes as numbers: what the oracle gives back, on the grid of its format again."""
     values = step(weight.detach().float().cpu())
-    layout = qdq.layout.plan(tuple(values.shape), step.axis, step.block_sizes)
+    layout = formats.layout.plan(tuple(values.shape), step.axis, step.block_sizes)
     assert step.amax is not None
-    amax = layout.fit(qdq.to_numpy(step.amax))
+    amax = layout.fit(formats.to_numpy(step.amax))
     scale = np.where(amax <= 2.0**-24, 1, amax).astype(np.float64) / step.format.max
     # A code times its scale is off by an ulp or two; the next code is further away by far.
-    return layout.join(step.format.round(layout.cut(qdq.to_numpy(values)) / scale))
+    return layout.join(step.format.round(layout.cut(formats.to_numpy(values)) / scale))
 
 
 def _step(quantizer: Any) -> Step:
-    (step,) = qdq.from_quantizer(quantizer).steps
+    (step,) = formats.from_quantizer(quantizer).steps
     return step
 
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import families
 from harness.export import files, forms
 from harness.export.forms import Form, NoFormError
-from harness.quantize import in_dtype, quiet
-from harness.quantizers import collapse, tensor_quantizers
+from harness.models import families
+from harness.quantization.quantize import in_dtype, quiet
+from harness.quantization.quantizers import collapse, tensor_quantizers
 
 #: tower -> the name of its input
 TOWERS = families.INPUTS

@@ -17,8 +17,8 @@ import onnx
 import torch
 from torch import nn
 
-from harness import families
 from harness.export.graph import OPSET, TOWERS, traced
+from harness.models import families
 
 _TRT = ("TRT_FP8QuantizeLinear", "TRT_FP8DequantizeLinear")
 

@@ -33,12 +33,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from harness import inputs, quantize, tasks
+from harness.data import inputs, tasks
+from harness.data.tasks import Task
 from harness.export.gated import Graph
 from harness.export.graph import TOWERS, Tower
 from harness.export.runtime import session
-from harness.quantizers import tensor_quantizers
-from harness.tasks import Task
+from harness.quantization import quantize
+from harness.quantization.quantizers import tensor_quantizers
 
 #: Half the distance of 1 and the next float32.
 UNIT = 2.0**-24
@@ -264,7 +265,7 @@ def answers(graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task,
     Args:
         graphs: every tower of the model in float32.
         model: from :func:`single`.
-        task: from ``harness.tasks``.
+        task: from ``harness.data.tasks``.
         n: pictures; every class is a candidate.
     """
     part = task.subset(0, min(n, len(task.sample_ids)))

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from harness.gate.results import Outcome, Word, worst
 from harness.report.text import number
-from harness.results import Outcome, Word, worst
 
 Json = dict[str, Any]
 
@@ -287,7 +287,7 @@ class Reasons:
     pairs: list[tuple[str, str]]
 
 
-#: The lists of a selection (``harness.selection``), in the order in which they matter.
+#: The lists of a selection (``harness.pull_requests.selection``), in the order in which they matter.
 _LISTS = {
     "refused": "Refused",
     "not_gated": "Not gated",

@@ -18,7 +18,7 @@ from harness.report import cases, grid
 from harness.report.cases import Json, Row
 from harness.report.text import number, visible
 
-_TEMPLATES = Path(__file__).parent.parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 #: Sections with a place of their own; any other is shown as it is.
 _DRAWN = ("recipe", "model", "quantize", "insertion", "numerics", "accuracy", "drift", "throughput", "layer_error",

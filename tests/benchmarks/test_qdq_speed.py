@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness import qdq
+from harness import formats
 
 ELEMENTS = 1 << 22
 CASES: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ def test_oracle(benchmark: BenchmarkFixture, case: str, dtype: torch.dtype) -> N
     """Quantize-dequantize of 4 Mi elements; `extra_info` holds the elements a second of the fastest round."""
     x = torch.randn(2048, ELEMENTS // 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
 
-    benchmark.pedantic(qdq.quantize_dequantize, args=(x,), kwargs=CASES[case], rounds=5, warmup_rounds=1)
+    benchmark.pedantic(formats.quantize_dequantize, args=(x,), kwargs=CASES[case], rounds=5, warmup_rounds=1)
 
     if benchmark.stats is not None:
         benchmark.extra_info["elements_per_second"] = round(ELEMENTS / benchmark.stats.stats.min)

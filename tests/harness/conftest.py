@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import pytest
 
-import harness.checkpoint_preload
-import harness.gate
-import harness.proof
+import harness.checks.checkpoint_preload
+import harness.gate.gate
+import harness.pull_requests.selection
+import harness.pytest_plugin.workers
 import harness.report
-import harness.selection
-import harness.summary
-import harness.workers  # noqa: F401
-from harness import paired
+import harness.report.summary
+import harness.tools.proof  # noqa: F401
+from harness.statistics import paired
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.tasks import Outcomes
+from harness.data.tasks import Outcomes
 
 
 def outcomes(correct: ArrayLike, clusters: ArrayLike | None = None, **fields: Any) -> Outcomes:

@@ -30,9 +30,12 @@ HOSTILE = (
 
 @functools.cache
 def _measured() -> dict[str, Any]:
-    from harness import compat, gallery, layers, tasks, verdicts  # noqa: F401
-    from harness.gate import Gate, Options
-    from harness.verdicts import Budget
+    from harness import compat  # noqa: F401
+    from harness.data import tasks
+    from harness.diagnosis import gallery, layers
+    from harness.gate.gate import Gate, Options
+    from harness.statistics import verdicts
+    from harness.statistics.verdicts import Budget
 
     gate = Gate(Options(recipes=("fp8",), calibration_size=64))
     case = gate.cases()[0]

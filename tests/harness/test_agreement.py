@@ -11,36 +11,39 @@ import pytest
 import torch
 from torch import nn
 
-from harness import agreement, calibration, models, recipes
-from harness.quantize import attention_registered, fold, forward_loop_over, insert, quantize
-from harness.quantizers import quantizer_map, tensor_quantizers
+from harness.checks import agreement
+from harness.data import calibration
+from harness.models import references
+from harness.quantization.quantize import attention_registered, fold, forward_loop_over, insert, quantize
+from harness.quantization.quantizers import quantizer_map, tensor_quantizers
+from harness.recipes import loading
 
 CPU = torch.device("cpu")
 FC1 = "vision_model.encoder.layers.1.mlp.fc1"
 
 
 @pytest.fixture(scope="module")
-def reference() -> models.Reference:
+def reference() -> references.Reference:
     """The embedded model."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")
-def batches(reference: models.Reference) -> Iterable[dict[str, torch.Tensor]]:
+def batches(reference: references.Reference) -> Iterable[dict[str, torch.Tensor]]:
     """Sixteen calibration pairs in two batches."""
     return calibration.load(None, reference, 16).batches(CPU, torch.float16, batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def data(reference: models.Reference, batches: Any) -> agreement.Magnitudes:
+def data(reference: references.Reference, batches: Any) -> agreement.Magnitudes:
     """What those pairs give at every quantizer's place."""
     return agreement.Magnitudes(insert(reference.model), batches)
 
 
 @pytest.fixture(scope="module")
-def fp8(reference: models.Reference, batches: Any) -> nn.Module:
+def fp8(reference: references.Reference, batches: Any) -> nn.Module:
     """The embedded model in FP8."""
-    return quantize(reference.model, recipes.load("fp8"), forward_loop_over(batches))
+    return quantize(reference.model, loading.load("fp8"), forward_loop_over(batches))
 
 
 @pytest.fixture
@@ -50,12 +53,12 @@ def model(fp8: nn.Module) -> nn.Module:
         return copy.deepcopy(fp8)
 
 
-@pytest.mark.parametrize("name", recipes.DEFAULT)
+@pytest.mark.parametrize("name", loading.DEFAULT)
 def test_every_default_recipe_agrees_with_its_model(
-    name: str, reference: models.Reference, batches: Any, data: agreement.Magnitudes
+    name: str, reference: references.Reference, batches: Any, data: agreement.Magnitudes
 ) -> None:
     """What ModelOpt makes of each default recipe agrees with the recipe, with the data and with its folded copy."""
-    recipe = recipes.load(name)
+    recipe = loading.load(name)
     made = quantize(reference.model, recipe, forward_loop_over(batches))
 
     assert agreement.with_recipe(made, recipe) == []
@@ -73,7 +76,7 @@ def test_an_attribute_that_the_recipe_does_not_say(model: nn.Module, attribute: 
     before = quantizer_map(model)
     setattr(tensor_quantizers(model)[f"{FC1}.input_quantizer"], f"_{attribute}", value)
 
-    (problem,) = agreement.with_recipe(model, recipes.load("fp8"), before)
+    (problem,) = agreement.with_recipe(model, loading.load("fp8"), before)
 
     assert problem.rule == "not what the recipe says"
     assert f"{FC1}.input_quantizer: {attribute} is {value}" in problem.names[0]
@@ -83,7 +86,7 @@ def test_a_dynamic_quantizer_where_static_is_said(model: nn.Module) -> None:
     """Scales computed at run time where the recipe says nothing of them are named."""
     tensor_quantizers(model)[f"{FC1}.input_quantizer"]._dynamic = True
 
-    (problem,) = agreement.with_recipe(model, recipes.load("fp8"))
+    (problem,) = agreement.with_recipe(model, loading.load("fp8"))
 
     assert "scales are dynamic" in problem.names[0]
 
@@ -93,7 +96,7 @@ def test_a_quantizer_switched_against_the_recipe(model: nn.Module) -> None:
     tensor_quantizers(model)[f"{FC1}.input_quantizer"].disable()
     tensor_quantizers(model)["text_model.encoder.layers.0.layer_norm1.input_quantizer"].enable()
 
-    (problem,) = agreement.with_recipe(model, recipes.load("fp8"))
+    (problem,) = agreement.with_recipe(model, loading.load("fp8"))
 
     assert problem.rule == "not as the recipe switches it"
     assert sorted(problem.names) == [
@@ -107,14 +110,14 @@ def test_an_enabled_quantizer_that_quantizes_nothing(model: nn.Module, switch: s
     """A quantizer left in calibration mode is enabled, and named all the same."""
     setattr(tensor_quantizers(model)[f"{FC1}.input_quantizer"], switch, value)
 
-    (problem,) = agreement.with_recipe(model, recipes.load("fp8"))
+    (problem,) = agreement.with_recipe(model, loading.load("fp8"))
 
     assert (problem.rule, problem.names) == ("enabled and passed through", (f"{FC1}.input_quantizer",))
 
 
 def test_quantizers_that_no_entry_speaks_of(model: nn.Module) -> None:
     """Without a deny-all entry, whatever is on beside the entries is named (S10)."""
-    recipe = recipes.load("fp8")
+    recipe = loading.load("fp8")
     attention_only = replace(recipe, entries=tuple(e for e in recipe.entries if "bmm" in e.pattern))
 
     (problem,) = agreement.with_recipe(model, attention_only)
@@ -133,7 +136,7 @@ def test_a_range_that_the_data_do_not_give(
     right = float(quantizer._amax)
     quantizer._amax *= factor
 
-    (problem,) = agreement.with_data(model, recipes.load("fp8"), data)
+    (problem,) = agreement.with_data(model, loading.load("fp8"), data)
 
     assert problem.names == (f"{FC1}.{name}: amax is {float(quantizer._amax):.6g}, the data give {right:.6g}",)
 
@@ -142,21 +145,23 @@ def test_a_range_of_nan(model: nn.Module, data: agreement.Magnitudes) -> None:
     """NaN equals no range of the data."""
     tensor_quantizers(model)[f"{FC1}.input_quantizer"]._amax.fill_(float("nan"))
 
-    (problem,) = agreement.with_data(model, recipes.load("fp8"), data)
+    (problem,) = agreement.with_data(model, loading.load("fp8"), data)
 
     assert "amax is nan" in problem.names[0]
 
 
-def test_fewer_batches_give_other_ranges(fp8: nn.Module, reference: models.Reference, batches: Any) -> None:
+def test_fewer_batches_give_other_ranges(fp8: nn.Module, reference: references.Reference, batches: Any) -> None:
     """A model calibrated on two batches does not agree with the first alone."""
     first = agreement.Magnitudes(insert(reference.model), [next(iter(batches))])
 
-    (problem,) = agreement.with_data(fp8, recipes.load("fp8"), first)
+    (problem,) = agreement.with_data(fp8, loading.load("fp8"), first)
 
     assert problem.rule == "range is not the data's"
 
 
-def test_the_data_are_looked_at_once_for_all_recipes(reference: models.Reference, batches: Any, fp8: nn.Module) -> None:
+def test_the_data_are_looked_at_once_for_all_recipes(
+    reference: references.Reference, batches: Any, fp8: nn.Module
+) -> None:
     """A second recipe costs no second pass; a range along another dimension costs one, and is as wide as that."""
     passes = []
 
@@ -167,8 +172,8 @@ def test_the_data_are_looked_at_once_for_all_recipes(reference: models.Reference
 
     data = agreement.Magnitudes(insert(reference.model), Counted())
     for name in ("fp8", "int8"):
-        made = fp8 if name == "fp8" else quantize(reference.model, recipes.load(name), forward_loop_over(batches))
-        assert agreement.with_data(made, recipes.load(name), data) == []
+        made = fp8 if name == "fp8" else quantize(reference.model, loading.load(name), forward_loop_over(batches))
+        assert agreement.with_data(made, loading.load(name), data) == []
     assert len(passes) == 1
 
     along = data.along({f"{FC1}.input_quantizer": (-1,)})[f"{FC1}.input_quantizer"]
@@ -183,15 +188,15 @@ def test_a_tolerance_lets_small_differences_pass(model: nn.Module, data: agreeme
     """Where bits cannot be asked for, a range within the tolerance passes and one beyond it does not."""
     tensor_quantizers(model)[f"{FC1}.input_quantizer"]._amax *= 1.01
 
-    assert agreement.with_data(model, recipes.load("fp8"), data, tolerance=0.02) == []
-    assert agreement.with_data(model, recipes.load("fp8"), data, tolerance=0.005) != []
+    assert agreement.with_data(model, loading.load("fp8"), data, tolerance=0.02) == []
+    assert agreement.with_data(model, loading.load("fp8"), data, tolerance=0.005) != []
 
 
 def test_other_calibrations_than_max_are_left_alone(model: nn.Module, data: agreement.Magnitudes) -> None:
     """Under SmoothQuant or AWQ a range is not the largest magnitude, and nothing is said."""
-    assert not agreement.calibrates_by_max(recipes.load("int8-smoothquant"))
-    assert not agreement.calibrates_by_max(recipes.load("int4-awq"))
-    assert agreement.with_data(model, recipes.load("int8-smoothquant"), data) == []
+    assert not agreement.calibrates_by_max(loading.load("int8-smoothquant"))
+    assert not agreement.calibrates_by_max(loading.load("int4-awq"))
+    assert agreement.with_data(model, loading.load("int8-smoothquant"), data) == []
 
 
 def test_a_folded_copy_that_computes_something_else(model: nn.Module, batches: Any) -> None:
@@ -205,19 +210,21 @@ def test_a_folded_copy_that_computes_something_else(model: nn.Module, batches: A
     assert any(name.startswith("vision") for name in problem.names)
 
 
-@pytest.mark.parametrize("name", recipes.DEFAULT)
-def test_with_its_quantizers_off_a_model_is_the_reference(name: str, reference: models.Reference, batches: Any) -> None:
+@pytest.mark.parametrize("name", loading.DEFAULT)
+def test_with_its_quantizers_off_a_model_is_the_reference(
+    name: str, reference: references.Reference, batches: Any
+) -> None:
     """Each default recipe leaves the reference underneath: to the bit by max, within rounding by the others."""
-    recipe = recipes.load(name)
+    recipe = loading.load(name)
     made = quantize(reference.model, recipe, forward_loop_over(batches))
 
     assert agreement.with_reference(made, reference.model, recipe, next(iter(batches))) == []
 
 
 @pytest.mark.parametrize("name", ["fp8", "int8-smoothquant", "int4-awq"])
-def test_a_changed_weight_underneath(name: str, reference: models.Reference, batches: Any) -> None:
+def test_a_changed_weight_underneath(name: str, reference: references.Reference, batches: Any) -> None:
     """One layer's weights scaled by a quarter show in the outputs, whatever quantization would have hidden."""
-    recipe = recipes.load(name)
+    recipe = loading.load(name)
     made: Any = quantize(reference.model, recipe, forward_loop_over(batches))
     made.vision_model.encoder.layers[1].mlp.fc1.weight.data *= 1.25
 
@@ -227,38 +234,38 @@ def test_a_changed_weight_underneath(name: str, reference: models.Reference, bat
     assert any(line.startswith("vision: relative error") for line in problem.names)
 
 
-def test_a_weight_off_by_one_bit_underneath(model: Any, reference: models.Reference, batches: Any) -> None:
+def test_a_weight_off_by_one_bit_underneath(model: Any, reference: references.Reference, batches: Any) -> None:
     """Under max calibration a single bit is told, and not where bits cannot be expected."""
     bits = model.vision_model.encoder.layers[1].mlp.fc1.weight.data.view(torch.int16)
     bits[0] ^= 1
     first = next(iter(batches))
 
-    assert agreement.with_reference(model, reference.model, recipes.load("fp8"), first) != []
-    assert agreement.with_reference(model, reference.model, recipes.load("fp8"), first, deterministic=False) == []
+    assert agreement.with_reference(model, reference.model, loading.load("fp8"), first) != []
+    assert agreement.with_reference(model, reference.model, loading.load("fp8"), first, deterministic=False) == []
 
 
-def test_outputs_of_nan_are_no_small_error(model: Any, reference: models.Reference, batches: Any) -> None:
+def test_outputs_of_nan_are_no_small_error(model: Any, reference: references.Reference, batches: Any) -> None:
     """A model whose outputs are NaN is not within any allowed error."""
     model.visual_projection.weight.data.fill_(float("nan"))
 
-    found = agreement.with_reference(model, reference.model, recipes.load("fp8"), next(iter(batches)), False)
+    found = agreement.with_reference(model, reference.model, loading.load("fp8"), next(iter(batches)), False)
 
     assert "vision: relative error nan" in str(found[0])
 
 
-def test_methods_that_adapt_weights_are_left_alone(model: nn.Module, reference: models.Reference) -> None:
+def test_methods_that_adapt_weights_are_left_alone(model: nn.Module, reference: references.Reference) -> None:
     """Nothing is said of a method that changes weights on purpose."""
-    svdquant = replace(recipes.load("fp8"), algorithm={"method": "svdquant"})
+    svdquant = replace(loading.load("fp8"), algorithm={"method": "svdquant"})
 
     assert agreement.with_reference(model, reference.model, svdquant, {}) == []
 
 
 @pytest.mark.parametrize(("perc_damp", "silent"), [(0.01, False), (1e-12, True)])
 def test_gptq_that_made_no_error_good_is_found(
-    reference: models.Reference, batches: Any, perc_damp: float, silent: bool
+    reference: references.Reference, batches: Any, perc_damp: float, silent: bool
 ) -> None:
     """Where the Hessian of sixteen pairs has no inverse ModelOpt only rounds, and those layers are named (S13)."""
-    recipe = recipes.load("int4-gptq")
+    recipe = loading.load("int4-gptq")
     algorithm = {"method": "gptq", "perc_damp": perc_damp}
     recipe = replace(recipe, quant_cfg=recipe.quant_cfg | {"algorithm": algorithm}, algorithm=algorithm)
     made = quantize(reference.model, recipe, forward_loop_over(batches))

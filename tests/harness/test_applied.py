@@ -11,12 +11,14 @@ import pytest
 import written
 from torch import nn
 
-from harness import architectures, quantize, recipes
-from harness.applied import place_of
 from harness.errors import UsageError
-from harness.quantizers import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
-from harness.recipe_tree import Tree
-from harness.recipes import DEFAULT, MORE, Entry, Recipe, installed_root, load
+from harness.models import architectures
+from harness.quantization import quantize
+from harness.quantization.applied import place_of
+from harness.quantization.quantizers import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
+from harness.recipes import loading
+from harness.recipes.loading import DEFAULT, MORE, Entry, Recipe, installed_root, load
+from harness.recipes.tree import Tree
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def shipped() -> list[str]:
     tree = Tree(installed_root())
     names = [*DEFAULT, *MORE]
     for path in sorted(tree.root.rglob("*.y*ml")):
-        if recipes.kind_of(tree.read(path), tree) in ("ptq", recipes.SEARCHED, "preset"):
+        if loading.kind_of(tree.read(path), tree) in ("ptq", loading.SEARCHED, "preset"):
             names.append(path.relative_to(tree.root).as_posix())
     return names
 

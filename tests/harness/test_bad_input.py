@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.gate import BASELINES, Gate
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.gate.gate import BASELINES, Gate
 
 ROOT = Path(__file__).parents[2]
 INSERTION, ACCURACY = (ROOT / "tests" / f"test_{name}.py" for name in ("insertion", "accuracy"))
@@ -96,7 +96,7 @@ def test_recipe_that_is_not_there(refused: Refused, ref: str, what: str) -> None
 def test_incomplete_model_directory(refused: Refused, tmp_path: Path, gone: str) -> None:
     """A model directory without one of its files is told with that file."""
     folder = tmp_path / "clip"
-    shutil.copytree(ROOT / "harness" / "embedded" / "clip", folder)
+    shutil.copytree(ROOT / "harness" / "models" / "embedded" / "clip", folder)
     for path in folder.glob("*token*") if gone == "tokenizer.json" else [folder / gone]:
         path.unlink()
     for path in [folder / "vocab.json", folder / "merges.txt"] if gone == "tokenizer.json" else []:
@@ -111,7 +111,7 @@ def test_incomplete_model_directory(refused: Refused, tmp_path: Path, gone: str)
 def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
     """Weights cut off in the middle are told with their folder, not read as far as they go."""
     folder = tmp_path / "clip"
-    shutil.copytree(ROOT / "harness" / "embedded" / "clip", folder)
+    shutil.copytree(ROOT / "harness" / "models" / "embedded" / "clip", folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
 

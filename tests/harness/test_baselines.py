@@ -24,10 +24,10 @@ from scipy.stats import binomtest
 
 from harness import baselines
 from harness.baselines import Kind, Limits, Missing, Record, SampleOutcomes, Store, TaskRecord, compare
+from harness.baselines.provenance import DeviceKey, Nearness, Provenance, ids_digest, set_digest
 from harness.errors import UsageError
-from harness.names import folder_name
-from harness.provenance import DeviceKey, Nearness, Provenance, ids_digest, set_digest
-from harness.speed import Ratio
+from harness.recipes.names import folder_name
+from harness.statistics.speed import Ratio
 
 XEON = DeviceKey("xeon-8488c-0a1b2c3d", "x86_64-avx512")
 OTHER_XEON = DeviceKey("epyc-9654-99887766", "x86_64-avx512")
@@ -38,7 +38,7 @@ HERE = Path(__file__)
 
 @dataclass(frozen=True)
 class Made:
-    """Outcomes as ``harness.tasks`` makes them, as far as the store looks."""
+    """Outcomes as ``harness.data.tasks`` makes them, as far as the store looks."""
 
     task: str
     metric: str
@@ -618,7 +618,7 @@ def test_any_attribute_of_the_map_binds(store: Store, changed: dict[str, Any]) -
 
 def test_rows_of_the_map_are_the_quantizers_own() -> None:
     """The rows these tests use have the attributes of the real map, but for those left out where they are false."""
-    from harness.quantizers import Amax, Quantizer
+    from harness.quantization.quantizers import Amax, Quantizer
 
     assert {f.name for f in fields(Quantizer)} - {"constant"} == set(quantizer())
     assert {f.name for f in fields(Amax)} - {"empty"} == set(quantizer()["amax"])
@@ -1271,7 +1271,7 @@ def test_device_key_of_this_cpu_is_stable_and_plain() -> None:
     """The key of the CPU is the same each time and fits a file name."""
     import torch
 
-    from harness import provenance
+    from harness.baselines import provenance
 
     key = DeviceKey.of(torch.device("cpu"))
     assert key == DeviceKey.of(torch.device("cpu"))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness import benchmark
-from harness.benchmark import PLAIN, RUNS, SINGLE
+from harness.tools import benchmark
+from harness.tools.benchmark import PLAIN, RUNS, SINGLE
 
 
 def stored() -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_a_page_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="4"):
         benchmark.main(["page", "--stored", str(tmp_path / "no.json"), "--out", str(tmp_path / "speed.md")])
 
-    assert "holds no measurement; run `python -m harness.benchmark` first" in capsys.readouterr().err
+    assert "holds no measurement; run `python -m harness.tools.benchmark` first" in capsys.readouterr().err
     assert not (tmp_path / "speed.md").exists()
 
 
@@ -68,7 +68,10 @@ def test_a_run_is_charged_with_its_own_time_and_memory() -> None:
     In a small process: what a parent holds when it forks counts as its child's.
     """
     code = "x = bytearray(200 << 20); x[::4096] = b'1' * len(x[::4096]); raise SystemExit(3)"
-    ask = "import sys; from harness.benchmark import cost; print(vars(cost('', [sys.executable, '-c', sys.argv[1]])))"
+    ask = (
+        "import sys; from harness.tools.benchmark import cost; print(vars(cost('', [sys.executable, '-c', "
+        "sys.argv[1]])))"
+    )
     done = subprocess.run([sys.executable, "-c", ask, code], capture_output=True, text=True, check=True)
 
     found = ast.literal_eval(done.stdout)
@@ -81,7 +84,7 @@ def test_a_run_is_charged_with_its_own_time_and_memory() -> None:
 @pytest.mark.parametrize("how", [[], ["--fp32"]], ids=["fp16", "fp32"])
 def test_the_plain_script_finds_the_accuracies_of_the_gate(how: list[str]) -> None:
     """What the gate is timed against does the same work: its accuracies are those of the model card."""
-    command = [sys.executable, "-m", "harness.plain", *how, "fp8", "emoji100"]
+    command = [sys.executable, "-m", "harness.tools.plain", *how, "fp8", "emoji100"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=benchmark.ROOT, check=True)
 
     found = json.loads(done.stdout.splitlines()[-1])

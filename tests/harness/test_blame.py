@@ -9,12 +9,13 @@ from unittest import mock
 import pytest
 import yaml
 
-from harness import blame, quantizers
-from harness.blame import Blame
-from harness.gate import Case, Gate, Options
-from harness.quantizers import QuantizerMap
-from harness.recipes import Entry, Recipe
-from harness.verdicts import Decision
+from harness.diagnosis import blame
+from harness.diagnosis.blame import Blame
+from harness.gate.gate import Case, Gate, Options
+from harness.quantization import quantizers
+from harness.quantization.quantizers import QuantizerMap
+from harness.recipes.loading import Entry, Recipe
+from harness.statistics.verdicts import Decision
 
 POISON = "*vision_model.encoder.layers.2.mlp.*_quantizer"
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import budgets, recipes, tasks
+from harness.data import tasks
 from harness.errors import UsageError
-from harness.gate import Gate, Options
-from harness.verdicts import resolution, resolvable
+from harness.gate.gate import Gate, Options
+from harness.recipes import loading
+from harness.statistics import budgets
+from harness.statistics.verdicts import resolution, resolvable
 
 COMMITTED = Path(__file__).parents[2] / "baselines" / "budgets.yaml"
 
@@ -166,11 +168,11 @@ def test_committed_budgets_name_known_recipes_and_tasks() -> None:
     """The file of this repository has no mistyped name, and says what each default recipe leaves out."""
     policy = budgets.load(COMMITTED)
 
-    policy.check_names(recipes.DEFAULT + recipes.MORE, tasks.EMBEDDED_TASKS)
+    policy.check_names(loading.DEFAULT + loading.MORE, tasks.EMBEDDED_TASKS)
     assert set(tasks.EMBEDDED_TASKS) <= set(policy.tasks)
 
 
-@pytest.mark.parametrize("name", recipes.DEFAULT + recipes.MORE)
+@pytest.mark.parametrize("name", loading.DEFAULT + loading.MORE)
 def test_committed_budgets_can_be_resolved(name: str) -> None:
     """Every budget of the embedded tasks is within what its declared sample count resolves."""
     policy = budgets.load(COMMITTED)
@@ -182,7 +184,7 @@ def test_committed_budgets_can_be_resolved(name: str) -> None:
 
 
 def test_command_prints_what_the_budgets_resolve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m harness.budgets` shows a line a metric; a bad file is told in one line with exit code 4."""
+    """`python -m harness.statistics.budgets` shows a line a metric; a bad file is told in one line with exit code 4."""
     assert budgets.main([str(COMMITTED), "--recipe", "fp8"]) == 0
     table = capsys.readouterr().out
     assert budgets.main([str(write(tmp_path, "defaults: {}\n"))]) == 4

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from harness import calibration, families, inputs, models, samples, webdatasets
+from harness.data import calibration, inputs, samples, webdatasets
 from harness.errors import UsageError
-from harness.models import Reference
+from harness.models import families, references
+from harness.models.references import Reference
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded CLIP in FP16."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 def noise(seed: int) -> Any:

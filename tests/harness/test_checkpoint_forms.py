@@ -13,17 +13,20 @@ import pytest
 import tiny
 import torch
 
-from harness import checkpoint, families, models, quantize, quantizers, recipes
-from harness.checkpoint import Loading
+from harness.checks import checkpoint
+from harness.checks.checkpoint import Loading
+from harness.models import families, references
+from harness.quantization import quantize, quantizers
+from harness.recipes import loading
 
 CPU = torch.device("cpu")
 
 
 def quantized(ref: str, recipe: str = "fp8-linear-only") -> Any:
     """The reference quantized on sample inputs."""
-    model = models.load(ref, CPU).model
+    model = references.load(ref, CPU).model
     loop = quantize.forward_loop_over([families.sample_inputs(model)])
-    return quantize.quantize(model, recipes.load(recipe), loop)
+    return quantize.quantize(model, loading.load(recipe), loop)
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -74,7 +77,7 @@ def test_modelopt_restores_into_the_inner_model_too(tmp_path: Path, monkeypatch:
 #: A child that outlives its alarm waits for threads that the fork did not copy.
 FORK = """
 import os, signal
-import harness.checkpoint_preload
+import harness.checks.checkpoint_preload
 import torch
 child = os.fork()
 if not child:

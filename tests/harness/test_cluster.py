@@ -16,18 +16,14 @@ import torch
 from test_shards import CPU, RECIPE, ROWS, assert_equal
 from test_tasks import webdataset_captions
 
-from harness import (
-    checkpoint_preload,  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-    cluster,
-    evaluation,
-    quantize,
-    shards,
-)
-from harness.cluster import Cluster, ClusterError, Order
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.errors import UsageError
-from harness.evaluation import Alone, Quantization, Sliced
-from harness.gate import Case, Gate, Options
-from harness.shards import Store
+from harness.evaluation import cluster, evaluators, shards
+from harness.evaluation.cluster import Cluster, ClusterError, Order
+from harness.evaluation.evaluators import Alone, Quantization, Sliced
+from harness.evaluation.shards import Store
+from harness.gate.gate import Case, Gate, Options
+from harness.quantization import quantize
 
 ROOT = Path(__file__).parents[2]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
@@ -45,7 +41,7 @@ def watched(folder: Path) -> Callable[[], None]:
         import os
         import signal
 
-        from harness import inputs
+        from harness.data import inputs
 
         original = inputs.embed_images
 
@@ -132,9 +128,9 @@ def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> No
 
     found = cluster.unpack(packed, made.reference, "diffusers")
 
-    assert evaluation.state_digest(found) == evaluation.state_digest(made.model)
-    assert evaluation.state_digest(quantize.fold(found)) == evaluation.state_digest(made.folded)
-    assert evaluation.state_digest(found) != evaluation.state_digest(made.reference.model)
+    assert evaluators.state_digest(found) == evaluators.state_digest(made.model)
+    assert evaluators.state_digest(quantize.fold(found)) == evaluators.state_digest(made.folded)
+    assert evaluators.state_digest(found) != evaluators.state_digest(made.reference.model)
 
 
 @pytest.fixture
@@ -234,8 +230,8 @@ def test_a_node_with_other_releases_is_named(
     two_workers: str, gate: Gate, case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that computes with something else ends the run in one line: the node, what it has, what the run has."""
-    here = evaluation.environment(CPU, ROWS)
-    monkeypatch.setattr(evaluation, "environment", lambda *_: here | {"torch": "9.9"})
+    here = evaluators.environment(CPU, ROWS)
+    monkeypatch.setattr(evaluators, "environment", lambda *_: here | {"torch": "9.9"})
 
     with pytest.raises(UsageError, match=rf"node {two_workers}: torch is 2\..* there, 9\.9 in this run\. Every node "):
         evaluator(folder).embed(gate._reference(case), gate.tasks(case)[1], "images")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness import config_form, recipes
 from harness.errors import UsageError
-from harness.recipe_schema import modelopt_config
+from harness.recipes import config_form, loading
+from harness.recipes.schema import modelopt_config
 
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
 W4A8: list[dict[str, Any]] = [{"num_bits": 4, "block_sizes": {-1: 128}}, E4M3]
@@ -27,13 +27,13 @@ def listed(*entries: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(e["quantizer_name"], e.get("parent_class"), e.get("enable", True), whole(e.get("cfg"))) for e in found]
 
 
-@pytest.mark.parametrize("name", [n for n in (*recipes.DEFAULT, *recipes.MORE) if n not in recipes.SEARCHES])
+@pytest.mark.parametrize("name", [n for n in (*loading.DEFAULT, *loading.MORE) if n not in loading.SEARCHES])
 def test_a_recipe_of_this_package_can_be_written_as_a_dict(name: str) -> None:
     """ModelOpt itself, which still reads the old form, gets from the dict the entries that the recipe's list has."""
     if not config_form.takes_lists():
         pytest.skip("this ModelOpt has no list form to compare with")
     normalize = modelopt_config().normalize_quant_cfg_list
-    every: list[dict[str, Any]] = [dict(e) for e in normalize(recipes.load(name).quant_cfg["quant_cfg"])]
+    every: list[dict[str, Any]] = [dict(e) for e in normalize(loading.load(name).quant_cfg["quant_cfg"])]
     # A sequence under a class (W4A8) is what only the old releases read in this form.
     entries = [e for e in every if not (e.get("parent_class") and isinstance(e.get("cfg"), list))]
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness import architectures, deployed, families, models, quantize, recipes, resident
-from harness.deployed import BASE, Side
 from harness.export import graph
-from harness.speed import Effort
+from harness.models import architectures, families, references
+from harness.quantization import quantize
+from harness.recipes import loading
+from harness.statistics.speed import Effort
+from harness.tools import deployed, resident
+from harness.tools.deployed import BASE, Side
 
 #: Least cosine with FP32's features: two libraries' rounding, half precisions, and quantization to eight bits.
 NEAR = {"FP32": 1 - 1e-6, "FP16": 1 - 1e-4, "BF16": 0.99, "INT8": 0.95}
@@ -20,7 +23,7 @@ NEAR = {"FP32": 1 - 1e-6, "FP16": 1 - 1e-4, "BF16": 0.99, "INT8": 0.95}
 @pytest.fixture(scope="module")
 def reference() -> torch.nn.Module:
     """The embedded model in single precision."""
-    model: torch.nn.Module = models.load("embedded", torch.device("cpu"), torch.float32).model
+    model: torch.nn.Module = references.load("embedded", torch.device("cpu"), torch.float32).model
     return model
 
 
@@ -34,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sides(reference: torch.nn.Module, folder: Path) -> dict[str, list[Side]]:
     """Every side of both towers, INT8 calibrated on noise."""
     loop = quantize.forward_loop_over([families.sample_inputs(reference, 8)])
-    int8 = quantize.quantize(reference, recipes.load("int8"), loop)
+    int8 = quantize.quantize(reference, loading.load("int8"), loop)
     return deployed.write(reference, {"INT8": int8}, folder)
 
 

@@ -10,10 +10,10 @@ import pytest
 from drawn import outcomes
 from scipy import special, stats
 
-from harness.distribution import Measurement, answers, distribution, divergence, mean_interval, paired_change
+from harness.data.tasks import Outcomes, TaskRun
 from harness.errors import UsageError
-from harness.tasks import Outcomes, TaskRun
-from harness.verdicts import Budget, Limits
+from harness.statistics.distribution import Measurement, answers, distribution, divergence, mean_interval, paired_change
+from harness.statistics.verdicts import Budget, Limits
 
 RECALL = "image_retrieval_recall@5"
 

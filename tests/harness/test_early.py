@@ -8,10 +8,10 @@ import functools
 import numpy as np
 import pytest
 
-from harness import early
-from harness.gate import Case, Gate, Options
-from harness.tasks import Task
-from harness.verdicts import Decision
+from harness.data.tasks import Task
+from harness.evaluation import early
+from harness.gate.gate import Case, Gate, Options
+from harness.statistics.verdicts import Decision
 
 
 @pytest.fixture(scope="module")

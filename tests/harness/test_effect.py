@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import effect, recipes
-from harness.recipes import Recipe
+from harness.pull_requests import effect
+from harness.recipes import loading
+from harness.recipes.loading import Recipe
 
 Variant = Callable[..., Recipe]
 
@@ -18,13 +19,13 @@ def variant(tmp_path: Path) -> Variant:
     """Makes the FP8 recipe with one piece of its text replaced everywhere."""
 
     def make(old: str = "", new: str = "") -> Recipe:
-        base = recipes.load("fp8").path
+        base = loading.load("fp8").path
         assert base is not None
         text = base.read_text()
         assert old in text
         path = tmp_path / "fp8.yaml"
         path.write_text(text.replace(old, new) if old else text + "\n# a remark\n")
-        return recipes.load(str(path))
+        return loading.load(str(path))
 
     return make
 
@@ -32,7 +33,7 @@ def variant(tmp_path: Path) -> Variant:
 @pytest.fixture(scope="module")
 def fp8() -> Recipe:
     """The published recipe."""
-    return recipes.load("fp8")
+    return loading.load("fp8")
 
 
 def test_a_remark_has_no_effect(fp8: Recipe, variant: Variant) -> None:
@@ -54,7 +55,7 @@ def test_an_entry_that_restates_another_has_no_effect(fp8: Recipe, variant: Vari
 
 def test_two_recipes_differ_by_their_maps(fp8: Recipe) -> None:
     """From FP8 with attention to Linear layers alone: the attention's quantizers go off, and nothing else changes."""
-    found = effect.between(fp8, recipes.load("fp8-linear-only"))
+    found = effect.between(fp8, loading.load("fp8-linear-only"))
 
     assert found.by_architecture["embedded"] == (
         "12 quantizers change: text self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, layers 0..2",

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import models, samples, tasks, webdatasets
-from harness.embedded import card, datasets, emoji, text
-from harness.embedded.emoji import Concept
+from harness.data import samples, tasks, webdatasets
+from harness.models import references
+from harness.tools.embedded import card, datasets, emoji, text
+from harness.tools.embedded.emoji import Concept
 
 DATA = samples.EMBEDDED
 NAMES = ("emoji", "emoji100", "emoji_captions", "calibration")
@@ -192,7 +193,7 @@ def test_the_card_tells_what_is_measured(scores: dict[str, Any]) -> None:
 
 def test_the_card_counts_the_parameters() -> None:
     """The number in the card is that of the loaded model."""
-    model = models.load("embedded", torch.device("cpu")).model
+    model = references.load("embedded", torch.device("cpu")).model
 
     assert card.parameters(card.CLIP) == sum(p.numel() for p in model.parameters())
 

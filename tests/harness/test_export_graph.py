@@ -10,12 +10,16 @@ import onnx
 import pytest
 import torch
 
-from harness import export, families, numerics, quantize, recipes
+from harness import export
+from harness.checks import numerics
 from harness.export import gated, modelopt, parity
 from harness.export.exports import Exports
 from harness.export.graph import TOWERS
-from harness.faults import CATALOGUE, Site, Where
-from harness.gate import Gate, Options, Quantized
+from harness.gate.gate import Gate, Options, Quantized
+from harness.models import families
+from harness.quantization import quantize
+from harness.recipes import loading
+from harness.tools.faults import CATALOGUE, Site, Where
 
 #: fault -> the rule that names it, or "parity"
 NAMED = {
@@ -98,7 +102,7 @@ def test_unquantized_tower_computes_the_reference(made: Gate, tower: str) -> Non
 def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> None:
     """With ``use_constant_amax`` (no buffer: 448) and ``constant_amax`` the graph has these scales and runs alike."""
     reference = made.reference(made.cases()[0])
-    recipe = recipes.load("fp8-patch-embedding-fp16")
+    recipe = loading.load("fp8-patch-embedding-fp16")
     config = copy.deepcopy(recipe.quant_cfg)
     fixed = {"num_bits": (4, 3), "axis": None}
     config["quant_cfg"] += [
@@ -127,7 +131,7 @@ def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
     weight = model.get_parameter("text_model.encoder.layers.0.mlp.fc1.weight")
     weight.data[3] = 0
     inputs = families.sample_inputs(model)
-    quantized = quantize.quantize(model, recipes.load(name), quantize.forward_loop_over([inputs]))
+    quantized = quantize.quantize(model, loading.load(name), quantize.forward_loop_over([inputs]))
     exports = Exports(quantized, inputs)
 
     observations = numerics.observe(quantized)

@@ -10,19 +10,22 @@ import tiny
 import torch
 from torch import nn
 
-from harness import architectures, families, models, quantize, quantizers, recipes, tasks
+from harness.data import tasks
 from harness.errors import UsageError
-from harness.families import INPUTS
-from harness.gate import Case, Gate, Options, short, short_recipe
-from harness.quantizers import Problem
+from harness.gate.gate import Case, Gate, Options, short, short_recipe
+from harness.models import architectures, families, references
+from harness.models.families import INPUTS
+from harness.quantization import quantize, quantizers
+from harness.quantization.quantizers import Problem
+from harness.recipes import loading
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def embedded() -> models.Reference:
+def embedded() -> references.Reference:
     """The embedded CLIP."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module", params=tiny.NAMES)
@@ -33,10 +36,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def test_a_checkpoint_is_loaded_as_what_it_is(checkpoint: Path) -> None:
     """Directory, class and family agree, before the weights are read and after; every tower gives embeddings."""
-    found = models.load(str(checkpoint), CPU)
+    found = references.load(str(checkpoint), CPU)
     family = families.of(found.model)
 
-    assert models.family_of(str(checkpoint)) == family.name
+    assert references.family_of(str(checkpoint)) == family.name
     assert found.dtype is torch.float16
     with torch.no_grad():
         embeddings = families.forward(found.model, families.sample_inputs(found.model, batch=3))
@@ -46,7 +49,7 @@ def test_a_checkpoint_is_loaded_as_what_it_is(checkpoint: Path) -> None:
 
 def test_what_a_tower_needs_is_there_and_nothing_else(checkpoint: Path) -> None:
     """A checkpoint has the tokenizer where it reads words and the image processor where it sees pictures."""
-    found = models.load(str(checkpoint), CPU)
+    found = references.load(str(checkpoint), CPU)
     towers = families.of(found.model).towers
 
     assert (found.tokenizer is not None) == ("text" in towers)
@@ -65,14 +68,14 @@ def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -
                 (folder / path.name).symlink_to(path)
 
         with pytest.raises(UsageError) as caught:
-            models.load(str(folder), CPU)
+            references.load(str(folder), CPU)
 
         assert "\n" not in str(caught.value)
 
 
 def test_every_quantizer_belongs_to_a_tower(checkpoint: Path) -> None:
     """The table's prefixes cover every module that ModelOpt has a place for, towers' kinds of layer included."""
-    model = models.load(str(checkpoint), CPU).model
+    model = references.load(str(checkpoint), CPU).model
     found = quantizers.quantizer_map(quantize.insert(model))
 
     kinds = {(q.tower, q.module_kind) for q in found}
@@ -90,7 +93,7 @@ def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> Non
     model = architectures.build(name)
     family = families.of(model)
     blocks = {p for p, m in model.named_modules() if type(m).__name__ in family.attention_classes}
-    found = quantizers.quantizer_map(quantize.structure(model, recipes.load("fp8")))
+    found = quantizers.quantizer_map(quantize.structure(model, loading.load("fp8")))
 
     assert blocks
     for kind in quantizers.FUSED_KINDS:
@@ -110,7 +113,7 @@ def test_a_gate_of_every_family_holds(checkpoint: Path) -> None:
 
 def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
     """Of each tower: one Linear that lost its input quantizer is named, and so is the loss of all quantizers."""
-    for tower in families.of(models.load(str(checkpoint), CPU).model).towers:
+    for tower in families.of(references.load(str(checkpoint), CPU).model).towers:
         for whole in (False, True):
             gate, case = gate_on(checkpoint)
             model = gate.quantized(case).model
@@ -153,7 +156,7 @@ def test_patches_of_naflex_are_those_of_its_processor(tmp_path: Path) -> None:
     from PIL import Image
     from transformers import Siglip2ImageProcessor
 
-    model = models.load(str(tiny.write("siglip2", tmp_path / "siglip2")), CPU).model
+    model = references.load(str(tiny.write("siglip2", tmp_path / "siglip2")), CPU).model
     pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     theirs = processor(Image.fromarray(pixels.numpy()), return_tensors="pt")
@@ -167,10 +170,10 @@ def test_patches_of_naflex_are_those_of_its_processor(tmp_path: Path) -> None:
     assert torch.equal(found["spatial_shapes"], torch.as_tensor(theirs["spatial_shapes"]))
 
 
-@pytest.mark.parametrize("name", models.PARTS)
-def test_a_part_computes_what_the_whole_does(embedded: models.Reference, name: str) -> None:
+@pytest.mark.parametrize("name", references.PARTS)
+def test_a_part_computes_what_the_whole_does(embedded: references.Reference, name: str) -> None:
     """``embedded+CLASS`` gives the embeddings of the whole model, bit for bit, before or after the projection."""
-    part = models.load(f"embedded+{name}", CPU)
+    part = references.load(f"embedded+{name}", CPU)
     (tower,) = families.of(part.model).towers
     x = families.sample_inputs(embedded.model)[INPUTS[tower]]
     own = families.of(part.model).towers[tower]
@@ -184,12 +187,14 @@ def test_a_part_computes_what_the_whole_does(embedded: models.Reference, name: s
     assert torch.equal(found, expected)
     assert part.name == f"embedded+{name}"
     assert part.revision != embedded.revision
-    assert models.family_of(f"embedded+{name}") == families.of(part.model).name
+    assert references.family_of(f"embedded+{name}") == families.of(part.model).name
 
 
-def test_a_part_of_a_model_with_outliers_has_them(embedded: models.Reference) -> None:
+def test_a_part_of_a_model_with_outliers_has_them(embedded: references.Reference) -> None:
     """Suffixes apply in order: the part is cut out of what stands before it."""
-    plain, planted = (models.load(f"{base}+CLIPVisionModel", CPU).model for base in ("embedded", "embedded+outliers"))
+    plain, planted = (
+        references.load(f"{base}+CLIPVisionModel", CPU).model for base in ("embedded", "embedded+outliers")
+    )
 
     gains = [m.encoder.layers[0].layer_norm1.weight if hasattr(m, "encoder") else
              m.vision_model.encoder.layers[0].layer_norm1.weight for m in (plain, planted)]  # fmt: skip
@@ -201,13 +206,13 @@ def test_a_part_of_what_is_no_clip_is_refused(tmp_path: Path) -> None:
     folder = tiny.write("siglip", tmp_path / "siglip")
 
     with pytest.raises(UsageError, match="has no part of class CLIPTextModel"):
-        models.load(f"{folder}+CLIPTextModel", CPU)
+        references.load(f"{folder}+CLIPTextModel", CPU)
 
 
-@pytest.mark.parametrize("name", models.PARTS)
-def test_a_part_answers_as_the_whole_does(embedded: models.Reference, name: str) -> None:
+@pytest.mark.parametrize("name", references.PARTS)
+def test_a_part_answers_as_the_whole_does(embedded: references.Reference, name: str) -> None:
     """With the other tower of its checkpoint, a part gives every outcome that the whole model gives."""
-    part = models.load(f"embedded+{name}", CPU)
+    part = references.load(f"embedded+{name}", CPU)
     whole, own = (tasks.load_tasks(("emoji100",), None, ref)[0].subset(0, 128) for ref in (embedded, part))
 
     expected = tasks.evaluate(embedded.model, whole)
@@ -218,11 +223,11 @@ def test_a_part_answers_as_the_whole_does(embedded: models.Reference, name: str)
     assert (found.outcomes["acc1"].answers == expected.outcomes["acc1"].answers).all()
 
 
-def test_a_completed_task_keeps_pictures_and_embeddings_together(embedded: models.Reference) -> None:
+def test_a_completed_task_keeps_pictures_and_embeddings_together(embedded: references.Reference) -> None:
     """Parts and choices of a completed task carry the embeddings of their own pictures."""
     import numpy as np
 
-    part = models.load("embedded+CLIPTextModel", CPU)
+    part = references.load("embedded+CLIPTextModel", CPU)
     (task,) = tasks.load_tasks(("emoji100",), None, part)
     chosen = np.array([5, 900, 17])
     assert task.completion is not None
@@ -239,22 +244,22 @@ def test_a_completed_task_keeps_pictures_and_embeddings_together(embedded: model
 
 def test_hidden_blocks_are_told_with_their_reason(tmp_path: Path) -> None:
     """open_clip's attention and SigLIP's pooling head are listed as not covered, CLIP's nothing."""
-    siglip, open_clip = (models.load(str(tiny.write(n, tmp_path / n)), CPU).model for n in ("siglip", "open_clip"))
+    siglip, open_clip = (references.load(str(tiny.write(n, tmp_path / n)), CPU).model for n in ("siglip", "open_clip"))
 
-    assert quantizers.not_covered(models.load("embedded", CPU).model) == []
+    assert quantizers.not_covered(references.load("embedded", CPU).model) == []
     (line,) = quantizers.not_covered(siglip)
     assert line.startswith("vision vision_model.head.attention: the pooling head")
     assert [line.partition(":")[0] for line in quantizers.not_covered(open_clip)] == [
         "vision visual.transformer.resblocks.{0..1}.attn",
         "text transformer.resblocks.{0..1}.attn",
     ]
-    assert all("python -m harness.openclip DIR OUT" in line for line in quantizers.not_covered(open_clip))
+    assert all("python -m harness.models.openclip DIR OUT" in line for line in quantizers.not_covered(open_clip))
 
 
 def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> None:
     """A recipe with attention quantizers fails on open_clip's attention, and is told what helps."""
-    model = models.load(str(tiny.write("open_clip", tmp_path / "open_clip")), CPU).model
-    places, recipe = quantizers.quantizer_map(quantize.insert(model)), recipes.load("fp8")
+    model = references.load(str(tiny.write("open_clip", tmp_path / "open_clip")), CPU).model
+    places, recipe = quantizers.quantizer_map(quantize.insert(model)), loading.load("fp8")
 
     found = quantizers.unmatched_patterns(places, recipe, families.hidden_in(model))
 

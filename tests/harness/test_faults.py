@@ -13,11 +13,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import calibration, checkpoint, models, quantize, recipes, tasks
+from harness.checks import checkpoint
+from harness.data import calibration, tasks
 from harness.errors import UsageError
 from harness.export import forms, graph
-from harness.faults import CATALOGUE, Site, Where
-from harness.faults.catalogue import add, after_quantizing, enabled, fault, replaced
+from harness.models import references
+from harness.quantization import quantize
+from harness.recipes import loading
+from harness.tools.faults import CATALOGUE, Site, Where
+from harness.tools.faults.catalogue import add, after_quantizing, enabled, fault, replaced
 
 Snapshot = Callable[[], list[Any]]
 
@@ -49,7 +53,7 @@ def test_each_says_what_it_plants_and_where_it_comes_from() -> None:
         assert entry.name.strip(), entry
         assert entry.origin.strip(), entry
         assert entry.plants.strip(), entry
-        assert entry.recipe in recipes.DEFAULT, entry
+        assert entry.recipe in loading.DEFAULT, entry
 
 
 def test_a_name_is_taken_once() -> None:
@@ -85,7 +89,7 @@ def state() -> list[Any]:
     attention = quantize._diffusers_attention()
     return [
         tensor_quant._fp8_eager, tensor_quant._tensor_quant, mtq.fold_weight, attention._functionals_to_replace,
-        quantize.quantize, quantize.forward_loop_over, quantize.fold, models.load, tasks.load_tasks, tasks.evaluate,
+        quantize.quantize, quantize.forward_loop_over, quantize.fold, references.load, tasks.load_tasks, tasks.evaluate,
         checkpoint.save, checkpoint.restore_in_fresh_process, calibration.load, graph.tower, forms.Form.codes,
         F.scaled_dot_product_attention, F.softmax,
     ]  # fmt: skip
@@ -124,12 +128,12 @@ def test_a_recipe_fault_gives_another_recipe(planted: Any, site: Site) -> None:
     with planted.planted(site):
         (ref,) = site.options["recipes"]
         try:
-            changed = recipes.load(ref).hash
+            changed = loading.load(ref).hash
         except UsageError as error:
             changed = str(error)
 
     assert (".yaml" in changed) == (planted.name == "E5M2 configured")
-    assert changed != recipes.load(planted.recipe).hash
+    assert changed != loading.load(planted.recipe).hash
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_a_baseline_fault_changes_the_files_of_its_site(name: str, site: Site) -
         assert files() != before
 
 
-WRONG_ARITHMETIC = [f for f in CATALOGUE.values() if f.plant.__module__ == "harness.faults.arithmetic"]
+WRONG_ARITHMETIC = [f for f in CATALOGUE.values() if f.plant.__module__ == "harness.tools.faults.arithmetic"]
 
 
 def test_the_arithmetic_faults_are_known() -> None:
@@ -185,7 +189,7 @@ def test_the_unspoiled_arithmetic_is_modelopts() -> None:
     """Without a defect the replacement functions give ModelOpt's bits, so that each fault plants one thing only."""
     from modelopt.torch.quantization import tensor_quant
 
-    from harness.faults.arithmetic import _fp8, _integer
+    from harness.tools.faults.arithmetic import _fp8, _integer
 
     x = torch.cat([torch.linspace(-700, 700, 20001), torch.tensor([0.0, -0.0])]).half()
     for amax in (torch.tensor(3.7), torch.tensor(448.0), torch.tensor(0.0), torch.tensor(600.0).half()):
@@ -204,10 +208,10 @@ def test_a_fault_that_would_plant_nothing_says_so() -> None:
 def test_after_quantizing_changes_what_the_gate_gets() -> None:
     """The change is made on the model that ``quantize`` returns, after calibration."""
     seen: list[nn.Module] = []
-    reference = models.load("embedded", torch.device("cpu"))
+    reference = references.load("embedded", torch.device("cpu"))
 
     with after_quantizing(seen.append):
-        made = quantize.structure(reference.model, recipes.load("fp8"))
+        made = quantize.structure(reference.model, loading.load("fp8"))
 
     assert seen == [made]
 
@@ -227,7 +231,7 @@ def test_one_bit_is_one_bit(tmp_path: Path) -> None:
     """The checkpoint fault of one bit changes exactly one bit of one weight in the file."""
     from safetensors.torch import load_file, save_file
 
-    from harness.faults.records import WEIGHT, _one_bit, _tensor
+    from harness.tools.faults.records import WEIGHT, _one_bit, _tensor
 
     weights = {WEIGHT: torch.randn(4, 4).half(), "other": torch.zeros(2)}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

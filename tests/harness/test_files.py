@@ -333,16 +333,16 @@ OPENING = {"os.open", "io.open", "json.load", "np.load", "numpy.load", "torch.lo
 ALLOWED = {
     "files.py": "the gateway",
     "report/page.py": "templates of this package",
-    "provenance.py": "/proc/cpuinfo and the sources of installed packages",
-    "resident.py": "/proc/self/status",
+    "baselines/provenance.py": "/proc/cpuinfo and the sources of installed packages",
+    "tools/resident.py": "/proc/self/status",
     "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is told apart",
     "baselines/store.py": "what the store itself wrote, compared before it is written again",
-    "revisions.py": "files of a git working tree, which may be links and are hashed as git does it",
-    "faults/records.py": "records that the fault itself has just stored",
-    "faults/recipe.py": "recipes of this package",
-    "embedded/datasets.py": "makes the embedded data: archives that it downloaded",
-    "embedded/emoji.py": "makes the embedded data: archives that it downloaded",
-    "embedded/card.py": "makes the embedded model's card from its own record",
+    "pull_requests/revisions.py": "files of a git working tree, which may be links and are hashed as git does it",
+    "tools/faults/records.py": "records that the fault itself has just stored",
+    "tools/faults/recipe.py": "recipes of this package",
+    "tools/embedded/datasets.py": "makes the embedded data: archives that it downloaded",
+    "tools/embedded/emoji.py": "makes the embedded data: archives that it downloaded",
+    "tools/embedded/card.py": "makes the embedded model's card from its own record",
 }
 
 

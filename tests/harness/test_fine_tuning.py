@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from harness import calibration, families, models, qat, quantize, quantizers, recipes, verdicts
-from harness.calibration import CalibrationPairs
-from harness.models import Reference
-from harness.qat import Settings
-from harness.tasks import Outcomes, TaskRun
-from harness.verdicts import Budget
+from harness.data import calibration
+from harness.data.calibration import CalibrationPairs
+from harness.data.tasks import Outcomes, TaskRun
+from harness.diagnosis import qat
+from harness.diagnosis.qat import Settings
+from harness.models import families, references
+from harness.models.references import Reference
+from harness.quantization import quantize, quantizers
+from harness.recipes import loading
+from harness.statistics import verdicts
+from harness.statistics.verdicts import Budget
 
 CPU = torch.device("cpu")
 FEW = Settings(steps=3, batch_size=16)
@@ -23,7 +28,7 @@ FEW = Settings(steps=3, batch_size=16)
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded model with planted outliers."""
-    return models.load("embedded+outliers", CPU)
+    return references.load("embedded+outliers", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def pairs(reference: Reference) -> CalibrationPairs:
 def quantized(reference: Reference, pairs: CalibrationPairs) -> torch.nn.Module:
     """Under INT8, calibrated."""
     batches = pairs.batches(CPU, reference.dtype)
-    return quantize.quantize(reference.model, recipes.load("int8"), quantize.forward_loop_over(batches))
+    return quantize.quantize(reference.model, loading.load("int8"), quantize.forward_loop_over(batches))
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_both_directions() -> None:
@@ -95,7 +100,7 @@ def test_the_workaround_computes_the_same_and_is_still_needed(reference: Referen
     """
     batch = next(iter(pairs.batches(CPU, torch.float32)))
     made = quantize.quantize(
-        reference.model.float(), recipes.load("fp8"), quantize.forward_loop_over([batch])
+        reference.model.float(), loading.load("fp8"), quantize.forward_loop_over([batch])
     ).requires_grad_(True)
     reference.model.half()
     plain = families.forward(made, batch)

@@ -12,8 +12,10 @@ import written
 from torch import nn
 from written import DENY_ALL, entry
 
-from harness import architectures, fit, models, recipes
 from harness.errors import UsageError
+from harness.models import architectures, references
+from harness.quantization import fit
+from harness.recipes import loading
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +75,18 @@ def test_layers_that_svdquant_skips(tmp_path: Path, seen: fit.Survey) -> None:
     fit.check(written.recipe(tmp_path, blocks, SVD.format("")), seen)
 
 
-@pytest.mark.parametrize("name", recipes.DEFAULT + recipes.MORE)
+@pytest.mark.parametrize("name", loading.DEFAULT + loading.MORE)
 def test_recipe_of_this_package_fits(name: str, seen: fit.Survey) -> None:
     """No recipe of this package is refused."""
-    fit.check(recipes.load(name), seen)
+    fit.check(loading.load(name), seen)
 
 
 def test_pruned_input_under_smoothquant(tmp_path: Path, seen: fit.Survey) -> None:
     """A column of zeros, on which ModelOpt's smoothquant raises, is named with its layer; the fix is accepted."""
-    model: nn.Module = copy.deepcopy(models.load("embedded", torch.device("cpu")).model)
+    model: nn.Module = copy.deepcopy(references.load("embedded", torch.device("cpu")).model)
     layer = "vision_model.encoder.layers.0.mlp.fc1"
     model.get_parameter(f"{layer}.weight").data[:, 3] = 0
-    recipe = recipes.load("int8-smoothquant")
+    recipe = loading.load("int8-smoothquant")
 
     with pytest.raises(UsageError, match=f"^here: column 3 of {layer}.weight is all zeros.*'{layer}") as refused:
         fit.check_weights(recipe, seen, model, "here")
@@ -93,4 +95,4 @@ def test_pruned_input_under_smoothquant(tmp_path: Path, seen: fit.Survey) -> Non
     text = recipe.path.read_text() if recipe.path else ""
     path = tmp_path / "r.yaml"
     path.write_text(f"{text}    - {{quantizer_name: '{pattern[1]}', enable: false}}\n")
-    fit.check_weights(recipes.load(str(path)), seen, model, "here")
+    fit.check_weights(loading.load(str(path)), seen, model, "here")

@@ -13,21 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import (
-    compat,  # noqa: F401  (before clip_benchmark)
-    gallery,
-    models,
-    tasks,
-)
+from harness import compat  # noqa: F401  (before clip_benchmark)
+from harness.data import tasks
+from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Outcomes, Task
+from harness.diagnosis import gallery
 from harness.errors import UsageError
-from harness.models import Reference
-from harness.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Outcomes, Task
+from harness.models import references
+from harness.models.references import Reference
 
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded model, for its tokenizer and input size."""
-    return models.load("embedded", torch.device("cpu"))
+    return references.load("embedded", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from harness import (
+from harness.checks import (
     checkpoint,
     checkpoint_preload,  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-    models,
-    quantize,
 )
+from harness.models import references
+from harness.quantization import quantize
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,8 +77,8 @@ def test_s2_published_dict_with_default_last(
 
 def test_s3_eager_attention(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3: loaded with eager attention, the four attention quantizers of every block are named as never run."""
-    load = models.load
-    monkeypatch.setattr(models, "load", lambda ref, device: load(ref, device, attn_implementation="eager"))
+    load = references.load
+    monkeypatch.setattr(references, "load", lambda ref, device: load(ref, device, attn_implementation="eager"))
 
     result = run_gate(suite("insertion"), "--recipe", "fp8", "-k", "attention or runs")
 
@@ -136,7 +136,7 @@ def test_s7_image_only_calibration(run_gate: RunGate, monkeypatch: pytest.Monkey
 def test_s8_typo_in_a_pattern(run_gate: RunGate, tmp_path: Path, typo: str) -> None:
     """S8: a misspelt pattern fails with the recipe's file and line and what was meant."""
     right = "*weight_quantizer" if "wieght" in typo else "*[qkv]_bmm_quantizer"
-    text = (ROOT / "harness" / "recipes" / "fp8.yaml").read_text()
+    text = (ROOT / "harness" / "recipes" / "library" / "fp8.yaml").read_text()
     recipe = tmp_path / "typo.yaml"
     recipe.write_text(text.replace(right, typo, 1))
     line = recipe.read_text().splitlines().index(f"    - quantizer_name: '{typo}'") + 1

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness import families, gpu, models
-from harness.gpu import BASE, FAKE, REAL, Models, Pool
-from harness.speed import Effort, WallClock
+from harness.models import families, references
+from harness.statistics.speed import Effort, WallClock
+from harness.tools import gpu
+from harness.tools.gpu import BASE, FAKE, REAL, Models, Pool
 
 EFFORT = Effort(first=2, most=2, warm=0)
 
@@ -19,7 +20,7 @@ EFFORT = Effort(first=2, most=2, warm=0)
 @pytest.fixture(scope="module")
 def sides() -> Models:
     """The three sides of the embedded model, in single precision: a CPU's half precision is slow."""
-    return Models.of(models.load("embedded", torch.device("cpu"), torch.float32).model, batches=1, rows=2)
+    return Models.of(references.load("embedded", torch.device("cpu"), torch.float32).model, batches=1, rows=2)
 
 
 def test_every_side_of_every_tower_at_every_batch(sides: Models) -> None:

@@ -23,10 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import calibration, cifar, coco, inputs, models, options, pictures, samples, tasks, words
+from harness.data import calibration, cifar, coco, inputs, pictures, samples, tasks, words
+from harness.data.pictures import PictureError
 from harness.errors import UsageError
-from harness.models import Reference
-from harness.pictures import PictureError
+from harness.models import references
+from harness.models.references import Reference
+from harness.pytest_plugin import options
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 
@@ -111,7 +113,7 @@ def counts(name: str, place: Path) -> dict[tuple[str, str], int]:
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded model, for its tokenizer and input size."""
-    return models.load("embedded", torch.device("cpu"))
+    return references.load("embedded", torch.device("cpu"))
 
 
 # -- words --------------------------------------------------------------------------------------------------------

@@ -19,12 +19,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from harness import recipe_tree, recipe_yaml, recipes
 from harness.errors import UsageError
-from harness.reach import affected
-from harness.recipe_schema import MAX_WILDCARDS
-from harness.recipe_tree import Tree
-from harness.recipes import load
+from harness.pull_requests.reach import affected
+from harness.recipes import loading, yaml_reading
+from harness.recipes import tree as recipe_tree
+from harness.recipes.loading import load
+from harness.recipes.schema import MAX_WILDCARDS
+from harness.recipes.tree import Tree
 
 CORPUS = Path(__file__).parent / "corpus"
 SCHEMA = "# modelopt-schema: modelopt.torch.quantization.config."
@@ -174,7 +175,7 @@ def test_a_hostile_file_is_refused_by_name(name: str, tmp_path: Path, monkeypatc
 def test_the_corpus_is_read_in_little_memory_and_time() -> None:
     """All of it together, parsed and resolved, within 512 MiB of address space and ten seconds of processor."""
     code = (
-        "from pathlib import Path; from harness.recipe_tree import Tree; from harness.errors import UsageError\n"
+        "from pathlib import Path; from harness.recipes.tree import Tree; from harness.errors import UsageError\n"
         "refused = 0\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    tree = Tree(path.parent)\n"
@@ -229,7 +230,7 @@ def test_imports_that_double_are_refused_before_they_fill_memory(tmp_path: Path)
         put(tmp_path / f"u{level}.yaml", unit("- $import: u\n" * 9, f"{{u: u{level - 1}}}"))
     put(tmp_path / "r.yaml", recipe("  - $import: u\n", "{u: u20}"))
     code = (
-        "from pathlib import Path; from harness.recipe_tree import Tree; from harness.errors import UsageError\n"
+        "from pathlib import Path; from harness.recipes.tree import Tree; from harness.errors import UsageError\n"
         "tree = Tree(Path(sys.argv[1]))\n"
         "try: tree.resolve(tree.read(tree.root / 'r.yaml'))\n"
         "except UsageError as error: print(error)"
@@ -271,11 +272,11 @@ def test_a_defect_is_paid_for_once(defect: str, tmp_path: Path, monkeypatch: pyt
         put(tmp_path / f"r{number}.yaml", recipe("  - $import: u\n", "{u: u}"))
     parsed: list[Path] = []
 
-    def parse(text: str, path: Path) -> recipe_yaml.Document:
+    def parse(text: str, path: Path) -> yaml_reading.Document:
         parsed.append(path)
-        return recipe_yaml.parse(text, path)
+        return yaml_reading.parse(text, path)
 
-    monkeypatch.setattr("harness.recipe_tree.parse", parse)
+    monkeypatch.setattr("harness.recipes.tree.parse", parse)
     tree = Tree(tmp_path)
     refusals = set()
     for number in range(100):
@@ -294,7 +295,7 @@ def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     put(tmp_path / "r.yaml", recipe("  - $import: u\n", "{u: pipe}"))
     code = (
-        "from pathlib import Path; from harness.reach import affected\n"
+        "from pathlib import Path; from harness.pull_requests.reach import affected\n"
         "print([(a.recipe, bool(a.broken)) for a in affected(Path(sys.argv[1]), 'HEAD')])"
     )
 
@@ -386,7 +387,7 @@ def test_a_load_opens_only_its_tree_and_runs_nothing(tmp_path: Path) -> None:
 import json, os
 sys.path.insert(0, {str(tmp_path / "modules")!r})
 from pathlib import Path
-from harness import recipes
+from harness.recipes import loading as recipes
 from harness.errors import UsageError
 recipes.load("fp8")
 try: recipes.load("fp9")
@@ -403,7 +404,7 @@ accepted = []
 for path in sorted(root.glob("*.yaml")):
     try: recipes.load(path.name, root); accepted.append(path.name)
     except UsageError as error: refused[path.name] = str(error)
-allowed = (str(root), sys.prefix, sys.base_prefix, str(Path(recipes.__file__).parent))
+allowed = (str(root), sys.prefix, sys.base_prefix, str(Path(recipes.__file__).parents[1]))
 opened = [p for p in opened if not p.startswith(allowed)]
 new = sorted(m for m in set(sys.modules) - modules if not m.startswith(("modelopt", "pydantic", "encodings")))
 print(json.dumps([accepted, opened, events, new, refused]))
@@ -436,7 +437,7 @@ def test_the_slowest_pattern_that_is_accepted_matches_quickly(tmp_path: Path) ->
     matched = fnmatch.filter(names, entry.pattern)
 
     assert matched == []
-    assert (time.process_time() - start) * recipes.MAX_ENTRIES < 60
+    assert (time.process_time() - start) * loading.MAX_ENTRIES < 60
 
 
 @pytest.mark.parametrize(
@@ -581,18 +582,18 @@ def test_any_name_is_loaded_or_refused(ref: str) -> None:
 
 def test_the_limits_leave_room_for_what_is_shipped() -> None:
     """Every limit is at least five times what the installed tree needs, so honest recipes never meet one."""
-    tree = Tree(recipes.installed_root())
+    tree = Tree(loading.installed_root())
     files = list(tree.root.rglob("*.yaml"))
     resolved = [
-        tree.resolve(tree.read(path)) for path in files if recipes.kind_of(tree.read(path)) in ("ptq", "preset")
+        tree.resolve(tree.read(path)) for path in files if loading.kind_of(tree.read(path)) in ("ptq", "preset")
     ]
 
     def size(value: Any) -> int:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         return 1 + sum(map(size, inner))
 
-    assert max(path.stat().st_size for path in files) * 5 < recipe_yaml.MAX_FILE_BYTES
+    assert max(path.stat().st_size for path in files) * 5 < yaml_reading.MAX_FILE_BYTES
     assert sum(path.stat().st_size for path in files) * 5 < recipe_tree.MAX_TREE_BYTES
     assert max(size(one.data) for one in resolved) * 5 < recipe_tree.MAX_RESOLVED
     longest = max(len(one.data.get("quantize", one.data)["quant_cfg"]) for one in resolved)
-    assert longest * 5 < recipes.MAX_ENTRIES
+    assert longest * 5 < loading.MAX_ENTRIES

@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import checkpoint, evaluation, families, isolation, models, quantize, recipes, shards, tasks
+from harness import isolation
+from harness.checks import checkpoint
+from harness.data import tasks
 from harness.errors import UsageError
+from harness.evaluation import evaluators, shards
+from harness.models import families, references
+from harness.quantization import quantize
+from harness.recipes import loading
 
 SDPA = F.scaled_dot_product_attention
 SOFTMAX = F.softmax
@@ -26,7 +32,7 @@ SOFTMAX = F.softmax
 @pytest.fixture
 def stray() -> Any:
     """A quantized model in whose first attention block the forward raises."""
-    made: Any = quantize.quantize(models.load("embedded", torch.device("cpu")).model, recipes.load("fp8"), None)
+    made: Any = quantize.quantize(references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None)
 
     def fail(*_: Any) -> Tensor:
         raise ArithmeticError("a layer that raises")
@@ -54,7 +60,7 @@ def test_modelopt_leaves_attention_swapped_when_a_forward_raises(stray: nn.Modul
 
 def test_a_forward_of_the_gate_that_raises_leaves_the_next_model_alone(stray: nn.Module) -> None:
     """The reference gives the same bits before and after another model raised in its forward."""
-    reference = models.load("embedded", torch.device("cpu")).model
+    reference = references.load("embedded", torch.device("cpu")).model
     inputs = families.sample_inputs(reference)
     with torch.no_grad():
         before = families.forward(reference, inputs)
@@ -72,7 +78,7 @@ def test_a_recipe_whose_calibration_raises_leaves_the_process_as_it_was(attentio
     from modelopt.torch.quantization.nn import QuantModuleRegistry
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    reference = models.load("embedded", torch.device("cpu")).model
+    reference = references.load("embedded", torch.device("cpu")).model
 
     def state() -> tuple[Any, ...]:
         registry = ALL_ATTENTION_FUNCTIONS
@@ -85,7 +91,7 @@ def test_a_recipe_whose_calibration_raises_leaves_the_process_as_it_was(attentio
 
     before = state()
     with pytest.raises(quantize.QuantizationError, match="TypeError"):
-        quantize.quantize(reference, recipes.load("fp8-linear-only"), loop, attention)
+        quantize.quantize(reference, loading.load("fp8-linear-only"), loop, attention)
 
     assert state() == before
 
@@ -95,7 +101,7 @@ def test_a_class_that_was_registered_before_is_registered_again() -> None:
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
-    model = models.load("embedded", torch.device("cpu")).model
+    model = references.load("embedded", torch.device("cpu")).model
     cls: Any = next(type(m) for m in model.modules() if type(m).__name__ == "CLIPAttention")
 
     class Own(quantize.diffusers_plugin()._QuantAttention):  # type: ignore[misc]
@@ -174,7 +180,9 @@ def test_saving_a_checkpoint_leaves_no_hook_in_transformers(tmp_path: Path) -> N
     """Afterwards a folder with ModelOpt's state is loaded as transformers loads it, not as a quantized model."""
     from transformers import PreTrainedModel
 
-    made = quantize.quantize(models.load("embedded", torch.device("cpu")).model, recipes.load("fp8-linear-only"), None)
+    made = quantize.quantize(
+        references.load("embedded", torch.device("cpu")).model, loading.load("fp8-linear-only"), None
+    )
     before = dict(vars(PreTrainedModel))
     checkpoint.save(made, tmp_path, "pretrained")
 
@@ -189,16 +197,16 @@ def test_a_function_that_is_not_torchs_own_stops_the_run(
     holder: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither is a model quantized nor one evaluated, the reference included: one line says which function it is."""
-    reference = models.load("embedded", torch.device("cpu"))
+    reference = references.load("embedded", torch.device("cpu"))
     (task,) = tasks.load_tasks(["emoji100"], None, reference)
-    subject = evaluation.Subject(reference, reference.model)
+    subject = evaluators.Subject(reference, reference.model)
     monkeypatch.setattr(holder, name, other_numbers)
 
     for use in (
-        lambda: quantize.quantize(reference.model, recipes.load("fp8"), None),
-        lambda: evaluation.Alone(64).evaluate(subject, [task]),
-        lambda: evaluation.Alone(64).embed(subject, task, "texts"),
-        lambda: list(evaluation.Here(64).compute(subject, shards.cut(task))),
+        lambda: quantize.quantize(reference.model, loading.load("fp8"), None),
+        lambda: evaluators.Alone(64).evaluate(subject, [task]),
+        lambda: evaluators.Alone(64).embed(subject, task, "texts"),
+        lambda: list(evaluators.Here(64).compute(subject, shards.cut(task))),
     ):
         with pytest.raises(UsageError) as raised:
             use()

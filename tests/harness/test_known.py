@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness import models, tasks
-from harness.inputs import Pictures
-from harness.known import Known, once
-from harness.models import Reference
-from harness.tasks import ACC1, Task
+from harness.data import tasks
+from harness.data.inputs import Pictures
+from harness.data.known import Known, once
+from harness.data.tasks import ACC1, Task
+from harness.models import references
+from harness.models.references import Reference
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded model."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import (
-    compat,  # noqa: F401  (before transformers)
-    families,
-    layers,
-    models,
-)
-from harness.models import Reference
+from harness import compat  # noqa: F401  (before transformers)
+from harness.diagnosis import layers
+from harness.models import families, references
+from harness.models.references import Reference
 
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded model."""
-    return models.load("embedded", torch.device("cpu"))
+    return references.load("embedded", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.provenance import DeviceKey
+from harness.baselines.provenance import DeviceKey
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 
 DEVICE = DeviceKey.of(torch.device("cpu"))
 
@@ -19,7 +19,9 @@ DEVICE = DeviceKey.of(torch.device("cpu"))
 def run(pytester: pytest.Pytester) -> Any:
     """Runs one short benchmark with the plugin and the given options."""
     pytester.makepyfile("def test_sum(benchmark): benchmark.pedantic(sum, args=([1, 2],), rounds=3)")
-    return lambda *options: pytester.runpytest_inprocess("-p", "harness.plugin", "--device", "cpu", *options)
+    return lambda *options: pytester.runpytest_inprocess(
+        "-p", "harness.pytest_plugin.plugin", "--device", "cpu", *options
+    )
 
 
 @pytest.fixture

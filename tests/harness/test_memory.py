@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness import families, isolation, memory, models, quantize, recipes
-from harness.memory import Compression, NotCompressedError
+from harness import isolation
+from harness.models import families, references
+from harness.quantization import memory, quantize
+from harness.quantization.memory import Compression, NotCompressedError
+from harness.recipes import loading
 
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
@@ -18,9 +21,9 @@ FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 @functools.cache
 def quantized(recipe: str) -> nn.Module:
     """The embedded model under *recipe*, calibrated on two samples of noise."""
-    model = models.load("embedded", torch.device("cpu")).model
+    model = references.load("embedded", torch.device("cpu")).model
     loop = quantize.forward_loop_over([families.sample_inputs(model)])
-    return quantize.quantize(model, recipes.load(recipe), loop)
+    return quantize.quantize(model, loading.load(recipe), loop)
 
 
 @functools.cache

@@ -17,8 +17,8 @@ import pytest
 import tiny
 import torch
 
-from harness import model_configs, model_files, models, openclip
 from harness.errors import UsageError
+from harness.models import checkpoint_configs, checkpoint_files, openclip, references
 
 CPU = torch.device("cpu")
 Change = Callable[[Path], object]
@@ -29,7 +29,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """The embedded checkpoint in a folder of its own: links to its files, as a hub's cache has them."""
     folder = tmp_path / "clip"
     folder.mkdir()
-    for path in model_files.EMBEDDED.iterdir():
+    for path in checkpoint_files.EMBEDDED.iterdir():
         (folder / path.name).symlink_to(path)
     return folder
 
@@ -37,7 +37,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def refusal(ref: str | Path) -> str:
     """The line with which the checkpoint is refused."""
     with pytest.raises(UsageError) as caught:
-        model_files.look(str(ref))
+        checkpoint_files.look(str(ref))
     return str(caught.value)
 
 
@@ -197,12 +197,15 @@ def test_other_spellings_are_accepted(checkpoint: Path, change: Change) -> None:
     """What other tools and older releases write for the same model is accepted."""
     change(checkpoint)
 
-    assert model_files.look(str(checkpoint)).side == 48
+    assert checkpoint_files.look(str(checkpoint)).side == 48
 
 
 def test_nothing_heavy_is_imported() -> None:
     """What config.json alone says needs neither torch nor transformers."""
-    code = "import sys; from harness import model_files as m; m.look('embedded'); print('torch' in sys.modules)"
+    code = (
+        "import sys; from harness.models import checkpoint_files as m; m.look('embedded'); print('torch' in "
+        "sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
@@ -211,15 +214,15 @@ def test_nothing_heavy_is_imported() -> None:
 @pytest.mark.parametrize(
     ("model", "theirs"),
     [
-        (model_configs.ClipVision, "CLIPVisionConfig"),
-        (model_configs.ClipText, "CLIPTextConfig"),
-        (model_configs.Vision, "SiglipVisionConfig"),
-        (model_configs.Text, "SiglipTextConfig"),
-        (model_configs.Siglip2Vision, "Siglip2VisionConfig"),
-        (model_configs.Text, "Siglip2TextConfig"),
+        (checkpoint_configs.ClipVision, "CLIPVisionConfig"),
+        (checkpoint_configs.ClipText, "CLIPTextConfig"),
+        (checkpoint_configs.Vision, "SiglipVisionConfig"),
+        (checkpoint_configs.Text, "SiglipTextConfig"),
+        (checkpoint_configs.Siglip2Vision, "Siglip2VisionConfig"),
+        (checkpoint_configs.Text, "Siglip2TextConfig"),
     ],
 )
-def test_defaults_are_those_of_transformers(model: type[model_configs.Encoder], theirs: str) -> None:
+def test_defaults_are_those_of_transformers(model: type[checkpoint_configs.Encoder], theirs: str) -> None:
     """A key that config.json leaves out means here what it means there."""
     import transformers
 
@@ -241,10 +244,10 @@ def test_a_folder_gives_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     (checkpoint.parent / "linked").symlink_to(checkpoint)
 
     refs = (".", f"{checkpoint}/", "../clip", "../linked", ".+outliers", "openai/clip-vit+CLIPTextModel", "embedded")
-    assert [model_files.short_name(ref) for ref in refs] == [
+    assert [checkpoint_files.short_name(ref) for ref in refs] == [
         "clip", "clip", "clip", "linked", "clip+outliers", "clip-vit+CLIPTextModel", "embedded"
     ]  # fmt: skip
-    assert model_files.look(".").side == 48
+    assert checkpoint_files.look(".").side == 48
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_a_folder_gives_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPat
         ("~nosuchuser/x", "no user 'nosuchuser'"),
         ("x" * 5000, "too long"),
         ("", "is empty"),
-        (str(model_files.EMBEDDED / "config.json"), "is not a directory"),
+        (str(checkpoint_files.EMBEDDED / "config.json"), "is not a directory"),
     ],
 )
 def test_a_reference_that_leads_nowhere_is_refused(ref: str, part: str) -> None:
@@ -280,18 +283,18 @@ def test_parts_of_a_pipeline_find_their_neighbours(tmp_path: Path, monkeypatch: 
         path.rename(pipeline / "tokenizer" / path.name)
     (tmp_path / "mine").symlink_to(pipeline / "text_encoder")
 
-    image = model_files.look(str(pipeline / "image_encoder"))
+    image = checkpoint_files.look(str(pipeline / "image_encoder"))
     assert image.image_processor == pipeline / "feature_extractor"
-    text = model_files.look(str(tmp_path / "mine"))
+    text = checkpoint_files.look(str(tmp_path / "mine"))
     assert text.tokenizer == pipeline.resolve() / "tokenizer"
-    assert models.load(str(tmp_path / "mine"), CPU).tokenizer("a photo")["input_ids"]
+    assert references.load(str(tmp_path / "mine"), CPU).tokenizer("a photo")["input_ids"]
     before = text.revision()
     (pipeline / "tokenizer" / "more.txt").write_text("x")
     assert text.revision() != before
 
     (pipeline / "feature_extractor").rename(pipeline / "image_processor")
     monkeypatch.chdir(pipeline / "image_encoder")
-    assert model_files.look(".").image_processor == pipeline.resolve() / "image_processor"
+    assert checkpoint_files.look(".").image_processor == pipeline.resolve() / "image_processor"
 
 
 # -- pickles --------------------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path: Path, form: s
 
     folder = tmp_path / "with blanks" / form
     if form == "clip":
-        shutil.copytree(model_files.EMBEDDED, folder)
+        shutil.copytree(checkpoint_files.EMBEDDED, folder)
     else:
         tiny.open_clip(folder)
     safe = folder / (openclip.WEIGHTS if form == "open_clip" else "model.safetensors")
@@ -321,7 +324,7 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path: Path, form: s
     converted = safetensors.torch.load_file(safe)
     assert converted.keys() == weights.keys()
     assert all(torch.equal(converted[name], weights[name]) for name in weights)
-    assert model_files.look(str(folder)).weights == (safe,)
+    assert checkpoint_files.look(str(folder)).weights == (safe,)
 
 
 # -- open_clip ------------------------------------------------------------------------------------------------------
@@ -347,7 +350,7 @@ def test_an_open_clip_configuration_that_cannot_be_used(tmp_path: Path, name: st
     edited(openclip.CONFIG, *keys, value=value)(folder)
 
     with pytest.raises(UsageError) as caught:
-        models.load(str(folder), CPU)
+        references.load(str(folder), CPU)
 
     assert part in str(caught.value)
 
@@ -355,10 +358,10 @@ def test_an_open_clip_configuration_that_cannot_be_used(tmp_path: Path, name: st
 def test_pretrained_towers_are_not_fetched(tmp_path: Path) -> None:
     """A configuration that asks for pretrained weights of a tower gets those of the checkpoint, and nothing else."""
     folder = tiny.open_clip(tmp_path / "open_clip")
-    before = models.load(str(folder), CPU).model.state_dict()
+    before = references.load(str(folder), CPU).model.state_dict()
     edited(openclip.CONFIG, "model_cfg", "vision_cfg", "timm_model_pretrained", value=True)(folder)
 
-    after = models.load(str(folder), CPU).model.state_dict()
+    after = references.load(str(folder), CPU).model.state_dict()
 
     assert all(torch.equal(after[name], before[name]) for name in before)
     cfg = tiny.OPEN_CLIP | {
@@ -379,7 +382,7 @@ def half_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     repository = tmp_path / "hub" / "models--someone--small-clip"
     snapshot = repository / "snapshots" / COMMIT
-    shutil.copytree(model_files.EMBEDDED, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(checkpoint_files.EMBEDDED, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -392,7 +395,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     from huggingface_hub import constants
 
     asked: list[str] = []
-    stored = sorted(model_files.EMBEDDED.iterdir())
+    stored = sorted(checkpoint_files.EMBEDDED.iterdir())
     answers: dict[str, object] = {  # by the end of the path
         "main": {"id": "someone/small-clip", "sha": COMMIT},
         COMMIT: [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in stored],
@@ -402,7 +405,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         def do_GET(self) -> None:
             asked.append(self.path)
             name = self.path.rpartition("/")[2].partition("?")[0]
-            path = model_files.EMBEDDED / name
+            path = checkpoint_files.EMBEDDED / name
             data = path.read_bytes() if path.is_file() else json.dumps(answers.get(name, {})).encode()
             self.send_response(200)
             for key, value in {"Content-Length": len(data), "ETag": f'"{name}"', "X-Repo-Commit": COMMIT}.items():
@@ -430,10 +433,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_a_half_cached_hub_id_is_completed(half_cached: str, hub: list[str]) -> None:
     """What the cache lacks is fetched."""
-    found = model_files.look(half_cached)
+    found = checkpoint_files.look(half_cached)
 
     assert [path.name for path in found.weights] == ["model.safetensors"]
-    assert found.revision() == model_files.revision(model_files.EMBEDDED)
+    assert found.revision() == checkpoint_files.revision(checkpoint_files.EMBEDDED)
     assert any(path.endswith("model.safetensors") for path in hub)
 
 
@@ -459,7 +462,7 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:
     edited("tokenizer.json", "model", "vocab", "a</w>", value=5000)(checkpoint)
 
     with pytest.raises(UsageError, match="gives the id 5000, the model knows 1200 words"):
-        models.load(str(checkpoint), CPU)
+        references.load(str(checkpoint), CPU)
 
 
 @pytest.fixture
@@ -474,7 +477,7 @@ def pieces(tmp_path: Path) -> Path:
 
 def test_sentencepiece_that_is_not_installed_is_named(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer of sentencepiece without that library ends in the command that installs it."""
-    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(checkpoint_files, "find_spec", lambda name: None)
 
     line = refusal(pieces)
 
@@ -491,4 +494,4 @@ def test_sentencepiece_that_is_installed_is_used(pieces: Path) -> None:
         bos_id=-1, minloglevel=2,
     )  # fmt: skip
 
-    assert models.load(str(pieces), CPU).tokenizer("a photo of a cat.")["input_ids"][-1] == 1
+    assert references.load(str(pieces), CPU).tokenizer("a photo of a cat.")["input_ids"][-1] == 1

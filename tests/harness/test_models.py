@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import architectures, models
 from harness.errors import UsageError
+from harness.models import architectures, references
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ PUBLISHED_SIZES = {
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A writable copy of the embedded checkpoint."""
-    return Path(shutil.copytree(models.EMBEDDED, tmp_path / "clip"))
+    return Path(shutil.copytree(references.EMBEDDED, tmp_path / "clip"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
@@ -71,7 +71,7 @@ def test_unknown_architecture_names_the_known_ones() -> None:
 
 def test_embedded_and_its_directory_are_one_model(checkpoint: Path) -> None:
     """The embedded model and a copy of its directory share revision and outputs; only the name differs."""
-    embedded, copied = models.load("embedded", CPU), models.load(str(checkpoint), CPU)
+    embedded, copied = references.load("embedded", CPU), references.load(str(checkpoint), CPU)
 
     assert (embedded.name, copied.name) == ("embedded", "clip")
     assert embedded.revision == copied.revision
@@ -81,13 +81,13 @@ def test_embedded_and_its_directory_are_one_model(checkpoint: Path) -> None:
 
 def test_revision_follows_the_weights(checkpoint: Path) -> None:
     """One changed byte of the weights is another revision."""
-    before = models.revision(checkpoint)
+    before = references.revision(checkpoint)
     weights = checkpoint / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
 
-    assert models.revision(checkpoint) != before
+    assert references.revision(checkpoint) != before
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
@@ -96,7 +96,7 @@ def test_incomplete_directory_names_the_missing_file(checkpoint: Path, name: str
     (checkpoint / name).unlink()
 
     with pytest.raises(UsageError) as caught:
-        models.load(str(checkpoint), CPU)
+        references.load(str(checkpoint), CPU)
 
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -108,7 +108,7 @@ def test_truncated_weights_are_refused(checkpoint: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100_000])
 
     with pytest.raises(UsageError, match="does not load"):
-        models.load(str(checkpoint), CPU)
+        references.load(str(checkpoint), CPU)
 
 
 def test_missing_weights_are_refused(checkpoint: Path) -> None:
@@ -120,7 +120,7 @@ def test_missing_weights_are_refused(checkpoint: Path) -> None:
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(UsageError, match="visual_projection"):
-        models.load(str(checkpoint), CPU)
+        references.load(str(checkpoint), CPU)
 
 
 def test_another_kind_of_model_is_refused(checkpoint: Path) -> None:
@@ -129,14 +129,14 @@ def test_another_kind_of_model_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
 
     with pytest.raises(UsageError, match="'bert'"):
-        models.load(str(checkpoint), CPU)
+        references.load(str(checkpoint), CPU)
 
 
 @pytest.mark.parametrize("ref", ["./nowhere", "/no/such/place", "a/b/c", "nothing"])
 def test_path_that_is_no_directory_is_refused(ref: str) -> None:
     """What looks like a path and is none never goes to the hub."""
     with pytest.raises(UsageError, match="is not a directory"):
-        models.load(ref, CPU)
+        references.load(ref, CPU)
 
 
 def test_hub_id_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_hub_id_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
 
     with pytest.raises(UsageError, match="hf download openai/clip-vit-base-patch32"):
-        models.load("openai/clip-vit-base-patch32", CPU)
+        references.load("openai/clip-vit-base-patch32", CPU)
 
 
 def test_hub_id_loads_from_the_local_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -155,16 +155,16 @@ def test_hub_id_loads_from_the_local_cache(monkeypatch: pytest.MonkeyPatch, tmp_
     from huggingface_hub import constants
 
     snapshot = tmp_path / "models--someone--small-clip" / "snapshots" / ("a" * 40)
-    shutil.copytree(models.EMBEDDED, snapshot)
+    shutil.copytree(references.EMBEDDED, snapshot)
     refs = tmp_path / "models--someone--small-clip" / "refs"
     refs.mkdir()
     (refs / "main").write_text("a" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
 
-    reference = models.load("someone/small-clip", CPU)
+    reference = references.load("someone/small-clip", CPU)
 
     assert reference.name == "small-clip"
-    assert reference.revision == models.revision(models.EMBEDDED)
+    assert reference.revision == references.revision(references.EMBEDDED)
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,5 +172,5 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(UsageError, match="no CUDA device"):
-        models.resolve_device("cuda")
-    assert models.resolve_device("auto") == CPU
+        references.resolve_device("cuda")
+    assert references.resolve_device("auto") == CPU

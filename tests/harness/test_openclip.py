@@ -12,8 +12,9 @@ import tiny
 import torch
 from PIL import Image
 
-from harness import families, inputs, models, openclip
+from harness.data import inputs
 from harness.errors import UsageError
+from harness.models import families, openclip, references
 
 CPU = torch.device("cpu")
 WORDS = [
@@ -41,7 +42,7 @@ def converted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_converted_checkpoint_computes_the_same(folder: Path, converted: Path) -> None:
     """In float32 both give the same embeddings within rounding, on noise and on words."""
-    theirs, ours = (models.load(str(place), CPU, torch.float32).model for place in (folder, converted))
+    theirs, ours = (references.load(str(place), CPU, torch.float32).model for place in (folder, converted))
     inputs_ = families.sample_inputs(ours, batch=5)
 
     with torch.no_grad():
@@ -53,7 +54,7 @@ def test_a_converted_checkpoint_computes_the_same(folder: Path, converted: Path)
 
 def test_a_converted_checkpoint_has_the_same_weights(folder: Path, converted: Path) -> None:
     """Every number is there once, none is changed: packed projections are split, transposed ones turned."""
-    theirs, ours = (models.load(str(place), CPU).model for place in (folder, converted))
+    theirs, ours = (references.load(str(place), CPU).model for place in (folder, converted))
     state: dict[str, Any] = ours.state_dict()
 
     layer = "visual.transformer.resblocks.1.attn"
@@ -82,7 +83,7 @@ def test_words_get_the_ids_that_open_clip_gives_them(folder: Path, converted: Pa
     expected = SimpleTokenizer(context_length=24)(WORDS)
 
     for place in (folder, converted):
-        found = inputs.tokenize(models.load(str(place), CPU).tokenizer, WORDS, 24)
+        found = inputs.tokenize(references.load(str(place), CPU).tokenizer, WORDS, 24)
         for row, ids in zip(expected, found.ids[found.rows], strict=True):
             end = int(row.argmax()) + 1
             assert ids[:end].tolist() == row[:end].tolist()
@@ -94,7 +95,7 @@ def test_pictures_are_prepared_as_open_clip_prepares_them(folder: Path) -> None:
 
     rng = np.random.default_rng(3)
     picture = Image.fromarray(rng.integers(0, 256, (60, 47, 3)).astype(np.uint8)).resize((120, 94))
-    reference = models.load(str(folder), CPU)
+    reference = references.load(str(folder), CPU)
     theirs = image_transform(32, False, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))(picture)
 
     resize = inputs.Resize(reference.image_processor)
@@ -141,7 +142,7 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / openclip.CONFIG).write_text(text)
 
     with pytest.raises(UsageError, match=openclip.CONFIG):
-        models.load(str(tmp_path), CPU)
+        references.load(str(tmp_path), CPU)
 
 
 def test_weights_of_another_configuration_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_weights_of_another_configuration_are_refused(folder: Path, tmp_path: Pa
     (tmp_path / openclip.WEIGHTS).symlink_to(folder / openclip.WEIGHTS)
 
     with pytest.raises(UsageError, match="does not load as an open_clip checkpoint"):
-        models.load(str(tmp_path), CPU)
+        references.load(str(tmp_path), CPU)
 
 
 def test_a_tokenizer_of_the_hub_must_lie_there(tmp_path: Path) -> None:
@@ -163,4 +164,4 @@ def test_a_tokenizer_of_the_hub_must_lie_there(tmp_path: Path) -> None:
     (place / openclip.CONFIG).write_text(json.dumps(cfg))
 
     with pytest.raises(UsageError, match="someone/some-tokenizer, is not there"):
-        models.load(str(place), CPU)
+        references.load(str(place), CPU)

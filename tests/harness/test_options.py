@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import machine, options
 from harness.errors import UsageError
+from harness.pytest_plugin import machine, options
 
 Refused = Callable[..., str]
 
@@ -70,7 +70,7 @@ def test_recipe_beside_a_selection(pytester: pytest.Pytester) -> None:
         subprocess.run(["git", *words], check=True, cwd=pytester.path)
 
     result = pytester.runpytest_inprocess(
-        "-p", "harness.plugin", "--recipe", "fp8", "--changed-since", "HEAD", "--recipes-root", "."
+        "-p", "harness.pytest_plugin.plugin", "--recipe", "fp8", "--changed-since", "HEAD", "--recipes-root", "."
     )
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -150,12 +150,12 @@ def test_a_long_number_is_not_repeated(pytester: pytest.Pytester) -> None:
 def test_marker_that_selects_nothing(pytester: pytest.Pytester) -> None:
     """A marker expression that leaves none of the gate's tests is refused; in another project it is exit code 5."""
     pytester.makepyfile("def test_it(gate): pass")
-    ours = pytester.runpytest_inprocess("-p", "harness.plugin", "-m", "acuracy")
+    ours = pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin", "-m", "acuracy")
     assert ours.ret == pytest.ExitCode.USAGE_ERROR
     ours.stderr.fnmatch_lines(["ERROR: -m 'acuracy': selects none of the 1 tests. The gate's markers are insertion*"])
 
     pytester.makepyfile(test_other="def test_it(): pass")
-    other = pytester.runpytest_inprocess("-p", "harness.plugin", "-m", "acuracy", "test_other.py")
+    other = pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin", "-m", "acuracy", "test_other.py")
     assert other.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
@@ -166,13 +166,13 @@ def saved(pytester: pytest.Pytester, *arguments: str, cases: str = "int8") -> py
         def test_quantized(gate, case, benchmark): benchmark.pedantic(sum, args=([1, 2],), rounds=3)
         """
     )
-    given = ("-p", "harness.plugin", "--device", "cpu", "--recipe", cases, *arguments)
+    given = ("-p", "harness.pytest_plugin.plugin", "--device", "cpu", "--recipe", cases, *arguments)
     return pytester.runpytest_inprocess(*given)
 
 
 def test_comparison_with_nothing_in_common(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved run without these tests, and no saved run, are told before any test runs; the same tests are compared."""
-    from harness.gate import Gate
+    from harness.gate.gate import Gate
 
     monkeypatch.setattr(Gate, "preflight", lambda *_, **__: None)
     monkeypatch.setattr(Gate, "lacks", lambda *_, **__: None)
@@ -189,7 +189,7 @@ def test_comparison_with_nothing_in_common(pytester: pytest.Pytester, monkeypatc
 
 def test_a_slower_test_is_in_the_headline(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """What --benchmark-compare-fail refuses fails the run under its word, and not by a traceback."""
-    from harness.gate import Gate
+    from harness.gate.gate import Gate
 
     monkeypatch.setattr(Gate, "preflight", lambda *_, **__: None)
     monkeypatch.setattr(Gate, "lacks", lambda *_, **__: None)

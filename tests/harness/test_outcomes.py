@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from harness import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.gate import Gate
-from harness.outcomes import Causes
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.gate.gate import Gate
+from harness.gate.results import CheckResult, Outcome, Results, Word, worst
+from harness.pytest_plugin.outcomes import Causes
 from harness.report import cases
-from harness.results import CheckResult, Outcome, Results, Word, worst
 
 #: A suite whose tests go through the gate's own fixtures and hooks; no model is built.
 SUITE = """
 import pytest
 from harness.errors import UsageError
-from harness.gate import Case
-from harness.outcomes import Inconclusive
+from harness.gate.gate import Case
+from harness.pytest_plugin.outcomes import Inconclusive
 
 pytestmark = pytest.mark.insertion
 
@@ -91,7 +91,16 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
     def run(tests: str, *arguments: str, baselines: str = "store") -> pytest.RunResult:
         pytester.makepyfile(test_suite=SUITE.replace("{tests}", tests))
         (pytester.path / baselines).mkdir(exist_ok=True)
-        given = ("-p", "no:cacheprovider", "-p", "harness.plugin", "--recipe", "fp8", "--gate-report", "out")
+        given = (
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "harness.pytest_plugin.plugin",
+            "--recipe",
+            "fp8",
+            "--gate-report",
+            "out",
+        )
         places = ("--junit-xml", "junit.xml", "--no-blame", "--baselines", baselines)
         return pytester.runpytest_inprocess(*given, *places, *arguments)
 
@@ -186,7 +195,7 @@ def test_tests_of_a_project_are_none_of_the_gates(pytester: pytest.Pytester) -> 
         """
     )
 
-    pytester.runpytest_inprocess("-p", "harness.plugin").assert_outcomes(passed=1, errors=2)
+    pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin").assert_outcomes(passed=1, errors=2)
 
 
 # -- the parts ----------------------------------------------------------------------------------------------------

@@ -9,24 +9,26 @@ import pytest
 import torch
 from torch import nn
 
-from harness import compat, families, models, outliers, recipes  # noqa: F401
-from harness.gate import Gate, Options
-from harness.outliers import Outliers, plant
-from harness.quantize import forward_loop_over, quantize
+from harness import compat  # noqa: F401
+from harness.gate.gate import Gate, Options
+from harness.models import families, outliers, references  # noqa: F401
+from harness.models.outliers import Outliers, plant
+from harness.quantization.quantize import forward_loop_over, quantize
+from harness.recipes import loading
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def embedded() -> models.Reference:
+def embedded() -> references.Reference:
     """The embedded model in FP16."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")
-def planted() -> models.Reference:
+def planted() -> references.Reference:
     """The embedded model with outliers."""
-    return models.load("embedded+outliers", CPU)
+    return references.load("embedded+outliers", CPU)
 
 
 def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -36,7 +38,7 @@ def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: found[name].double() for name in ("vision", "text")}
 
 
-def test_the_function_stays_in_fp16(embedded: models.Reference, planted: models.Reference) -> None:
+def test_the_function_stays_in_fp16(embedded: references.Reference, planted: references.Reference) -> None:
     """In FP16 the outputs with and without outliers differ by no more than FP16 rounding."""
     before, after = outputs(embedded.model), outputs(planted.model)
 
@@ -46,7 +48,7 @@ def test_the_function_stays_in_fp16(embedded: models.Reference, planted: models.
 
 def test_the_function_stays_bit_for_bit_in_fp32() -> None:
     """In FP32, where no weight leaves the normal range, a factor that is a power of two changes no bit."""
-    model = models.load("embedded", CPU, torch.float32).model
+    model = references.load("embedded", CPU, torch.float32).model
     changed = copy.deepcopy(model)
 
     plant(changed)
@@ -56,7 +58,7 @@ def test_the_function_stays_bit_for_bit_in_fp32() -> None:
         assert torch.equal(after[name], value), name
 
 
-def test_every_layer_of_both_towers_has_them(embedded: models.Reference, planted: models.Reference) -> None:
+def test_every_layer_of_both_towers_has_them(embedded: references.Reference, planted: references.Reference) -> None:
     """Both norms of every layer carry the factor, in the same channels through a tower, and a tower has its own."""
     found = plant(copy.deepcopy(embedded.model))
 
@@ -72,7 +74,7 @@ def test_every_layer_of_both_towers_has_them(embedded: models.Reference, planted
         assert torch.equal((ratio > 32).nonzero().flatten(), torch.tensor(channels_of)), path
 
 
-def test_the_norms_really_put_out_outliers(embedded: models.Reference, planted: models.Reference) -> None:
+def test_the_norms_really_put_out_outliers(embedded: references.Reference, planted: references.Reference) -> None:
     """The largest output of a LayerNorm grows by more than ten times, while the median stays."""
 
     def seen(model: nn.Module) -> list[torch.Tensor]:
@@ -89,7 +91,7 @@ def test_the_norms_really_put_out_outliers(embedded: models.Reference, planted: 
         assert spiked.median() < 1.1 * plain.median()
 
 
-def test_the_channels_hang_on_the_seed_alone(embedded: models.Reference) -> None:
+def test_the_channels_hang_on_the_seed_alone(embedded: references.Reference) -> None:
     """One seed always plants the same channels, another one others, and the share says how many."""
     first, again, other = (plant(copy.deepcopy(embedded.model), Outliers(seed=s)) for s in (3, 3, 4))
     many = plant(copy.deepcopy(embedded.model), Outliers(share=0.05))
@@ -114,7 +116,7 @@ def test_a_share_out_of_bounds_is_refused() -> None:
             Outliers(share=share)
 
 
-def test_a_model_without_known_layers_is_refused(embedded: models.Reference) -> None:
+def test_a_model_without_known_layers_is_refused(embedded: references.Reference) -> None:
     """Where a tower has no layer to plant in, that is an error and not an unchanged model."""
     model = copy.deepcopy(embedded.model)
     model.text_model.encoder.layers = nn.ModuleList()
@@ -123,20 +125,20 @@ def test_a_model_without_known_layers_is_refused(embedded: models.Reference) -> 
         plant(model)
 
 
-def test_name_and_revision_tell_the_model_apart(embedded: models.Reference, planted: models.Reference) -> None:
+def test_name_and_revision_tell_the_model_apart(embedded: references.Reference, planted: references.Reference) -> None:
     """The reference is called embedded+outliers and has a revision of its own, which other outliers change."""
     assert (planted.name, planted.source) == ("embedded+outliers", "embedded+outliers")
     assert planted.revision == Outliers().revision(embedded.revision)
     assert len({embedded.revision, planted.revision, Outliers(factor=32.0).revision(embedded.revision)}) == 3
 
 
-def test_a_directory_may_carry_the_suffix(tmp_path: Path, embedded: models.Reference) -> None:
+def test_a_directory_may_carry_the_suffix(tmp_path: Path, embedded: references.Reference) -> None:
     """A checkpoint directory takes the suffix as 'embedded' does; one whose own name ends so is loaded as it is."""
-    (tmp_path / "clip").symlink_to(models.EMBEDDED)
-    (tmp_path / "mine+outliers").symlink_to(models.EMBEDDED)
+    (tmp_path / "clip").symlink_to(references.EMBEDDED)
+    (tmp_path / "mine+outliers").symlink_to(references.EMBEDDED)
 
-    spiked = models.load(f"{tmp_path}/clip+outliers", CPU)
-    plain = models.load(f"{tmp_path}/mine+outliers", CPU)
+    spiked = references.load(f"{tmp_path}/clip+outliers", CPU)
+    plain = references.load(f"{tmp_path}/mine+outliers", CPU)
 
     assert spiked.name == "clip+outliers"
     assert spiked.revision == Outliers().revision(embedded.revision)
@@ -150,13 +152,13 @@ def test_the_gate_names_the_case() -> None:
     assert [case.id for case in gate.cases()] == ["fp8-embedded+outliers"]
 
 
-def cosine_loss(reference: models.Reference, recipe: str) -> float:
+def cosine_loss(reference: references.Reference, recipe: str) -> float:
     """1 - mean cosine of the quantized model's image embeddings to the reference's, on the calibration pictures."""
-    from harness import calibration
+    from harness.data import calibration
 
     pairs = calibration.load(None, reference, 64)
     batches = pairs.batches(CPU, torch.float16)
-    model = quantize(reference.model, recipes.load(recipe), forward_loop_over(batches))
+    model = quantize(reference.model, loading.load(recipe), forward_loop_over(batches))
     batch = next(iter(batches))
     with torch.no_grad():
         before, after = (families.encode(m, "vision", batch["pixel_values"]).double() for m in (reference.model, model))
@@ -164,7 +166,7 @@ def cosine_loss(reference: models.Reference, recipe: str) -> float:
 
 
 def test_they_break_per_tensor_int8_and_smoothquant_mends_it(
-    embedded: models.Reference, planted: models.Reference
+    embedded: references.Reference, planted: references.Reference
 ) -> None:
     """INT8 loses over twenty times as much on the stressed model, SmoothQuant brings it back, FP8 hardly notices."""
     plain = {r: cosine_loss(embedded, r) for r in ("fp8", "int8", "int8-smoothquant")}

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness import models, packed, qdq, reach, recipes
-from harness.models import Reference
-from harness.qdq import deviations
+from harness import formats
+from harness.formats import deviations
+from harness.models import references
+from harness.models.references import Reference
+from harness.pull_requests import reach
+from harness.quantization import packed
+from harness.recipes import loading
 
 BLOCK_FORMATS = ("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8")
 
@@ -17,34 +21,34 @@ BLOCK_FORMATS = ("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8")
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded model."""
-    return models.load("embedded", torch.device("cpu"))
+    return references.load("embedded", torch.device("cpu"))
 
 
 def a_step(reference: Reference, name: str) -> tuple[torch.Tensor, Any]:
     """A weight of the model and the oracle's step for it under a recipe."""
-    _, weight, step = next(packed.weights(reference.model, recipes.load(name)))
+    _, weight, step = next(packed.weights(reference.model, loading.load(name)))
     return weight, step
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_every_weight_holds(reference: Reference, name: str) -> None:
     """All 44 Linear weights of the embedded model are shown to be right in every block format, without a GPU."""
-    assert packed.problems(reference.model, recipes.load(name)) == ([], 44)
+    assert packed.problems(reference.model, loading.load(name)) == ([], 44)
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_the_rest_is_skipped_with_the_reason(name: str) -> None:
     """On a CPU there is no verdict on these recipes, and the format is named; on CUDA there is."""
-    recipe = recipes.load(name)
+    recipe = loading.load(name)
 
     assert "needs CUDA, and this is cpu" in str(reach.not_gated(recipe, "cpu"))
     assert reach.not_gated(recipe, "cuda") is None
 
 
-@pytest.mark.parametrize("name", recipes.DEFAULT)
+@pytest.mark.parametrize("name", loading.DEFAULT)
 def test_no_default_recipe_has_such_a_format(name: str) -> None:
     """The plugin leaves these out by name, without reading them."""
-    recipe = recipes.load(name)
+    recipe = loading.load(name)
 
     assert reach.not_gated(recipe, "cpu") is None
     assert not any((c or {}).get("block_sizes", {}).get("scale_bits") for e in recipe.entries if e.enable
@@ -55,8 +59,8 @@ def test_no_default_recipe_has_such_a_format(name: str) -> None:
 def test_a_wrong_oracle_is_found(reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An oracle that gives a neighbour of the nearest number, here by a scale too large, does not pass."""
     weight, step = a_step(reference, name)
-    right = qdq.quantize_dequantize
-    monkeypatch.setattr(qdq, "quantize_dequantize", lambda x, *a, **k: right(x * 1.25, *a, **k))
+    right = formats.quantize_dequantize
+    monkeypatch.setattr(formats, "quantize_dequantize", lambda x, *a, **k: right(x * 1.25, *a, **k))
 
     assert packed.not_nearest(weight, step) > weight.numel() / 100
 

@@ -13,7 +13,7 @@ from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from harness import paired
+from harness.statistics import paired
 
 
 def likelihood_z(won: int, lost: int, n: int, difference: float) -> float:

@@ -11,9 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import models, plan, rates, shards, tasks
-from harness.plan import Gpu
-from harness.rates import Rates
+from harness.data import tasks
+from harness.evaluation import shards
+from harness.models import references
+from harness.tools import plan, rates
+from harness.tools.plan import Gpu
+from harness.tools.rates import Rates
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_quantized_numbers_are_those_that_enabled_quantizers_take() -> None:
 
 def test_slices_are_cut_as_the_evaluator_cuts_them() -> None:
     """The plan's slices have the sizes of those that an evaluation of such a task takes."""
-    reference = models.load("embedded", torch.device("cpu"))
+    reference = references.load("embedded", torch.device("cpu"))
     (task,) = tasks.load_tasks(["emoji"], None, reference)
     texts, each = tasks.texts_of(task), len(task.prompts) // tasks.texts_of(task)
     cut = shards.cut(task)

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.baselines import Record, Store
-from harness.gate import BASELINES, Gate, Options
-from harness.provenance import DeviceKey, ids_digest
+from harness.baselines.provenance import DeviceKey, ids_digest
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.gate.gate import BASELINES, Gate, Options
 
 ROOT = Path(__file__).parents[2]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
@@ -234,7 +234,7 @@ def test_rerun_commands_select_the_failed_test(
 #: A plugin that writes down every evaluation of pictures and of words in any process.
 COUNTING = """
 import os
-from harness import tasks
+from harness.data import tasks
 
 
 def counted(name):

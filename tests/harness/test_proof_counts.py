@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness import proof
 from harness.errors import UsageError
-from harness.faults import CATALOGUE, Fault, Site, Where
-from harness.gate import Case, Gate
-from harness.proof import Check, Clean, Kill
+from harness.gate.gate import Case, Gate
+from harness.tools import proof
+from harness.tools.faults import CATALOGUE, Fault, Site, Where
+from harness.tools.proof import Check, Clean, Kill
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import (
-    checkpoint_preload,  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-    compat,  # noqa: F401
-    effect,
-    recipes,
-    selection,
-)
+from harness import compat  # noqa: F401
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.pull_requests import effect, selection
+from harness.recipes import loading
 
 ROOT = Path(__file__).parents[2]
 CLIP = "huggingface/clip/ptq/fp8"
@@ -76,10 +73,10 @@ def tree(tmp_path: Path, pytester: pytest.Pytester) -> Tree:
 def _committed(folder: Path, pytester: pytest.Pytester, parts: tuple[str, ...]) -> Tree:
     root = folder / "repository" / "modelopt_recipes"
     for part in parts:
-        shutil.copytree(recipes.installed_root() / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(loading.installed_root() / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     clip = root / f"{CLIP}.yaml"
     clip.parent.mkdir(parents=True)
-    shutil.copy(recipes.load("fp8").path or "", clip)
+    shutil.copy(loading.load("fp8").path or "", clip)
     found = Tree(root, pytester)
     subprocess.run(["git", "init", "-q", "-b", "main", str(root.parent)], check=True)
     found.git("add", "-A")
@@ -268,7 +265,7 @@ def test_selection_names_effects_as_the_tree_does(tree: Tree) -> None:
 
 def test_a_recipe_called_like_one_of_ours_is_the_file_of_the_tree(tree: Tree) -> None:
     """``fp8.yaml`` in the tree, its attention entry deleted, is compared with itself as it was, gated, and fails."""
-    ours = recipes.load("fp8").path
+    ours = loading.load("fp8").path
     assert ours is not None
     path = tree.root / "fp8.yaml"
     shutil.copy(ours, path)

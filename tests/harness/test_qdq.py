@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from harness import qdq
-from harness.qdq import Order, Rules
-from harness.qdq.layout import plan
-from harness.qdq.oracle import block_scale, e8m0_scale
-from harness.qdq.probes import probes, scales
+from harness import formats
+from harness.formats import Order, Rules
+from harness.formats.layout import plan
+from harness.formats.oracle import block_scale, e8m0_scale
+from harness.formats.probes import probes, scales
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
-SIGNED = [name for name, f in qdq.FORMATS.items() if f.signed]
-FLOATS = [name for name, f in qdq.FORMATS.items() if f.kind == "float"]
-SYMMETRIC = [name for name in SIGNED if qdq.FORMATS[name].lowest == -qdq.FORMATS[name].max]
+SIGNED = [name for name, f in formats.FORMATS.items() if f.signed]
+FLOATS = [name for name, f in formats.FORMATS.items() if f.kind == "float"]
+SYMMETRIC = [name for name in SIGNED if formats.FORMATS[name].lowest == -formats.FORMATS[name].max]
 
-names = st.sampled_from(list(qdq.FORMATS))
+names = st.sampled_from(list(formats.FORMATS))
 ordinary_amax = st.floats(min_value=2.0**-20, max_value=2.0**20, width=32)
 finite = st.floats(min_value=-(2.0**24), max_value=2.0**24, width=32)
 quick = settings(max_examples=60, deadline=None)
@@ -40,7 +40,7 @@ def arrays(**shape: Any) -> st.SearchStrategy[NDArray[np.float32]]:
     return hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=9, **shape), elements=finite)
 
 
-def exact(x: float, amax: float, element: qdq.Format) -> Fraction:
+def exact(x: float, amax: float, element: formats.Format) -> Fraction:
     """Q(x * max / amax) * amax / max in rational arithmetic, with a search for the nearest number in place of a
     rounding.
     """
@@ -56,12 +56,12 @@ def test_value_is_the_rational_one_within_the_declared_roundings(x: float, amax:
     """Away from ties, the result is that of exact arithmetic up to the three or four float32 roundings of the
     evaluation.
     """
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     scaled = x / amax * element.max
     midpoints = (element.code_points[:-1] + element.code_points[1:]) / 2
     assume(np.abs(midpoints - scaled).min() > 2.0**-20 * abs(scaled))
 
-    y = qdq.quantize_dequantize(np.array([x], np.float32), name, amax)[0]
+    y = formats.quantize_dequantize(np.array([x], np.float32), name, amax)[0]
 
     wanted = exact(x, amax, element)
     assert abs(Fraction(float(y)) - wanted) <= abs(wanted) * Fraction(2) ** -21
@@ -73,21 +73,21 @@ def test_quantizing_twice_with_a_power_of_two_scale_is_quantizing_once(
     x: NDArray[np.float32], amax: float, name: str
 ) -> None:
     """Where the scale is exact, a quantized tensor is a fixed point."""
-    a = qdq.FORMATS[name].max * 2.0 ** np.floor(np.log2(amax))
+    a = formats.FORMATS[name].max * 2.0 ** np.floor(np.log2(amax))
     rules = Rules(order=Order.STEP)
 
-    once = qdq.quantize_dequantize(x, name, a, rules=rules)
+    once = formats.quantize_dequantize(x, name, a, rules=rules)
 
-    assert qdq.same_bits(qdq.quantize_dequantize(once, name, a, rules=rules), once).all()
+    assert formats.same_bits(formats.quantize_dequantize(once, name, a, rules=rules), once).all()
 
 
 @quick
 @given(x=arrays(), amax=ordinary_amax, name=names)
 def test_quantizing_twice_moves_nothing_by_more_than_a_rounding(x: NDArray[np.float32], amax: float, name: str) -> None:
     """With any scale the second pass finds every number where it was, up to the float32 roundings of scaling back."""
-    once = qdq.quantize_dequantize(x, name, amax)
+    once = formats.quantize_dequantize(x, name, amax)
 
-    twice = qdq.quantize_dequantize(once, name, amax)
+    twice = formats.quantize_dequantize(once, name, amax)
 
     np.testing.assert_allclose(twice, once, rtol=2.0**-21, atol=0)
 
@@ -96,9 +96,9 @@ def test_quantizing_twice_moves_nothing_by_more_than_a_rounding(x: NDArray[np.fl
 @given(x=arrays(), amax=ordinary_amax, name=st.sampled_from(SYMMETRIC))
 def test_it_is_odd(x: NDArray[np.float32], amax: float, name: str) -> None:
     """Negating the input of a symmetric format negates the output, zeros included."""
-    y = qdq.quantize_dequantize(x, name, amax)
+    y = formats.quantize_dequantize(x, name, amax)
 
-    assert qdq.same_bits(qdq.quantize_dequantize(-x, name, amax), -y).all()
+    assert formats.same_bits(formats.quantize_dequantize(-x, name, amax), -y).all()
 
 
 @quick
@@ -107,18 +107,18 @@ def test_it_never_decreases(x: NDArray[np.float32], amax: float, name: str) -> N
     """A larger input never gives a smaller output."""
     ordered = np.sort(x, axis=None)
 
-    assert (np.diff(qdq.quantize_dequantize(ordered, name, amax)) >= 0).all()
+    assert (np.diff(formats.quantize_dequantize(ordered, name, amax)) >= 0).all()
 
 
 @quick
 @given(x=arrays(), amax=ordinary_amax, name=names)
 def test_error_is_at_most_half_a_gap_in_range(x: NDArray[np.float32], amax: float, name: str) -> None:
     """Within the range, the error is at most half of the gap around the input (and the roundings of scaling)."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     unit = np.float64(amax) / element.max
     x = np.clip(x, np.float32(element.lowest * unit), np.float32(amax))
 
-    y = qdq.quantize_dequantize(x, name, amax)
+    y = formats.quantize_dequantize(x, name, amax)
 
     points = element.code_points.astype(np.float64) * unit
     gap = np.diff(points)[np.clip(np.searchsorted(points, x) - 1, 0, len(points) - 2)]
@@ -130,11 +130,11 @@ def test_error_is_at_most_half_a_gap_in_range(x: NDArray[np.float32], amax: floa
 @given(amax=ordinary_amax, name=names, beyond=st.floats(1.001, 1e6))
 def test_it_saturates_exactly(amax: float, name: str, beyond: float) -> None:
     """Everything beyond the range, infinity included, becomes what the largest number stands for."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     top = np.float32(amax)
 
     x = np.array([top, top * beyond, np.inf, -top * 3, -np.inf], np.float32)
-    y = qdq.quantize_dequantize(x, name, amax)
+    y = formats.quantize_dequantize(x, name, amax)
 
     assert y[0] == y[1] == y[2]
     assert y[3] == y[4]
@@ -148,9 +148,9 @@ def test_powers_of_two_pass_through(x: NDArray[np.float32], amax: float, power: 
     factor = np.float32(2.0**power)
     assume(np.all((x == 0) | (np.abs(x) > 2.0**-60)))
 
-    y = qdq.quantize_dequantize(x * factor, name, np.float32(amax) * factor)
+    y = formats.quantize_dequantize(x * factor, name, np.float32(amax) * factor)
 
-    assert qdq.same_bits(y, qdq.quantize_dequantize(x, name, amax) * factor).all()
+    assert formats.same_bits(y, formats.quantize_dequantize(x, name, amax) * factor).all()
 
 
 @quick
@@ -160,9 +160,9 @@ def test_channels_can_be_permuted(x: NDArray[np.float32], name: str, seed: int) 
     order = np.random.default_rng(seed).permutation(x.shape[0])
     amax = np.linspace(1, 1000, x.shape[0], dtype=np.float32)
 
-    before = qdq.quantize_dequantize(x[order], name, amax[order], axis=0)
+    before = formats.quantize_dequantize(x[order], name, amax[order], axis=0)
 
-    assert qdq.same_bits(before, qdq.quantize_dequantize(x, name, amax, axis=0)[order]).all()
+    assert formats.same_bits(before, formats.quantize_dequantize(x, name, amax, axis=0)[order]).all()
 
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -179,10 +179,10 @@ def test_blocks_do_not_know_each_other(x: NDArray[np.float32], name: str, kind: 
     changed = x.copy()
     changed[1, 16:32] = 7.0
 
-    before = qdq.quantize_dequantize(x, name, block_sizes={-1: 16}, **BLOCKS[kind])
-    after = qdq.quantize_dequantize(changed, name, block_sizes={-1: 16}, **BLOCKS[kind])
+    before = formats.quantize_dequantize(x, name, block_sizes={-1: 16}, **BLOCKS[kind])
+    after = formats.quantize_dequantize(changed, name, block_sizes={-1: 16}, **BLOCKS[kind])
 
-    same = qdq.same_bits(before, after)
+    same = formats.same_bits(before, after)
     same[1, 16:32] = True
     assert same.all()
 
@@ -195,64 +195,64 @@ def test_strided_equals_contiguous(x: NDArray[np.float32], name: str, dtype: Any
     for view in (given_.transpose(2, 0, 1), given_[::2, :, ::-3]):
         for kw in ({}, {"axis": 1}, {"block_sizes": {-1: 4}}):
             copy = np.ascontiguousarray(view)
-            y = qdq.quantize_dequantize(view, name, **kw)
-            assert qdq.same_bits(y, qdq.quantize_dequantize(copy, name, **kw)).all()
+            y = formats.quantize_dequantize(view, name, **kw)
+            assert formats.same_bits(y, formats.quantize_dequantize(copy, name, **kw)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_working_in_chunks_changes_nothing(name: str, dtype: Any) -> None:
     """A tensor longer than a working chunk gives what its pieces give one by one."""
     x = np.random.default_rng(0).normal(size=(1 << 16) + 7).astype(dtype)
 
-    whole = qdq.quantize_dequantize(x, name, 2.5)
+    whole = formats.quantize_dequantize(x, name, 2.5)
 
-    pieces = [qdq.quantize_dequantize(piece, name, 2.5) for piece in np.array_split(x, 19)]
-    assert qdq.same_bits(whole, np.concatenate(pieces)).all()
+    pieces = [formats.quantize_dequantize(piece, name, 2.5) for piece in np.array_split(x, 19)]
+    assert formats.same_bits(whole, np.concatenate(pieces)).all()
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (), (1,), (1, 1, 1)])
 def test_empty_and_single_elements(name: str, shape: tuple[int, ...]) -> None:
     """An empty tensor stays empty, a scalar stays a scalar; both keep shape and dtype."""
     for dtype in DTYPES:
-        y = qdq.quantize_dequantize(np.ones(shape, dtype), name, 1.0)
+        y = formats.quantize_dequantize(np.ones(shape, dtype), name, 1.0)
 
         assert (y.shape, y.dtype) == (shape, dtype)
         np.testing.assert_allclose(y.astype(np.float64), 1.0, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_an_amax_of_zero_leaves_zeros_of_the_inputs_sign(name: str) -> None:
     """Amax 0 (or one whose scale no float32 holds) spans nothing: every number becomes zero and keeps its sign."""
     x = np.array([1.0, -1.0, 0.0, -0.0, 1e-30], np.float32)
 
     for amax in (0.0, 2.0**-149):
-        y = qdq.quantize_dequantize(x, name, amax)
+        y = formats.quantize_dequantize(x, name, amax)
 
         assert not y.any()
-        assert (np.signbit(y) == np.signbit(x)).all() or not qdq.FORMATS[name].signed
+        assert (np.signbit(y) == np.signbit(x)).all() or not formats.FORMATS[name].signed
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 @pytest.mark.parametrize("amax", [np.nan, np.inf])
 def test_an_amax_that_is_no_number_makes_everything_nan(name: str, amax: float) -> None:
     """A NaN or infinite amax leaves nothing that could pass for a result."""
-    assert np.isnan(qdq.quantize_dequantize(np.ones(5, np.float32), name, amax)).all()
+    assert np.isnan(formats.quantize_dequantize(np.ones(5, np.float32), name, amax)).all()
 
 
 def test_a_negative_amax_is_refused() -> None:
     """No magnitude is negative."""
     with pytest.raises(ValueError, match="amax must not be negative"):
-        qdq.quantize_dequantize(np.ones(3, np.float32), "E4M3", -1.0)
+        formats.quantize_dequantize(np.ones(3, np.float32), "E4M3", -1.0)
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_nan_stays_nan_and_spreads_no_further(name: str) -> None:
     """A NaN among the input becomes NaN; its neighbours are not touched."""
     x = np.array([1.0, np.nan, 0.25], np.float32)
 
-    y = qdq.quantize_dequantize(x, name, 1.0)
+    y = formats.quantize_dequantize(x, name, 1.0)
 
     assert np.isnan(y).tolist() == [False, True, False]
 
@@ -262,8 +262,8 @@ def test_negative_zero_and_what_rounds_to_it_keep_their_sign(name: str) -> None:
     """-0 stays -0 and a negative underflow becomes -0, unless the rules say that zeros have no sign."""
     x = np.array([-0.0, -1e-12], np.float32)
 
-    kept = qdq.quantize_dequantize(x, name, 1.0)
-    dropped = qdq.quantize_dequantize(x, name, 1.0, rules=Rules(keeps_negative_zero=False))
+    kept = formats.quantize_dequantize(x, name, 1.0)
+    dropped = formats.quantize_dequantize(x, name, 1.0, rules=Rules(keeps_negative_zero=False))
 
     assert np.signbit(kept).all()
     assert not np.signbit(dropped).any()
@@ -272,19 +272,19 @@ def test_negative_zero_and_what_rounds_to_it_keep_their_sign(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_half_precision_is_float32_rounded_once_more(name: str, dtype: Any) -> None:
     """Double rounding, declared: 16-bit input is computed in float32 and the result rounded to 16 bits, nowhere
     else.
     """
     amax = scales(16, 2.0**-14, 2.0**14)
-    x = probes(qdq.FORMATS[name], amax, dtype)
+    x = probes(formats.FORMATS[name], amax, dtype)
 
-    y = qdq.quantize_dequantize(x, name, amax, axis=0)
+    y = formats.quantize_dequantize(x, name, amax, axis=0)
 
     with np.errstate(over="ignore"):
-        wide = qdq.quantize_dequantize(x.astype(np.float32), name, amax, axis=0).astype(dtype)
-    assert qdq.same_bits(y, wide).all()
+        wide = formats.quantize_dequantize(x.astype(np.float32), name, amax, axis=0).astype(dtype)
+    assert formats.same_bits(y, wide).all()
 
 
 @pytest.mark.parametrize(
@@ -300,17 +300,17 @@ def test_half_precision_is_float32_rounded_once_more(name: str, dtype: Any) -> N
 @pytest.mark.parametrize("name", ["E4M3", "INT8"])
 def test_each_order_of_evaluation_is_the_written_one(name: str, order: Order, formula: Any) -> None:
     """The four orders compute their formulas in float32, and no two of them are the same function."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     amax = scales(200, 2.0**-10, 2.0**10, seed=3)[:, None]
     x = (np.random.default_rng(4).normal(size=(200, 300)).astype(np.float32) * amax).astype(np.float32)
 
-    y = qdq.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=order))
+    y = formats.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=order))
 
     expected = formula(x, amax, np.float32(element.max), element.round)
     assert expected.dtype == np.float32
-    assert qdq.same_bits(y, expected).all()
+    assert formats.same_bits(y, expected).all()
     for other in set(Order) - {order}:
-        assert not np.array_equal(y, qdq.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=other)))
+        assert not np.array_equal(y, formats.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=other)))
 
 
 @pytest.mark.parametrize("given_amax", np.linspace(2.7, 2.8, 12).tolist())
@@ -321,7 +321,7 @@ def test_each_operation_rounds_to_the_input_where_the_rules_say_so(order: Order,
     """
     x = np.random.default_rng(10).normal(size=300).astype(np.float16)
     amax, m = np.float16(given_amax), np.float16(448)
-    one, q = np.float16(1), qdq.FORMATS["E4M3"].round
+    one, q = np.float16(1), formats.FORMATS["E4M3"].round
     s = m / amax if order is Order.RATIO else (one / amax) * m
     step = amax / m
     forward = x / step if order is Order.STEP else x * s
@@ -332,22 +332,22 @@ def test_each_operation_rounds_to_the_input_where_the_rules_say_so(order: Order,
         Order.RECIPROCAL_RATIO: lambda v: v / s,
     }
 
-    y = qdq.quantize_dequantize(x, "E4M3", given_amax, rules=Rules(order=order, working="input"))
+    y = formats.quantize_dequantize(x, "E4M3", given_amax, rules=Rules(order=order, working="input"))
 
-    assert qdq.same_bits(y, back[order](q(forward).astype(np.float16))).all()
+    assert formats.same_bits(y, back[order](q(forward).astype(np.float16))).all()
 
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_a_shared_power_of_two_scale(name: str) -> None:
     """MX: every block is the format's own rounding at the power of two that covers it, and nothing saturates."""
     x = np.random.default_rng(5).normal(size=(4, 96)).astype(np.float32) * np.logspace(-9, 9, 96).astype(np.float32)
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
 
-    y = qdq.quantize_dequantize(x, name, block_sizes={-1: 32}, scale_format="E8M0")
+    y = formats.quantize_dequantize(x, name, block_sizes={-1: 32}, scale_format="E8M0")
 
     blocks = x.reshape(4, 3, 32).astype(np.float64)
-    scale = 2.0 ** qdq.e8m0_exponent(np.abs(blocks).max(-1, keepdims=True), element)
-    assert qdq.same_bits(y, (element.round(blocks / scale) * scale).reshape(4, 96).astype(np.float32)).all()
+    scale = 2.0 ** formats.e8m0_exponent(np.abs(blocks).max(-1, keepdims=True), element)
+    assert formats.same_bits(y, (element.round(blocks / scale) * scale).reshape(4, 96).astype(np.float32)).all()
     assert (np.abs(blocks / scale) <= element.max).all()
 
 
@@ -370,7 +370,7 @@ def test_mx_blocks_agree_with_gfloat(name: str, info: str) -> None:
         * np.float32(2.0) ** np.arange(-12, 12)[:, None]
     )
 
-    y = qdq.quantize_dequantize(
+    y = formats.quantize_dequantize(
         x.astype(np.float32), name, block_sizes={-1: 32}, scale_format="E8M0", rules=Rules(e8m0="floor")
     )
 
@@ -384,7 +384,7 @@ def test_a_nan_makes_its_mx_block_nan() -> None:
     x = np.ones((1, 64), np.float32)
     x[0, 3] = np.nan
 
-    y = qdq.quantize_dequantize(x, "E4M3", block_sizes={-1: 32}, scale_format="E8M0")
+    y = formats.quantize_dequantize(x, "E4M3", block_sizes={-1: 32}, scale_format="E8M0")
 
     assert np.isnan(y[0, :32]).all()
     assert (y[0, 32:] == 1).all()
@@ -396,7 +396,7 @@ def test_two_level_scales(block: int, scale_max: float) -> None:
     """NVFP4: a block's scale is an E4M3 number times the global one, and the element rounds to E2M1 at that scale."""
     x = np.random.default_rng(7).normal(size=(8, 96)).astype(np.float32)
 
-    y = qdq.quantize_dequantize(x, "E2M1", block_sizes={-1: block}, scale_format="E4M3", scale_max=scale_max)
+    y = formats.quantize_dequantize(x, "E2M1", block_sizes={-1: block}, scale_format="E4M3", scale_max=scale_max)
 
     blocks = x.reshape(-1, block)
     top = np.float32(np.abs(x).max() / np.float32(6 * scale_max))
@@ -404,7 +404,7 @@ def test_two_level_scales(block: int, scale_max: float) -> None:
     scale = level.astype(np.float32) * top
     rounded = (blocks / scale).clip(-6, 6).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
     assert level.astype(np.float32).max() == scale_max
-    assert qdq.same_bits(y, (rounded * scale).reshape(x.shape)).all()
+    assert formats.same_bits(y, (rounded * scale).reshape(x.shape)).all()
 
 
 def test_two_level_scale_of_zeros_and_tiny_blocks() -> None:
@@ -412,18 +412,18 @@ def test_two_level_scale_of_zeros_and_tiny_blocks() -> None:
     x = np.zeros((1, 48), np.float32)
     x[0, 0], x[0, 16] = 2688.0, 2.0**-10
 
-    y = qdq.quantize_dequantize(x, "E2M1", block_sizes={-1: 16}, scale_format="E4M3")
+    y = formats.quantize_dequantize(x, "E2M1", block_sizes={-1: 16}, scale_format="E4M3")
 
     assert y[0, 0] == 2688.0
     assert not y[0, 1:].any()
-    assert not qdq.quantize_dequantize(x * 0, "E2M1", block_sizes={-1: 16}, scale_format="E4M3").any()
+    assert not formats.quantize_dequantize(x * 0, "E2M1", block_sizes={-1: 16}, scale_format="E4M3").any()
 
 
 def test_a_static_two_level_scale_takes_its_amaxes_as_given() -> None:
     """Stored block amaxes and a global one replace those of the tensor, so a larger input saturates."""
     x = np.full((1, 32), 100.0, np.float32)
 
-    y = qdq.quantize_dequantize(x, "E2M1", [6.0, 3.0], block_sizes={-1: 16}, scale_format="E4M3", global_amax=6.0)
+    y = formats.quantize_dequantize(x, "E2M1", [6.0, 3.0], block_sizes={-1: 16}, scale_format="E4M3", global_amax=6.0)
 
     assert y[0].tolist() == [6.0] * 16 + [3.0] * 16
 
@@ -432,7 +432,7 @@ def test_two_level_rules_of_the_triton_kernels() -> None:
     """The scale's order of evaluation, division by constants and smallest block change the scale as their names say."""
     amax = np.array([[5.0], [0.7], [1e-4]], np.float32)
     layout = plan((3, 16), block_sizes={-1: 16})
-    element = qdq.FORMATS["E2M1"]
+    element = formats.FORMATS["E2M1"]
     amax = amax.reshape(layout.amax_shape)
 
     plain = block_scale(amax, layout, element, 5.0, 448.0)
@@ -444,16 +444,16 @@ def test_two_level_rules_of_the_triton_kernels() -> None:
     np.testing.assert_allclose(divided, plain, rtol=2.0**-22)
     np.testing.assert_allclose(static, plain, rtol=2.0**-22)
     s = np.float32(5) / np.float32(6)
-    expected = qdq.quantize_dequantize(amax / np.float32(6), "E4M3", s)
-    assert qdq.same_bits(static, expected).all()
+    expected = formats.quantize_dequantize(amax / np.float32(6), "E4M3", s)
+    assert formats.same_bits(static, expected).all()
     top = np.float32(5) * np.float32(448 / 256) / np.float32(6)
-    assert qdq.same_bits(lower, qdq.quantize_dequantize(amax / np.float32(6), "E4M3", top)).all()
+    assert formats.same_bits(lower, formats.quantize_dequantize(amax / np.float32(6), "E4M3", top)).all()
     assert (cut.ravel() == 1).tolist() == [False, False, True]
 
 
 def test_shared_scale_of_a_block_that_holds_infinity() -> None:
     """An infinite block takes the largest exponent there is."""
-    assert e8m0_scale(np.array([np.inf, 0.0], np.float32), qdq.FORMATS["E4M3"]).tolist() == [2.0**127, 2.0**-127]
+    assert e8m0_scale(np.array([np.inf, 0.0], np.float32), formats.FORMATS["E4M3"]).tolist() == [2.0**127, 2.0**-127]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -462,10 +462,10 @@ def test_torch_in_torch_out(dtype: torch.dtype) -> None:
     x = torch.linspace(-3, 3, 101).to(dtype).requires_grad_()
     kept = x.detach().clone()
 
-    y = qdq.quantize_dequantize(x, "E4M3", torch.tensor(2.0))
+    y = formats.quantize_dequantize(x, "E4M3", torch.tensor(2.0))
 
     assert (y.dtype, y.device, y.requires_grad) == (dtype, x.device, False)
-    assert qdq.same_bits(y, qdq.quantize_dequantize(qdq.to_numpy(x), "E4M3", 2.0)).all()
+    assert formats.same_bits(y, formats.quantize_dequantize(formats.to_numpy(x), "E4M3", 2.0)).all()
     assert torch.equal(x, kept)
 
 
@@ -474,8 +474,8 @@ def test_torch_tensors_are_viewed_not_copied(dtype: torch.dtype) -> None:
     """The way to NumPy and back shares memory on the CPU, strided views included."""
     x = torch.arange(24, dtype=dtype).reshape(4, 6).t()
 
-    there = qdq.to_numpy(x)
-    back = qdq.to_torch(np.ascontiguousarray(there))
+    there = formats.to_numpy(x)
+    back = formats.to_torch(np.ascontiguousarray(there))
 
     assert there.__array_interface__["data"][0] == x.data_ptr()
     assert torch.equal(back, x)
@@ -485,19 +485,19 @@ def test_saturation_fraction_counts_what_lies_beyond_the_range() -> None:
     """Beyond amax, and below the lowest number of an asymmetric format, counts; the ends do not, nor does NaN."""
     x = np.array([1.0, 1.001, -1.0, -1.007, -1.009, np.inf, np.nan, 0.0], np.float32)
 
-    assert qdq.saturation_fraction(x, 1.0, "E4M3") == 4 / 8
-    assert qdq.saturation_fraction(x, 1.0, "INT8") == 3 / 8
-    assert qdq.saturation_fraction(x, 1.0, 8, unsigned=True) == 5 / 8
-    assert qdq.saturation_fraction(x.reshape(2, 4), [1.0, 2.0], "E4M3", axis=0) == 3 / 8
-    assert qdq.saturation_fraction(x[:0], 1.0, "E4M3") == 0
+    assert formats.saturation_fraction(x, 1.0, "E4M3") == 4 / 8
+    assert formats.saturation_fraction(x, 1.0, "INT8") == 3 / 8
+    assert formats.saturation_fraction(x, 1.0, 8, unsigned=True) == 5 / 8
+    assert formats.saturation_fraction(x.reshape(2, 4), [1.0, 2.0], "E4M3", axis=0) == 3 / 8
+    assert formats.saturation_fraction(x[:0], 1.0, "E4M3") == 0
 
 
 def test_underflow_fraction_counts_numbers_lost_to_zero() -> None:
     """Of the non-zero numbers those that became zero count; zeros and NaN do not."""
     x = np.array([1.0, 1e-9, -1e-9, 0.0, np.nan], np.float32)
 
-    assert qdq.underflow_fraction(x, qdq.quantize_dequantize(x, "E4M3", 1.0)) == 2 / 3
-    assert qdq.underflow_fraction(x[3:], x[3:]) == 0
+    assert formats.underflow_fraction(x, formats.quantize_dequantize(x, "E4M3", 1.0)) == 2 / 3
+    assert formats.underflow_fraction(x[3:], x[3:]) == 0
 
 
 def test_wrong_scales_show_in_the_fractions_and_not_in_the_noise() -> None:
@@ -506,12 +506,12 @@ def test_wrong_scales_show_in_the_fractions_and_not_in_the_noise() -> None:
     amax = float(np.abs(x).max())
 
     def ratio(a: float) -> float:
-        y = qdq.quantize_dequantize(x, "E4M3", a)
+        y = formats.quantize_dequantize(x, "E4M3", a)
         return float(10 * np.log10((x.astype(np.float64) ** 2).sum() / ((x - y).astype(np.float64) ** 2).sum()))
 
     assert abs(ratio(amax) - ratio(16 * amax)) < 0.5
-    assert qdq.saturation_fraction(x, amax / 16, "E4M3") > 0.5
-    small, large = (qdq.underflow_fraction(x, qdq.quantize_dequantize(x, "E4M3", a)) for a in (amax, 16 * amax))
+    assert formats.saturation_fraction(x, amax / 16, "E4M3") > 0.5
+    small, large = (formats.underflow_fraction(x, formats.quantize_dequantize(x, "E4M3", a)) for a in (amax, 16 * amax))
     assert large > 10 * small
 
 
@@ -560,19 +560,19 @@ def test_what_does_not_fit_together_is_refused(kw: dict[str, Any], message: str)
     reason.
     """
     with pytest.raises(ValueError, match=message):
-        qdq.quantize_dequantize(np.ones((4, 8), np.float32), "E4M3", **kw)
+        formats.quantize_dequantize(np.ones((4, 8), np.float32), "E4M3", **kw)
 
 
 def test_integer_input_is_refused() -> None:
     """Codes are not numbers to quantize."""
     with pytest.raises(ValueError, match="floating point input, not int64"):
-        qdq.quantize_dequantize(np.arange(4), "INT8", 1.0)
+        formats.quantize_dequantize(np.arange(4), "INT8", 1.0)
 
 
 def test_comparing_different_tensors_is_refused() -> None:
     """Bits of different dtypes or shapes are not compared."""
     with pytest.raises(ValueError, match="nothing to compare"):
-        qdq.same_bits(np.ones(3, np.float32), np.ones(3, np.float16))
+        formats.same_bits(np.ones(3, np.float32), np.ones(3, np.float16))
 
 
 def test_same_bits_tells_zeros_apart_and_not_nans() -> None:
@@ -580,4 +580,4 @@ def test_same_bits_tells_zeros_apart_and_not_nans() -> None:
     a = np.array([0.0, 1.0, np.nan], np.float32)
     b = np.array([-0.0, 1.0, -np.nan], np.float32)
 
-    assert qdq.same_bits(a, b).tolist() == [False, True, True]
+    assert formats.same_bits(a, b).tolist() == [False, True, True]

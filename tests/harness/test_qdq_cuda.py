@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness import qdq
-from harness.qdq import deviations
+from harness import formats
+from harness.formats import deviations
 
 NAN, INF = float("nan"), float("inf")
 DYNAMIC = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
 STATIC = {-1: 16, "type": "static", "scale_bits": (4, 3)}
 MX = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
-INT_ON_CUDA = qdq.modelopt_rules(qdq.FORMATS["INT8"], cuda=True)
+INT_ON_CUDA = formats.modelopt_rules(formats.FORMATS["INT8"], cuda=True)
 
 
 def quantizer(blocks: dict[Any, Any], amax: Any = None, num_bits: Any = (2, 1)) -> Any:
@@ -37,7 +37,7 @@ def answer(made: Any, *values: float, dtype: torch.dtype = torch.float32) -> lis
     size = made.block_sizes[-1]
     x = torch.zeros(1, size, dtype=dtype)
     x[0, : len(values)] = torch.tensor(values)
-    return qdq.from_quantizer(made)(x)[0, : len(values)].tolist()
+    return formats.from_quantizer(made)(x)[0, : len(values)].tolist()
 
 
 def signs(values: list[float]) -> list[bool]:
@@ -60,7 +60,7 @@ def test_nvfp4_keeps_the_sign_that_only_the_cast_turns_into_zero() -> None:
     made.global_amax = torch.tensor(6 * 2.0**-20)
     x = torch.full((2, 16), -(2.0**-24), dtype=torch.float16)
 
-    found = qdq.from_quantizer(made)(x)
+    found = formats.from_quantizer(made)(x)
 
     assert found[0].tolist() == [0.0] * 16
     assert np.signbit(found[0].numpy()).all()
@@ -103,7 +103,7 @@ def test_a_scale_of_static_nvfp4_that_is_no_number() -> None:
     x = torch.tensor([[0.3, NAN, -5.0, 9.0] * 4, [1.0, NAN, -6.0, 0.3] * 4])
     nan.global_amax = zero.global_amax = torch.tensor(2688.0)
 
-    by_one, zeros = (qdq.from_quantizer(made)(x) for made in (nan, zero))
+    by_one, zeros = (formats.from_quantizer(made)(x) for made in (nan, zero))
 
     assert by_one[0, :4].tolist() == [0.5, -6.0, -4.0, 6.0]
     assert zeros[0].tolist() == [0.0] * 16
@@ -141,7 +141,7 @@ def test_mx_blocks_without_a_range() -> None:
 
 def test_nothing_is_said_of_the_sign_of_an_mx_zero() -> None:
     """quantize() of gemm/tensor_quant_mx.cu sets none where x is neither < 0 nor > 0; the rest is compared by bits."""
-    oracle = qdq.from_quantizer(quantizer(MX))
+    oracle = formats.from_quantizer(quantizer(MX))
     x = torch.zeros(1, 32)
     x[0, :4] = torch.tensor([NAN, 12.0, 0.0, -0.1])
     expected = oracle(x)
@@ -157,11 +157,11 @@ def test_nothing_is_said_of_the_sign_of_an_mx_zero() -> None:
 def test_zeros_in_e8m0_blocks_have_the_sign_that_the_rules_ask_for() -> None:
     """As with every other kind of scale."""
     x = np.array([[-0.0, -0.1, 6.0, -6.0] * 8], np.float32)
-    rules = qdq.Rules(keeps_negative_zero=False)
+    rules = formats.Rules(keeps_negative_zero=False)
 
     by_definition, one_zero = (
-        qdq.quantize_dequantize(x, "E2M1", block_sizes={-1: 32}, scale_format="E8M0", rules=r)
-        for r in (qdq.DEFINITION, rules)
+        formats.quantize_dequantize(x, "E2M1", block_sizes={-1: 32}, scale_format="E8M0", rules=r)
+        for r in (formats.DEFINITION, rules)
     )
 
     assert signs(by_definition[0, :4].tolist()) == [True, True, False, True]
@@ -182,12 +182,12 @@ def test_integers_at_the_smallest_amax(amax: float, cuda: list[float], cpu: list
     """
     x = np.array([2.0**-24, -(2.0**-24), NAN], np.float32)
 
-    on_cuda = qdq.quantize_dequantize(x, 8, amax, rules=INT_ON_CUDA)
-    on_cpu = qdq.quantize_dequantize(x, 8, amax, rules=qdq.modelopt_rules(qdq.FORMATS["INT8"]))
+    on_cuda = formats.quantize_dequantize(x, 8, amax, rules=INT_ON_CUDA)
+    on_cpu = formats.quantize_dequantize(x, 8, amax, rules=formats.modelopt_rules(formats.FORMATS["INT8"]))
 
-    assert qdq.same_bits(on_cuda, np.array(cuda, np.float32)).all()
-    assert qdq.same_bits(on_cpu, np.array(cpu, np.float32)).all()
-    assert qdq.same_bits(deviations._fake(x, amax, 8), on_cpu).all()
+    assert formats.same_bits(on_cuda, np.array(cuda, np.float32)).all()
+    assert formats.same_bits(on_cpu, np.array(cpu, np.float32)).all()
+    assert formats.same_bits(deviations._fake(x, amax, 8), on_cpu).all()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_kernel_of_integers_takes_one_axis(amax: Any, expected: bool) -> Non
     if amax is not None:
         made._amax = torch.tensor(amax)
 
-    (step,) = qdq.from_quantizer(made).steps
+    (step,) = formats.from_quantizer(made).steps
 
     assert (step.rules_on_cuda == INT_ON_CUDA) is expected
-    assert step.rules == qdq.modelopt_rules(qdq.FORMATS["INT8"])
+    assert step.rules == formats.modelopt_rules(formats.FORMATS["INT8"])

@@ -18,9 +18,9 @@ from gfloat.formats import (
     format_info_ocp_int8,
 )
 
-from harness import qdq
-from harness.qdq import formats
-from harness.qdq.probes import unit_probes
+from harness import formats
+from harness.formats import number_formats
+from harness.formats.probes import unit_probes
 
 ML_DTYPES = {
     "E4M3": ml_dtypes.float8_e4m3fn,
@@ -41,7 +41,7 @@ GFLOAT = {
     "E2M1": format_info_ocp_e2m1,
     "MXINT8": format_info_ocp_int8,
 }
-FLOATS = [name for name, f in qdq.FORMATS.items() if f.kind == "float"]
+FLOATS = [name for name, f in formats.FORMATS.items() if f.kind == "float"]
 
 
 def from_codes(codes: Any, dtype: Any) -> Any:
@@ -55,23 +55,23 @@ def from_codes(codes: Any, dtype: Any) -> Any:
 @pytest.mark.parametrize("name", ML_DTYPES)
 def test_every_code_is_read_as_ml_dtypes_reads_it(name: str) -> None:
     """All codes of a format, NaN and infinity included, stand for the same numbers in ml_dtypes."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     codes = np.arange(2**element.bits)
 
     ours, theirs = element.decode(codes), from_codes(codes, ML_DTYPES[name])
 
-    assert qdq.same_bits(ours, theirs).all()
+    assert formats.same_bits(ours, theirs).all()
 
 
 @pytest.mark.parametrize("name", GFLOAT)
 def test_every_code_is_read_as_gfloat_reads_it(name: str) -> None:
     """All codes of a format stand for the same numbers in gfloat."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     codes = range(2**element.bits)
 
     theirs = np.array([gfloat.decode_float(GFLOAT[name], code).fval for code in codes], np.float32)
 
-    assert qdq.same_bits(element.decode(codes), theirs).all()
+    assert formats.same_bits(element.decode(codes), theirs).all()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_every_code_is_read_as_gfloat_reads_it(name: str) -> None:
 )
 def test_range_is_the_specified_one(name: str, largest: float, smallest: float, count: int) -> None:
     """The largest and the smallest positive number and how many there are, as printed in the specifications."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
 
     assert (element.max, element.smallest, len(element.code_points)) == (largest, smallest, count)
     assert element.code_points[-1] == largest
@@ -101,7 +101,7 @@ def test_range_is_the_specified_one(name: str, largest: float, smallest: float, 
 @pytest.mark.parametrize("name", GFLOAT)
 def test_rounding_agrees_with_gfloat_around_every_number(name: str) -> None:
     """At every probe around every number the nearest-even, saturating rounding is gfloat's."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     values = unit_probes(element).astype(np.float32)
     values = values[~np.isnan(values)] if element.specials == "none" else values
 
@@ -112,26 +112,26 @@ def test_rounding_agrees_with_gfloat_around_every_number(name: str) -> None:
         theirs = np.maximum(theirs, element.lowest)
         np.testing.assert_array_equal(element.round(values), theirs)
     else:
-        assert qdq.same_bits(element.round(values), theirs.astype(np.float32)).all()
+        assert formats.same_bits(element.round(values), theirs.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_rounding_agrees_with_ml_dtypes_around_every_number(name: str) -> None:
     """Within the range, at every probe around every number, the rounding is that of an ml_dtypes cast."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     values = unit_probes(element).astype(np.float32)
     values = values[np.abs(values) <= element.max]
 
     theirs = values.astype(ML_DTYPES[name]).astype(np.float32)
 
     assert len(values) > 10 * len(element.code_points)
-    assert qdq.same_bits(element.round(values), theirs).all()
+    assert formats.same_bits(element.round(values), theirs).all()
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_rounding_is_to_the_nearest_number_in_exact_arithmetic(name: str) -> None:
     """No number of the format is nearer than the chosen one, judged in rational arithmetic."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     points = element.code_points
     values = unit_probes(element).astype(np.float32)
     values = values[np.isfinite(values)]
@@ -144,10 +144,10 @@ def test_rounding_is_to_the_nearest_number_in_exact_arithmetic(name: str) -> Non
         assert abs(Fraction(got) - Fraction(value)) == min(abs(p - Fraction(value)) for p in near)
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_a_tie_goes_to_the_even_code(name: str) -> None:
     """Half way between two numbers the one with an even code is chosen."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     codes = np.arange(2**element.bits)
     code_of = {float(v): int(c) for c, v in zip(codes, element.decode(codes), strict=True) if np.isfinite(v)}
     points = element.code_points
@@ -158,25 +158,25 @@ def test_a_tie_goes_to_the_even_code(name: str) -> None:
     assert all(code_of[float(v)] % 2 == 0 for v in chosen + np.float32(0))
 
 
-@pytest.mark.parametrize("name", qdq.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_rounding_keeps_the_numbers_of_the_format(name: str) -> None:
     """A number of the format rounds to itself, in place as well as into a new array."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     given = element.code_points
     copy = given.copy()
 
     fresh = element.round(given)
     element.round(copy, out=copy)
 
-    assert qdq.same_bits(fresh, given).all()
-    assert qdq.same_bits(copy, given).all()
+    assert formats.same_bits(fresh, given).all()
+    assert formats.same_bits(copy, given).all()
     assert fresh is not given
 
 
 @pytest.mark.parametrize("name", ["E4M3", "INT8", "MXINT8"])
 def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
     """What is rounded stays as it was, whatever its type, unless it is itself the place to write to."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     values = np.array([[0.3, -1.27], [1e9, -0.0]], np.float32)
     kept, out, scratch = values.copy(), np.full((2, 2), 7, np.float32), np.zeros((2, 2, 2), np.uint32)
 
@@ -184,14 +184,14 @@ def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
     returned = element.round(values, out=out, scratch=scratch)
 
     assert returned is out
-    assert qdq.same_bits(values, kept).all()
-    assert qdq.same_bits(out, expected).all()
+    assert formats.same_bits(values, kept).all()
+    assert formats.same_bits(out, expected).all()
     assert scratch.any() == (element.kind == "float"), "the scratch is what saves the allocation"
     wide = element.round(values.astype(np.float64).tolist())
     assert wide.dtype == np.float32
-    assert qdq.same_bits(wide, expected).all()
+    assert formats.same_bits(wide, expected).all()
     assert element.round(values, out=values) is values
-    assert qdq.same_bits(values, expected).all()
+    assert formats.same_bits(values, expected).all()
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
 )
 def test_float_formats_follow_from_their_bits(name: str, exponent_bits: int, mantissa_bits: int, specials: Any) -> None:
     """A listed float format is what its numbers of bits and its specials give; without specials named it has none."""
-    made = formats._float(name, exponent_bits, mantissa_bits, specials)
+    made = number_formats._float(name, exponent_bits, mantissa_bits, specials)
 
-    assert made == qdq.FORMATS[name]
-    assert made.smallest == qdq.FORMATS[name].code_points[qdq.FORMATS[name].code_points > 0].min()
-    plain = formats._float(name, exponent_bits, mantissa_bits)
+    assert made == formats.FORMATS[name]
+    assert made.smallest == formats.FORMATS[name].code_points[formats.FORMATS[name].code_points > 0].min()
+    plain = number_formats._float(name, exponent_bits, mantissa_bits)
     assert plain.specials == "none"
     assert (plain == made) == (specials == "none")
 
@@ -219,49 +219,52 @@ def test_float_formats_follow_from_their_bits(name: str, exponent_bits: int, man
 def test_integer_formats_follow_from_their_bits(bits: int) -> None:
     """Two's complement with or without its lowest number, or no sign: range, name, sign and number of codes."""
     top = 2 ** (bits - 1) - 1
-    plain, narrow = formats.integer(bits), formats.integer(bits, narrow_range=True)
-    unsigned = formats.integer(bits, unsigned=True)
+    plain, narrow = number_formats.integer(bits), number_formats.integer(bits, narrow_range=True)
+    unsigned = number_formats.integer(bits, unsigned=True)
 
     assert (plain.name, plain.lowest, plain.max, plain.bits, plain.kind) == (f"INT{bits}", -top - 1, top, bits, "int")
     assert (narrow.name, narrow.lowest, narrow.max, narrow.bits) == (f"INT{bits}-narrow", -top, top, bits)
     assert (unsigned.name, unsigned.lowest, unsigned.max, unsigned.bits) == (f"UINT{bits}", 0, 2**bits - 1, bits)
     assert (plain.signed, narrow.signed, unsigned.signed) == (True, True, False)
     assert [len(f.code_points) for f in (plain, narrow, unsigned)] == [2**bits, 2**bits - 1, 2**bits]
-    assert formats.find(bits, narrow_range=True) == formats.find(f"int{bits}-narrow") == narrow
-    assert formats.find(bits, unsigned=True) == formats.find(f"uint{bits}") == unsigned
-    assert formats.find(f"int{bits}", unsigned=True) == unsigned
-    assert formats.find(f"int{bits}", narrow_range=True) == narrow
-    assert formats.find(narrow, unsigned=True) is narrow
+    assert number_formats.find(bits, narrow_range=True) == number_formats.find(f"int{bits}-narrow") == narrow
+    assert number_formats.find(bits, unsigned=True) == number_formats.find(f"uint{bits}") == unsigned
+    assert number_formats.find(f"int{bits}", unsigned=True) == unsigned
+    assert number_formats.find(f"int{bits}", narrow_range=True) == narrow
+    assert number_formats.find(narrow, unsigned=True) is narrow
 
 
 def test_integer_formats_have_as_many_bits_as_float32_can_judge() -> None:
     """From 2 to 16 bits, without a sign from 1; the message says which."""
-    assert (formats.integer(1, unsigned=True).lowest, formats.integer(1, unsigned=True).max) == (0, 1)
-    assert formats.integer(16, unsigned=True).max == 65535
+    assert (number_formats.integer(1, unsigned=True).lowest, number_formats.integer(1, unsigned=True).max) == (0, 1)
+    assert number_formats.integer(16, unsigned=True).max == 65535
     for bits, unsigned, said in ((1, False, "2 to 16 bits, not 1"), (17, False, "2 to 16 bits, not 17"),
                                  (0, True, "1 to 16 bits, not 0"), (17, True, "1 to 16 bits, not 17")):  # fmt: skip
         with pytest.raises(ValueError, match=f"integer formats have {said}"):
-            formats.integer(bits, unsigned=unsigned)
+            number_formats.integer(bits, unsigned=unsigned)
     with pytest.raises(ValueError, match="no format 'nonsense'; there are E4M3, E5M2, "):
-        formats.find("nonsense")
+        number_formats.find("nonsense")
 
 
 @pytest.mark.parametrize("name", ML_DTYPES)
 def test_codes_are_read_alike_whatever_integers_hold_them(name: str) -> None:
     """Codes kept in bytes, as a checkpoint has them, stand for the same numbers as codes in wide integers."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     codes = np.arange(2**element.bits)
 
-    assert qdq.same_bits(element.decode(codes.astype(np.uint8)), element.decode(codes)).all()
+    assert formats.same_bits(element.decode(codes.astype(np.uint8)), element.decode(codes)).all()
 
 
-@pytest.mark.parametrize("element", [formats.E4M3, formats.E2M1, formats.E3M2, formats.E5M2, formats.MXINT8])
-def test_shared_exponent_is_the_smallest_that_covers(element: qdq.Format) -> None:
+@pytest.mark.parametrize(
+    "element",
+    [number_formats.E4M3, number_formats.E2M1, number_formats.E3M2, number_formats.E5M2, number_formats.MXINT8],
+)
+def test_shared_exponent_is_the_smallest_that_covers(element: formats.Format) -> None:
     """NVIDIA's rule gives the least E with amax <= max * 2**E, over every binade and beside every boundary."""
     edges = (element.max * 2.0 ** np.arange(-126, 127 - np.log2(element.max))).astype(np.float32)
     amax = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(3e38))])
 
-    exponent = qdq.e8m0_exponent(amax, element)
+    exponent = formats.e8m0_exponent(amax, element)
 
     for a, e in zip(amax.tolist(), exponent.tolist(), strict=True):
         assert Fraction(a) <= Fraction(element.max) * Fraction(2) ** e
@@ -271,10 +274,10 @@ def test_shared_exponent_is_the_smallest_that_covers(element: qdq.Format) -> Non
 @pytest.mark.parametrize("name", GFLOAT)
 def test_shared_exponent_of_the_specification_agrees_with_gfloat(name: str) -> None:
     """The rule printed in MX 1.0 is the one gfloat implements."""
-    element = qdq.FORMATS[name]
+    element = formats.FORMATS[name]
     amax = np.array([1e-30, 0.1, 0.5, 0.999, 1, 1.75, 2, 3.99, 6, 7, 448, 1e10, 3e38, 0], np.float32)
 
-    ours = np.ldexp(1.0, qdq.e8m0_exponent(amax, element, "floor"))
+    ours = np.ldexp(1.0, formats.e8m0_exponent(amax, element, "floor"))
 
     theirs = [gfloat.block.compute_scale_amax(GFLOAT[name].emax, np.array([float(a)])) for a in amax]
     np.testing.assert_array_equal(ours, theirs)
@@ -284,13 +287,15 @@ def test_shared_exponent_is_clamped() -> None:
     """Zero takes the smallest exponent of E8M0, infinity the largest, as does what would need one more."""
     amax = np.array([0, 1e-45, np.inf], np.float32)
 
-    assert qdq.e8m0_exponent(amax, formats.E4M3).tolist() == [-127, -127, 127]
-    assert int(qdq.e8m0_exponent(np.finfo(np.float32).max, formats.MXINT8)) == 127
+    assert formats.e8m0_exponent(amax, number_formats.E4M3).tolist() == [-127, -127, 127]
+    assert int(formats.e8m0_exponent(np.finfo(np.float32).max, number_formats.MXINT8)) == 127
 
 
 def test_shared_exponent_is_that_of_a_float32_amax() -> None:
     """An amax of more digits is a float32 number first: one that rounds to the largest number needs no further step."""
-    exponents = [qdq.e8m0_exponent(np.float64(448) * (1 + step), formats.E4M3) for step in (2.0**-40, 2.0**-20)]
+    exponents = [
+        formats.e8m0_exponent(np.float64(448) * (1 + step), number_formats.E4M3) for step in (2.0**-40, 2.0**-20)
+    ]
 
     assert [int(e) for e in exponents] == [0, 1]
     assert exponents[0].dtype == np.int32
@@ -302,11 +307,11 @@ def test_shared_exponent_is_that_of_a_float32_amax() -> None:
 )
 def test_a_format_is_found_by_name_bits_or_pair(which: str | int | tuple[int, int], name: str) -> None:
     """Recipes write formats in several ways; each finds the same one."""
-    assert formats.find(which).name == name
+    assert number_formats.find(which).name == name
 
 
 @pytest.mark.parametrize("which", ["E9M9", (1, 1), 1, 17, "INT99", "nonsense"])
 def test_an_unknown_format_is_refused(which: str | int | tuple[int, int]) -> None:
     """What no specification defines is an error that names it."""
     with pytest.raises(ValueError, match=r"no format|integer formats have"):
-        formats.find(which)
+        number_formats.find(which)

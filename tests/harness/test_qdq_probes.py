@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from harness import qdq
-from harness.qdq import probes
+from harness import formats
+from harness.formats import probes
 
 ULP = 2.0**-23
 INT2 = [-2.0, -1.0, 0.0, 1.0]
@@ -37,10 +37,14 @@ def ordered(values: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("element", "numbers", "smallest"),
-    [(qdq.FORMATS["E2M1"], E2M1, 0.5), (qdq.integer(2), INT2, 1.0), (qdq.integer(1, unsigned=True), UINT1, 1.0)],
+    [
+        (formats.FORMATS["E2M1"], E2M1, 0.5),
+        (formats.integer(2), INT2, 1.0),
+        (formats.integer(1, unsigned=True), UINT1, 1.0),
+    ],
     ids=lambda v: getattr(v, "name", ""),
 )
-def test_where_the_probes_lie(element: qdq.Format, numbers: list[float], smallest: float) -> None:
+def test_where_the_probes_lie(element: formats.Format, numbers: list[float], smallest: float) -> None:
     """At shares of every gap, an ulp beside every number and midpoint, beyond the largest and far away; unsigned
     formats get no negative ones.
     """
@@ -56,15 +60,15 @@ def test_where_the_probes_lie(element: qdq.Format, numbers: list[float], smalles
 def test_probes_are_scaled_to_each_amax(dtype: Any) -> None:
     """A row for each amax, in float64 times amax / 6 for E2M1, rounded to float32 and then to the dtype asked for."""
     amax = np.array([6.0, 0.1, 3.0, 700.0], np.float32)
-    unit = probes.unit_probes(qdq.FORMATS["E2M1"])
+    unit = probes.unit_probes(formats.FORMATS["E2M1"])
 
-    found = probes.probes(qdq.FORMATS["E2M1"], amax, dtype)
+    found = probes.probes(formats.FORMATS["E2M1"], amax, dtype)
 
     with np.errstate(all="ignore"):
         rows = [(unit * (float(a) / 6)).astype(np.float32).astype(dtype) for a in amax]
     assert (found.shape, found.dtype) == ((4, unit.size), dtype)
-    assert qdq.same_bits(found, np.stack(rows)).all()
-    assert probes.probes(qdq.FORMATS["E2M1"], 6.0, dtype).shape == (1, unit.size)
+    assert formats.same_bits(found, np.stack(rows)).all()
+    assert probes.probes(formats.FORMATS["E2M1"], 6.0, dtype).shape == (1, unit.size)
 
 
 def test_amaxes_are_spread_over_the_exponents() -> None:

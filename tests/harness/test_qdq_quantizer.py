@@ -10,10 +10,10 @@ import torch
 
 from harness import (
     compat,  # noqa: F401  (before modelopt imports transformers)
-    qdq,
+    formats,
 )
-from harness.qdq import deviations
-from harness.qdq.deviations import PACKED_RULES, packed
+from harness.formats import deviations
+from harness.formats.deviations import PACKED_RULES, packed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -47,7 +47,9 @@ def test_packed_8_bit_tensors(kind: str, block: int | None, dtype: torch.dtype, 
 
     sizes = {-1: block} if block else None
     element = "E4M3" if kind == "FP8QTensor" else "INT8"
-    assert qdq.same_bits(y, qdq.quantize_dequantize(x, element, block_sizes=sizes, rules=PACKED_RULES[kind])).all()
+    assert formats.same_bits(
+        y, formats.quantize_dequantize(x, element, block_sizes=sizes, rules=PACKED_RULES[kind])
+    ).all()
 
 
 @pytest.mark.parametrize("magnitude", [2.0**-10, 1.0, 300.0])
@@ -70,10 +72,10 @@ def test_packed_block_tensors(
 
     y = packed(kind, x, block)
 
-    expected = qdq.quantize_dequantize(
+    expected = formats.quantize_dequantize(
         x, element, block_sizes={-1: block}, scale_format=scale_format, rules=PACKED_RULES[kind]
     )
-    assert qdq.same_bits(y, expected).all()
+    assert formats.same_bits(y, expected).all()
 
 
 def test_packed_nvfp4_blocks_far_below_the_largest() -> None:
@@ -83,8 +85,10 @@ def test_packed_nvfp4_blocks_far_below_the_largest() -> None:
     y = packed("NVFP4QTensor", x, 16)
 
     blocks: dict[str, Any] = {"block_sizes": {-1: 16}, "scale_format": "E4M3"}
-    assert qdq.same_bits(y, qdq.quantize_dequantize(x, "E2M1", rules=PACKED_RULES["NVFP4QTensor"], **blocks)).all()
-    assert not torch.equal(y, qdq.quantize_dequantize(x, "E2M1", **blocks))
+    assert formats.same_bits(
+        y, formats.quantize_dequantize(x, "E2M1", rules=PACKED_RULES["NVFP4QTensor"], **blocks)
+    ).all()
+    assert not torch.equal(y, formats.quantize_dequantize(x, "E2M1", **blocks))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -93,14 +97,16 @@ def test_packed_mxfp4_differs_at_ties_and_zeros_only(dtype: torch.dtype) -> None
     x = sample(dtype)
     blocks: dict[str, Any] = {"block_sizes": {-1: 32}, "scale_format": "E8M0"}
 
-    y, expected = packed("MXFP4QTensor", x, 32), qdq.quantize_dequantize(x, "E2M1", **blocks)
+    y, expected = packed("MXFP4QTensor", x, 32), formats.quantize_dequantize(x, "E2M1", **blocks)
 
     # The neighbour towards zero is what an input a little smaller rounds to, unless that was no tie.
-    inward = qdq.quantize_dequantize(x.double() * (1 - 2.0**-20), "E2M1", x.abs().reshape(64, 8, 32).amax(-1), **blocks)
+    inward = formats.quantize_dequantize(
+        x.double() * (1 - 2.0**-20), "E2M1", x.abs().reshape(64, 8, 32).amax(-1), **blocks
+    )
     tie = inward.to(dtype) != expected
     assert tie.any() == (dtype is not torch.float32)
     assert torch.equal(torch.where(tie, inward.to(dtype), expected), y)
-    assert qdq.same_bits(y, expected)[((x != 0) & ~tie).numpy()].all()
+    assert formats.same_bits(y, expected)[((x != 0) & ~tie).numpy()].all()
 
 
 @pytest.mark.parametrize("known", deviations.KNOWN, ids=lambda d: d.name)
@@ -134,7 +140,7 @@ def test_every_known_deviation_is_told(known: deviations.Deviation) -> None:
 )
 def test_attributes_are_read(attributes: dict[str, Any], expected: tuple[Any, ...]) -> None:
     """Format, axis, block sizes and the kind of block scale are those of the quantizer."""
-    (step,) = qdq.from_quantizer(made(**attributes)).steps
+    (step,) = formats.from_quantizer(made(**attributes)).steps
 
     assert (step.format.name, step.axis, step.block_sizes, step.scale_format) == expected
 
@@ -145,10 +151,12 @@ def test_a_dynamic_mx_quantizer_is_modelled_without_cuda(num_bits: int | tuple[i
     blocks: dict[int | str, Any] = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
     x = sample(torch.float16).nan_to_num(nan=1.0)
 
-    y = qdq.from_quantizer(made(num_bits=num_bits, block_sizes=blocks))(x)
+    y = formats.from_quantizer(made(num_bits=num_bits, block_sizes=blocks))(x)
 
     element = "MXINT8" if num_bits == 8 else num_bits
-    assert qdq.same_bits(y, qdq.quantize_dequantize(x, element, block_sizes={-1: 32}, scale_format="E8M0")).all()
+    assert formats.same_bits(
+        y, formats.quantize_dequantize(x, element, block_sizes={-1: 32}, scale_format="E8M0")
+    ).all()
     assert not torch.equal(y, x)
 
 
@@ -157,7 +165,7 @@ def test_a_dynamic_nvfp4_quantizer_keeps_its_global_amax() -> None:
     quantizer = made(num_bits=(2, 1), block_sizes={-1: 16, "type": "dynamic", "scale_bits": (4, 3)})
     quantizer.amax = torch.tensor(50.0)
 
-    (step,) = qdq.from_quantizer(quantizer).steps
+    (step,) = formats.from_quantizer(quantizer).steps
 
     assert step.amax is None
     assert step.global_amax is not None
@@ -171,7 +179,7 @@ def test_a_static_nvfp4_quantizer_has_an_amax_a_block(four_over_six: bool, large
     quantizer = made(num_bits=(2, 1), block_sizes=sizes)
     quantizer.amax = torch.tensor([[6.0], [3.0]])
 
-    oracle = qdq.from_quantizer(quantizer)
+    oracle = formats.from_quantizer(quantizer)
 
     assert oracle.steps[0].scale_max == largest
     assert oracle(torch.full((1, 32), 9.0)).tolist() == [[6.0] * 16 + [3.0] * 16]
@@ -183,9 +191,9 @@ def test_a_disabled_quantizer_only_scales() -> None:
     quantizer.disable()
     x = sample(torch.float32)
 
-    assert torch.equal(qdq.from_quantizer(quantizer)(x), x)
+    assert torch.equal(formats.from_quantizer(quantizer)(x), x)
     quantizer.pre_quant_scale = torch.full((256,), 2.0)
-    assert torch.equal(qdq.from_quantizer(quantizer)(x), quantizer(x))
+    assert torch.equal(formats.from_quantizer(quantizer)(x), quantizer(x))
     assert torch.equal(quantizer(x), 2 * x)
 
 
@@ -194,7 +202,7 @@ def test_an_empty_tensor_passes() -> None:
     quantizer = made(num_bits=(4, 3))
     x = torch.empty(0, 4)
 
-    assert qdq.from_quantizer(quantizer)(x).shape == quantizer(x).shape == (0, 4)
+    assert formats.from_quantizer(quantizer)(x).shape == quantizer(x).shape == (0, 4)
 
 
 def test_a_constant_amax_is_taken() -> None:
@@ -202,7 +210,7 @@ def test_a_constant_amax_is_taken() -> None:
     quantizer = made(num_bits=(4, 3), use_constant_amax=True)
     x = sample(torch.float32, 300.0)
 
-    assert qdq.same_bits(quantizer(x), qdq.from_quantizer(quantizer)(x)).all()
+    assert formats.same_bits(quantizer(x), formats.from_quantizer(quantizer)(x)).all()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +222,7 @@ def test_what_is_more_than_quantize_dequantize_is_refused(attribute: str, value:
     setattr(quantizer, attribute, value)
 
     with pytest.raises(NotImplementedError, match=attribute.strip("_").split("_")[0]):
-        qdq.from_quantizer(quantizer)
+        formats.from_quantizer(quantizer)
 
 
 def test_fractions_of_a_static_and_a_dynamic_quantizer() -> None:
@@ -224,8 +232,8 @@ def test_fractions_of_a_static_and_a_dynamic_quantizer() -> None:
     quantizer.pre_quant_scale = torch.tensor([2.0, 2.0, 2.0, 2.0])
     x = torch.tensor([0.4, 0.6, -0.6, 1e-6])
 
-    assert qdq.from_quantizer(quantizer).fractions(x) == (0.5, 0.25)
-    assert qdq.from_quantizer(made(num_bits=8, type="dynamic")).fractions(x) == (0.0, 0.25)
+    assert formats.from_quantizer(quantizer).fractions(x) == (0.5, 0.25)
+    assert formats.from_quantizer(made(num_bits=8, type="dynamic")).fractions(x) == (0.0, 0.25)
 
 
 NVFP4: dict[int | str, Any] = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
@@ -236,7 +244,7 @@ def test_a_single_number_is_quantized() -> None:
     quantizer = made(num_bits=8)
     quantizer.amax = torch.tensor(127.0)
 
-    assert qdq.from_quantizer(quantizer)(torch.tensor([1.4])).tolist() == [1.0]
+    assert formats.from_quantizer(quantizer)(torch.tensor([1.4])).tolist() == [1.0]
 
 
 def test_channels_have_their_own_range() -> None:
@@ -245,7 +253,7 @@ def test_channels_have_their_own_range() -> None:
     quantizer.amax = torch.tensor([[127.0], [254.0]])
     x = torch.tensor([[1.4, 200.0, 3.0], [1.4, 200.0, 3.4]])
 
-    oracle = qdq.from_quantizer(quantizer)
+    oracle = formats.from_quantizer(quantizer)
 
     assert oracle(x).tolist() == [[1, 127, 3], [2, 200, 4]]
     assert oracle.fractions(x) == (1 / 6, 0)
@@ -258,7 +266,7 @@ def test_blocks_have_their_own_range() -> None:
     quantizer.amax = torch.tensor([[7.0], [14.0]])
     x = torch.tensor([[9.0, 1.0, 9.0, 1.1]])
 
-    oracle = qdq.from_quantizer(quantizer)
+    oracle = formats.from_quantizer(quantizer)
 
     assert oracle(x).tolist() == [[7, 1, 8, 2]]
     assert oracle.fractions(x) == (1 / 4, 0)
@@ -276,7 +284,7 @@ def test_the_range_of_a_dynamic_quantizer_is_the_tensors(attributes: dict[str, A
     """Without a stored amax the largest magnitude of the tensor, the channel or the block is in force."""
     x = torch.tensor([[1.0, -2.0, 3.0, -4.0], [8.0, 7.0, -6.0, 5.0]])
 
-    (step,) = qdq.from_quantizer(made(num_bits=8, **attributes)).steps
+    (step,) = formats.from_quantizer(made(num_bits=8, **attributes)).steps
 
     assert step.range(x).tolist() == expected
 
@@ -286,7 +294,7 @@ def test_the_amax_of_a_dynamic_two_level_quantizer_is_the_global_one() -> None:
     quantizer = made(num_bits=(2, 1), block_sizes=NVFP4)
     quantizer.amax = torch.tensor([2688.0, 5.0])
 
-    oracle = qdq.from_quantizer(quantizer)
+    oracle = formats.from_quantizer(quantizer)
 
     assert oracle.steps[0].amax is None
     torch.testing.assert_close(oracle(torch.full((1, 16), 6.3)), torch.full((1, 16), 6.0), rtol=1e-6, atol=0)
@@ -302,7 +310,7 @@ def test_the_global_amax_of_a_static_two_level_quantizer_is_its_own() -> None:
     four.amax = torch.tensor([[6.0], [5.4]])
     x = torch.full((1, 32), 9.0)
 
-    y, z = qdq.from_quantizer(quantizer)(x), qdq.from_quantizer(four)(x)
+    y, z = formats.from_quantizer(quantizer)(x), formats.from_quantizer(four)(x)
 
     torch.testing.assert_close(y, torch.full((1, 32), 6.0), rtol=1e-6, atol=0)
     torch.testing.assert_close(z, torch.tensor([[6.0] * 16 + [5.25] * 16]), rtol=1e-6, atol=0)
@@ -313,7 +321,7 @@ def test_the_amax_of_an_mx_quantizer_is_not_used() -> None:
     quantizer = made(num_bits=(4, 3), block_sizes={-1: 32, "type": "static", "scale_bits": (8, 0)})
     quantizer.amax = torch.tensor(1.0)
 
-    (step,) = qdq.from_quantizer(quantizer).steps
+    (step,) = formats.from_quantizer(quantizer).steps
 
     assert (step.amax, step.global_amax) == (None, None)
     assert step(torch.full((32,), 448.0)).tolist() == [448.0] * 32
@@ -325,7 +333,7 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
     """
     two_level = {"num_bits": (2, 1)}
     dynamic, static, mx, fp8, int8 = (
-        qdq.from_quantizer(made(**attributes)).steps[0].rules
+        formats.from_quantizer(made(**attributes)).steps[0].rules
         for attributes in (
             {**two_level, "block_sizes": NVFP4},
             {**two_level, "block_sizes": {**NVFP4, "type": "static"}},
@@ -343,7 +351,7 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
     quantizer = made(num_bits=(4, 3))
     quantizer.amax = torch.tensor(2.0**-25)
     x = sample(torch.float32)
-    assert qdq.same_bits(qdq.from_quantizer(quantizer)(x), quantizer(x)).all()
+    assert formats.same_bits(formats.from_quantizer(quantizer)(x), quantizer(x)).all()
 
 
 def test_a_quantizer_that_only_calibrates_passes_its_input() -> None:
@@ -353,7 +361,7 @@ def test_a_quantizer_that_only_calibrates_passes_its_input() -> None:
     quantizer.disable_quant()
     x = torch.tensor([0.3, 5.0, 1e-9])
 
-    oracle = qdq.from_quantizer(quantizer)
+    oracle = formats.from_quantizer(quantizer)
 
     assert torch.equal(oracle(x), x)
     assert oracle.fractions(x) == (0, 0)
@@ -368,10 +376,10 @@ def test_a_chain_is_read_quantizer_by_quantizer() -> None:
     first.amax, second.amax = x.reshape(-1, 128).abs().amax(-1, keepdim=True), x.abs().max()
     chain = SequentialQuantizer(first, second)
 
-    oracle = qdq.from_quantizer(chain)
+    oracle = formats.from_quantizer(chain)
 
     assert [step.format.name for step in oracle.steps] == ["INT4", "E4M3"]
-    assert qdq.same_bits(oracle(x), chain(x)).all()
+    assert formats.same_bits(oracle(x), chain(x)).all()
 
 
 def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
@@ -380,11 +388,11 @@ def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
         num_bits=8, is_enabled=True, block_sizes=None, unsigned=False, narrow_range=False, axis=0, pre_quant_scale=None
     )
 
-    (step,) = qdq.from_quantizer(older).steps
+    (step,) = formats.from_quantizer(older).steps
 
     assert (step.enabled, step.amax, step.global_amax, step.axis) == (True, None, None, 0)
     older.block_sizes = {-1: 16}
-    assert qdq.from_quantizer(older).steps[0].axis is None  # blocks say which axes there are
+    assert formats.from_quantizer(older).steps[0].axis is None  # blocks say which axes there are
 
 
 def test_a_refusal_names_all_that_is_more() -> None:
@@ -393,7 +401,7 @@ def test_a_refusal_names_all_that_is_more() -> None:
     quantizer._rotate, quantizer.backend, quantizer._fake_quant, quantizer._bias = True, "another", False, {-1: None}
 
     with pytest.raises(NotImplementedError) as refused:
-        qdq.from_quantizer(quantizer)
+        formats.from_quantizer(quantizer)
 
     assert str(refused.value) == (
         "no oracle for a quantizer with bias, rotate, backend, fake_quant=False: it does more than quantize-dequantize"

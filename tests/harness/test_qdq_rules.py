@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness import qdq
-from harness.qdq import Order, Rules, nf4
-from harness.qdq.arithmetic import quantize_scaled, settle_amax
-from harness.qdq.layout import plan
-from harness.qdq.oracle import block_scale, e8m0_scale
+from harness import formats
+from harness.formats import Order, Rules, nf4
+from harness.formats.arithmetic import quantize_scaled, settle_amax
+from harness.formats.layout import plan
+from harness.formats.oracle import block_scale, e8m0_scale
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-E2M1, E4M3, INT8 = (qdq.FORMATS[name] for name in ("E2M1", "E4M3", "INT8"))
+E2M1, E4M3, INT8 = (formats.FORMATS[name] for name in ("E2M1", "E4M3", "INT8"))
 INF, NAN = np.inf, np.nan
 
 
@@ -31,7 +31,7 @@ def f32(*values: float) -> Any:
 
 def same(found: Any, *expected: float) -> bool:
     """Whether the numbers are these, zeros told apart by their sign, NaN by nothing."""
-    return bool(qdq.same_bits(found.astype(np.float32), f32(*expected)).all())
+    return bool(formats.same_bits(found.astype(np.float32), f32(*expected)).all())
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_two_dimensional_blocks_that_do_not_divide() -> None:
     assert layout.amax(cut).reshape(2, 2).tolist() == [[7, 3], [6, 7]]
     assert np.array_equal(layout.join(cut), x)
     # The largest magnitude of each block is kept, and INT4's step is a seventh of it.
-    y = qdq.quantize_dequantize(x, "INT4", block_sizes={0: 2, 1: 4}, rules=Rules(order=Order.STEP))
+    y = formats.quantize_dequantize(x, "INT4", block_sizes={0: 2, 1: 4}, rules=Rules(order=Order.STEP))
     assert y[:2].tolist() == [[-7, -6, -5, -4, -3], [-2, -1, 0, 1, f32(3)[0] / 7 * 5]]
     assert y[2, [3, 4]].tolist() == [6, 7]
 
@@ -140,10 +140,10 @@ def test_a_single_amax_serves_all(given: Any) -> None:
         (lambda: plan((4, 6), axis=0, block_sizes={1: 3}), "^axis and block_sizes exclude each other$"),
         (lambda: plan((4, 6), block_sizes={1: -1}), "^block size -1 along axis 1$"),
         (lambda: settle_amax([1, -0.5, -2], Rules()), "^amax must not be negative, found -2.0$"),
-        (lambda: qdq.quantize_dequantize(f32(1), "E4M3", 1.0, scale_format="e5m2"), "E8M0 or E4M3, not 'e5m2'$"),
-        (lambda: qdq.quantize_dequantize(np.ones(2, np.int8), "E4M3"), "takes floating point input, not int8$"),
+        (lambda: formats.quantize_dequantize(f32(1), "E4M3", 1.0, scale_format="e5m2"), "E8M0 or E4M3, not 'e5m2'$"),
+        (lambda: formats.quantize_dequantize(np.ones(2, np.int8), "E4M3"), "takes floating point input, not int8$"),
         (
-            lambda: qdq.same_bits(np.ones((2, 1), np.float32), np.ones(2, np.float32)),
+            lambda: formats.same_bits(np.ones((2, 1), np.float32), np.ones(2, np.float32)),
             r"^float32 \(2, 1\) against float32 \(2,\): nothing to compare$",
         ),
     ],
@@ -188,7 +188,7 @@ def test_what_stands_in_for_an_amax_of_zero() -> None:
 @pytest.mark.parametrize("element", [E4M3, INT8], ids=lambda e: e.name)
 @pytest.mark.parametrize("amax", [0.0, -0.0, -1.0, 2.0**-30])
 def test_what_spans_nothing_becomes_zero_of_its_sign(
-    amax: float, element: qdq.Format, order: Order, dtype: Any, working: Any
+    amax: float, element: formats.Format, order: Order, dtype: Any, working: Any
 ) -> None:
     """In every order and precision an amax of zero, below the floor or negative sends numbers to zeros of their sign;
     NaN stays.
@@ -230,7 +230,7 @@ def test_no_warning_leaves_the_arithmetic(working: Any) -> None:
 
 
 @pytest.mark.parametrize("element", [E4M3, INT8], ids=lambda e: e.name)
-def test_floats_are_scaled_by_reciprocals_and_integers_by_ratios(element: qdq.Format) -> None:
+def test_floats_are_scaled_by_reciprocals_and_integers_by_ratios(element: formats.Format) -> None:
     """By default a float's scale is (1 / a) * max and undone by 1 / scale, an integer's is max / a."""
     amax = (np.arange(1, 200) / 7).astype(np.float32)
     one, top = np.float32(1), np.float32(element.max)
@@ -239,7 +239,7 @@ def test_floats_are_scaled_by_reciprocals_and_integers_by_ratios(element: qdq.Fo
 
     y = quantize_scaled(amax, amax, element)
 
-    assert qdq.same_bits(y, expected[element.kind]).all()
+    assert formats.same_bits(y, expected[element.kind]).all()
     assert not np.array_equal(expected["float"], expected["int"])
 
 
@@ -254,8 +254,8 @@ def test_a_channels_scale_follows_it_through_the_chunks(shape: tuple[int, ...], 
     amax = (2.0 ** (channel % 5)).astype(np.float32)
     x = np.broadcast_to(amax * np.float32(0.26), shape)
 
-    y = qdq.quantize_dequantize(x, "INT4", 7 * amax, axis=axis)  # the step is amax, so a quarter of it is lost
-    z = qdq.quantize_dequantize(x, "INT4", 7 / 2 * amax, axis=axis)  # and here half of amax
+    y = formats.quantize_dequantize(x, "INT4", 7 * amax, axis=axis)  # the step is amax, so a quarter of it is lost
+    z = formats.quantize_dequantize(x, "INT4", 7 / 2 * amax, axis=axis)  # and here half of amax
 
     assert not y.any()
     assert np.array_equal(z, np.broadcast_to(amax / 2, shape))
@@ -283,14 +283,14 @@ def test_the_kind_of_integers_is_that_asked_for(options: dict[str, Any], expecte
     """Narrow range leaves out the lowest number, unsigned the negative ones."""
     amax = 255.0 if "unsigned" in options else 127.0
 
-    assert qdq.quantize_dequantize(f32(127, -200, -3), 8, amax, **options).tolist() == expected
+    assert formats.quantize_dequantize(f32(127, -200, -3), 8, amax, **options).tolist() == expected
 
 
 @pytest.mark.parametrize("scale_format", [None, "E8M0", "e8m0", "E4M3", "e4m3"])
 def test_an_empty_tensor_has_no_blocks(scale_format: str | None) -> None:
     """No element, no scale, no error, whatever the scale is stored as."""
     for shape in ((0, 16), (3, 0)):
-        y = qdq.quantize_dequantize(
+        y = formats.quantize_dequantize(
             np.empty(shape, np.float16), "E2M1", block_sizes={-1: 16}, scale_format=scale_format
         )
 
@@ -301,12 +301,12 @@ def test_a_tensor_goes_to_the_device_asked_for() -> None:
     """The way back to torch ends on the device named, by default the CPU; bits of bfloat16 are kept."""
     x = f32(1, -0.0, NAN, 3e38).astype(BFLOAT16)
 
-    assert qdq.to_torch(x, "meta").device.type == "meta"
-    back = qdq.to_torch(x)
+    assert formats.to_torch(x, "meta").device.type == "meta"
+    back = formats.to_torch(x)
     assert (back.device.type, back.dtype) == ("cpu", torch.bfloat16)
-    assert qdq.same_bits(back, x).all()
-    assert qdq.to_numpy(back).dtype == BFLOAT16
-    assert qdq.to_numpy([1, 2]).tolist() == [1, 2]  # type: ignore[arg-type]
+    assert formats.same_bits(back, x).all()
+    assert formats.to_numpy(back).dtype == BFLOAT16
+    assert formats.to_numpy([1, 2]).tolist() == [1, 2]  # type: ignore[arg-type]
 
 
 # --- block scales ---------------------------------------------------------------------------------------------------
@@ -336,14 +336,14 @@ def test_a_given_block_amax_decides_the_shared_exponent() -> None:
     """
     x = f32(7, 1.2, -0.0, -7, 13, 2.4, -0.0, 0.4)
 
-    y = qdq.quantize_dequantize(x, "E2M1", [6.0, 12.0], block_sizes={0: 4}, scale_format="E8M0")
+    y = formats.quantize_dequantize(x, "E2M1", [6.0, 12.0], block_sizes={0: 4}, scale_format="E8M0")
 
     assert same(y, 6, 1, -0.0, -6, 12, 2, -0.0, 0)
     with pytest.raises(ValueError, match="negative"):
-        qdq.quantize_dequantize(x, "E2M1", [6.0, -1.0], block_sizes={0: 4}, scale_format="E8M0")
+        formats.quantize_dequantize(x, "E2M1", [6.0, -1.0], block_sizes={0: 4}, scale_format="E8M0")
     acts = Rules(zero_amax_acts_as=6.0)
     assert same(
-        qdq.quantize_dequantize(f32(7, 1.2), "E2M1", 0.0, block_sizes={0: 2}, scale_format="E8M0", rules=acts), 6, 1
+        formats.quantize_dequantize(f32(7, 1.2), "E2M1", 0.0, block_sizes={0: 2}, scale_format="E8M0", rules=acts), 6, 1
     )
 
 
@@ -359,7 +359,7 @@ def test_a_given_block_amax_decides_the_shared_exponent() -> None:
 )
 def test_a_global_amax_is_taken_where_it_is_given(x: float, expected: float) -> None:
     """A global amax of 2688 = 6 * 448 makes the second level 1: a block's scale is then its amax / 6 in E4M3."""
-    y = qdq.quantize_dequantize(f32(x, 0), "E2M1", block_sizes={0: 2}, scale_format="E4M3", global_amax=2688.0)
+    y = formats.quantize_dequantize(f32(x, 0), "E2M1", block_sizes={0: 2}, scale_format="E4M3", global_amax=2688.0)
 
     assert same(y, expected, 0)
 
@@ -369,8 +369,8 @@ def test_two_levels_of_zeros_and_their_signs() -> None:
     x = f32(1, -1, 6, -0.1)
     blocks: dict[str, Any] = {"block_sizes": {0: 2}, "scale_format": "E4M3", "global_amax": 2688.0}
 
-    y = qdq.quantize_dequantize(x, "E2M1", [0.0, 6.0], **blocks)
-    one_zero = qdq.quantize_dequantize(x, "E2M1", [0.0, 6.0], rules=Rules(keeps_negative_zero=False), **blocks)
+    y = formats.quantize_dequantize(x, "E2M1", [0.0, 6.0], **blocks)
+    one_zero = formats.quantize_dequantize(x, "E2M1", [0.0, 6.0], rules=Rules(keeps_negative_zero=False), **blocks)
 
     assert same(y, 0, -0.0, 6, -0.0)
     assert same(one_zero, 0, 0, 6, 0)
@@ -434,34 +434,34 @@ def test_saturation_counts_each_block_against_its_own_amax() -> None:
     """Five numbers in blocks of two: beyond are 3 over 2 and -1 over 0.5, what fills up the last block is not."""
     x = f32(1, 3, 0.5, -1, 7)
 
-    assert qdq.saturation_fraction(x, [2, 0.5, 7], "E4M3", block_sizes={0: 2}) == 2 / 5
-    assert qdq.saturation_fraction(x.reshape(1, 5), [1, 3, 0.4, 1, 7], "E4M3", axis=1) == 1 / 5
+    assert formats.saturation_fraction(x, [2, 0.5, 7], "E4M3", block_sizes={0: 2}) == 2 / 5
+    assert formats.saturation_fraction(x.reshape(1, 5), [1, 3, 0.4, 1, 7], "E4M3", axis=1) == 1 / 5
 
 
 def test_saturation_ends_where_the_integers_do() -> None:
     """-128 steps lie within INT8 and beyond its narrow range; unsigned, all below zero lies beyond."""
     x = f32(127, -127, -128, -129)
 
-    assert qdq.saturation_fraction(x, 127.0, 8) == 1 / 4
-    assert qdq.saturation_fraction(x, 127.0, 8, narrow_range=True) == 2 / 4
-    assert qdq.saturation_fraction(x, 127.0, 8, unsigned=True) == 3 / 4
+    assert formats.saturation_fraction(x, 127.0, 8) == 1 / 4
+    assert formats.saturation_fraction(x, 127.0, 8, narrow_range=True) == 2 / 4
+    assert formats.saturation_fraction(x, 127.0, 8, unsigned=True) == 3 / 4
 
 
 def test_a_double_is_measured_as_the_float32_that_is_quantized() -> None:
     """1 + 2**-30 is 1 in float32, so within an amax of 1, and the gradient passes."""
     x = np.array([1 + 2.0**-30, 1 + 2.0**-20])
 
-    assert qdq.saturation_fraction(x, 1.0, "E4M3") == 1 / 2
-    assert qdq.gradient_mask(x, 1.0).tolist() == [True, False]
+    assert formats.saturation_fraction(x, 1.0, "E4M3") == 1 / 2
+    assert formats.gradient_mask(x, 1.0).tolist() == [True, False]
 
 
 def test_underflow_by_hand() -> None:
     """Of 1, 1 and -2 one became zero; a zero that stayed, a zero that grew and a NaN do not count."""
     x, y = f32(1, 1, -2, 0, 0, NAN), f32(0, 1, -2, 0, 5, NAN)
 
-    assert qdq.underflow_fraction(x, y) == 1 / 3
-    assert qdq.underflow_fraction(y[3:4], y[3:4]) == 0
-    assert qdq.underflow_fraction(torch.tensor([1.0, 4.0]), torch.tensor([0.0, -0.0])) == 1
+    assert formats.underflow_fraction(x, y) == 1 / 3
+    assert formats.underflow_fraction(y[3:4], y[3:4]) == 0
+    assert formats.underflow_fraction(torch.tensor([1.0, 4.0]), torch.tensor([0.0, -0.0])) == 1
 
 
 def test_where_the_gradient_passes() -> None:
@@ -469,17 +469,17 @@ def test_where_the_gradient_passes() -> None:
     x = torch.tensor([[1.0, -1.0, 1.5], [2.0, -2.5, float("nan")]])
     ulp = np.nextafter(f32(1), f32(2))
 
-    assert qdq.gradient_mask(x, 1.0).tolist() == [[True, True, False], [False, False, False]]
-    assert qdq.gradient_mask(x, [1.5, 2.0], axis=0).tolist() == [[True, True, True], [True, False, False]]
-    assert qdq.gradient_mask(x, [2, 1, 9], axis=-1).tolist() == [[True, True, True], [True, False, False]]
-    assert qdq.gradient_mask(x, [[1, 1], [2.5, 9]], block_sizes={-1: 2}).tolist() == [
+    assert formats.gradient_mask(x, 1.0).tolist() == [[True, True, False], [False, False, False]]
+    assert formats.gradient_mask(x, [1.5, 2.0], axis=0).tolist() == [[True, True, True], [True, False, False]]
+    assert formats.gradient_mask(x, [2, 1, 9], axis=-1).tolist() == [[True, True, True], [True, False, False]]
+    assert formats.gradient_mask(x, [[1, 1], [2.5, 9]], block_sizes={-1: 2}).tolist() == [
         [True, True, False],
         [True, True, False],
     ]
-    assert qdq.gradient_mask(ulp, 1.0).tolist() == [False]
-    assert qdq.gradient_mask(ulp, torch.from_numpy(ulp)).tolist() == [True]
+    assert formats.gradient_mask(ulp, 1.0).tolist() == [False]
+    assert formats.gradient_mask(ulp, torch.from_numpy(ulp)).tolist() == [True]
     with pytest.raises(ValueError, match="exclude each other"):
-        qdq.gradient_mask(x, 1.0, axis=0, block_sizes={1: 3})
+        formats.gradient_mask(x, 1.0, axis=0, block_sizes={1: 3})
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, BFLOAT16], ids=str)
@@ -488,10 +488,10 @@ def test_the_same_bits(dtype: Any) -> None:
     a, b = (f32(*v).astype(dtype) for v in ((NAN, NAN, 1, 0, 2, INF), (-NAN, 1, NAN, -0.0, 2, INF)))
 
     expected = [True, False, False, False, True, True]
-    assert qdq.same_bits(a, b).tolist() == expected
-    assert qdq.same_bits(a[::-1], b[::-1]).tolist() == expected[::-1]
-    assert qdq.same_bits(a.reshape(2, 3), b.reshape(2, 3)).tolist() == [expected[:3], expected[3:]]
-    assert qdq.same_bits(qdq.to_torch(a), b).tolist() == expected
+    assert formats.same_bits(a, b).tolist() == expected
+    assert formats.same_bits(a[::-1], b[::-1]).tolist() == expected[::-1]
+    assert formats.same_bits(a.reshape(2, 3), b.reshape(2, 3)).tolist() == [expected[:3], expected[3:]]
+    assert formats.same_bits(formats.to_torch(a), b).tolist() == expected
 
 
 # --- double quantization --------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_double_quantized_scales_by_hand() -> None:
     """Mean 4, largest difference 8: with two bits the scales 0, 1, 12 and 3 are stored as 0, 0, 1 and 0 times 8 and
     read as 4, 4, 12 and 4; a block of zeros stays zeros.
     """
-    y = qdq.double_quantized(f32(*SCALES), 2, 4, 2)
+    y = formats.double_quantized(f32(*SCALES), 2, 4, 2)
 
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, [0, 0, 4, -4, 12, 12 * NEXT_TO_HALF, 4, 0], rtol=3e-7)
@@ -516,8 +516,8 @@ def test_a_block_of_zeros_takes_the_level_that_the_rules_name() -> None:
     """ModelOpt's zeros are at level 0, which is -1, and so read as minus their stored scale."""
     levels = np.linspace(-1, 1, 16, dtype=np.float32)
 
-    lowest = qdq.double_quantized(f32(*SCALES), 2, 4, 2, qdq.NF4Rules(zero_block_level=0))
-    third = qdq.double_quantized(f32(*SCALES), 2, 4, 2, qdq.NF4Rules(levels=levels, zero_block_level=2))
+    lowest = formats.double_quantized(f32(*SCALES), 2, 4, 2, formats.NF4Rules(zero_block_level=0))
+    third = formats.double_quantized(f32(*SCALES), 2, 4, 2, formats.NF4Rules(levels=levels, zero_block_level=2))
 
     assert lowest[:4].tolist() == [-4, -4, 4, -4]
     assert third[:4].tolist() == [4 * levels[2]] * 2 + [4, -4]
@@ -538,7 +538,7 @@ def test_what_fills_up_a_block_of_scales(
     """By definition the zeros that fill up a block of eight scales neither count in the mean nor spread it."""
     x = f32(*scales).repeat(2)
 
-    y = qdq.double_quantized(x, 2, 8, 2, qdq.NF4Rules(padding_counts=padding_counts))
+    y = formats.double_quantized(x, 2, 8, 2, formats.NF4Rules(padding_counts=padding_counts))
 
     assert y.tolist() == np.repeat(expected, 2).tolist()
 
@@ -551,8 +551,8 @@ def test_the_factor_of_stored_scales_is_evaluated_as_the_rules_say() -> None:
         for reciprocal in found:
             factor = (np.float32(1) / d) * np.float32(127) if reciprocal else np.float32(127) / d
             expected[reciprocal].append(float(np.float32(127) / factor + d))
-            rules = qdq.NF4Rules(reciprocal=reciprocal)
-            found[reciprocal].append(float(qdq.double_quantized(f32(0, 2 * d), 1, 2, 8, rules)[1]))
+            rules = formats.NF4Rules(reciprocal=reciprocal)
+            found[reciprocal].append(float(formats.double_quantized(f32(0, 2 * d), 1, 2, 8, rules)[1]))
 
     assert found == expected
     assert found[True] != found[False]
@@ -565,6 +565,6 @@ def test_any_tensor_is_worked_on_in_float32() -> None:
 
     assert nf4.levels().dtype == np.float32
     for given, single in ((x, x.astype(np.float32)), (parameter, parameter.detach().float().numpy())):
-        y = qdq.double_quantized(given, 4, 8, 8)
+        y = formats.double_quantized(given, 4, 8, 8)
         assert (y.shape, y.dtype) == (x.shape, np.dtype(np.float32))
-        assert qdq.same_bits(y, qdq.double_quantized(single, 4, 8, 8)).all()
+        assert formats.same_bits(y, formats.double_quantized(single, 4, 8, 8)).all()

@@ -11,22 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import families, models, recipes
 from harness.errors import UsageError
-from harness.quantize import QuantizationError, blamed_on, forward_loop_over, in_dtype, quantize
-from harness.recipes import Recipe
+from harness.models import families, references
+from harness.quantization.quantize import QuantizationError, blamed_on, forward_loop_over, in_dtype, quantize
+from harness.recipes import loading
+from harness.recipes.loading import Recipe
 
 
 @pytest.fixture(scope="module")
 def clip() -> nn.Module:
     """The embedded model."""
-    model: nn.Module = models.load("embedded", torch.device("cpu")).model
+    model: nn.Module = references.load("embedded", torch.device("cpu")).model
     return model
 
 
 def fp8(**attributes: Any) -> Recipe:
     """The recipe fp8 with other attributes of its inputs."""
-    recipe = recipes.load("fp8")
+    recipe = loading.load("fp8")
     config = copy.deepcopy(recipe.quant_cfg)
     for entry in config["quant_cfg"]:
         if entry["quantizer_name"] == "*input_quantizer":
@@ -51,7 +52,7 @@ def broken(error: Exception) -> Any:
 def test_an_error_of_the_data_is_not_the_recipes(clip: nn.Module, recipe: str, error: Exception) -> None:
     """What the calibration data raise comes out as it is, of a search for formats too."""
     with pytest.raises(type(error)) as raised:
-        quantize(clip, recipes.load(recipe), forward_loop_over(broken(error)))
+        quantize(clip, loading.load(recipe), forward_loop_over(broken(error)))
 
     assert raised.value is error
 
@@ -65,7 +66,7 @@ def test_the_gates_own_error_is_found_under_others() -> None:
         except UsageError as error:
             raise RuntimeError("calibration failed") from error
 
-    with pytest.raises(UsageError, match=r"8\.jpg"), blamed_on(recipes.load("fp8")):
+    with pytest.raises(UsageError, match=r"8\.jpg"), blamed_on(loading.load("fp8")):
         calibrate()
 
 

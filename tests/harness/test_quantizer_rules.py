@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import families, quantizers
-from harness.quantizers import Amax, Problem, Quantizer, QuantizerMap
-from harness.recipes import Entry, Recipe
+from harness.models import families
+from harness.quantization import quantizers
+from harness.quantization.quantizers import Amax, Problem, Quantizer, QuantizerMap
+from harness.recipes.loading import Entry, Recipe
 
 INF, NAN = math.inf, math.nan
 OWN = Path("recipes/r.yaml")

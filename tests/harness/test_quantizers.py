@@ -9,21 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from harness import architectures, families, models, quantize, quantizers, recipes
-from harness.quantizers import Problem
-from harness.recipes import Entry, Recipe
+from harness.models import architectures, families, references
+from harness.quantization import quantize, quantizers
+from harness.quantization.quantizers import Problem
+from harness.recipes import loading
+from harness.recipes.loading import Entry, Recipe
 
 
 @pytest.fixture(scope="module")
 def blank() -> nn.Module:
     """The embedded architecture with seeded random weights."""
-    return models.load("embedded", torch.device("cpu")).model  # type: ignore[no-any-return]
+    return references.load("embedded", torch.device("cpu")).model  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def fp8() -> Recipe:
     """The published recipe."""
-    return recipes.load("fp8")
+    return loading.load("fp8")
 
 
 def quantized(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> nn.Module:
@@ -65,7 +67,7 @@ def test_map_says_what_each_quantizer_is(blank: nn.Module, fp8: Recipe) -> None:
 
 def test_s1_untouched_vision_tower_is_named(blank: nn.Module) -> None:
     """S1: a preset that skips the vision tower fails by the tower's name."""
-    recipe = recipes.load("general/ptq/fp8_default-kv_fp8")
+    recipe = loading.load("general/ptq/fp8_default-kv_fp8")
 
     problems = quantizers.uncovered(quantizers.quantizer_map(quantized(blank, recipe)))
 
@@ -85,7 +87,7 @@ def test_s2_deny_all_at_the_end_is_named(blank: nn.Module, fp8: Recipe) -> None:
 
 def test_s3_eager_attention_is_named(fp8: Recipe) -> None:
     """S3: under eager attention the four quantizers are enabled, never run, and the load is told to mend."""
-    eager = models.load("embedded", torch.device("cpu"), attn_implementation="eager").model
+    eager = references.load("embedded", torch.device("cpu"), attn_implementation="eager").model
 
     problems = quantizers.check(quantizers.quantizer_map(quantized(eager, fp8)), fp8)
 
@@ -172,7 +174,7 @@ def test_unusable_amax_is_named(blank: nn.Module, fp8: Recipe, value: float) -> 
 
 def test_declared_omission_is_no_failure(blank: nn.Module) -> None:
     """What the budgets file declares to stay unquantized is not reported, and nothing else is excused."""
-    recipe = recipes.load("fp8-patch-embedding-fp16")
+    recipe = loading.load("fp8-patch-embedding-fp16")
     found = quantizers.quantizer_map(quantized(blank, recipe))
 
     assert rules(quantizers.uncovered(found)) == {"kind of layer unquantized"}
@@ -237,7 +239,7 @@ def test_reference_stays_unquantized(blank: nn.Module, fp8: Recipe) -> None:
 
 def test_recipes_path_is_what_messages_name(fp8: Recipe) -> None:
     """The default recipe knows its own file, so that messages can name it."""
-    assert fp8.path == Path(recipes.__file__).parent / "recipes" / "fp8.yaml"
+    assert fp8.path == Path(loading.__file__).parent / "library" / "fp8.yaml"
 
 
 @pytest.mark.parametrize(

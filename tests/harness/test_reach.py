@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.reach import Affected, affected, describe, not_gated, shown
-from harness.recipe_tree import Tree
-from harness.recipe_yaml import MAX_FILE_BYTES
-from harness.recipes import DEFAULT, installed_root, kind_of, load
-from harness.revisions import at_revision, changes
+from harness.pull_requests.reach import Affected, affected, describe, not_gated, shown
+from harness.pull_requests.revisions import at_revision, changes
+from harness.recipes.loading import DEFAULT, installed_root, kind_of, load
+from harness.recipes.tree import Tree
+from harness.recipes.yaml_reading import MAX_FILE_BYTES
 
 SCHEMA = "# modelopt-schema: modelopt.torch.quantization.config."
 FP8 = "configs/numerics/fp8"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import algorithms
 from harness.errors import UsageError
-from harness.recipes import Recipe, load
+from harness.recipes import algorithms
+from harness.recipes.loading import Recipe, load
 
 HEAD = "metadata: {recipe_type: ptq}\nquantize:\n"
 ENTRY = "  - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}\n"

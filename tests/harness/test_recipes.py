@@ -16,10 +16,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import recipes
 from harness.errors import UsageError
-from harness.recipe_tree import Tree
-from harness.recipes import DEFAULT, HERE, MORE, Recipe, installed_root, load
+from harness.recipes import loading
+from harness.recipes.loading import DEFAULT, HERE, MORE, Recipe, installed_root, load
+from harness.recipes.tree import Tree
 
 FP8 = {"num_bits": (4, 3), "axis": None, "trt_high_precision_dtype": "Half"}
 
@@ -50,7 +50,7 @@ def searched_by_modelopt(path: str | Path) -> list[dict[str, Any]]:
 def shipped() -> list[str]:
     """Names of the ptq recipes of the installed tree."""
     tree = Tree(installed_root())
-    files = (p for p in sorted(tree.root.rglob("*.y*ml")) if recipes.kind_of(tree.read(p)) == "ptq")
+    files = (p for p in sorted(tree.root.rglob("*.y*ml")) if loading.kind_of(tree.read(p)) == "ptq")
     return [p.relative_to(tree.root).as_posix() for p in files]
 
 
@@ -216,8 +216,8 @@ def enabled_by(name: str, attention: str) -> dict[str, int]:
 
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    from harness import quantize
-    from harness.architectures import build
+    from harness.models.architectures import build
+    from harness.quantization import quantize
 
     model = quantize.structure(build("ViT-B-32"), load(name), attention)
     found: Counter[str] = Counter()
@@ -303,7 +303,7 @@ def test_a_recipe_of_the_tree_is_named_by_its_path_there() -> None:
 )
 def test_a_name_is_known_without_loading(ref: str) -> None:
     """Test ids are made before recipes are read, and are the recipes' names."""
-    assert recipes.name_of(ref) == load(ref).name
+    assert loading.name_of(ref) == load(ref).name
 
 
 def test_a_root_takes_the_place_of_the_installed_tree(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_the_published_dict_is_taken_as_published(module: str) -> None:
     ]
     assert loaded.entries[3].cfg == [{"num_bits": 4, "block_sizes": {-1: 128}}, {"num_bits": (4, 3), "axis": None}]
     assert list(loaded.quant_cfg["quant_cfg"])[-1] == "default", "what is handed to mtq.quantize keeps form and order"
-    assert loaded.name == recipes.name_of(f"{module}:PUBLISHED") == "PUBLISHED"
+    assert loaded.name == loading.name_of(f"{module}:PUBLISHED") == "PUBLISHED"
     assert loaded.entries[0].origin == f"{module}:PUBLISHED entry 1"
 
 
@@ -593,14 +593,14 @@ def test_a_recipe_of_a_later_release_is_known_as_one(
     path = write(tmp_path / "r.yaml", text)
     tree = Tree(tmp_path)
 
-    assert recipes.kind_of(tree.read(path), tree) == "ptq"
+    assert loading.kind_of(tree.read(path), tree) == "ptq"
     with pytest.raises(ValueError, match=r"must contain a 'metadata\.recipe_type' field"):
         load_recipe(path)
     with pytest.raises(
         UsageError, match=re.escape(told) + r", which ModelOpt \S+ cannot load. Install .* 0.48 or newer"
     ):
         load("r", tmp_path)
-    monkeypatch.setattr(recipes, "declares_without_metadata", lambda: True)
+    monkeypatch.setattr(loading, "declares_without_metadata", lambda: True)
     assert [entry.pattern for entry in load("r", tmp_path).entries] == ["*"]
 
 
@@ -619,7 +619,7 @@ def test_imports_of_each_other_are_refused_as_a_circle(tmp_path: Path) -> None:
 def test_loading_a_recipe_first_leaves_modelopts_plugins_whole() -> None:
     """In a fresh process whose first act is to load a recipe, ModelOpt still registers Hugging Face's attention."""
     code = (
-        "from harness import recipes; recipes.load('fp8')\n"
+        "from harness.recipes import loading as recipes; recipes.load('fp8')\n"
         "from modelopt.torch.quantization.plugins import huggingface; print('whole')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -630,11 +630,12 @@ def test_loading_a_recipe_first_leaves_modelopts_plugins_whole() -> None:
 def test_reading_recipes_costs_no_import_of_modelopt_and_prints_nothing() -> None:
     """The module, the names and the graph of imports need no ModelOpt; loading prints nothing of its loader's."""
     code = (
-        "import sys, json; from harness import recipes, reach; from harness.recipe_tree import Tree\n"
+        "import sys, json; from harness.recipes import loading as recipes; from harness.pull_requests import reach; "
+        "from harness.recipes.tree import Tree\n"
         "tree = Tree(recipes.installed_root()); tree.read(recipes.find('huggingface/vit/ptq/fp8', tree))\n"
         "before = 'modelopt' in sys.modules or 'torch' in sys.modules\n"
         "recipes.load('huggingface/vit/ptq/fp8')\n"
-        "print(json.dumps([before, recipes.__file__.endswith('recipes.py')]))"
+        "print(json.dumps([before, recipes.__file__.endswith('loading.py')]))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
 

@@ -26,7 +26,7 @@ from harness.errors import UsageError
 from harness.report import cases, grid, markdown, page, text
 
 ROOT = Path(__file__).parent.parent.parent
-SCHEMA: dict[str, Any] = json.loads((ROOT / "harness/templates/results.schema.json").read_text())
+SCHEMA: dict[str, Any] = json.loads((ROOT / "harness/report/templates/results.schema.json").read_text())
 #: The names themselves would end up in the log of a run of these tests.
 HOSTILE_IDS = [f"hostile{i}" for i in range(len(HOSTILE))]
 EMPTY: dict[str, Any] = {"schema": 1, "environment": {}, "cases": []}
@@ -140,7 +140,7 @@ def test_every_key_of_the_schema_is_documented() -> None:
 
 def test_numbers_and_enums_of_any_library_become_json() -> None:
     """Numpy's numbers, enums, tuples, NaN and infinities are written so that ``float`` reads them back."""
-    from harness.verdicts import Decision
+    from harness.statistics.verdicts import Decision
 
     values = {"a": np.float32(0.5), "b": (np.int64(3), float("-inf")), "c": Decision.FAIL, "d": np.bool_(True)}
     back = strict(text.json_text(text.plain(values)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.revisions import at_revision, changes, compare
+from harness.pull_requests.revisions import at_revision, changes, compare
 
 SNIPPET = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 8\n"
 

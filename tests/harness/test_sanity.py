@@ -12,12 +12,14 @@ import pytest
 from drawn import outcomes, pair
 from safetensors.torch import load_file, save_file
 
-from harness import models, sanity, tasks
+from harness.data import tasks
+from harness.data.tasks import Task, TaskRun
 from harness.errors import UsageError
-from harness.gate import Gate, Options
-from harness.sanity import Guess
-from harness.tasks import Task, TaskRun
-from harness.verdicts import Budget, Decision, compare, family
+from harness.gate.gate import Gate, Options
+from harness.models import references
+from harness.statistics import sanity
+from harness.statistics.sanity import Guess
+from harness.statistics.verdicts import Budget, Decision, compare, family
 
 Floats = npt.NDArray[np.float32]
 
@@ -111,7 +113,7 @@ def test_embeddings_that_are_not_finite_are_counted_by_tower(real: dict[str, Tas
 
 def test_a_checkpoint_that_overflows_is_refused_by_the_gate(tmp_path: Path) -> None:
     """Weights that FP16 holds, and whose features it does not, are refused before the quantized model is built."""
-    folder = shutil.copytree(models.EMBEDDED, tmp_path / "large")
+    folder = shutil.copytree(references.EMBEDDED, tmp_path / "large")
     weights = load_file(folder / "model.safetensors")
     weights["visual_projection.weight"] = weights["visual_projection.weight"] * 2.0**16
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -13,10 +13,14 @@ import torch
 import yaml
 from torch import nn
 
-from harness import agreement, calibration, families, models, quantizers, recipes, search
+from harness.checks import agreement
+from harness.data import calibration
 from harness.errors import UsageError
-from harness.quantize import QuantizationError, attention_registered, forward_loop_over, quantize
-from harness.recipes import Recipe
+from harness.models import families, references
+from harness.quantization import quantizers, search
+from harness.quantization.quantize import QuantizationError, attention_registered, forward_loop_over, quantize
+from harness.recipes import loading
+from harness.recipes.loading import Recipe
 
 CPU = torch.device("cpu")
 OFF = {"quantizer_name": "*", "enable": False}
@@ -46,17 +50,17 @@ def written(folder: Path, section: dict[str, Any], name: str = "searched", **mor
     """The recipe of an auto_quantize section, loaded from YAML."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"metadata": {"recipe_type": "auto_quantize"}, "auto_quantize": section} | more))
-    return recipes.load(str(path))
+    return loading.load(str(path))
 
 
 @pytest.fixture(scope="module")
-def reference() -> models.Reference:
+def reference() -> references.Reference:
     """The embedded model."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")
-def batches(reference: models.Reference) -> Iterable[dict[str, torch.Tensor]]:
+def batches(reference: references.Reference) -> Iterable[dict[str, torch.Tensor]]:
     """Sixteen calibration pairs in two batches."""
     return calibration.load(None, reference, 16).batches(CPU, torch.float16, batch_size=8)
 
@@ -71,7 +75,7 @@ class Made:
     map: quantizers.QuantizerMap
 
 
-def search_with(reference: models.Reference, batches: Any, recipe: Recipe) -> Made:
+def search_with(reference: references.Reference, batches: Any, recipe: Recipe) -> Made:
     """The embedded model under *recipe*."""
     model = quantize(reference.model, recipe, forward_loop_over(batches))
     inputs = next(iter(batches))
@@ -80,12 +84,12 @@ def search_with(reference: models.Reference, batches: Any, recipe: Recipe) -> Ma
 
 
 @pytest.fixture(scope="module")
-def made(reference: models.Reference, batches: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(reference: references.Reference, batches: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The embedded model after a search over eight- and four-bit weights."""
     return search_with(reference, batches, written(tmp_path_factory.mktemp("recipe"), a_search()))
 
 
-def test_the_choice_is_a_recipe_that_the_model_obeys(made: Made, reference: models.Reference, batches: Any) -> None:
+def test_the_choice_is_a_recipe_that_the_model_obeys(made: Made, reference: references.Reference, batches: Any) -> None:
     """Read back as entries, the choice is what every quantizer is set to; ranges are the data's, weights untouched."""
     assert agreement.with_recipe(made.model, made.chosen, made.map) == []
     assert agreement.with_reference(made.model, reference.model, made.chosen, next(iter(batches))) == []
@@ -106,7 +110,7 @@ def test_the_choice_keeps_to_the_allowed_bits(made: Made) -> None:
     assert sum(size * bits.get(name, 16) for name, size in sizes.items()) <= 6.0 * sum(sizes.values()) * 1.001
 
 
-def test_the_choice_quantizes_like_any_recipe(made: Made, reference: models.Reference, batches: Any) -> None:
+def test_the_choice_quantizes_like_any_recipe(made: Made, reference: references.Reference, batches: Any) -> None:
     """Handed to ``mtq.quantize``, the recipe of the choice gives the searched model's map, ranges included."""
     again = quantize(reference.model, made.chosen, forward_loop_over(batches))
     inputs = next(iter(batches))
@@ -125,7 +129,7 @@ def test_a_quantizer_that_leaves_the_choice_is_found(made: Made) -> None:
 
 
 def test_attention_that_formats_enable_must_not_end_off(
-    made: Made, reference: models.Reference, batches: Any, tmp_path: Path
+    made: Made, reference: references.Reference, batches: Any, tmp_path: Path
 ) -> None:
     """ModelOpt's search drops q, k, v and output of all seven blocks: each is named, with what to do (S9)."""
     asking = a_search(candidate_formats=[a_format(8, *ATTENTION), a_format(4)])
@@ -139,7 +143,9 @@ def test_attention_that_formats_enable_must_not_end_off(
     assert quantizers.broken_attention(made.map, made.recipe) == [], "no format of this one asks for attention"
 
 
-def test_a_fixed_baseline_loses_the_attention_output(reference: models.Reference, batches: Any, tmp_path: Path) -> None:
+def test_a_fixed_baseline_loses_the_attention_output(
+    reference: references.Reference, batches: Any, tmp_path: Path
+) -> None:
     """A baseline around the search keeps q, k and v; bmm2_output ends off, and both checks say so."""
     section = a_search(
         candidate_formats=[],
@@ -157,7 +163,7 @@ def test_a_fixed_baseline_loses_the_attention_output(reference: models.Reference
 
 
 def test_a_format_that_does_nothing_at_a_layer_is_found(
-    reference: models.Reference, batches: Any, tmp_path: Path
+    reference: references.Reference, batches: Any, tmp_path: Path
 ) -> None:
     """Four bits for Linears only are billed to the patch embedding too, which stays as it is."""
     section = a_search(candidate_formats=[a_format(8), a_format(4, parent="nn.Linear")], disabled_layers=[])
@@ -168,7 +174,7 @@ def test_a_format_that_does_nothing_at_a_layer_is_found(
     assert problem.names == ("vision_model.embeddings.patch_embedding",)
 
 
-def test_a_search_by_divergence(reference: models.Reference, batches: Any, tmp_path: Path) -> None:
+def test_a_search_by_divergence(reference: references.Reference, batches: Any, tmp_path: Path) -> None:
     """The other way to score, KL divergence of CLIP's logits, needs no gradient and is judged the same."""
     section = a_search(
         auto_quantize_method="kl_div",
@@ -181,9 +187,9 @@ def test_a_search_by_divergence(reference: models.Reference, batches: Any, tmp_p
     assert {q.module for q in found.map if q.enabled} == {"visual_projection", "text_projection"}
 
 
-def test_a_search_needs_batches_and_weights(reference: models.Reference, tmp_path: Path) -> None:
+def test_a_search_needs_batches_and_weights(reference: references.Reference, tmp_path: Path) -> None:
     """Without calibration data, or on an architecture without weights, there is no choice: that is said."""
-    from harness.quantize import structure
+    from harness.quantization.quantize import structure
 
     recipe = written(tmp_path, a_search())
 

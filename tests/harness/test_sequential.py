@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from drawn import pair
 
-from harness.sequential import STAKES, Sequential, log_wealth, shuffled
-from harness.tasks import Outcomes
-from harness.verdicts import Budget, Decision, compare, family
+from harness.data.tasks import Outcomes
+from harness.statistics.sequential import STAKES, Sequential, log_wealth, shuffled
+from harness.statistics.verdicts import Budget, Decision, compare, family
 
 
 def changes(n: int, lost: float, won: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import architectures, families, quantize, quantizers, recipes
-from harness.shapes import ShapesOnly
+from harness.models import architectures, families
+from harness.models.shapes import ShapesOnly
+from harness.quantization import quantize, quantizers
+from harness.recipes import loading
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -50,7 +52,7 @@ def test_tensors_with_values_are_computed() -> None:
 @pytest.mark.parametrize("name", ["embedded", "ViT-B-32"])
 def test_calls_are_those_of_the_long_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each quantizer of an architecture is entered as often, and the towers' outputs have the same shapes."""
-    model = quantize.structure(architectures.build(name), recipes.load("fp8"))
+    model = quantize.structure(architectures.build(name), loading.load("fp8"))
     inputs = families.sample_inputs(model)
     seen: list[list[torch.Size]] = []
 
@@ -58,7 +60,7 @@ def test_calls_are_those_of_the_long_way(name: str, monkeypatch: pytest.MonkeyPa
         seen.append([value.shape for value in m(**inputs).values() if isinstance(value, torch.Tensor)])
 
     short = quantizers.count_calls(model, forward)
-    monkeypatch.setattr("harness.shapes._RULES", {})
+    monkeypatch.setattr("harness.models.shapes._RULES", {})
 
     assert quantizers.count_calls(model, forward) == short
     assert seen[0] == seen[1]
@@ -69,7 +71,7 @@ def test_architectures_with_one_outline_have_one_map() -> None:
     """ViT-B-16 has ViT-B-32's modules in other sizes, so its map is the same, quantizer by quantizer; a tower more
     has another outline.
     """
-    fp8, names = recipes.load("fp8"), ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+    fp8, names = loading.load("fp8"), ("ViT-B-32", "ViT-B-16", "ViT-L-14")
     blank = {name: architectures.build(name) for name in names}
 
     small, patches, large = (quantizers.outline(blank[name]) for name in names)

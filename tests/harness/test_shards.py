@@ -20,12 +20,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_tasks import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes
 
-from harness import checkpoint, early, evaluation, inputs, models, provenance, quantize, quantizers, shards, tasks
-from harness.evaluation import Alone, Here, Sliced, Subject
-from harness.gate import Gate, Options
-from harness.models import Reference
-from harness.shards import Floats, Slice, Store
-from harness.tasks import Outcomes, Task, TaskRun
+from harness.baselines import provenance
+from harness.checks import checkpoint
+from harness.data import inputs, tasks
+from harness.data.tasks import Outcomes, Task, TaskRun
+from harness.evaluation import early, evaluators, shards
+from harness.evaluation.evaluators import Alone, Here, Sliced, Subject
+from harness.evaluation.shards import Floats, Slice, Store
+from harness.gate.gate import Gate, Options
+from harness.models import references
+from harness.models.references import Reference
+from harness.quantization import quantize, quantizers
 
 CPU = torch.device("cpu")
 ROWS = 64
@@ -69,7 +74,7 @@ def assert_equal(expected: TaskRun, found: TaskRun) -> None:
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded CLIP."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +244,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, a checkpoint, a data set, and the shards of a run on them."""
     folder = tmp_path_factory.mktemp("given")
     (folder / "mine.yaml").write_text(RECIPE)
-    shutil.copytree(models.EMBEDDED, folder / "clip")
+    shutil.copytree(references.EMBEDDED, folder / "clip")
     webdataset_classes(folder / "data" / "tiny")
     run(folder, folder / "shards", "first")
     return folder
@@ -300,9 +305,9 @@ def test_a_model_changed_in_memory_is_something_else(subject: Subject, hundred: 
     assert "6 shards belong to weights and calibrated ranges" in " ".join(evaluator.notes())
 
     inserted = quantize.insert(subject.model)
-    before = evaluation.state_digest(inserted)
+    before = evaluators.state_digest(inserted)
     next(iter(quantizers.tensor_quantizers(inserted).values())).enable()
-    assert evaluation.state_digest(inserted) != before
+    assert evaluators.state_digest(inserted) != before
 
 
 def test_other_sources_are_something_else(
@@ -356,7 +361,7 @@ def evaluate_until_killed(folder: Path, held: Any) -> None:
                 time.sleep(600)
             yield from super().compute(subject, slices)
 
-    reference = models.load("embedded", CPU)
+    reference = references.load("embedded", CPU)
     evaluator = Sliced(Stopping(ROWS), CPU, ROWS, Store(folder, "run"), **SIZES)
     evaluator.evaluate(Subject(reference, reference.model), [part_of_hundred(reference)])
 

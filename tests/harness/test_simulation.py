@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from drawn import pair
 
-from harness import draws, paired, simulation
-from harness.draws import Cell, Rate
-from harness.verdicts import Budget, Decision, compare
+from harness.statistics import paired
+from harness.statistics.verdicts import Budget, Decision, compare
+from harness.tools import draws, simulation
+from harness.tools.draws import Cell, Rate
 
 DRAWS = 10_000
 

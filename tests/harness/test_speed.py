@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from harness.speed import CudaClock, Effort, Ratio, Rounds, WallClock, clock_of, in_turn, moved
+from harness.statistics.speed import CudaClock, Effort, Ratio, Rounds, WallClock, clock_of, in_turn, moved
 
 
 class Told:
@@ -207,8 +207,8 @@ def test_the_cuda_clock_is_read_between_events(monkeypatch: pytest.MonkeyPatch) 
 # -- under pytest-benchmark -------------------------------------------------------------------------------------------
 
 BENCHMARK = """
-    from harness import throughput
-    from harness.throughput import Forward
+    from harness.evaluation import throughput
+    from harness.evaluation.throughput import Forward
 
     ran = []
 

@@ -12,9 +12,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from harness import calibration, families, models, qdq, quantizers, recipes, stored
-from harness.qdq import deviations, nf4
-from harness.quantize import fold, forward_loop_over, quantize
+from harness import formats
+from harness.data import calibration
+from harness.formats import deviations, nf4
+from harness.models import families, references
+from harness.quantization import quantizers, stored
+from harness.quantization.quantize import fold, forward_loop_over, quantize
+from harness.recipes import loading
 
 CPU = torch.device("cpu")
 #: As published with QLoRA (arXiv 2305.14314, appendix E).
@@ -46,7 +50,7 @@ def test_every_number_is_the_nearest_level_of_a_stored_scale() -> None:
     """Searched in float64 with one scale block after the other: no level is nearer, and scales err by half a step."""
     x = noise(40, 64)
 
-    found = qdq.double_quantized(x, 64, 8, 8).astype(np.float64)
+    found = formats.double_quantized(x, 64, 8, 8).astype(np.float64)
 
     values = x.numpy().astype(np.float64)
     scale = np.abs(values).max(1)
@@ -65,7 +69,7 @@ def test_stored_scales_have_as_many_values_as_their_bits(bits: int) -> None:
     """Fewer bits leave fewer scales, and both extremes of a scale block are among them exactly."""
     x = noise(256, 64)
 
-    kept = np.abs(qdq.double_quantized(x, 64, 256, bits)).max(1)
+    kept = np.abs(formats.double_quantized(x, 64, 256, bits)).max(1)
 
     assert 2 < len(np.unique(kept)) <= 2**bits - 1
 
@@ -75,7 +79,7 @@ def test_scales_that_are_all_alike_are_kept(value: float) -> None:
     """Without any spread of scales nothing divides by zero: the numbers come back as they were."""
     x = np.full((4, 64), value, np.float32)
 
-    assert np.array_equal(qdq.double_quantized(x, 64, 4, 8), x)
+    assert np.array_equal(formats.double_quantized(x, 64, 4, 8), x)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -90,8 +94,8 @@ def test_the_packed_tensor_follows_the_oracle_with_modelopts_rules(
 
     found = deviations.packed_nf4(x, 64, scale_block)
 
-    expected = qdq.double_quantized(x, 64, scale_block, 8, deviations.PACKED_NF4)
-    assert qdq.same_bits(found, torch.from_numpy(expected)).all()
+    expected = formats.double_quantized(x, 64, scale_block, 8, deviations.PACKED_NF4)
+    assert formats.same_bits(found, torch.from_numpy(expected)).all()
 
 
 def test_compress_stores_what_is_read_back() -> None:
@@ -121,9 +125,9 @@ def test_compress_stores_what_is_read_back() -> None:
 @pytest.fixture(scope="module")
 def made() -> nn.Module:
     """The embedded model under the recipe for double quantization."""
-    reference = models.load("embedded", CPU)
+    reference = references.load("embedded", CPU)
     batches = calibration.load(None, reference, 8).batches(CPU, torch.float16, batch_size=8)
-    return quantize(reference.model, recipes.load("int4-double-quantization"), forward_loop_over(batches))
+    return quantize(reference.model, loading.load("int4-double-quantization"), forward_loop_over(batches))
 
 
 def test_what_is_stored_is_told_apart_from_what_is_computed(made: nn.Module) -> None:
@@ -165,6 +169,6 @@ def test_the_folded_copy_has_the_stored_numbers(made: nn.Module) -> None:
 
 def test_other_recipes_have_no_such_weights() -> None:
     """INT4 blocks without quantized scales are stored as they are computed."""
-    reference = models.load("embedded", CPU)
+    reference = references.load("embedded", CPU)
 
-    assert stored.problems(quantize(reference.model, recipes.load("int4-block"), None)) == []
+    assert stored.problems(quantize(reference.model, loading.load("int4-block"), None)) == []

@@ -11,9 +11,9 @@ import pytest
 from drawn import outcomes, pair
 from found import HOSTILE
 
-from harness import summary, verdicts
-from harness.report import cases
-from harness.verdicts import Budget
+from harness.report import cases, summary
+from harness.statistics import verdicts
+from harness.statistics.verdicts import Budget
 
 LONG = "wds/imagenet-a-task-with-a-very-long-name-indeed/image_retrieval_recall@5"
 

@@ -21,17 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import (
-    compat,  # noqa: F401  (before clip_benchmark)
-    inputs,
-    models,
-    samples,
-    tasks,
-)
+from harness import compat  # noqa: F401  (before clip_benchmark)
+from harness.data import inputs, samples, tasks
+from harness.data.pictures import Resized
+from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Encoder, Task, TaskRun
 from harness.errors import UsageError
-from harness.models import Reference
-from harness.pictures import Resized
-from harness.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Encoder, Task, TaskRun
+from harness.models import references
+from harness.models.references import Reference
 
 CPU = torch.device("cpu")
 BATCH = 64
@@ -40,7 +36,7 @@ BATCH = 64
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The embedded CLIP in FP16."""
-    return models.load("embedded", CPU)
+    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from drawn import outcomes, pair
 
-from harness import paired
+from harness.data.tasks import Outcomes
 from harness.errors import UsageError
-from harness.tasks import Outcomes
-from harness.verdicts import (
+from harness.statistics import paired
+from harness.statistics.verdicts import (
     Budget,
     Decision,
     Observed,

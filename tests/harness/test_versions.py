@@ -15,19 +15,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import architectures, provenance, quantize, recipes
-from harness.baselines import Missing, Record, Store
+from harness.baselines import Missing, Record, Store, carried, differences, overlay, provenance
+from harness.baselines.differences import Way
+from harness.baselines.provenance import DeviceKey
 from harness.errors import UsageError
-from harness.gate import Case, Gate, Options
-from harness.names import folder_name
-from harness.provenance import DeviceKey
-from harness.qdq import deviations
-from harness.quantizers import QuantizerMap, quantizer_map
-from harness.results import Results
-from harness.versions import carried, check, differences, measurement, overlay, table
-from harness.versions.__main__ import main
-from harness.versions.differences import Way
-from harness.versions.measurement import Measurement
+from harness.formats import deviations
+from harness.gate.gate import Case, Gate, Options
+from harness.gate.results import Results
+from harness.models import architectures
+from harness.quantization import quantize
+from harness.quantization.quantizers import QuantizerMap, quantizer_map
+from harness.recipes import loading
+from harness.recipes.names import folder_name
+from harness.tools.versions import check, measurement, table
+from harness.tools.versions.__main__ import main
+from harness.tools.versions.measurement import Measurement
 
 ROOT = Path(__file__).parents[2]
 BASELINES = ROOT / "baselines"
@@ -111,7 +113,7 @@ def test_the_installed_release_is_as_it_was_measured(name: str) -> None:
     blanks = {"embedded": architectures.build("embedded")}
     kept = measurement.find(NEWEST.release, BASELINES).subjects[name]
     if provenance.versions()["nvidia-modelopt"] != NEWEST.release:
-        pytest.skip("another release is held against the newest measured one by python -m harness.versions check")
+        pytest.skip("another release is held against the newest measured one by python -m harness.tools.versions check")
 
     found = measurement.subject(measurement.references()[name], blanks)
 
@@ -160,7 +162,7 @@ def test_packages_travel_apart(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def fp8() -> QuantizerMap:
     """The map of the FP8 recipe on the embedded architecture."""
-    return quantizer_map(quantize.structure(architectures.build("embedded"), recipes.load("fp8")))
+    return quantizer_map(quantize.structure(architectures.build("embedded"), loading.load("fp8")))
 
 
 def changed(quantizers: QuantizerMap, word: str, **attributes: Any) -> QuantizerMap:
@@ -271,7 +273,7 @@ def test_a_deviation_that_is_gone_is_told_with_where_to_write_it() -> None:
     _, (later,) = carried.deviation(mended, RECORDS, {"nvidia-modelopt": "0.99.0"}, "cpu")
 
     assert "found as defined" in same
-    assert "Correct or remove it in harness/qdq/deviations.py." in same
+    assert "Correct or remove it in harness/formats/deviations.py." in same
     assert "after: as defined" in later
     assert "baselines/versions/0.99.yaml" in later
     assert carried.deviation(known, RECORDS, {"nvidia-modelopt": known.measured_on}, "cpu") == ({}, [])

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from test_tasks import webdataset_classes
 
-from harness import (
-    checkpoint_preload,  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-    evaluation,
-    workers,
-)
-from harness.evaluation import Subject
-from harness.shards import Floats, Slice
+from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.evaluation import evaluators
+from harness.evaluation.evaluators import Subject
+from harness.evaluation.shards import Floats, Slice
+from harness.pytest_plugin import workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,13 +49,13 @@ def accuracy(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
     head = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-o", f"cache_dir={tmp_path / 'cache'}")
     given = ("--recipe", "int8", "--tasks", "wds/tiny", "--data-root", tmp_path / "data", "--calibration-size", "4",
              "--baselines", tmp_path, "-k", "test_loss")  # fmt: skip
-    original = evaluation.Here.compute
+    original = evaluators.Here.compute
 
     def run(*arguments: str, interrupted_at: int = -1) -> tuple[list[str], pytest.RunResult]:
         computed: list[str] = []
 
         def compute(
-            engine: evaluation.Here, subject: Subject, slices: Sequence[Slice]
+            engine: evaluators.Here, subject: Subject, slices: Sequence[Slice]
         ) -> Iterator[tuple[Slice, Floats]]:
             for one, array in original(engine, subject, slices):
                 if len(computed) == interrupted_at:
@@ -65,7 +63,7 @@ def accuracy(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
                 computed.append(f"{subject.name}: {one}")
                 yield one, array
 
-        monkeypatch.setattr(evaluation.Here, "compute", compute)
+        monkeypatch.setattr(evaluators.Here, "compute", compute)
         suite = ROOT / "tests" / "test_accuracy.py"
         result = pytester.runpytest_inprocess(*head, suite, *given, *arguments, no_reraise_ctrlc=True)
         return computed, result
@@ -125,6 +123,6 @@ def test_a_worker_does_not_clear_the_cache(pytester: pytest.Pytester) -> None:
         """
     )
 
-    result = pytester.runpytest_subprocess("-p", "harness.plugin", "-n", "1", "--cache-clear")
+    result = pytester.runpytest_subprocess("-p", "harness.pytest_plugin.plugin", "-n", "1", "--cache-clear")
 
     result.assert_outcomes(passed=1)

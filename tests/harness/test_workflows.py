@@ -64,7 +64,7 @@ def step(tmp_path: Path) -> Any:
     tree = tmp_path / "work" / "tree"
     tree.mkdir(parents=True)
     (tree / "README.md").write_text("words\n")
-    shutil.copy(ROOT / "harness" / "recipes" / "fp8.yaml", tree)
+    shutil.copy(ROOT / "harness" / "recipes" / "library" / "fp8.yaml", tree)
     git = ["git", "-C", str(tree), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
     subprocess.run([*git, "add", "-A"], check=True)

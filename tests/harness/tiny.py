@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from harness import models, openclip
+from harness.models import openclip, references
 
 _TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _WORDS = 96
@@ -81,7 +81,7 @@ def open_clip(folder: Path, **model_cfg: Any) -> Path:
 
 def _part(name: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        found = models.load(f"embedded+{name}", torch.device("cpu"))
+        found = references.load(f"embedded+{name}", torch.device("cpu"))
         found.model.save_pretrained(folder)
         if "Vision" in name:
             found.image_processor.save_pretrained(folder)
@@ -96,7 +96,7 @@ _WRITERS: dict[str, Callable[[Path], Path]] = {
     "siglip": siglip,
     "siglip2": siglip2,
     "open_clip": open_clip,
-    **{name: _part(name) for name in models.PARTS},
+    **{name: _part(name) for name in references.PARTS},
 }
 #: every family but CLIP itself
 NAMES = tuple(_WRITERS)
@@ -104,5 +104,5 @@ NAMES = tuple(_WRITERS)
 
 def write(name: str, folder: Path) -> Path:
     """A checkpoint of the family *name* in the new *folder*."""
-    with models.quiet_transformers():
+    with references.quiet_transformers():
         return _WRITERS[name](folder)

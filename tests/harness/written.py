@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.recipes import Recipe, load
+from harness.recipes.loading import Recipe, load
 
 DENY_ALL = "  - {quantizer_name: '*', enable: false}\n"
 

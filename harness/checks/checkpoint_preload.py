@@ -1,0 +1,12 @@
+"""What the server of fresh processes imports once, so that a fork of it is fresh and yet starts at once."""
+
+from harness.checks import checkpoint  # noqa: F401
+from harness.models import families, references  # noqa: F401
+from harness.quantization import quantize, quantizers  # noqa: F401
+from harness.quantization.quantize import quiet
+
+with quiet():
+    import modelopt.torch.opt
+    import modelopt.torch.quantization
+    import modelopt.torch.quantization.plugins.diffusion.diffusers  # noqa: F401
+    import transformers.models.clip.modeling_clip  # noqa: F401

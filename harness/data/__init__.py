@@ -1,0 +1,1 @@
+"""Data: samples, pictures and prompts, tasks with their outcomes, calibration pairs."""

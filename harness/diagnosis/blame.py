@@ -1,0 +1,270 @@
+"""Which quantizers are at fault: measured on the calibrated model, not guessed.
+
+Quantizers are grouped by tower, layer and kind.  A group's harm is measured twice: what is won back when it alone is
+turned off, and what is lost when it alone is on.  The smallest set of groups that wins the budget back is then looked
+for along that ranking, and the recipe that leaves it out is quantized, evaluated and judged like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from harness.data import tasks
+from harness.data.tasks import Task
+from harness.quantization.quantizers import Quantizer, QuantizerMap, tensor_quantizers
+from harness.recipes.loading import Entry, Recipe
+
+#: Pictures that the ranking looks at; the verification looks at all.
+RANKED_ON = 512
+#: Seconds after which the search stops with what it has.
+LIMIT = 180.0
+#: Sets of groups that are tried by a real evaluation.
+_TRIED = 4
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Quantizers that stand or fall together: one kind in one layer of one tower; ``patterns`` name just them."""
+
+    name: str
+    tower: str
+    quantizers: tuple[str, ...]
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Harm:
+    """A group's share in the loss, in points of the metric and in mean margin (logits); positive means harmful.
+
+    ``off_*``: what turning the group off wins back.  ``alone_*``: what the group costs when nothing else is quantized.
+    """
+
+    group: Group
+    off_points: float
+    off_margin: float
+    alone_points: float
+    alone_margin: float
+
+    @property
+    def rank(self) -> float:
+        """What the ranking goes by: margins see harm before answers flip, so they decide between equal points."""
+        return self.off_margin + self.alone_margin
+
+
+@dataclass(frozen=True)
+class Blame:
+    """The ranking (worst first), the set found, the recipe patch that leaves it out, and what was verified."""
+
+    task: str
+    metric: str
+    ranking: tuple[Harm, ...]
+    culprits: tuple[Group, ...]
+    patch: str
+    verified: bool
+    seconds: float
+    note: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain record for JSON."""
+        rows = [
+            {"name": h.group.name, "tower": h.group.tower, "off_points": h.off_points, "alone_points": h.alone_points,
+             "off_margin": h.off_margin, "alone_margin": h.alone_margin} for h in self.ranking
+        ]  # fmt: skip
+        names = [g.name for g in self.culprits]
+        return {"task": self.task, "metric": self.metric, "groups": rows, "culprits": names, "patch": self.patch,
+                "verified": self.verified, "seconds": self.seconds, "note": self.note}  # fmt: skip
+
+    def message(self, rows: int = 8) -> str:
+        """The table and the patch, for a person."""
+        lines = [
+            f"blame, measured on {self.task} ({self.metric}): what turning a group off wins back, what it costs alone",
+            f"  {'group':<44} {'off':>8} {'alone':>8}  (points; margins in logits)",
+        ]
+        for harm in self.ranking[:rows]:
+            points = f"{harm.off_points:>+8.2f} {harm.alone_points:>+8.2f}"
+            lines.append(f"  {harm.group.name:<44} {points}  ({harm.off_margin:+.3f}, {harm.alone_margin:+.3f})")
+        lines.append(self.note)
+        if self.patch:
+            lines += ["append to the recipe's quant_cfg:", *(f"    {line}" for line in self.patch.splitlines())]
+        return "\n".join(lines)
+
+
+def groups(quantizers: QuantizerMap) -> tuple[Group, ...]:
+    """The enabled quantizers by tower, layer and kind, each with patterns that match them and nothing else enabled."""
+    found: dict[tuple[str, str], list[Quantizer]] = {}
+    for q in quantizers:
+        if q.enabled:
+            found.setdefault((q.tower, _place(q)), []).append(q)
+    enabled = [q.name for q in quantizers if q.enabled]
+    return tuple(
+        Group(place, tower, tuple(q.name for q in members), _patterns([q.name for q in members], place, enabled))
+        for (tower, place), members in found.items()
+    )
+
+
+def _place(q: Quantizer) -> str:
+    block = q.module.split(".self_attn")[0].split(".mlp")[0]
+    if q.layer is None:
+        return q.module
+    part = "self_attn" if ".self_attn" in q.module else "mlp" if ".mlp" in q.module else q.module.rpartition(".")[2]
+    return f"{block}.{part} {q.module_kind}"
+
+
+def _patterns(members: Sequence[str], place: str, enabled: Sequence[str]) -> tuple[str, ...]:
+    path, _, kind = place.partition(" ")
+    ending = {"attention": ".*_bmm_quantizer", "linear": ".*_proj.*"}.get(kind, "*")
+    candidates = [f"*{path}{ending}", f"*{path}.*", f"*{path}*"]
+    for pattern in candidates:
+        if {n for n in enabled if fnmatch.fnmatchcase(n, pattern)} == set(members):
+            return (pattern,)
+    return tuple(f"*{name}" for name in members)
+
+
+def patch_of(culprits: Sequence[Group]) -> str:
+    """The entries that leave *culprits* out, as they stand in a recipe's YAML."""
+    return "".join(f"- quantizer_name: '{p}'\n  enable: false\n" for g in culprits for p in g.patterns)
+
+
+def patched(recipe: Recipe, culprits: Sequence[Group]) -> Recipe:
+    """*recipe* with the patch appended."""
+    patterns = [p for g in culprits for p in g.patterns]
+    cfg = dict(recipe.quant_cfg)
+    listed = cfg["quant_cfg"]
+    if isinstance(listed, dict):
+        cfg["quant_cfg"] = listed | {p: {"enable": False} for p in patterns}
+    else:
+        cfg["quant_cfg"] = [*listed, *({"quantizer_name": p, "enable": False} for p in patterns)]
+    entries = (*recipe.entries, *(Entry(p, None, False, None, "patch") for p in patterns))
+    return dataclasses.replace(recipe, quant_cfg=cfg, entries=entries)
+
+
+@contextmanager
+def switched(model: nn.Module, off: Callable[[str], bool]) -> Iterator[None]:
+    """Within the block, enabled quantizers of *model* whose name *off* says so are disabled."""
+    turned = [q for name, q in tensor_quantizers(model).items() if q.is_enabled and off(name)]
+    for quantizer in turned:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in turned:
+            quantizer.enable()
+
+
+class _Meter:
+    """Measures one metric with some quantizers off; only the tower that changes is computed anew."""
+
+    def __init__(self, reference: nn.Module, quantized: nn.Module, task: Task, metric: str, batch_size: int) -> None:
+        self.quantized = quantized
+        self.task = task
+        if task.labels is not None and len(task.sample_ids) > RANKED_ON:
+            self.task = task.subset(0, RANKED_ON)
+        self.metric = metric
+        self.batch_size = batch_size
+        self.exact = {tower: self._embed(reference, tower) for tower in ("vision", "text")}
+        self.coarse = {tower: self._embed(quantized, tower) for tower in ("vision", "text")}
+        self.start = self._score(self.coarse)
+        self.best = self._score(self.exact)
+
+    def _embed(self, model: nn.Module, tower: str) -> Floats:
+        run = tasks.image_embeddings if tower == "vision" else tasks.text_embeddings
+        return run(model, self.task, self.batch_size)
+
+    def _score(self, embeddings: dict[str, Floats]) -> tuple[float, float]:
+        outcomes = tasks.score(self.task, embeddings["vision"], embeddings["text"], keep_scores=False)[self.metric]
+        return 100 * outcomes.accuracy, float(outcomes.margins.mean())
+
+    def harm(self, group: Group) -> Harm:
+        """Both measurements of *group*."""
+        members = set(group.quantizers)
+        with switched(self.quantized, lambda name: name in members):
+            without = self._score(self.coarse | {group.tower: self._embed(self.quantized, group.tower)})
+        with switched(self.quantized, lambda name: name not in members):
+            alone = self._score(self.exact | {group.tower: self._embed(self.quantized, group.tower)})
+        return Harm(group, without[0] - self.start[0], without[1] - self.start[1],
+                    self.best[0] - alone[0], self.best[1] - alone[1])  # fmt: skip
+
+
+def find(
+    reference: nn.Module,
+    quantized: nn.Module,
+    quantizers: QuantizerMap,
+    recipe: Recipe,
+    task: Task,
+    metric: str,
+    holds: Callable[[Recipe], bool],
+    *,
+    batch_size: int = 64,
+    limit: float = LIMIT,
+    progress: bool = False,
+) -> Blame:
+    """Find the quantizers at fault for a loss on *metric* of *task*.
+
+    Args:
+        reference: the unquantized model.
+        quantized: the calibrated model, not folded; its quantizers are switched and put back.
+        quantizers: its map.
+        recipe: what it was made from.
+        task: where the loss was seen.
+        metric: the metric of the task.
+        holds: quantizes a patched recipe anew, evaluates it on everything and says whether its verdicts pass.
+        batch_size: rows a forward.
+        limit: seconds after which no further step is begun.
+        progress: show a bar.
+    """
+    from tqdm import tqdm
+
+    began = time.monotonic()
+
+    def left() -> float:
+        return limit - (time.monotonic() - began)
+
+    meter = _Meter(reference, quantized, task, metric, batch_size)
+    everything = groups(quantizers)
+    ranking = []
+    for group in tqdm(everything, desc=f"blame (at most {limit:.0f} s)", leave=False, disable=not progress):
+        if left() < 0:
+            break
+        ranking.append(meter.harm(group))
+    ranking.sort(key=lambda h: h.rank, reverse=True)
+
+    culprits: tuple[Group, ...] = ()
+    verified, tried = False, 0
+    for size in range(1, min(_TRIED, len(ranking)) + 1):
+        if left() < 0:
+            break
+        culprits, tried = tuple(h.group for h in ranking[:size]), tried + 1
+        if holds(patched(recipe, culprits)):
+            verified = True
+            culprits = _pruned(culprits, lambda rest: left() > 0 and holds(patched(recipe, rest)))
+            break
+    seconds = round(time.monotonic() - began, 1)
+    if verified:
+        note = f"leaving out {', '.join(g.name for g in culprits)} wins the budget back: verified by a full evaluation."
+    else:
+        culprits = ()
+        looked = f"{len(ranking)} of {len(everything)} groups ranked, {tried} sets tried in {seconds:.0f} s"
+        note = f"no set of at most {_TRIED} groups wins the budget back ({looked}): the loss is spread over the model."
+    return Blame(task.name, metric, tuple(ranking), culprits, patch_of(culprits), verified, seconds, note)
+
+
+def _pruned(culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool]) -> tuple[Group, ...]:
+    """*culprits* without the members that are not needed."""
+    kept = list(culprits)
+    for group in culprits[:-1]:
+        rest = [g for g in kept if g is not group]
+        if rest and holds(rest):
+            kept = rest
+    return tuple(kept)

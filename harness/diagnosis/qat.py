@@ -1,0 +1,210 @@
+"""Quantization-aware training: a recipe's loss won back by fine-tuning the weights under frozen ranges.
+
+The quantized model is trained in float32 with its quantizers in place, straight-through gradients and all, on the pairs
+that it was calibrated with: the symmetric contrastive loss of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3)
+over batches, at the reference's own temperature.  Ranges are buffers and stay what calibration made them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.data.calibration import CalibrationPairs
+from harness.data.tasks import Outcomes, TaskRun
+from harness.models import families
+from harness.quantization import quantize
+from harness.statistics import paired
+from harness.statistics.verdicts import Decision, Family, Verdict, check_pair
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A bounded number of steps: AdamW without weight decay, a learning rate that falls to zero linearly, from a seed.
+
+    ``norm`` bounds the gradient's norm.
+    """
+
+    steps: int = 120
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fine-tuned model in the dtype that it came in, and the loss of every step."""
+
+    model: nn.Module
+    losses: tuple[float, ...]
+
+
+def train(
+    model: nn.Module, pairs: CalibrationPairs, settings: Settings | None = None, progress: bool = False
+) -> Trained:
+    """A copy of *model*, quantized, calibrated and not folded, with its weights fine-tuned on *pairs*.
+
+    Args:
+        model: with a tower for pictures and one for words, on any device.
+        pairs: of the calibration.
+        settings: by default those of :class:`Settings`.
+        progress: show a bar with the loss.
+    """
+    from tqdm import tqdm
+
+    how = settings or Settings()
+    parameter = next(model.parameters())
+    tuned = copy.deepcopy(model).float()
+    weights = [p.requires_grad_(True) for p in tuned.parameters() if p.dim() > 1]
+    optimizer = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=0.0)
+    temperature = float(tuned.logit_scale.detach().exp())  # type: ignore[operator]
+    losses = []
+    with differentiable_attention(), tqdm(total=how.steps, desc="fine-tune", leave=False, disable=not progress) as bar:
+        for step, batch in enumerate(_batches(pairs, how, parameter.device)):
+            for group in optimizer.param_groups:
+                group["lr"] = how.learning_rate * (1 - step / how.steps)
+            loss = contrastive(families.forward(tuned, batch), temperature)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(weights, how.norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            bar.update()
+            bar.set_postfix_str(f"loss {losses[-1]:.3f}")
+    return Trained(tuned.to(parameter.dtype).eval().requires_grad_(False), tuple(losses))
+
+
+def _batches(pairs: CalibrationPairs, how: Settings, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """As many batches as there are steps, every pair once an epoch, in an order of its own each."""
+    generator = torch.Generator().manual_seed(how.seed)
+    parts = list(pairs.batches(torch.device("cpu"), torch.float32))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    size = min(how.batch_size, pairs.n)
+    step = 0
+    while step < how.steps:
+        order = torch.randperm(pairs.n, generator=generator)
+        for chosen in order[: pairs.n - pairs.n % size].split(size):  # type: ignore[no-untyped-call]
+            if step == how.steps:
+                return
+            yield {name: values[chosen].to(device) for name, values in whole.items()}
+            step += 1
+
+
+def contrastive(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
+    """CLIP's loss of *n* pairs: the mean cross-entropy of each picture among the words and of each text among pictures.
+
+    Args:
+        embeddings: (n, d) by tower, of any length; row i of both towers is one pair.
+        temperature: what cosines are multiplied with.
+    """
+    return matched(similarities(embeddings, temperature))
+
+
+def similarities(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
+    """The logits (n, n) of :func:`contrastive`: each picture's cosine with every text, times *temperature*."""
+    pictures, words = (F.normalize(embeddings[tower], dim=-1) for tower in ("vision", "text"))
+    return temperature * pictures @ words.T
+
+
+def matched(logits: Tensor) -> Tensor:
+    """CLIP's loss from its logits: picture i and text i are a pair."""
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What training won back on a metric: ``lost`` and ``won`` samples against the model before it.
+
+    ``p`` is the one-sided p-value of the paired test (exact McNemar, with clusters the sign test over them) that the
+    model got better, adjusted by Holm's procedure over the metrics looked at; ``alpha`` is that of the metric's budget.
+    """
+
+    task: str
+    metric: str
+    reference: float
+    before: float
+    after: float
+    lost: int
+    won: int
+    p: float
+    alpha: float = 0.05
+
+    @property
+    def shown(self) -> bool:
+        """The paired test shows the gain."""
+        return self.p <= self.alpha
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} ({self.metric}): FP16 {self.reference:.2%}, quantized {self.before:.2%}, fine-tuned "
+            f"{self.after:.2%}: {self.won} won and {self.lost} lost, p(no gain) {self.p:.3g}"
+        )
+
+
+def gains(before: Family, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]) -> list[Gain]:
+    """The gain on every metric whose verdict in *before* is no PASS; empty if there is nothing to win back.
+
+    Args:
+        before: the verdicts on the quantized model.
+        quantized: its outcomes.
+        trained: those of the fine-tuned model on the same samples.
+    """
+    open_ = [v for v in before.verdicts if v.decision is not Decision.PASS]
+    found = [_gain(v, quantized[v.task].outcomes[v.metric], trained[v.task].outcomes[v.metric]) for v in open_]
+    adjusted = paired.holm([gain.p for gain in found], [gain.alpha for gain in found]) if found else []
+    return [replace(gain, p=p) for gain, p in zip(found, adjusted, strict=True)]
+
+
+def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:
+    """The gain on the metric of *verdict*, its p-value not yet adjusted."""
+    check_pair(before, after)
+    won, lost = after.correct & ~before.correct, before.correct & ~after.correct
+    net, sizes = paired.cluster_sums(lost.astype(np.int64) - won, before.clusters)
+    # The tests look for a loss: seen from the trained model, the one before it lost what was won.
+    single = len(sizes) == len(won)
+    p, _ = paired.mcnemar(int(lost.sum()), int(won.sum())) if single else paired.cluster_sign(net)
+    return Gain(
+        verdict.task,
+        verdict.metric,
+        verdict.reference_accuracy,
+        before.accuracy,
+        after.accuracy,
+        int(lost.sum()),
+        int(won.sum()),
+        p,
+        verdict.budget.alpha,
+    )
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Within the block gradients pass through diffusers' attention class.
+
+    ModelOpt 0.47 wraps ``scaled_dot_product_attention`` into an autograd function without a backward, so that no model
+    with that class can be trained, whatever its format.  Forward it computes the same.
+    """
+    plugin = quantize.diffusers_plugin()
+
+    class Plain:
+        """The wrapped function itself, under the wrapper's signature."""
+
+        @staticmethod
+        def apply(*args: Any) -> Tensor:
+            names = ("attn_mask", "dropout_p", "is_causal", "scale")
+            given = dict(zip(names, args[3:7], strict=False))
+            output: Tensor = plugin.original_scaled_dot_product_attention(*args[:3], **given)
+            return output
+
+    with mock.patch.object(plugin, "FP8SDPA", Plain):
+        yield

@@ -1,0 +1,330 @@
+"""Slices on the workers of a Ray cluster (``--cluster ADDRESS|local``).
+
+A worker reads the reference and the data from its own disk, where they must lie under the same paths as here.  A
+quantized model is sent to it: calibrated once, here, saved and restored as the checkpoint suite does it.  Were each
+worker to calibrate for itself, 64 of them would spend more on that than on the pictures, and on a GPU nothing promises
+that all would get the same ranges.
+
+Before it computes anything, a worker says what its answers hang on: releases, sources, device, data, weights, ranges.
+Where that is not what this run says, the run stops and names the node and the difference.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import os
+import secrets
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from harness import files
+from harness.baselines import provenance
+from harness.data import tasks
+from harness.data.tasks import Task
+from harness.errors import UsageError
+from harness.evaluation import evaluators
+from harness.evaluation.evaluators import Quantization, Subject
+from harness.evaluation.shards import Floats, Side, Slice
+from harness.models import references
+from harness.models.references import Reference
+from harness.quantization import quantize
+
+LOCAL = "local"
+_STATE = evaluators.STATE  #: of what a worker restores
+#: Workers that may die over one slice before the run gives up on it.
+TRIES = 4
+_MEND_JOIN = (
+    "It needs the same releases of Ray and Python here as there, and, where it asks for a token, RAY_AUTH_MODE=token "
+    "with its RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+)
+_MEND = "Give the address of a Ray head (HOST:PORT, `ray start --head` prints it), or local."
+
+Packed = npt.NDArray[np.uint8]
+
+
+class ClusterError(Exception):
+    """A slice took every worker that tried it."""
+
+
+def check(address: str) -> None:
+    """Refuse an address that cannot be used; a head that does not answer is found by :meth:`Cluster.start`.
+
+    Raises:
+        UsageError: Ray is not installed, or the address has no usable form.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        mend = "Install the extra 'cluster': pip install 'quantized-clip-gate[cluster]'."
+        raise UsageError(f"--cluster {address}", "needs Ray, which is not installed", mend)
+    host, _, port = address.rpartition(":")
+    if address != LOCAL and not (host and port.isdigit() and "/" not in host):
+        raise UsageError(f"--cluster {address}", "is no address", _MEND)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A slice as a worker is asked for it, with what its answer must hang on."""
+
+    model: str
+    task: str
+    data_root: Path | None
+    side: Side
+    part: tuple[int, int]
+    device: str
+    threads: int
+    batch_size: int
+    attention: str | None
+    bound: dict[str, str]
+
+
+class Cluster:
+    """The engine: every slice an order, given to whichever worker is free, and to another where one dies over it.
+
+    A worker has one GPU, or as many CPU cores as torch has threads here: the number of threads is part of what equal
+    bits hang on.
+    """
+
+    at_once: int | None = None
+
+    def __init__(self, address: str, device: torch.device, batch_size: int, data_root: Path | None) -> None:
+        self.address = address
+        self._device = device
+        self._batch_size = batch_size
+        self._data_root = None if data_root is None else files.expand(data_root).absolute()
+        self._started = False
+        self._died: Counter[str] = Counter()
+        self._computed: Counter[str] = Counter()
+        self._packed: tuple[str, Any] | None = None
+
+    def start(self) -> None:
+        """Connect, or start a cluster on this machine; a connection that this process has is used.
+
+        Raises:
+            UsageError: nothing answers, it cannot be joined, or no node has room for a worker.
+        """
+        # Read when Ray is imported; neither a report on its use nor a dashboard belongs into a test run.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if self.address == LOCAL and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+            # Ray's ports take code from whoever knows the token; by itself Ray would write one into the home folder.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        import ray
+
+        if not ray.is_initialized():
+            quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+            if self.address == LOCAL:
+                cores = max(os.cpu_count() or 1, torch.get_num_threads())
+                ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+            else:
+                _knock(self.address)
+                try:
+                    ray.init(address=self.address, **quiet)
+                except Exception as error:
+                    what = f"cannot be joined ({' '.join(str(error).split())[:300]})"
+                    raise UsageError(f"--cluster {self.address}", what, _MEND_JOIN) from error
+            self._started = True
+        kind, amount = ("GPU", 1) if self._device.type == "cuda" else ("CPU", torch.get_num_threads())
+        nodes = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
+        if not any(there >= amount for there in nodes):
+            what = f"no node has {amount} {kind}, which a worker takes (they have {sorted(nodes)})"
+            mend = "Choose --device, or the threads of this process with OMP_NUM_THREADS, to fit the nodes."
+            raise UsageError(f"--cluster {self.address}", what, mend)
+
+    def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
+        """The embeddings of each slice, as they come."""
+        if not slices:
+            return
+        self.start()
+        import ray
+
+        died = ray.exceptions
+        lost = (died.WorkerCrashedError, died.OutOfMemoryError, died.NodeDiedError, died.ObjectLostError)
+        packed, order_of = self._sent(subject), self._orders(subject)
+        room = {"num_gpus": 1} if self._device.type == "cuda" else {"num_cpus": torch.get_num_threads()}
+        # Deaths are counted and told here, so Ray does not try again by itself.
+        work = ray.remote(max_retries=0, **room)(answer)
+        pending = {work.remote(order_of(one), packed): (one, 1) for one in slices}
+        try:
+            while pending:
+                for done in ray.wait(list(pending), num_returns=1)[0]:
+                    one, tries = pending.pop(done)
+                    try:
+                        node, found = ray.get(done)
+                    except lost as error:
+                        self._died[str(one)] += 1
+                        if tries == TRIES:
+                            why = " ".join(str(error).split())[:300]
+                            raise ClusterError(f"{one}: {tries} workers died over it, the last so: {why}") from error
+                        pending[work.remote(order_of(one), packed)] = one, tries + 1
+                        continue
+                    if isinstance(found, str):
+                        mend = "Every node needs the data, the model and the releases that this process has."
+                        raise UsageError(f"--cluster {self.address}, node {node}", found, mend)
+                    self._computed[node] += 1
+                    yield one, found
+        finally:
+            for left in pending:
+                ray.cancel(left, force=True)
+
+    def notes(self) -> list[str]:
+        """Who computed how much, and which slices had to be given out again."""
+        lines = []
+        if self._computed:
+            nodes = ", ".join(f"{node} {count}" for node, count in sorted(self._computed.items()))
+            lines.append(f"cluster {self.address}: {self._computed.total()} slices computed ({nodes})")
+        for one, count in self._died.items():
+            lines.append(f"cluster {self.address}: {count} worker(s) died over {one}: given to another")
+        return lines
+
+    def close(self) -> None:
+        """Leave the cluster, or end it where it was started here."""
+        if self._started:
+            import ray
+
+            self._packed = None
+            ray.shutdown()
+            self._started = False
+
+    def _orders(self, subject: Subject) -> Any:
+        made = subject.quantization
+        order = Order(
+            model=references.absolute(subject.reference.source),
+            task="",
+            data_root=self._data_root,
+            side="images",
+            part=(0, 0),
+            device=self._device.type,
+            threads=torch.get_num_threads(),
+            batch_size=self._batch_size,
+            attention=None if made is None else made.attention,
+            bound=subject.bound | evaluators.environment(self._device, self._batch_size),
+        )
+
+        def of(one: Slice) -> Order:
+            bound = {"data": one.task.data_hash} | order.bound
+            return replace(order, task=one.task.name, side=one.side, part=(one.start, one.stop), bound=bound)
+
+        return of
+
+    def _sent(self, subject: Subject) -> Any:
+        """A handle to the quantized model in the cluster's memory, put there once; None for a reference."""
+        import ray
+
+        if subject.quantization is None:
+            return None
+        digest = subject.bound[_STATE]
+        if self._packed is None or self._packed[0] != digest:
+            self._packed = digest, ray.put(pack(subject.quantization))
+        return self._packed[1]
+
+
+def _knock(address: str) -> None:
+    """Whether anything listens at *address*: Ray itself takes minutes to say that nothing does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--cluster {address}", f"nothing answers there ({error})", _MEND) from error
+
+
+def pack(made: Quantization) -> Packed:
+    """The quantized model's checkpoint, as ``mto.save`` writes it."""
+    import modelopt.torch.opt as mto
+
+    stream = io.BytesIO()
+    with quantize.quiet():
+        mto.save(made.model, stream)
+    return np.frombuffer(stream.getvalue(), np.uint8)
+
+
+def unpack(packed: Packed, reference: Reference, attention: str) -> nn.Module:
+    """The model of :func:`pack`, on *reference*'s device.
+
+    Nothing but tensors and plain values is read: ModelOpt loads a checkpoint with ``weights_only``.
+    """
+    import modelopt.torch.opt as mto
+
+    blank = copy.deepcopy(reference.model).cpu()
+    with quantize.quiet(), quantize.attention_registered(blank, attention):
+        model = mto.restore(blank, io.BytesIO(packed.tobytes()))
+    found: nn.Module = model.to(reference.device).eval().requires_grad_(False)
+    return found
+
+
+# -- in the worker ------------------------------------------------------------------------------------------------
+
+
+def answer(order: Order, packed: Packed | None) -> tuple[str, Floats | str]:
+    """The node's name with the slice's embeddings, or with what is wrong here."""
+    import ray
+
+    node = str(ray.util.get_node_ip_address())
+    try:
+        return node, embedded(order, packed)
+    except UsageError as error:
+        return node, str(error)
+
+
+def embedded(order: Order, packed: Packed | None) -> Floats | str:
+    """The embeddings that *order* asks for, or what of all that they hang on is another here.
+
+    Raises:
+        UsageError: the model or the data are not here, or damaged.
+    """
+    torch.set_num_threads(order.threads)
+    device = torch.device(order.device)
+    wanted = order.bound
+    differing = _differing(wanted, evaluators.environment(device, order.batch_size))
+    if not differing:
+        reference = _reference(order.model, order.device)
+        subject = Subject(reference, reference.model)
+        if packed is not None and order.attention is not None:
+            subject = _restored(wanted[_STATE], reference, order.attention, packed)
+        task = _task(order.task, order.data_root, order.model, order.device)
+        differing = _differing(wanted, {"data": task.data_hash} | subject.bound)
+    if differing:
+        return "; ".join(differing)
+    return evaluators.embedded(subject.model, task, order.side, order.batch_size, order.part)
+
+
+def _differing(wanted: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} is {provenance.short(value)} there, {provenance.short(wanted.get(name, 'none'))} in this run"
+        for name, value in here.items()
+        if wanted.get(name) != value
+    ]
+
+
+@functools.lru_cache(1)
+def _reference(source: str, device: str) -> Reference:
+    return references.load(source, torch.device(device))
+
+
+@functools.lru_cache(8)
+def _task(name: str, data_root: Path | None, source: str, device: str) -> Task:
+    (task,) = tasks.load_tasks([name], data_root, _reference(source, device))
+    return task
+
+
+#: The quantized model that this worker was sent last, by the digest of its state.
+_latest: dict[str, Subject] = {}
+
+
+def _restored(digest: str, reference: Reference, attention: str, packed: Packed) -> Subject:
+    if digest not in _latest:
+        _latest.clear()
+        _latest[digest] = Subject(reference, quantize.fold(unpack(packed, reference, attention)))
+    return _latest[digest]

@@ -1,0 +1,1 @@
+"""Reference models: families, published architectures, checkpoints, planted outliers."""

@@ -1,0 +1,463 @@
+"""The files of a checkpoint: which of them are read, what they say, and whether they fit together.
+
+Nothing here needs torch or transformers: :func:`look` refuses a checkpoint that cannot be used within a fraction of a
+second, before anything is built or allocated.  ``harness.models.references`` and ``harness.models.openclip`` load what
+it accepts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from harness import files
+from harness.errors import UsageError
+from harness.models import checkpoint_configs, checkpoint_weights
+from harness.models.checkpoint_configs import Encoder, Keys, OpenClip, Preprocessing, Text, Vision, Whole
+from harness.models.checkpoint_weights import CONFIG, FIX, FIX_SIZES, INDEX, OPEN_CLIP_WEIGHTS, WEIGHTS
+
+EMBEDDED = Path(__file__).parent / "embedded" / "clip"
+#: What a reference may end in: activation outliers, or one tower of a whole CLIP.
+OUTLIERS = "outliers"
+PARTS = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPTextModel", "CLIPTextModelWithProjection")
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
+_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+#: Read where they are there, by transformers or for the revision.
+_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".jinja")
+_REVISION_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of checkpoint by its ``model_type``.
+
+    ``models`` are transformers' classes that it may be saved as, the usual one first; ``tokenizer`` and
+    ``image_processor`` the classes that prepare its inputs, empty where it has no such tower.
+    """
+
+    config: type[Keys]
+    models: tuple[str, ...]
+    tokenizer: str = ""
+    image_processor: str = ""
+
+    @property
+    def model(self) -> str:
+        """The class that the checkpoint is loaded as."""
+        return self.models[0]
+
+
+FORMS = {
+    "clip": Form(checkpoint_configs.Clip, ("CLIPModel",), "CLIPTokenizer", "CLIPImageProcessor"),
+    "clip_vision_model": Form(
+        checkpoint_configs.ClipVision, ("CLIPVisionModel", "CLIPVisionModelWithProjection"), "", "CLIPImageProcessor"
+    ),
+    "clip_text_model": Form(
+        checkpoint_configs.ClipText, ("CLIPTextModel", "CLIPTextModelWithProjection"), "CLIPTokenizer"
+    ),
+    "siglip": Form(checkpoint_configs.Siglip, ("SiglipModel",), "AutoTokenizer", "SiglipImageProcessor"),
+    "siglip2": Form(checkpoint_configs.Siglip2, ("Siglip2Model",), "AutoTokenizer", "Siglip2ImageProcessor"),
+}
+_OPEN_CLIP = Form(OpenClip, ("open_clip",))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that can be loaded, as far as its files tell without being loaded.
+
+    ``tokenizer`` and ``image_processor`` are the folders of these, None where the model has no such tower or brings
+    its own; ``weights`` the safetensors files that are read.
+    """
+
+    folder: Path
+    form: Form
+    config: Keys
+    weights: tuple[Path, ...]
+    tokenizer: Path | None = None
+    image_processor: Path | None = None
+
+    @property
+    def is_open_clip(self) -> bool:
+        """True for open_clip's own form."""
+        return self.form is _OPEN_CLIP
+
+    @property
+    def side(self) -> int | None:
+        """Height and width of the pictures that the model needs; None without a vision tower."""
+        if isinstance(self.config, OpenClip):
+            return self.config.model_cfg.vision_cfg.side
+        vision = towers(self.config).get("vision")
+        return vision.side if isinstance(vision, Vision) else None
+
+    def revision(self) -> str:
+        """SHA-256 over the names and contents of everything that is read, wherever it is."""
+        places = dict.fromkeys((self.folder, self.tokenizer, self.image_processor))
+        return revision(*(place for place in places if place is not None))
+
+
+# -- references -----------------------------------------------------------------------------------------------------
+
+
+def split(ref: str) -> tuple[str, tuple[str, ...]]:
+    """Split a model reference into the checkpoint and what ``+SUFFIX`` asks to be done with it, in order."""
+    suffixes: list[str] = []
+    while "+" in ref and not files.is_folder(ref):
+        base, _, suffix = ref.rpartition("+")
+        if suffix != OUTLIERS and suffix not in PARTS:
+            break
+        suffixes.insert(0, suffix)
+        ref = base
+    return ref, tuple(suffixes)
+
+
+def short_name(ref: str) -> str:
+    """The name that a model reference is shown by: that of its folder, the end of its hub id, with its suffixes."""
+    base, suffixes = split(ref)
+    name = base.rstrip("/").rpartition("/")[2] or base
+    if base != "embedded" and files.is_folder(base):
+        name = os.path.basename(os.path.abspath(files.expand(base))) or name  # noqa: PTH100, PTH119  (keeps links)
+    return "+".join((name, *suffixes))
+
+
+def look(ref: str) -> Checkpoint:
+    """Return the checkpoint that the model reference *ref* means, once its files are known to fit together.
+
+    Raises:
+        UsageError: it is not there, incomplete, damaged, of a form that is not gated, already quantized, or too large.
+    """
+    base, suffixes = split(ref)
+    folder = locate(base)
+    try:
+        checkpoint = inspect(folder)
+    except UsageError as error:
+        if not files.is_folder(base) and base != "embedded":  # the user did not name this folder
+            fix = f"Repair the cached copy: hf download {base} --force-download."
+            raise UsageError(f"--clip-model {base}", f"its cached copy cannot be used: {error}", fix) from error
+        raise
+    parts = [suffix for suffix in suffixes if suffix in PARTS]
+    if parts and checkpoint.form.model != "CLIPModel":
+        what = f"has no part of class {parts[0]}"
+        raise UsageError(f"--clip-model {ref}", what, "Give a CLIPModel before the plus.")
+    if OUTLIERS in suffixes and checkpoint.is_open_clip:
+        fix = "Convert it first: python -m harness.models.openclip DIR OUT."
+        raise UsageError(f"--clip-model {ref}", "outliers cannot be planted in open_clip's form", fix)
+    return checkpoint
+
+
+def locate(base: str) -> Path:
+    """Return the folder of a checkpoint: ``embedded``, a directory, or a hub id, which is fetched if need be.
+
+    Raises:
+        UsageError: there is no such directory, or the hub id is neither cached nor to be fetched.
+    """
+    if base == "embedded":
+        return EMBEDDED
+    path = files.expand(base, option="--clip-model")
+    if files.is_folder(path):
+        return files.folder(path, fix=FIX)
+    name = base.rpartition("+")[0] or base
+    if "+" in base and (name == "embedded" or files.is_folder(name)):
+        known = ", ".join(f"+{suffix}" for suffix in (OUTLIERS, *PARTS))
+        raise UsageError(f"--clip-model {base}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}.")
+    is_path = base.startswith((".", "/", "~")) or base.count("/") != 1 or files.exists(path)
+    if is_path:
+        raise UsageError(f"--clip-model {base}", "is not a directory", FIX)
+    return _from_hub(base)
+
+
+def _from_hub(name: str) -> Path:
+    """The snapshot directory of a hub id: the cached one if it is whole, else what the hub gives."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.txt", "*.model", "model*.safetensors", OPEN_CLIP_WEIGHTS]
+    where, lacking = f"--clip-model {name}", ""
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+        lacking = _lacking(cached)
+        if not lacking:
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except (HFValidationError, OSError, ValueError) as error:
+        raise UsageError(where, f"is no hub id ({error})", FIX) from error
+    fix = f"Download it where there is a network ('hf download {name}') and give the directory."
+    try:
+        fetched = Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        # Whatever the hub's client raises without a network, for an unknown name or a closed repository.
+        what = f"is not in the local cache and the hub gave nothing ({type(error).__name__}: {error})"
+        if lacking:
+            what = f"its cached copy is incomplete ({lacking}) and the hub gave nothing ({type(error).__name__})"
+        raise UsageError(where, what, fix) from error
+    lacking = _lacking(fetched)
+    if lacking:
+        what = f"its cached copy is incomplete ({lacking}); the hub gave no more, or was not reached"
+        raise UsageError(where, what, f"{fix} Weights in other forms than safetensors are not read.")
+    return fetched
+
+
+def _lacking(folder: Path) -> str:
+    """What a snapshot of a hub's repository lacks to be a checkpoint; empty for a whole one."""
+    if files.is_file(folder / OPEN_CLIP_CONFIG) and not files.is_file(folder / CONFIG):
+        return "" if files.is_file(folder / OPEN_CLIP_WEIGHTS) else f"{OPEN_CLIP_WEIGHTS} is missing"
+    if not files.is_file(folder / CONFIG):
+        return f"{CONFIG} is missing"
+    if files.is_file(folder / WEIGHTS):
+        return ""
+    if not files.is_file(folder / INDEX):
+        return f"{WEIGHTS} is missing"
+    missing = [path.name for path in checkpoint_weights.shards_of(folder) if not files.is_file(path)]
+    return f"{', '.join(missing[:3])} missing" if missing else ""
+
+
+# -- what a folder holds --------------------------------------------------------------------------------------------
+
+
+def is_open_clip(folder: Path) -> bool:
+    """True if *folder* holds an open_clip checkpoint and no Hugging Face one."""
+    return files.exists(folder / OPEN_CLIP_CONFIG) and not files.exists(folder / CONFIG)
+
+
+def inspect(folder: Path) -> Checkpoint:
+    """Return the checkpoint in *folder*, once its files are known to fit together.
+
+    Raises:
+        UsageError: as :func:`look`.
+    """
+    _check_names(folder)
+    if is_open_clip(folder):
+        return _inspect_open_clip(folder)
+    text = _config_text(folder)
+    kind = files.validate_json(text, folder / CONFIG, checkpoint_configs.Kind, fix=FIX)
+    form = _form(folder, kind)
+    config = files.validate_json(text, folder / CONFIG, form.config, fix=FIX_SIZES)
+    checkpoint_weights.check_unquantized(folder, kind)
+    weights = checkpoint_weights.weights_of(folder, kind)
+    tensors = checkpoint_weights.tensors_of(weights)
+    checkpoint_weights.check_sizes(folder, form.model, config, tensors, towers(config))
+    tokenizer = image_processor = None
+    if form.tokenizer:
+        tokenizer = _tokenizer_folder(folder, form)
+    if form.image_processor:
+        image_processor = _preprocessing_folder(folder)
+        vision = towers(config)["vision"]
+        assert isinstance(vision, Vision)
+        _check_preprocessing(image_processor, form, vision.side)
+    return Checkpoint(folder, form, config, weights, tokenizer, image_processor)
+
+
+def family_model(folder: Path) -> str:
+    """The class that the checkpoint in *folder* is loaded as, from its configuration alone.
+
+    Raises:
+        UsageError: it has no configuration of a form that is gated.
+    """
+    kind = files.validate_json(_config_text(folder), folder / CONFIG, checkpoint_configs.Kind, fix=FIX)
+    return _form(folder, kind).model
+
+
+def towers(config: Keys) -> dict[str, Encoder]:
+    """The towers of a configuration of transformers'."""
+    if isinstance(config, Whole):
+        return {"vision": config.vision_config, "text": config.text_config}
+    if isinstance(config, Vision):
+        return {"vision": config}
+    return {"text": config} if isinstance(config, Text) else {}
+
+
+def revision(*folders: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files: configuration, weights, tokenizer.
+
+    Args:
+        folders: that of the checkpoint, and others that tokenizer and preprocessing are read from.
+    """
+    digest = hashlib.sha256()
+    for place in folders:
+        for name in files.names(place):
+            path = place / name
+            if path.suffix not in _REVISION_SUFFIXES or name == "training.json" or files.is_folder(path):
+                continue
+            with files.opened(path, fix=FIX) as file:
+                digest.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse what has the name of a file that is read and is not one: a pipe would never end."""
+    known = (*_TOKENIZER, *_PREPROCESSING, CONFIG, WEIGHTS, INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)
+    for name in files.names(folder, fix=FIX):
+        path = folder / name
+        if name in known or (path.suffix in _SUFFIXES and not files.is_folder(path)):
+            files.regular_file(path, fix=FIX)
+
+
+def _config_text(folder: Path) -> str:
+    if not files.exists(folder / CONFIG):
+        raise UsageError(folder, f"{CONFIG} is missing", FIX)
+    return files.read_text(folder / CONFIG, limit=files.MAX_CONFIG, fix=FIX)
+
+
+def _form(folder: Path, kind: checkpoint_configs.Kind) -> Form:
+    if kind.model_type not in FORMS:
+        fix = f"Give one of {', '.join(FORMS)}, or open_clip's form."
+        raise UsageError(folder / CONFIG, f"model_type is {files.shown(kind.model_type)}", fix)
+    form = FORMS[kind.model_type]
+    own = [name for name in kind.architectures or () if name in form.models]
+    return replace(form, models=(own[0],)) if own else form
+
+
+# -- tokenizer and preprocessing ------------------------------------------------------------------------------------
+
+
+def _tokenizer_folder(folder: Path, form: Form) -> Path:
+    """The folder of the tokenizer: the checkpoint itself or, for a pipeline's ``text_encoder``, ``tokenizer`` next to
+    it.
+    """
+    place = _first_with(folder, _TOKENIZER, ("text_encoder",), ("tokenizer",))
+    if place is None:
+        raise UsageError(folder, f"the tokenizer ({' or '.join(_TOKENIZER)}) is missing", FIX)
+    if place != folder:
+        _check_names(place)
+    present = [name for name in _TOKENIZER if files.is_file(place / name)]
+    fix = "Restore the tokenizer's files."
+    if "tokenizer.json" in present:
+        files.read_json(place / "tokenizer.json", dict[str, Any], limit=files.MAX_TOKENIZER, fix=fix)
+    elif "vocab.json" in present:
+        files.read_json(place / "vocab.json", dict[str, int], limit=files.MAX_TOKENIZER, fix=fix)
+        files.read_text(place / "merges.txt", limit=files.MAX_TOKENIZER, fix=fix)
+    config = place / "tokenizer_config.json"
+    if files.exists(config):
+        files.read_json(config, dict[str, Any], limit=files.MAX_CONFIG, fix=fix)
+    pieces = [name for name in present if name in _SENTENCEPIECE]
+    if pieces and present == pieces and find_spec("sentencepiece") is None:
+        what = "a tokenizer of sentencepiece, which is not installed"
+        raise UsageError(place / pieces[0], what, "pip install sentencepiece")
+    if form.tokenizer == "CLIPTokenizer" and pieces == present:
+        raise UsageError(place, "the tokenizer (tokenizer.json, or vocab.json and merges.txt) is missing", FIX)
+    return place
+
+
+def _preprocessing_folder(folder: Path) -> Path:
+    """The folder of the preprocessing: the checkpoint itself or, for a pipeline's ``image_encoder``,
+    ``feature_extractor`` or ``image_processor`` next to it.
+    """
+    place = _first_with(folder, _PREPROCESSING, ("image_encoder",), ("feature_extractor", "image_processor"))
+    if place is None:
+        raise UsageError(folder, f"the preprocessing ({' or '.join(_PREPROCESSING)}) is missing", FIX)
+    if place != folder:
+        _check_names(place)
+    return place
+
+
+def _first_with(folder: Path, wanted: tuple[str, ...], own: tuple[str, ...], others: tuple[str, ...]) -> Path | None:
+    """The first of *folder* and its neighbours that holds one of the files *wanted*.
+
+    Neighbours are named as *folder* is with *own* replaced by one of *others*: those next to it and, where *folder* is
+    a link, those next to what it leads to.
+    """
+    places = [folder]
+    for here in dict.fromkeys((folder.absolute(), folder.resolve())):
+        for name in own:
+            if name in here.name:
+                places += [here.with_name(here.name.replace(name, other)) for other in others]
+                places += [here.with_name(other) for other in others]
+    for place in places:
+        if any(files.exists(place / name) for name in wanted):
+            return place
+    return None
+
+
+def _check_preprocessing(place: Path, form: Form, side: int) -> None:
+    """Refuse preprocessing that is not usable, or makes pictures of another size than the model's *side*."""
+    path = place / "preprocessor_config.json"
+    nested: dict[str, Any] | None = None
+    if files.exists(place / "processor_config.json"):
+        processor = place / "processor_config.json"
+        nested = files.read_json(
+            processor, checkpoint_configs.Processor, limit=files.MAX_CONFIG, fix=FIX
+        ).image_processor
+        path = processor if nested is not None else path
+    shape: type[Keys] = (
+        checkpoint_configs.FlatPatches if form.image_processor == "Siglip2ImageProcessor" else Preprocessing
+    )
+    fix = "Give the preprocessing that the model was trained with."
+    if nested is not None:
+        found: Keys = files.validate_python(nested, path, TypeAdapter(shape), fix=fix)
+    else:
+        found = files.read_json(path, shape, limit=files.MAX_CONFIG, fix=fix)
+    if not isinstance(found, Preprocessing):
+        return
+    made = _sides(found, path, crops=form.image_processor == "CLIPImageProcessor")
+    if made != (side, side):
+        what = f"makes pictures of {made[0]} x {made[1]} pixels, the model needs {side} x {side}"
+        raise UsageError(path, what, fix)
+
+
+def _sides(found: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
+    """Height and width of the pictures that the preprocessing makes; *crops* where it does so unless it says no."""
+    fix = "Give size, and crop_size where it crops, as they were in training."
+    size = found.size
+    if found.do_resize is False:
+        raise UsageError(path, "do_resize is false, so that pictures keep sizes of their own", fix)
+    # A number alone is the shortest edge where the class crops, and both sides where it does not.
+    shortest = size.shortest_edge or (size.number if crops else None)
+    resized = size.pair or ((size.number, size.number) if size.number and not crops else None)
+    if not (crops if found.do_center_crop is None else found.do_center_crop):
+        if resized is None:
+            raise UsageError(path, "resizes the shortest edge and crops nothing: pictures differ in size", fix)
+        return resized
+    crop = checkpoint_configs.Size.model_validate(224) if found.crop_size is None else found.crop_size
+    made = crop.pair or ((crop.number, crop.number) if crop.number else None)
+    if made is None:
+        raise UsageError(f"{path} (crop_size)", "has no height and width", fix)
+    edge = shortest or min(resized or made)
+    if edge < max(made):
+        what = f"resizes pictures to {edge} pixels and then crops {max(made)}: the rest would be black"
+        raise UsageError(path, what, fix)
+    return made
+
+
+# -- open_clip ------------------------------------------------------------------------------------------------------
+
+
+def _inspect_open_clip(folder: Path) -> Checkpoint:
+    config = open_clip_configuration(folder)
+    weights = checkpoint_weights.open_clip_weights(folder)
+    checkpoint_weights.check_floats(weights[0], checkpoint_weights.tensors_of(weights))
+    text = config.model_cfg.text_cfg
+    tokenizer = None
+    if text.hf_tokenizer_name or files.exists(folder / "tokenizer.json"):
+        if not any(files.is_file(folder / name) for name in _TOKENIZER):
+            what = f"its tokenizer, {text.hf_tokenizer_name}, is not there"
+            raise UsageError(folder, what, "Put the files of that tokenizer next to the weights.")
+        tokenizer = _tokenizer_folder(folder, _OPEN_CLIP)
+    return Checkpoint(folder, _OPEN_CLIP, config, weights, tokenizer)
+
+
+def open_clip_configuration(folder: Path) -> OpenClip:
+    """Return the configuration of the open_clip checkpoint in *folder*.
+
+    Raises:
+        UsageError: the file is not one, or asks for what is not built.
+    """
+    path = folder / OPEN_CLIP_CONFIG
+    fix = f"Give a directory with {OPEN_CLIP_CONFIG} and {OPEN_CLIP_WEIGHTS}."
+    config = files.read_json(path, OpenClip, limit=files.MAX_CONFIG, fix=fix)
+    side, preprocessing = config.model_cfg.vision_cfg.side, config.preprocess_cfg
+    size = None if preprocessing is None else preprocessing.size
+    sides = {size} if isinstance(size, int) else set((size or [])[-2:])
+    if sides - {side}:
+        what = f"makes pictures of {max(sides)} pixels, the model needs {side} x {side}"
+        raise UsageError(f"{path} (preprocess_cfg.size)", what, fix)
+    return config

@@ -1,0 +1,1 @@
+"""What a git diff changes: which recipes it reaches, and with what effect."""

@@ -1,0 +1,390 @@
+"""Which recipes a change reaches through ``$import``, and which of them the gate can judge.
+
+A pull request edits a file deep in a tree; the recipes it changes are those whose imports lead there.  Selection is by
+the graph of imports of the working tree.  An import that leads nowhere still counts: the file that it would have found
+may be the one that was removed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import files
+from harness.errors import UsageError
+from harness.pull_requests.revisions import Comparison, at_revision, compare
+from harness.recipes.loading import SEARCHED, Entry, Recipe, kind_of, section_files
+from harness.recipes.tree import SUFFIXES, Tree
+from harness.recipes.yaml_reading import Document
+
+#: Kinds of recipes that the gate judges.
+JUDGED = ("ptq", SEARCHED)
+#: Schemas of what recipes import, as the trees of ModelOpt 0.44 to 0.48 declare them.
+_SNIPPETS = {
+    *(f"modelopt.recipe.config.{name}" for name in ("LayerPatternList", "RecipeMetadataConfig")),
+    *(
+        f"modelopt.torch.quantization.config.{name}"
+        for name in ("QuantizeConfig", "QuantizerAttributeConfig", "QuantizerCfgEntry", "QuantizerCfgListConfig")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """One way from a recipe to a changed file: ``chain`` runs from the recipe's file to it, relative to the root."""
+
+    chain: tuple[str, ...]
+    change: str
+
+
+@dataclass(frozen=True)
+class Affected:
+    """A recipe that a change reaches.
+
+    ``recipe`` is what the tree calls it, ``path`` the file (or folder) to load; ``reaches`` holds the shortest way to
+    each changed file, nearest first.  ``broken`` says why the recipe can no longer be resolved, if so; ``removed`` that
+    it is gone (``path`` is then None).  ``untold`` says why nobody can say whether it is a recipe, if so.
+    """
+
+    recipe: str
+    path: Path | None
+    kind: str
+    reaches: tuple[Reach, ...]
+    broken: str | None = None
+    removed: bool = False
+    untold: str | None = None
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The shortest chain of imports that leads to a change."""
+        return self.reaches[0].chain
+
+    @property
+    def change(self) -> str:
+        """What happened to the file at the end of ``chain``."""
+        return self.reaches[0].change
+
+
+def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
+    """The recipes under *root* that the difference between *rev* and the working tree reaches, by name.
+
+    The difference is the one to the merge base of *rev* and HEAD.  Every kind of recipe is listed, the ones that the
+    gate does not judge too (see :func:`not_gated`).  *presets* adds the complete quantization configs that ModelOpt
+    offers as ``mtq.*_CFG``, which are no recipes by themselves.
+
+    Raises:
+        UsageError: *root* is no directory of a git checkout, *rev* no commit of it, or the tree is far too large.
+    """
+    tree = Tree(root)
+    comparison = compare(tree.root, rev)
+    with at_revision(tree.root, comparison.commit) as base:
+        return reached(tree, Tree(base), comparison, presets)
+
+
+def reached(tree: Tree, base: Tree, comparison: Comparison, presets: bool = False) -> list[Affected]:
+    """As :func:`affected`, of the working tree and what it was compared with, *base*."""
+    changed = comparison.changes
+    paths = _recipe_files(tree, comparison.files)
+    selected = [found for path in paths if (found := _reached(tree, path, comparison))]
+    selected = _each_once(selected)
+    selected += _untold_snippets(tree, comparison, selected)
+    moved = {f"renamed to {_name(tree, one.path)}" for one in selected if one.path}
+    selected += _removed(base, changed, moved)
+    return sorted((one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe)
+
+
+def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
+    """Of the files *compared*: recipes, folders that hold one, and what cannot be read and might be one."""
+    found: list[Path] = []
+    for path in (tree.root / name for name in compared):
+        if sections := section_files(path.parent):
+            if path == sections[0]:
+                found.append(path.parent)
+            if path in sections:
+                continue
+        try:
+            if tree.holds(path, path) and kind_of(tree.read(path), tree) is None:
+                continue
+        except UsageError:
+            pass  # reported as the recipe's defect, if the change reaches it
+        found.append(path)
+    return found
+
+
+def _each_once(selected: Iterable[Affected]) -> list[Affected]:
+    """*selected* without links to a recipe that is selected by itself, or by another link."""
+    found: dict[Path, Affected] = {}
+    for one in sorted(selected, key=lambda one: (one.path is not None and _is_linked(one.path), one.recipe)):
+        assert one.path is not None, "what is removed is added later"
+        found.setdefault(_real(one.path), one)
+    return list(found.values())
+
+
+def _is_linked(path: Path) -> bool:
+    return _real(path) != path
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link in a circle
+        return path
+
+
+def _untold_snippets(tree: Tree, comparison: Comparison, selected: Iterable[Affected]) -> list[Affected]:
+    """Changed files with a schema that nobody here knows, which no selected recipe imports: snippets or recipes?"""
+    seen = {name for one in selected for reach in one.reaches for name in reach.chain}
+    found = []
+    for name in comparison.files:
+        if name not in comparison.changes or name in seen:
+            continue
+        path = tree.root / name
+        try:
+            document = tree.read(path)
+        except UsageError:
+            continue  # selected as a recipe
+        if document.schema is not None and document.schema not in _SNIPPETS and kind_of(document) is None:
+            why = f"it declares {document.schema}, which is not a kind of snippet or recipe that is known here"
+            reach = Reach((name,), comparison.changes[name])
+            found.append(Affected(_recipe_name(tree, path), path, "unknown", (reach,), untold=why))
+    return found
+
+
+def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
+    """*path*'s recipe with the changes that it reaches, or None; breadth first, so that chains are the shortest."""
+    reaches: dict[str, Reach] = {}
+    broken: str | None = None
+    starts = section_files(path) or (path,)
+    queue: deque[tuple[Path, tuple[str, ...]]] = deque((start, (_name(tree, start),)) for start in starts)
+    seen = set(starts)
+    while queue:
+        file, chain = queue.popleft()
+        for name in _footprint(tree, file):
+            change = _change(comparison, name)
+            if change and name not in reaches:
+                reaches[name] = Reach(chain if name == chain[-1] else (*chain, name), change)
+        try:
+            imports = tree.read(file).imports.values() if tree.holds(file, file) and files.exists(file) else ()
+            for target in imports:
+                for found in _probed(tree, target, file):
+                    if found not in seen:
+                        seen.add(found)
+                        queue.append((found, (*chain, _name(tree, found))))
+        except UsageError as error:
+            broken = broken or str(error)
+    if not reaches:
+        return None
+    kind, untold = "unknown", None
+    try:
+        kind = "ptq" if files.is_folder(path) else kind_of(tree.read(path), tree) or "unknown"
+        untold = None if files.is_folder(path) else _untold(tree.read(path), kind)
+        for start in starts:
+            tree.resolve(tree.read(start))
+    except UsageError as error:
+        broken = broken or str(error)
+    if not str(path).isprintable():
+        broken = broken or str(UsageError(repr(path.name), "is no plain file name", "Rename it."))
+    if untold and any(part.startswith(".") for part in path.relative_to(tree.root).parts):
+        return None  # a configuration of some tool, such as .pre-commit-config.yaml
+    return Affected(_recipe_name(tree, path), path, kind, tuple(reaches.values()), broken, untold=untold)
+
+
+def _untold(document: Document, kind: str) -> str | None:
+    """Why nobody can say whether *document* is a recipe, or None: it says so itself, or its folder does."""
+    declared = document.schema is not None or (isinstance(document.body, dict) and "metadata" in document.body)
+    if declared or kind in JUDGED or any(kind.startswith(known) for known in _KINDS):
+        return None
+    return "it says neither by metadata.recipe_type nor by a modelopt-schema comment what it is"
+
+
+def states_type(tree: Tree, path: Path) -> bool:
+    """Whether the recipe at *path* names its kind in the way that every release of ModelOpt reads."""
+    try:
+        body = None if files.is_folder(path) else tree.read(path).body
+    except UsageError:
+        return True
+    return files.is_folder(path) or (isinstance(body, dict) and "metadata" in body)
+
+
+def _change(comparison: Comparison, name: str) -> str | None:
+    """What happened to the file *name*; of a part that is not compared, nobody can say that it is as it was."""
+    if name in comparison.changes:
+        return comparison.changes[name]
+    for part in comparison.left_out:
+        if part.changed and (name == part.path or (part.path.endswith("/") and name.startswith(part.path))):
+            return f"in {part.path}, {part.why}" if part.path.endswith("/") else part.why
+    return None
+
+
+def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
+    """The files that decide what an import of *target* finds: the first that exists, and those looked for before it."""
+    for candidate in tree.candidates(target, where):
+        yield candidate
+        if tree.holds(candidate, where) and files.is_file(candidate):
+            return
+
+
+def _footprint(tree: Tree, file: Path) -> Iterator[str]:
+    """Names whose change changes what is read at *file*: itself, the symbolic links on the way, and where they lead."""
+    yield _name(tree, file)
+    for folder in file.parents:
+        if folder == tree.root:
+            break
+        if folder.is_symlink():
+            yield _name(tree, folder)
+    try:
+        real = file.resolve()
+    except (OSError, RuntimeError):
+        return
+    if real != file and tree.root in real.parents:
+        yield _name(tree, real)
+
+
+def _name(tree: Tree, path: Path) -> str:
+    return path.relative_to(tree.root).as_posix()
+
+
+def _recipe_name(tree: Tree, path: Path) -> str:
+    """The name that ModelOpt and :func:`harness.recipes.loading.find` give it: without suffix, where that is not
+    ambiguous.
+    """
+    short = path.with_suffix("")
+    others = [short, *(Path(f"{short}{suffix}") for suffix in SUFFIXES)]
+    alone = path.suffix in SUFFIXES and not any(files.exists(other) for other in others if other != path)
+    return _name(tree, short if alone else path)
+
+
+def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> list[Affected]:
+    """Recipes of the base that are gone; not those that are a recipe elsewhere now (*moved*: what such became)."""
+    gone: dict[Path, Affected] = {}
+    for name, what in changed.items():
+        path = base.root / name
+        left = what == "removed" or (what.startswith("renamed to ") and what not in moved)
+        if not left or not name.endswith(SUFFIXES) or not files.is_file(path):
+            continue
+        try:
+            kind = kind_of(base.read(path), base) if base.holds(path, path) else None
+        except UsageError:
+            continue  # it was no recipe that anyone could load
+        if path in (section_files(path.parent) or ()):
+            path, kind = path.parent, "ptq"
+        if kind is not None:
+            gone[path] = Affected(_recipe_name(base, path), None, kind, (Reach((name,), what),), removed=True)
+    return list(gone.values())
+
+
+def describe(selection: Iterable[Affected]) -> str:
+    """*selection* for a terminal: each recipe, and below it the imports that lead to each change."""
+    lines = []
+    for one in selection:
+        kind = "" if one.kind == "ptq" else f" ({one.kind})"
+        lines.append(f"- {shown(one.recipe)}{kind}")
+        for reach in one.reaches:
+            way = " -> ".join(map(shown, reach.chain))
+            lines.append(f"  - {way}: {shown(reach.change)}")
+        if one.broken:
+            lines.append("  - broken: see refused")
+    return "\n".join(lines)
+
+
+def shown(name: str) -> str:
+    """*name* on one line, fit for a terminal and a workflow log: no control characters and no runner's commands."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return plain.replace("::", ":\\:").replace("##[", "#\\#[")
+
+
+# --- what the gate judges
+
+_KINDS = {
+    "speculative": "it trains a draft model for decoding",
+    "distillation": "it trains a student model",
+    "preset": "it is a preset behind an mtq.*_CFG, not a recipe",
+}
+
+
+def not_gated(recipe: Recipe | Affected, device: str, names: Collection[str] = ()) -> str | None:
+    """Why the gate has no verdict on *recipe* on *device*, or None: it has to hold.
+
+    Of a selected recipe only its kind is known, so one that gets None here is to be loaded and asked about again.
+
+    Args:
+        recipe: a loaded recipe, or a selected one that cannot or need not be loaded.
+        device: ``cpu`` or ``cuda``.
+        names: the quantizers' names of the model at hand; without them no recipe is taken to be for another family.
+    """
+    if isinstance(recipe, Affected) and recipe.removed:
+        return "the recipe was removed"
+    reason = next((why for kind, why in _KINDS.items() if recipe.kind.startswith(kind)), None)
+    if isinstance(recipe, Affected) and (recipe.broken or recipe.untold or reason is None):
+        return None
+    if recipe.kind not in JUDGED:
+        why = reason or "no recipe that ModelOpt loads by itself"
+        return f"kind {recipe.kind}: {why}; the gate judges ptq and {SEARCHED} recipes"
+    assert isinstance(recipe, Recipe), "what is selected was answered above"
+    if any(_keeps_checkpoints(part.algorithm) for part in recipe.parts):
+        return "its algorithm keeps files in layerwise.checkpoint_dir, and a gate neither reads nor writes there"
+    entries = [entry for part in recipe.parts for entry in part.entries]
+    if names and (foreign := _foreign(recipe, names)):
+        return f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part of this one"
+    asked = [e for e in entries if e.enable and (not names or fnmatch.filter(names, e.pattern))]
+    if device.partition(":")[0] != "cuda" and (formats := sorted({f for e in asked for f in _cuda_formats(e)})):
+        return f"{', '.join(formats)} needs CUDA, and this is {device}"
+    return None
+
+
+def _cfgs(entry: Entry) -> list[dict[str, Any]]:
+    return entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]
+
+
+def _cuda_formats(entry: Entry) -> Iterator[str]:
+    """Formats of *entry* that ModelOpt computes on CUDA only (measured): NVFP4 and the MX formats."""
+    for cfg in _cfgs(entry):
+        bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes") or {}
+        scale = blocks.get("scale_bits")
+        name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, (list, tuple)) else f"INT{bits}"
+        if isinstance(scale, (list, tuple)):
+            yield f"NVFP4 ({name})" if tuple(scale) == (4, 3) else f"MX ({name})"
+        elif isinstance(bits, (list, tuple)) and tuple(bits) != (4, 3):
+            yield name
+
+
+def _keeps_checkpoints(algorithm: object) -> bool:
+    if isinstance(algorithm, (list, tuple)):
+        return any(map(_keeps_checkpoints, algorithm))
+    if not isinstance(algorithm, dict):
+        return False
+    nested = algorithm.values()
+    return bool(algorithm.get("checkpoint_dir")) or any(map(_keeps_checkpoints, nested))
+
+
+def _foreign(recipe: Recipe, names: Collection[str]) -> list[str]:
+    """Patterns that mean parts which this family of model does not have, where they are what the recipe is about.
+
+    A pattern is foreign if it matches nothing, ends in a kind of quantizer that exists, and names a module that
+    resembles none here (a typo resembles one).  One foreign line in a recipe for this family is that recipe's defect,
+    and insertion will say so; so a recipe counts as foreign only if nothing it enables is a weight here, or if it is
+    kept in another family's folder.
+    """
+    asked = [e for part in recipe.parts for e in part.entries if e.enable]
+    modules = {part for name in names for part in name.split(".")}
+    foreign = [e.pattern for e in asked if not fnmatch.filter(names, e.pattern) and _names_unknown(e.pattern, modules)]
+    weights = any(n.endswith("weight_quantizer") for e in asked for n in fnmatch.filter(names, e.pattern))
+    elsewhere = re.search(
+        r"/(?:huggingface|models)/(?!clip/|vit/|siglip)[^/]+/", recipe.path.as_posix() if recipe.path else ""
+    )
+    return foreign if foreign and (elsewhere or not weights) else []
+
+
+def _names_unknown(pattern: str, modules: Collection[str]) -> bool:
+    words = [w for w in re.split(r"[*?.]+|\[[^\]]*\]", pattern) if len(w) > 2 and not w.lstrip("_").isdigit()]
+    parts = [w for w in words if not re.search(r"quantizers?$", w)]
+    known = [m for m in modules if not m.isdigit()]
+    # One letter of a short name weighs more.
+    near = {w: difflib.get_close_matches(w, known, 1, 0.8 if len(w) > 4 else 0.6) for w in parts}
+    return any(not near[w] and not any(w in m for m in known) for w in parts)

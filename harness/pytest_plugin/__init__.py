@@ -1,0 +1,1 @@
+"""The pytest side: options, fixtures, outcomes, workers, benchmark storage."""

@@ -1,0 +1,234 @@
+"""What is refused on the command line alone: values that cannot be used, and options that cancel each other.
+
+Nothing here imports torch or ModelOpt: a mistyped option is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import files
+from harness.errors import UsageError
+from harness.pytest_plugin.workers import is_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Options whose values are text, by their names in the configuration.
+_TEXTS = {
+    "gate_recipes": "--recipe",
+    "recipes_root": "--recipes-root",
+    "gate_models": "--clip-model",
+    "tasks": "--tasks",
+    "data_root": "--data-root",
+    "calibration_data": "--calibration-data",
+    "baselines": "--baselines",
+    "reason": "--reason",
+    "changed_since": "--changed-since",
+    "cluster": "--cluster",
+    "gate_report": "--gate-report",
+}
+#: Those of them that name a file or a folder and nothing else.
+_PATHS = ("recipes_root", "data_root", "calibration_data", "baselines", "gate_report")
+#: Those that may name a file or a folder among other things.
+_REFERENCES = ("gate_recipes", "gate_models")
+#: Most characters of a value that is no path; paths have the operating system's limit.
+_MOST = 4096
+#: Files of a report.
+REPORT = ("report.html", "summary.md", "results.json")
+#: Options that cannot be used together: what is said of the first, and how to fix it.
+_CANCEL: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "update_baselines",
+        "new_baselines_only",
+        "does not go with --new-baselines-only, which changes no record",
+        "Choose one.",
+    ),
+    (
+        "list_affected",
+        "update_baselines",
+        "does not go with --update-baselines: nothing is measured",
+        "Leave out one of them.",
+    ),
+    (
+        "list_affected",
+        "new_baselines_only",
+        "does not go with --new-baselines-only: nothing is measured",
+        "Leave out one of them.",
+    ),
+    (
+        "gate_report",
+        "list_affected",
+        "does not go with --list-affected: nothing is gated",
+        "Leave out one of them.",
+    ),
+    (
+        "early_stop",
+        "update_baselines",
+        "does not go with --update-baselines: a baseline is of all samples, and not all are evaluated",
+        "Leave out one of them.",
+    ),
+    (
+        "early_stop",
+        "new_baselines_only",
+        "does not go with --new-baselines-only: a baseline is of all samples, and not all are evaluated",
+        "Leave out one of them.",
+    ),
+)
+
+
+def check_options(config: pytest.Config) -> None:
+    """Refuse what cannot be used, and put paths where text was given; looks at no file but the places named.
+
+    Raises:
+        UsageError: a value cannot be used, or two options cancel each other.
+    """
+    for name, option in _TEXTS.items():
+        _settle_text(config, name, option)
+    _check_numbers(config)
+    _check_places(config)
+    _check_pairs(config)
+    _check_cluster(config)
+
+
+def _settle_text(config: pytest.Config, name: str, option: str) -> None:
+    given = config.getoption(name)
+    if given is None:
+        return
+    values = given if isinstance(given, list) else [given]
+    if name == "reason" and config.getoption("update_baselines") and not given.strip():
+        return  # the option that needs it says so
+    for value in values:
+        _check_text(os.fspath(value), option, bounded=name not in _PATHS)
+    if name in _PATHS:
+        setattr(config.option, name, files.expand(given, option=option))
+    elif name in _REFERENCES:
+        for value in values:
+            files.expand(value, option=option)
+
+
+def _check_text(text: str, option: str, *, bounded: bool) -> None:
+    """Refuse what is empty, too long, or cannot be written as UTF-8."""
+    if not text.strip():
+        raise UsageError(option, "is empty", "Give a value, or leave the option out.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        fix = "Rename what it names, or give it in UTF-8."
+        raise UsageError(f"{option} {shortened(text)}", "holds bytes that are not UTF-8", fix) from None
+    if "\0" in text:
+        raise UsageError(f"{option} {shortened(text)}", "holds a NUL character", "Leave it out.")
+    if bounded and len(text) > _MOST:
+        what = f"has {len(text):,} characters"
+        raise UsageError(f"{option} {shortened(text)}", what, f"Give at most {_MOST:,} characters.")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of a value that somebody gave, for a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _check_numbers(config: pytest.Config) -> None:
+    if config.getoption("calibration_size") < 1:
+        size = config.getoption("calibration_size")
+        raise UsageError("--calibration-size", f"is {size}", "Give a positive number of pairs.")
+    rows = config.getoption("batch_size")
+    if rows is not None and rows < 1:
+        raise UsageError("--batch-size", f"is {rows}", "Give a positive number of rows.")
+
+
+def _check_pairs(config: pytest.Config) -> None:
+    """Refuse options of which one would have no effect."""
+    get = config.getoption
+    for first, second, what, fix in _CANCEL:
+        if get(first) and get(second):
+            raise UsageError(_option(first), what, fix)
+    if get("update_baselines") and not (get("reason") or "").strip():
+        raise UsageError("--update-baselines", "has no reason", "Say why the baselines change: --reason TEXT.")
+    if get("reason") and not (get("update_baselines") or get("new_baselines_only")):
+        what = "is of no use: no baseline is stored"
+        raise UsageError("--reason", what, "Give --update-baselines with it, or leave it out.")
+    if get("list_affected") and get("changed_since") is None:
+        raise UsageError("--list-affected", "has nothing to list", "It needs --changed-since REV.")
+    if get("data_root") is not None and get("tasks") is None:
+        what = "is read by no task: those of a plain run are the embedded ones"
+        raise UsageError("--data-root", what, "Name the tasks that lie there: --tasks NAME.")
+    words = [str(word) for word in config.invocation_params.args]
+    if "--blame" in words and "--no-blame" in words:
+        raise UsageError("--blame", "does not go with --no-blame", "Choose one.")
+    workers = getattr(config.option, "numprocesses", None)
+    stored = get("update_baselines") or get("new_baselines_only")
+    # By case is how the gate itself hands out tests (harness.pytest_plugin.workers): "load" stands for it.
+    if stored and workers and config.getoption("dist", "load") not in ("load", "no"):
+        how = config.getoption("dist")
+        what = f"does not go with --dist {how}: a worker would store a case without knowing what failed in another"
+        raise UsageError(_option("update_baselines" if get("update_baselines") else "new_baselines_only"), what,
+                         "Leave --dist out.")  # fmt: skip
+
+
+def _option(name: str) -> str:
+    return _TEXTS.get(name) or f"--{name.replace('_', '-')}"
+
+
+def _check_places(config: pytest.Config) -> None:
+    get = config.getoption
+    for name in ("recipes_root", "data_root"):
+        path = get(name)
+        pattern = name == "data_root" and "{dataset" in str(path)  # filled in for each task, and looked for then
+        if path is not None and not pattern and not files.is_folder(path):
+            raise UsageError(f"{_option(name)} {path}", "is not a directory", "Give an existing directory.")
+    path = get("calibration_data")
+    if path is not None and not files.is_folder(path) and not files.is_file(path):
+        what = "is neither a directory nor a file"
+        raise UsageError(f"--calibration-data {path}", what, "Give an existing directory, or an annotation file.")
+    folder = get("gate_report")
+    if folder is not None and files.exists(folder) and not files.is_folder(folder):
+        raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
+
+
+def _check_cluster(config: pytest.Config) -> None:
+    address = config.getoption("cluster")
+    if address is None:
+        return
+    from harness.evaluation import cluster
+
+    cluster.check(address)
+    if config.getoption("early_stop"):
+        what = "does not go with --early-stop, which takes one block after another and stops"
+        raise UsageError("--cluster", what, "Leave out one of them.")
+    if address == cluster.LOCAL and getattr(config.option, "numprocesses", None):
+        what = "does not go with -n, which starts processes on this machine itself"
+        raise UsageError("--cluster local", what, "Leave out one of them, or give the address of a running cluster.")
+
+
+def prepare_report(config: pytest.Config) -> None:
+    """Make the folder of the report and try to write into it: after the tests it would be too late to find out.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    folder: Path | None = config.getoption("gate_report")
+    if folder is None or is_worker(config) or config.option.collectonly:
+        return
+    where, fix = f"--gate-report {folder}", "Give a folder that can be written."
+    for path in _in_the_way(folder):
+        raise UsageError(where, f"{path.name} in it is not a regular file", "Move it away, or give another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(where, f"cannot be written ({error.strerror or error})", fix) from error
+
+
+def _in_the_way(folder: Path) -> Iterator[Path]:
+    """What has the name of a file of the report and is a link, a folder or a device."""
+    for name in REPORT:
+        path = folder / name
+        if os.path.lexists(path) and (path.is_symlink() or not files.is_file(path)):
+            yield path

@@ -1,0 +1,428 @@
+"""How the gate's tests ended: each check under its case, and each cause as one failure.
+
+A cause (a recipe that ModelOpt refuses, a baseline that is missing, an error while a model is built) is reported by the
+first test that meets it.  Tests that meet the same cause later did not find anything new: they are skipped, with the id
+of the first.  Reports carry what is needed for that between processes, so a run with ``-n`` is treated alike.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.junitxml import xml_key as _JUNIT
+from _pytest.outcomes import Failed  # pytest.fail.Exception, under a name that can be derived from
+
+from harness.errors import UnforeseenError, UsageError, reading
+from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
+from harness.pytest_plugin.workers import is_worker
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
+
+#: Markers of the suites, by which a report says what it belongs to.
+SUITES = ("insertion", "numerics", "accuracy", "checkpoint", "export", "throughput", "proof", "qat")
+#: Parameters of a test that name a case of the run; ``structure_case`` names a published architecture.
+CASES = ("case", "weights_case", "trained_case")
+#: Characters of the first line of a message in a pointer.
+SHORT = 110
+
+_RESULTS = pytest.StashKey[Results]()
+_GATE = pytest.StashKey["Gate"]()
+_CAUSES = pytest.StashKey["Causes"]()
+_OURS = pytest.StashKey[set[Path]]()
+_NOTES = pytest.StashKey[list[str]]()
+#: Property of the report of a test that met a usage error.
+_USAGE_ERROR = "usage error"
+
+
+class NotHeld(Failed):
+    """A check that does not hold.
+
+    Args:
+        message: what is wrong, where, and how to fix it.
+        causes: what it is due to; a later test all of whose causes are known is skipped.
+        about_baseline: whether it compares with a stored record.
+    """
+
+    def __init__(self, message: str, causes: Iterable[str] = (), *, about_baseline: bool = False) -> None:
+        super().__init__(message, pytrace=False)
+        self.causes = tuple(causes)
+        self.about_baseline = about_baseline
+
+
+class Inconclusive(Failed):
+    """The data cannot decide.  It fails the run under its own word."""
+
+
+class Causes:
+    """Which test reported each cause first; safe to use from the threads that receive workers' reports."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._moved: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def first_of(self, test: str, causes: Sequence[Sequence[str]], see: str) -> str:
+        """The test that has reported the same already, or *see*, or an empty string: then *test* is the one to see.
+
+        Args:
+            test: the id of the failed test.
+            causes: sets of causes, each of which explains the failure by itself.
+            see: the test that another process points to; that one may depend on a test that was seen here earlier.
+        """
+        with self._lock:
+            first = next(filter(None, (self._known(test, group) for group in causes)), "")
+            for group in causes:
+                for cause in group:
+                    self._first.setdefault(cause, first or test)
+            if first:
+                self._moved[test] = first
+            return first or self._moved.get(see, see)
+
+    def _known(self, test: str, causes: Sequence[str]) -> str:
+        """The test that reported the first of *causes*, if other tests than *test* have reported all of them."""
+        found = [self._first.get(cause, test) for cause in causes]
+        return found[0] if found and test not in found else ""
+
+
+def results_of(config: pytest.Config) -> Results:
+    """What this run has found so far."""
+    return config.stash.setdefault(_RESULTS, Results())
+
+
+def keep_gate(config: pytest.Config, gate: Gate) -> None:
+    """Make *gate* the one that explains why a recipe was refused."""
+    config.stash[_GATE] = gate
+
+
+def has_results(config: pytest.Config) -> bool:
+    """Whether anything of the gate ran or was looked at in this session."""
+    return _RESULTS in config.stash
+
+
+# -- which tests are the gate's -----------------------------------------------------------------------------------
+
+
+def uses_gate(item: pytest.Item) -> bool:
+    """Whether a test asks for one of the gate's own fixtures (a project may have fixtures of the same names)."""
+    fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return any(
+        getattr(defs[-1].func, "__module__", "") == "harness.pytest_plugin.plugin" for defs in fixtures.values() if defs
+    )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Remember the modules of the gate's suites before anything is deselected; refuse a marker that selects nothing."""
+    config.stash[_OURS] = {item.path for item in items if uses_gate(item)}
+    expression, before = config.getoption("markexpr"), len(items)
+    yield
+    selected = config.getoption("gate_recipes") != []  # of a pull request that broke every recipe nothing is left
+    if expression and config.stash[_OURS] and not items and selected and not is_worker(config):
+        what = f"selects none of the {before} tests"
+        fix = f"The gate's markers are {', '.join(SUITES)}."
+        raise pytest.UsageError(str(UsageError(f"-m {expression!r}", what, fix)))
+
+
+def is_ours(item: pytest.Item) -> bool:
+    """Whether a test is of one of the gate's suites."""
+    return item.path in item.config.stash.get(_OURS, set())
+
+
+@contextmanager
+def refusing(config: pytest.Config) -> Iterator[None]:
+    """End the run with exit code 4 where what was given cannot be used: it is said in the report as well."""
+    try:
+        with reading("what was given"):
+            yield
+    except UsageError as error:
+        if isinstance(error, UnforeseenError) and error.__cause__ and config.getoption("verbose") > 0:
+            for line in traceback.format_exception(error.__cause__):
+                config.get_terminal_writer().write(line)
+        results_of(config).refused = str(error)
+        raise pytest.UsageError(*error.lines) from error
+
+
+# -- from a test's report to a check ------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say in the report which check of which case it is, and what it is due to."""
+    report = yield
+    error = None if call.excinfo is None else call.excinfo.value
+    if error is not None and is_ours(item):
+        _mark(item, report, error)
+    if isinstance(error, Failed) and not error.pytrace:
+        # Where CI is set, pytest's short summary repeats whole messages: pages of what stands right above it.
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if crash is not None:
+            crash.message = crash.message.partition("\n")[0]
+    if is_ours(item):
+        if report.when == "setup" and report.failed:
+            report.when = "call"  # what a fixture builds is part of the check: it failed, it is not broken
+        outcome = _outcome(report)
+        if outcome is not None:
+            report.gate_check = _check(item, report, outcome, error).as_dict()  # type: ignore[attr-defined]
+            report.gate_causes = _causes(item, report, error)  # type: ignore[attr-defined]
+            _once(item.config, report)
+    return report
+
+
+def _mark(item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
+    """Put usage errors, refusals and errors of the gate itself into words, without a chain of tracebacks."""
+    if isinstance(error, UsageError):
+        report.user_properties += [(_USAGE_ERROR, line) for line in error.lines]
+        if not is_worker(item.config):
+            # As on a report that xdist brought home: here the run can be ended.
+            report.node = None  # type: ignore[attr-defined]
+    elif isinstance(error, Inconclusive):
+        report.user_properties.append(("outcome", "inconclusive"))
+    elif isinstance(error, Exception) and not isinstance(error, AssertionError):
+        text = _told(item, error)
+        if text:
+            report.longrepr = text
+
+
+def _told(item: pytest.Item, error: Exception) -> str:
+    """*error* in a few lines, or an empty string where pytest's own traceback is to be shown."""
+    from harness.quantization.quantize import QuantizationError
+
+    if isinstance(error, QuantizationError):
+        return _explained(item, error)
+    if item.config.getoption("verbose") > 0 or item.config.getoption("tbstyle") not in ("auto", "short", "line"):
+        return ""
+    lines = [
+        f"{type(error).__name__}: {first_line(str(error), 400)}",
+        *(f"  {place}" for place in _places(error)),
+        "This is no verdict on the recipe: the gate, or a library under it, raised where it should not. Run with -v"
+        " for the traceback, and report it.",
+    ]
+    return "\n".join(lines)
+
+
+def _explained(item: pytest.Item, error: Any) -> str:
+    case, gate = case_of(item), item.config.stash.get(_GATE, None)
+    if gate is None or case is None:
+        return str(error)
+    from harness.gate.gate import Case
+
+    if "structure_case" in item.callspec.params:  # type: ignore[attr-defined]
+        case = Case(case.recipe, gate.options.clip_models[0])
+    try:
+        reason, *problems = gate.explain(case, error).split("\n\n")
+    except Exception:  # the explanation is a help; the refusal is what has to be shown
+        reason, problems = str(error), []
+    if item.config.getoption("verbose") <= 0:
+        reason = first_line(reason, 600)
+    return "\n\n".join([*problems, reason])
+
+
+def _places(error: BaseException, most: int = 3) -> list[str]:
+    """Where *error* went through this package, and where it was raised, innermost last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames[:-1] if f"{Path(__file__).parents[1]}" in frame.filename]
+    chosen = [*own[-most:], *frames[-1:]]
+    return [f"{Path(f.filename).parent.name}/{Path(f.filename).name}:{f.lineno} in {f.name}" for f in chosen]
+
+
+def _outcome(report: pytest.TestReport) -> Outcome | None:
+    """How the check ended, or None where this phase of the test says nothing about it."""
+    if report.when != "call" and report.passed:
+        return None
+    if ("outcome", "inconclusive") in report.user_properties:
+        return Outcome.INCONCLUSIVE
+    if report.failed:
+        return Outcome.FAILED if report.when == "call" else Outcome.ERROR
+    if report.skipped:
+        return Outcome.XFAILED if hasattr(report, "wasxfail") else Outcome.SKIPPED
+    return Outcome.PASSED
+
+
+def case_of(item: pytest.Item) -> Case | None:
+    """The case that a test is about, a published architecture's included."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    found: Case | None = next((params[name] for name in (*CASES, "structure_case") if name in params), None)
+    return found
+
+
+def _check(item: pytest.Item, report: pytest.TestReport, outcome: Outcome, error: BaseException | None) -> CheckResult:
+    case = case_of(item)
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    message = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else _message(report, error)
+    return CheckResult(
+        test=report.nodeid,
+        suite=next((name for name in SUITES if item.get_closest_marker(name)), ""),
+        outcome=outcome,
+        message=message,
+        recipe="" if case is None else case.recipe_name,
+        model="" if case is None else case.model_name,
+        gated=case is not None and "structure_case" not in params,
+        about_baseline=getattr(error, "about_baseline", False),
+    )
+
+
+def _message(report: pytest.TestReport, error: BaseException | None) -> str:
+    """The first line of what a failed test says."""
+    if isinstance(report.longrepr, str) or (isinstance(error, Failed) and not error.pytrace):
+        return first_line(report.longreprtext)
+    return first_line(f"{type(error).__name__}: {error}" if error is not None else report.longreprtext)
+
+
+def first_line(text: str, width: int = 400) -> str:
+    """The first line of *text* that is not blank, in *width* characters."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def _causes(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[list[str]]:
+    """What a failure is due to, as keys that are the same for every test that meets it: sets that each explain it."""
+    case = case_of(item)
+    if isinstance(error, NotHeld):
+        return [list(error.causes)]
+    if not isinstance(error, Exception) or isinstance(error, (AssertionError, UsageError)) or case is None:
+        return []
+    from harness.quantization.quantize import QuantizationError
+
+    if isinstance(error, QuantizationError):
+        # Before ModelOpt's own reason stand the problems of the recipe's entries, which are checks of their own.
+        problems = str(report.longrepr).split("\n\n")[:-1]
+        return [[refused(case.recipe)], [f"{case.recipe}: {first_line(text)}" for text in problems]]
+    # Numbers (addresses, free memory) differ from one attempt to the next.
+    return [[f"{case.recipe}: {type(error).__name__}: {re.sub(r'[0-9]+', '#', str(error))}"]]
+
+
+def refused(recipe: str) -> str:
+    """The cause that ModelOpt refuses a recipe: one failure, on however many models and architectures."""
+    return f"{recipe}: refused"
+
+
+# -- one cause, one failure ---------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_from_serializable(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Treat a report that a worker sent home like one of this process."""
+    report = yield
+    if isinstance(report, pytest.TestReport) and hasattr(report, "gate_check"):
+        _once(config, report)
+    return report
+
+
+def _once(config: pytest.Config, report: Any) -> None:
+    """Turn a failure whose causes another test has reported into a skip that points there."""
+    check = CheckResult.of_dict(report.gate_check)
+    if check.outcome not in (Outcome.FAILED, Outcome.ERROR, Outcome.DEPENDENT):
+        return
+    causes = config.stash.setdefault(_CAUSES, Causes())
+    see = causes.first_of(check.test, report.gate_causes, check.see)
+    if not see or see == check.see:
+        return
+    report.outcome = "skipped"
+    reason = f"not judged, the cause is reported by {see}: {first_line(check.message, SHORT)}"
+    report.longrepr = (see.partition("::")[0], None, reason)
+    report.sections = []
+    report.gate_check = check.as_dict() | {"outcome": Outcome.DEPENDENT.value, "see": see}
+
+
+class Recorder:
+    """Keeps how each check ended; reports of workers come to the process that reports, and count there."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Record the check; end the run with exit code 4 where a test, here or in a worker, met a usage error."""
+        errors = [str(text) for name, text in report.user_properties if name == _USAGE_ERROR]
+        if errors and hasattr(report, "node"):
+            results_of(self._config).refused = "\n".join(errors)
+            raise pytest.UsageError(*errors)
+        check = getattr(report, "gate_check", None)
+        if check is not None and not errors:
+            results_of(self._config).add(CheckResult.of_dict(check))
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, Any] | None:
+    """``INCONCLUSIVE`` has its own letter and word."""
+    if ("outcome", "inconclusive") in getattr(report, "user_properties", ()):
+        return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
+    return None
+
+
+# -- the end of a run ---------------------------------------------------------------------------------------------
+
+
+def fell_short(results: Results, case: Case) -> str:
+    """Why what was measured of *case* is not a baseline: what did not hold of it; empty where all held.
+
+    A difference from the stored record is no reason: that record is kept as it is in any case.
+    """
+    from harness.report import cases
+
+    key = (case.recipe_name, case.model_name)
+    found = Checks()
+    for check in results.checks.get(key, Checks()).every:
+        if not check.about_baseline:
+            found.add(check)
+    judged = results.case(*key) | {"checks": found.as_dict()}
+    if not Word(cases.decision(judged)).falls_short:
+        return ""
+    return f"{cases.decision(judged)}: {cases.headline(judged)}"
+
+
+def conclude(session: pytest.Session) -> None:
+    """Give the run its one word: the exit code follows it, the JUnit file and the report carry it."""
+    from harness.pytest_plugin import machine
+    from harness.report import cases
+
+    config, results = session.config, results_of(session.config)
+    if session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR):
+        results.interrupted = "the run did not come to its end: what it says is of a part"
+    for test, what in machine.regressions(config):
+        results.add(
+            CheckResult(test, "throughput", Outcome.FAILED, f"slower than --benchmark-compare-fail allows: {what}")
+        )
+    found = results.as_dict()
+    word = Word(cases.run_decision(found))
+    notes = config.stash.setdefault(_NOTES, [])
+    if session.exitstatus == pytest.ExitCode.OK and word.falls_short:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        notes.append(f"exit code 1: no selected test failed, and the run is {word.value} all the same, as below")
+    elif session.exitstatus == pytest.ExitCode.OK and word is Word.NOTHING and results.has_checks:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        notes.append("exit code 5: every selected test was skipped, so nothing was judged")
+    xml = config.stash.get(_JUNIT, None)
+    if xml is not None:
+        xml.add_global_property("decision", word.value)
+    _write_report(session, found)
+
+
+def _write_report(session: pytest.Session, found: dict[str, Any]) -> None:
+    folder = session.config.getoption("gate_report")
+    if folder is None:
+        return
+    from harness import report
+
+    notes = session.config.stash[_NOTES]
+    try:
+        report.write(found, folder)
+    except UsageError as error:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        notes.append(f"ERROR: {error}")
+    else:
+        notes.append(f"wrote {folder}: report.html, summary.md, results.json")
+
+
+def notes_of(config: pytest.Config) -> list[str]:
+    """Lines about the end of the run, for the terminal."""
+    return config.stash.get(_NOTES, [])

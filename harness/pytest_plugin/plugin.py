@@ -1,0 +1,617 @@
+"""The pytest side of the gate: options, parametrisation, fixtures, and how results reach the terminal.
+
+No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate.gate`` builds each thing once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.compat import NOTSET as _NO_CASE  # the parameter of a test whose set of parameters is empty
+
+from harness.errors import UsageError
+from harness.gate.results import CheckResult, Outcome
+from harness.pytest_plugin import machine
+from harness.pytest_plugin.options import check_options, prepare_report, shortened
+from harness.pytest_plugin.outcomes import (
+    Inconclusive,
+    NotHeld,
+    case_of,
+    conclude,
+    fell_short,
+    first_line,
+    has_results,
+    keep_gate,
+    notes_of,
+    refusing,
+    results_of,
+    uses_gate,
+)
+from harness.pytest_plugin.workers import hand_over, is_worker, settle, take_selection, tell
+
+if TYPE_CHECKING:
+    from harness.baselines import Drift, Missing
+    from harness.baselines.carried import Unexpected
+    from harness.gate.gate import Case, Gate, Options, Quantized
+    from harness.pull_requests.selection import Selection
+    from harness.statistics.verdicts import Verdict
+
+#: Suites that never run unless asked for by their marker.
+ON_REQUEST = ("proof", "qat")
+
+_GATE = pytest.StashKey["Gate"]()
+#: Recipes that a pull request broke, so that no test can load them -> the reason.
+_REFUSED = pytest.StashKey[dict[str, str]]()
+#: Which test showed the quantizers at fault of a case.
+_BLAMED = pytest.StashKey[dict["Case", str]]()
+
+
+def _whole_number(text: str) -> int:
+    """A whole number; what is none is repeated in a few characters only."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number") from None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The command line of the gate."""
+    group = parser.getgroup("quantized CLIP gate")
+    add = group.addoption
+    add(
+        "--recipe",
+        action="append",
+        metavar="REF",
+        dest="gate_recipes",
+        help="recipe to gate; repeatable: a name from harness/recipes/library, a ModelOpt name "
+        "(huggingface/vit/ptq/fp8), a "
+        "YAML path, or module:ATTRIBUTE for a Python quant_cfg (default: the recipes of harness/recipes/library)",
+    )
+    add(
+        "--recipes-root",
+        metavar="DIR",
+        help="resolve ModelOpt names and $imports in this modelopt_recipes tree",
+    )
+    add(
+        "--clip-model",
+        action="append",
+        metavar="REF",
+        dest="gate_models",
+        help="model to gate; repeatable: embedded (default), a checkpoint directory, a hub id",
+    )
+    add(
+        "--tasks",
+        metavar="NAME[,NAME]",
+        help="CLIP_benchmark tasks (cifar100, imagenet1k, mscoco_captions, wds/...; default: the embedded three)",
+    )
+    add("--data-root", metavar="DIR", help="where the tasks' data lie")
+    add(
+        "--calibration-data",
+        metavar="DIR",
+        help="image-text pairs: a webdataset or the COCO captions layout",
+    )
+    add(
+        "--calibration-size",
+        type=_whole_number,
+        default=8192,
+        metavar="N",
+        help="pairs to calibrate on (default: 8192, or all there is)",
+    )
+    add(
+        "--batch-size",
+        type=_whole_number,
+        metavar="N",
+        help="rows per forward (default: what suits the device); fewer need less memory, and a baseline measured "
+        "with another number is compared by verdicts instead of bits",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
+    add(
+        "--attention",
+        choices=("modelopt", "diffusers"),
+        default="diffusers",
+        help="attention class that ModelOpt puts in (default: diffusers, which the published recipe means)",
+    )
+    add("--baselines", metavar="DIR", help="the store of records and budgets (default: baselines/)")
+    add("--update-baselines", action="store_true", help="accept what this run measures; needs --reason")
+    add("--new-baselines-only", action="store_true", help="store records that are missing; never change one")
+    add("--reason", metavar="TEXT", help="why the baselines change; kept in the record's history")
+    add(
+        "--changed-since",
+        metavar="REV",
+        help="gate only recipes of --recipes-root that the git diff since REV reaches through $import",
+    )
+    add("--list-affected", action="store_true", help="with --changed-since: list those recipes and stop")
+    add("--blame", action="store_true", default=None, help="find the quantizers at fault, also on a pass")
+    add("--no-blame", dest="blame", action="store_false", help="do not look for the quantizers at fault")
+    add("--early-stop", action="store_true", help="stop a task once a sequential test has decided")
+    add(
+        "--cluster",
+        metavar="ADDRESS|local",
+        help="evaluate the accuracy suite's tasks in slices on the workers of this Ray cluster (HOST:PORT of its "
+        "head), or of one started on this machine (local); needs the extra 'cluster'",
+    )
+    add("--gate-report", metavar="DIR", help="write report.html, summary.md and results.json here")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Look for the configuration file again, now that pytest knows which words are values of the gate's options.
+
+    Before plugins are loaded, pytest takes an existing folder behind an unknown option (``--data-root /data``) for a
+    place with tests, and looks there for its configuration instead of where it was started.
+    """
+    from _pytest.config.findpaths import determine_setup
+
+    config: Any = early_config
+    if config.inipath is not None or config.known_args_namespace.inifilename:
+        return
+    known = config.known_args_namespace
+    config._rootpath, config._inipath, found, *_ = determine_setup(
+        inifile=None,
+        override_ini=known.override_ini,
+        args=known.file_or_dir,
+        rootdir_cmd_arg=known.rootdir or None,
+        invocation_dir=config.invocation_params.dir,
+    )
+    if config._inipath is not None:
+        setattr(config, "_inicfg" if hasattr(config, "_inicfg") else "inicfg", found)
+        config._inicache.clear()
+
+
+def options_of(config: pytest.Config) -> Options:
+    """The command line as the library's options."""
+    from harness.data import samples
+    from harness.gate.gate import Options
+
+    get = config.getoption
+    given: dict[str, Any] = {
+        "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
+        "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
+        "baselines": get("baselines"),
+    }
+    given = {name: value for name, value in given.items() if value}
+    if get("gate_recipes") is not None:  # an empty list where a pull request broke all that it touched
+        given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
+    return Options(
+        **given,
+        recipes_root=get("recipes_root"),
+        data_root=get("data_root"),
+        calibration_data=get("calibration_data"),
+        calibration_size=get("calibration_size"),
+        batch_size=get("batch_size"),
+        device=get("device"),
+        attention=get("attention"),
+        early_stop=get("early_stop"),
+        cluster=get("cluster"),
+        report=get("gate_report") is not None,
+        # What pytest captures nobody sees move; it would only clutter the reports of failing tests.
+        progress=config.getoption("verbose") >= 0 and config.getoption("capture") == "no" and not is_worker(config),
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
+    try:
+        check_options(config)
+    except UsageError as error:
+        raise pytest.UsageError(*error.lines) from error
+    if is_worker(config):
+        # Cleared by the process that reports; a worker that starts later would clear what others have left since.
+        config.option.cacheclear = False
+        take_selection(config)
+        return None
+    rev = config.getoption("changed_since")
+    if rev is None:
+        return None
+    from harness.models import references
+    from harness.pull_requests import revisions, selection
+    from harness.recipes.tree import Tree
+
+    root = config.getoption("recipes_root")
+    try:
+        if root is None:
+            raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
+        if config.getoption("gate_recipes"):
+            revisions.resolve(Tree(root).root, rev)
+            raise UsageError("--recipe", "does not go with --changed-since, which selects the recipes", "Choose one.")
+        device = references.resolve_device(config.getoption("device"))
+        selected = selection.select(root, rev, config.getoption("attention"), device.type)
+    except UsageError as error:
+        raise pytest.UsageError(*error.lines) from error
+    print(selected)  # pytest's terminal is not set up yet
+    if selected.undecided:
+        raise pytest.UsageError(str(_undecided(selected)))
+    if config.getoption("list_affected"):
+        return int(pytest.ExitCode.OK)
+    results_of(config).environment["selection"] = selected.as_dict()
+    if not selected.gated:
+        return _report_nothing_gated(config)
+    config.stash[_REFUSED] = selected.unloadable
+    config.option.gate_recipes = selection.references(selected, root)
+    return None
+
+
+def _undecided(selected: Selection) -> UsageError:
+    (name, why), *others = selected.undecided.items()
+    more = f" (and {len(others)} more)" if others else ""
+    what = f"nobody can say whether {name} has to be gated{more}: {why}"
+    return UsageError("--changed-since", what, "Declare what it is, or give it to the gate by itself.")
+
+
+def _report_nothing_gated(config: pytest.Config) -> int:
+    """Write the report of a run in which there is nothing to gate, where one was asked for."""
+    folder = config.getoption("gate_report")
+    if folder is not None:
+        from harness import report
+
+        try:
+            report.write(results_of(config).as_dict(), folder)
+        except UsageError as error:
+            raise pytest.UsageError(*error.lines) from error
+    return int(pytest.ExitCode.OK)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a command line that cannot be used before anything is collected."""
+    from harness.pytest_plugin import outcomes, workers
+
+    for module in (machine, outcomes, workers):
+        if not config.pluginmanager.has_plugin(module.__name__):
+            config.pluginmanager.register(module, module.__name__)
+    config.pluginmanager.register(outcomes.Recorder(config), "harness.pytest_plugin.outcomes.Recorder")
+    try:
+        prepare_report(config)
+        machine.key_storage(config)
+        _check_names(config)
+        if config.getoption("tasks") is not None:
+            from harness.gate import gate
+
+            gate.metrics_of(options_of(config))
+    except UsageError as error:
+        raise pytest.UsageError(*error.lines) from error
+
+
+def _check_names(config: pytest.Config) -> None:
+    """Say what a name that was given means, where it could mean something else as well.
+
+    Raises:
+        UsageError: there is no such recipe, or a name that cannot be shown.
+    """
+    from harness.recipes import names
+    from harness.report.text import shown
+
+    get = config.getoption
+    recipes, models, root = get("gate_recipes") or (), get("gate_models") or (), get("recipes_root")
+    names.of_models(models)
+    if not config.option.collectonly and not is_worker(config):
+        for line in names.notes(recipes, models, root):
+            print(shown(line, None))  # pytest's terminal is not set up yet
+
+
+# -- which tests there are ----------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a recipe and model, and where asked for, a metric or an architecture."""
+    # A test that has its own fixture or parameter of that name is none of the gate's suites.
+    own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark.args[0])}
+    known = {"case", "structure_case", "weights_case", "model_case", "trained_case", "metric"}
+    wanted = known & set(metafunc.fixturenames)
+    wanted -= own | set(metafunc._arg2fixturedefs)
+    if not wanted:
+        return
+    from harness.gate import gate
+    from harness.recipes import names
+    from harness.recipes.loading import DEFAULT
+
+    options = options_of(metafunc.config)
+    cases = gate.cases_of(options)
+    ways = {
+        "case": cases,
+        "structure_case": gate.structures_of(options),
+        # No default recipe has a block format that needs CUDA.
+        "weights_case": [case for case in cases if case.recipe_name not in DEFAULT],
+        "model_case": list({case.model: case for case in reversed(cases)}.values())[::-1],
+        "trained_case": gate.to_train(options),
+    }
+    for name in wanted - {"metric"}:
+        ids = [names.plain(c.model_name) if name == "model_case" else c.id for c in ways[name]]
+        metafunc.parametrize(name, ways[name], ids=ids, scope="session")
+    if "metric" in wanted:
+        metrics = gate.metrics_of(options)
+        # Not of the scope of the session: pytest would then order by metric as well, and quantize a case twice.
+        metafunc.parametrize("metric", metrics, ids=gate.metric_ids(metrics))
+
+
+def _names(given: str | Iterable[str]) -> list[str]:
+    """Names of a ``parametrize`` mark, which takes a list or a string with commas."""
+    return [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs only on request, and what no recipe of this run gives anything to look at."""
+    expression = config.getoption("markexpr") or ""
+    unasked = [name for name in ON_REQUEST if name not in expression]
+    empty = [item for item in items if _has_no_case(item)]
+    dropped = empty + [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    if config.getoption("gate_recipes") == []:  # nothing of the selection can be loaded
+        dropped = list(items)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+
+
+def _has_no_case(item: pytest.Item) -> bool:
+    """True for a test whose set of parameters is empty; by identity, as another's parameter may be an array."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return any(value is _NO_CASE for value in params.values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Look at everything that was given before the first model runs: a usage error stops the run with exit code 4.
+
+    After the last test come the recipes that a pull request broke: earlier, pytest would take them for failures of
+    its collection.
+    """
+    _look_at_everything(session)
+    result = yield
+    if not session.config.option.collectonly:
+        _report_refused(session.config)
+    return result
+
+
+def _look_at_everything(session: pytest.Session) -> None:
+    config, items = session.config, [item for item in getattr(session, "items", []) if uses_gate(item)]
+    if not items or config.option.collectonly or is_worker(config):
+        return
+    fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
+    with refusing(config):
+        machine.check_comparison(config, session.items)
+        gate = _gate(config)
+        gate.preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures, decode=True)
+
+
+def _report_refused(config: pytest.Config) -> None:
+    """One failure per recipe that the pull request broke, in every report that a failing test has."""
+    from harness.report.text import shown
+
+    for name, why in config.stash.get(_REFUSED, {}).items():
+        nodeid = f"{shown(name)}::can be loaded"
+        location = (shown(name), None, "can be loaded")
+        config.hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
+        for when, outcome, text in (("call", "failed", f"refused: {why}"), ("teardown", "passed", None)):
+            report = pytest.TestReport(nodeid, location, {}, outcome, text, when)  # type: ignore[arg-type]
+            if outcome == "failed":
+                check = CheckResult(nodeid, "", Outcome.FAILED, str(text))
+                report.gate_check = check.as_dict()  # type: ignore[attr-defined]
+            config.hook.pytest_runtest_logreport(report=report)
+        config.hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this device or this gate has no verdict on, with the reason; its structure is checked all the same."""
+    if "benchmark" in getattr(item, "fixturenames", ()) and uses_gate(item) and (why := machine.no_times(item.config)):
+        pytest.skip(why)
+    params: Any = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    kinds = ("case", "structure_case", "weights_case", "model_case", "trained_case")
+    found = [name for name in kinds if name in params]
+    if _GATE not in item.config.stash or not found:
+        return
+    gate, case = item.config.stash[_GATE], params[found[0]]
+    reason = None if "model_case" in found else gate.not_gated(case, structure="case" not in found)
+    if reason is None and "structure_case" not in found:
+        reason = gate.lacks(case, tower=params.get("tower"), accuracy="metric" in params)
+    if reason:
+        pytest.skip(f"not gated: {reason}")
+
+
+# -- fixtures -----------------------------------------------------------------------------------------------------
+
+
+def _gate(config: pytest.Config) -> Gate:
+    from harness.evaluation import evaluators
+    from harness.gate.gate import Gate
+    from harness.models import references
+    from harness.pytest_plugin import workers
+
+    if _GATE not in config.stash:
+        workers.take_device(config)
+        options = options_of(config)
+        evaluator = evaluators.evaluator(
+            references.resolve_device(options.device),
+            options.batch_size,
+            cluster=options.cluster,
+            data_root=options.data_root,
+            store=workers.store_of(config),
+            **_progress(config, options),
+        )
+        config.stash[_GATE] = Gate(options, results_of(config), evaluator)
+        keep_gate(config, config.stash[_GATE])
+    return config.stash[_GATE]
+
+
+def _progress(config: pytest.Config, options: Options) -> dict[str, Any]:
+    """How an evaluation shows its progress: that on a cluster, which is a long one, through pytest's capture too."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if options.cluster is None or capture is None or is_worker(config) or config.getoption("verbose") < 0:
+        return {"progress": options.progress}
+    return {"progress": True, "visible": capture.global_and_fixture_disabled}
+
+
+@pytest.fixture(scope="session")
+def gate(pytestconfig: pytest.Config) -> Gate:
+    """The run: what is built once and shared by every suite."""
+    return _gate(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def quantized(gate: Gate, case: Case) -> Quantized:
+    """The case's quantized and calibrated model."""
+    return gate.quantized(case)
+
+
+class Check:
+    """Turns what the library found into a test's outcome, with the commands that rerun the case and accept it."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._nodeid = request.node.nodeid
+        self._options = repeated_options(request.config, request.node)
+        self._request = request
+
+    def problems(self, found: Iterable[object], heading: str = "") -> None:
+        """Fail with all of *found*, one paragraph each; hold if there is nothing."""
+        from harness.baselines import rerun_command
+
+        texts = [str(problem) for problem in found]
+        if texts:
+            parts = [heading] * bool(heading) + texts + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
+            raise NotHeld("\n\n".join(parts), self._causes(texts))
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Fail where the loss is over its budget, and, under its own word, where the data cannot tell."""
+        from harness.baselines import rerun_command
+        from harness.statistics.verdicts import Decision
+
+        self._request.node.user_properties.append(("verdict", verdict.decision.value))
+        message = verdict.message()
+        wanted = self._request.config.getoption("blame")
+        if wanted or (wanted is None and verdict.decision is Decision.FAIL):
+            message += "\n\n" + self._blame(verdict.task, verdict.metric)
+        message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
+        if verdict.decision is Decision.INCONCLUSIVE:
+            raise Inconclusive(message, pytrace=False)
+        if verdict.decision is Decision.FAIL:
+            raise NotHeld(message)
+
+    def drift(self, drift: Drift | Missing | Unexpected) -> None:
+        """Fail where there is no baseline, where it belongs to something else, or where something moved."""
+        from harness.baselines import Kind, Missing
+
+        get = self._request.config.getoption
+        # --new-baselines-only stores what is missing; a record that moved stays as it is and still fails.
+        if get("update_baselines") or (get("new_baselines_only") and getattr(drift, "new_only", True)):
+            return
+        if not getattr(drift, "failed", True):
+            return
+        causes: Iterable[str] = ()
+        if isinstance(drift, Missing):
+            causes = self._causes(["no baseline"])
+        elif getattr(drift, "kind", None) is Kind.MISMATCH:
+            causes = self._causes(getattr(drift, "lines", ()))
+        raise NotHeld(drift.message(self._nodeid, self._options), causes, about_baseline=True)
+
+    def limits(self, found: list[str], metric: tuple[str, str]) -> None:
+        """Fail where measures beyond accuracy passed their limits, and say which quantizers did it."""
+        if not found:
+            return
+        from harness.baselines import rerun_command
+
+        parts = ["\n".join(found)]
+        if self._request.config.getoption("blame") is not False:
+            parts.append(self._blame(*metric))
+        parts.append(f"rerun:  {rerun_command(self._nodeid, self._options)}")
+        raise NotHeld("\n\n".join(parts), self._causes(found))
+
+    def _causes(self, texts: Iterable[str]) -> list[str]:
+        """The first lines of *texts* as causes of this test's recipe; none where it is about no recipe.
+
+        What is wrong on one model or architecture is wrong on the next: a first line says what, and not where.
+        """
+        case = case_of(self._request.node)
+        return [] if case is None else [f"{case.recipe}: {first_line(text)}" for text in texts]
+
+    def _blame(self, task: str, metric: str) -> str:
+        """The quantizers at fault; where another test of the case has said it, which one."""
+        gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
+        told = self._request.config.stash.setdefault(_BLAMED, {})
+        first = told.setdefault(case, self._nodeid)
+        if first != self._nodeid:
+            return f"blame: see {first}"
+        return str(gate.blame(case, task, metric).message())
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest) -> Check:
+    """How a suite says that something does not hold."""
+    return Check(request)
+
+
+def updating(config: pytest.Config) -> bool:
+    """Whether this run stores what it measures."""
+    return bool(config.getoption("update_baselines") or config.getoption("new_baselines_only"))
+
+
+def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
+    """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
+    from harness.gate import gate
+
+    case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[union-attr]
+    return gate.words_of(options_of(config), case)
+
+
+# -- the end of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Store what was measured where that was asked for; a worker hands its findings to the process that reports."""
+    config = session.config
+    lines = []
+    if _GATE in config.stash:
+        gate = config.stash[_GATE]
+        gate.finish()
+        lines = [*gate.evaluator.notes(), *(_accept(session, exitstatus) if updating(config) else [])]
+        gate.evaluator.close()
+    if is_worker(config):
+        hand_over(config, lines)
+        return
+    tell(config, lines)
+    settle(session, exitstatus)
+    if has_results(config):
+        conclude(session)
+
+
+def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
+    """Store this process's measurements, each change shown before it is stored; a worker's lines are returned."""
+    lines: list[str] = []
+    config, get = session.config, session.config.getoption
+    results = results_of(config)
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or results.refused:
+        return ["nothing is stored: the run did not come to its end"]
+
+    def show(text: str) -> None:
+        tell(config, [text])
+
+    gate = config.stash[_GATE]
+    new_only = get("new_baselines_only")
+    left_out = {case: fell_short(results, case) for case in gate.pending} if new_only else {}
+    try:
+        gate.accept(
+            reason=get("reason"),
+            new_only=new_only,
+            show=lines.append if is_worker(config) else show,
+            left_out={case: why for case, why in left_out.items() if why},
+        )
+    except UsageError as error:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        results.refused = str(error)
+        lines.append(f"ERROR: {error}")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The messages of inconclusive tests, and one line per recipe and task."""
+    from harness.report import summary
+
+    for one in terminalreporter.getreports("inconclusive"):
+        terminalreporter.write_sep("_", one.head_line or one.nodeid, yellow=True)
+        terminalreporter.write_line(one.longreprtext)
+    for line in notes_of(config):
+        terminalreporter.write_line(line)
+    if has_results(config):
+        summary.write(terminalreporter, results_of(config).as_dict())

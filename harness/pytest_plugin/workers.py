@@ -1,0 +1,192 @@
+"""The gate in several processes (pytest-xdist): what was given is looked at once, and every worker's findings join."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.pytest_plugin import machine
+
+if TYPE_CHECKING:
+    from harness.evaluation.shards import Store
+    from harness.gate.gate import Case
+
+#: Where a worker leaves what it hands over, and finds the folder of shards.
+_HANDED = "quantized CLIP gate"
+#: Under this a worker finds the references of the recipes to gate.
+_SELECTED = "quantized CLIP gate recipes"
+#: The folder of shards in pytest's cache, beside what other plugins keep there.
+CACHE = "quantized-clip-gate"
+_LOOKED_AT = pytest.StashKey[bool]()
+_STORE = pytest.StashKey["Store | None"]()
+_TOUCHED = pytest.StashKey[set[Path]]()
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs tests for another one, which reports."""
+    return hasattr(config, "workerinput")
+
+
+def cuda_device(worker: str, count: int) -> int:
+    """The one of *count* CUDA devices that the worker ``gwN`` takes: N modulo the count.
+
+    Raises:
+        ValueError: there is no device, or *worker* is no worker's name.
+    """
+    if count < 1:
+        raise ValueError("there is no CUDA device to take")
+    return int(worker.removeprefix("gw")) % count
+
+
+def take_device(config: pytest.Config) -> None:
+    """Make this worker's GPU the one that ``cuda`` means in this process; the process alone keeps the first."""
+    import torch
+
+    if is_worker(config) and config.getoption("device") != "cpu" and torch.cuda.is_available():
+        worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
+        torch.cuda.set_device(cuda_device(worker, torch.cuda.device_count()))
+
+
+def store_of(config: pytest.Config) -> Store | None:
+    """Where shards are kept: in pytest's cache, else, for several processes, in a folder of this run; else nowhere."""
+    from harness.evaluation.shards import Store
+
+    if _STORE not in config.stash:
+        if is_worker(config):
+            folder, run = config.workerinput.get(_HANDED) or (None, "")  # type: ignore[attr-defined]
+        else:
+            folder, run = _folder(config), uuid.uuid4().hex
+        config.stash[_STORE] = None if folder is None else Store(Path(folder), run)
+    return config.stash[_STORE]
+
+
+def _folder(config: pytest.Config) -> Path | None:
+    try:
+        return config.cache.mkdir(CACHE) if config.cache is not None else None
+    except AttributeError:  # -p no:cacheprovider
+        if not getattr(config.option, "numprocesses", None):
+            return None
+    except OSError:  # a checkout that cannot be written to
+        return None
+    folder = Path(tempfile.mkdtemp(prefix=f"{CACHE}-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
+def settle(session: pytest.Session, exitstatus: int) -> None:
+    """Remove the shards of a run that came to its end; what is left of any other lets the next one go on."""
+    from harness.evaluation import shards
+
+    config = session.config
+    came_to_its_end = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if not came_to_its_end or session.shouldstop or session.shouldfail:
+        return
+    store = config.stash.get(_STORE, None)
+    shards.discard(config.stash.get(_TOUCHED, set()) | (store.touched if store is not None else set()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where all of them keep their shards, and what is gated."""
+    store = store_of(node.config)
+    node.workerinput[_HANDED] = None if store is None else [str(store.folder), store.run]
+    node.workerinput[_SELECTED] = node.config.option.gate_recipes
+
+
+def take_selection(config: pytest.Config) -> None:
+    """Have this worker gate the recipes that the process which reports has selected."""
+    config.option.gate_recipes = config.workerinput[_SELECTED]  # type: ignore[attr-defined]
+
+
+def hand_over(config: pytest.Config, lines: Sequence[str]) -> None:
+    """Leave what this worker found, and *lines* to be shown, for the process that reports."""
+    from harness.pytest_plugin.outcomes import results_of
+
+    output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
+    store = config.stash.get(_STORE, None)
+    touched = [] if store is None else sorted(map(str, store.touched))
+    output[_HANDED] = json.dumps({"results": results_of(config).as_dict(), "lines": list(lines), "shards": touched})
+
+
+def tell(config: pytest.Config, lines: Sequence[str]) -> None:
+    """Show *lines* in the terminal, below what is there."""
+    terminal = config.get_terminal_writer()
+    for line in ["", *lines] if lines else []:
+        terminal.line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out all tests of a case together, so that one process builds its model; another ``--dist`` is obeyed."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    ids = _case_ids(config)
+
+    class ByCase(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return max((case for case in ids if case in nodeid), key=len, default=nodeid)
+
+    return ByCase(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Look at all that was given before a worker runs its first test: a worker cannot end the run with exit code 4."""
+    from harness.gate import gate
+    from harness.pytest_plugin.outcomes import refusing
+    from harness.pytest_plugin.plugin import options_of
+
+    config: pytest.Config = node.config
+    if config.stash.get(_LOOKED_AT, False):
+        return
+    config.stash[_LOOKED_AT] = True
+    if not any(case in one for case in _case_ids(config) for one in ids):
+        return
+    with refusing(config):
+        machine.check_processes(config)
+        options = options_of(config)
+        metrics = tuple(f"{one}]" for one in gate.metric_ids(gate.metrics_of(options)))
+        made = gate.Gate(options)
+        try:
+            made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
+        finally:
+            made.evaluator.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker found, the cases in the order of the command line."""
+    from harness.pytest_plugin.outcomes import results_of
+
+    output: dict[str, Any] = getattr(node, "workeroutput", None) or {}
+    if _HANDED not in output:
+        return
+    config: pytest.Config = node.config
+    handed = json.loads(output[_HANDED])
+    config.stash.setdefault(_TOUCHED, set()).update(map(Path, handed["shards"]))
+    if handed["results"]["cases"]:
+        results = results_of(config)
+        results.merge(handed["results"])
+        order = {(case.recipe_name, case.model_name): place for place, case in enumerate(_cases(config))}
+        results.cases = dict(sorted(results.cases.items(), key=lambda item: order.get(item[0], len(order))))
+    tell(config, handed["lines"])
+
+
+def _case_ids(config: pytest.Config) -> list[str]:
+    return [case.id for case in _cases(config)]
+
+
+def _cases(config: pytest.Config) -> list[Case]:
+    from harness.gate import gate
+    from harness.pytest_plugin.plugin import options_of
+
+    return gate.cases_of(options_of(config))

@@ -1,0 +1,1 @@
+"""Quantize and calibrate a model, and take its quantizer map."""

@@ -1,0 +1,1 @@
+"""Recipes: from YAML or a Python ``quant_cfg`` to one checked form."""

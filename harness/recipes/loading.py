@@ -1,0 +1,642 @@
+"""Recipes: what to quantize and how, from YAML in ModelOpt's schema or from a Python ``quant_cfg``, in one form.
+
+A recipe is named as in ``--recipe REF``: one of this package's (``fp8``), one of ModelOpt's
+(``huggingface/vit/ptq/fp8``), a YAML path, or ``module:ATTRIBUTE``.  YAML is untrusted: it is read by
+:mod:`harness.recipes.tree` and only its resolved, plain data is handed to ModelOpt's schema.  A Python reference is
+imported, as the person who typed it asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness import files
+from harness.errors import UsageError
+from harness.recipes import algorithms, config_form
+from harness.recipes.schema import check_entry, check_kind, check_pattern, check_snippet, modelopt_config
+from harness.recipes.tree import SUFFIXES, Tree, plain
+from harness.recipes.yaml_reading import Document
+
+HERE = Path(__file__).parent / "library"
+#: The recipes that a plain ``pytest`` gates, in the order of the reports.
+DEFAULT = (
+    "fp8",
+    "fp8-patch-embedding-fp16",
+    "fp8-linear-only",
+    "fp8-per-channel",
+    "int8",
+    "int8-smoothquant",
+    "int4-awq",
+    "w4a8-awq",
+)
+#: Recipes that search for formats: what they choose hangs on weights and data.
+SEARCHES = ("auto-fp8-int4",)
+#: Further recipes, in the folder ``more``: gated by name (``--recipe svdquant``), not by a plain ``pytest``.
+MORE = (
+    "fp8-mse",
+    "int4-block",
+    "int4-awq-clip",
+    "int4-awq-full",
+    "int4-gptq",
+    "svdquant",
+    *SEARCHES,
+    "int4-double-quantization",
+    *("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8"),  # CUDA
+)
+MAX_ENTRIES = 500  # of one recipe, resolved
+MAX_FORMATS = 16  # that one search chooses among; each calibrates the whole model
+_PYTHON = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+_WORD = re.compile(r"^[A-Za-z0-9_-]{1,40}$", re.ASCII)
+#: The kind of recipe that has ModelOpt search for formats.
+SEARCHED = "auto_quantize"
+_PRESET = "modelopt.torch.quantization.config.QuantizeConfig"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a resolved ``quant_cfg``; lines apply in order and the last that matches wins.
+
+    ``cfg`` holds quantizer attributes (num_bits, axis, block_sizes, ...; a list for a sequential quantizer), or None
+    where the line only switches.  ``origin`` is ``file:line``, or what is known of it.  ``written`` is the key that the
+    author wrote where that is not the pattern: ``default`` in the older dict form.
+    """
+
+    pattern: str
+    parent_class: str | None
+    enable: bool
+    cfg: dict[str, Any] | list[dict[str, Any]] | None
+    origin: str
+    written: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The pattern as its author wrote it."""
+        return self.written or self.pattern
+
+    @property
+    def denies_all(self) -> bool:
+        """Whether it turns every quantizer of every model off."""
+        return (
+            not self.enable and self.parent_class is None and self.pattern.strip("*") in ("", "_quantizer", "quantizer")
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe.
+
+    ``quant_cfg`` is exactly what ``mtq.quantize`` takes, in the form it was published in (a list, or the older dict
+    with its order); ``entries`` is the same in application order.  ``algorithm`` is what ModelOpt will calibrate with
+    (see :mod:`harness.recipes.algorithms`): ``max`` where a recipe does not say, None where nothing is calibrated.
+    ``files`` are the recipe's file and all it imports.  ``hash`` is the sha256 (hex) of the canonical JSON of entries
+    and algorithm, so comments, file layout and dict-or-list form leave it alone.
+    ``kind`` is ``ptq``, or ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg
+    is then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search has chosen
+    (:func:`harness.quantization.search.chosen`), and ``candidates`` are the formats as recipes of their own, a fixed
+    baseline first. Any other kind has no quant_cfg and no entries: ``harness.pull_requests.reach.not_gated`` says why.
+    """
+
+    name: str
+    source: str
+    path: Path | None
+    quant_cfg: dict[str, Any]
+    algorithm: Any
+    entries: tuple[Entry, ...]
+    files: tuple[Path, ...]
+    hash: str
+    kind: str = "ptq"
+    candidates: tuple[Recipe, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Recipe, ...]:
+        """The recipes with entries that an author wrote: the candidates of a search, or this one."""
+        return self.candidates or (self,)
+
+
+def installed_root() -> Path:
+    """The ``modelopt_recipes`` tree of the installed ModelOpt, found without importing it.
+
+    Raises:
+        UsageError: this ModelOpt has none.
+    """
+    spec = importlib.util.find_spec("modelopt_recipes")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        return Path(place)
+    raise UsageError(
+        "modelopt_recipes", "no recipes are installed with this ModelOpt", "Install nvidia-modelopt 0.44 or newer."
+    )
+
+
+def load(ref: str, root: Path | None = None) -> Recipe:
+    """The recipe that *ref* names, resolved, checked against ModelOpt's schema and in one form.
+
+    Args:
+        ref: a name in harness/recipes/library, a name in the tree, a YAML path, or ``module:ATTRIBUTE``.
+        root: the tree in which ModelOpt's names and ``$import`` are looked up; None: the installed one.
+
+    Raises:
+        UsageError: there is no such recipe, or it cannot be used: with the file, the place in it and the mend.
+    """
+    path = path_of(ref, root)
+    if path is None:
+        return _from_python(ref)
+    return _from_yaml(ref, path, Tree(root if root is not None else installed_root()))
+
+
+def load_file(path: Path, root: Path) -> Recipe:
+    """The recipe in the file (or folder) *path*, whose imports are looked up in the tree *root*.
+
+    Raises:
+        UsageError: as :func:`load`.
+    """
+    return _from_yaml(str(path), path, Tree(root))
+
+
+def name_of(ref: str, root: Path | None = None) -> str:
+    """The name that :func:`load` gives the recipe of *ref*, without reading it.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    path = path_of(ref, root)
+    if path is None:
+        return ref.rpartition(":")[2]
+    return _name(path, root if root is not None else installed_root())
+
+
+def path_of(ref: str, root: Path | None = None) -> Path | None:
+    """The file or folder that *ref* means, or None: it is a ``module:ATTRIBUTE``.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if not isinstance(ref, str) or not ref or not ref.isprintable():
+        raise UsageError(
+            f"--recipe {ref!r}", "is not a name of a recipe", f"Give one of {', '.join(DEFAULT + MORE)}, or a path."
+        )
+    if _PYTHON.match(ref) and not files.exists(ref):
+        return None
+    return find(ref, Tree(root if root is not None else installed_root()), given=root is not None)
+
+
+def find(ref: str, tree: Tree, given: bool = False) -> Path:
+    """The file, or the directory with metadata and quantize files, that *ref* means.
+
+    What is written as a path (``./fp8``, ``/data/fp8.yaml``, ``~/fp8``) is one.  Any other name is looked up in the
+    *given* tree, if there is one; then, if it has no folder and no suffix, among this package's recipes; then it is a
+    path from the working directory; then a name in the installed tree.
+
+    Args:
+        ref: as for :func:`load`.
+        tree: ModelOpt's installed one, or another.
+        given: whether the person named this tree (``--recipes-root``): its files then come first.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = _meanings(ref, tree, given)
+    if found:
+        return found[0]
+    raise UsageError(
+        f"--recipe {ref}",
+        f"names no recipe of harness/recipes/library, of {tree.root}, and no file",
+        f"Give one of {', '.join(DEFAULT + MORE)}, a name in the tree, a YAML path or module:ATTRIBUTE.",
+    )
+
+
+def also_means(ref: str, root: Path | None = None) -> str | None:
+    """One line that says what else goes by the name *ref*, or None: the name has one meaning.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if path_of(ref, root) is None:
+        return None
+    tree = Tree(root if root is not None else installed_root())
+    first, *others = _meanings(ref, tree, given=root is not None)
+    rest = [path for path in others if path.resolve() != first.resolve()]
+    if not rest:
+        return None
+    what = f"the recipe {ref} of this package" if HERE in first.parents else str(first)
+    other = str(rest[0]) if rest[0].is_absolute() else f"./{rest[0]}"
+    return f"--recipe {ref} means {what}; to gate the other one of this name, give {other}"
+
+
+def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
+    """Every recipe that *ref* may mean, the one that counts first."""
+    path = files.expand(ref, option="--recipe")
+    if path.parts[:1] and path.parts[0].startswith("~"):  # "./~x": a file of that name, not to be expanded again
+        path = path.absolute()
+    typed = _with_suffixes(path)
+    if path.is_absolute() or ref.startswith(("./", "../")):
+        return [file for file in typed if _exists(file)]
+    inside: list[Path] = []
+    if ".." not in path.parts:
+        in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
+        inside = [file for file in _with_suffixes(tree.root / in_tree) if _exists(file) and tree.holds(file, ref)]
+    own: list[Path] = []
+    if "/" not in ref and not ref.endswith(SUFFIXES):
+        own = [HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml"]
+    candidates = [*inside, *own, *typed] if given else [*own, *typed, *inside]
+    return [file for file in candidates if _exists(file)]
+
+
+def _with_suffixes(path: Path) -> list[Path]:
+    """*path* and, where it has no suffix of a YAML file, the files that may be meant by it."""
+    if path.name.endswith(SUFFIXES):
+        return [path]
+    return [path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES if path.name)]
+
+
+def _exists(path: Path) -> bool:
+    return files.is_file(path) or (files.is_folder(path) and section_files(path) is not None)
+
+
+def section_files(directory: Path) -> tuple[Path, Path] | None:
+    """The metadata and quantize files of a recipe kept as a directory, or None: it is none."""
+    found = [next((p for s in SUFFIXES if files.is_file(p := directory / f"{n}{s}")), None) for n in _SECTIONS]
+    return (found[0], found[1]) if found[0] and found[1] else None
+
+
+_SECTIONS = ("metadata", "quantize")
+
+
+# --- YAML
+
+
+def kind_of(document: Document, tree: Tree | None = None) -> str | None:
+    """The kind of recipe that *document* is, or None for a snippet that recipes import.
+
+    ``metadata.recipe_type`` names it, or, from ModelOpt 0.48 on, the schema that its comment declares; a complete
+    QuantizeConfig is a ``preset``.  A document that is nothing but an ``$import`` is what it imports, which *tree*
+    looks up; what declares neither is called after its folder (``distillation``).
+
+    Raises:
+        UsageError: it has metadata that names no kind, or imports a recipe that cannot be read.
+    """
+    declared = _declared_kind(document)
+    if declared is not None:
+        return declared
+    if document.schema is not None:
+        return None
+    base = _imported(document, tree) if tree is not None else None
+    kind = _declared_kind(base) if base is not None else None
+    if kind not in (None, "preset"):
+        return kind
+    folder = document.path.parent.name
+    return folder if _WORD.match(folder) else "unknown"
+
+
+def _declared_kind(document: Document) -> str | None:
+    """The kind that *document* itself names, by its metadata or its schema."""
+    body = document.body
+    if isinstance(body, dict) and "metadata" in body:
+        kind = body["metadata"].get("recipe_type") if isinstance(body["metadata"], dict) else None
+        if not isinstance(kind, str) or not _WORD.match(kind):
+            raise UsageError(document.path, "its metadata has no recipe_type", "Write 'metadata: {recipe_type: ptq}'.")
+        return kind
+    if document.schema == _PRESET:
+        return "preset"
+    if declared := _RECIPE_SCHEMA.match(document.schema or ""):
+        return _KIND_OF_SCHEMA.get(declared[1], declared[1].lower())
+    return None
+
+
+#: The classes that a recipe's ``modelopt-schema`` comment can name instead of a recipe_type (ModelOpt 0.48).
+_RECIPE_SCHEMA = re.compile(r"^modelopt\.recipe\.config\.ModelOpt(\w+)Recipe$")
+_KIND_OF_SCHEMA = {
+    "PTQ": "ptq",
+    "AutoQuantize": SEARCHED,
+    "Eagle": "speculative_eagle",
+    "DFlash": "speculative_dflash",
+    "Medusa": "speculative_medusa",
+}
+
+
+def _imported(document: Document, tree: Tree) -> Document | None:
+    """The document that *document*, which is nothing but an ``$import``, means in the end; None for any other one."""
+    seen = {document.path}
+    found: Document | None = None
+    while (target := _only_import(found or document)) is not None:
+        path = tree.locate(target, (found or document).path)
+        if path in seen:
+            return None  # resolving it will say so
+        seen.add(path)
+        found = tree.read(path)
+        if _declared_kind(found) is not None:
+            break
+    return found
+
+
+def _only_import(document: Document) -> str | None:
+    """The path that *document* imports as a whole, or None."""
+    body = document.body
+    name = body.get("$import") if isinstance(body, dict) and not {"quantize", "auto_quantize"} & set(body) else None
+    return document.imports.get(name) if isinstance(name, str) else None
+
+
+def declares_without_metadata() -> bool:
+    """Whether the installed ModelOpt loads a recipe that has no ``metadata.recipe_type`` (0.48 and later)."""
+    numbers = re.findall(r"\d+", metadata.version("nvidia-modelopt"))[:2]
+    return tuple(map(int, numbers)) >= (0, 48)
+
+
+def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
+    name = _name(path, tree.root)
+    if files.is_folder(path):
+        return _from_directory(ref, name, path, tree)
+    document = tree.read(path)
+    kind = kind_of(document, tree)
+    _check_declared(document, kind, tree)
+    resolved = tree.resolve(document)
+    if kind not in ("ptq", "preset", SEARCHED):
+        assert kind is not None, "a snippet declares no metadata"
+        if isinstance(document.body, dict) and "metadata" in document.body:
+            check_kind(kind, path)
+        return Recipe(name, ref, path, {}, None, (), resolved.files, _digest(plain(resolved.data)), kind)
+    if document.documents > 1:
+        raise UsageError(path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them.")
+    for snippet, data in resolved.snippets:
+        check_snippet(snippet, data)
+    if kind == SEARCHED:
+        return _searched(name, ref, path, resolved.data, resolved.files)
+    section = resolved.data if kind == "preset" else _section(resolved.data, path)
+    return _build(name, ref, path, section, resolved.files)
+
+
+def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
+    """Refuse a document that says of itself in no way the installed ModelOpt knows that it is a recipe.
+
+    Raises:
+        UsageError: it is a snippet, or only a later release of ModelOpt loads it.
+    """
+    path, body = document.path, document.body
+    if kind == "preset" or (isinstance(body, dict) and "metadata" in body):
+        return
+    by_schema = document.schema is not None and _RECIPE_SCHEMA.match(document.schema) is not None
+    base = _imported(document, tree) if document.schema is None else None
+    by_import = base is not None and _declared_kind(base) not in (None, "preset")
+    if by_schema or by_import:
+        if declares_without_metadata():
+            return
+        how = "says what it is by its modelopt-schema alone" if by_schema else "is nothing but an $import of a recipe"
+        release = metadata.version("nvidia-modelopt")
+        fix = "Install nvidia-modelopt 0.48 or newer, or write 'metadata: {recipe_type: ptq}' and a section 'quantize'."
+        raise UsageError(path, f"{how}, which ModelOpt {release} cannot load", fix)
+    nameless = kind in (None, "ptq", "unknown") or not isinstance(body, dict) or not body
+    if nameless or tree.root not in path.parents:
+        raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
+
+
+def _from_directory(ref: str, name: str, path: Path, tree: Tree) -> Recipe:
+    sections = section_files(path)
+    assert sections is not None, "find() returns only directories that hold a recipe"
+    described, quantize = (tree.resolve(tree.read(file)) for file in sections)
+    for snippet, data in (*described.snippets, *quantize.snippets):
+        check_snippet(snippet, data)
+    if not isinstance(described.data, dict) or described.data.get("recipe_type") != "ptq":
+        raise UsageError(sections[0], "is no ptq recipe's metadata", "Write 'recipe_type: ptq'.")
+    return _build(name, ref, path, quantize.data, (*described.files, *quantize.files))
+
+
+def _section(data: dict[str, Any], path: Path) -> Any:
+    for key in data:
+        if key not in _SECTIONS:
+            raise UsageError(path, f"has the unknown section {key!r}", "A ptq recipe holds metadata and quantize.")
+    described = data.get("metadata", {})
+    extra = set(described) - {"recipe_type", "description"}
+    if extra or not isinstance(described.get("description", ""), str):
+        raise UsageError(path, f"has metadata that ModelOpt does not know: {sorted(map(str, extra))}", "Remove it.")
+    if "quantize" not in data:
+        raise UsageError(path, "has no section 'quantize'", "Add it: quant_cfg and algorithm.")
+    return data["quantize"]
+
+
+def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...]) -> Recipe:
+    """A ptq recipe from its resolved ``quantize`` section."""
+    if not isinstance(section, dict) or "quant_cfg" not in section:
+        mend = "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its entries."
+        raise UsageError(path, "its quantize section has no quant_cfg", mend)
+    entries = _entries(section["quant_cfg"], str(path))
+    algorithm = section.get("algorithm", algorithms.DEFAULT)
+    algorithms.check(algorithm, str(path))
+    try:
+        with _no_warnings():
+            taken = plain(section) | {"quant_cfg": config_form.accepted(plain(section["quant_cfg"]), str(path))}
+            taken["algorithm"] = plain(algorithm)
+            quant_cfg = modelopt_config().QuantizeConfig(**taken).model_dump(exclude_unset=True)
+    except config_form.REFUSALS as error:
+        raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
+    algorithm = quant_cfg.get("algorithm")
+    return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
+
+
+def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tuple[Path, ...]) -> Recipe:
+    """An auto_quantize recipe: its formats by themselves, and all that ``mtq.auto_quantize`` takes."""
+    modelopt_config()
+    from modelopt.recipe.config import ModelOptAutoQuantizeRecipe
+
+    try:
+        with _no_warnings():
+            checked = ModelOptAutoQuantizeRecipe(**plain(data)).auto_quantize
+    except config_form.REFUSALS as error:
+        raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its sections.") from error
+    if checked.kv_cache is not None:
+        what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
+        raise UsageError(path, what, "Take it out: CLIP has no KV cache.")
+    given = data["auto_quantize"]
+    if checked.score_size < 1:
+        raise UsageError(path, f"score_size is {checked.score_size}, expected 1 or more", "Write score_size: 128.")
+    spaces = given.get("module_search_spaces") or ()
+    for pattern in (
+        *checked.disabled_layers,
+        *checked.cost_excluded_layers,
+        *(pattern for space in spaces for pattern in space["module_name_patterns"]),
+    ):
+        check_pattern(pattern, str(path), what="a layer's name")
+
+    def built(section: Any, what: str) -> Recipe:
+        return _build(f"{name} {what}", ref, path, section, files)
+
+    fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
+    formats = [built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)]
+    searched = [
+        (space, [built(one, f"space {n} format {m}") for m, one in enumerate(space["candidate_formats"], 1)])
+        for n, space in enumerate(spaces, 1)
+    ]
+    candidates = (*([fixed] if fixed else []), *formats, *(one for _, found in searched for one in found))
+    if len(candidates) > MAX_FORMATS:
+        raise UsageError(path, f"has {len(candidates)} formats to search among", f"Write at most {MAX_FORMATS}.")
+    if listed := next((one for one in candidates if isinstance(one.algorithm, (list, tuple))), None):
+        what = f"{listed.name.removeprefix(name).strip()} has a list as its algorithm, which a search does not take"
+        raise UsageError(path, what, "Write one method, such as algorithm: max.")
+    constraints = checked.constraints.model_dump(exclude_none=True)
+    if checked.cost_excluded_layers:
+        cost = constraints.setdefault("cost", {})
+        cost["excluded_module_name_patterns"] = list(checked.cost_excluded_layers)
+    arguments = {
+        "constraints": constraints,
+        "quantization_formats": [one.quant_cfg for one in formats] or None,
+        "fixed_quantization_config": fixed.quant_cfg if fixed else None,
+        "module_search_spaces": [
+            {
+                "module_name_patterns": list(plain(space["module_name_patterns"])),
+                "quantization_formats": [one.quant_cfg for one in found],
+                "allow_no_quant": bool(space.get("allow_no_quant", True)),
+            }
+            for space, found in searched
+        ],
+        "disabled_layers": list(checked.disabled_layers),
+        "method": checked.auto_quantize_method,
+        "score_size": checked.score_size,
+    }
+    methods = {json.dumps(_canonical(one.algorithm), sort_keys=True): one.algorithm for one in candidates}
+    algorithm = next(iter(methods.values())) if len(methods) == 1 else None
+    return Recipe(name, ref, path, arguments, algorithm, (), files, _digest(arguments), SEARCHED, candidates)
+
+
+def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:
+    """The lines of *quant_cfg* in application order, each checked where it stands; dict form becomes lines too."""
+    lines = config_form.lines(quant_cfg) if isinstance(quant_cfg, Mapping) else quant_cfg
+    if not isinstance(lines, list):
+        raise UsageError(source, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines.")
+    if len(lines) > MAX_ENTRIES:
+        raise UsageError(source, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
+    return tuple(
+        Entry(*fields, origin=place, written="default" if "default" in line and len(line) == 1 else "")
+        for number, line in enumerate(lines, 1)
+        for place in [getattr(line, "place", "") or f"{source} entry {number}"]
+        for fields in check_entry(plain(line), place)
+    )
+
+
+def own_name(path: Path) -> str | None:
+    """The name of this package's recipe that is the file *path*, or None: it is another one."""
+    real = path.resolve()
+    here = HERE.resolve()
+    return real.stem if real.parent in (here, here / "more") else None
+
+
+def own_reference(name: str, root: Path) -> str:
+    """What means this package's recipe *name* where the tree *root* may hold a file of that name."""
+    path = path_of(name, root)
+    if path is not None and own_name(path) == name:
+        return name
+    return str(next(own for own in (HERE / f"{name}.yaml", HERE / "more" / f"{name}.yaml") if files.is_file(own)))
+
+
+def place_of(path: Path, root: Path | None = None) -> tuple[Path, str]:
+    """The folder below which the recipe at *path* is named, and its path from there with its suffix.
+
+    The folder is the tree for one of its recipes, links followed, and any other's own folder.
+    """
+    real = path.resolve()
+    top = (root if root is not None else installed_root()).resolve()
+    if top in real.parents and own_name(path) is None:
+        return top, real.relative_to(top).as_posix()
+    return path.absolute().parent, path.name
+
+
+def fit(text: str) -> str:
+    """*text* with only such characters as test ids and names of folders may have."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip(".-")
+
+
+def _name(path: Path, root: Path) -> str:
+    """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with dots."""
+    shown = place_of(path, root)[1]
+    bare = Path(shown).with_suffix("").as_posix() if files.is_file(path) else shown
+    name = fit(bare.replace("/", "."))
+    return name or f"recipe-{hashlib.sha256(shown.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+# --- Python
+
+
+def _from_python(ref: str) -> Recipe:
+    """A ``quant_cfg`` published as Python: the dict or list that ``mtq.quantize`` took, order and traps included."""
+    value = copy.deepcopy(_attribute(ref))
+    if hasattr(value, "model_dump"):  # ModelOpt's own QuantizeConfig, which fills in its defaults
+        value = {"algorithm": algorithms.DEFAULT} | value.model_dump(exclude_unset=True)
+    if isinstance(value, list) or (isinstance(value, dict) and "quant_cfg" not in value):
+        value = {"quant_cfg": value, "algorithm": algorithms.DEFAULT}
+    if not isinstance(value, dict) or not value["quant_cfg"]:
+        raise UsageError(f"--recipe {ref}", "is no quant_cfg", "Name a dict with the keys quant_cfg and algorithm.")
+    entries = _entries(value["quant_cfg"], ref)
+    algorithm = value.get("algorithm")
+    algorithms.check(algorithm, ref)
+    name = ref.rpartition(":")[2]
+    return Recipe(name, ref, None, value, algorithm, entries, (), _hash(entries, algorithm))
+
+
+def _attribute(ref: str) -> Any:
+    module_name, _, path = ref.partition(":")
+    try:
+        with _importable_from_here(), _no_warnings():
+            value: Any = importlib.import_module(module_name)
+            for part in path.split("."):
+                value = getattr(value, part)
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UsageError(f"--recipe {ref}", f"cannot be imported ({reason})", "Correct module:ATTRIBUTE.") from error
+    return value
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """Modules of the working directory can be named, as ``python -m pytest`` allows and ``pytest`` does not."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """ModelOpt warns of the dict form; the gate says by itself what that form does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# --- hash
+
+
+def _hash(entries: tuple[Entry, ...], algorithm: Any) -> str:
+    lines = [[e.pattern, e.parent_class, e.enable, e.cfg] for e in entries]
+    return _digest({"algorithm": algorithm, "entries": lines})
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """*value* as JSON has it: names for keys, lists for pairs, the qualified name of what only Python can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

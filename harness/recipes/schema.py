@@ -1,0 +1,227 @@
+"""Recipes against ModelOpt's own schema: each entry where it stands, with the attribute meant in the message.
+
+ModelOpt's pydantic models decide; this module asks them entry by entry, so that a refusal can name a line instead of
+the whole list.  Importing ModelOpt costs seconds, so every function does it for itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_origin
+
+from harness.errors import UsageError
+from harness.recipes import config_form, limits
+from harness.recipes.tree import plain
+from harness.recipes.yaml_reading import Document
+
+MAX_PATTERN = 256  # characters of a quantizer_name
+MAX_WILDCARDS = 16  # of '*' in one, far above any in use: each one more makes matching slower
+
+Fields = tuple[str, "str | None", bool, "dict[str, Any] | list[dict[str, Any]] | None"]
+
+
+def modelopt_config() -> Any:
+    """``modelopt.torch.quantization.config``, imported so that ModelOpt finds its plugins.
+
+    torchvision is mended first: with the broken pair ModelOpt would leave out its Hugging Face plugin, and with it the
+    attention quantizers, after a warning.
+    """
+    from harness import compat  # noqa: F401
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of plugins for packages that the gate does without
+        from modelopt.torch.quantization import config
+    return config
+
+
+def check_entry(line: Any, place: str) -> list[Fields]:
+    """(pattern, parent class, enable, attributes) of one line of a quant_cfg; more than one for the older dict forms.
+
+    Raises:
+        UsageError: ModelOpt's schema refuses the line, its pattern could make matching crawl, or it asks for what
+            ModelOpt cannot run (:mod:`harness.recipes.limits`).
+    """
+    if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
+        raise UsageError(
+            place, f"the entry {line!r:.80} is no mapping of names", "Write quantizer_name, cfg and enable."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the dict form being old
+            entries = config_form.normalized(dict(line))
+    except config_form.REFUSALS as error:
+        raise UsageError(place, *explained(error, _meanings(line), _attributes())) from error
+    return [_fields(entry, place) for entry in entries]
+
+
+def _meanings(line: Mapping[str, Any]) -> list[Any]:
+    """The entries that *line* means, as far as it can be read."""
+    try:
+        return list(config_form.entries_of(dict(line)))
+    except config_form.REFUSALS:
+        return [line]
+
+
+def _fields(entry: Any, place: str) -> Fields:
+    data = entry.model_dump(exclude_unset=True) if hasattr(entry, "model_dump") else dict(entry)
+    pattern, parent, cfg = data["quantizer_name"], data.get("parent_class"), data.get("cfg")
+    check_pattern(pattern, place)
+    if parent is not None:
+        _check_class(parent, place)
+    in_a_row = cfg if isinstance(cfg, list) else [cfg or {}]
+    if len(in_a_row) > limits.MAX_SEQUENCE:
+        fix = f"Write at most {limits.MAX_SEQUENCE}."
+        raise UsageError(place, f"cfg lists {len(in_a_row)} quantizers for one place", fix)
+    for attributes in in_a_row:
+        if problem := limits.attribute_problem(attributes):
+            raise UsageError(place, *problem)
+    return pattern, parent, data.get("enable", True), cfg
+
+
+def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name") -> None:
+    """Refuse a glob that no name can match, or whose matching could take for ever.
+
+    Raises:
+        UsageError: it is not plain text of a bounded length with a bounded number of wildcards.
+    """
+    if not isinstance(pattern, str) or not pattern or not pattern.isprintable() or len(pattern) > MAX_PATTERN:
+        raise UsageError(place, f"{pattern!r:.80} is no pattern of {what}", "Write a glob of plain text.")
+    if pattern.count("*") > MAX_WILDCARDS:
+        raise UsageError(place, f"the pattern {pattern!r:.80} has over {MAX_WILDCARDS} wildcards", "Use fewer.")
+
+
+def _check_class(name: Any, place: str) -> None:
+    """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is applied."""
+    from harness.models import families
+
+    modelopt_config()
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    check_pattern(name, place)
+    around_attention = {name for family in families.FAMILIES for name in family.attention_classes}
+    known = [*QuantModuleRegistry._key_registry.values(), *sorted(around_attention)]
+    if name in known:
+        return
+    by_case = {one.rpartition(".")[2].lower(): one for one in reversed(known)}
+    near = difflib.get_close_matches(str(name).rpartition(".")[2].lower(), by_case, 1, 0.6)
+    fix = f"Did you mean {by_case[near[0]]!r}?" if near else "Write a class such as nn.Linear or nn.Conv2d."
+    raise UsageError(place, f"parent_class is {name!r:.80}, which no quantized module of ModelOpt has", fix)
+
+
+def check_snippet(document: Document, data: Any) -> None:
+    """Hold an imported snippet against the schema that it declares, as ModelOpt does before using it.
+
+    Only data types of ModelOpt's two config modules are looked up, by name: a schema that names a function, which
+    pydantic would call, is refused.
+
+    Raises:
+        UsageError: no such schema, or the snippet does not fit it.
+    """
+    import pydantic
+
+    quantization_config = modelopt_config()
+    from modelopt.recipe import config as recipe_config
+
+    assert document.schema is not None, "the resolver refuses a snippet without one"
+    module_name, _, name = document.schema.rpartition(".")
+    modules = {module.__name__: module for module in (quantization_config, recipe_config)}
+    schema: Any = getattr(modules.get(module_name), name, None)
+    is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
+    if not is_model and get_origin(schema) is not list:
+        mend = "Name a type of modelopt.torch.quantization.config, such as QuantizerAttributeConfig."
+        raise UsageError(document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", mend)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pydantic.TypeAdapter(schema).validate_python(plain(data))
+    except config_form.REFUSALS as error:
+        raise UsageError(document.path, *explained(error, [data], _known(schema))) from error
+
+
+def _known(schema: Any) -> list[str]:
+    """The names that can be written in a snippet of *schema*."""
+    return _attributes() if get_origin(schema) is list else list(schema.model_fields)
+
+
+def check_kind(kind: str, path: Path) -> None:
+    """Hold a ``recipe_type`` against the kinds that ModelOpt knows.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    modelopt_config()
+    from modelopt.recipe.config import RecipeType
+
+    known = [member.value for member in RecipeType]
+    if kind not in known:
+        raise UsageError(path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}.")
+
+
+def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
+    """What is wrong and the fix, in one sentence each, from the most telling of a schema's complaints.
+
+    Args:
+        error: what ModelOpt or pydantic raised.
+        given: the data that were checked; several where one line means several entries.
+        known: the names that could be written where an unknown one is.
+    """
+    import pydantic
+
+    if not isinstance(error, pydantic.ValidationError):
+        return f"ModelOpt refuses it: {' '.join(str(error).split())[:300]}", "Correct it."
+    complaint = max(error.errors(include_url=False), key=lambda e: _weight(e, given))
+    path = max((_path(complaint["loc"], one) for one in given), key=len, default=[])
+    where = ".".join(str(key) for key in path) if path else "it"
+    if complaint["type"] == "extra_forbidden":
+        key = str(complaint["loc"][-1])
+        return f"unknown attribute {where!r:.120}", _meant(key, known, inside="cfg" in path[:-1])
+    message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    reason = " ".join(message.split())[:300] or "its keys or values are not of the types that ModelOpt takes"
+    return f"{where} is refused: {reason}", f"It is {complaint['input']!r:.80}; correct it."
+
+
+def _path(loc: Sequence[int | str], given: Any) -> list[int | str]:
+    """The keys of *loc* that lead into *given*: without the names that pydantic gives to alternatives of a union."""
+    keys: list[int | str] = []
+    for key in loc:
+        is_key = isinstance(given, Mapping) and key in given
+        is_index = isinstance(given, (list, tuple)) and isinstance(key, int) and key < len(given)
+        if is_key or is_index:
+            given = given[key]
+            keys.append(key)
+    return keys
+
+
+def _meant(key: str, known: Sequence[str], *, inside: bool) -> str:
+    """The fix for an unknown *key*: the name that it resembles, or where it belongs.
+
+    Args:
+        key: as it is written.
+        known: the names that can be written there.
+        inside: whether it is written in ``cfg``.
+    """
+    outer = ("quantizer_name", "parent_class")
+    if key in known and key not in outer and not inside:
+        return f"Write it under cfg: {{{key}: ...}}."
+    if key in outer and inside:
+        return f"Write {key} next to cfg, not in it."
+    by_case = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(key.lower(), by_case, 1, 0.6)
+    if near:
+        return f"Did you mean {by_case[near[0]]!r}?"
+    return f"Known attributes: {', '.join(known)}."
+
+
+def _weight(complaint: Any, given: Sequence[Any]) -> tuple[bool, bool, int]:
+    """Rank of a complaint: of a union pydantic reports every member, and only the one the author meant helps."""
+    branches = [str(part) for part in complaint["loc"]]
+    is_list = any(isinstance(one, Mapping) and isinstance(one.get("cfg"), list) for one in given)
+    meant = any(b.startswith("list[") for b in branches) == is_list
+    return meant, complaint["type"] == "extra_forbidden", len(branches)
+
+
+def _attributes() -> list[str]:
+    return ["quantizer_name", "parent_class", "cfg", *modelopt_config().QuantizerAttributeConfig.model_fields]

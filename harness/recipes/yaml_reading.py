@@ -1,0 +1,213 @@
+"""One YAML file of a recipe read as untrusted data: bounded in size, depth and expansion, every line kept.
+
+PyYAML's safe loader executes nothing, but it expands aliases without limit, recurses as deep as a file nests, and
+keeps the last of two equal keys without a word.  Here each of these is a refusal that names the line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import UsageError
+
+#: Limits, each an order of magnitude above the largest file of ModelOpt 0.47's tree.
+MAX_FILE_BYTES = 128 * 1024
+MAX_DEPTH = 24  # of nested YAML collections
+MAX_NODES = 20_000  # of one file with its aliases expanded
+
+_SCHEMA = re.compile(r"^\s*#\s*modelopt-schema:\s*(\S+)\s*$")
+_MODELOPT_NAME = re.compile(r"^modelopt(\.[A-Za-z]\w*){2,}$", re.ASCII)
+_EXMY = re.compile(r"^[Ee](\d{1,2})[Mm](\d{1,2})$")
+SPLIT = "Split it, or raise the limit in harness/recipes/yaml_reading.py if the file is trusted."
+
+
+class Located(dict[Any, Any]):
+    """A mapping that knows the line of its file: what lets a message name the place of an entry."""
+
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One parsed YAML file, its imports not yet resolved.
+
+    ``body`` is a mapping or a list without the ``imports`` section, ``schema`` what its ``modelopt-schema`` comment
+    names (a name only: nothing is imported), ``documents`` how many YAML documents the file holds (two: a header with
+    ``imports`` and a body).
+    """
+
+    path: Path
+    schema: str | None
+    imports: dict[str, str]
+    body: Any
+    documents: int
+
+
+def parse(text: str, path: Path) -> Document:
+    """*text*, read from *path*, as a document.
+
+    Raises:
+        UsageError: it is not YAML, exceeds a limit, or is not of the shape of a recipe or a snippet.
+    """
+    schema = _schema_comment(text, path)
+    documents = _load_all(text, path)
+    header: dict[Any, Any] = {}
+    body: Any = documents[-1] if documents else None
+    if len(documents) == 2:
+        if not isinstance(documents[0], dict):
+            raise UsageError(path, "the first of its two YAML documents is no mapping", "Put imports: there.")
+        header = documents[0]
+    elif len(documents) > 2:
+        raise UsageError(path, f"holds {len(documents)} YAML documents or more", "One, or imports and a body, fit.")
+    if body is None:
+        body = {}
+    if not isinstance(body, (dict, list)):
+        raise UsageError(path, f"holds {shown(body)}, no mapping and no list", "Write a recipe or a snippet.")
+    if isinstance(body, dict):
+        merged = Located({**header, **body})
+        merged.place = getattr(body, "place", str(path))
+        imports = merged.pop("imports", None)
+        body = merged
+    else:
+        imports = header.get("imports")
+    imports = imports or {}
+    if not isinstance(imports, dict) or not all(isinstance(k, str) for k in imports):
+        raise UsageError(path, "'imports' is no mapping of names to paths", "Write imports: {fp8: configs/...}.")
+    return Document(path, schema, dict(imports), _exmy(body), len(documents))
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """*value* as a message shows it: quoted, with control characters spelled out, cut to *limit* characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _schema_comment(text: str, path: Path) -> str | None:
+    """The name in the preamble's ``# modelopt-schema:``; never imported, only compared with known ones."""
+    found: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.strip().startswith("#"):
+            break
+        if not (match := _SCHEMA.match(line)):
+            continue
+        if found is not None:
+            raise UsageError(f"{path}:{number}", "a second modelopt-schema comment", "Keep one.")
+        found = match[1]
+        if not _MODELOPT_NAME.match(found):
+            mend = "Name one such as modelopt.torch.quantization.config.QuantizerCfgListConfig."
+            raise UsageError(f"{path}:{number}", f"the schema {shown(found)} is none of ModelOpt's", mend)
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with limits on depth and size (aliases counted expanded), lines kept, doubled keys refused."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self.path = path
+        self.depth = self.nodes = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self.sizes:
+                raise yaml.constructor.ConstructorError(None, None, "an alias inside what it names", mark)
+            self._count(self.sizes[id(node)], mark)
+            return node
+        before = self.nodes
+        self._count(1, mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _Excess(f"nests deeper than {MAX_DEPTH} levels", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        self.sizes[id(node)] = self.nodes - before
+        return node
+
+    def _count(self, nodes: int, mark: Any) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            raise _Excess(f"expands to more than {MAX_NODES} values", mark)
+
+    def construct_map(self, node: yaml.MappingNode) -> Iterator[Located]:
+        data = Located()
+        data.place = f"{self.path}:{node.start_mark.line + 1}"
+        yield data
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int)):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key_node.start_mark)
+            if key in seen:
+                problem = f"the key {shown(key)} twice, of which YAML keeps the last"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        data.update(self.construct_mapping(node))
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        number: int = self.construct_yaml_int(node)
+        if number.bit_length() > 63:  # Python itself refuses to print far longer ones
+            raise yaml.constructor.ConstructorError(None, None, "a number of over 63 bits", node.start_mark)
+        return number
+
+    def refuse(self, node: yaml.Node) -> Any:
+        kind = node.tag.rsplit(":", 1)[-1]
+        raise yaml.constructor.ConstructorError(None, None, f"a value of the kind {shown(kind)}", node.start_mark)
+
+
+class _Excess(yaml.MarkedYAMLError):
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(problem=problem, problem_mark=mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+for _kind in ("timestamp", "binary", "set", "omap", "pairs", None):  # what JSON has no word for
+    _Loader.add_constructor(_kind and f"tag:yaml.org,2002:{_kind}", _Loader.refuse)
+
+
+def _load_all(text: str, path: Path) -> list[Any]:
+    """Up to three YAML documents of *text* as plain data: the third says only that there are too many."""
+    documents: list[Any] = []
+    try:
+        loader = _Loader(text, path)
+        while len(documents) < 3 and loader.check_data():  # type: ignore[no-untyped-call]
+            documents.append(loader.get_data())
+    except _Excess as error:
+        raise UsageError(_at(path, error), str(error.problem), SPLIT) from error
+    except yaml.MarkedYAMLError as error:
+        problem = error.problem or error.context or "not YAML"
+        raise UsageError(_at(path, error), f"is not YAML that a recipe may hold: {problem}", "Correct it.") from error
+    except yaml.YAMLError as error:  # the reader's: a character that YAML does not allow
+        raise UsageError(path, f"is not YAML: {error}", "Correct it.") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then trips over them.
+        raise UsageError(path, f"holds a value that YAML cannot read: {error}", "Put it in quotes.") from error
+    return documents
+
+
+def _at(path: Path, error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"{path}:{mark.line + 1}" if mark else str(path)
+
+
+def _exmy(value: Any) -> Any:
+    """*value* with the strings ``e4m3`` at num_bits and scale_bits as pairs (4, 3), as ModelOpt reads them."""
+    if isinstance(value, dict):
+        result = Located()
+        result.place = getattr(value, "place", "")
+        for key, item in value.items():
+            match = _EXMY.match(item) if key in ("num_bits", "scale_bits") and isinstance(item, str) else None
+            result[key] = (int(match[1]), int(match[2])) if match else _exmy(item)
+        return result
+    return [_exmy(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Statistics: paired and sequential tests, budgets, verdicts, measures of distributions."""

@@ -1,0 +1,1 @@
+"""Programs that write documents or assets; nothing outside this package imports them."""

@@ -1,0 +1,130 @@
+"""What a fault is, and the registry that all of them stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from torch import nn
+
+
+class Where(Enum):
+    """What a fault is planted in."""
+
+    MODELOPT = "ModelOpt"
+    RECIPE = "recipe"
+    CALIBRATION = "calibration"
+    MODEL = "model"
+    DATA = "data"
+    CHECKPOINT = "checkpoint"
+    BASELINE = "baseline"
+    EXPORT = "export"
+
+
+@dataclass
+class Site:
+    """Where one fault is planted: a folder of its own, and a copy of the clean baselines that it may damage.
+
+    ``options`` are fields of ``harness.gate.gate.Options`` that the fault sets, such as another recipe.
+    """
+
+    folder: Path
+    baselines: Path
+    recipe: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+Plant = Callable[[Site], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One defect.
+
+    ``plants`` says what is wrong while it is planted, ``origin`` which real bug or class of bugs it stands for.
+    ``recipe`` is the clean recipe that the gate runs, and ``anew`` names what of a clean run the fault spoils, so that
+    it must not be shared with it (the kinds of ``Gate.share``).
+    """
+
+    name: str
+    where: Where
+    origin: str
+    plants: str
+    plant: Plant
+    recipe: str
+    anew: frozenset[str]
+
+    def planted(self, site: Site) -> AbstractContextManager[None]:
+        """The defect, for as long as the block lasts."""
+        return self.plant(site)
+
+
+CATALOGUE: dict[str, Fault] = {}
+
+
+def fault(
+    name: str, where: Where, origin: str, recipe: str = "fp8", anew: tuple[str, ...] = ()
+) -> Callable[[Callable[[Site], Iterator[None]]], Plant]:
+    """Register a generator function as a fault; the first line of its docstring says what it plants."""
+
+    def register(plant: Callable[[Site], Iterator[None]]) -> Plant:
+        what = (plant.__doc__ or "").strip().splitlines()[0]
+        return add(name, where, origin, what, contextmanager(plant), recipe, anew)
+
+    return register
+
+
+def add(
+    name: str, where: Where, origin: str, plants: str, plant: Plant, recipe: str = "fp8", anew: tuple[str, ...] = ()
+) -> Plant:
+    """Register *plant* as a fault.
+
+    Raises:
+        ValueError: the name is taken, or nothing is said about it.
+    """
+    if name in CATALOGUE or not (plants and origin):
+        raise ValueError(f"fault {name!r} is registered twice, or does not say what it plants and where it comes from")
+    CATALOGUE[name] = Fault(name, where, origin, plants, plant, recipe, frozenset(anew))
+    return plant
+
+
+def replaced(*changes: tuple[Any, str, Any]) -> AbstractContextManager[None]:
+    """(object, attribute, value) set within the block."""
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        with ExitStack() as stack:
+            for holder, name, value in changes:
+                stack.enter_context(mock.patch.object(holder, name, value))
+            yield
+
+    return block()
+
+
+def after_quantizing(change: Callable[[nn.Module], None]) -> AbstractContextManager[None]:
+    """Every quantized model goes through *change* as it leaves ``mtq.quantize``."""
+    from harness.quantization import quantize
+
+    original = quantize.quantize
+
+    def quantized(*args: Any, **kwargs: Any) -> nn.Module:
+        model = original(*args, **kwargs)
+        change(model)
+        return model
+
+    return replaced((quantize, "quantize", quantized))
+
+
+def enabled(model: nn.Module, *endings: str) -> list[Any]:
+    """The enabled quantizers of *model* whose names end in one of *endings* (all without any), in module order."""
+    from harness.quantization.quantizers import tensor_quantizers
+
+    found = [q for name, q in tensor_quantizers(model).items() if q.is_enabled and name.endswith(endings or ("",))]
+    if not found and not any(p.is_meta for p in model.parameters()):
+        raise LookupError(f"no enabled quantizer ends in {' or '.join(endings)}: the fault would plant nothing")
+    return found

@@ -1,0 +1,452 @@
+"""Proof that the gate catches what it claims to: plant each fault, run the gate, record what kills it first.
+
+And the other side: the gate run again and again on nothing but other batch sizes, thread counts, orders, hash seeds and
+processes must never raise an alarm (A/A).  ``pytest -m proof`` does both and writes ``docs/kill-matrix.md``;
+``python -m harness.tools.proof`` does the same without pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import export
+from harness import formats as qdq
+from harness.checks import checkpoint, numerics
+from harness.errors import UsageError
+from harness.formats.probes import probes
+from harness.gate.gate import Case, Gate, Options
+from harness.quantization import quantizers
+from harness.quantization.quantize import QuantizationError
+from harness.tools.faults import CATALOGUE, Fault, Site, Where
+
+MATRIX = Path(__file__).parents[2] / "docs" / "kill-matrix.md"
+#: Pairs that the proof calibrates on: two batches, so that a loop which stops early is seen.
+PAIRS = 128
+#: Confidence of the bounds, one-sided.
+CONFIDENCE = 0.95
+MODEL = "embedded"
+#: One task: what it misses, all of them might catch, and a run of all of them would take an hour.
+TASKS = ("emoji100",)
+#: Batch sizes of the A/A runs, of which little of a product's 512 rows and of a task's last batch is filling.
+BATCHES = (64, 27, 41, 55, 96)
+#: What a clean run shares with a fault that does not touch it.
+SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places"})
+
+Problems = Iterable[object]
+
+
+# -- the gate's checks, in the order in which they run ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """A decision of the gate.  ``recorded`` marks those that need a baseline."""
+
+    suite: str
+    name: str
+    run: Callable[[Gate, Case], Problems]
+    recorded: bool = False
+
+
+def _verdicts(gate: Gate, case: Case) -> Problems:
+    return [v.message() for v in gate.verdicts(case).verdicts if v.decision.value != "PASS"]
+
+
+def _beyond(gate: Gate, case: Case) -> Problems:
+    verdicts = gate.verdicts(case).verdicts
+    return [line for v in verdicts for line in gate.beyond_limits(case, v.task, v.metric)]
+
+
+def _outcome_drift(gate: Gate, case: Case) -> Problems:
+    for verdict in gate.verdicts(case).verdicts:
+        yield from _drifted(gate.drift(case, verdict.task, verdict.metric))
+
+
+def _drifted(drift: Any) -> list[str]:
+    return [drift.message()] if getattr(drift, "failed", True) else []
+
+
+def _restored(form: checkpoint.Form) -> Callable[[Gate, Case], Problems]:
+    def run(gate: Gate, case: Case) -> Problems:
+        with tempfile.TemporaryDirectory() as folder:
+            return gate.checkpoint_problems(case, form, Path(folder) / form)
+
+    return run
+
+
+def _graphs(gate: Gate, case: Case) -> Problems:
+    if gate.no_form(case):
+        return []
+    return [problem for tower in export.TOWERS for problem in gate.export_problems(case, tower, torch.float32)]
+
+
+def _parity(gate: Gate, case: Case) -> Problems:
+    if gate.no_form(case):
+        return []
+    return [found for tower in export.TOWERS if not (found := gate.parity(case, tower)).holds]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("insertion", "every pattern matches",
+          lambda g, c: quantizers.unmatched_patterns(g.places(c), g.recipe(c))),
+    Check("insertion", "no pattern is overridden",
+          lambda g, c: g.overridden(c)),
+    Check("insertion", "every tower is covered", lambda g, c: quantizers.uncovered(g.map(c), g.left_out(c))),
+    Check("insertion", "attention has its quantizers",
+          lambda g, c: quantizers.broken_attention(g.map(c), g.recipe(c), g.left_out(c))),
+    Check("insertion", "every enabled quantizer runs", lambda g, c: quantizers.never_run(g.map(c))),
+    Check("insertion", "no quantizer runs twice", lambda g, c: quantizers.run_twice(g.map(c))),
+    Check("insertion", "every static quantizer is calibrated",
+          lambda g, c: quantizers.uncalibrated(g.map(c), g.recipe(c))),
+    Check("insertion", "quantizers are what the recipe says", lambda g, c: g.disobeyed(c)),
+    Check("insertion", "ranges are those of the data", lambda g, c: g.strange_ranges(c)),
+    Check("insertion", "nothing but quantizers was added", lambda g, c: g.altered(c)),
+    Check("numerics", "formats around every number", lambda g, c: arithmetic()),
+    Check("numerics", "quantizers of the model", lambda g, c: numerics.mismatches(g.observations(c))),
+    Check("numerics", "folded model computes the same", lambda g, c: g.fold_problems(c)),
+    Check("insertion", "map equals baseline", lambda g, c: _drifted(g.drift(c)), recorded=True),
+    Check("insertion", "structure of ViT-L-14", lambda g, c: g.structure_problems(Case(c.recipe, "ViT-L-14"))),
+    Check("accuracy", "loss is within budget", _verdicts),
+    Check("accuracy", "answers stay close", _beyond),
+    Check("checkpoint", "restored by save_pretrained", _restored("pretrained")),
+    Check("checkpoint", "restored by mto", _restored("mto")),
+    Check("export", "graph has the quantizers of the map", _graphs),
+    Check("export", "runtime computes what fake quantization does", _parity),
+    Check("accuracy", "outcomes equal baseline", _outcome_drift, recorded=True),
+)  # fmt: skip
+
+
+def _looked_at(gate: Gate, _: Case) -> Problems:
+    gate.preflight(accuracy=True)
+    return ()
+
+
+#: What stops a run with a usage error before its first test.
+PREFLIGHT = Check("before the run", "all that was given can be used", _looked_at)
+
+
+def arithmetic() -> list[str]:
+    """ModelOpt's quantizers against the oracle around every number of their formats, and where amax is no scale.
+
+    The numerics suite does this in three dtypes at many scales; a few of each tell a wrong function from a right one.
+    """
+    from modelopt.torch.quantization.config import QuantizerAttributeConfig
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    found = []
+    amax = torch.tensor([[2.0**-9], [0.37], [1.0], [3.1], [448.0], [0.0]])
+    formats: dict[str, dict[str, Any]] = {
+        "E4M3": {"num_bits": (4, 3)},
+        "INT8": {"num_bits": 8},
+        "INT8 ": {"num_bits": 8, "narrow_range": True},
+    }
+    for name, attributes in formats.items():
+        positive = amax.clamp(min=2.0**-9).numpy()
+        for dtype in (torch.float32, torch.float16):
+            x = torch.from_numpy(probes(qdq.find(name.strip()), positive, "float32")).to(dtype)
+            made = TensorQuantizer(QuantizerAttributeConfig(axis=0, **attributes))
+            made.amax = amax
+            equal = qdq.same_bits(made(x), qdq.from_quantizer(made)(x))
+            if not equal.all():
+                wrong = int((~equal).sum())
+                found.append(f"{wrong} of {x.numel()} elements differ from the definition of {attributes}")
+    return found
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What became of one planted fault: the check that killed it first, or none.
+
+    ``how`` is "failed", "usage error" (exit code 4) or "error" (the gate's test raised).  ``recorded``: the check needs
+    a baseline.  ``seconds`` of the whole run.
+    """
+
+    fault: str
+    suite: str
+    check: str
+    how: str
+    recorded: bool
+    message: str
+    seconds: float
+
+    @property
+    def survived(self) -> bool:
+        """Whether nothing noticed."""
+        return not self.suite
+
+
+class Clean:
+    """Runs of the gate with nothing planted: what faults are compared with, and the baselines they are held to."""
+
+    def __init__(self, folder: Path, recipes: Iterable[str], options: Options | None = None) -> None:
+        self.folder = folder
+        self.baselines = folder / "baselines"
+        self.baselines.mkdir(parents=True)
+        base = options or Options(tasks=TASKS)
+        shutil.copy(base.baselines / "budgets.yaml", self.baselines)
+        self.options = Options(
+            recipes=tuple(recipes), clip_models=(MODEL,), tasks=base.tasks, calibration_size=PAIRS,
+            baselines=self.baselines, device="cpu",
+        )  # fmt: skip
+        self.gate = Gate(self.options)
+
+    def record(self, *, show: Callable[[str], object] = lambda text: None) -> None:
+        """Measure every recipe and store its baseline."""
+        for case in self.gate.cases():
+            self.gate.store.update(self.gate.record(case), reason="clean run of the proof", show=show)
+
+    def run(self, site: Site, fault: Fault | None = None, **options: Any) -> tuple[Gate, Case]:
+        """A fresh gate over *site*, sharing with the clean one what *fault* does not touch."""
+        given = {**asdict_shallow(self.options), "recipes": (site.recipe,), "baselines": site.baselines}
+        gate = Gate(Options(**(given | options | site.options)))
+        gate.share(self.gate, SHARED - (fault.anew if fault else frozenset()))
+        return gate, gate.cases()[0]
+
+    def site(self, recipe: str) -> Site:
+        """A new place to plant in, with its own copy of the baselines."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        shutil.copytree(self.baselines, folder / "baselines")
+        return Site(folder, folder / "baselines", recipe)
+
+
+def asdict_shallow(options: Options) -> dict[str, Any]:
+    """The fields of *options*, as they are."""
+    return {name: getattr(options, name) for name in Options.__dataclass_fields__}
+
+
+def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kill:
+    """Plant *fault*, run *checks* in their order, and stop at the first that notices."""
+    began = time.perf_counter()
+    site = clean.site(fault.recipe)
+    with fault.planted(site):
+        first = _noticed(fault, clean, site, checks)
+    shutil.rmtree(site.folder)
+    check, how, message = first or (Check("", "", _looked_at), "", "")
+    seconds = round(time.perf_counter() - began, 2)
+    return Kill(fault.name, check.suite, check.name, how, check.recorded, message, seconds)
+
+
+def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) -> tuple[Check, str, str] | None:
+    try:
+        gate, case = clean.run(site, fault)
+    except UsageError as error:
+        return PREFLIGHT, "usage error", str(error)
+    # The fresh process of the checkpoint suite carries no fault but those of the checkpoint itself.
+    carried = [c for c in checks if c.suite != "checkpoint"]
+    if fault.where in (Where.CHECKPOINT, Where.EXPORT):
+        # Nothing but its own suite sees a saved model, or a graph.
+        carried = [c for c in checks if c.suite == fault.where.value]
+    for check in (PREFLIGHT, *carried):
+        try:
+            problems = [str(problem) for problem in check.run(gate, case)]
+        except UsageError as error:
+            return check, "usage error", str(error)
+        except QuantizationError as error:
+            return Check("insertion", "ModelOpt refuses the recipe", check.run), "failed", str(error)
+        except Exception as error:
+            # pytest calls a test that raises failed, whatever it raises.
+            return check, "error", f"{type(error).__name__}: {error}"
+        if problems:
+            return check, "failed", problems[0]
+    return None
+
+
+def kills(clean: Clean, faults: Iterable[Fault], show: Callable[[str], object] = print) -> list[Kill]:
+    """Attempt every fault; *show* gets a line of each."""
+    found = []
+    for fault in faults:
+        kill = attempt(fault, clean)
+        found.append(kill)
+        verdict = "SURVIVED" if kill.survived else f"{kill.suite}: {kill.check} ({kill.how})"
+        aid = "; needs a baseline" if kill.recorded else ""
+        show(f"{kill.seconds:6.1f} s  {fault.where.value:11}  {fault.name:45}  {verdict}{aid}")
+        if kill.how == "error":
+            show(f"{'':12}{kill.message}")
+    return found
+
+
+# -- A/A ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How one A/A run differs from the clean one, in nothing that may matter."""
+
+    batch_size: int
+    threads: int
+    order: int
+    hash_seed: str
+    process: int
+
+
+def variations(count: int, process: int, hash_seed: str) -> Iterator[Variation]:
+    """*count* variations for one process: BATCHES and thread counts in turn, a new order each time.
+
+    Two threads every third time only: they wait for each other where something else runs beside them.  Each process
+    begins elsewhere among the pairs.
+    """
+    axes = zip(itertools.cycle(BATCHES), itertools.cycle((1, 1, 2)), strict=False)
+    for number, (batch, threads) in enumerate(itertools.islice(axes, process * count, (process + 1) * count)):
+        yield Variation(batch, threads, 1000 * process + number, hash_seed, process)
+
+
+def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) -> dict[str, list[str]]:
+    """What the gate says under *how* of each clean recipe; nothing, unless it cries wolf."""
+    torch.set_num_threads(how.threads)
+    rng = random.Random(how.order)
+    # No restored checkpoint, structure without weights or graph knows of batch size or order: once a process.
+    once = ("checkpoint: restored", "insertion: structure", "export: ")
+    checks = [c for c in CHECKS if restore or not f"{c.suite}: {c.name}".startswith(once)]
+    rng.shuffle(checks)
+    site = clean.site(recipes[0])
+    gate, _ = clean.run(site, batch_size=how.batch_size, recipes=tuple(recipes))
+    order = list(gate._kept.pop(("tasks", MODEL)))
+    rng.shuffle(order)
+    gate._kept.pop(("runs", MODEL), None)
+    gate._kept["tasks", MODEL] = tuple(order)
+    found = {
+        case.recipe: [f"{c.suite}: {c.name}: {problem}" for c in checks for problem in c.run(gate, case)]
+        for case in gate.cases()
+    }
+    shutil.rmtree(site.folder)
+    return found
+
+
+def _worker(arguments: argparse.Namespace) -> None:
+    """One process of the A/A runs: its own imports, hash seed, and clean preparations; prints a JSON line a run.
+
+    As in any run of the gate, recipes under one variation share their reference.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        clean = Clean(Path(folder) / "clean", arguments.recipe, Options(tasks=TASKS))
+        shutil.rmtree(clean.baselines)
+        shutil.copytree(arguments.baselines, clean.baselines)
+        first = clean.gate.cases()[0]
+        clean.gate.tasks(first), clean.gate.calibration(first), clean.gate.places(first)
+        seed = os.environ.get("PYTHONHASHSEED", "random")
+        for number, how in enumerate(variations(arguments.count, arguments.process, seed)):
+            for recipe, found in alarms(clean, how, arguments.recipe, restore=number == 0).items():
+                print(json.dumps(asdict(how) | {"recipe": recipe, "alarms": found}), flush=True)
+
+
+def start_worker(process: int, count: int, baselines: Path, recipes: Sequence[str]) -> Any:
+    """A fresh interpreter with a hash seed of its own, running *recipes* in *count* variations against *baselines*."""
+    command = [sys.executable, "-m", "harness.tools.proof", "worker", "--process", str(process), "--count", str(count)]
+    command += ["--baselines", str(baselines), "--recipe", *recipes]
+    environment = {**os.environ, "PYTHONHASHSEED": str(1 + 7919 * process), "OMP_WAIT_POLICY": "PASSIVE"}
+    root = Path(__file__).parents[2]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=root)
+
+
+# -- bounds and the document -----------------------------------------------------------------------------------------
+
+
+def lower_bound(killed: int, planted: int) -> float:
+    """Clopper and Pearson's (1934) one-sided lower bound of the kill rate, at CONFIDENCE."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(killed, planted, alternative="greater").proportion_ci(CONFIDENCE, "exact").low)
+
+
+def upper_bound(alarmed: int, runs: int) -> float:
+    """Clopper and Pearson's one-sided upper bound of the false-alarm rate, at CONFIDENCE."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(alarmed, runs, alternative="less").proportion_ci(CONFIDENCE, "exact").high)
+
+
+def headline(found: Sequence[Kill]) -> str:
+    """``62 of 62 faults killed: 100.0 %, at least 95.3 % with 95 % confidence``."""
+    killed = sum(not kill.survived for kill in found)
+    return (
+        f"{killed} of {len(found)} faults killed: {killed / len(found):.1%}, "
+        f"at least {lower_bound(killed, len(found)):.1%} with {CONFIDENCE:.0%} confidence (Clopper-Pearson)"
+    )
+
+
+def calm(runs: Sequence[dict[str, Any]]) -> str:
+    """``100 A/A runs, 0 alarms: a false alarm in at most 3.0 % of runs ...``."""
+    alarmed = sum(bool(run["alarms"]) for run in runs)
+    return (
+        f"{len(runs)} A/A runs, {alarmed} alarms: false alarms in at most {upper_bound(alarmed, len(runs)):.1%} "
+        f"of runs with {CONFIDENCE:.0%} confidence (Clopper-Pearson)"
+    )
+
+
+def document(found: Sequence[Kill], runs: Sequence[dict[str, Any]]) -> str:
+    """The kill matrix as Markdown."""
+    lines = [
+        "# Kill matrix", "", "Written by `pytest -m proof`. Each fault of `harness/tools/faults` is planted in turn "
+                             "and the",
+        "gate is run on the embedded model; the table says which check notices it first. A star marks a check that",
+        "needs a baseline; no check before it noticed.", "", f"**{headline(found)}.**", "",
+    ]  # fmt: skip
+    if runs:
+        axes = {
+            axis: len({run[axis] for run in runs})
+            for axis in ("recipe", "batch_size", "threads", "order", "hash_seed", "process")
+        }
+        lines += [
+            f"**{calm(runs)}.** Varied: {axes['recipe']} recipes, {axes['batch_size']} batch sizes, "
+            f"{axes['threads']} thread counts, {axes['order']} orders of the checks, "
+            f"{axes['hash_seed']} hash seeds in {axes['process']} processes.",
+            "",
+        ]
+    by_suite = {suite: sum(k.suite == suite for k in found) for suite in dict.fromkeys(k.suite for k in found)}
+    lines += ["| killed first by | faults |", "|---|---|"]
+    lines += [f"| {suite or 'nothing'} | {count} |" for suite, count in sorted(by_suite.items(), key=lambda x: -x[1])]
+    lines += ["", "| fault | planted in | what is wrong | stands for | killed first by |", "|---|---|---|---|---|"]
+    for kill in found:
+        fault = CATALOGUE[kill.fault]
+        ways = {"failed": "", "usage error": " (usage error)", "error": " (raises)"}
+        by = "**survived**" if kill.survived else f"{kill.suite}: {kill.check}{ways[kill.how]}"
+        by += " \\*" if kill.recorded else ""
+        cells = (fault.name, fault.where.value, fault.plants, fault.origin, by)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m harness.tools.proof faults [NAME ...]``: plant these, or all; ``worker`` is for the A/A runs."""
+    parser = argparse.ArgumentParser(prog="python -m harness.tools.proof", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    planting = commands.add_parser("faults")
+    planting.add_argument("names", nargs="*")
+    working = commands.add_parser("worker")
+    for name, kind in (("--process", int), ("--count", int), ("--baselines", Path)):
+        working.add_argument(name, type=kind, required=True)
+    working.add_argument("--recipe", nargs="+", required=True)
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "worker":
+        _worker(chosen)
+        return 0
+    faults = [CATALOGUE[name] for name in chosen.names] or list(CATALOGUE.values())
+    with tempfile.TemporaryDirectory() as folder:
+        clean = Clean(Path(folder) / "clean", dict.fromkeys(["fp8", "int8", *(f.recipe for f in faults)]))
+        clean.record()
+        found = kills(clean, faults)
+    print(headline(found))
+    return int(any(kill.survived for kill in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""A release against the newest measured one: what is expected to differ does, and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.baselines import differences, overlay
+from harness.baselines.differences import Outcome, Record, Way
+from harness.baselines.overlay import REFUSED, Finding
+from harness.formats import deviations
+from harness.pull_requests import effect
+from harness.pull_requests.effect import Effect
+from harness.quantization import quantizers
+from harness.tools.versions import measurement
+from harness.tools.versions.measurement import Measurement, Subject
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The records met, each with how much it changed, and what is amiss, by where it showed."""
+
+    way: Way
+    met: Mapping[str, int]
+    findings: tuple[tuple[Finding, tuple[str, ...]], ...]
+
+    def lines(self, records: Iterable[Record]) -> list[str]:
+        """The whole result for a person."""
+        found = [str(self.way), *(met_lines(self.met, records) or ["no difference is expected"])]
+        for finding, where in self.findings:
+            found += ["", f"{', '.join(where)}:", *str(finding).splitlines()]
+        drafted = overlay.drafted((finding for finding, _ in self.findings), self.way)
+        return [*found, "", *drafted] if drafted else found
+
+
+def met_lines(met: Mapping[str, int], records: Iterable[Record]) -> list[str]:
+    """A line for each record that was met: its name, how much it changed, and why."""
+    reasons = {record.name: record.difference for record in records}
+    return [
+        f"{name}: {count} {'places' if reasons[name].kind == 'quantizers' else 'cases'}; {reasons[name].reason}"
+        for name, count in met.items()
+        if name in reasons
+    ]
+
+
+def check(fresh: Measurement, base: Measurement, records: Sequence[Record], device: str = "cpu") -> Checked:
+    """Hold *fresh*, measured here, against *base* with the expected differences of all releases between them."""
+    way = differences.way(records, base.versions, fresh.versions)
+    met: Counter[str] = Counter()
+    found: dict[Finding, list[str]] = defaultdict(list)
+
+    def take(where: str, done: tuple[Mapping[str, int], Iterable[Finding]]) -> None:
+        met.update(done[0])
+        for finding in done[1]:
+            found[finding].append(where)
+
+    for name in dict.fromkeys([*base.subjects, *fresh.subjects]):
+        old, new = base.subjects.get(name), fresh.subjects.get(name)
+        if old is None or new is None:
+            what = f"{name} is in one of the two measurements only"
+            found[Finding(what, ("Measure the other release with this version of the harness.",))].append(name)
+            continue
+        for where, done in _subject(name, old, new, way):
+            take(where, done)
+    for known in deviations.KNOWN:
+        recorded = differences.way(records, {"nvidia-modelopt": known.measured_on}, fresh.versions)
+        take(known.name, overlay.deviation(known.name, fresh.deviations[known.name], recorded, device))
+    return Checked(way, dict(met), tuple((finding, tuple(where)) for finding, where in found.items()))
+
+
+def _subject(
+    name: str, old: Subject, new: Subject, way: Way
+) -> Iterable[tuple[str, tuple[Mapping[str, int], Iterable[Finding]]]]:
+    """Where, and what, of one subject: its outcome where a record speaks of that or a release refuses it, else maps."""
+    spoken = any(
+        isinstance(s.difference, Outcome) and differences.any_of(s.difference.subjects, name) for s in way.steps
+    )
+    if spoken or REFUSED in old.outcome + new.outcome:
+        yield name, overlay.outcome(old.outcome, new.outcome, way, name)
+        return
+    for architecture in measurement.ARCHITECTURES:
+        laid = overlay.lay(old.maps[architecture], new.maps[architecture], way, name)
+        yield f"{name} on {architecture}", (laid.met, laid.findings)
+
+
+def effects(base: Measurement, fresh: Measurement) -> list[Effect]:
+    """What changes from one release to another, subjects that change alike together; nothing for those that do not."""
+    alike: dict[tuple[tuple[tuple[str, ...], ...], tuple[str, ...]], list[str]] = defaultdict(list)
+    for name in dict.fromkeys([*base.subjects, *fresh.subjects]):
+        old, new = (m.subjects.get(name, Subject("not measured", {})) for m in (base, fresh))
+        if REFUSED in old.outcome + new.outcome or not (old.maps and new.maps):
+            beyond: tuple[str, ...] = (f"{old.outcome} to {new.outcome}",) if old.outcome != new.outcome else ()
+            lines: tuple[tuple[str, ...], ...] = ((),) * len(effect.ARCHITECTURES)
+        else:
+            beyond = ()
+            lines = tuple(tuple(quantizers.diff(old.maps[a], new.maps[a])) for a in effect.ARCHITECTURES)
+        alike[lines, beyond].append(name)
+    found = []
+    for (by_architecture, beyond_), names in alike.items():
+        made = Effect(", ".join(names), dict(zip(effect.ARCHITECTURES, by_architecture, strict=True)), beyond_)
+        found += [] if made.none else [made]
+    return found
