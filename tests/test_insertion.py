@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from harness.checks import insertion
 from harness.gate.gate import Case, Gate, Quantized
 from harness.pytest_plugin.plugin import Check
-from harness.quantization import quantizers
 
 pytestmark = pytest.mark.insertion
 
@@ -23,27 +23,27 @@ def test_no_pattern_is_overridden(gate: Gate, case: Case, check: Check) -> None:
 
 def test_every_tower_is_covered(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """Each tower has enabled quantizers at its Linears, patch embedding and attention, or a declared reason."""
-    check.problems(quantizers.uncovered(gate.map(case), gate.left_out(case)))
+    check.problems(insertion.uncovered(gate.map(case), gate.left_out(case)))
 
 
 def test_attention_has_its_quantizers(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """Every attention block has, enabled and running, each quantizer around it that the recipe asks for."""
-    check.problems(quantizers.broken_attention(gate.map(case), gate.recipe(case), gate.left_out(case)))
+    check.problems(insertion.broken_attention(gate.map(case), gate.recipe(case), gate.left_out(case)))
 
 
 def test_every_enabled_quantizer_runs(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """No enabled quantizer is passed by in a forward of every tower."""
-    check.problems(quantizers.never_run(gate.map(case)))
+    check.problems(insertion.never_run(gate.map(case)))
 
 
 def test_no_quantizer_runs_twice(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """No tensor is quantized twice in one forward."""
-    check.problems(quantizers.run_twice(gate.map(case)))
+    check.problems(insertion.run_twice(gate.map(case)))
 
 
 def test_every_static_quantizer_is_calibrated(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """Every enabled static quantizer has a finite, positive amax."""
-    check.problems(quantizers.uncalibrated(gate.map(case), gate.recipe(case)))
+    check.problems(insertion.uncalibrated(gate.map(case), gate.recipe(case)))
 
 
 def test_quantizers_are_what_the_recipe_says(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:

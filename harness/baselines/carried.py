@@ -14,7 +14,7 @@ from harness.baselines import Record, differences, overlay, provenance, rerun_co
 from harness.baselines.differences import Way
 from harness.baselines.overlay import Finding
 from harness.formats.deviations import Deviation
-from harness.quantization import quantizers
+from harness.quantization import maps
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def carry(stored: Record, fresh: Record, records: Sequence[differences.Record]) 
     moved = replace(old, versions=here)
     if not way.moved or provenance.mismatches(moved, new):
         return Carried(stored, {})
-    maps = [tuple(quantizers.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
-    laid = overlay.lay(maps[0], maps[1], way, differences.subject(new.recipe, new.attention))
+    pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
+    laid = overlay.lay(pair[0], pair[1], way, differences.subject(new.recipe, new.attention))
     kept: tuple[dict[str, Any], ...] = tuple(q.as_dict() for q in laid.map)
     against = f"{stored.path or 'baseline'}, {stored.measured[:10]}"
     unexpected = Unexpected(against, way, laid.met, laid.findings) if laid.findings else None

@@ -214,11 +214,11 @@ def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> lis
         return []
     if stored.quantizers == fresh.quantizers:
         return []
-    # quantizers.py needs torch: imported only where there is something to tell.
-    from harness.quantization import quantizers
+    # maps.py needs torch: imported only where there is something to tell.
+    from harness.quantization import maps
 
-    maps = [tuple(quantizers.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
-    lines = quantizers.diff(maps[0], maps[1], amax_tolerance=amax)
+    pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
+    lines = maps.diff(pair[0], pair[1], amax_tolerance=amax)
     if not lines and amax is None:
         # The diff groups what a person asks about; a change in any other attribute is a change all the same.
         lines = [_first_change(_structure(stored), _structure(fresh))]

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from harness.baselines import differences
 from harness.baselines.differences import Deviation, Outcome, Quantizers, Step, Way
-from harness.quantization import quantizers
-from harness.quantization.quantizers import Quantizer, QuantizerMap, collapse
+from harness.problems import collapse
+from harness.quantization import maps
+from harness.quantization.maps import Quantizer, QuantizerMap
 
 ABSENT = "absent"
 #: How the outcome of a configuration begins that a release does not take.
@@ -92,7 +93,7 @@ def drafted(findings: Iterable[Finding], way: Way) -> list[str]:
 
 def state(q: Quantizer | None) -> str:
     """What records call the state of a quantizer: ``absent``, ``off``, or ``E4M3 per-tensor`` with what is unusual."""
-    return ABSENT if q is None else quantizers.state(q)
+    return ABSENT if q is None else maps.state(q)
 
 
 def outcome(base: str, fresh: str, way: Way, subject: str) -> tuple[dict[str, int], list[Finding]]:

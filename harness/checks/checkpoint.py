@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.models import families, openclip
-from harness.quantization import quantizers
-from harness.quantization.quantizers import QuantizerMap
+from harness.quantization import maps
+from harness.quantization.maps import QuantizerMap
 
 Form = Literal["pretrained", "mto"]
 FORMS: tuple[Form, ...] = ("pretrained", "mto")
@@ -141,7 +141,7 @@ def _configuration(folder: Path) -> tuple[Any, Any]:
 def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], QuantizerMap]:
     """The embeddings of one forward, by tower, and the quantizer map with the calls of that forward."""
     embeddings: dict[str, Tensor] = {}
-    found = quantizers.quantizer_map(model, lambda m: embeddings.update(families.forward(m, inputs)))
+    found = maps.quantizer_map(model, lambda m: embeddings.update(families.forward(m, inputs)))
     return embeddings, found
 
 
@@ -240,7 +240,7 @@ def problems(
     reason = diagnose(folder, restored, how, sum(q.enabled for q in saved))
     if reason:
         return [reason]
-    found = quantizers.diff(saved, restored.quantizers, amax_tolerance=0.0)
+    found = maps.diff(saved, restored.quantizers, amax_tolerance=0.0)
     for name, value in expected.items():
         got = restored.outputs.get(name)
         if got is None or not torch.equal(got, value):

@@ -2,7 +2,7 @@
 
 from harness.checks import checkpoint  # noqa: F401
 from harness.models import families, references  # noqa: F401
-from harness.quantization import quantize, quantizers  # noqa: F401
+from harness.quantization import maps, quantize  # noqa: F401
 from harness.quantization.quantize import quiet
 
 with quiet():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness import formats
 from harness.models import families
-from harness.quantization.quantizers import tensor_quantizers
+from harness.quantization.maps import tensor_quantizers
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import nn
 
 from harness.data import tasks
 from harness.data.tasks import Task
-from harness.quantization.quantizers import Quantizer, QuantizerMap, tensor_quantizers
+from harness.quantization.maps import Quantizer, QuantizerMap, tensor_quantizers
 from harness.recipes.loading import Entry, Recipe
 
 #: Pictures that the ranking looks at; the verification looks at all.

@@ -29,7 +29,7 @@ from harness.data.tasks import Task, TaskRun
 from harness.evaluation import shards
 from harness.evaluation.shards import Floats, Side, Slice, Store
 from harness.models.references import Reference
-from harness.quantization import quantizers
+from harness.quantization import maps
 from harness.recipes.loading import Recipe
 
 #: What the digest of a model's state is called where it does not agree.
@@ -87,8 +87,8 @@ def state_digest(model: nn.Module) -> str:
             continue
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for name, q in quantizers.tensor_quantizers(model).items():
-        setting = quantizers.format_name(q), quantizers.granularity(q), bool(q.is_enabled), getattr(q, "_dynamic", None)
+    for name, q in maps.tensor_quantizers(model).items():
+        setting = maps.format_name(q), maps.granularity(q), bool(q.is_enabled), getattr(q, "_dynamic", None)
         digest.update(f"{name}\0{setting}\0".encode())
     return digest.hexdigest()
 

@@ -16,7 +16,7 @@ from harness.export.forms import NoFormError
 from harness.export.gated import check
 from harness.export.parity import Answers, Parity
 from harness.models import families
-from harness.quantization.quantizers import Problem
+from harness.problems import Problem
 
 
 class Exports:

@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from harness.quantization.quantizers import range_of
+from harness.quantization.maps import range_of
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]

@@ -22,7 +22,8 @@ from torch import nn
 from harness import formats
 from harness.formats import Step
 from harness.models import families
-from harness.quantization.quantizers import Problem, tensor_quantizers
+from harness.problems import Problem
+from harness.quantization.maps import tensor_quantizers
 
 Array = npt.NDArray[Any]
 

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from harness.export import files, forms
 from harness.export.forms import Form, NoFormError
 from harness.models import families
+from harness.problems import collapse
+from harness.quantization.maps import tensor_quantizers
 from harness.quantization.quantize import in_dtype, quiet
-from harness.quantization.quantizers import collapse, tensor_quantizers
 
 #: tower -> the name of its input
 TOWERS = families.INPUTS

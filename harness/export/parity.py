@@ -39,7 +39,7 @@ from harness.export.gated import Graph
 from harness.export.graph import TOWERS, Tower
 from harness.export.runtime import session
 from harness.quantization import quantize
-from harness.quantization.quantizers import tensor_quantizers
+from harness.quantization.maps import tensor_quantizers
 
 #: Half the distance of 1 and the next float32.
 UNIT = 2.0**-24

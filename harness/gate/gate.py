@@ -28,7 +28,7 @@ from harness import baselines, errors, export
 from harness.baselines import Drift, Missing, Record, Store, TaskRecord, carried, differences, provenance
 from harness.baselines.carried import Unexpected
 from harness.baselines.provenance import Provenance
-from harness.checks import agreement, checkpoint, numerics
+from harness.checks import agreement, checkpoint, insertion, numerics, patterns
 from harness.checks.agreement import Magnitudes
 from harness.checks.numerics import Observation
 from harness.data import calibration, inputs, samples, tasks
@@ -44,9 +44,10 @@ from harness.formats import deviations
 from harness.gate.results import Results
 from harness.models import architectures, families, outliers, references
 from harness.models.references import Reference
+from harness.problems import Problem
 from harness.pull_requests import reach
-from harness.quantization import fit, memory, packed, quantize, quantizers, search, stored
-from harness.quantization.quantizers import Problem, QuantizerMap
+from harness.quantization import fit, maps, memory, packed, quantize, search, stored
+from harness.quantization.maps import QuantizerMap
 from harness.recipes import loading, names
 from harness.recipes.loading import Recipe
 from harness.statistics import budgets, distribution, sanity, verdicts
@@ -229,7 +230,7 @@ class Quantized:
     @cached_property
     def map(self) -> QuantizerMap:
         """The quantizer map, calls counted in one forward of every tower."""
-        return quantizers.quantizer_map(self.model, self._forward)
+        return maps.quantizer_map(self.model, self._forward)
 
     @cached_property
     def observations(self) -> tuple[Observation, ...]:
@@ -487,12 +488,12 @@ class Gate:
 
         def take() -> QuantizerMap:
             found = self.quantized(case).map
-            problems = quantizers.check(
+            problems = insertion.check(
                 found, self.recipe(case), left_out=self.left_out(case), **self._beyond_places(case)
             )
             section = self.section(case, "insertion")
             section["map"] = [q.as_dict() for q in found]
-            section["not_covered"] = quantizers.not_covered(self.reference(case).model)
+            section["not_covered"] = insertion.not_covered(self.reference(case).model)
             section["problems"] = [asdict(p) for p in problems]
             return found
 
@@ -549,7 +550,7 @@ class Gate:
         """Every quantizer that ModelOpt has a place for in the case's model, all off: what patterns can match."""
 
         def insert() -> QuantizerMap:
-            return quantizers.quantizer_map(quantize.insert(self.reference(case).model, self.options.attention))
+            return maps.quantizer_map(quantize.insert(self.reference(case).model, self.options.attention))
 
         found: QuantizerMap = self._once(insert, "places", case.model)
         return found
@@ -557,11 +558,11 @@ class Gate:
     def overridden(self, case: Case) -> list[Problem]:
         """Entries of the case's recipe that have no effect, because later ones set again all that they set."""
         elsewhere = self._beyond_places(case)["elsewhere"]
-        return quantizers.overridden_patterns(self.places(case), self.recipe(case), elsewhere)
+        return patterns.overridden_patterns(self.places(case), self.recipe(case), elsewhere)
 
     def unmatched(self, case: Case) -> list[Problem]:
         """Patterns of the case's recipe that name no quantizer of its model."""
-        return quantizers.unmatched_patterns(self.places(case), self.recipe(case), **self._beyond_places(case))
+        return patterns.unmatched_patterns(self.places(case), self.recipe(case), **self._beyond_places(case))
 
     def _beyond_places(self, case: Case) -> dict[str, Any]:
         """What a pattern may mean though the model has no quantizer there: hidden or absent blocks, another tower."""
@@ -573,7 +574,7 @@ class Gate:
             found: QuantizerMap = ()
             if len(towers) == 1:
                 whole = quantize.insert(architectures.build("embedded"), self.options.attention)
-                found = tuple(q for q in quantizers.quantizer_map(whole) if q.tower not in towers)
+                found = tuple(q for q in maps.quantizer_map(whole) if q.tower not in towers)
             return {"hidden": families.hidden_in(model), "elsewhere": found, "absent": family.absent}
 
         found: dict[str, Any] = self._once(find, "beyond places", case.model)
@@ -585,10 +586,10 @@ class Gate:
 
         def build() -> QuantizerMap:
             made = quantize.structure(blank, self.recipe(case), self.options.attention)
-            return quantizers.quantizer_map(made)
+            return maps.quantizer_map(made)
 
         # Two architectures that differ in sizes alone have the same places for the same quantizers.
-        found: QuantizerMap = self._once(build, "structure", case.recipe, quantizers.outline(blank))
+        found: QuantizerMap = self._once(build, "structure", case.recipe, maps.outline(blank))
         return found
 
     def _blank(self, case: Case) -> nn.Module:
@@ -598,7 +599,7 @@ class Gate:
     def structure_problems(self, case: Case) -> list[Problem]:
         """What is wrong with the recipe on an architecture without weights."""
         blank = self._blank(case)
-        return quantizers.check(
+        return insertion.check(
             self.structure(case), self.recipe(case), left_out=self.left_out(case), calibrated=False,
             hidden=families.hidden_in(blank), absent=families.of(blank).absent,
         )  # fmt: skip
@@ -947,8 +948,8 @@ class Gate:
     def moved_ranges(self, case: Case) -> list[str]:
         """Quantizers of the case's model that fine-tuning changed: their ranges by bits, and everything else."""
         made = self.quantized(case)
-        after = quantizers.quantizer_map(self.trained(case).model, lambda m: families.forward(m, made.inputs))
-        return quantizers.diff(self.map(case), after, amax_tolerance=0.0)
+        after = maps.quantizer_map(self.trained(case).model, lambda m: families.forward(m, made.inputs))
+        return maps.diff(self.map(case), after, amax_tolerance=0.0)
 
     # -- beyond accuracy ----------------------------------------------------------------------------------------
 
@@ -1098,7 +1099,7 @@ class Gate:
 
     def explain(self, case: Case, error: quantize.QuantizationError) -> str:
         """Why there is no quantized model, with what the recipe's entries say about it."""
-        seen = quantizers.overridden_patterns(self.places(case), error.recipe)
-        seen += quantizers.unmatched_patterns(self.places(case), error.recipe)
+        seen = patterns.overridden_patterns(self.places(case), error.recipe)
+        seen += patterns.unmatched_patterns(self.places(case), error.recipe)
         lines = [f"{error.headline} (ModelOpt {provenance.versions()['nvidia-modelopt']})"]
         return "\n\n".join([*lines, *map(str, seen)])

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from harness.models import architectures
-from harness.quantization import quantize, quantizers
+from harness.quantization import maps, quantize
+from harness.quantization.maps import QuantizerMap
 from harness.quantization.quantize import QuantizationError
-from harness.quantization.quantizers import QuantizerMap
 from harness.recipes.loading import SEARCHED, Recipe
 
 #: The small model that accuracy is measured on, and the one that the published recipe is about.
@@ -27,7 +27,7 @@ Structures = dict[str, tuple[QuantizerMap, Attributes]]
 
 @dataclass(frozen=True)
 class Effect:
-    """Lines by architecture (see ``quantizers.diff``), and changes that no map shows (algorithm, other attributes)."""
+    """Lines by architecture (see ``maps.diff``), and changes that no map shows (algorithm, other attributes)."""
 
     recipe: str
     by_architecture: dict[str, tuple[str, ...]]
@@ -56,7 +56,7 @@ def quantizer_names(attention: str = "diffusers") -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _places(attention: str = "diffusers") -> QuantizerMap:
     """The map of the embedded architecture with every quantizer off: what a pattern can match."""
-    return quantizers.quantizer_map(quantize.insert(_blank("embedded"), attention))
+    return maps.quantizer_map(quantize.insert(_blank("embedded"), attention))
 
 
 def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -> Effect | None:
@@ -87,7 +87,7 @@ def refusal(head: Recipe, error: QuantizationError) -> str:
     on: set[str] = set()
     last = None
     for number, entry in enumerate(head.entries, 1):
-        touched = quantizers.matched(_places(), entry)
+        touched = maps.matched(_places(), entry)
         if entry.enable:
             on |= touched
         elif on and on <= touched:
@@ -115,7 +115,7 @@ def _difference(base: Recipe, head: Recipe, before: Structures, after: Structure
     others: dict[str, None] = {}
     for name in ARCHITECTURES:
         (old_map, was), (new_map, now) = before[name], after[name]
-        lines[name] = tuple(quantizers.diff(old_map, new_map))
+        lines[name] = tuple(maps.diff(old_map, new_map))
         others |= dict.fromkeys(_attribute_changes(was, now))
     if base.algorithm != head.algorithm:
         others[f"algorithm: {base.algorithm!r} to {head.algorithm!r}"] = None
@@ -134,10 +134,10 @@ def _structures(recipe: Recipe, attention: str) -> Structures:
 
 def _structure(architecture: str, recipe: Recipe, attention: str) -> tuple[QuantizerMap, Attributes]:
     model = quantize.structure(_blank(architecture), recipe, attention)
-    found = quantizers.tensor_quantizers(model)
+    found = maps.tensor_quantizers(model)
     # What a disabled quantizer would do has no effect.
     attributes = {name: q.get_modelopt_state(properties_only=True) for name, q in found.items() if q.is_enabled}
-    return quantizers.quantizer_map(model), attributes
+    return maps.quantizer_map(model), attributes
 
 
 def _attribute_changes(was: Attributes, now: Attributes) -> list[str]:

@@ -21,7 +21,7 @@ from harness.models import families
 from harness.models.shapes import ShapesOnly
 from harness.quantization import quantize
 from harness.quantization.applied import Applied, Setting, place_of
-from harness.quantization.quantizers import QuantizerMap, applied_to, kind_of, quantizer_map, tensor_quantizers
+from harness.quantization.maps import QuantizerMap, applied_to, kind_of, quantizer_map, tensor_quantizers
 from harness.recipes.algorithms import steps
 from harness.recipes.loading import Entry, Recipe
 

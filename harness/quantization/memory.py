@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from harness.problems import Problem
+from harness.quantization.maps import format_name, tensor_quantizers
 from harness.quantization.quantize import quiet
-from harness.quantization.quantizers import Problem, format_name, tensor_quantizers
 
 #: What a file may hold beyond its tensors' savings: names, shapes and ModelOpt's state, as a share and in bytes.
 _SHARE, _OVERHEAD = 0.05, 64 << 10

@@ -25,8 +25,9 @@ from harness import formats
 from harness.formats import deviations
 from harness.formats.layout import plan
 from harness.formats.oracle import block_scale, e8m0_scale
+from harness.problems import Problem
 from harness.quantization import quantize
-from harness.quantization.quantizers import Problem, tensor_quantizers
+from harness.quantization.maps import tensor_quantizers
 from harness.recipes.loading import Recipe
 
 #: ModelOpt's packed class by element format and format of the block scale.

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from harness.diagnosis import qat
 from harness.models import families
+from harness.problems import Problem
 from harness.quantization import applied
 from harness.quantization.halves import half_products
-from harness.quantization.quantizers import Problem, original_class
+from harness.quantization.maps import original_class
 from harness.recipes.loading import SEARCHED, Entry, Recipe
 
 Batch = Mapping[str, Tensor]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.formats.nf4 import double_quantized
+from harness.problems import Problem
 from harness.quantization.quantize import quiet
-from harness.quantization.quantizers import Problem
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Any]]:

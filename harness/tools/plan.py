@@ -97,7 +97,7 @@ def operations(architecture: str, tokens: int = CONTEXT) -> dict[str, float]:
 @cache
 def quantized_elements(architecture: str, recipe: str, tokens: int = CONTEXT) -> dict[str, float]:
     """Numbers that enabled quantizers take in one sample's forward, by tower; weights are folded and cost nothing."""
-    from harness.quantization.quantizers import tensor_quantizers
+    from harness.quantization.maps import tensor_quantizers
 
     model = quantize.structure(architectures.build(architecture), loading.load(recipe))
     count = 0

@@ -26,11 +26,10 @@ import torch
 
 from harness import export
 from harness import formats as qdq
-from harness.checks import checkpoint, numerics
+from harness.checks import checkpoint, insertion, numerics, patterns
 from harness.errors import UsageError
 from harness.formats.probes import probes
 from harness.gate.gate import Case, Gate, Options
-from harness.quantization import quantizers
 from harness.quantization.quantize import QuantizationError
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
 
@@ -103,16 +102,16 @@ def _parity(gate: Gate, case: Case) -> Problems:
 
 CHECKS: tuple[Check, ...] = (
     Check("insertion", "every pattern matches",
-          lambda g, c: quantizers.unmatched_patterns(g.places(c), g.recipe(c))),
+          lambda g, c: patterns.unmatched_patterns(g.places(c), g.recipe(c))),
     Check("insertion", "no pattern is overridden",
           lambda g, c: g.overridden(c)),
-    Check("insertion", "every tower is covered", lambda g, c: quantizers.uncovered(g.map(c), g.left_out(c))),
+    Check("insertion", "every tower is covered", lambda g, c: insertion.uncovered(g.map(c), g.left_out(c))),
     Check("insertion", "attention has its quantizers",
-          lambda g, c: quantizers.broken_attention(g.map(c), g.recipe(c), g.left_out(c))),
-    Check("insertion", "every enabled quantizer runs", lambda g, c: quantizers.never_run(g.map(c))),
-    Check("insertion", "no quantizer runs twice", lambda g, c: quantizers.run_twice(g.map(c))),
+          lambda g, c: insertion.broken_attention(g.map(c), g.recipe(c), g.left_out(c))),
+    Check("insertion", "every enabled quantizer runs", lambda g, c: insertion.never_run(g.map(c))),
+    Check("insertion", "no quantizer runs twice", lambda g, c: insertion.run_twice(g.map(c))),
     Check("insertion", "every static quantizer is calibrated",
-          lambda g, c: quantizers.uncalibrated(g.map(c), g.recipe(c))),
+          lambda g, c: insertion.uncalibrated(g.map(c), g.recipe(c))),
     Check("insertion", "quantizers are what the recipe says", lambda g, c: g.disobeyed(c)),
     Check("insertion", "ranges are those of the data", lambda g, c: g.strange_ranges(c)),
     Check("insertion", "nothing but quantizers was added", lambda g, c: g.altered(c)),

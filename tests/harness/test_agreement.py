@@ -14,8 +14,8 @@ from torch import nn
 from harness.checks import agreement
 from harness.data import calibration
 from harness.models import references
+from harness.quantization.maps import quantizer_map, tensor_quantizers
 from harness.quantization.quantize import attention_registered, fold, forward_loop_over, insert, quantize
-from harness.quantization.quantizers import quantizer_map, tensor_quantizers
 from harness.recipes import loading
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.models import architectures
 from harness.quantization import quantize
 from harness.quantization.applied import place_of
-from harness.quantization.quantizers import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
+from harness.quantization.maps import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
 from harness.recipes import loading
 from harness.recipes.loading import DEFAULT, MORE, Entry, Recipe, installed_root, load
 from harness.recipes.tree import Tree

@@ -618,7 +618,7 @@ def test_any_attribute_of_the_map_binds(store: Store, changed: dict[str, Any]) -
 
 def test_rows_of_the_map_are_the_quantizers_own() -> None:
     """The rows these tests use have the attributes of the real map, but for those left out where they are false."""
-    from harness.quantization.quantizers import Amax, Quantizer
+    from harness.quantization.maps import Amax, Quantizer
 
     assert {f.name for f in fields(Quantizer)} - {"constant"} == set(quantizer())
     assert {f.name for f in fields(Amax)} - {"empty"} == set(quantizer()["amax"])

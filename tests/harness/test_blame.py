@@ -12,8 +12,8 @@ import yaml
 from harness.diagnosis import blame
 from harness.diagnosis.blame import Blame
 from harness.gate.gate import Case, Gate, Options
-from harness.quantization import quantizers
-from harness.quantization.quantizers import QuantizerMap
+from harness.quantization import maps
+from harness.quantization.maps import QuantizerMap
 from harness.recipes.loading import Entry, Recipe
 from harness.statistics.verdicts import Decision
 
@@ -73,9 +73,9 @@ def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
 def test_model_is_left_as_it_was(gate: Gate, case: Case, found: Blame) -> None:
     """Measuring switches quantizers and puts every one back."""
     assert found.seconds > 0
-    again = quantizers.quantizer_map(gate.quantized(case).model, lambda m: m(**gate.quantized(case).inputs))
+    again = maps.quantizer_map(gate.quantized(case).model, lambda m: m(**gate.quantized(case).inputs))
 
-    assert quantizers.diff(gate.map(case), again, amax_tolerance=0.0) == []
+    assert maps.diff(gate.map(case), again, amax_tolerance=0.0) == []
 
 
 def test_message_shows_table_and_patch(found: Blame) -> None:

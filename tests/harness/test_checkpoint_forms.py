@@ -16,7 +16,7 @@ import torch
 from harness.checks import checkpoint
 from harness.checks.checkpoint import Loading
 from harness.models import families, references
-from harness.quantization import quantize, quantizers
+from harness.quantization import maps, quantize
 from harness.recipes import loading
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def test_every_family_comes_back_in_a_fresh_process(name: str, tmp_path: Path) -
     """In each form that a family has, restored outputs, weights and quantizer map are those that were saved."""
     model = quantized(str(tiny.write(name, tmp_path / name)))
     inputs = families.sample_inputs(model)
-    saved = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
+    saved = maps.quantizer_map(model, lambda m: families.forward(m, inputs))
     expected, weights = checkpoint.observe(model, inputs)[0], checkpoint.digests(model)
 
     forms = checkpoint.forms_of(model)
@@ -50,7 +50,7 @@ def test_a_changed_weight_is_told_in_every_family(name: str, tmp_path: Path) -> 
     model = quantized(str(tiny.write(name, tmp_path / name)))
     inputs = families.sample_inputs(model)
     checkpoint.save(model, tmp_path / "mto", "mto")
-    saved = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
+    saved = maps.quantizer_map(model, lambda m: families.forward(m, inputs))
     changed = next(key for key, p in model.named_parameters() if p.dim() == 2)
     with torch.no_grad():
         model.get_parameter(changed).add_(0.25)

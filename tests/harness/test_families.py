@@ -10,13 +10,14 @@ import tiny
 import torch
 from torch import nn
 
+from harness.checks import insertion, patterns
 from harness.data import tasks
 from harness.errors import UsageError
 from harness.gate.gate import Case, Gate, Options, short, short_recipe
 from harness.models import architectures, families, references
 from harness.models.families import INPUTS
-from harness.quantization import quantize, quantizers
-from harness.quantization.quantizers import Problem
+from harness.problems import Problem
+from harness.quantization import maps, quantize
 from harness.recipes import loading
 
 CPU = torch.device("cpu")
@@ -76,7 +77,7 @@ def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -
 def test_every_quantizer_belongs_to_a_tower(checkpoint: Path) -> None:
     """The table's prefixes cover every module that ModelOpt has a place for, towers' kinds of layer included."""
     model = references.load(str(checkpoint), CPU).model
-    found = quantizers.quantizer_map(quantize.insert(model))
+    found = maps.quantizer_map(quantize.insert(model))
 
     kinds = {(q.tower, q.module_kind) for q in found}
     assert {tower for tower, _ in kinds} == set(families.of(model).towers)
@@ -93,10 +94,10 @@ def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> Non
     model = architectures.build(name)
     family = families.of(model)
     blocks = {p for p, m in model.named_modules() if type(m).__name__ in family.attention_classes}
-    found = quantizers.quantizer_map(quantize.structure(model, loading.load("fp8")))
+    found = maps.quantizer_map(quantize.structure(model, loading.load("fp8")))
 
     assert blocks
-    for kind in quantizers.FUSED_KINDS:
+    for kind in maps.FUSED_KINDS:
         on = {q.module for q in found if q.kind == kind and q.enabled and q.calls == 1}
         assert on == blocks
 
@@ -105,7 +106,7 @@ def test_a_gate_of_every_family_holds(checkpoint: Path) -> None:
     """Insertion and numerics hold in every family where nothing is wrong."""
     gate, case = gate_on(checkpoint)
 
-    assert insertion(gate, case) == []
+    assert inserted(gate, case) == []
     assert gate.observations(case)
     assert [o for o in gate.observations(case) if o.mismatches or o.unsupported] == []
     assert gate.fold_problems(case) == []
@@ -119,14 +120,14 @@ def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
             model = gate.quantized(case).model
             mine = [
                 (name, quantizer)
-                for name, quantizer in quantizers.tensor_quantizers(model).items()
+                for name, quantizer in maps.tensor_quantizers(model).items()
                 if quantizer.is_enabled and families.tower_of(families.of(model), name) == tower
             ]
             lost = mine if whole else [one for one in mine if one[0].endswith("input_quantizer")][:1]
             for _, quantizer in lost:
                 quantizer.disable()
 
-            found = insertion(gate, case)
+            found = inserted(gate, case)
 
             assert any(lost[0][0].rpartition(".")[0] in str(problem.names) for problem in found), (tower, whole)
             assert any(f"whole {tower} tower" in problem.what for problem in found) is whole
@@ -140,7 +141,7 @@ def gate_on(checkpoint: Path) -> tuple[Gate, Case]:
     return gate, case
 
 
-def insertion(gate: Gate, case: Case) -> list[Problem]:
+def inserted(gate: Gate, case: Case) -> list[Problem]:
     """What the insertion suite finds, the baseline aside."""
     gate.map(case)
     whole = gate.results.case(short_recipe(case.recipe), short(case.model))["insertion"]["problems"]
@@ -246,22 +247,22 @@ def test_hidden_blocks_are_told_with_their_reason(tmp_path: Path) -> None:
     """open_clip's attention and SigLIP's pooling head are listed as not covered, CLIP's nothing."""
     siglip, open_clip = (references.load(str(tiny.write(n, tmp_path / n)), CPU).model for n in ("siglip", "open_clip"))
 
-    assert quantizers.not_covered(references.load("embedded", CPU).model) == []
-    (line,) = quantizers.not_covered(siglip)
+    assert insertion.not_covered(references.load("embedded", CPU).model) == []
+    (line,) = insertion.not_covered(siglip)
     assert line.startswith("vision vision_model.head.attention: the pooling head")
-    assert [line.partition(":")[0] for line in quantizers.not_covered(open_clip)] == [
+    assert [line.partition(":")[0] for line in insertion.not_covered(open_clip)] == [
         "vision visual.transformer.resblocks.{0..1}.attn",
         "text transformer.resblocks.{0..1}.attn",
     ]
-    assert all("python -m harness.models.openclip DIR OUT" in line for line in quantizers.not_covered(open_clip))
+    assert all("python -m harness.models.openclip DIR OUT" in line for line in insertion.not_covered(open_clip))
 
 
 def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> None:
     """A recipe with attention quantizers fails on open_clip's attention, and is told what helps."""
     model = references.load(str(tiny.write("open_clip", tmp_path / "open_clip")), CPU).model
-    places, recipe = quantizers.quantizer_map(quantize.insert(model)), loading.load("fp8")
+    places, recipe = maps.quantizer_map(quantize.insert(model)), loading.load("fp8")
 
-    found = quantizers.unmatched_patterns(places, recipe, families.hidden_in(model))
+    found = patterns.unmatched_patterns(places, recipe, families.hidden_in(model))
 
     assert [problem.rule for problem in found] == ["pattern matches nothing"] * 2
     assert all("visual.transformer.resblocks.0.attn and 3 more" in problem.mend for problem in found)

@@ -16,7 +16,7 @@ from harness.diagnosis import qat
 from harness.diagnosis.qat import Settings
 from harness.models import families, references
 from harness.models.references import Reference
-from harness.quantization import quantize, quantizers
+from harness.quantization import maps, quantize
 from harness.recipes import loading
 from harness.statistics import verdicts
 from harness.statistics.verdicts import Budget
@@ -119,19 +119,19 @@ def test_the_workaround_computes_the_same_and_is_still_needed(reference: Referen
 
 def test_ranges_that_moved_are_told(quantized: torch.nn.Module) -> None:
     """A range one bit off is a difference of the maps, by bits."""
-    before = quantizers.quantizer_map(quantized)
-    name, quantizer = next((n, q) for n, q in quantizers.tensor_quantizers(quantized).items() if q.is_enabled)
+    before = maps.quantizer_map(quantized)
+    name, quantizer = next((n, q) for n, q in maps.tensor_quantizers(quantized).items() if q.is_enabled)
     kept = quantizer.amax.clone()
     quantizer.amax = torch.nextafter(kept.float(), torch.tensor(math.inf)).to(kept.dtype)
     try:
         if torch.equal(quantizer.amax, kept):  # half precision: one ulp of it
             quantizer.amax = kept * (1 + 2**-10)
-        found = quantizers.diff(before, quantizers.quantizer_map(quantized), amax_tolerance=0.0)
+        found = maps.diff(before, maps.quantizer_map(quantized), amax_tolerance=0.0)
     finally:
         quantizer.amax = kept
 
     assert found, name
-    assert quantizers.diff(before, quantizers.quantizer_map(quantized), amax_tolerance=0.0) == []
+    assert maps.diff(before, maps.quantizer_map(quantized), amax_tolerance=0.0) == []
 
 
 def runs(correct: np.ndarray) -> dict[str, TaskRun]:

@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.checks import insertion, patterns
 from harness.models import families
-from harness.quantization import quantizers
-from harness.quantization.quantizers import Amax, Problem, Quantizer, QuantizerMap
+from harness.problems import Problem, collapse
+from harness.quantization import maps
+from harness.quantization.maps import Amax, Quantizer, QuantizerMap
 from harness.recipes.loading import Entry, Recipe
 
 INF, NAN = math.inf, math.nan
@@ -35,7 +37,7 @@ def at(name: str, **other: Any) -> Quantizer:
     """An enabled static FP8 quantizer that ran once, of a linear layer of the tower that its name begins with."""
     facts: dict[str, Any] = {
         "name": name,
-        "kind": quantizers.kind_of(name),
+        "kind": maps.kind_of(name),
         "tower": name.partition(".")[0],
         "layer": families.layer_of(name),
         "module_class": "Linear",
@@ -159,7 +161,7 @@ def test_amax_is_usable_if_finite_and_positive(count: int, low: float, high: flo
 )
 def test_name_is_split_into_holder_and_kind(name: str, holder: str, kind: str) -> None:
     """A quantizer's name is the path of its module and its kind, of a part of a sequence with the part's number."""
-    assert (quantizers.holder_of(name), quantizers.kind_of(name)) == (holder, kind)
+    assert (maps.holder_of(name), maps.kind_of(name)) == (holder, kind)
 
 
 def test_quantizer_knows_its_module() -> None:
@@ -172,7 +174,7 @@ def test_quantizer_knows_its_module() -> None:
 def test_record_is_read_back_whole() -> None:
     """A quantizer is the same after it was kept as a record, with a range and without."""
     for q in (at("vision.fc.input_quantizer", dynamic=True), at("text.fc.weight_quantizer", amax=None, calls=3)):
-        assert quantizers.of_dict(q.as_dict()) == q
+        assert maps.of_dict(q.as_dict()) == q
 
 
 def test_record_keeps_what_is_unusual_only() -> None:
@@ -180,10 +182,10 @@ def test_record_keeps_what_is_unusual_only() -> None:
     fixed = at("vision.fc.input_quantizer", constant=True)
     pruned = at("vision.fc.weight_quantizer", amax=Amax.of(torch.tensor([0.0, 2.0]), torch.tensor([True, False])))
 
-    assert [quantizers.of_dict(q.as_dict()) for q in (fixed, pruned)] == [fixed, pruned]
+    assert [maps.of_dict(q.as_dict()) for q in (fixed, pruned)] == [fixed, pruned]
     assert pruned.amax is not None
     assert (pruned.amax.empty, pruned.amax.low, pruned.amax.usable) == (1, 2.0, True)
-    assert quantizers.state(fixed) == "E4M3 per-tensor constant 1"
+    assert maps.state(fixed) == "E4M3 per-tensor constant 1"
     plain = at("vision.fc.input_quantizer").as_dict()
     assert "constant" not in plain
     assert "empty" not in plain["amax"]
@@ -191,12 +193,12 @@ def test_record_keeps_what_is_unusual_only() -> None:
 
 def test_record_of_another_version_is_read_as_far_as_known() -> None:
     """What a record has beside the known fields is left out, and what it lacks is None."""
-    q = quantizers.of_dict({"name": "n", "calls": 2, "colour": "red", "amax": {"low": 0.5, "mean": 1.0}})
+    q = maps.of_dict({"name": "n", "calls": 2, "colour": "red", "amax": {"low": 0.5, "mean": 1.0}})
     facts = q.as_dict()
 
     assert [facts[field] for field in ("name", "calls", "kind", "layer")] == ["n", 2, None, None]
     assert q.amax == Amax(None, 0.5, None, None)  # type: ignore[arg-type]
-    assert quantizers.of_dict({"name": "n"}).amax is None
+    assert maps.of_dict({"name": "n"}).amax is None
 
 
 def test_problem_reads_what_where_mend() -> None:
@@ -265,7 +267,7 @@ def clip() -> CLIPModel:
 
 def test_quantizers_of_a_model_are_its_leaves(clip: CLIPModel) -> None:
     """A model's quantizers are the leaves in module order: the parts of a sequence, not the sequence."""
-    assert list(quantizers.tensor_quantizers(clip)) == [
+    assert list(maps.tensor_quantizers(clip)) == [
         "vision_model.patch_embedding.input_quantizer",
         "vision_model.stem.input_quantizer",
         "vision_model.layers.0.self_attn.q_bmm_quantizer",
@@ -285,7 +287,7 @@ def test_quantizers_of_a_model_are_its_leaves(clip: CLIPModel) -> None:
 
 def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
     """A quantizer is told by the class, kind, tower and layer of the module that holds it."""
-    found = {q.name: (q.module_class, q.module_kind, q.tower, q.layer, q.kind) for q in quantizers.quantizer_map(clip)}
+    found = {q.name: (q.module_class, q.module_kind, q.tower, q.layer, q.kind) for q in maps.quantizer_map(clip)}
 
     assert found == {
         "vision_model.patch_embedding.input_quantizer": ("Conv2d", "patch_embedding", "vision", None, "input"),
@@ -308,13 +310,13 @@ def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
 def test_patch_embedding_may_be_a_linear_layer() -> None:
     """Where the family's pattern finds the patch embedding, a linear layer is one as well as a convolution."""
     for layer in (nn.Linear(2, 2), nn.Conv2d(3, 2, 2)):
-        kind = quantizers._module_kind(families.CLIP, layer, "weight", "vision_model.embeddings.patch_embedding")
+        kind = maps._module_kind(families.CLIP, layer, "weight", "vision_model.embeddings.patch_embedding")
         assert kind == "patch_embedding"
 
 
 def test_map_takes_state_from_the_quantizer(clip: CLIPModel) -> None:
     """Format, granularity, being on, being dynamic and the range are those that the quantizer has."""
-    found: Any = quantizers.tensor_quantizers(clip)
+    found: Any = maps.tensor_quantizers(clip)
     q, blocks, tensor, meta = (
         found[f"vision_model.{path}.input_quantizer"] for path in ("stem", "norm", "pool", "patch_embedding")
     )
@@ -325,7 +327,7 @@ def test_map_takes_state_from_the_quantizer(clip: CLIPModel) -> None:
     meta.amax = torch.tensor(1.0)
     meta.to("meta")
 
-    after = {q.name: q for q in quantizers.quantizer_map(clip)}
+    after = {q.name: q for q in maps.quantizer_map(clip)}
     q = after["vision_model.stem.input_quantizer"]
     blocks = after["vision_model.norm.input_quantizer"]
     tensor = after["vision_model.pool.input_quantizer"]
@@ -340,7 +342,7 @@ def test_map_takes_state_from_the_quantizer(clip: CLIPModel) -> None:
 
 def test_map_counts_the_calls_of_a_forward_of_both_towers(clip: CLIPModel) -> None:
     """Without another forward the map's calls are those of one forward of every tower, each call counted."""
-    calls = {q.name: q.calls for q in quantizers.quantizer_map(clip) if q.calls}
+    calls = {q.name: q.calls for q in maps.quantizer_map(clip) if q.calls}
 
     assert calls == {"visual_projection.input_quantizer": 1, "text_projection.weight_quantizer.1": 2}
 
@@ -354,7 +356,7 @@ def test_map_counts_the_calls_of_the_forward_given(clip: CLIPModel) -> None:
         for _ in range(3):
             model.logit.input_quantizer(torch.ones(2))
 
-    calls = {q.name: q.calls for q in quantizers.quantizer_map(clip, forward) if q.calls}
+    calls = {q.name: q.calls for q in maps.quantizer_map(clip, forward) if q.calls}
 
     assert calls == {"logit.input_quantizer": 3}
     assert seen == [clip]
@@ -366,12 +368,12 @@ def test_counting_leaves_nothing_behind(clip: CLIPModel) -> None:
     def broken(_: object) -> None:
         raise ValueError("no forward")
 
-    first = quantizers.count_calls(clip, lambda m: families.forward(m, families.sample_inputs(m)))
+    first = maps.count_calls(clip, lambda m: families.forward(m, families.sample_inputs(m)))
     with pytest.raises(ValueError, match="no forward"):
-        quantizers.count_calls(clip, broken)
+        maps.count_calls(clip, broken)
 
     assert sum(first.values()) == 3
-    assert not any(q._forward_pre_hooks for q in quantizers.tensor_quantizers(clip).values())
+    assert not any(q._forward_pre_hooks for q in maps.tensor_quantizers(clip).values())
 
 
 def test_outline_is_of_names_and_classes() -> None:
@@ -379,7 +381,7 @@ def test_outline_is_of_names_and_classes() -> None:
     container, linear = "torch.nn.modules.container.Sequential", "torch.nn.modules.linear.Linear"
     expected = hashlib.sha256(f" {container}\n0 {linear}\n1 {linear}".encode()).hexdigest()
 
-    assert quantizers.outline(nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3))) == expected
+    assert maps.outline(nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3))) == expected
 
 
 @pytest.mark.parametrize(
@@ -403,7 +405,7 @@ def test_format_and_granularity_are_named(attributes: dict[str, Any], name: str,
 
     quantizer = TensorQuantizer(QuantizerAttributeConfig(**attributes))
 
-    assert (quantizers.format_name(quantizer), quantizers.granularity(quantizer)) == (name, grain)
+    assert (maps.format_name(quantizer), maps.granularity(quantizer)) == (name, grain)
 
 
 def test_what_no_recipe_can_quantize_is_told_by_tower() -> None:
@@ -418,7 +420,7 @@ def test_what_no_recipe_can_quantize_is_told_by_tower() -> None:
 
     reason = families.of(SiglipModel()).hidden["MultiheadAttention"]
 
-    assert quantizers.not_covered(SiglipModel()) == [
+    assert insertion.not_covered(SiglipModel()) == [
         f"vision vision_model.{{head1,head2}} vision_model.pool.0: {reason}",
         f"text text_model.head: {reason}",
     ]
@@ -446,7 +448,7 @@ PAIR = (at("vision.fc.weight_quantizer"), at("text.conv.input_quantizer", module
 )
 def test_pattern_is_a_glob_over_whole_names_of_a_class(pattern: str, parent: str | None, found: set[int]) -> None:
     """An entry speaks of the names that its glob matches whole, case and all, in modules of its class if it has one."""
-    assert quantizers.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in found}
+    assert maps.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in found}
 
 
 @pytest.mark.parametrize(
@@ -464,7 +466,7 @@ def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) ->
     """Parts of a sequential quantizer match by their own name and by that of the sequence."""
     parts = tuple(at(f"vision.fc.weight_quantizer.{n}") for n in (0, 10))
 
-    assert quantizers.matched(parts, on(pattern)) == {f"vision.fc.weight_quantizer.{n}" for n in found}
+    assert maps.matched(parts, on(pattern)) == {f"vision.fc.weight_quantizer.{n}" for n in found}
 
 
 @pytest.mark.parametrize(
@@ -486,7 +488,7 @@ def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) ->
 )  # fmt: skip
 def test_unmatched_pattern_is_told_unless_it_may_be(entry: Entry, path: Path | None, told: bool) -> None:
     """What matches nothing is told, but not a shared deny-list, a class of other families or the tower left out."""
-    found = quantizers.unmatched_patterns(
+    found = patterns.unmatched_patterns(
         PAIR, recipe(entry, path=path), elsewhere=(at("text.elsewhere_quantizer"),), absent=("nn.Conv2d",)
     )
 
@@ -495,20 +497,20 @@ def test_unmatched_pattern_is_told_unless_it_may_be(entry: Entry, path: Path | N
 
 def test_unmatched_pattern_is_told_with_its_place() -> None:
     """The message names entry, recipe, pattern, origin and how many quantizers were asked; entries before it count."""
-    problems = quantizers.unmatched_patterns(PAIR, recipe(imported("*lm_head*"), on("*"), on("*wrong", "nn.Linear")))
+    problems = patterns.unmatched_patterns(PAIR, recipe(imported("*lm_head*"), on("*"), on("*wrong", "nn.Linear")))
     problem = only(problems, "pattern matches nothing")
 
     assert "entry 3 of recipe r, '*wrong' (recipes/r.yaml:5), matches none of the 2 quantizers" in problem.what
     assert problem.what.endswith("this model (only those of nn.Linear modules asked).")
     assert problem.names == ()
     assert "input_quantizer, weight_quantizer." in problem.mend
-    plain = only(quantizers.unmatched_patterns(PAIR, recipe(on("*wrong"))), "pattern matches nothing")
+    plain = only(patterns.unmatched_patterns(PAIR, recipe(on("*wrong"))), "pattern matches nothing")
     assert plain.what.endswith("of this model.")
 
 
 def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search each format's entries are asked, numbered and named by themselves."""
-    found = quantizers.unmatched_patterns(PAIR, searching((on("*"), on("*a?b")), (on("*"),), (on("*c?d"),)))
+    found = patterns.unmatched_patterns(PAIR, searching((on("*"), on("*a?b")), (on("*"),), (on("*c?d"),)))
 
     assert [re.match(r"entry (\d) of recipe (format \d), '(.*?)'", p.what).groups() for p in found] == [  # type: ignore[union-attr]
         ("2", "format 1", "*a?b"),
@@ -557,14 +559,14 @@ def test_unmatched_pattern_is_told_with_what_was_meant(
     """The mend is why the block is hidden, the attention class that has it, the name meant, or the names there are."""
     there = PAIR + attention("vision.attn", ("k_bmm",)) * block
 
-    problem = only(quantizers.unmatched_patterns(there, recipe(on(pattern)), hidden), "pattern matches nothing")
+    problem = only(patterns.unmatched_patterns(there, recipe(on(pattern)), hidden), "pattern matches nothing")
 
     assert re.match(mend, problem.mend)
 
 
 def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
     """Where there is no quantizer at all, even '*' matches nothing and no name can be meant."""
-    problem = only(quantizers.unmatched_patterns((), recipe(on("*"))), "pattern matches nothing")
+    problem = only(patterns.unmatched_patterns((), recipe(on("*"))), "pattern matches nothing")
 
     assert "none of the 0 quantizers" in problem.what
     assert problem.mend.startswith("Correct the pattern")
@@ -594,7 +596,7 @@ def test_overridden_pattern_is_told_with_both_entries(
     entries: tuple[Entry, ...], path: Path | None, told: list[tuple[int, int]]
 ) -> None:
     """An entry that a deny-all or imported deny-lists behind it leave nothing of is told, with the last one."""
-    problems = quantizers.overridden_patterns(PAIR, recipe(*entries, path=path))
+    problems = patterns.overridden_patterns(PAIR, recipe(*entries, path=path))
 
     assert [p.rule for p in problems] == ["pattern overridden"] * len({last for _, last in told})
     for problem, last in zip(problems, sorted({last for _, last in told}), strict=True):
@@ -629,7 +631,7 @@ def test_exception_before_what_it_excepts_is_told(entries: tuple[Entry, ...], ea
     given = recipe(*entries, path=None)
     if any(entry.origin.startswith("units") for entry in entries):
         given = replace(given, path=OWN)
-    problems = quantizers.overridden_patterns(PAIR, given)
+    problems = patterns.overridden_patterns(PAIR, given)
 
     assert [p.rule for p in problems] == ["exception before what it excepts"] * len(early)
     for problem, number in zip(problems, early, strict=True):
@@ -637,32 +639,30 @@ def test_exception_before_what_it_excepts_is_told(entries: tuple[Entry, ...], ea
         assert moved is not None
         order = [entry for n, entry in enumerate(entries, 1) if n != number]
         order.insert(int(moved[1]) - 1, entries[number - 1])
-        assert quantizers.overridden_patterns(PAIR, recipe(*order, path=None)) == []
+        assert patterns.overridden_patterns(PAIR, recipe(*order, path=None)) == []
 
 
 def test_entry_that_is_written_again_is_told() -> None:
     """Of two entries for the same quantizers with other attributes the first has no effect, and one is to go."""
     entries = (off("*"), Entry("*fc*", None, True, {"num_bits": 4}, "x"), on("*weight*"))
-    problem = only(
-        quantizers.overridden_patterns(PAIR, recipe(*entries, path=None)), "exception before what it excepts"
-    )
+    problem = only(patterns.overridden_patterns(PAIR, recipe(*entries, path=None)), "exception before what it excepts")
 
     assert problem.mend.endswith("remove entry 2, or entry 3.")
-    assert quantizers.overridden_patterns(PAIR, recipe(*entries[:2], path=None)) == []
-    assert quantizers.overridden_patterns(PAIR, recipe(entries[0], entries[2], path=None)) == []
+    assert patterns.overridden_patterns(PAIR, recipe(*entries[:2], path=None)) == []
+    assert patterns.overridden_patterns(PAIR, recipe(entries[0], entries[2], path=None)) == []
 
 
 def test_exception_that_holds_in_the_other_tower_is_no_problem() -> None:
     """On a single tower an entry may have its effect in the tower that is not there."""
     entries = (off("*"), Entry("*weight*", None, True, {"num_bits": 4}, "x"), on("vision*weight*"))
 
-    assert len(quantizers.overridden_patterns(PAIR, recipe(*entries, path=None))) == 1
-    assert quantizers.overridden_patterns(PAIR, recipe(*entries, path=None), (at("text.fc.weight_quantizer"),)) == []
+    assert len(patterns.overridden_patterns(PAIR, recipe(*entries, path=None))) == 1
+    assert patterns.overridden_patterns(PAIR, recipe(*entries, path=None), (at("text.fc.weight_quantizer"),)) == []
 
 
 def test_overridden_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search an entry is overridden by entries of its own format only."""
-    found = quantizers.overridden_patterns(PAIR, searching((on("*"),), (off("*"),), (on("*input*"), off("*"))))
+    found = patterns.overridden_patterns(PAIR, searching((on("*"),), (off("*"),), (on("*input*"), off("*"))))
 
     assert "entry 2 of recipe format 3, '*'" in only(found, "pattern overridden").what
 
@@ -690,7 +690,7 @@ def all_off(found: QuantizerMap, *kinds: str) -> QuantizerMap:
 def test_untouched_tower_is_told_with_its_modules() -> None:
     """A tower with nothing enabled is told whole: how many quantizers of its covered kinds, every module, in order."""
     found = tower("vision") + all_off(tower("text"))
-    problem = only(quantizers.uncovered(found), "tower unquantized")
+    problem = only(insertion.uncovered(found), "tower unquantized")
 
     assert "the whole text tower is unquantized: 0 of 5 quantizers" in problem.what
     assert problem.names == ("text.layers.0.attn", "text.layers.0.fc1", "text.layers.0.fc2", "text.patches")
@@ -700,7 +700,7 @@ def test_untouched_tower_is_told_with_its_modules() -> None:
 def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
     """A kind of layer with nothing enabled in a tower is told for that tower, with the modules of that kind only."""
     found = all_off(tower("vision"), "patch_embedding", "attention") + tower("text")
-    problem = only(quantizers.uncovered(found), "kind of layer unquantized")
+    problem = only(insertion.uncovered(found), "kind of layer unquantized")
 
     assert "vision tower: no enabled quantizer at any patch embedding or attention." in problem.what
     assert problem.names == ("vision.layers.0.attn", "vision.patches")
@@ -711,14 +711,14 @@ def test_one_enabled_quantizer_covers_a_kind() -> None:
     """A kind of layer is covered by one enabled quantizer in the tower."""
     found = without(tower("vision"), "vision.layers.0.fc1.weight_quantizer", "vision.layers.0.fc1.input_quantizer")
 
-    assert quantizers.uncovered(found) == []
+    assert insertion.uncovered(found) == []
 
 
 def test_every_tower_is_asked() -> None:
     """Two untouched towers are two problems, in the order of the map."""
     found = all_off(tower("vision")) + all_off(tower("text"), "linear")
 
-    assert [(p.rule, p.what.split()[0]) for p in quantizers.uncovered(found)] == [
+    assert [(p.rule, p.what.split()[0]) for p in insertion.uncovered(found)] == [
         ("tower unquantized", "the"),
         ("kind of layer unquantized", "text"),
     ]
@@ -728,14 +728,14 @@ def test_declared_omissions_are_not_told() -> None:
     """What the budgets file leaves out in one tower is told neither there nor taken for said of the other."""
     both = all_off(tower("vision"), "attention") + all_off(tower("text"), "attention")
 
-    problem = only(quantizers.uncovered(both, [("vision", "attention")]), "kind of layer unquantized")
+    problem = only(insertion.uncovered(both, [("vision", "attention")]), "kind of layer unquantized")
     assert problem.names == ("text.layers.0.attn",)
-    assert quantizers.uncovered(both, [("vision", "attention"), ("text", "attention")]) == []
+    assert insertion.uncovered(both, [("vision", "attention"), ("text", "attention")]) == []
 
 
 def test_tower_off_but_for_what_is_declared_is_told_whole() -> None:
     """A tower with nothing on is told whole even where one of its kinds is declared, and then without that kind."""
-    problem = only(quantizers.uncovered(all_off(tower("vision")), [("vision", "patch_embedding")]), "tower unquantized")
+    problem = only(insertion.uncovered(all_off(tower("vision")), [("vision", "patch_embedding")]), "tower unquantized")
 
     assert "0 of 5" in problem.what
     assert "vision.patches" not in problem.names
@@ -749,12 +749,12 @@ def test_what_is_in_no_tower_need_not_be_covered() -> None:
         at("vision.norm.input_quantizer", module_kind="layernorm", enabled=False),
     )
 
-    assert quantizers.uncovered(found) == []
+    assert insertion.uncovered(found) == []
 
 
 def test_tower_without_a_kind_need_not_cover_it() -> None:
     """A tower that has no layer of a kind, such as a text tower a patch embedding, lacks nothing."""
-    assert quantizers.uncovered((at("text.fc.weight_quantizer"),)) == []
+    assert insertion.uncovered((at("text.fc.weight_quantizer"),)) == []
 
 
 # -- attention ------------------------------------------------------------------------------------------------------
@@ -768,13 +768,13 @@ def test_attention_quantized_whole_is_no_problem() -> None:
     """Blocks with all that the recipe asks for, on and run, break no rule, nor do those beside attention."""
     beside = at("vision.layers.0.fc.q_bmm_quantizer", enabled=False)
 
-    assert quantizers.broken_attention((*WHOLE, beside), ASKS) == []
+    assert insertion.broken_attention((*WHOLE, beside), ASKS) == []
 
 
 def test_attention_quantizer_that_is_not_there_is_told() -> None:
     """A quantizer that the recipe asks for and a block lacks is named, with the number of such blocks of all."""
     found = attention(BLOCKS[0], QKV) + attention(BLOCKS[1]) + attention(BLOCKS[2], QKV)
-    problem = only(quantizers.broken_attention(found, ASKS), "attention quantizer missing")
+    problem = only(insertion.broken_attention(found, ASKS), "attention quantizer missing")
 
     assert numbers(problem.what) == [2, 3]
     assert problem.names == (f"{BLOCKS[0]}.bmm2_output_quantizer", f"{BLOCKS[2]}.bmm2_output_quantizer")
@@ -785,7 +785,7 @@ def test_attention_quantizers_that_are_off_are_told_by_block() -> None:
     """Quantizers that are asked for and off count by block, not by name; a part that is off is told as well."""
     names = (f"{BLOCKS[1]}.q_bmm_quantizer", f"{BLOCKS[1]}.k_bmm_quantizer")
 
-    missing, part = quantizers.broken_attention(without(WHOLE, *names), ASKS)
+    missing, part = insertion.broken_attention(without(WHOLE, *names), ASKS)
 
     assert (missing.rule, part.rule) == ("attention quantizer missing", "attention quantized in part")
     assert (numbers(missing.what), missing.names) == ([1, 3], names)
@@ -795,7 +795,7 @@ def test_attention_quantizers_that_are_off_are_told_by_block() -> None:
 def test_attention_quantizer_that_never_runs_is_told() -> None:
     """Enabled quantizers around attention without a call are counted and named; those that are off are missing."""
     idle = attention(BLOCKS[0], calls=0) + attention(BLOCKS[1])
-    problem = only(quantizers.broken_attention(idle, ASKS), "attention quantizer never runs")
+    problem = only(insertion.broken_attention(idle, ASKS), "attention quantizer never runs")
 
     assert numbers(problem.what) == [4]
     assert problem.names == tuple(f"{BLOCKS[0]}.{kind}_quantizer" for kind in FUSED)
@@ -804,14 +804,14 @@ def test_attention_quantizer_that_never_runs_is_told() -> None:
 
 def test_attention_quantizer_that_runs_twice_runs() -> None:
     """One call is enough, and two are not for this rule to tell."""
-    assert quantizers.broken_attention(attention(BLOCKS[0], calls=2), ASKS) == []
+    assert insertion.broken_attention(attention(BLOCKS[0], calls=2), ASKS) == []
 
 
 def test_attention_that_is_neither_there_nor_run_is_two_problems() -> None:
     """What is missing in one block and what is idle in another are told apart."""
     found = attention(BLOCKS[0], QKV) + attention(BLOCKS[1], calls=0)
 
-    assert [(p.rule, numbers(p.what)) for p in quantizers.broken_attention(found, ASKS)] == [
+    assert [(p.rule, numbers(p.what)) for p in insertion.broken_attention(found, ASKS)] == [
         ("attention quantizer missing", [1, 2]),
         ("attention quantizer never runs", [4]),
     ]
@@ -822,11 +822,11 @@ def test_declared_attention_is_not_asked() -> None:
     found = attention(BLOCKS[0], QKV, calls=0) + attention(BLOCKS[2], QKV)
     vision = [("vision", "attention")]
 
-    problem = only(quantizers.broken_attention(found, ASKS, vision), "attention quantizer missing")
+    problem = only(insertion.broken_attention(found, ASKS, vision), "attention quantizer missing")
 
     assert problem.names == (f"{BLOCKS[2]}.bmm2_output_quantizer",)
-    assert quantizers.broken_attention(found, ASKS, [*vision, ("text", "attention")]) == []
-    assert len(quantizers.broken_attention(found, ASKS, [("vision", "linear")])) == 2
+    assert insertion.broken_attention(found, ASKS, [*vision, ("text", "attention")]) == []
+    assert len(insertion.broken_attention(found, ASKS, [("vision", "linear")])) == 2
 
 
 @pytest.mark.parametrize(
@@ -848,7 +848,7 @@ def test_declared_attention_is_not_asked() -> None:
 )
 def test_attention_is_asked_for_by_the_last_entry_that_matches(entries: tuple[Entry, ...], asked: list[str]) -> None:
     """A kind is asked for if the last entry without a class that matches its place enables it and names attention."""
-    assert quantizers._asked_of_attention(recipe(*entries), BLOCKS[0]) == asked
+    assert insertion._asked_of_attention(recipe(*entries), BLOCKS[0]) == asked
 
 
 def test_attention_is_asked_for_block_by_block() -> None:
@@ -857,7 +857,7 @@ def test_attention_is_asked_for_block_by_block() -> None:
     entries = (on("text*q_bmm*"),)
 
     for asking in (recipe(*entries), searching(entries)):
-        problem = only(quantizers.broken_attention(found, asking), "attention quantizer missing")
+        problem = only(insertion.broken_attention(found, asking), "attention quantizer missing")
         assert problem.names == (f"{BLOCKS[2]}.q_bmm_quantizer",)
 
 
@@ -866,7 +866,7 @@ def test_search_asks_for_the_attention_of_every_format() -> None:
     search = searching((on("*v_bmm*"), off("*")), (on("*k_bmm*"),), (on("*q_bmm*"),))
     found = without(attention(BLOCKS[0]), *(q.name for q in attention(BLOCKS[0])))
 
-    problem = only(quantizers.broken_attention(found, search), "attention quantizer missing")
+    problem = only(insertion.broken_attention(found, search), "attention quantizer missing")
 
     assert problem.names == (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[0]}.k_bmm_quantizer")
     assert "mtq.get_auto_quantize_config" in problem.mend
@@ -879,7 +879,7 @@ def test_attention_in_part_names_what_is_off() -> None:
     """Of blocks with some of the four on, those off are named and the blocks counted; a block all off is none."""
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[0]}.v_bmm_quantizer", f"{BLOCKS[2]}.bmm2_output_quantizer")
     found = without(WHOLE, *names, *(f"{BLOCKS[1]}.{kind}_quantizer" for kind in FUSED))
-    problem = only(quantizers.broken_attention(found, NOTHING), "attention quantized in part")
+    problem = only(insertion.broken_attention(found, NOTHING), "attention quantized in part")
 
     assert numbers(problem.what) == [2, 2]
     assert problem.names == names
@@ -891,14 +891,14 @@ def test_only_the_four_around_the_product_belong_together() -> None:
     beside = ("p_bmm", "softmax")
     fused, rest = attention(BLOCKS[0]), attention(BLOCKS[0], beside)
 
-    assert quantizers.broken_attention(fused + all_off(rest), NOTHING) == []
-    assert quantizers.broken_attention(all_off(fused) + rest, NOTHING) == []
+    assert insertion.broken_attention(fused + all_off(rest), NOTHING) == []
+    assert insertion.broken_attention(all_off(fused) + rest, NOTHING) == []
 
 
 @pytest.mark.parametrize("kinds", [QKV, FUSED[:1], ("p_bmm",)])
 def test_block_without_all_four_may_be_whole(kinds: tuple[str, ...]) -> None:
     """A block whose class has some of the four, or none, is whole with these on."""
-    assert quantizers.broken_attention(attention(BLOCKS[0], kinds), NOTHING) == []
+    assert insertion.broken_attention(attention(BLOCKS[0], kinds), NOTHING) == []
 
 
 def test_declared_attention_may_be_in_part() -> None:
@@ -906,9 +906,7 @@ def test_declared_attention_may_be_in_part() -> None:
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[2]}.q_bmm_quantizer")
     found = without(WHOLE, *names)
 
-    problem = only(
-        quantizers.broken_attention(found, NOTHING, [("vision", "attention")]), "attention quantized in part"
-    )
+    problem = only(insertion.broken_attention(found, NOTHING, [("vision", "attention")]), "attention quantized in part")
 
     assert (numbers(problem.what), problem.names) == ([1, 1], names[1:])
 
@@ -933,7 +931,7 @@ def test_declared_attention_may_be_in_part() -> None:
 def test_attention_off_in_a_layer_may_be_chosen(entries: tuple[Entry, ...], chosen: bool) -> None:
     """Off in one layer is a choice if the last entry that matches turns it off and does not mean everything."""
     name = f"{BLOCKS[0]}.q_bmm_quantizer"
-    problems = quantizers.broken_attention(without(WHOLE, name), replace(NOTHING, entries=entries))
+    problems = insertion.broken_attention(without(WHOLE, name), replace(NOTHING, entries=entries))
 
     assert ("attention quantized in part" in {p.rule for p in problems}) is not chosen
 
@@ -941,7 +939,7 @@ def test_attention_off_in_a_layer_may_be_chosen(entries: tuple[Entry, ...], chos
 def test_attention_off_in_a_whole_tower_is_no_choice() -> None:
     """A line that turns a kind off in all layers of a tower is told, the other tower's layers being no help."""
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[1]}.q_bmm_quantizer")
-    problems = quantizers.broken_attention(without(WHOLE, *names), recipe(off("vision*q_bmm_quantizer")))
+    problems = insertion.broken_attention(without(WHOLE, *names), recipe(off("vision*q_bmm_quantizer")))
 
     assert only(problems, "attention quantized in part").names == names
 
@@ -950,14 +948,14 @@ def test_choice_in_a_format_of_a_search_counts() -> None:
     """What a format of a search turns off in a layer is chosen as well."""
     found = without(WHOLE, f"{BLOCKS[0]}.q_bmm_quantizer")
 
-    assert quantizers.broken_attention(found, searching((off("*layers.0.*q_bmm_quantizer"),))) == []
+    assert insertion.broken_attention(found, searching((off("*layers.0.*q_bmm_quantizer"),))) == []
 
 
 def test_peers_are_of_the_same_kind() -> None:
     """A kind that only one block has is chosen by no peer of another kind."""
     found = attention(BLOCKS[0], enabled=True) + attention(BLOCKS[1], QKV)
     name = f"{BLOCKS[0]}.bmm2_output_quantizer"
-    problems = quantizers.broken_attention(without(found, name), recipe(off("*bmm2_output_quantizer")))
+    problems = insertion.broken_attention(without(found, name), recipe(off("*bmm2_output_quantizer")))
 
     assert only(problems, "attention quantized in part").names == (name,)
 
@@ -974,12 +972,12 @@ def called(*calls: int) -> QuantizerMap:
 
 def test_enabled_quantizer_without_a_call_never_runs() -> None:
     """Quantizers that are on and have no call are counted among those that are on, and named."""
-    problem = only(quantizers.never_run(called(1, 0, 2, 0, 1)), "never runs")
+    problem = only(insertion.never_run(called(1, 0, 2, 0, 1)), "never runs")
 
     assert numbers(problem.what) == [2, 5]
     assert problem.names == ("vision.layers.1.fc.input_quantizer", "vision.layers.3.fc.input_quantizer")
     assert "turn them off in the recipe" in problem.mend
-    assert quantizers.never_run(called(1, 2)) == []
+    assert insertion.never_run(called(1, 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -995,7 +993,7 @@ def test_idle_attention_is_told_with_the_fix_that_works(kinds: tuple[str, ...], 
     """What scaled_dot_product_attention passes by is turned off; loading with sdpa helps only what it does reach."""
     idle = attention(BLOCKS[0], kinds, calls=0)
     asks = recipe(*(on(f"*{kind}_quantizer") for kind in kinds))
-    told = [*quantizers.never_run(idle), *quantizers.broken_attention(idle, asks)]
+    told = [*insertion.never_run(idle), *insertion.broken_attention(idle, asks)]
 
     assert len(told) >= 2
     for problem in told[:2]:
@@ -1005,12 +1003,12 @@ def test_idle_attention_is_told_with_the_fix_that_works(kinds: tuple[str, ...], 
 
 def test_enabled_quantizer_with_two_calls_runs_twice() -> None:
     """Quantizers that are on and have more than one call are counted and named, with the most calls of any."""
-    problem = only(quantizers.run_twice(called(1, 0, 2, 3, 1)), "runs twice")
+    problem = only(insertion.run_twice(called(1, 0, 2, 3, 1)), "runs twice")
 
     assert numbers(problem.what) == [2, 3]
     assert problem.names == ("vision.layers.2.fc.input_quantizer", "vision.layers.3.fc.input_quantizer")
     assert "shared" in problem.mend
-    assert quantizers.run_twice(called(0, 1)) == []
+    assert insertion.run_twice(called(0, 1)) == []
 
 
 def test_static_quantizer_needs_a_usable_range() -> None:
@@ -1026,7 +1024,7 @@ def test_static_quantizer_needs_a_usable_range() -> None:
         at("other.g.input_quantizer", amax=None, enabled=False),
         at("other.h.input_quantizer", amax=amax(NAN), enabled=False),
     )
-    without_any, unusable = quantizers.uncalibrated(found)
+    without_any, unusable = insertion.uncalibrated(found)
 
     assert (without_any.rule, unusable.rule) == ("no amax", "unusable amax")
     assert numbers(without_any.what) == [3, 5]
@@ -1036,7 +1034,7 @@ def test_static_quantizer_needs_a_usable_range() -> None:
     assert numbers(unusable.what) == [1]
     assert unusable.names == ("vision.c.input_quantizer",)
     assert "calibration data" in unusable.mend
-    assert quantizers.uncalibrated(found[4:]) == []
+    assert insertion.uncalibrated(found[4:]) == []
 
 
 def test_check_asks_every_rule() -> None:
@@ -1050,7 +1048,7 @@ def test_check_asks_every_rule() -> None:
     )
     asked = recipe(on("*wrong"), on("*weight*"), off("*"))
 
-    assert [p.rule for p in quantizers.check(found, asked)] == [
+    assert [p.rule for p in insertion.check(found, asked)] == [
         "pattern matches nothing",
         "pattern overridden",
         "kind of layer unquantized",
@@ -1059,9 +1057,9 @@ def test_check_asks_every_rule() -> None:
         "runs twice",
         "no amax",
     ]
-    assert "no amax" not in {p.rule for p in quantizers.check(found, asked, calibrated=False)}
+    assert "no amax" not in {p.rule for p in insertion.check(found, asked, calibrated=False)}
     left = [("vision", "patch_embedding"), ("vision", "attention")]
-    rules = {p.rule for p in quantizers.check(found, asked, left_out=left)}
+    rules = {p.rule for p in insertion.check(found, asked, left_out=left)}
     assert not rules & {"kind of layer unquantized", "attention quantized in part"}
 
 
@@ -1071,7 +1069,7 @@ def test_check_tells_the_patterns_what_is_beside_the_model() -> None:
     asked = recipe(on("*weight_quantizer"), on("*q_bmm_quantizer"), on("*text_only"), on("*conv*", "nn.Conv2d"))
 
     problem = only(
-        quantizers.check(found, asked, hidden=HIDDEN, elsewhere=(at("text.text_only"),), absent=("nn.Conv2d",)),
+        insertion.check(found, asked, hidden=HIDDEN, elsewhere=(at("text.text_only"),), absent=("nn.Conv2d",)),
         "pattern matches nothing",
     )
 
@@ -1104,7 +1102,7 @@ def test_check_tells_the_patterns_what_is_beside_the_model() -> None:
 )  # fmt: skip
 def test_names_are_folded(names: list[str], lines: list[str]) -> None:
     """Names that differ by the number of their layer or by their leaf make one line; others one each."""
-    assert quantizers.collapse(names) == lines
+    assert collapse(names) == lines
 
 
 @pytest.mark.parametrize(
@@ -1119,16 +1117,16 @@ def test_names_are_folded(names: list[str], lines: list[str]) -> None:
 )
 def test_names_with_two_numbers_keep_both(stages: list[tuple[int, int]], lines: list[str]) -> None:
     """A name with two numbers, as of stages of blocks, is folded at each place, and no other name is told."""
-    assert quantizers.collapse([f"v.stages.{a}.blocks.{b}.fc.w_quantizer" for a, b in stages]) == lines
+    assert collapse([f"v.stages.{a}.blocks.{b}.fc.w_quantizer" for a, b in stages]) == lines
 
 
 def test_many_groups_are_cut_with_their_number() -> None:
     """Up to the limit every group is told; of more the first and how many were left out."""
     names = [f"m{n}.w_quantizer" for n in range(14)]
 
-    assert quantizers.collapse(names[:12]) == names[:12]
-    assert quantizers.collapse(names[:13]) == [*names[:12], "... and 1 more groups"]
-    assert quantizers.collapse(names, 3) == [*names[:3], "... and 11 more groups"]
+    assert collapse(names[:12]) == names[:12]
+    assert collapse(names[:13]) == [*names[:12], "... and 1 more groups"]
+    assert collapse(names, 3) == [*names[:3], "... and 11 more groups"]
 
 
 # -- the difference of two maps -------------------------------------------------------------------------------------
@@ -1160,15 +1158,15 @@ def changed(found: QuantizerMap, pattern: str, **facts: Any) -> QuantizerMap:
 )
 def test_state_names_what_is_unusual(facts: dict[str, Any], text: str) -> None:
     """A state is off, or format and granularity, with dynamic and any number of calls but one."""
-    assert quantizers.state(at("vision.fc.input_quantizer", **facts)) == text
-    assert quantizers.state(None) == "absent"
+    assert maps.state(at("vision.fc.input_quantizer", **facts)) == text
+    assert maps.state(None) == "absent"
 
 
 def test_equal_maps_differ_in_nothing() -> None:
     """A map differs from itself in no line, with or without a look at the ranges."""
-    assert quantizers.diff(LAYERS, LAYERS) == []
-    assert quantizers.diff(LAYERS, LAYERS[::-1], amax_tolerance=0.0) == []
-    assert quantizers.diff((), ()) == []
+    assert maps.diff(LAYERS, LAYERS) == []
+    assert maps.diff(LAYERS, LAYERS[::-1], amax_tolerance=0.0) == []
+    assert maps.diff((), ()) == []
 
 
 @pytest.mark.parametrize(
@@ -1188,7 +1186,7 @@ def test_equal_maps_differ_in_nothing() -> None:
 )  # fmt: skip
 def test_places_that_change_alike_share_a_line(pattern: str, facts: dict[str, Any], lines: list[str]) -> None:
     """A line tells how many quantizers changed alike, where, from what to what, and in which layers."""
-    assert quantizers.diff(LAYERS, changed(LAYERS, pattern, **facts)) == lines
+    assert maps.diff(LAYERS, changed(LAYERS, pattern, **facts)) == lines
 
 
 def test_what_changes_otherwise_is_another_line() -> None:
@@ -1199,7 +1197,7 @@ def test_what_changes_otherwise_is_another_line() -> None:
     after = changed(after, r"layers.2.attn.k_proj.input", enabled=False)
     after = changed(after, r"text.head", format="INT8")
 
-    assert quantizers.diff(before, after) == [
+    assert maps.diff(before, after) == [
         "2 quantizers change: vision attn.q_proj input E4M3 per-tensor to off, layers 0..1",
         "1 quantizer changes: vision attn.k_proj input E4M3 per-tensor to off, layers 2",
         "1 quantizer changes: text attn.q_proj input E4M3 per-tensor to off, layers 0",
@@ -1211,7 +1209,7 @@ def test_quantizers_come_and_go() -> None:
     """A quantizer of one map only is absent in the other; what has no module is named by its kind."""
     gone, come = at("vision.blocks.3.fc.input_quantizer"), at("input_quantizer", tower="vision", enabled=False)
 
-    assert quantizers.diff((gone,), (come,), amax_tolerance=0.0) == [
+    assert maps.diff((gone,), (come,), amax_tolerance=0.0) == [
         "1 quantizer changes: vision fc input E4M3 per-tensor to absent, layers 3",
         "1 quantizer changes: vision input absent to off",
     ]
@@ -1221,7 +1219,7 @@ def test_places_outside_the_layers_are_folded_by_path() -> None:
     """Modules outside the layers are told by their whole path, those of one module folded at their last name."""
     before = tuple(at(f"vision.pool.attn.{k}_proj.input_quantizer") for k in "qk")
 
-    assert quantizers.diff(before, all_off(before)) == [
+    assert maps.diff(before, all_off(before)) == [
         "2 quantizers change: vision vision.pool.attn.{q,k}_proj input E4M3 per-tensor to off"
     ]
 
@@ -1230,7 +1228,7 @@ def test_layer_number_counts_only_where_there_is_one() -> None:
     """Quantizers inside and outside the layers that share a place are told with the layers of those that have one."""
     before = (at("vision.layers.4.fc.input_quantizer"), at("fc.input_quantizer", tower="vision"))
 
-    assert quantizers.diff(before, all_off(before)) == [
+    assert maps.diff(before, all_off(before)) == [
         "2 quantizers change: vision fc input E4M3 per-tensor to off, layers 4"
     ]
 
@@ -1263,25 +1261,25 @@ def test_ranges_differ_by_bits_or_beyond_a_tolerance(other: Amax | None, toleran
     before, after = at("vision.fc.input_quantizer", amax=RANGE), at("vision.fc.input_quantizer", amax=other)
     line = [f"1 quantizer changes: vision vision.fc input {change}"] if change else []
 
-    assert quantizers.diff((before,), (after,), amax_tolerance=tolerance) == line
+    assert maps.diff((before,), (after,), amax_tolerance=tolerance) == line
 
 
 def test_range_that_comes_is_told() -> None:
     """A range that was not there is told, and none on either side is no change."""
     bare, ranged = at("vision.fc.input_quantizer", amax=None), at("vision.fc.input_quantizer")
 
-    assert quantizers.diff((bare,), (ranged,), amax_tolerance=0.1) == [
+    assert maps.diff((bare,), (ranged,), amax_tolerance=0.1) == [
         "1 quantizer changes: vision vision.fc input no amax to an amax"
     ]
-    assert quantizers.diff((bare,), (bare,), amax_tolerance=0.0) == []
+    assert maps.diff((bare,), (bare,), amax_tolerance=0.0) == []
 
 
 def test_range_of_what_is_off_is_not_compared() -> None:
     """The range of a quantizer that is off in both maps, or that changes otherwise, adds nothing."""
     before, after = at("vision.fc.input_quantizer"), at("vision.fc.input_quantizer", amax=amax(2.0, 2.0, "b"))
 
-    assert quantizers.diff(all_off((before,)), all_off((after,)), amax_tolerance=0.0) == []
-    assert quantizers.diff((before,), (replace(after, calls=2),), amax_tolerance=0.0) == [
+    assert maps.diff(all_off((before,)), all_off((after,)), amax_tolerance=0.0) == []
+    assert maps.diff((before,), (replace(after, calls=2),), amax_tolerance=0.0) == [
         "1 quantizer changes: vision vision.fc input E4M3 per-tensor to E4M3 per-tensor called 2 times"
     ]
 
@@ -1291,5 +1289,5 @@ def test_range_without_a_number_equals_itself(values: list[float]) -> None:
     """Equal bits are equal where they are no number, or none at all."""
     before, after = (at("vision.fc.input_quantizer", amax=Amax.of(torch.tensor(values))) for _ in range(2))
 
-    assert quantizers.diff((before,), (after,), amax_tolerance=0.0) == []
-    assert quantizers.diff((before,), (after,), amax_tolerance=0.1) == []
+    assert maps.diff((before,), (after,), amax_tolerance=0.0) == []
+    assert maps.diff((before,), (after,), amax_tolerance=0.1) == []

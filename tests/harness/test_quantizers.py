@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.checks import insertion, patterns
 from harness.models import architectures, families, references
-from harness.quantization import quantize, quantizers
-from harness.quantization.quantizers import Problem
+from harness.problems import Problem, collapse
+from harness.quantization import maps, quantize
 from harness.recipes import loading
 from harness.recipes.loading import Entry, Recipe
 
@@ -49,12 +50,12 @@ def with_entries(recipe: Recipe, *extra: tuple[str, bool]) -> Recipe:
 
 def test_published_recipe_holds_every_invariant(blank: nn.Module, fp8: Recipe) -> None:
     """The published recipe on a CLIP with both towers calibrated breaks no rule."""
-    assert quantizers.check(quantizers.quantizer_map(quantized(blank, fp8)), fp8) == []
+    assert insertion.check(maps.quantizer_map(quantized(blank, fp8)), fp8) == []
 
 
 def test_map_says_what_each_quantizer_is(blank: nn.Module, fp8: Recipe) -> None:
     """A quantizer's kind, tower, layer, format, granularity, calls and amax are those of the module it is."""
-    found = {q.name: q for q in quantizers.quantizer_map(quantized(blank, fp8))}
+    found = {q.name: q for q in maps.quantizer_map(quantized(blank, fp8))}
     q = found["vision_model.encoder.layers.2.self_attn.q_bmm_quantizer"]
 
     assert (q.kind, q.tower, q.layer, q.module_kind) == ("q_bmm", "vision", 2, "attention")
@@ -69,7 +70,7 @@ def test_s1_untouched_vision_tower_is_named(blank: nn.Module) -> None:
     """S1: a preset that skips the vision tower fails by the tower's name."""
     recipe = loading.load("general/ptq/fp8_default-kv_fp8")
 
-    problems = quantizers.uncovered(quantizers.quantizer_map(quantized(blank, recipe)))
+    problems = insertion.uncovered(maps.quantizer_map(quantized(blank, recipe)))
 
     assert "the whole vision tower is unquantized" in str(problems[0])
     assert "patch_embedding" in str(problems[0])
@@ -79,7 +80,7 @@ def test_s2_deny_all_at_the_end_is_named(blank: nn.Module, fp8: Recipe) -> None:
     """S2: a deny-all behind the enabling entries is told, with the entry that has to move."""
     trap = with_entries(fp8, ("*", False))
 
-    problems = quantizers.overridden_patterns(quantizers.quantizer_map(quantize.insert(blank)), trap)
+    problems = patterns.overridden_patterns(maps.quantizer_map(quantize.insert(blank)), trap)
 
     assert rules(problems) == {"pattern overridden"}
     assert "move '*' to the front, before '*weight_quantizer'" in str(problems[0])
@@ -89,7 +90,7 @@ def test_s3_eager_attention_is_named(fp8: Recipe) -> None:
     """S3: under eager attention the four quantizers are enabled, never run, and the load is told to mend."""
     eager = references.load("embedded", torch.device("cpu"), attn_implementation="eager").model
 
-    problems = quantizers.check(quantizers.quantizer_map(quantized(eager, fp8)), fp8)
+    problems = insertion.check(maps.quantizer_map(quantized(eager, fp8)), fp8)
 
     assert {"attention quantizer never runs", "never runs", "no amax"} <= rules(problems)
     assert 'attn_implementation="sdpa"' in str(problems[0])
@@ -97,7 +98,7 @@ def test_s3_eager_attention_is_named(fp8: Recipe) -> None:
 
 def test_s4_missing_output_quantizer_is_named(blank: nn.Module, fp8: Recipe) -> None:
     """S4: ModelOpt's own attention class has no output quantizer, and the message names the class that has."""
-    problems = quantizers.check(quantizers.quantizer_map(quantized(blank, fp8, "modelopt")), fp8)
+    problems = insertion.check(maps.quantizer_map(quantized(blank, fp8, "modelopt")), fp8)
 
     assert {"pattern matches nothing", "attention quantizer missing"} <= rules(problems)
     assert all("--attention diffusers" in str(p) for p in problems)
@@ -111,7 +112,7 @@ def test_s7_image_only_calibration_is_named(blank: nn.Module, fp8: Recipe) -> No
         model.get_image_features(pixel_values=pixels)
 
     half = quantize.quantize(blank, fp8, images_only)
-    problems = quantizers.uncalibrated(quantizers.quantizer_map(half))
+    problems = insertion.uncalibrated(maps.quantizer_map(half))
 
     assert rules(problems) == {"no amax"}
     assert "(text)" in str(problems[0])
@@ -129,8 +130,8 @@ def test_s7_image_only_calibration_is_named(blank: nn.Module, fp8: Recipe) -> No
 )
 def test_s8_typo_is_named_with_what_was_meant(blank: nn.Module, fp8: Recipe, pattern: str, hint: str) -> None:
     """S8: a pattern that matches nothing fails with its file, its line and the name that was meant."""
-    problems = quantizers.unmatched_patterns(
-        quantizers.quantizer_map(quantize.insert(blank)), with_entries(fp8, (pattern, "wieght" in pattern))
+    problems = patterns.unmatched_patterns(
+        maps.quantizer_map(quantize.insert(blank)), with_entries(fp8, (pattern, "wieght" in pattern))
     )
 
     assert rules(problems) == {"pattern matches nothing"}
@@ -145,7 +146,7 @@ def test_imported_deny_list_may_match_nothing(blank: nn.Module, fp8: Recipe) -> 
     shared = Entry("*lm_head*", None, False, None, "configs/ptq/units/default_disabled_quantizers.yaml:3")
     recipe = dataclasses.replace(fp8, entries=(*fp8.entries, shared))
 
-    assert quantizers.unmatched_patterns(quantizers.quantizer_map(quantize.insert(blank)), recipe) == []
+    assert patterns.unmatched_patterns(maps.quantizer_map(quantize.insert(blank)), recipe) == []
 
 
 def test_quantizer_that_runs_twice_is_named(blank: nn.Module, fp8: Recipe) -> None:
@@ -154,7 +155,7 @@ def test_quantizer_that_runs_twice_is_named(blank: nn.Module, fp8: Recipe) -> No
     layers: Any = model.get_submodule("vision_model.encoder.layers")
     layers[1].mlp.fc1.input_quantizer = layers[0].mlp.fc1.input_quantizer
 
-    problems = quantizers.run_twice(quantizers.quantizer_map(model))
+    problems = insertion.run_twice(maps.quantizer_map(model))
 
     assert problems[0].names == ("vision_model.encoder.layers.0.mlp.fc1.input_quantizer",)
 
@@ -166,7 +167,7 @@ def test_unusable_amax_is_named(blank: nn.Module, fp8: Recipe, value: float) -> 
     name = "text_model.encoder.layers.0.mlp.fc2.input_quantizer"
     model.get_submodule(name)._amax.fill_(value)  # type: ignore[operator]
 
-    problems = quantizers.uncalibrated(quantizers.quantizer_map(model))
+    problems = insertion.uncalibrated(maps.quantizer_map(model))
 
     assert rules(problems) == {"unusable amax"}
     assert problems[0].names == (name,)
@@ -175,28 +176,28 @@ def test_unusable_amax_is_named(blank: nn.Module, fp8: Recipe, value: float) -> 
 def test_declared_omission_is_no_failure(blank: nn.Module) -> None:
     """What the budgets file declares to stay unquantized is not reported, and nothing else is excused."""
     recipe = loading.load("fp8-patch-embedding-fp16")
-    found = quantizers.quantizer_map(quantized(blank, recipe))
+    found = maps.quantizer_map(quantized(blank, recipe))
 
-    assert rules(quantizers.uncovered(found)) == {"kind of layer unquantized"}
-    assert quantizers.uncovered(found, [("vision", "patch_embedding")]) == []
+    assert rules(insertion.uncovered(found)) == {"kind of layer unquantized"}
+    assert insertion.uncovered(found, [("vision", "patch_embedding")]) == []
 
 
 def test_structure_on_meta_equals_the_calibrated_one(blank: nn.Module, fp8: Recipe) -> None:
     """The map of the weightless model differs from the calibrated one's in amax alone."""
-    bare = quantizers.quantizer_map(quantize.structure(architectures.build("embedded"), fp8))
+    bare = maps.quantizer_map(quantize.structure(architectures.build("embedded"), fp8))
 
-    assert quantizers.diff(bare, quantizers.quantizer_map(quantized(blank, fp8))) == []
+    assert maps.diff(bare, maps.quantizer_map(quantized(blank, fp8))) == []
 
 
 def test_diff_reads_as_a_sentence(blank: nn.Module, fp8: Recipe) -> None:
     """Layers that change alike make one line: count, tower, place, before, after, layers."""
     model = quantized(blank, fp8)
-    before = quantizers.quantizer_map(model)
-    for name, quantizer in quantizers.tensor_quantizers(model).items():
+    before = maps.quantizer_map(model)
+    for name, quantizer in maps.tensor_quantizers(model).items():
         if name.startswith("vision") and "q_bmm" in name:
             quantizer.disable()
 
-    lines = quantizers.diff(before, quantizers.quantizer_map(model))
+    lines = maps.diff(before, maps.quantizer_map(model))
 
     assert lines == ["4 quantizers change: vision self_attn q_bmm E4M3 per-tensor to off, layers 0..3"]
 
@@ -204,37 +205,37 @@ def test_diff_reads_as_a_sentence(blank: nn.Module, fp8: Recipe) -> None:
 def test_diff_sees_one_bit_of_amax(blank: nn.Module, fp8: Recipe) -> None:
     """With no tolerance the smallest change of a range is a difference; within a tolerance it is none."""
     model = quantized(blank, fp8)
-    before = quantizers.quantizer_map(model)
+    before = maps.quantizer_map(model)
     amax: Any = model.get_submodule("visual_projection.input_quantizer")._amax
     amax.copy_(torch.nextafter(amax.float(), torch.tensor(9e9)).to(amax.dtype) if amax.dtype == torch.float32
                else amax * (1 + 2 ** -9))  # fmt: skip
-    after = quantizers.quantizer_map(model)
+    after = maps.quantizer_map(model)
 
-    assert len(quantizers.diff(before, after, amax_tolerance=0.0)) == 1
-    assert quantizers.diff(before, after, amax_tolerance=0.05) == []
-    assert quantizers.diff(before, after) == []
+    assert len(maps.diff(before, after, amax_tolerance=0.0)) == 1
+    assert maps.diff(before, after, amax_tolerance=0.05) == []
+    assert maps.diff(before, after) == []
 
 
 def test_collapse_folds_layers_and_kinds() -> None:
     """Many names read as one line with ranges and alternatives."""
     names = [f"v.layers.{i}.self_attn.{k}_bmm_quantizer" for i in (0, 1, 2, 5) for k in "qk"]
 
-    assert quantizers.collapse(names) == ["v.layers.{0..2,5}.self_attn.{q,k}_bmm_quantizer"]
+    assert collapse(names) == ["v.layers.{0..2,5}.self_attn.{q,k}_bmm_quantizer"]
 
 
 def test_registration_leaves_no_trace(blank: nn.Module, fp8: Recipe) -> None:
     """Quantizing with one attention class does not change what the next quantization gets."""
-    first = quantizers.quantizer_map(quantized(blank, fp8, "modelopt"))
+    first = maps.quantizer_map(quantized(blank, fp8, "modelopt"))
     quantized(blank, fp8, "diffusers")
 
-    assert quantizers.diff(first, quantizers.quantizer_map(quantized(blank, fp8, "modelopt")), amax_tolerance=0.0) == []
+    assert maps.diff(first, maps.quantizer_map(quantized(blank, fp8, "modelopt")), amax_tolerance=0.0) == []
 
 
 def test_reference_stays_unquantized(blank: nn.Module, fp8: Recipe) -> None:
     """Quantizing works on a copy: the reference has no quantizer afterwards."""
     quantized(blank, fp8)
 
-    assert quantizers.tensor_quantizers(blank) == {}
+    assert maps.tensor_quantizers(blank) == {}
 
 
 def test_recipes_path_is_what_messages_name(fp8: Recipe) -> None:
@@ -258,7 +259,7 @@ def test_attention_is_quantized_whole(blank: nn.Module, fp8: Recipe, off: str, e
     import dataclasses
     import fnmatch
 
-    whole = quantizers.quantizer_map(quantized(blank, fp8))
+    whole = maps.quantizer_map(quantized(blank, fp8))
     there = tuple(
         dataclasses.replace(q, enabled=q.enabled and not fnmatch.fnmatchcase(q.name, off))
         if q.module_kind == "attention"
@@ -270,5 +271,5 @@ def test_attention_is_quantized_whole(blank: nn.Module, fp8: Recipe, off: str, e
     recipe = with_entries(recipe, (entry, False)) if entry else recipe
 
     assert there != whole
-    assert rules(quantizers.broken_attention(there, recipe)) == ({"attention quantized in part"} if broken else set())
-    assert quantizers.broken_attention(there, recipe, [("vision", "attention"), ("text", "attention")]) == []
+    assert rules(insertion.broken_attention(there, recipe)) == ({"attention quantized in part"} if broken else set())
+    assert insertion.broken_attention(there, recipe, [("vision", "attention"), ("text", "attention")]) == []

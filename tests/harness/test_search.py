@@ -13,11 +13,11 @@ import torch
 import yaml
 from torch import nn
 
-from harness.checks import agreement
+from harness.checks import agreement, insertion
 from harness.data import calibration
 from harness.errors import UsageError
 from harness.models import families, references
-from harness.quantization import quantizers, search
+from harness.quantization import maps, search
 from harness.quantization.quantize import QuantizationError, attention_registered, forward_loop_over, quantize
 from harness.recipes import loading
 from harness.recipes.loading import Recipe
@@ -72,14 +72,14 @@ class Made:
     model: nn.Module
     recipe: Recipe
     chosen: Recipe
-    map: quantizers.QuantizerMap
+    map: maps.QuantizerMap
 
 
 def search_with(reference: references.Reference, batches: Any, recipe: Recipe) -> Made:
     """The embedded model under *recipe*."""
     model = quantize(reference.model, recipe, forward_loop_over(batches))
     inputs = next(iter(batches))
-    found = quantizers.quantizer_map(model, lambda m: families.forward(m, inputs))
+    found = maps.quantizer_map(model, lambda m: families.forward(m, inputs))
     return Made(model, recipe, search.chosen(model, recipe), found)
 
 
@@ -114,9 +114,9 @@ def test_the_choice_quantizes_like_any_recipe(made: Made, reference: references.
     """Handed to ``mtq.quantize``, the recipe of the choice gives the searched model's map, ranges included."""
     again = quantize(reference.model, made.chosen, forward_loop_over(batches))
     inputs = next(iter(batches))
-    found = quantizers.quantizer_map(again, lambda m: families.forward(m, inputs))
+    found = maps.quantizer_map(again, lambda m: families.forward(m, inputs))
 
-    assert quantizers.diff(made.map, found, amax_tolerance=0.0) == []
+    assert maps.diff(made.map, found, amax_tolerance=0.0) == []
 
 
 def test_a_quantizer_that_leaves_the_choice_is_found(made: Made) -> None:
@@ -135,12 +135,12 @@ def test_attention_that_formats_enable_must_not_end_off(
     asking = a_search(candidate_formats=[a_format(8, *ATTENTION), a_format(4)])
     found = search_with(reference, batches, written(tmp_path, asking))
 
-    (problem,) = quantizers.broken_attention(found.map, found.recipe)
+    (problem,) = insertion.broken_attention(found.map, found.recipe)
 
     assert problem.rule == "attention quantizer missing"
     assert len(problem.names) == 7 * 4
     assert "mtq.get_auto_quantize_config" in str(problem)
-    assert quantizers.broken_attention(made.map, made.recipe) == [], "no format of this one asks for attention"
+    assert insertion.broken_attention(made.map, made.recipe) == [], "no format of this one asks for attention"
 
 
 def test_a_fixed_baseline_loses_the_attention_output(
@@ -154,7 +154,7 @@ def test_a_fixed_baseline_loses_the_attention_output(
     recipe = written(tmp_path, section, quantize=a_format(8, *ATTENTION, parent="nn.Linear"))
     found = search_with(reference, batches, recipe)
 
-    missing, part = quantizers.broken_attention(found.map, found.recipe)
+    missing, part = insertion.broken_attention(found.map, found.recipe)
 
     assert {name.rpartition(".")[2] for name in missing.names} == {"bmm2_output_quantizer"}
     assert len(missing.names) == len(part.names) == 7

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from harness.models import architectures, families
 from harness.models.shapes import ShapesOnly
-from harness.quantization import quantize, quantizers
+from harness.quantization import maps, quantize
 from harness.recipes import loading
 
 DTYPES = (torch.float32, torch.float16)
@@ -59,10 +59,10 @@ def test_calls_are_those_of_the_long_way(name: str, monkeypatch: pytest.MonkeyPa
     def forward(m: nn.Module) -> None:
         seen.append([value.shape for value in m(**inputs).values() if isinstance(value, torch.Tensor)])
 
-    short = quantizers.count_calls(model, forward)
+    short = maps.count_calls(model, forward)
     monkeypatch.setattr("harness.models.shapes._RULES", {})
 
-    assert quantizers.count_calls(model, forward) == short
+    assert maps.count_calls(model, forward) == short
     assert seen[0] == seen[1]
     assert set(short.values()) == {0, 1}
 
@@ -74,9 +74,9 @@ def test_architectures_with_one_outline_have_one_map() -> None:
     fp8, names = loading.load("fp8"), ("ViT-B-32", "ViT-B-16", "ViT-L-14")
     blank = {name: architectures.build(name) for name in names}
 
-    small, patches, large = (quantizers.outline(blank[name]) for name in names)
+    small, patches, large = (maps.outline(blank[name]) for name in names)
 
     assert small == patches != large
-    assert quantizers.quantizer_map(quantize.structure(blank["ViT-B-32"], fp8)) == quantizers.quantizer_map(
+    assert maps.quantizer_map(quantize.structure(blank["ViT-B-32"], fp8)) == maps.quantizer_map(
         quantize.structure(blank["ViT-B-16"], fp8)
     )

@@ -30,7 +30,7 @@ from harness.evaluation.shards import Floats, Slice, Store
 from harness.gate.gate import Gate, Options
 from harness.models import references
 from harness.models.references import Reference
-from harness.quantization import quantize, quantizers
+from harness.quantization import maps, quantize
 
 CPU = torch.device("cpu")
 ROWS = 64
@@ -306,7 +306,7 @@ def test_a_model_changed_in_memory_is_something_else(subject: Subject, hundred: 
 
     inserted = quantize.insert(subject.model)
     before = evaluators.state_digest(inserted)
-    next(iter(quantizers.tensor_quantizers(inserted).values())).enable()
+    next(iter(maps.tensor_quantizers(inserted).values())).enable()
     assert evaluators.state_digest(inserted) != before
 
 

@@ -16,7 +16,7 @@ from harness import formats
 from harness.data import calibration
 from harness.formats import deviations, nf4
 from harness.models import families, references
-from harness.quantization import quantizers, stored
+from harness.quantization import maps, stored
 from harness.quantization.quantize import fold, forward_loop_over, quantize
 from harness.recipes import loading
 
@@ -163,7 +163,7 @@ def test_the_folded_copy_has_the_stored_numbers(made: nn.Module) -> None:
         expected = stored.read_back(module.weight, 64, 4096, 8)
         assert expected is not None
         assert torch.equal(folded.get_parameter(f"{name}.weight"), expected)
-    assert not any(q.enabled for q in quantizers.quantizer_map(folded, lambda m: families.forward(m, inputs)))
+    assert not any(q.enabled for q in maps.quantizer_map(folded, lambda m: families.forward(m, inputs)))
     assert all(torch.equal(p, before[name]) for name, p in made.named_parameters())
 
 

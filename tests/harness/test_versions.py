@@ -24,7 +24,7 @@ from harness.gate.gate import Case, Gate, Options
 from harness.gate.results import Results
 from harness.models import architectures
 from harness.quantization import quantize
-from harness.quantization.quantizers import QuantizerMap, quantizer_map
+from harness.quantization.maps import QuantizerMap, quantizer_map
 from harness.recipes import loading
 from harness.recipes.names import folder_name
 from harness.tools.versions import check, measurement, table

@@ -122,7 +122,7 @@ def after_quantizing(change: Callable[[nn.Module], None]) -> AbstractContextMana
 
 def enabled(model: nn.Module, *endings: str) -> list[Any]:
     """The enabled quantizers of *model* whose names end in one of *endings* (all without any), in module order."""
-    from harness.quantization.quantizers import tensor_quantizers
+    from harness.quantization.maps import tensor_quantizers
 
     found = [q for name, q in tensor_quantizers(model).items() if q.is_enabled and name.endswith(endings or ("",))]
     if not found and not any(p.is_meta for p in model.parameters()):

@@ -104,7 +104,7 @@ def _itself(_: Site) -> Iterator[None]:
     from harness.quantization import quantize
 
     def unquantized(model: nn.Module) -> nn.Module:
-        from harness.quantization.quantizers import tensor_quantizers
+        from harness.quantization.maps import tensor_quantizers
 
         plain = copy.deepcopy(model)
         for quantizer in tensor_quantizers(plain).values():
@@ -132,6 +132,6 @@ def _other_pixels(_: Site) -> Iterator[None]:
 
 
 def _is_quantized(model: nn.Module) -> bool:
-    from harness.quantization.quantizers import tensor_quantizers
+    from harness.quantization.maps import tensor_quantizers
 
     return bool(tensor_quantizers(model))

@@ -12,7 +12,7 @@ from harness.baselines.overlay import REFUSED, Finding
 from harness.formats import deviations
 from harness.pull_requests import effect
 from harness.pull_requests.effect import Effect
-from harness.quantization import quantizers
+from harness.quantization import maps
 from harness.tools.versions import measurement
 from harness.tools.versions.measurement import Measurement, Subject
 
@@ -94,7 +94,7 @@ def effects(base: Measurement, fresh: Measurement) -> list[Effect]:
             lines: tuple[tuple[str, ...], ...] = ((),) * len(effect.ARCHITECTURES)
         else:
             beyond = ()
-            lines = tuple(tuple(quantizers.diff(old.maps[a], new.maps[a])) for a in effect.ARCHITECTURES)
+            lines = tuple(tuple(maps.diff(old.maps[a], new.maps[a])) for a in effect.ARCHITECTURES)
         alike[lines, beyond].append(name)
     found = []
     for (by_architecture, beyond_), names in alike.items():

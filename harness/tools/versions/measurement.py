@@ -25,8 +25,8 @@ from harness.errors import UsageError
 from harness.formats import deviations
 from harness.models import architectures, families
 from harness.pull_requests import effect
-from harness.quantization import quantize, quantizers
-from harness.quantization.quantizers import Quantizer, QuantizerMap
+from harness.quantization import maps, quantize
+from harness.quantization.maps import Quantizer, QuantizerMap
 from harness.recipes import loading
 
 ARCHITECTURES = effect.ARCHITECTURES
@@ -129,7 +129,7 @@ def _own(reference: str) -> bool:
 
 def _map(make: Callable[[], nn.Module]) -> QuantizerMap:
     with quantize.quiet():
-        return tuple(_essential(q) for q in quantizers.quantizer_map(make()))
+        return tuple(_essential(q) for q in maps.quantizer_map(make()))
 
 
 def _essential(q: Quantizer) -> Quantizer:
@@ -224,7 +224,7 @@ _GROUP = re.compile(
 def _groups(quantizer_map: QuantizerMap) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for q in quantizer_map:
-        groups[f"{q.module_class} {q.module_kind}: {quantizers.state(q)}"].append(q.name)
+        groups[f"{q.module_class} {q.module_kind}: {maps.state(q)}"].append(q.name)
     return {state: fold(names) for state, names in groups.items()}
 
 
@@ -238,7 +238,7 @@ def _map_of(groups: Mapping[str, Iterable[str]]) -> QuantizerMap:
         found += [
             Quantizer(
                 name=name,
-                kind=quantizers.kind_of(name),
+                kind=maps.kind_of(name),
                 tower=families.tower_of(families.CLIP, name),
                 layer=families.layer_of(name),
                 module_class=match["module_class"],
@@ -260,13 +260,13 @@ def fold(names: Iterable[str]) -> list[str]:
     """*names* with what is alike in braces, as a shell writes it: ``layers.{0..23}.mlp.{fc1,fc2}.input_quantizer``."""
     layers: dict[str, list[int]] = defaultdict(list)
     names = list(names)
-    bare = [name for name in names if not quantizers.holder_of(name)]  # of a model that is one layer
-    for name in (name for name in names if quantizers.holder_of(name)):
+    bare = [name for name in names if not maps.holder_of(name)]  # of a model that is one layer
+    for name in (name for name in names if maps.holder_of(name)):
         number = families.layer_of(name)
         layers[re.sub(r"\.layers\.\d+\.", ".layers.#.", name)] += [] if number is None else [number]
     leaves: dict[tuple[str, str], list[str]] = defaultdict(list)
     for shape, numbers in sorted(layers.items()):
-        holder = quantizers.holder_of(shape)
+        holder = maps.holder_of(shape)
         leaves[holder, _range(numbers)].append(shape.removeprefix(f"{holder}."))
     modules: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (holder, numbers_), kinds in leaves.items():

@@ -9,7 +9,7 @@ from itertools import pairwise
 from harness.baselines.differences import Record, release
 from harness.baselines.overlay import REFUSED
 from harness.formats import deviations
-from harness.quantization.quantizers import ATTENTION_KINDS, QuantizerMap
+from harness.quantization.maps import ATTENTION_KINDS, QuantizerMap
 from harness.tools.versions import check, measurement
 from harness.tools.versions.measurement import OWN, PLACES, Measurement
 

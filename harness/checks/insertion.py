@@ -1,0 +1,317 @@
+"""Quantizers are where the recipe says, and run with calibrated scales.
+
+Each function returns what is wrong; nothing wrong is an empty list.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+
+from torch import nn
+
+from harness.checks.patterns import overridden_patterns, unmatched_patterns
+from harness.models import families
+from harness.problems import Problem, collapse
+from harness.quantization import applied
+from harness.quantization.maps import ATTENTION_KINDS, FUSED_KINDS, Quantizer, QuantizerMap, kind_of
+from harness.recipes.algorithms import methods
+from harness.recipes.loading import Recipe
+
+#: What every tower must have quantized, unless the budgets file declares otherwise.
+COVERED_KINDS = ("linear", "patch_embedding", "attention")
+
+
+def check(
+    quantizers: QuantizerMap,
+    recipe: Recipe,
+    *,
+    left_out: Collection[tuple[str, str]] = (),
+    calibrated: bool = True,
+    hidden: Mapping[str, str] | None = None,
+    elsewhere: QuantizerMap = (),
+    absent: Collection[str] = (),
+) -> list[Problem]:
+    """All invariants of one map.
+
+    Args:
+        quantizers: the map.
+        recipe: what was asked for.
+        left_out: (tower, module kind) pairs that the budgets file declares to stay unquantized.
+        calibrated: False for a model on the meta device, which can hold no amax.
+        hidden: see :func:`unmatched_patterns`.
+        elsewhere: see :func:`unmatched_patterns`.
+        absent: see :func:`unmatched_patterns`.
+    """
+    problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere, absent)
+    problems += overridden_patterns(quantizers, recipe, elsewhere)
+    problems += uncovered(quantizers, left_out)
+    problems += broken_attention(quantizers, recipe, left_out)
+    problems += never_run(quantizers)
+    problems += run_twice(quantizers)
+    if calibrated:
+        problems += uncalibrated(quantizers, recipe)
+    return problems
+
+
+def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()) -> list[Problem]:
+    """Towers, and kinds of layer in a tower, with no enabled quantizer although nobody declared it (S1)."""
+    declared = set(left_out)
+    there: dict[str, dict[str, list[Quantizer]]] = defaultdict(lambda: defaultdict(list))
+    for q in quantizers:
+        if q.tower != "none" and q.module_kind in COVERED_KINDS:
+            there[q.tower][q.module_kind].append(q)
+    problems = []
+    for tower, kinds in there.items():
+        on = {kind for kind, group in kinds.items() if any(q.enabled for q in group)}
+        missing = [k for k in COVERED_KINDS if k in kinds and k not in on and (tower, k) not in declared]
+        if not missing:
+            continue
+        total = sum(map(len, kinds.values()))
+        whole = not on
+        what = (
+            f"the whole {tower} tower is unquantized: 0 of {total} quantizers are enabled."
+            if whole
+            else f"{tower} tower: no enabled quantizer at any {' or '.join(m.replace('_', ' ') for m in missing)}."
+        )
+        names = tuple(sorted({q.module for kind in missing for q in kinds[kind]}))
+        problems.append(
+            Problem(
+                "tower unquantized" if whole else "kind of layer unquantized",
+                what,
+                names,
+                f"Enable them in the recipe, or declare in the budgets file that {tower} "
+                f"{', '.join(missing)} stays as it is, with the reason.",
+            )
+        )
+    return problems
+
+
+def not_covered(model: nn.Module) -> list[str]:
+    """What of *model* no recipe can quantize, a line each tower and reason: which blocks, and why."""
+    family = families.of(model)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path, reason in families.hidden_in(model).items():
+        found[families.tower_of(family, path), reason].append(path)
+    return [f"{tower} {' '.join(collapse(paths))}: {reason}" for (tower, reason), paths in found.items()]
+
+
+def broken_attention(
+    quantizers: QuantizerMap, recipe: Recipe, left_out: Iterable[tuple[str, str]] = ()
+) -> list[Problem]:
+    """Attention blocks quantized in part, or without every working quantizer the recipe asks for (S3, S4)."""
+    declared = set(left_out)
+    blocks: dict[str, dict[str, Quantizer]] = defaultdict(dict)
+    for q in quantizers:
+        if q.module_kind == "attention":
+            blocks[q.module][q.kind] = q
+    missing: list[str] = []
+    idle: list[str] = []
+    for block, present in blocks.items():
+        tower = next(iter(present.values())).tower
+        if (tower, "attention") in declared:
+            continue
+        for kind in _asked_of_attention(recipe, block, next(iter(present.values())).module_class):
+            found = present.get(kind)
+            if found is None or not found.enabled:
+                missing.append(f"{block}.{kind}_quantizer")
+            elif found.calls == 0:
+                idle.append(found.name)
+    problems = []
+    if missing:
+        affected = len({n.rpartition(".")[0] for n in missing})
+        problems.append(
+            Problem(
+                "attention quantizer missing",
+                f"{affected} of {len(blocks)} attention blocks lack quantizers that the recipe asks for:",
+                tuple(missing),
+                _SEARCH_MEND
+                if recipe.candidates
+                else "Register the attention class that has them (--attention diffusers for bmm2_output, "
+                "--attention modelopt for p_bmm), or take the pattern out of the recipe.",
+            )
+        )
+    if idle:
+        problems.append(
+            Problem(
+                "attention quantizer never runs",
+                f"{len(idle)} attention quantizers are enabled and never ran in a forward of both towers:",
+                tuple(idle),
+                _sentence(_idle_attention_fix(idle)),
+            )
+        )
+    return problems + _attention_in_part(blocks, recipe, declared)
+
+
+_SEARCH_MEND = (
+    "mtq.auto_quantize decides on Linear and convolution layers only; all quantizers around attention end up off, "
+    "whatever its formats say; a fixed baseline keeps q, k and v and loses the output. Take these entries out of the "
+    "formats, or put them behind what mtq.get_auto_quantize_config returns and gate that as a ptq recipe."
+)
+
+
+def _attention_in_part(
+    blocks: dict[str, dict[str, Quantizer]], recipe: Recipe, declared: set[tuple[str, str]]
+) -> list[Problem]:
+    """Blocks where some of the quantizers around attention are on and others off: a lost line of the recipe does that.
+
+    A line of the recipe that names such quantizers and turns them off in some layers is a choice.  Off in a whole tower
+    is none: flipping the entry that enabled them loses as much as deleting it.
+    """
+    off: list[str] = []
+    among = 0
+    for present in blocks.values():
+        whole = [present[kind] for kind in FUSED_KINDS if kind in present]
+        if not any(q.enabled for q in whole) or (whole[0].tower, "attention") in declared:
+            continue
+        among += 1
+        for q in whole:
+            peers = [b[q.kind] for b in blocks.values() if q.kind in b and b[q.kind].tower == q.tower]
+            chosen = _named_off(recipe, q) and any(peer.enabled for peer in peers)
+            if not q.enabled and not chosen:
+                off.append(q.name)
+    if not off:
+        return []
+    affected = len({name.rpartition(".")[0] for name in off})
+    return [
+        Problem(
+            "attention quantized in part",
+            f"{affected} of {among} quantized attention blocks have some of their quantizers on and these off:",
+            tuple(off),
+            "All around scaled_dot_product_attention are on, or none: enable these, or disable the others, or declare "
+            "in the budgets file that attention stays as it is, with the reason.",
+        )
+    ]
+
+
+def _named_off(recipe: Recipe, q: Quantizer) -> bool:
+    """Whether the last entry that speaks of *q* turns it off and means it, rather than everything."""
+    entries = [entry for part in recipe.parts for entry in part.entries]
+    last = next((e for e in reversed(entries) if applied.speaks_of(e, q.name, q.module_class)), None)
+    return last is not None and not last.enable and last.pattern.strip("*") not in ("", "_quantizer", "quantizer")
+
+
+def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> list[str]:
+    """The attention kinds that the recipe's last matching entry enables, whether or not the model has them.
+
+    Of a search those of every format: it has no other place to ask for them.
+    """
+    if recipe.candidates:
+        asked_by = [_asked_of_attention(part, block, module_class) for part in recipe.candidates]
+        return [kind for kind in ATTENTION_KINDS if any(kind in asked for asked in asked_by)]
+    asked = []
+    for kind in ATTENTION_KINDS:
+        name, last = f"{block}.{kind}_quantizer", None
+        for entry in recipe.entries:
+            if applied.speaks_of(entry, name, module_class):
+                last = entry
+        # '*' or '*_quantizer' asks for what is there, not for a particular place in the attention.
+        if last is not None and last.enable and any(w in last.pattern for w in ("bmm", "softmax", "attn")):
+            asked.append(kind)
+    return asked
+
+
+#: Quantizers of both attention classes that scaled_dot_product_attention passes by: it keeps the probabilities inside.
+UNREACHED_KINDS = ("softmax", "p_bmm")
+
+
+def _idle_attention_fix(names: Iterable[str]) -> str:
+    """The fix for quantizers around attention that never ran."""
+    kinds = {kind_of(name).partition(".")[0] for name in names}
+    if unreached := [kind for kind in UNREACHED_KINDS if kind in kinds]:
+        patterns = " and ".join(f"{{quantizer_name: '*{kind}_quantizer', enable: false}}" for kind in unreached)
+        fix = f"scaled_dot_product_attention never hands out its probabilities: end the recipe with {patterns}."
+        if set(unreached) == kinds:
+            return fix
+        return f"{fix} For the others: {_LOAD_WITH_SDPA}"
+    return _LOAD_WITH_SDPA
+
+
+_LOAD_WITH_SDPA = (
+    'load the model with attn_implementation="sdpa", the only one that diffusers\' attention class intercepts.'
+)
+
+
+def never_run(quantizers: QuantizerMap) -> list[Problem]:
+    """Enabled quantizers that a forward of every tower never enters (S3, S6)."""
+    names = tuple(q.name for q in quantizers if q.enabled and q.calls == 0)
+    enabled = sum(q.enabled for q in quantizers)
+    if not names:
+        return []
+    around = [q.name for q in quantizers if q.name in names and q.module_kind == "attention"]
+    fix = "They are configured and compute nothing: turn them off in the recipe."
+    if around:
+        others = "" if len(around) == len(names) else " The rest: turn them off in the recipe."
+        fix = f"{_sentence(_idle_attention_fix(around))}{others}"
+    what = f"{len(names)} of {enabled} enabled quantizers never ran in a forward of both towers:"
+    return [Problem("never runs", what, names, fix)]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] if not text.startswith("scaled_") else text
+
+
+def run_twice(quantizers: QuantizerMap) -> list[Problem]:
+    """Enabled quantizers that run more than once in one forward: a tensor is quantized twice, or a module shared."""
+    names = tuple(q.name for q in quantizers if q.enabled and q.calls > 1)
+    if not names:
+        return []
+    most = max(q.calls for q in quantizers if q.enabled)
+    return [
+        Problem(
+            "runs twice",
+            f"{len(names)} enabled quantizers ran up to {most} times in one forward, where once is right:",
+            names,
+            "Two wrappers quantize the same tensor, or a module is shared between places with different ranges.",
+        )
+    ]
+
+
+def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list[Problem]:
+    """Enabled static quantizers whose amax is missing, not finite or not positive (S7).
+
+    A range of zero is one where the part of the weight that it belongs to is all zeros, which stay zeros.
+
+    Args:
+        quantizers: the map.
+        recipe: what was asked for, if it is known: a recipe may have ModelOpt calibrate nothing.
+    """
+    static = [q for q in quantizers if q.enabled and not q.dynamic]
+    without = tuple(q.name for q in static if q.amax is None)
+    unusable = [q for q in static if q.amax is not None and not q.amax.usable]
+    problems = []
+    if without:
+        towers = sorted({q.tower for q in static if q.amax is None})
+        fix = "The calibration never reached them: its forward loop must feed pictures and words to both towers."
+        if all(q.calls == 0 for q in static if q.amax is None):
+            around = all(q.module_kind == "attention" for q in static if q.amax is None)
+            fix = "They never run, so no calibration reaches them: turn them off in the recipe."
+            fix = _sentence(_idle_attention_fix(without)) if around else fix
+        elif recipe is not None and not methods(recipe.algorithm):
+            written = f"is {recipe.algorithm!r}" if "algorithm" in recipe.quant_cfg else "is missing"
+            fix = f"The recipe's algorithm {written}, so nothing was calibrated: write algorithm: max."
+        problems.append(
+            Problem(
+                "no amax",
+                f"{len(without)} of {len(static)} enabled static quantizers have no amax and run dynamic "
+                f"({', '.join(towers)}):",
+                without,
+                fix,
+            )
+        )
+    if unusable:
+        fix = "Look at what the calibration data gives these layers: all zero, inf or NaN."
+        if all(q.kind.partition(".")[0] == "weight" for q in unusable):
+            zeros = all(q.amax is not None and q.amax.empty == q.amax.count for q in unusable)
+            fix = "Look at these weights of the checkpoint: they hold inf or NaN, or are zero where their range is not."
+            if zeros:
+                fix = "These weights are all zeros, so there is nothing to quantize: turn their quantizers off."
+        problems.append(
+            Problem(
+                "unusable amax",
+                f"{len(unusable)} enabled quantizers have an amax that is not finite and positive:",
+                tuple(q.name for q in unusable),
+                fix,
+            )
+        )
+    return problems

@@ -1,0 +1,241 @@
+"""Entries of a recipe that do nothing on a model: patterns without a match, and entries that later ones override."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from harness.problems import Problem
+from harness.quantization.applied import Applied, place_of
+from harness.quantization.maps import QuantizerMap, applied_to, matched
+from harness.recipes.loading import Entry, Recipe
+
+
+def unmatched_patterns(
+    quantizers: QuantizerMap,
+    recipe: Recipe,
+    hidden: Mapping[str, str] | None = None,
+    elsewhere: QuantizerMap = (),
+    absent: Collection[str] = (),
+) -> list[Problem]:
+    """Patterns of the recipe that name no quantizer of the model (S8).
+
+    A pattern that only switches off and that the recipe imports belongs to a deny-list shared between families; it
+    may match nothing.  One that the recipe's author wrote may not, unless it speaks of quantizers *elsewhere*: those of
+    the tower that the model, a single one, lacks.  *hidden* are the model's blocks that ModelOpt cannot quantize
+    (``families.hidden_in``): what asks for quantizers around attention may mean them.  An entry for modules of a class
+    in *absent* (``families.Family.absent``) speaks of other families.
+    """
+    problems = []
+    for part in recipe.parts:
+        here, there = applied_to(quantizers, part.entries), applied_to(elsewhere, part.entries)
+        for index, entry in enumerate(part.entries):
+            shared = not entry.enable and not _is_own(part, entry)
+            if shared or entry.parent_class in absent or here.touched[index] or there.touched[index]:
+                continue
+            problems.append(
+                Problem(
+                    "pattern matches nothing",
+                    f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), matches none of the "
+                    f"{len(quantizers)} quantizers of this model{_of_class(entry)}.",
+                    (),
+                    _unmatched_hint(entry, quantizers, hidden or {}),
+                )
+            )
+    return problems
+
+
+def _is_own(recipe: Recipe, entry: Entry) -> bool:
+    """Whether the author of *recipe* wrote *entry*, rather than importing it."""
+    return recipe.path is None or entry.origin.startswith(str(recipe.path))
+
+
+def _of_class(entry: Entry) -> str:
+    return f" (only those of {entry.parent_class} modules asked)" if entry.parent_class else ""
+
+
+def _unmatched_hint(entry: Entry, quantizers: QuantizerMap, hidden: Mapping[str, str]) -> str:
+    pattern = entry.pattern
+    if hidden and "bmm" in pattern and not any(q.module_kind == "attention" for q in quantizers):
+        path, reason = next(iter(hidden.items()))
+        return f"{path} and {len(hidden) - 1} more: {reason}."
+    if "bmm2_output" in pattern:
+        return "ModelOpt's own attention class has no output quantizer. Register diffusers': --attention diffusers"
+    if "p_bmm" in pattern:
+        return "diffusers' attention class has no p_bmm quantizer. Register ModelOpt's: --attention modelopt"
+    candidates = (replace(entry, pattern=one) for one in _corrections(pattern, quantizers))
+    meant = next((one.pattern for one in candidates if matched(quantizers, one)), None)
+    if "{" in pattern:
+        instead = f"Did you mean {meant!r}?" if meant else "Write one entry for each."
+        return f"Patterns are globs, which have no braces: write [0-3] for {{0..3}}, [qk] for {{q,k}}. {instead}"
+    endings = ", ".join(sorted({f"{q.kind}_quantizer" for q in quantizers}))
+    if meant:
+        return f"Did you mean {meant!r}? Patterns are globs over whole names, which end in: {endings}."
+    return f"Correct the pattern or remove it. Quantizer names end in: {endings}."
+
+
+def _corrections(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+    """Patterns that may have been meant instead of one that matches nothing, the likeliest first."""
+    without_braces = re.sub(r"\{([^{}]*)\}", _as_characters, pattern)
+    if without_braces != pattern:
+        yield without_braces
+    if "{" in without_braces:
+        return
+    yield re.sub(r"(_quantizer)\.\d+(\*?)$", r"\1\2", without_braces)  # a part, where there is no sequence
+    yield from _with_missing_folders(without_braces, quantizers)
+    yield from _with_words_corrected(without_braces, quantizers)
+    if re.search(r"\w", pattern) and not any(c in without_braces for c in "*?["):
+        yield from (f"*{without_braces}", f"*{without_braces}*")
+    for name in sorted({f"{q.kind}_quantizer" for q in quantizers}):
+        words = [w for w in re.split(r"[*.?\[\]]+", pattern) if w]
+        if any(difflib.get_close_matches(w, [name], 1, 0.7) for w in words):
+            yield f"*{name}"
+
+
+def _as_characters(braces: re.Match[str]) -> str:
+    """``{0..3}`` and ``{q,k}``, as the gate's own messages fold names, in a glob's characters; or as they are."""
+    found = []
+    for part in braces[1].split(","):
+        first, dots, last = part.strip().partition("..")
+        if len(first) != 1 or (dots and len(last) != 1):
+            return braces[0]
+        found.append(f"{first}-{last}" if dots else first)
+    return f"[{''.join(found)}]"
+
+
+def _with_missing_folders(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+    """*pattern* with the parts of a path put in that its author left out: ``vision_model.[encoder.]layers.0``."""
+    start = re.match(r"[\w.]*", pattern)
+    given = start[0].strip(".").split(".") if start else []
+    rest = pattern[len(".".join(given)) :]
+    if len(given) < 2:
+        return
+    for module in dict.fromkeys(q.module for q in quantizers):
+        parts = module.split(".")
+        left = iter(enumerate(parts))
+        ends = [next((at for at, part in left if part == word), None) for word in given]
+        if ends[-1] is not None:
+            yield ".".join(parts[: ends[-1] + 1]) + rest
+            return
+
+
+def _with_words_corrected(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+    """*pattern* with one word of it replaced by one like it that names have there."""
+    known = {part for q in quantizers for part in q.name.split(".") if not part.isdigit()}
+    lower = {part.lower(): part for part in sorted(known)}
+    for word in re.findall(r"[A-Za-z_]\w*", pattern):
+        if word in known:
+            continue
+        for near in difflib.get_close_matches(word.lower(), lower, 3, 0.7):
+            yield pattern.replace(word, lower[near])
+
+
+def overridden_patterns(quantizers: QuantizerMap, recipe: Recipe, elsewhere: QuantizerMap = ()) -> list[Problem]:
+    """Entries that have no effect, because later ones set again all that they set (S2, S15).
+
+    An entry that enables quantizers, of which a later deny-all (or a deny-list that the recipe only imports) leaves
+    none on: taking back a part of what was enabled is how recipes are written, a deny-all behind everything else is
+    the trap.  And an exception that is written before what it excepts: an entry of the author's own that turns off, or
+    gives other attributes to, what later entries set again.
+
+    Args:
+        quantizers: the map of the model.
+        recipe: what was asked for.
+        elsewhere: of the tower that the model, a single one, lacks; an entry may have its effect there.
+    """
+    if recipe.candidates:
+        return [found for part in recipe.parts for found in overridden_patterns(quantizers, part, elsewhere)]
+    done = applied_to((*quantizers, *elsewhere), recipe.entries)
+    count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
+    return [*_turned_off_again(recipe, done, count), *_exceptions_too_early(recipe, done, count)]
+
+
+def _turned_off_again(recipe: Recipe, done: Applied, count: int) -> list[Problem]:
+    """Entries that enable what a later deny-all turns off, one problem for each deny-all."""
+    victims: dict[int, list[int]] = defaultdict(list)
+    for index, entry in enumerate(recipe.entries):
+        if not entry.enable or not done.touched[index]:
+            continue
+        left = set(done.touched[index])
+        for later in range(index + 1, len(recipe.entries)):
+            other = recipe.entries[later]
+            if other.enable or (_is_own(recipe, other) and len(done.touched[later]) < count):
+                continue
+            left -= done.touched[later]
+            if not left:
+                victims[later].append(index)
+                break
+    problems = []
+    for later, indices in victims.items():
+        other, first = recipe.entries[later], recipe.entries[indices[0]]
+        total = len(set().union(*(done.touched[index] for index in indices)))
+        named = ", ".join(f"{index + 1} ({recipe.entries[index].shown!r})" for index in indices)
+        everything = " everything" if len(done.touched[later]) == count else ""
+        what = (
+            f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.origin}), stands behind the entries "
+            f"that enable and turns{everything} off again: {total} quantizers, of "
+            f"{'entry' if len(indices) == 1 else 'entries'} {named}."
+        )
+        front = " to the front," if everything else ""
+        fix = f"Entries apply in order, the last one wins: move {other.shown!r}{front} before {first.shown!r}."
+        problems.append(Problem("pattern overridden", what, (), fix))
+    return problems
+
+
+def _exceptions_too_early(recipe: Recipe, done: Applied, count: int) -> list[Problem]:
+    """Entries of the author's own whose every setting is replaced by entries behind them."""
+    problems = []
+    for index, entry in enumerate(recipe.entries):
+        if not done.touched[index] or len(done.touched[index]) == count or not _is_own(recipe, entry):
+            continue
+        behind = _replaced_by(recipe, done, index) if entry.enable else _undone_by(recipe, done, index)
+        if behind is None:
+            continue
+        does = "turns off" if not entry.enable else "gives attributes to"
+        what = (
+            f"entry {index + 1} of recipe {recipe.name}, {entry.shown!r} ({entry.origin}), {does} "
+            f"{len(done.touched[index])} quantizers, and entries behind it set all of them again: it has no effect."
+        )
+        fix = (
+            f"Entries apply in order, the last one wins: move {entry.shown!r} behind entry {behind + 1}, "
+            f"{recipe.entries[behind].shown!r}, or remove it."
+        )
+        if done.touched[behind] == done.touched[index]:
+            fix = f"Entries apply in order, the last one wins: remove entry {index + 1}, or entry {behind + 1}."
+        problems.append(Problem("exception before what it excepts", what, (), fix))
+    return problems
+
+
+def _undone_by(recipe: Recipe, done: Applied, index: int) -> int | None:
+    """The last entry that turns on again what the entry *index* turns off, if nothing is left of what that one does."""
+    ends_on = {place_of(name) for name, setting in done.settings.items() if setting.enable}
+    touched = done.touched[index]
+    # What is turned on by an entry within it (an output among all outputs) is a refinement, not an exception undone.
+    undoing = [
+        n
+        for n in range(index + 1, len(recipe.entries))
+        if recipe.entries[n].enable and done.touched[n] & touched & ends_on and not done.touched[n] < touched
+    ]
+    if not undoing:
+        return None
+    for place in touched:
+        before = [n for n in range(index) if place in done.touched[n]]
+        was_off = bool(before) and not recipe.entries[before[-1]].enable
+        if not was_off and not any(place in later for later in done.touched[index + 1 :]):
+            return None
+    return undoing[-1]
+
+
+def _replaced_by(recipe: Recipe, done: Applied, index: int) -> int | None:
+    """The entry that gives other attributes to all that the entry *index* gives attributes to."""
+    entry = recipe.entries[index]
+    if entry.cfg is None:
+        return None
+    for later in range(index + 1, len(recipe.entries)):
+        other = recipe.entries[later]
+        if other.enable and other.cfg not in (None, entry.cfg) and done.touched[index] <= done.touched[later]:
+            return later
+    return None
