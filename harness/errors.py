@@ -94,6 +94,14 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of *error* and of what it was raised from, and with them all that their frames hold."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Return whether *error* says that memory was exhausted: Python's, NumPy's and torch's ways of saying so."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

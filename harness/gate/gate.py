@@ -273,6 +273,8 @@ class Gate:
         )
         self.store = Store(options.baselines, self._command_options)
         self._kept: dict[tuple[str, ...], Any] = {}
+        #: What building something raised, by its key: it is not tried again.
+        self._failed: dict[tuple[str, ...], Exception] = {}
         self._latest: tuple[Case, Quantized] | None = None
         #: Records measured in this run, by case.
         self.pending: dict[Case, Record] = {}
@@ -280,8 +282,20 @@ class Gate:
 
     def _once(self, make: Callable[[], Any], *key: str) -> Any:
         if key not in self._kept:
-            self._kept[key] = make()
+            self._kept[key] = self._attempt(make, *key)
         return self._kept[key]
+
+    def _attempt(self, make: Callable[[], Any], *key: str) -> Any:
+        """What *make* returns; where it raised before under this key, the same error without another attempt."""
+        if key in self._failed:
+            raise self._failed[key]
+        try:
+            return make()
+        except UsageError:
+            raise
+        except Exception as error:
+            self._failed[key] = error
+            raise
 
     def share(self, other: Gate, kinds: Iterable[str]) -> None:
         """Take over what *other* has built of *kinds*: reference, tasks, runs (the reference's), calibration, places.
@@ -378,25 +392,29 @@ class Gate:
         """
         if self._latest is None or self._latest[0] != case:
             self._latest = None
-            reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
-            began = time.perf_counter()
-            batches = self._calibration_batches(case)
-            model = quantize.quantize(
-                reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention
-            )
-            seconds = time.perf_counter() - began
-            sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
-            made = Quantized(reference, search.chosen(model, recipe), model, sample)
-            with quantize.blamed_on(recipe), torch.no_grad():
-                # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
-                families.forward(model, sample)
+            for failed in self._failed.values():
+                errors.forget_frames(failed)  # they hold the models of cases that came before
+            made = self._attempt(partial(self._quantize, case), "quantized", case.model, case.recipe)
             self._latest = case, made
-            if self.options.report:
-                self.results.case(case.recipe_name, case.model_name)["layer_error"] = layers.layer_errors(
-                    reference.model, model, sample
-                )
-            self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
         return self._latest[1]
+
+    def _quantize(self, case: Case) -> Quantized:
+        reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
+        began = time.perf_counter()
+        batches = self._calibration_batches(case)
+        model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
+        seconds = time.perf_counter() - began
+        sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
+        made = Quantized(reference, search.chosen(model, recipe), model, sample)
+        with quantize.blamed_on(recipe), torch.no_grad():
+            # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
+            families.forward(model, sample)
+        if self.options.report:
+            self.results.case(case.recipe_name, case.model_name)["layer_error"] = layers.layer_errors(
+                reference.model, model, sample
+            )
+        self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
+        return made
 
     def preflight(self, *, accuracy: bool, checkpoints: bool = False, decode: bool = False) -> None:
         """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.
