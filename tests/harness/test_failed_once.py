@@ -22,7 +22,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
 
 
 def test_a_failed_quantization_is_not_tried_again(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model, its map, its numerics and its verdicts all meet the first error; another case is built all the same."""
+    """The model, its map, its numerics and its verdicts meet the first error; another case is built."""
     attempts = []
     original = quantize.quantize
 
