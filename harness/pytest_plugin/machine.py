@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from harness.errors import UsageError
+from harness.pytest_plugin import private
 
 #: Options of pytest-benchmark that read or write saved runs.
 _OPTIONS = ("benchmark_save", "benchmark_autosave", "benchmark_compare", "benchmark_json")
@@ -69,7 +70,7 @@ def check_comparison(config: pytest.Config, items: Sequence[pytest.Item]) -> Non
     """
     check_processes(config)
     option, fail = config.getoption("benchmark_compare", None), config.getoption("benchmark_compare_fail", None)
-    session = getattr(config, "_benchmarksession", None)
+    session = private.benchmark_session(config)
     if (not option and not fail) or session is None:
         return
     if not option:
@@ -100,7 +101,7 @@ def regressions(config: pytest.Config) -> list[tuple[str, str]]:
 
     pytest-benchmark would raise them as a traceback behind the terminal's summary; told here, it does not any more.
     """
-    session = getattr(config, "_benchmarksession", None)
+    session = private.benchmark_session(config)
     found = [] if session is None else [(str(name), str(what)) for name, what in session.performance_regressions]
     if session is not None:
         session.performance_regressions.clear()

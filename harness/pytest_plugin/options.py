@@ -164,7 +164,7 @@ def _check_pairs(config: pytest.Config) -> None:
     workers = getattr(config.option, "numprocesses", None)
     stored = get("update_baselines") or get("new_baselines_only")
     # By case is how the gate itself hands out tests (harness.pytest_plugin.workers): "load" stands for it.
-    if stored and workers and config.getoption("dist", "load") not in ("load", "no"):
+    if stored and workers and config.getoption("dist", "load") not in ("load", "loadgroup", "no"):
         how = config.getoption("dist")
         what = f"does not go with --dist {how}: a worker would store a case without knowing what failed in another"
         raise UsageError(_option("update_baselines" if get("update_baselines") else "new_baselines_only"), what,

@@ -16,18 +16,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest.junitxml import xml_key as _JUNIT
-from _pytest.outcomes import Failed  # pytest.fail.Exception, under a name that can be derived from
 
 from harness.errors import UnforeseenError, UsageError, reading
 from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
+from harness.pytest_plugin import private
+from harness.pytest_plugin.private import Failed
 from harness.pytest_plugin.workers import is_worker
 
 if TYPE_CHECKING:
     from harness.gate.gate import Case, Gate
 
-#: Markers of the suites, by which a report says what it belongs to.
-SUITES = ("insertion", "numerics", "accuracy", "checkpoint", "export", "throughput", "proof", "qat")
+#: Markers of the suites, by which a report says what it belongs to, and what each asks.
+SUITES = {
+    "insertion": "quantizers are where the recipe says, and run with calibrated scales",
+    "numerics": "quantize-dequantize computes exactly what the format says",
+    "accuracy": "the quantized model is no worse than the reference by more than its budget",
+    "checkpoint": "saved, restored in a fresh process, bit-equal",
+    "export": "the ONNX graph computes what fake quantization promised",
+    "throughput": "what a forward costs (pytest-benchmark)",
+    "proof": "plant faults and count what is caught (not in a plain run)",
+    "qat": "fine-tune the quantized model and prove the gain (not in a plain run)",
+}
+#: Where a checkout has the suites.
+_SUITES_FOLDER = Path(__file__).parents[2] / "tests"
 #: Parameters of a test that name a case of the run; ``structure_case`` names a published architecture.
 CASES = ("case", "weights_case", "trained_case")
 #: Characters of the first line of a message in a pointer.
@@ -112,16 +123,14 @@ def has_results(config: pytest.Config) -> bool:
 
 def uses_gate(item: pytest.Item) -> bool:
     """Whether a test asks for one of the gate's own fixtures (a project may have fixtures of the same names)."""
-    fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    return any(
-        getattr(defs[-1].func, "__module__", "") == "harness.pytest_plugin.plugin" for defs in fixtures.values() if defs
-    )
+    functions = private.fixture_functions(item)
+    return any(getattr(one, "__module__", "") == "harness.pytest_plugin.plugin" for one in functions)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
     """Remember the modules of the gate's suites before anything is deselected; refuse a marker that selects nothing."""
-    config.stash[_OURS] = {item.path for item in items if uses_gate(item)}
+    config.stash[_OURS] = {item.path for item in items if item.path.parent == _SUITES_FOLDER or uses_gate(item)}
     expression, before = config.getoption("markexpr"), len(items)
     yield
     selected = config.getoption("gate_recipes") != []  # of a pull request that broke every recipe nothing is left
@@ -401,9 +410,7 @@ def conclude(session: pytest.Session) -> None:
     elif session.exitstatus == pytest.ExitCode.OK and word is Word.NOTHING and results.has_checks:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         notes.append("exit code 5: every selected test was skipped, so nothing was judged")
-    xml = config.stash.get(_JUNIT, None)
-    if xml is not None:
-        xml.add_global_property("decision", word.value)
+    private.add_junit_property(config, "decision", word.value)
     _write_report(session, found)
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Generator, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest.compat import NOTSET as _NO_CASE  # the parameter of a test whose set of parameters is empty
 
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
-from harness.pytest_plugin import machine
+from harness.pytest_plugin import machine, private
 from harness.pytest_plugin.options import check_options, prepare_report, shortened
 from harness.pytest_plugin.outcomes import (
     Inconclusive,
@@ -24,6 +24,7 @@ from harness.pytest_plugin.outcomes import (
     fell_short,
     first_line,
     has_results,
+    is_ours,
     keep_gate,
     notes_of,
     refusing,
@@ -41,8 +42,14 @@ if TYPE_CHECKING:
 
 #: Suites that never run unless asked for by their marker.
 ON_REQUEST = ("proof", "qat")
+#: Parameters of the suites that name a case.
+_CASES = ("case", "structure_case", "weights_case", "model_case", "trained_case")
+#: Stands for a case in a test that has none in this run, until the test is left out.
+_NO_CASE = object()
 
 _GATE = pytest.StashKey["Gate"]()
+#: Options of the gate that another plugin had taken already.
+_TAKEN = pytest.StashKey[list[str]]()
 #: Recipes that a pull request broke, so that no test can load them -> the reason.
 _REFUSED = pytest.StashKey[dict[str, str]]()
 #: Which test showed the quantizers at fault of a case.
@@ -57,10 +64,18 @@ def _whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number") from None
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The command line of the gate."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The command line of the gate; what another plugin has taken already is refused when it runs."""
     group = parser.getgroup("quantized CLIP gate")
-    add = group.addoption
+    config: Any = pluginmanager.get_plugin("pytestconfig")
+    taken = config.stash.setdefault(_TAKEN, [])
+
+    def add(name: str, **attributes: Any) -> None:
+        try:
+            group.addoption(name, **attributes)
+        except ValueError:
+            taken.append(name)
+
     add(
         "--recipe",
         action="append",
@@ -138,27 +153,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Look for the configuration file again, now that pytest knows which words are values of the gate's options.
-
-    Before plugins are loaded, pytest takes an existing folder behind an unknown option (``--data-root /data``) for a
-    place with tests, and looks there for its configuration instead of where it was started.
-    """
-    from _pytest.config.findpaths import determine_setup
-
-    config: Any = early_config
-    if config.inipath is not None or config.known_args_namespace.inifilename:
-        return
-    known = config.known_args_namespace
-    config._rootpath, config._inipath, found, *_ = determine_setup(
-        inifile=None,
-        override_ini=known.override_ini,
-        args=known.file_or_dir,
-        rootdir_cmd_arg=known.rootdir or None,
-        invocation_dir=config.invocation_params.dir,
-    )
-    if config._inipath is not None:
-        setattr(config, "_inicfg" if hasattr(config, "_inicfg") else "inicfg", found)
-        config._inicache.clear()
+    """Look for the configuration file again where the plugin was named by ``-p``."""
+    private.find_configuration_again(early_config)
 
 
 def options_of(config: pytest.Config) -> Options:
@@ -196,6 +192,7 @@ def options_of(config: pytest.Config) -> Options:
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
     try:
+        _refuse_taken(config)
         check_options(config)
     except UsageError as error:
         raise pytest.UsageError(*error.lines) from error
@@ -235,6 +232,19 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     return None
 
 
+def _refuse_taken(config: pytest.Config) -> None:
+    """Refuse a run in which an option of the gate means something else.
+
+    Raises:
+        UsageError: another plugin defines an option of that name.
+    """
+    taken = config.stash.get(_TAKEN, [])
+    if taken:
+        what = "another pytest plugin that is installed here defines this too"
+        fix = "Run the gate without that plugin: -p no:NAME (pytest --trace-config lists the names)."
+        raise UsageError(", ".join(taken), what, fix)
+
+
 def _undecided(selected: Selection) -> UsageError:
     (name, why), *others = selected.undecided.items()
     more = f" (and {len(others)} more)" if others else ""
@@ -259,6 +269,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse a command line that cannot be used before anything is collected."""
     from harness.pytest_plugin import outcomes, workers
 
+    for name, what in outcomes.SUITES.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
+    workers.group_by_case(config)
     for module in (machine, outcomes, workers):
         if not config.pluginmanager.has_plugin(module.__name__):
             config.pluginmanager.register(module, module.__name__)
@@ -299,9 +312,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a recipe and model, and where asked for, a metric or an architecture."""
     # A test that has its own fixture or parameter of that name is none of the gate's suites.
     own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark.args[0])}
-    known = {"case", "structure_case", "weights_case", "model_case", "trained_case", "metric"}
-    wanted = known & set(metafunc.fixturenames)
-    wanted -= own | set(metafunc._arg2fixturedefs)
+    wanted = {*_CASES, "metric"} & set(metafunc.fixturenames)
+    wanted -= own | private.own_fixtures(metafunc)
     if not wanted:
         return
     from harness.gate import gate
@@ -310,7 +322,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     options = options_of(metafunc.config)
     cases = gate.cases_of(options)
-    ways = {
+    ways: dict[str, list[Case]] = {
         "case": cases,
         "structure_case": gate.structures_of(options),
         # No default recipe has a block format that needs CUDA.
@@ -320,7 +332,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     }
     for name in wanted - {"metric"}:
         ids = [names.plain(c.model_name) if name == "model_case" else c.id for c in ways[name]]
-        metafunc.parametrize(name, ways[name], ids=ids, scope="session")
+        metafunc.parametrize(name, ways[name] or [_NO_CASE], ids=ids or ["no case"], scope="session")
     if "metric" in wanted:
         metrics = gate.metrics_of(options)
         # Not of the scope of the session: pytest would then order by metric as well, and quantize a case twice.
@@ -337,18 +349,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     expression = config.getoption("markexpr") or ""
     unasked = [name for name in ON_REQUEST if name not in expression]
     empty = [item for item in items if _has_no_case(item)]
-    dropped = empty + [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    ours = [item for item in items if is_ours(item)]
+    dropped = empty + [item for item in ours if any(item.get_closest_marker(name) for name in unasked)]
     if config.getoption("gate_recipes") == []:  # nothing of the selection can be loaded
-        dropped = list(items)
+        dropped = ours
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
 
 
 def _has_no_case(item: pytest.Item) -> bool:
-    """True for a test whose set of parameters is empty; by identity, as another's parameter may be an array."""
+    """True for a test of the gate that has nothing to look at; a parameter may be an array: by identity."""
     params = getattr(getattr(item, "callspec", None), "params", {})
-    return any(value is _NO_CASE for value in params.values())
+    return any(params.get(name) is _NO_CASE for name in _CASES)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -398,8 +411,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if "benchmark" in getattr(item, "fixturenames", ()) and uses_gate(item) and (why := machine.no_times(item.config)):
         pytest.skip(why)
     params: Any = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    kinds = ("case", "structure_case", "weights_case", "model_case", "trained_case")
-    found = [name for name in kinds if name in params]
+    found = [name for name in _CASES if name in params]
     if _GATE not in item.config.stash or not found:
         return
     gate, case = item.config.stash[_GATE], params[found[0]]
@@ -437,10 +449,9 @@ def _gate(config: pytest.Config) -> Gate:
 
 def _progress(config: pytest.Config, options: Options) -> dict[str, Any]:
     """How an evaluation shows its progress: that on a cluster, which is a long one, through pytest's capture too."""
-    capture: Any = config.pluginmanager.getplugin("capturemanager")
-    if options.cluster is None or capture is None or is_worker(config) or config.getoption("verbose") < 0:
+    if options.cluster is None or is_worker(config) or config.getoption("verbose") < 0:
         return {"progress": options.progress}
-    return {"progress": True, "visible": capture.global_and_fixture_disabled}
+    return {"progress": True, "visible": partial(private.uncaptured, config)}
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.pytest_plugin import machine
+from harness.pytest_plugin import machine, private
 
 if TYPE_CHECKING:
     from harness.evaluation.shards import Store
@@ -122,20 +122,34 @@ def tell(config: pytest.Config, lines: Sequence[str]) -> None:
         terminal.line(line)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out all tests of a case together, so that one process builds its model; another ``--dist`` is obeyed."""
-    if config.getoption("dist") != "load":
-        return None
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+def group_by_case(config: pytest.Config) -> None:
+    """Where tests are handed out one by one, hand out all tests of a case together: its model is built once.
 
-    ids = _case_ids(config)
+    Another ``--dist`` is obeyed.
+    """
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
 
-    class ByCase(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return max((case for case in ids if case in nodeid), key=len, default=nodeid)
 
-    return ByCase(config, log)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Say which tests ``--dist loadgroup`` is to keep together: those of a case."""
+    from harness.pytest_plugin.outcomes import CASES, uses_gate
+
+    if not is_worker(item.config) or not uses_gate(item):
+        return
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    cases = [params[name] for name in CASES if hasattr(params.get(name), "id")]
+    if cases:
+        # pytest-xdist puts an @ of its own before the group.
+        item.add_marker(pytest.mark.xdist_group(cases[0].id.replace("@", " on ")))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Give tests their ids back, now that the process which hands them out knows their groups."""
+    if is_worker(session.config):
+        for item in session.items:
+            private.strip_group(item)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,0 +1,104 @@
+"""Every private interface of pytest and of its plugins that the gate needs, each with the reason.
+
+Nothing else in ``harness`` and ``tests`` imports ``_pytest`` or reads an underscore of pytest's
+objects; ``tests/harness/test_private.py`` tries each function here against the installed pytest.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    # pytest.fail.Exception is this class, and a variable to a type checker: nothing derives from a variable.
+    from _pytest.outcomes import Failed as Failed
+else:
+    Failed = pytest.fail.Exception
+
+
+def read_command_line_again(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> None:
+    """Have the words of the command line told apart by the options that were just added.
+
+    pytest does so itself after it has loaded plugins, and only then.
+    """
+    config.known_args_namespace = parser.parse_known_args(list(args), namespace=copy.copy(config.option))
+
+
+def find_configuration_again(config: Any) -> None:
+    """Look for the configuration file again, now that the gate's options and their values are known.
+
+    Before plugins are loaded, pytest takes an existing folder behind an option it does not know
+    (``--data-root /data``) for a place with tests, and looks there for its configuration instead of
+    where it was started.  No hook comes before that.
+    """
+    from _pytest.config.findpaths import determine_setup
+
+    known = config.known_args_namespace
+    if config.inipath is not None or known.inifilename:
+        return
+    given = {
+        "inifile": None,
+        "override_ini": known.override_ini,
+        "args": known.file_or_dir,
+        "rootdir_cmd_arg": known.rootdir or None,
+        "invocation_dir": config.invocation_params.dir,
+    }
+    accepted = inspect.signature(determine_setup).parameters
+    config._rootpath, config._inipath, found, *_ = determine_setup(
+        **{name: value for name, value in given.items() if name in accepted}
+    )
+    if config._inipath is not None:
+        setattr(config, "_inicfg" if hasattr(config, "_inicfg") else "inicfg", found)
+        config._inicache.clear()
+
+
+def own_fixtures(metafunc: pytest.Metafunc) -> set[str]:
+    """Names that a test asks for and its project has fixtures of; no public attribute tells them."""
+    return set(metafunc._arg2fixturedefs)
+
+
+def fixture_functions(item: pytest.Item) -> list[Callable[..., object]]:
+    """The functions of the fixtures that a test uses, each as it is overridden last.
+
+    ``item.fixturenames`` has the names only, and a project may have fixtures of the same names.
+    """
+    definitions: Mapping[str, Sequence[Any]] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return [found[-1].func for found in definitions.values() if found]
+
+
+def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    """A context in which output reaches the terminal; pytest has a fixture for it, and no function."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None:
+        return nullcontext()
+    context: AbstractContextManager[None] = capture.global_and_fixture_disabled()
+    return context
+
+
+def add_junit_property(config: pytest.Config, name: str, value: str) -> None:
+    """Put a property into the JUnit file, if one is written; pytest's own way is a fixture of a test."""
+    from _pytest.junitxml import xml_key
+
+    xml = config.stash.get(xml_key, None)
+    if xml is not None:
+        xml.add_global_property(name, value)
+
+
+def strip_group(item: pytest.Item) -> None:
+    """Take the ``@group`` off a test's id that ``--dist loadgroup`` put there.
+
+    It is there for the process that hands out the tests.  In reports and commands an id is what
+    pytest can be called with.
+    """
+    for mark in item.iter_markers("xdist_group"):
+        item._nodeid = item.nodeid.removesuffix(f"@{mark.args[0]}")
+
+
+def benchmark_session(config: pytest.Config) -> Any:
+    """pytest-benchmark's session, or None without it: its hooks see one benchmark at a time."""
+    return getattr(config, "_benchmarksession", None)
