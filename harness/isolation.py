@@ -8,7 +8,7 @@ ModelOpt's registry, and a library may leave another default dtype or random sta
 
 * Every forward of the gate goes through :func:`harness.models.families.encode`, which runs it under
   :func:`functions_kept`.
-* Everything else that ModelOpt does runs under :func:`harness.quantization.quantize.quiet`, which includes
+* Everything else that ModelOpt does runs under :func:`harness.quantization.context.quiet`, which includes
   :func:`process_kept`.
 * Before a model is quantized or evaluated, :func:`check` compares torch's functions with those that were there when
   this module was imported, which is before ModelOpt runs anything.

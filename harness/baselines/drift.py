@@ -16,16 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.baselines.commands import accept_command, rerun_command
-from harness.baselines.provenance import (
-    BINDING_PACKAGES,
-    Mismatch,
-    Nearness,
-    changed_facts,
-    mismatches,
-    same_bits,
-    short,
-)
+from harness.baselines.provenance import Mismatch, changed_facts, mismatches, same_bits
 from harness.baselines.records import Record, SampleOutcomes, TaskRecord
+from harness.digests import short
+from harness.evaluation.environment import BINDING_PACKAGES, Nearness
 from harness.statistics.speed import Ratio, moved
 
 #: Words in the name of a number beyond accuracy that say: higher is better.  Of all others, lower is.

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.baselines.provenance import Provenance, ids_digest, set_digest
+from harness.baselines.provenance import Provenance
+from harness.digests import ids_digest, set_digest
 from harness.statistics.speed import Ratio
 
 _FLOAT16_MAX = 65504.0

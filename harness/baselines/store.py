@@ -31,9 +31,9 @@ from harness import files
 from harness.baselines import text
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
-from harness.baselines.provenance import BINDING_PACKAGES, DeviceKey, Nearness
 from harness.baselines.records import HistoryEntry, Record, TaskRecord
 from harness.errors import UsageError
+from harness.evaluation.environment import BINDING_PACKAGES, DeviceKey, Nearness
 from harness.recipes.names import KEPT, folder_name
 
 LOCK = ".lock"

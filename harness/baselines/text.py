@@ -23,9 +23,11 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from harness.baselines.provenance import DeviceKey, Provenance, digest
+from harness.baselines.provenance import Provenance
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord, rounded
+from harness.digests import digest
 from harness.errors import UsageError
+from harness.evaluation.environment import DeviceKey
 from harness.statistics.speed import Ratio
 
 #: Version of the JSON's shape; a record of another version is refused, never guessed at.

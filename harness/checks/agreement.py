@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.models import families
+from harness.models.halves import half_products
 from harness.problems import Problem
 from harness.quantization.applied import place_of
-from harness.quantization.halves import half_products
 from harness.quantization.maps import QuantizerMap, applied_to, is_constant, quantizer_map, range_of, tensor_quantizers
 from harness.recipes.algorithms import methods
 from harness.recipes.loading import Recipe

@@ -59,7 +59,7 @@ def save(model: nn.Module, folder: Path, form: Form) -> None:
     import modelopt.torch.opt as mto
 
     from harness.models import references
-    from harness.quantization.quantize import quiet
+    from harness.quantization.context import quiet
 
     folder.mkdir(parents=True, exist_ok=True)
     with quiet(), references.quiet_transformers():
@@ -76,7 +76,8 @@ def restore(folder: Path, form: Form, how: Loading, dtype: torch.dtype = torch.f
     import modelopt.torch.opt as mto
 
     from harness.models import references
-    from harness.quantization.quantize import attention_registered, quiet
+    from harness.quantization.attention import attention_registered
+    from harness.quantization.context import quiet
 
     config: Any
     cls: Any

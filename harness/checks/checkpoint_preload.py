@@ -3,7 +3,7 @@
 from harness.checks import checkpoint  # noqa: F401
 from harness.models import families, references  # noqa: F401
 from harness.quantization import maps, quantize  # noqa: F401
-from harness.quantization.quantize import quiet
+from harness.quantization.context import quiet
 
 with quiet():
     import modelopt.torch.opt

@@ -28,7 +28,7 @@ from harness import compat  # noqa: F401  (before transformers)
 from harness.data.pictures import PictureError, check_size
 from harness.errors import UsageError
 from harness.models import families
-from harness.quantization.halves import half_products, looked_up
+from harness.models.halves import half_products, looked_up
 
 #: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again on each pass.
 MEMORY_LIMIT = 2 << 30

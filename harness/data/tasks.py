@@ -34,7 +34,7 @@ from harness.data.pictures import Resized
 from harness.data.samples import CLASSIFICATION, Samples
 from harness.errors import UsageError
 from harness.models import families
-from harness.quantization.halves import half_products
+from harness.models.halves import half_products
 
 if TYPE_CHECKING:
     from harness.models.references import Reference

@@ -29,20 +29,20 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from harness import files
-from harness.baselines import provenance
+from harness import digests, files
 from harness.data import tasks
 from harness.data.tasks import Task
 from harness.errors import UsageError
-from harness.evaluation import evaluators
-from harness.evaluation.evaluators import Quantization, Subject
+from harness.evaluation import environment
 from harness.evaluation.shards import Floats, Side, Slice
+from harness.evaluation.subjects import STATE, Quantization, Subject, side_embeddings
 from harness.models import references
 from harness.models.references import Reference
 from harness.quantization import quantize
+from harness.quantization.attention import attention_registered
+from harness.quantization.context import quiet
 
 LOCAL = "local"
-_STATE = evaluators.STATE  #: of what a worker restores
 #: Workers that may die over one slice before the run gives up on it.
 TRIES = 4
 _MEND_JOIN = (
@@ -210,7 +210,7 @@ class Cluster:
             threads=torch.get_num_threads(),
             batch_size=self._batch_size,
             attention=None if made is None else made.attention,
-            bound=subject.bound | evaluators.environment(self._device, self._batch_size),
+            bound=subject.bound | environment.conditions(self._device, self._batch_size),
         )
 
         def of(one: Slice) -> Order:
@@ -225,7 +225,7 @@ class Cluster:
 
         if subject.quantization is None:
             return None
-        digest = subject.bound[_STATE]
+        digest = subject.bound[STATE]
         if self._packed is None or self._packed[0] != digest:
             self._packed = digest, ray.put(pack(subject.quantization))
         return self._packed[1]
@@ -245,7 +245,7 @@ def pack(made: Quantization) -> Packed:
     import modelopt.torch.opt as mto
 
     stream = io.BytesIO()
-    with quantize.quiet():
+    with quiet():
         mto.save(made.model, stream)
     return np.frombuffer(stream.getvalue(), np.uint8)
 
@@ -258,7 +258,7 @@ def unpack(packed: Packed, reference: Reference, attention: str) -> nn.Module:
     import modelopt.torch.opt as mto
 
     blank = copy.deepcopy(reference.model).cpu()
-    with quantize.quiet(), quantize.attention_registered(blank, attention):
+    with quiet(), attention_registered(blank, attention):
         model = mto.restore(blank, io.BytesIO(packed.tobytes()))
     found: nn.Module = model.to(reference.device).eval().requires_grad_(False)
     return found
@@ -287,22 +287,22 @@ def embedded(order: Order, packed: Packed | None) -> Floats | str:
     torch.set_num_threads(order.threads)
     device = torch.device(order.device)
     wanted = order.bound
-    differing = _differing(wanted, evaluators.environment(device, order.batch_size))
+    differing = _differing(wanted, environment.conditions(device, order.batch_size))
     if not differing:
         reference = _reference(order.model, order.device)
         subject = Subject(reference, reference.model)
         if packed is not None and order.attention is not None:
-            subject = _restored(wanted[_STATE], reference, order.attention, packed)
+            subject = _restored(wanted[STATE], reference, order.attention, packed)
         task = _task(order.task, order.data_root, order.model, order.device)
         differing = _differing(wanted, {"data": task.data_hash} | subject.bound)
     if differing:
         return "; ".join(differing)
-    return evaluators.embedded(subject.model, task, order.side, order.batch_size, order.part)
+    return side_embeddings(subject.model, task, order.side, order.batch_size, order.part)
 
 
 def _differing(wanted: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     return [
-        f"{name} is {provenance.short(value)} there, {provenance.short(wanted.get(name, 'none'))} in this run"
+        f"{name} is {digests.short(value)} there, {digests.short(wanted.get(name, 'none'))} in this run"
         for name, value in here.items()
         if wanted.get(name) != value
     ]

@@ -6,131 +6,25 @@ each slice's embeddings come from an :class:`Engine`, and the whole is scored he
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
 
 from harness import isolation
-from harness.baselines import provenance
 from harness.data import inputs, tasks
-from harness.data.calibration import CalibrationPairs
 from harness.data.known import Known
 from harness.data.tasks import Task, TaskRun
 from harness.evaluation import shards
+from harness.evaluation.cluster import Cluster
+from harness.evaluation.environment import conditions
 from harness.evaluation.shards import Floats, Side, Slice, Store
-from harness.models.references import Reference
-from harness.quantization import maps
-from harness.recipes.loading import Recipe
-
-#: What the digest of a model's state is called where it does not agree.
-STATE = "weights and calibrated ranges"
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a subject came from its reference; ``model`` is as it came out of quantizing, not folded."""
-
-    recipe: Recipe
-    attention: str
-    calibration: CalibrationPairs
-    model: nn.Module
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A model to evaluate: a reference, or what a recipe made of it."""
-
-    reference: Reference
-    model: nn.Module
-    quantization: Quantization | None = None
-
-    @property
-    def name(self) -> str:
-        """The recipe's name, or ``reference``."""
-        return "reference" if self.quantization is None else self.quantization.recipe.name
-
-    @cached_property
-    def bound(self) -> dict[str, str]:
-        """What its answers hang on beside the data and the process that computes them."""
-        found = {
-            "model revision": self.reference.revision,
-            "preprocessing": provenance.digest(self.reference.image_processor.to_dict()),
-            STATE: state_digest(self.model),
-        }
-        if self.quantization is not None:
-            made = self.quantization
-            found |= {
-                "recipe hash": made.recipe.hash,
-                "calibration data": made.calibration.hash,
-                "calibration size": str(made.calibration.n),
-                "attention class": made.attention,
-            }
-        return found
-
-
-def state_digest(model: nn.Module) -> str:
-    """SHA-256 over *model*'s parameters, buffers (calibrated ranges among them) and what its quantizers are set to."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            digest.update(f"{name}\0{tensor!r}\0".encode())
-            continue
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for name, q in maps.tensor_quantizers(model).items():
-        setting = maps.format_name(q), maps.granularity(q), bool(q.is_enabled), getattr(q, "_dynamic", None)
-        digest.update(f"{name}\0{setting}\0".encode())
-    return digest.hexdigest()
-
-
-def environment(device: torch.device, batch_size: int) -> dict[str, str]:
-    """What embeddings hang on in the process that computes them: releases, sources, device, and how it is used."""
-    return {
-        **provenance.versions(),
-        **provenance.facts(),
-        "sources of harness and ModelOpt": provenance.sources(),
-        "device": str(provenance.DeviceKey.of(device)),
-        "bits condition": provenance.bits_condition(device, batch_size) or "none",
-        "batch size": str(batch_size),
-    }
-
-
-class Evaluator(Protocol):
-    """Runs a model over tasks."""
-
-    def evaluate(self, subject: Subject, among: Sequence[Task], *, keep: bool = True) -> dict[str, TaskRun]:
-        """*subject* on each task of *among*, by the task's name; *keep* says whether another process may want it."""
-        ...
-
-    def embed(self, subject: Subject, task: Task, side: Side) -> Floats:
-        """Unit embeddings of *task*'s pictures, or of its candidates in words: float32 (n, d)."""
-        ...
-
-    def ready(self) -> None:
-        """Reach what it needs, before the first model runs.
-
-        Raises:
-            UsageError: it cannot be reached.
-        """
-        ...
-
-    def notes(self) -> list[str]:
-        """What a person should know of how it went, a line each."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what it reached."""
-        ...
+from harness.evaluation.subjects import Engine, Evaluator, Subject, side_embeddings
 
 
 @dataclass(frozen=True)
@@ -153,7 +47,7 @@ class Alone:
 
     def embed(self, subject: Subject, task: Task, side: Side) -> Floats:
         """As :class:`Evaluator`."""
-        return embedded(subject.model, task, side, self.batch_size)
+        return side_embeddings(subject.model, task, side, self.batch_size)
 
     def ready(self) -> None:
         """There is nothing to reach."""
@@ -164,53 +58,6 @@ class Alone:
 
     def close(self) -> None:
         """There is nothing to let go."""
-
-
-def embedded(
-    model: nn.Module,
-    task: Task,
-    side: Side,
-    batch_size: int,
-    part: tuple[int, int] | None = None,
-    known: Known | None = None,
-) -> Floats:
-    """Unit embeddings of one side of *task*, or of *part* (start, stop) of it: float32 (n, d).
-
-    *known* is what the model has made of other tasks' samples.
-
-    Raises:
-        UsageError: a function of torch is not torch's own, so that the embeddings would not be the model's.
-    """
-    isolation.check()
-    size = max(2, batch_size)
-    if side == "texts":
-        return tasks.text_embeddings(model, task, size, known, part)
-    return tasks.image_embeddings(model, task, size, known=known, part=part)
-
-
-class Engine(Protocol):
-    """Computes slices."""
-
-    @property
-    def at_once(self) -> int | None:
-        """How many it takes in one call: None for all there are."""
-        ...
-
-    def start(self) -> None:
-        """As :meth:`Evaluator.ready`."""
-        ...
-
-    def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
-        """The embeddings of each slice, in any order."""
-        ...
-
-    def notes(self) -> list[str]:
-        """As :meth:`Evaluator.notes`."""
-        ...
-
-    def close(self) -> None:
-        """As :meth:`Evaluator.close`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +76,7 @@ class Here:
         known = self._known.setdefault(subject, Known())
         for one in slices:
             part = one.start, one.stop
-            yield one, embedded(subject.model, one.task, one.side, self.batch_size, part, known)
+            yield one, side_embeddings(subject.model, one.task, one.side, self.batch_size, part, known)
 
     def notes(self) -> list[str]:
         """There is nothing to tell."""
@@ -304,7 +151,7 @@ class Sliced:
             yield from self.engine.compute(subject, slices)
             return
         places = {one: store.place(subject.reference.name, subject.name, one) for one in slices}
-        bound = subject.bound | environment(self.device, self.batch_size)
+        bound = subject.bound | conditions(self.device, self.batch_size)
         bounds = {one: {"data": one.task.data_hash} | bound for one in slices}
         missing = list(slices)
         while missing:
@@ -350,8 +197,6 @@ def evaluator(
     """The process alone; with a *store* one of several, or one that may be interrupted; or a *cluster*."""
     size = batch_size or inputs.default_batch_size(device)
     if cluster is not None:
-        from harness.evaluation.cluster import Cluster
-
         engine = Cluster(cluster, device, size, data_root)
         return Sliced(engine, device, size, store, progress, visible)
     if store is None:

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness.baselines import provenance
+from harness import digests
 from harness.data import tasks
 from harness.data.samples import CLASSIFICATION
 from harness.data.tasks import Task
@@ -118,7 +118,7 @@ class Store:
             return None
         if kept != dict(bound):
             what = next(name for name in sorted({*kept, *bound}) if kept.get(name) != bound.get(name))
-            was, now = (provenance.short(str(side.get(what, "not recorded"))) for side in (kept, bound))
+            was, now = (digests.short(str(side.get(what, "not recorded"))) for side in (kept, bound))
             self._foreign[place] = f"{what} {was}; this run has {now}"
             return None
         self._resumed += said.get("run") != self.run
@@ -191,7 +191,7 @@ def discard(folders: set[Path]) -> None:
 
 def _name(text: str) -> str:
     """*text* as a folder's name: readable, and different for different texts."""
-    return f"{provenance.slug(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{digests.slug(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _digest(array: Floats) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models import families
-from harness.quantization.halves import half_products
+from harness.models.halves import half_products
 from harness.statistics.speed import Effort, Ratio, WallClock
 
 #: Rows of the batch that is timed.
@@ -56,7 +56,7 @@ class Speed:
 def forward_of(model: nn.Module, tower: str, batch: Mapping[str, Tensor]) -> Forward:
     """A forward of *tower* (``vision`` or ``text``) over the first ROWS pictures or texts of *batch*.
 
-    It runs as it does over the tasks: see :func:`harness.quantization.halves.half_products` for a CPU without FP16
+    It runs as it does over the tasks: see :func:`harness.models.halves.half_products` for a CPU without FP16
     arithmetic.
     """
     tensor = batch[families.INPUTS[tower]][:ROWS]

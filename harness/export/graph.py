@@ -25,8 +25,8 @@ from harness.export import files, forms
 from harness.export.forms import Form, NoFormError
 from harness.models import families
 from harness.problems import collapse
+from harness.quantization.context import in_dtype, quiet
 from harness.quantization.maps import tensor_quantizers
-from harness.quantization.quantize import in_dtype, quiet
 
 #: tower -> the name of its input
 TOWERS = families.INPUTS

@@ -39,6 +39,7 @@ from harness.export.gated import Graph
 from harness.export.graph import TOWERS, Tower
 from harness.export.runtime import session
 from harness.quantization import quantize
+from harness.quantization.context import in_dtype
 from harness.quantization.maps import tensor_quantizers
 
 #: Half the distance of 1 and the next float32.
@@ -84,7 +85,7 @@ class Parity:
 
 def plain(model: nn.Module) -> nn.Module:
     """A copy of a model in float32 on the CPU."""
-    return quantize.in_dtype(model, torch.float32)
+    return in_dtype(model, torch.float32)
 
 
 def single(model: nn.Module) -> nn.Module:

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import baselines, errors, export
-from harness.baselines import Drift, Missing, Record, Store, TaskRecord, carried, differences, provenance
+from harness import baselines, digests, errors, export
+from harness.baselines import Drift, Missing, Record, Store, TaskRecord, carried, differences
 from harness.baselines.carried import Unexpected
 from harness.baselines.provenance import Provenance
 from harness.checks import agreement, checkpoint, insertion, numerics, patterns
@@ -37,18 +37,17 @@ from harness.data.tasks import Task, TaskRun
 from harness.diagnosis import blame, gallery, layers, qat
 from harness.diagnosis.blame import Blame
 from harness.errors import UsageError
-from harness.evaluation import early, evaluators, throughput
-from harness.evaluation.evaluators import Evaluator, Quantization, Subject
+from harness.evaluation import early, environment, evaluators, throughput
+from harness.evaluation.subjects import Evaluator, Quantization, Subject
 from harness.export import engine
 from harness.formats import deviations
 from harness.gate.results import Results
 from harness.models import architectures, families, outliers, references
 from harness.models.references import Reference
 from harness.problems import Problem
-from harness.pull_requests import reach
 from harness.quantization import fit, maps, memory, packed, quantize, search, stored
 from harness.quantization.maps import QuantizerMap
-from harness.recipes import loading, names
+from harness.recipes import judged, loading, names
 from harness.recipes.loading import Recipe
 from harness.statistics import budgets, distribution, sanity, verdicts
 from harness.statistics.distribution import Measurement
@@ -266,7 +265,7 @@ class Gate:
             progress=options.progress,
         )
         self.results.environment.update(
-            versions=provenance.versions(),
+            versions=environment.versions(),
             device=str(self.device_key),
             attention=options.attention,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -313,9 +312,9 @@ class Gate:
         return self.options.batch_size or inputs.default_batch_size(self.device)
 
     @cached_property
-    def device_key(self) -> provenance.DeviceKey:
+    def device_key(self) -> environment.DeviceKey:
         """What records of this device are stored under."""
-        return provenance.DeviceKey.of(self.device)
+        return environment.DeviceKey.of(self.device)
 
     def _command_options(self, model: str, recipe: str) -> list[str]:
         """The options of a command that gates the case of these names again."""
@@ -338,7 +337,7 @@ class Gate:
         recipe = self.recipe(case)
         if structure and recipe.candidates:
             return "what a search chooses hangs on weights and data"
-        return reach.not_gated(recipe, "cuda" if structure else self.device.type)
+        return judged.not_gated(recipe, "cuda" if structure else self.device.type)
 
     def lacks(self, case: Case, *, tower: str | None = None, accuracy: bool = False) -> str | None:
         """Why the case's model has nothing to show in a *tower*, or in any task's *accuracy*; None where it has."""
@@ -793,7 +792,7 @@ class Gate:
             calibration_size=pairs.n,
             attention=self.options.attention,
             device=self.device_key,
-            bits=provenance.bits_condition(self.device, self.batch_size),
+            bits=environment.bits_condition(self.device, self.batch_size),
         )
 
     def record(self, case: Case, *, accuracy: bool = True) -> Record:
@@ -819,7 +818,7 @@ class Gate:
 
     def preprocessing(self, case: Case) -> str:
         """SHA-256 over the image processor's settings."""
-        return provenance.digest(self.reference(case).image_processor.to_dict())
+        return digests.digest(self.reference(case).image_processor.to_dict())
 
     def _task(self, case: Case, name: str) -> Task:
         return next(task for task in self.tasks(case) if task.name == name)
@@ -863,7 +862,7 @@ class Gate:
 
     def deviation(self, known: deviations.Deviation) -> list[str]:
         """How the installed ModelOpt differs in a known deviation from what it was recorded, or is expected, to do."""
-        met, found = carried.deviation(known, self.expected, provenance.versions(), self.device.type)
+        met, found = carried.deviation(known, self.expected, environment.versions(), self.device.type)
         self._meet(met)
         return found
 
@@ -1119,5 +1118,5 @@ class Gate:
         """Why there is no quantized model, with what the recipe's entries say about it."""
         seen = patterns.overridden_patterns(self.places(case), error.recipe)
         seen += patterns.unmatched_patterns(self.places(case), error.recipe)
-        lines = [f"{error.headline} (ModelOpt {provenance.versions()['nvidia-modelopt']})"]
+        lines = [f"{error.headline} (ModelOpt {environment.versions()['nvidia-modelopt']})"]
         return "\n\n".join([*lines, *map(str, seen)])

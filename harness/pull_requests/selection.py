@@ -12,7 +12,7 @@ from harness.pull_requests.effect import Effect
 from harness.pull_requests.reach import Affected
 from harness.pull_requests.revisions import Comparison
 from harness.quantization.quantize import QuantizationError
-from harness.recipes import loading
+from harness.recipes import judged, loading
 from harness.recipes.loading import Recipe
 from harness.recipes.tree import Tree
 
@@ -176,7 +176,7 @@ class _Judged:
 
 def _judge(one: Affected, root: Path, base: Path, comparison: Comparison, attention: str, device: str) -> _Judged:
     """Load *one*, and compare what it does to CLIP with what it did at the revision whose tree is *base*."""
-    reason = reach.not_gated(one, device)
+    reason = reach.not_gated(one)
     if reason is not None:
         return _Judged(one, not_gated=reason)
     if one.untold is not None:
@@ -190,7 +190,7 @@ def _judge(one: Affected, root: Path, base: Path, comparison: Comparison, attent
         if not reach.states_type(Tree(root), one.path):  # another release may load it
             return _Judged(one, undecided=str(error))
         return _Judged(replace(one, broken=str(error)), refused=str(error))
-    reason = reach.not_gated(head, device, effect.quantizer_names())
+    reason = judged.not_gated(head, device, effect.quantizer_names())
     if reason is not None:
         return _Judged(one, not_gated=reason)
     try:

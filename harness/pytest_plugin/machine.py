@@ -112,13 +112,13 @@ def facts(config: pytest.Config) -> dict[str, str]:
     """The device of this run, its name, torch's threads and release."""
     import torch
 
-    from harness.baselines import provenance
+    from harness.evaluation import environment
     from harness.models import references
 
     device = references.resolve_device(config.getoption("device"))
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return gpu | {
-        "device": str(provenance.DeviceKey.of(device)),
+        "device": str(environment.DeviceKey.of(device)),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }

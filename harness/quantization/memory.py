@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.problems import Problem
+from harness.quantization.context import quiet
 from harness.quantization.maps import format_name, tensor_quantizers
-from harness.quantization.quantize import quiet
 
 #: What a file may hold beyond its tensors' savings: names, shapes and ModelOpt's state, as a share and in bytes.
 _SHARE, _OVERHEAD = 0.05, 64 << 10

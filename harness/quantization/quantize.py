@@ -6,13 +6,9 @@ model is converted, and the calibration must drive both towers (S4, S7).  They a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import importlib
-import io
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +22,12 @@ from harness import (
 )
 from harness.errors import UsageError, one_line, ran_out_of_memory
 from harness.models import families
-from harness.quantization.halves import half_products
+from harness.models.halves import half_products
+from harness.quantization import search, stored
+from harness.quantization.attention import attention_registered
+from harness.quantization.context import quiet
 from harness.recipes import config_form
 from harness.recipes.loading import SEARCHED, Recipe
-
-#: which attention class of ModelOpt takes the place of the model's own.
-ATTENTIONS = ("diffusers", "modelopt")
 
 ForwardLoop = Callable[[nn.Module], None]
 Batch = Mapping[str, Tensor]
@@ -99,42 +95,6 @@ def _came_through(error: BaseException, function: Callable[..., Any]) -> bool:
     return any(frame.f_code is function.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-@contextmanager
-def attention_registered(model: nn.Module, attention: str) -> Iterator[None]:
-    """Have ModelOpt convert *model*'s attention blocks to the class that *attention* names, within the block.
-
-    ``diffusers``: q, k, v, softmax and bmm2_output quantizers around ``scaled_dot_product_attention``, which the
-    published recipe means.  ``modelopt``: what ModelOpt registers by itself, q, k, v and p without an output
-    quantizer.  The registry is global to the process, so it is put back on leaving.
-    """
-    import modelopt.torch.quantization as mtq
-    from modelopt.torch.quantization.nn import QuantModuleRegistry
-
-    if attention not in ATTENTIONS:
-        raise ValueError(f"attention is {attention!r}, not one of {', '.join(ATTENTIONS)}")
-    classes = {type(m) for m in model.modules() if type(m).__name__ in families.of(model).attention_classes}
-    with isolation.registrations_kept():
-        for cls in classes:
-            if QuantModuleRegistry.get(cls) is not None:
-                mtq.unregister(cls)
-            if attention == "diffusers":
-                mtq.register(cls, _diffusers_attention())
-        yield
-
-
-def diffusers_plugin() -> Any:
-    """ModelOpt's plugin module for diffusers, which holds the attention class that the published recipe means."""
-    plugins = "modelopt.torch.quantization.plugins"
-    try:
-        return importlib.import_module(f"{plugins}.diffusion.diffusers")
-    except ImportError:  # its place up to ModelOpt 0.42, where the package's attribute of that name is the library
-        return importlib.import_module(f"{plugins}.diffusers")
-
-
-def _diffusers_attention() -> Any:
-    return diffusers_plugin()._QuantAttention
-
-
 @dataclasses.dataclass(frozen=True)
 class Drive:
     """A ModelOpt ``forward_loop`` that feeds each batch (pixel_values and input_ids) to every tower."""
@@ -190,8 +150,6 @@ def _applied(model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_l
     import modelopt.torch.quantization as mtq
 
     if recipe.kind == SEARCHED:
-        from harness.quantization import search
-
         if not isinstance(forward_loop, Drive):
             raise ValueError("a search for formats needs calibration batches: pass forward_loop_over(batches)")
         return search.run(model, recipe, forward_loop)
@@ -229,18 +187,6 @@ def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") ->
     return made
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Run ModelOpt: it prints nothing, and what it changes in the process is put back on leaving the block.
-
-    What its warnings could say, the suites check.
-    """
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with isolation.process_kept():
-            yield
-
-
 def fold(model: nn.Module) -> nn.Module:
     """A copy of *model* with its weights quantized in place and their quantizers off: equal bits, less work.
 
@@ -250,8 +196,6 @@ def fold(model: nn.Module) -> nn.Module:
     """
     import modelopt.torch.quantization as mtq
 
-    from harness.quantization import stored
-
     folded = copy.deepcopy(model)
     if any(getattr(module, "svdquant_lora_a", None) is not None for module in folded.modules()):
         return folded
@@ -259,17 +203,3 @@ def fold(model: nn.Module) -> nn.Module:
         stored.fold(folded)
         mtq.fold_weight(folded)
     return folded
-
-
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of *model* on the CPU in a float *dtype*, SVDQuant's low-rank branch with it.
-
-    ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to`` passes by: the first
-    forward in another dtype raises.
-    """
-    made = copy.deepcopy(model).cpu().to(dtype).eval()
-    for module in made.modules():
-        for name in ("svdquant_lora_a", "svdquant_lora_b"):
-            if isinstance(getattr(module, name, None), Tensor):
-                setattr(module, name, getattr(module, name).to(dtype))
-    return made

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from harness.diagnosis import qat
 from harness.models import families
+from harness.models.halves import half_products
 from harness.problems import Problem
 from harness.quantization import applied
-from harness.quantization.halves import half_products
+from harness.quantization.contrastive import differentiable_attention, matched, similarities
 from harness.quantization.maps import original_class
 from harness.recipes.loading import SEARCHED, Entry, Recipe
 
@@ -57,12 +57,12 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
     def logits(quantized: nn.Module, batch: Batch) -> Tensor:
         with half_products():
             found = families.forward(quantized, batch)
-        return qat.similarities({tower: features.float() for tower, features in found.items()}, temperature)
+        return similarities({tower: features.float() for tower, features in found.items()}, temperature)
 
     def loss(found: Tensor, _: Batch) -> Tensor:
-        return qat.matched(found) * scale
+        return matched(found) * scale
 
-    with qat.differentiable_attention(), contextlib.redirect_stderr(io.StringIO()):
+    with differentiable_attention(), contextlib.redirect_stderr(io.StringIO()):
         made, _ = mtq.auto_quantize(
             model,
             data_loader=batches,

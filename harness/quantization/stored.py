@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.formats.nf4 import double_quantized
 from harness.problems import Problem
-from harness.quantization.quantize import quiet
+from harness.quantization.context import quiet
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -43,7 +43,8 @@ def check(algorithm: Any, place: str) -> None:
 
 
 def _check_method(one: Any, place: str) -> None:
-    from harness.recipes.schema import explained, modelopt_config  # it imports ModelOpt, which takes seconds
+    from harness.recipes.installed import modelopt_config  # it imports ModelOpt, which takes seconds
+    from harness.recipes.schema import explained
 
     modelopt_config()
     from modelopt.torch.quantization.mode import CalibrateModeRegistry

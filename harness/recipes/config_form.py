@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from harness.errors import UsageError
+from harness.recipes.installed import modelopt_config
 
 Line = dict[str, Any]
 
@@ -21,7 +22,7 @@ REFUSALS = (ValueError, TypeError, AttributeError, LookupError)
 
 def takes_lists() -> bool:
     """Whether the installed ModelOpt takes a list of entries."""
-    return hasattr(_config(), "normalize_quant_cfg_list")
+    return hasattr(modelopt_config(), "normalize_quant_cfg_list")
 
 
 def lines(quant_cfg: Mapping[str, Any]) -> list[Line]:
@@ -38,7 +39,7 @@ def normalized(line: Line) -> list[Any]:
     Raises:
         ValueError, TypeError, AttributeError, LookupError: the schema refuses it (:data:`REFUSALS`).
     """
-    config = _config()
+    config = modelopt_config()
     if takes_lists():
         return list(config.normalize_quant_cfg_list([line]))
     entries = entries_of(line)
@@ -116,9 +117,3 @@ def _attributes(entry: Line) -> Any:
 
 def _each(cfg: Any) -> list[Any]:
     return list(cfg) if isinstance(cfg, (list, tuple)) else [] if cfg is None else [cfg]
-
-
-def _config() -> Any:
-    from harness.recipes.schema import modelopt_config
-
-    return modelopt_config()

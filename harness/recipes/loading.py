@@ -26,7 +26,8 @@ from typing import Any
 from harness import files
 from harness.errors import UsageError
 from harness.recipes import algorithms, config_form
-from harness.recipes.schema import check_entry, check_kind, check_pattern, check_snippet, modelopt_config
+from harness.recipes.installed import modelopt_config
+from harness.recipes.schema import check_entry, check_kind, check_pattern, check_snippet
 from harness.recipes.tree import SUFFIXES, Tree, plain
 from harness.recipes.yaml_reading import Document
 
@@ -106,7 +107,7 @@ class Recipe:
     ``kind`` is ``ptq``, or ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg
     is then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search has chosen
     (:func:`harness.quantization.search.chosen`), and ``candidates`` are the formats as recipes of their own, a fixed
-    baseline first. Any other kind has no quant_cfg and no entries: ``harness.pull_requests.reach.not_gated`` says why.
+    baseline first. Any other kind has no quant_cfg and no entries: ``harness.recipes.judged.not_gated`` says why.
     """
 
     name: str

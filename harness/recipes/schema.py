@@ -14,27 +14,24 @@ from typing import Any, get_origin
 
 from harness.errors import UsageError
 from harness.recipes import config_form, limits
+from harness.recipes.installed import modelopt_config
 from harness.recipes.tree import plain
 from harness.recipes.yaml_reading import Document
 
 MAX_PATTERN = 256  # characters of a quantizer_name
 MAX_WILDCARDS = 16  # of '*' in one, far above any in use: each one more makes matching slower
+#: The attention classes of the families (``harness.models.families``) that ModelOpt has registered by the time that a
+#: recipe is applied, sorted.
+ATTENTION_CLASSES = (
+    "Attention",
+    "AttentionPoolLatent",
+    "CLIPAttention",
+    "EvaAttention",
+    "Siglip2Attention",
+    "SiglipAttention",
+)
 
 Fields = tuple[str, "str | None", bool, "dict[str, Any] | list[dict[str, Any]] | None"]
-
-
-def modelopt_config() -> Any:
-    """``modelopt.torch.quantization.config``, imported so that ModelOpt finds its plugins.
-
-    torchvision is mended first: with the broken pair ModelOpt would leave out its Hugging Face plugin, and with it the
-    attention quantizers, after a warning.
-    """
-    from harness import compat  # noqa: F401
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of plugins for packages that the gate does without
-        from modelopt.torch.quantization import config
-    return config
 
 
 def check_entry(line: Any, place: str) -> list[Fields]:
@@ -95,14 +92,11 @@ def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name")
 
 def _check_class(name: Any, place: str) -> None:
     """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is applied."""
-    from harness.models import families
-
     modelopt_config()
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
     check_pattern(name, place)
-    around_attention = {name for family in families.FAMILIES for name in family.attention_classes}
-    known = [*QuantModuleRegistry._key_registry.values(), *sorted(around_attention)]
+    known = [*QuantModuleRegistry._key_registry.values(), *ATTENTION_CLASSES]
     if name in known:
         return
     by_case = {one.rpartition(".")[2].lower(): one for one in reversed(known)}

@@ -203,7 +203,7 @@ def _gate(stored: dict[str, Any]) -> Iterator[str]:
         "checkpoint and "
         "of the quantized model. It runs once for each recipe and shares nothing. In FP16 it computes what the gate "
         "does; on a CPU without FP16 arithmetic torch is slow there, which the gate goes around "
-        "(`harness/quantization/halves.py`). "
+        "(`harness/models/halves.py`). "
         "FP32 is another model, at this CPU's best.",
         "",
         f"- Ten recipes, accuracy: {ten:.0f} s, against ten times {plain:.0f} s: **{10 * plain / ten:.1f} times** as "
@@ -304,9 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _device() -> str:
-    from harness.baselines import provenance
+    from harness.evaluation import environment
 
-    found = provenance.facts()
+    found = environment.facts()
     return f"{found.get('cpu', 'an unknown CPU')} ({os.cpu_count()} cores)"
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from harness.export import files, graph
 from harness.export.runtime import RUNTIME
 from harness.models.references import quiet_transformers
-from harness.quantization.quantize import quiet
+from harness.quantization.context import quiet
 from harness.statistics.speed import Effort, Ratio, WallClock, in_turn
 from harness.tools import resident
 

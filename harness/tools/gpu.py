@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.export.graph import TOWERS, Tower
 from harness.models import families
 from harness.quantization import memory, quantize
+from harness.quantization.context import quiet
 from harness.recipes import loading
 from harness.statistics.speed import Clock, Effort, Ratio, in_turn
 
@@ -122,7 +123,7 @@ def sweep(
         for batch in batches:
             pool = Pool(inputs[name], batch, cache)
             runs = {side: pool(Tower(model, tower)) for side, model in sides.items()}
-            with quantize.quiet():
+            with quiet():
                 rounds = in_turn(runs, BASE, clock, effort)
             for side in sides:
                 yield Row(tower, batch, side, batch / rounds.median(side), rounds.ratio(side, BASE))

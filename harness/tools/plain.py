@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness import compat  # noqa: F401  (before clip_benchmark)
 from harness.data.samples import EMBEDDED as DATA
 from harness.models.references import EMBEDDED
-from harness.quantization.quantize import quiet
+from harness.quantization.context import quiet
 from harness.recipes import loading
 
 TASKS = ("emoji100", "emoji", "emoji_captions")

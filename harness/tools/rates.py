@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.baselines import provenance
 from harness.data import inputs, tasks
 from harness.data.tasks import Task, TaskRun
-from harness.evaluation import cluster
+from harness.evaluation import cluster, environment
 from harness.gate.gate import BASELINES, Gate, Options
 from harness.models import architectures, references
 from harness.models.references import Reference
@@ -72,7 +71,7 @@ def measure(seconds: float = 5.0) -> Rates:
         pack, unpack = _sending()
         score, judge = _judging(loaded, seconds)
         return Rates(
-            machine=str(provenance.DeviceKey.of(torch.device("cpu"))),
+            machine=str(environment.DeviceKey.of(torch.device("cpu"))),
             decode=_rate(_decoding(), seconds),
             hash=_rate(_hashing(), seconds),
             tokenize=_rate(_tokenizing(reference), seconds),
@@ -208,7 +207,7 @@ def _batch(device: torch.device, rows: int, tokens: int) -> dict[str, torch.Tens
 
 def _sending() -> tuple[float, float]:
     """Seconds to pack the quantized model, and to restore it."""
-    from harness.evaluation.evaluators import Quantization
+    from harness.evaluation.subjects import Quantization
 
     cpu = torch.device("cpu")
     model = large(cpu)

@@ -14,8 +14,9 @@ from torch import nn
 from harness.checks import agreement
 from harness.data import calibration
 from harness.models import references
+from harness.quantization.attention import attention_registered
 from harness.quantization.maps import quantizer_map, tensor_quantizers
-from harness.quantization.quantize import attention_registered, fold, forward_loop_over, insert, quantize
+from harness.quantization.quantize import fold, forward_loop_over, insert, quantize
 from harness.recipes import loading
 
 CPU = torch.device("cpu")

@@ -13,8 +13,9 @@ from torch import nn
 
 from harness.errors import UsageError
 from harness.models import architectures
-from harness.quantization import quantize
 from harness.quantization.applied import place_of
+from harness.quantization.attention import attention_registered
+from harness.quantization.context import quiet
 from harness.quantization.maps import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
 from harness.recipes import loading
 from harness.recipes.loading import DEFAULT, MORE, Entry, Recipe, installed_root, load
@@ -28,7 +29,7 @@ def inserted() -> Iterator[nn.Module]:
 
     model = architectures.build("embedded")
     everything_off = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
-    with quantize.attention_registered(model, "diffusers"), quantize.quiet():
+    with attention_registered(model, "diffusers"), quiet():
         yield mtq.quantize(model, everything_off)
 
 

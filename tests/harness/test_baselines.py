@@ -24,8 +24,10 @@ from scipy.stats import binomtest
 
 from harness import baselines
 from harness.baselines import Kind, Limits, Missing, Record, SampleOutcomes, Store, TaskRecord, compare
-from harness.baselines.provenance import DeviceKey, Nearness, Provenance, ids_digest, set_digest
+from harness.baselines.provenance import Provenance
+from harness.digests import ids_digest, set_digest
 from harness.errors import UsageError
+from harness.evaluation.environment import DeviceKey, Nearness
 from harness.recipes.names import folder_name
 from harness.statistics.speed import Ratio
 
@@ -1271,14 +1273,14 @@ def test_device_key_of_this_cpu_is_stable_and_plain() -> None:
     """The key of the CPU is the same each time and fits a file name."""
     import torch
 
-    from harness.baselines import provenance
+    from harness.evaluation import environment
 
     key = DeviceKey.of(torch.device("cpu"))
     assert key == DeviceKey.of(torch.device("cpu"))
     assert re.fullmatch(r"[a-z0-9._-]+", key.exact)
-    assert provenance.bits_condition(torch.device("cpu"), 64) != provenance.bits_condition(torch.device("cpu"), 32)
-    assert set(provenance.versions()) == {"nvidia-modelopt", "torch", "transformers"}
-    assert "+" not in provenance.versions()["torch"]
+    assert environment.bits_condition(torch.device("cpu"), 64) != environment.bits_condition(torch.device("cpu"), 32)
+    assert set(environment.versions()) == {"nvidia-modelopt", "torch", "transformers"}
+    assert "+" not in environment.versions()["torch"]
 
 
 @pytest.mark.parametrize("text", ["a@b", "A", "", "../x", "a/b", "-a", "x" * 81])

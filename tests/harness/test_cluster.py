@@ -18,10 +18,11 @@ from test_tasks import webdataset_captions
 
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.errors import UsageError
-from harness.evaluation import cluster, evaluators, shards
+from harness.evaluation import cluster, environment, shards
 from harness.evaluation.cluster import Cluster, ClusterError, Order
-from harness.evaluation.evaluators import Alone, Quantization, Sliced
+from harness.evaluation.evaluators import Alone, Sliced
 from harness.evaluation.shards import Store
+from harness.evaluation.subjects import Quantization, state_digest
 from harness.gate.gate import Case, Gate, Options
 from harness.quantization import quantize
 
@@ -128,9 +129,9 @@ def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> No
 
     found = cluster.unpack(packed, made.reference, "diffusers")
 
-    assert evaluators.state_digest(found) == evaluators.state_digest(made.model)
-    assert evaluators.state_digest(quantize.fold(found)) == evaluators.state_digest(made.folded)
-    assert evaluators.state_digest(found) != evaluators.state_digest(made.reference.model)
+    assert state_digest(found) == state_digest(made.model)
+    assert state_digest(quantize.fold(found)) == state_digest(made.folded)
+    assert state_digest(found) != state_digest(made.reference.model)
 
 
 @pytest.fixture
@@ -230,8 +231,8 @@ def test_a_node_with_other_releases_is_named(
     two_workers: str, gate: Gate, case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that computes with something else ends the run in one line: the node, what it has, what the run has."""
-    here = evaluators.environment(CPU, ROWS)
-    monkeypatch.setattr(evaluators, "environment", lambda *_: here | {"torch": "9.9"})
+    here = environment.conditions(CPU, ROWS)
+    monkeypatch.setattr(environment, "conditions", lambda *_: here | {"torch": "9.9"})
 
     with pytest.raises(UsageError, match=rf"node {two_workers}: torch is 2\..* there, 9\.9 in this run\. Every node "):
         evaluator(folder).embed(gate._reference(case), gate.tasks(case)[1], "images")

@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.recipes import config_form, loading
-from harness.recipes.schema import modelopt_config
+from harness.recipes.installed import modelopt_config
 
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
 W4A8: list[dict[str, Any]] = [{"num_bits": 4, "block_sizes": {-1: 128}}, E4M3]

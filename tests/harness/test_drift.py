@@ -25,7 +25,7 @@ from test_baselines import (
 from harness.baselines import Drift, Kind, Limits, Record, SampleOutcomes, compare
 from harness.baselines import drift as drift_module
 from harness.baselines.drift import Changes, changes
-from harness.baselines.provenance import Nearness
+from harness.evaluation.environment import Nearness
 
 BITS = "torch 2.13.0+cpu, batch 64, 2 threads"
 

@@ -18,7 +18,7 @@ from harness.models import architectures, families, references
 from harness.models.families import INPUTS
 from harness.problems import Problem
 from harness.quantization import maps, quantize
-from harness.recipes import loading
+from harness.recipes import loading, schema
 
 CPU = torch.device("cpu")
 
@@ -55,6 +55,11 @@ def test_what_a_tower_needs_is_there_and_nothing_else(checkpoint: Path) -> None:
 
     assert (found.tokenizer is not None) == ("text" in towers)
     assert (found.image_processor is not None) == ("vision" in towers)
+
+
+def test_a_recipe_may_name_the_attention_classes_of_every_family() -> None:
+    """The names that a recipe's ``parent_class`` may have are those of the table of families, all and no others."""
+    assert tuple(sorted({name for f in families.FAMILIES for name in f.attention_classes})) == schema.ATTENTION_CLASSES
 
 
 def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from harness.errors import UsageError
 from harness.export import forms, graph
 from harness.models import references
 from harness.quantization import quantize
+from harness.quantization.attention import _diffusers_attention
 from harness.recipes import loading
 from harness.tools.faults import CATALOGUE, Site, Where
 from harness.tools.faults.catalogue import add, after_quantizing, enabled, fault, replaced
@@ -86,7 +87,7 @@ def state() -> list[Any]:
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization import tensor_quant
 
-    attention = quantize._diffusers_attention()
+    attention = _diffusers_attention()
     return [
         tensor_quant._fp8_eager, tensor_quant._tensor_quant, mtq.fold_weight, attention._functionals_to_replace,
         quantize.quantize, quantize.forward_loop_over, quantize.fold, references.load, tasks.load_tasks, tasks.evaluate,

@@ -333,7 +333,7 @@ OPENING = {"os.open", "io.open", "json.load", "np.load", "numpy.load", "torch.lo
 ALLOWED = {
     "files.py": "the gateway",
     "report/page.py": "templates of this package",
-    "baselines/provenance.py": "/proc/cpuinfo and the sources of installed packages",
+    "evaluation/environment.py": "/proc/cpuinfo and the sources of installed packages",
     "tools/resident.py": "/proc/self/status",
     "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is told apart",
     "baselines/store.py": "what the store itself wrote, compared before it is written again",

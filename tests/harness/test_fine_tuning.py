@@ -17,6 +17,7 @@ from harness.diagnosis.qat import Settings
 from harness.models import families, references
 from harness.models.references import Reference
 from harness.quantization import maps, quantize
+from harness.quantization.contrastive import contrastive, differentiable_attention
 from harness.recipes import loading
 from harness.statistics import verdicts
 from harness.statistics.verdicts import Budget
@@ -49,8 +50,8 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_directions() -> None:
     vision = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
     text = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
 
-    loss = qat.contrastive({"vision": vision, "text": text}, 4.0)
-    swapped = qat.contrastive({"vision": vision.flip(0), "text": text}, 4.0)
+    loss = contrastive({"vision": vision, "text": text}, 4.0)
+    swapped = contrastive({"vision": vision.flip(0), "text": text}, 4.0)
 
     assert float(loss) == pytest.approx(math.log1p(math.exp(-4.0)), rel=1e-4)
     assert float(swapped) == pytest.approx(4.0 + math.log1p(math.exp(-4.0)), rel=1e-4)
@@ -96,7 +97,7 @@ def test_more_steps_than_an_epoch_has(quantized: torch.nn.Module, pairs: Calibra
 def test_the_workaround_computes_the_same_and_is_still_needed(reference: Reference, pairs: CalibrationPairs) -> None:
     """ModelOpt 0.47's wrapped attention has no backward; with the workaround there is one, and the bits are equal.
 
-    When the first half fails, ``qat.differentiable_attention`` can go.
+    When the first half fails, ``contrastive.differentiable_attention`` can go.
     """
     batch = next(iter(pairs.batches(CPU, torch.float32)))
     made = quantize.quantize(
@@ -107,7 +108,7 @@ def test_the_workaround_computes_the_same_and_is_still_needed(reference: Referen
     with pytest.raises(NotImplementedError, match="backward"):
         plain["vision"].sum().backward()  # type: ignore[no-untyped-call]
 
-    with qat.differentiable_attention():
+    with differentiable_attention():
         found = families.forward(made, batch)
         found["vision"].sum().backward()  # type: ignore[no-untyped-call]
 

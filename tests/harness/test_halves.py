@@ -13,7 +13,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.quantization.halves import half_products, looked_up
+from harness.models.halves import half_products, looked_up
 
 # -- products -------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,11 @@ from harness.checks import checkpoint
 from harness.data import tasks
 from harness.errors import UsageError
 from harness.evaluation import evaluators, shards
+from harness.evaluation.subjects import Subject
 from harness.models import families, references
 from harness.quantization import quantize
+from harness.quantization.attention import ATTENTIONS, attention_registered, diffusers_plugin
+from harness.quantization.context import quiet
 from harness.recipes import loading
 
 SDPA = F.scaled_dot_product_attention
@@ -72,7 +75,7 @@ def test_a_forward_of_the_gate_that_raises_leaves_the_next_model_alone(stray: nn
     assert isolation.replaced() == []
 
 
-@pytest.mark.parametrize("attention", quantize.ATTENTIONS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_recipe_whose_calibration_raises_leaves_the_process_as_it_was(attention: str) -> None:
     """Functions of torch, attention functions of transformers and ModelOpt's registry are as before."""
     from modelopt.torch.quantization.nn import QuantModuleRegistry
@@ -104,12 +107,12 @@ def test_a_class_that_was_registered_before_is_registered_again() -> None:
     model = references.load("embedded", torch.device("cpu")).model
     cls: Any = next(type(m) for m in model.modules() if type(m).__name__ == "CLIPAttention")
 
-    class Own(quantize.diffusers_plugin()._QuantAttention):  # type: ignore[misc]
+    class Own(diffusers_plugin()._QuantAttention):  # type: ignore[misc]
         pass
 
     mtq.register(cls, Own)
     try:
-        with quantize.attention_registered(model, "diffusers"):
+        with attention_registered(model, "diffusers"):
             assert not issubclass(QuantModuleRegistry[cls], Own)
         assert issubclass(QuantModuleRegistry[cls], Own)
     finally:
@@ -168,7 +171,7 @@ def test_what_runs_as_modelopt_does_changes_nothing_that_lasts(
     monkeypatch.setenv("HARNESS_C", "before")
     before = state()
 
-    with suppress(ZeroDivisionError), quantize.quiet():
+    with suppress(ZeroDivisionError), quiet():
         change()
         assert state() != before
         raise ZeroDivisionError
@@ -199,7 +202,7 @@ def test_a_function_that_is_not_torchs_own_stops_the_run(
     """Neither is a model quantized nor one evaluated, the reference included: one line says which function it is."""
     reference = references.load("embedded", torch.device("cpu"))
     (task,) = tasks.load_tasks(["emoji100"], None, reference)
-    subject = evaluators.Subject(reference, reference.model)
+    subject = Subject(reference, reference.model)
     monkeypatch.setattr(holder, name, other_numbers)
 
     for use in (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.baselines.provenance import DeviceKey
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.evaluation.environment import DeviceKey
 
 DEVICE = DeviceKey.of(torch.device("cpu"))
 

@@ -11,9 +11,8 @@ from harness import formats
 from harness.formats import deviations
 from harness.models import references
 from harness.models.references import Reference
-from harness.pull_requests import reach
 from harness.quantization import packed
-from harness.recipes import loading
+from harness.recipes import judged, loading
 
 BLOCK_FORMATS = ("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8")
 
@@ -41,8 +40,8 @@ def test_the_rest_is_skipped_with_the_reason(name: str) -> None:
     """On a CPU there is no verdict on these recipes, and the format is named; on CUDA there is."""
     recipe = loading.load(name)
 
-    assert "needs CUDA, and this is cpu" in str(reach.not_gated(recipe, "cpu"))
-    assert reach.not_gated(recipe, "cuda") is None
+    assert "needs CUDA, and this is cpu" in str(judged.not_gated(recipe, "cpu"))
+    assert judged.not_gated(recipe, "cuda") is None
 
 
 @pytest.mark.parametrize("name", loading.DEFAULT)
@@ -50,7 +49,7 @@ def test_no_default_recipe_has_such_a_format(name: str) -> None:
     """The plugin leaves these out by name, without reading them."""
     recipe = loading.load(name)
 
-    assert reach.not_gated(recipe, "cpu") is None
+    assert judged.not_gated(recipe, "cpu") is None
     assert not any((c or {}).get("block_sizes", {}).get("scale_bits") for e in recipe.entries if e.enable
                    for c in (e.cfg if isinstance(e.cfg, list) else [e.cfg]))  # fmt: skip
 

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from harness.baselines import Record, Store
-from harness.baselines.provenance import DeviceKey, ids_digest
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
+from harness.digests import ids_digest
+from harness.evaluation.environment import DeviceKey
 from harness.gate.gate import BASELINES, Gate, Options
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from harness.errors import UsageError
 from harness.models import families, references
-from harness.quantization.quantize import QuantizationError, blamed_on, forward_loop_over, in_dtype, quantize
+from harness.quantization.context import in_dtype
+from harness.quantization.quantize import QuantizationError, blamed_on, forward_loop_over, quantize
 from harness.recipes import loading
 from harness.recipes.loading import Recipe
 

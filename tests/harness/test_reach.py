@@ -12,6 +12,7 @@ import pytest
 from harness.errors import UsageError
 from harness.pull_requests.reach import Affected, affected, describe, not_gated, shown
 from harness.pull_requests.revisions import at_revision, changes
+from harness.recipes import judged
 from harness.recipes.loading import DEFAULT, installed_root, kind_of, load
 from harness.recipes.tree import Tree
 from harness.recipes.yaml_reading import MAX_FILE_BYTES
@@ -163,7 +164,7 @@ def test_a_removed_recipe_is_told(root: Path) -> None:
     (gone,) = affected(root, "HEAD")
 
     assert (gone.recipe, gone.removed, gone.path, gone.change) == ("b/int8", True, None, "removed")
-    assert not_gated(gone, "cpu") == "the recipe was removed"
+    assert not_gated(gone) == "the recipe was removed"
 
 
 def test_a_recipe_that_loses_its_suffix_is_told_as_gone(root: Path) -> None:
@@ -350,7 +351,7 @@ def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(root: Path, name:
 
     assert f"{one.recipe}.yaml" == name
     assert one.untold or one.broken or one.kind == "ptq"
-    assert not_gated(one, "cpu") is None
+    assert not_gated(one) is None
 
 
 def test_settings_of_other_tools_are_no_recipes(root: Path) -> None:
@@ -476,7 +477,7 @@ CLIP = tuple(
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
 def test_the_default_recipes_are_gated_everywhere(name: str, device: str) -> None:
     """None of them needs a device, a family or a kind that the gate does not have."""
-    assert not_gated(load(name), device, CLIP) is None
+    assert judged.not_gated(load(name), device, CLIP) is None
 
 
 @pytest.mark.parametrize(
@@ -494,7 +495,7 @@ def test_what_the_gate_does_not_judge_is_told_with_the_reason(name: str, reason:
     """Other kinds, other families and recipes that write files have a reason on every device."""
     import re
 
-    assert re.search(reason, not_gated(load(name), device, CLIP) or "gated")
+    assert re.search(reason, judged.not_gated(load(name), device, CLIP) or "gated")
 
 
 @pytest.mark.parametrize(
@@ -509,8 +510,8 @@ def test_what_the_gate_does_not_judge_is_told_with_the_reason(name: str, reason:
 )
 def test_a_format_that_needs_cuda_is_gated_only_there(name: str, reason: str) -> None:
     """NVFP4 and the MX formats are told apart on the CPU and judged on CUDA."""
-    assert not_gated(load(name), "cpu", CLIP) == reason
-    assert not_gated(load(name), "cuda", CLIP) is None
+    assert judged.not_gated(load(name), "cpu", CLIP) == reason
+    assert judged.not_gated(load(name), "cuda", CLIP) is None
 
 
 @pytest.mark.parametrize(
@@ -518,7 +519,7 @@ def test_a_format_that_needs_cuda_is_gated_only_there(name: str, reason: str) ->
 )
 def test_a_recipe_that_fails_on_clip_is_not_told_to_be_for_others(name: str) -> None:
     """What loses the vision tower, or quantizes too much, is judged: that verdict is what the gate is for."""
-    assert not_gated(load(name), "cpu", CLIP) is None
+    assert judged.not_gated(load(name), "cpu", CLIP) is None
 
 
 def enabling(path: Path, *patterns: str) -> Path:
@@ -538,27 +539,27 @@ def test_one_wrong_pattern_does_not_excuse_a_recipe_for_clip(tmp_path: Path, pat
     """A typo, or one line for another family, in a recipe that quantizes CLIP's weights leaves it gated."""
     path = enabling(tmp_path, "*fc1.weight_quantizer", pattern)
 
-    assert not_gated(load(str(path)), "cpu", CLIP) is None
+    assert judged.not_gated(load(str(path)), "cpu", CLIP) is None
 
 
 @pytest.mark.parametrize("pattern", ["*wieght_quantizer", "*self_atn*weight_quantizer", "*fc3.weight_quantizer"])
 def test_a_recipe_that_only_has_typos_is_gated(tmp_path: Path, pattern: str) -> None:
     """Nothing matches, but what was meant is plain: insertion fails it with a name."""
-    assert not_gated(load(str(enabling(tmp_path, pattern))), "cpu", CLIP) is None
+    assert judged.not_gated(load(str(enabling(tmp_path, pattern))), "cpu", CLIP) is None
 
 
 def test_a_broken_recipe_has_no_excuse(root: Path) -> None:
     """What cannot be resolved has to fail, whatever kind it seems to be."""
     put(root, "c/new.yaml", "imports: [\n")
 
-    assert not_gated(affected(root, "HEAD")[0], "cpu") is None
+    assert not_gated(affected(root, "HEAD")[0]) is None
 
 
 def test_every_shipped_recipe_is_either_gated_or_told_why_not() -> None:
     """Over the installed tree the reasons fall where they should: recipes for CLIP's family stay."""
     tree = Tree(installed_root())
     files = [p for p in tree.root.rglob("*.yaml") if kind_of(tree.read(p)) not in (None, "preset")]
-    gated = {p.relative_to(tree.root).as_posix() for p in files if not_gated(load(str(p)), "cpu", CLIP) is None}
+    gated = {p.relative_to(tree.root).as_posix() for p in files if judged.not_gated(load(str(p)), "cpu", CLIP) is None}
 
     assert {"huggingface/vit/ptq/fp8.yaml", "general/ptq/fp8_default-kv_fp8.yaml"} <= gated
     assert len(gated) < len(files) / 2

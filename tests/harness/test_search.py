@@ -18,7 +18,8 @@ from harness.data import calibration
 from harness.errors import UsageError
 from harness.models import families, references
 from harness.quantization import maps, search
-from harness.quantization.quantize import QuantizationError, attention_registered, forward_loop_over, quantize
+from harness.quantization.attention import attention_registered
+from harness.quantization.quantize import QuantizationError, forward_loop_over, quantize
 from harness.recipes import loading
 from harness.recipes.loading import Recipe
 

@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_tasks import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes
 
-from harness.baselines import provenance
 from harness.checks import checkpoint
 from harness.data import inputs, tasks
 from harness.data.tasks import Outcomes, Task, TaskRun
-from harness.evaluation import early, evaluators, shards
-from harness.evaluation.evaluators import Alone, Here, Sliced, Subject
+from harness.evaluation import early, environment, shards
+from harness.evaluation.evaluators import Alone, Here, Sliced
 from harness.evaluation.shards import Floats, Slice, Store
+from harness.evaluation.subjects import Subject, state_digest
 from harness.gate.gate import Gate, Options
 from harness.models import references
 from harness.models.references import Reference
@@ -305,9 +305,9 @@ def test_a_model_changed_in_memory_is_something_else(subject: Subject, hundred: 
     assert "6 shards belong to weights and calibrated ranges" in " ".join(evaluator.notes())
 
     inserted = quantize.insert(subject.model)
-    before = evaluators.state_digest(inserted)
+    before = state_digest(inserted)
     next(iter(maps.tensor_quantizers(inserted).values())).enable()
-    assert evaluators.state_digest(inserted) != before
+    assert state_digest(inserted) != before
 
 
 def test_other_sources_are_something_else(
@@ -315,7 +315,7 @@ def test_other_sources_are_something_else(
 ) -> None:
     """An edited checkout of the harness or of ModelOpt keeps its release; shards of before the edit are left out."""
     sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
-    monkeypatch.setattr(provenance, "sources", lambda: "another digest")
+    monkeypatch.setattr(environment, "sources", lambda: "another digest")
     evaluator, computed = sliced(Store(tmp_path, "two"))
 
     evaluator.evaluate(subject, [hundred])

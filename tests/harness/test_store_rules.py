@@ -34,10 +34,10 @@ from test_baselines import (
 from harness.baselines import Missing, Orphan, Record, Store, text
 from harness.baselines import store as store_module
 from harness.baselines.drift import Changes, changes
-from harness.baselines.provenance import DeviceKey
 from harness.baselines.records import HistoryEntry
 from harness.baselines.store import Change
 from harness.errors import UsageError
+from harness.evaluation.environment import DeviceKey
 from harness.recipes.names import folder_name
 
 ACCEPT = "pytest --recipe fp8 --clip-model embedded --new-baselines-only"

@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.baselines import Missing, Record, Store, carried, differences, overlay, provenance
+from harness.baselines import Missing, Record, Store, carried, differences, overlay
 from harness.baselines.differences import Way
-from harness.baselines.provenance import DeviceKey
 from harness.errors import UsageError
+from harness.evaluation import environment
+from harness.evaluation.environment import DeviceKey
 from harness.formats import deviations
 from harness.gate.gate import Case, Gate, Options
 from harness.gate.results import Results
@@ -112,7 +113,7 @@ def test_the_installed_release_is_as_it_was_measured(name: str) -> None:
     """What this release makes of a recipe, a preset and the published dict is what its file says."""
     blanks = {"embedded": architectures.build("embedded")}
     kept = measurement.find(NEWEST.release, BASELINES).subjects[name]
-    if provenance.versions()["nvidia-modelopt"] != NEWEST.release:
+    if environment.versions()["nvidia-modelopt"] != NEWEST.release:
         pytest.skip("another release is held against the newest measured one by python -m harness.tools.versions check")
 
     found = measurement.subject(measurement.references()[name], blanks)

@@ -10,8 +10,8 @@ from test_tasks import webdataset_classes
 
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.evaluation import evaluators
-from harness.evaluation.evaluators import Subject
 from harness.evaluation.shards import Floats, Slice
+from harness.evaluation.subjects import Subject
 from harness.pytest_plugin import workers
 
 ROOT = Path(__file__).parents[2]

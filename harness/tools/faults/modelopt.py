@@ -17,7 +17,7 @@ _SDPA = F.scaled_dot_product_attention
 
 
 def _attention_class() -> Any:
-    from harness.quantization.quantize import _diffusers_attention
+    from harness.quantization.attention import _diffusers_attention
 
     return _diffusers_attention()
 

@@ -113,7 +113,7 @@ def _outcomes(site: Site) -> Path:
 def _sealed(site: Site, change: Callable[[Any], Any]) -> None:
     """Put a changed record into the store as the store itself writes it: intact, and not what was measured."""
     from harness.baselines import Store
-    from harness.baselines.provenance import DeviceKey
+    from harness.evaluation.environment import DeviceKey
 
     store = Store(site.baselines)
     record = change(store.find("embedded", site.recipe, DeviceKey.of(torch.device("cpu"))))

@@ -19,13 +19,16 @@ from typing import Any
 from torch import nn
 
 from harness import files
-from harness.baselines import differences, provenance
+from harness.baselines import differences
 from harness.baselines.overlay import REFUSED
 from harness.errors import UsageError
+from harness.evaluation import environment
 from harness.formats import deviations
 from harness.models import architectures, families
 from harness.pull_requests import effect
 from harness.quantization import maps, quantize
+from harness.quantization.attention import ATTENTIONS
+from harness.quantization.context import quiet
 from harness.quantization.maps import Quantizer, QuantizerMap
 from harness.recipes import loading
 
@@ -57,7 +60,7 @@ _OFF = {"default": {"enable": False}}
 DEFAULT_LAST = {"quant_cfg": _ON | _OFF, "algorithm": "max"}
 DEFAULT_FIRST = {"quant_cfg": _OFF | _ON, "algorithm": "max"}
 #: Names of the subjects that show where an attention class lets quantizers be.
-PLACES = {attention: differences.subject("places", attention) for attention in quantize.ATTENTIONS}
+PLACES = {attention: differences.subject("places", attention) for attention in ATTENTIONS}
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,9 @@ def measure(say: Callable[[str], object] = lambda _: None) -> Measurement:
         say(name)
         found[name] = subject(reference, blanks)
     say("known deviations")
-    with quantize.quiet():
+    with quiet():
         states = {known.name: known.state() for known in deviations.KNOWN}
-    return Measurement(provenance.versions(), found, states)
+    return Measurement(environment.versions(), found, states)
 
 
 def subject(reference: str, blanks: Mapping[str, nn.Module]) -> Subject:
@@ -128,7 +131,7 @@ def _own(reference: str) -> bool:
 
 
 def _map(make: Callable[[], nn.Module]) -> QuantizerMap:
-    with quantize.quiet():
+    with quiet():
         return tuple(_essential(q) for q in maps.quantizer_map(make()))
 
 

@@ -1,0 +1,44 @@
+"""Run ModelOpt without traces in the process, and copies of quantized models in another dtype."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from harness import (
+    compat,  # noqa: F401  (before transformers)
+    isolation,
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Run ModelOpt: it prints nothing, and what it changes in the process is put back on leaving the block.
+
+    What its warnings could say, the suites check.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with isolation.process_kept():
+            yield
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of *model* on the CPU in a float *dtype*, SVDQuant's low-rank branch with it.
+
+    ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to`` passes by: the first
+    forward in another dtype raises.
+    """
+    made = copy.deepcopy(model).cpu().to(dtype).eval()
+    for module in made.modules():
+        for name in ("svdquant_lora_a", "svdquant_lora_b"):
+            if isinstance(getattr(module, name, None), Tensor):
+                setattr(module, name, getattr(module, name).to(dtype))
+    return made
