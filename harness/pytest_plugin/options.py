@@ -14,7 +14,7 @@ import pytest
 
 from harness import files
 from harness.errors import UsageError
-from harness.pytest_plugin.workers import is_worker
+from harness.pytest_plugin.run import is_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

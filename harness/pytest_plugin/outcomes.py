@@ -19,9 +19,9 @@ import pytest
 
 from harness.errors import UnforeseenError, UsageError, reading
 from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
-from harness.pytest_plugin import private
+from harness.pytest_plugin import machine, private
 from harness.pytest_plugin.private import Failed
-from harness.pytest_plugin.workers import is_worker
+from harness.pytest_plugin.run import is_worker, results_of
 
 if TYPE_CHECKING:
     from harness.gate.gate import Case, Gate
@@ -44,7 +44,6 @@ CASES = ("case", "weights_case", "trained_case")
 #: Characters of the first line of a message in a pointer.
 SHORT = 110
 
-_RESULTS = pytest.StashKey[Results]()
 _GATE = pytest.StashKey["Gate"]()
 _CAUSES = pytest.StashKey["Causes"]()
 _OURS = pytest.StashKey[set[Path]]()
@@ -103,19 +102,9 @@ class Causes:
         return found[0] if found and test not in found else ""
 
 
-def results_of(config: pytest.Config) -> Results:
-    """What this run has found so far."""
-    return config.stash.setdefault(_RESULTS, Results())
-
-
 def keep_gate(config: pytest.Config, gate: Gate) -> None:
     """Make *gate* the one that explains why a recipe was refused."""
     config.stash[_GATE] = gate
-
-
-def has_results(config: pytest.Config) -> bool:
-    """Whether anything of the gate ran or was looked at in this session."""
-    return _RESULTS in config.stash
 
 
 # -- which tests are the gate's -----------------------------------------------------------------------------------
@@ -391,7 +380,6 @@ def fell_short(results: Results, case: Case) -> str:
 
 def conclude(session: pytest.Session) -> None:
     """Give the run its one word: the exit code follows it, the JUnit file and the report carry it."""
-    from harness.pytest_plugin import machine
     from harness.report import cases
 
     config, results = session.config, results_of(session.config)

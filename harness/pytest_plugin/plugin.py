@@ -14,7 +14,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
-from harness.pytest_plugin import machine, private
+from harness.pytest_plugin import machine, outcomes, private, workers
 from harness.pytest_plugin.options import check_options, prepare_report, shortened
 from harness.pytest_plugin.outcomes import (
     Inconclusive,
@@ -23,15 +23,14 @@ from harness.pytest_plugin.outcomes import (
     conclude,
     fell_short,
     first_line,
-    has_results,
     is_ours,
     keep_gate,
     notes_of,
     refusing,
-    results_of,
     uses_gate,
 )
-from harness.pytest_plugin.workers import hand_over, is_worker, settle, take_selection, tell
+from harness.pytest_plugin.run import has_results, is_worker, options_of, results_of, tell
+from harness.pytest_plugin.workers import hand_over, settle, take_selection
 
 if TYPE_CHECKING:
     from harness.baselines import Drift, Missing
@@ -157,37 +156,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     private.find_configuration_again(early_config)
 
 
-def options_of(config: pytest.Config) -> Options:
-    """The command line as the library's options."""
-    from harness.data import samples
-    from harness.gate.gate import Options
-
-    get = config.getoption
-    given: dict[str, Any] = {
-        "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
-        "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
-        "baselines": get("baselines"),
-    }
-    given = {name: value for name, value in given.items() if value}
-    if get("gate_recipes") is not None:  # an empty list where a pull request broke all that it touched
-        given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
-    return Options(
-        **given,
-        recipes_root=get("recipes_root"),
-        data_root=get("data_root"),
-        calibration_data=get("calibration_data"),
-        calibration_size=get("calibration_size"),
-        batch_size=get("batch_size"),
-        device=get("device"),
-        attention=get("attention"),
-        early_stop=get("early_stop"),
-        cluster=get("cluster"),
-        report=get("gate_report") is not None,
-        # What pytest captures nobody sees move; it would only clutter the reports of failing tests.
-        progress=config.getoption("verbose") >= 0 and config.getoption("capture") == "no" and not is_worker(config),
-    )
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
@@ -267,8 +235,6 @@ def _report_nothing_gated(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a command line that cannot be used before anything is collected."""
-    from harness.pytest_plugin import outcomes, workers
-
     for name, what in outcomes.SUITES.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     workers.group_by_case(config)
@@ -429,7 +395,6 @@ def _gate(config: pytest.Config) -> Gate:
     from harness.evaluation import evaluators
     from harness.gate.gate import Gate
     from harness.models import references
-    from harness.pytest_plugin import workers
 
     if _GATE not in config.stash:
         workers.take_device(config)

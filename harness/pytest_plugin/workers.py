@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.pytest_plugin import machine, private
+from harness.pytest_plugin.outcomes import CASES, refusing, uses_gate
+from harness.pytest_plugin.run import is_worker, options_of, results_of, tell
 
 if TYPE_CHECKING:
     from harness.evaluation.shards import Store
@@ -27,11 +29,6 @@ CACHE = "quantized-clip-gate"
 _LOOKED_AT = pytest.StashKey[bool]()
 _STORE = pytest.StashKey["Store | None"]()
 _TOUCHED = pytest.StashKey[set[Path]]()
-
-
-def is_worker(config: pytest.Config) -> bool:
-    """Whether this process runs tests for another one, which reports."""
-    return hasattr(config, "workerinput")
 
 
 def cuda_device(worker: str, count: int) -> int:
@@ -107,19 +104,10 @@ def take_selection(config: pytest.Config) -> None:
 
 def hand_over(config: pytest.Config, lines: Sequence[str]) -> None:
     """Leave what this worker found, and *lines* to be shown, for the process that reports."""
-    from harness.pytest_plugin.outcomes import results_of
-
     output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
     store = config.stash.get(_STORE, None)
     touched = [] if store is None else sorted(map(str, store.touched))
     output[_HANDED] = json.dumps({"results": results_of(config).as_dict(), "lines": list(lines), "shards": touched})
-
-
-def tell(config: pytest.Config, lines: Sequence[str]) -> None:
-    """Show *lines* in the terminal, below what is there."""
-    terminal = config.get_terminal_writer()
-    for line in ["", *lines] if lines else []:
-        terminal.line(line)
 
 
 def group_by_case(config: pytest.Config) -> None:
@@ -133,8 +121,6 @@ def group_by_case(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Say which tests ``--dist loadgroup`` is to keep together: those of a case."""
-    from harness.pytest_plugin.outcomes import CASES, uses_gate
-
     if not is_worker(item.config) or not uses_gate(item):
         return
     params = getattr(getattr(item, "callspec", None), "params", {})
@@ -156,8 +142,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Look at all that was given before a worker runs its first test: a worker cannot end the run with exit code 4."""
     from harness.gate import gate
-    from harness.pytest_plugin.outcomes import refusing
-    from harness.pytest_plugin.plugin import options_of
 
     config: pytest.Config = node.config
     if config.stash.get(_LOOKED_AT, False):
@@ -179,8 +163,6 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over what a worker found, the cases in the order of the command line."""
-    from harness.pytest_plugin.outcomes import results_of
-
     output: dict[str, Any] = getattr(node, "workeroutput", None) or {}
     if _HANDED not in output:
         return
@@ -201,6 +183,5 @@ def _case_ids(config: pytest.Config) -> list[str]:
 
 def _cases(config: pytest.Config) -> list[Case]:
     from harness.gate import gate
-    from harness.pytest_plugin.plugin import options_of
 
     return gate.cases_of(options_of(config))

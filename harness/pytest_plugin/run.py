@@ -1,0 +1,68 @@
+"""What every part of the plugin asks of a run: its options, its results, and whether another process reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.gate.results import Results
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Options
+
+_RESULTS = pytest.StashKey[Results]()
+
+
+def results_of(config: pytest.Config) -> Results:
+    """What this run has found so far."""
+    return config.stash.setdefault(_RESULTS, Results())
+
+
+def has_results(config: pytest.Config) -> bool:
+    """Whether anything of the gate ran or was looked at in this session."""
+    return _RESULTS in config.stash
+
+
+def options_of(config: pytest.Config) -> Options:
+    """The command line as the library's options."""
+    from harness.data import samples
+    from harness.gate.gate import Options
+
+    get = config.getoption
+    given: dict[str, Any] = {
+        "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
+        "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
+        "baselines": get("baselines"),
+    }
+    given = {name: value for name, value in given.items() if value}
+    if get("gate_recipes") is not None:  # an empty list where a pull request broke all that it touched
+        given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
+    return Options(
+        **given,
+        recipes_root=get("recipes_root"),
+        data_root=get("data_root"),
+        calibration_data=get("calibration_data"),
+        calibration_size=get("calibration_size"),
+        batch_size=get("batch_size"),
+        device=get("device"),
+        attention=get("attention"),
+        early_stop=get("early_stop"),
+        cluster=get("cluster"),
+        report=get("gate_report") is not None,
+        # What pytest captures nobody sees move; it would only clutter the reports of failing tests.
+        progress=config.getoption("verbose") >= 0 and config.getoption("capture") == "no" and not is_worker(config),
+    )
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs tests for another one, which reports."""
+    return hasattr(config, "workerinput")
+
+
+def tell(config: pytest.Config, lines: Sequence[str]) -> None:
+    """Show *lines* in the terminal, below what is there."""
+    terminal = config.get_terminal_writer()
+    for line in ["", *lines] if lines else []:
+        terminal.line(line)
