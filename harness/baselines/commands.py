@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from harness import places
+
 #: Stands for the reason in the commands; the store refuses it as a reason.
 PLACEHOLDER = "say why"
 
@@ -13,11 +15,20 @@ def rerun_command(nodeid: str, options: Sequence[str] = ()) -> str:
     """The command that runs one case again.
 
     Args:
-        nodeid: pytest's id of the test, its parameters included.
+        nodeid: pytest's id of the test, its parameters included; of an installed gate with its module's name.
         options: those of this run that the case depends on, such as ``("--recipe", "my fp8.yaml")``.
 
     """
-    return shlex.join(["pytest", nodeid, *options])
+    return shlex.join([*_start(nodeid), *options])
+
+
+def _start(nodeid: str | None) -> list[str]:
+    """The words that run a test, or every suite; those of an installed gate are called by its package."""
+    if nodeid is None:
+        return ["pytest", "--pyargs", places.SUITES_PACKAGE] if places.INSTALLED else ["pytest"]
+    if nodeid.startswith(f"{places.SUITES_PACKAGE}."):
+        return ["pytest", "--pyargs", nodeid]
+    return ["pytest", nodeid]
 
 
 def accept_command(
@@ -38,7 +49,7 @@ def accept_command(
         new_only: add what is missing instead of replacing what is there.
 
     """
-    words = ["pytest", *([nodeid] if nodeid else []), *options]
+    words = [*_start(nodeid), *options]
     for option, value in (("--recipe", recipe), ("--clip-model", model)):
         if value and not any(word == option or word.startswith(f"{option}=") for word in options):
             words += [option, value]

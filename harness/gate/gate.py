@@ -44,6 +44,7 @@ from harness.formats import deviations
 from harness.gate.results import Results
 from harness.models import architectures, families, outliers, references
 from harness.models.references import Reference
+from harness.places import BASELINES as BASELINES
 from harness.problems import Problem
 from harness.quantization import fit, maps, memory, packed, quantize, search, stored
 from harness.quantization.maps import QuantizerMap
@@ -54,7 +55,6 @@ from harness.statistics.distribution import Measurement
 from harness.statistics.speed import Ratio, moved
 from harness.statistics.verdicts import Family, Verdict
 
-BASELINES = Path(__file__).parents[2] / "baselines"
 #: Pairs in the one batch that calls are counted and numerics are compared on.
 PROBED = 8
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.places import SUITES_PACKAGE
+
 #: The plugin itself; a ``conftest.py`` names it in ``pytest_plugins``.
 PLUGIN = "harness.pytest_plugin.plugin"
-#: The package of the suites in an installed gate.
-SUITES = "harness.suites"
 #: A folder with one of these is where a project begins: what is above it belongs to somebody else.
 _PROJECT_FILES = (
     "pytest.toml",
@@ -53,7 +53,8 @@ def is_wanted(config: pytest.Config) -> bool:
     """
     known = config.known_args_namespace
     words = [str(word).partition("::")[0] for word in known.file_or_dir]
-    if known.pyargs and any(word == SUITES or word.startswith(f"{SUITES}.") for word in words):
+    suites = [word for word in words if word == SUITES_PACKAGE or word.startswith(f"{SUITES_PACKAGE}.")]
+    if known.pyargs and suites:
         return True
     folder = config.invocation_params.dir
     # A word may be the value of an option that nobody knows yet: the current folder counts as well.

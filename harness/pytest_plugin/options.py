@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import files
+from harness import files, places
 from harness.errors import UsageError
 from harness.pytest_plugin.run import is_worker
 
@@ -93,6 +93,7 @@ def check_options(config: pytest.Config) -> None:
     _check_numbers(config)
     _check_places(config)
     _check_pairs(config)
+    _check_store(config)
     _check_cluster(config)
 
 
@@ -189,6 +190,16 @@ def _check_places(config: pytest.Config) -> None:
     folder = get("gate_report")
     if folder is not None and files.exists(folder) and not files.is_folder(folder):
         raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
+
+
+def _check_store(config: pytest.Config) -> None:
+    """Refuse to store anything in an installed gate: the next installation would replace it."""
+    names = [name for name in ("update_baselines", "new_baselines_only") if config.getoption(name)]
+    store = config.getoption("baselines") or places.BASELINES
+    if not names or not places.INSTALLED or Path(store).resolve() != places.BASELINES.resolve():
+        return
+    fix = f"Give a folder of your own, with a copy of {places.BUDGETS} in it: --baselines DIR."
+    raise UsageError(_option(names[0]), "would change the baselines of the installed gate", fix)
 
 
 def _check_cluster(config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness import places
 from harness.errors import UnforeseenError, UsageError, reading
 from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
 from harness.pytest_plugin import machine, private
@@ -37,8 +38,6 @@ SUITES = {
     "proof": "plant faults and count what is caught (not in a plain run)",
     "qat": "fine-tune the quantized model and prove the gain (not in a plain run)",
 }
-#: Where a checkout has the suites.
-_SUITES_FOLDER = Path(__file__).parents[2] / "tests"
 #: Parameters of a test that name a case of the run; ``structure_case`` names a published architecture.
 CASES = ("case", "weights_case", "trained_case")
 #: Characters of the first line of a message in a pointer.
@@ -119,7 +118,7 @@ def uses_gate(item: pytest.Item) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
     """Remember the modules of the gate's suites before anything is deselected; refuse a marker that selects nothing."""
-    config.stash[_OURS] = {item.path for item in items if item.path.parent == _SUITES_FOLDER or uses_gate(item)}
+    config.stash[_OURS] = {item.path for item in items if item.path.parent == places.SUITES or uses_gate(item)}
     expression, before = config.getoption("markexpr"), len(items)
     yield
     selected = config.getoption("gate_recipes") != []  # of a pull request that broke every recipe nothing is left
@@ -127,6 +126,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         what = f"selects none of the {before} tests"
         fix = f"The gate's markers are {', '.join(SUITES)}."
         raise pytest.UsageError(str(UsageError(f"-m {expression!r}", what, fix)))
+
+
+def address_of(item: pytest.Item) -> str:
+    """The word by which pytest runs *item* again: its id, or the module's name in an installed gate."""
+    if not places.INSTALLED or item.path.parent != places.SUITES:
+        return item.nodeid
+    return f"{places.SUITES_PACKAGE}.{item.path.stem}::{item.nodeid.partition('::')[2]}"
 
 
 def is_ours(item: pytest.Item) -> bool:

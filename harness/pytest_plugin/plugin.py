@@ -19,6 +19,7 @@ from harness.pytest_plugin.options import check_options, prepare_report, shorten
 from harness.pytest_plugin.outcomes import (
     Inconclusive,
     NotHeld,
+    address_of,
     case_of,
     conclude,
     fell_short,
@@ -128,7 +129,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         default="diffusers",
         help="attention class that ModelOpt puts in (default: diffusers, which the published recipe means)",
     )
-    add("--baselines", metavar="DIR", help="the store of records and budgets (default: baselines/)")
+    add("--baselines", metavar="DIR", help="the store of records and budgets (default: the gate's own)")
     add("--update-baselines", action="store_true", help="accept what this run measures; needs --reason")
     add("--new-baselines-only", action="store_true", help="store records that are missing; never change one")
     add("--reason", metavar="TEXT", help="why the baselines change; kept in the record's history")
@@ -435,7 +436,7 @@ class Check:
     """Turns what the library found into a test's outcome, with the commands that rerun the case and accept it."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
-        self._nodeid = request.node.nodeid
+        self._nodeid = address_of(request.node)
         self._options = repeated_options(request.config, request.node)
         self._request = request
 

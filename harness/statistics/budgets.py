@@ -31,6 +31,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from harness import places
 from harness.errors import UsageError
 from harness.recipes import reviewed
 from harness.recipes.reviewed import Place
@@ -56,7 +57,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 _MENDS = {
     "file": "budgets file",
-    "absent": "Point --baselines at the folder that holds it.",
+    "absent": f"Point --baselines at the folder that holds it, or begin with a copy of {places.BUDGETS}.",
     "extra_forbidden": "Correct the name; harness/statistics/budgets.py lists the settings.",
     "missing": "An override and an expectation need a reason; the file needs defaults.",
 }
