@@ -71,9 +71,10 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     taken = config.stash.setdefault(_TAKEN, [])
 
     def add(name: str, **attributes: Any) -> None:
-        try:
+        dest = attributes.setdefault("dest", name.removeprefix("--").replace("-", "_"))
+        if name == "--no-blame" or not private.has_option(parser, name, dest):
             group.addoption(name, **attributes)
-        except ValueError:
+        else:
             taken.append(name)
 
     add(

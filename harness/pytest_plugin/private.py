@@ -21,6 +21,16 @@ else:
     Failed = pytest.fail.Exception
 
 
+def has_option(parser: Any, name: str, dest: str) -> bool:
+    """Whether a plugin has taken an option's name, or the name under which its value is kept.
+
+    pytest says so when an option is added, as three kinds of errors and, before release 9, only
+    when it reads the command line.
+    """
+    options = [option for group in (*parser._groups, parser._anonymous) for option in group.options]
+    return any(name in option.names() or option.dest == dest for option in options)
+
+
 def read_command_line_again(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> None:
     """Have the words of the command line told apart by the options that were just added.
 

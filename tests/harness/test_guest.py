@@ -22,7 +22,8 @@ OTHERS = ("xdist.plugin", "pytest_benchmark.plugin")
 BROWSER = """
 def pytest_addoption(parser):
     parser.addoption("--device", default=None, help="Device to be emulated")
-    parser.addoption("--tasks", action="store_true", default=False)
+    parser.addoption("--tasks", action="store_true", default=False, dest="jobs")
+    parser.addoption("--folder", dest="data_root")
 """
 CONFTEST = """
 import pytest
@@ -242,4 +243,6 @@ def test_a_taken_option_is_refused_where_the_gate_runs(
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line]
-    assert line.startswith("ERROR: --tasks, --device: another pytest plugin that is installed here defines this too.")
+    assert line.startswith(
+        "ERROR: --tasks, --data-root, --device: another pytest plugin that is installed here defines this too."
+    )

@@ -90,6 +90,18 @@ def test_session_of_pytest_benchmark(pytester: pytest.Pytester) -> None:
     assert private.benchmark_session(config).compared_mapping == {}
 
 
+def test_options_that_are_taken() -> None:
+    """An option of any plugin is known by its name and by the name of its value; any other is not."""
+    parser = pytest.Parser(_ispytest=True)
+    parser.getgroup("browsers").addoption("--device", dest="browser_device")
+    parser.addoption("--tasks")
+
+    assert private.has_option(parser, "--device", "any")
+    assert private.has_option(parser, "--any", "browser_device")
+    assert private.has_option(parser, "--tasks", "any")
+    assert not private.has_option(parser, "--recipe", "gate_recipes")
+
+
 def test_no_other_module_imports_private_pytest() -> None:
     """Private modules of pytest are imported in one place."""
     files = [*ROOT.glob("harness/**/*.py"), *ROOT.glob("tests/**/*.py")]
