@@ -18,6 +18,4 @@ def test_restored_model_is_the_saved_one(
     gate: Gate, case: Case, quantized: Quantized, form: checkpoint.Form, tmp_path: Path, check: Check
 ) -> None:
     """Restored in a fresh process, the model has the same quantizer map and computes the same bits."""
-    if form not in checkpoint.forms_of(quantized.model):
-        pytest.skip(f"{type(quantized.model).__name__} has no save_{form}")
-    check.problems(gate.checkpoint_problems(case, form, tmp_path / form))
+    check.problems(checkpoint.restored_model_is_the_saved_one(gate, case, form, tmp_path))

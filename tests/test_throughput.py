@@ -5,36 +5,29 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.evaluation import throughput
+from harness.checks import throughput
 from harness.gate.gate import Case, Gate, Quantized
 from harness.pytest_plugin.plugin import Check
-from harness.quantization.memory import NotCompressedError
 
 pytestmark = pytest.mark.throughput
 
+_TOWERS = pytest.mark.parametrize("tower", throughput.TOWERS)
 
-@pytest.mark.parametrize("tower", ["vision", "text"])
-def test_reference_forward(gate: Gate, model_case: Case, tower: str, benchmark: BenchmarkFixture) -> None:
+
+@_TOWERS
+def test_reference_forward(gate: Gate, model_case: Case, tower: str, benchmark: BenchmarkFixture, check: Check) -> None:
     """A forward of the FP16 tower, in images or texts a second."""
-    forward = gate.tower_forward(model_case, gate.reference(model_case).model, tower)
-    throughput.measure(benchmark, forward, gate.facts(model_case) | {"recipe": "FP16"})
+    check.problems(throughput.reference_forward(gate, model_case, tower, benchmark))
 
 
-@pytest.mark.parametrize("tower", ["vision", "text"])
+@_TOWERS
 def test_quantized_forward(
-    gate: Gate, case: Case, quantized: Quantized, tower: str, benchmark: BenchmarkFixture
+    gate: Gate, case: Case, quantized: Quantized, tower: str, benchmark: BenchmarkFixture, check: Check
 ) -> None:
     """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told where it moved."""
-    forward, reference = (gate.tower_forward(case, m, tower) for m in (quantized.folded, gate.reference(case).model))
-    speed = throughput.compare(benchmark, forward, reference, gate.facts(case), gate.stored_ratio(case, tower))
-    if speed is not None:
-        gate.add_speed(case, tower, speed)
+    check.problems(throughput.quantized_forward(gate, case, tower, benchmark))
 
 
 def test_compressed_weights_take_their_bits(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
     """Packed by mtq.compress, every quantized weight takes bits times parameters, and so does the checkpoint."""
-    try:
-        found = gate.compression(case)
-    except NotCompressedError as reason:
-        pytest.skip(f"not compressed: {reason}")
-    check.problems(found.problems())
+    check.problems(throughput.compressed_weights_take_their_bits(gate, case))

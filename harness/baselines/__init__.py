@@ -6,6 +6,7 @@ to compare.
 """
 
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
+from harness.baselines.comparison import Comparison
 from harness.baselines.drift import Changes, Drift, Kind, Limits, changes, compare
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord
 from harness.baselines.store import Change, Missing, Orphan, Store
@@ -14,6 +15,7 @@ __all__ = [
     "PLACEHOLDER",
     "Change",
     "Changes",
+    "Comparison",
     "Drift",
     "HistoryEntry",
     "Kind",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.baselines import Record, differences, overlay, provenance, rerun_command
+from harness.baselines import Comparison, Kind, Record, differences, overlay, provenance, rerun_command
 from harness.baselines.differences import Way
 from harness.baselines.overlay import Finding
 from harness.formats.deviations import Deviation
@@ -18,7 +18,7 @@ from harness.quantization import maps
 
 
 @dataclass(frozen=True)
-class Unexpected:
+class Unexpected(Comparison):
     """The map under this release differs from the stored one in what no record expects, or a record met nothing."""
 
     against: str
@@ -26,9 +26,10 @@ class Unexpected:
     met: Mapping[str, int]
     findings: tuple[Finding, ...]
 
-    #: As a drift's: a person must look, and accepting would replace a record.
-    failed = True
-    new_only = False
+    @property
+    def word(self) -> str:
+        """As for a drift from a record of something else."""
+        return Kind.MISMATCH.value
 
     @property
     def headline(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.baselines.commands import accept_command, rerun_command
+from harness.baselines.comparison import Comparison
 from harness.baselines.provenance import Mismatch, changed_facts, mismatches, same_bits
 from harness.baselines.records import Record, SampleOutcomes, TaskRecord
 from harness.digests import short
@@ -54,7 +55,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Comparison):
     """The answer of ``compare``.
 
     ``by`` is "bits" or "verdict"; ``against`` names the record, its device and how near that is; ``lines`` say what
@@ -78,6 +79,21 @@ class Drift:
     def failed(self) -> bool:
         """Whether a person must look: anything but nothing and noise."""
         return self.kind not in (Kind.NOTHING, Kind.NOISE)
+
+    @property
+    def only_adds(self) -> bool:
+        """As ``new_only``."""
+        return self.new_only
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """What the baseline belongs to instead, where it belongs to something else."""
+        return self.lines if self.kind is Kind.MISMATCH else ()
+
+    @property
+    def word(self) -> str:
+        """The kind of drift."""
+        return self.kind.value
 
     @property
     def headline(self) -> str:

@@ -30,6 +30,7 @@ import filelock
 from harness import files
 from harness.baselines import text
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
+from harness.baselines.comparison import Comparison
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
 from harness.baselines.records import HistoryEntry, Record, TaskRecord
 from harness.errors import UsageError
@@ -49,13 +50,33 @@ _HISTORY_LINES = 60  #: of one entry; what a wholesale change says beyond them i
 
 
 @dataclass(frozen=True)
-class Missing:
+class Missing(Comparison):
     """There is no baseline for this recipe on this model, on any device."""
 
     model: str
     recipe: str
     device: DeviceKey
     folder: Path
+
+    @property
+    def only_adds(self) -> bool:
+        """True: there is nothing to replace."""
+        return True
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Every comparison of the case has no baseline then."""
+        return (self.headline,)
+
+    @property
+    def word(self) -> str:
+        """``missing``."""
+        return "missing"
+
+    @property
+    def headline(self) -> str:
+        """A few words for a table."""
+        return "no baseline"
 
     def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
         """What is missing, where it was looked for, and the commands that rerun the case and make the baseline."""

@@ -18,15 +18,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from harness.checks.registry import NotJudged, check
 from harness.models import families, openclip
 from harness.quantization import maps
 from harness.quantization.maps import QuantizerMap
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
 
 Form = Literal["pretrained", "mto"]
 FORMS: tuple[Form, ...] = ("pretrained", "mto")
@@ -251,3 +255,26 @@ def problems(
     if changed:
         found.append(f"{folder.name}: {len(changed)} weights are not bit-equal after restoring, first {changed[0]}.")
     return found
+
+
+def lost(gate: Gate, case: Case, model: nn.Module, form: Form, folder: Path) -> list[str]:
+    """Save *model*, made from the case's reference, into *folder*, restore it, and return what differs."""
+    inputs = {name: tensor.cpu() for name, tensor in gate.quantized(case).inputs.items()}
+    model = model.to("cpu")
+    try:
+        save(model, folder, form)
+        expected, before = observe(model, inputs)
+        weights = digests(model)
+    finally:
+        model.to(gate.device)
+    how = Loading(attention=gate.options.attention)
+    return problems(folder, form, how, inputs, expected, before, weights)
+
+
+@check("checkpoint", form=FORMS)
+def restored_model_is_the_saved_one(gate: Gate, case: Case, form: Form, folder: Path) -> list[str]:
+    """Return what differs after the case's model was saved into *folder* and restored in a fresh process."""
+    model = gate.quantized(case).model
+    if form not in forms_of(model):
+        raise NotJudged(f"{type(model).__name__} has no save_{form}")
+    return lost(gate, case, model, form, folder / form)

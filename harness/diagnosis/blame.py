@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,13 @@ from torch import nn
 
 from harness.data import tasks
 from harness.data.tasks import Task
+from harness.quantization import quantize
 from harness.quantization.maps import Quantizer, QuantizerMap, tensor_quantizers
 from harness.recipes.loading import Entry, Recipe
+from harness.statistics import distribution, verdicts
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
 
 #: Pictures that the ranking looks at; the verification looks at all.
 RANKED_ON = 512
@@ -268,3 +273,35 @@ def _pruned(culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool
         if rest and holds(rest):
             kept = rest
     return tuple(kept)
+
+
+def of_case(gate: Gate, case: Case, task: str, metric: str) -> Blame:
+    """Find the quantizers at fault for the case's loss on *metric* of *task*."""
+    made = gate.quantized(case)
+    return find(
+        made.reference.model,
+        made.model,
+        gate.map(case),
+        made.recipe,
+        gate.task(case, task),
+        metric,
+        lambda patched: holds(gate, case, patched),
+        batch_size=gate.batch_size,
+        progress=gate.options.progress,
+        limit=LIMIT,
+    )
+
+
+def holds(gate: Gate, case: Case, recipe: Recipe) -> bool:
+    """Return whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
+    reference = gate.reference(case)
+    loop = quantize.forward_loop_over(gate.calibration_batches(case))
+    model = quantize.quantize(reference.model, recipe, loop, gate.options.attention)
+    subject = gate.quantized_subject(case, recipe, model, quantize.fold(model))
+    runs, before = gate.evaluator.evaluate(subject, gate.tasks(case), keep=False), gate.reference_runs(case)
+    within_limits = []
+    for task, run in before.items():
+        budgets = {name: gate.budget(case, task, name) for name in run.outcomes}
+        within_limits += [measure.ok for measure in distribution.distribution(run, runs[task], budgets)]
+    decision = verdicts.family(gate.judged(case, before, runs)).decision
+    return decision is verdicts.Decision.PASS and all(within_limits)

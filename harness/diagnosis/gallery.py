@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from harness.data.tasks import IMAGE_RECALL, Outcomes, Task
 from harness.statistics.verdicts import check_pair
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
 
 #: Pixels of a thumbnail's longer side: enough to recognise a picture, small enough for a page of hundreds.
 THUMBNAIL = 96
@@ -134,3 +137,19 @@ def _names(task: Task, metric: str, captions: Sequence[str] | None) -> Any:
         return f"{task.sample_ids[owner]}#{index - int(task.first_text[owner])}"
 
     return name
+
+
+def of_case(gate: Gate, case: Case) -> dict[str, list[dict[str, Any]]]:
+    """Return the changed answers on every metric of every task that was evaluated whole, by task and metric."""
+    before, after = gate.runs(case)
+    found = {}
+    for task in gate.tasks(case):
+        for metric, outcomes in before[task.name].outcomes.items():
+            if len(outcomes.sample_ids) != task.n(metric):
+                continue  # stopped early: positions are not the task's
+            captions = None
+            if task.labels is None:
+                captions = captions_of(task, gate.reference(case).tokenizer)
+            changed = changed_answers(task, outcomes, after[task.name].outcomes[metric], captions=captions)
+            found[f"{task.name}/{metric}"] = changed
+    return found

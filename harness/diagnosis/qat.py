@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from torch import Tensor, nn
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Outcomes, TaskRun
 from harness.models import families
+from harness.quantization import quantize
 from harness.quantization.contrastive import contrastive, differentiable_attention
 from harness.statistics import paired
 from harness.statistics.verdicts import Decision, Family, Verdict, check_pair
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
 
 
 @dataclass(frozen=True)
@@ -159,3 +164,15 @@ def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:
         p,
         verdict.budget.alpha,
     )
+
+
+def trained(gate: Gate, case: Case) -> Trained:
+    """Fine-tune the case's quantized model on the pairs that it was calibrated with."""
+    return train(gate.quantized(case).model, gate.calibration(case), progress=gate.options.progress)
+
+
+def gains_of(gate: Gate, case: Case, trained: Trained) -> list[Gain]:
+    """Return what fine-tuning won back on every metric on which the case's recipe does not pass."""
+    subject = gate.quantized_subject(case, gate.quantized(case).recipe, trained.model, quantize.fold(trained.model))
+    after = gate.evaluator.evaluate(subject, gate.tasks(case), keep=False)
+    return gains(gate.verdicts(case), gate.quantized_runs(case), after)

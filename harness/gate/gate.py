@@ -25,29 +25,23 @@ import torch
 from torch import Tensor, nn
 
 from harness import baselines, digests, errors, export
-from harness.baselines import Drift, Missing, Record, Store, TaskRecord, carried, differences
-from harness.baselines.carried import Unexpected
+from harness.baselines import Comparison, Missing, Record, Store, TaskRecord, carried, differences
 from harness.baselines.provenance import Provenance
-from harness.checks import agreement, checkpoint, insertion, numerics, patterns
-from harness.checks.agreement import Magnitudes
-from harness.checks.numerics import Observation
 from harness.data import calibration, inputs, samples, tasks
 from harness.data.calibration import Batches, CalibrationPairs
 from harness.data.tasks import Task, TaskRun
-from harness.diagnosis import blame, gallery, layers, qat
-from harness.diagnosis.blame import Blame
 from harness.errors import UsageError
 from harness.evaluation import early, environment, evaluators, throughput
 from harness.evaluation.subjects import Evaluator, Quantization, Subject
-from harness.export import engine
 from harness.formats import deviations
 from harness.gate.results import Results
 from harness.models import architectures, families, outliers, references
 from harness.models.references import Reference
 from harness.places import BASELINES as BASELINES
-from harness.problems import Problem
-from harness.quantization import fit, maps, memory, packed, quantize, search, stored
+from harness.quantization import fit, maps, memory, observations, quantize, search
+from harness.quantization.magnitudes import Magnitudes
 from harness.quantization.maps import QuantizerMap
+from harness.quantization.observations import Observation
 from harness.recipes import judged, loading, names
 from harness.recipes.loading import Recipe
 from harness.statistics import budgets, distribution, sanity, verdicts
@@ -234,7 +228,7 @@ class Quantized:
     @cached_property
     def observations(self) -> tuple[Observation, ...]:
         """Every enabled quantizer against the oracle, on the tensors of one forward."""
-        return numerics.observe(self.model, self._forward)
+        return observations.observe(self.model, self._forward)
 
     @cached_property
     def folded(self) -> nn.Module:
@@ -374,7 +368,7 @@ class Gate:
         found: CalibrationPairs = self._once(load, "calibration", case.model)
         return found
 
-    def _calibration_batches(self, case: Case, dtype: torch.dtype | None = None) -> Batches:
+    def calibration_batches(self, case: Case, dtype: torch.dtype | None = None) -> Batches:
         """The case's calibration pairs as inputs of its reference, or in another *dtype*.
 
         A smaller batch size than the device's usual one is taken; a larger one is for the evaluation alone.
@@ -400,7 +394,7 @@ class Gate:
     def _quantize(self, case: Case) -> Quantized:
         reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
         began = time.perf_counter()
-        batches = self._calibration_batches(case)
+        batches = self.calibration_batches(case)
         model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
         seconds = time.perf_counter() - began
         sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
@@ -408,17 +402,12 @@ class Gate:
         with quantize.blamed_on(recipe), torch.no_grad():
             # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
             families.forward(model, sample)
-        if self.options.report:
-            self.results.case(case.recipe_name, case.model_name)["layer_error"] = layers.layer_errors(
-                reference.model, model, sample
-            )
         self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
         return made
 
-    def preflight(self, *, accuracy: bool, checkpoints: bool = False, decode: bool = False) -> None:
+    def preflight(self, *, accuracy: bool, decode: bool = False) -> None:
         """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.
 
-        With *checkpoints* the server of fresh processes is started as well, whose imports then run beside other work.
         With *decode* the pictures that this process will need are decoded now, and kept: one that cannot be is found
         before a model is quantized.
 
@@ -453,8 +442,6 @@ class Gate:
                     self.tasks(case)
         if accuracy:
             self.evaluator.ready()
-        if checkpoints:
-            checkpoint.warm()
         if decode:
             self._decode(accuracy)
 
@@ -505,13 +492,7 @@ class Gate:
 
         def take() -> QuantizerMap:
             found = self.quantized(case).map
-            problems = insertion.check(
-                found, self.recipe(case), left_out=self.left_out(case), **self._beyond_places(case)
-            )
-            section = self.section(case, "insertion")
-            section["map"] = [q.as_dict() for q in found]
-            section["not_covered"] = insertion.not_covered(self.reference(case).model)
-            section["problems"] = [asdict(p) for p in problems]
+            self.section(case, "insertion")["map"] = [q.as_dict() for q in found]
             return found
 
         made: QuantizerMap = self._once(take, "map", case.model, case.recipe)
@@ -528,39 +509,14 @@ class Gate:
         made: tuple[Observation, ...] = self._once(take, "observations", case.model, case.recipe)
         return made
 
-    def disobeyed(self, case: Case) -> list[Problem]:
-        """Quantizers of the case that are not what the recipe's entries say."""
-        made = self.quantized(case)
-        found = agreement.with_recipe(made.model, made.recipe, self.map(case))
-        return found + search.problems(made.model, self.recipe(case))
-
-    def strange_ranges(self, case: Case) -> list[Problem]:
-        """Calibrated ranges of the case that its calibration data do not give: by bits on a CPU, nearly elsewhere."""
-        tolerance = 0.0 if self.device.type == "cpu" else 2.0**-7
-        made = self.quantized(case)
-        return agreement.with_data(made.model, made.recipe, self.magnitudes(case), tolerance)
-
     def magnitudes(self, case: Case) -> Magnitudes:
         """What the calibration data give at every place of the case's reference: one pass for all recipes."""
 
         def prepare() -> Magnitudes:
             inserted = quantize.insert(self.reference(case).model, self.options.attention)
-            return Magnitudes(inserted, self._calibration_batches(case))
+            return Magnitudes(inserted, self.calibration_batches(case))
 
         found: Magnitudes = self._once(prepare, "magnitudes", case.model)
-        return found
-
-    def altered(self, case: Case) -> list[Problem]:
-        """Outputs of the case's model that differ from the reference's although every quantizer is off."""
-        made, reference = self.quantized(case), self.reference(case).model
-        cpu = self.device.type == "cpu"
-        return agreement.with_reference(made.model, reference, made.recipe, made.inputs, deterministic=cpu)
-
-    def fold_problems(self, case: Case) -> list[Problem]:
-        """Where the folded copy, which accuracy is measured on, computes something else than the quantized model."""
-        made = self.quantized(case)
-        found = stored.problems(made.model) or agreement.with_folded(made.model, made.folded, made.inputs)
-        self.section(case, "numerics")["folded"] = [asdict(p) for p in found]
         return found
 
     def places(self, case: Case) -> QuantizerMap:
@@ -572,16 +528,7 @@ class Gate:
         found: QuantizerMap = self._once(insert, "places", case.model)
         return found
 
-    def overridden(self, case: Case) -> list[Problem]:
-        """Entries of the case's recipe that have no effect, because later ones set again all that they set."""
-        elsewhere = self._beyond_places(case)["elsewhere"]
-        return patterns.overridden_patterns(self.places(case), self.recipe(case), elsewhere)
-
-    def unmatched(self, case: Case) -> list[Problem]:
-        """Patterns of the case's recipe that name no quantizer of its model."""
-        return patterns.unmatched_patterns(self.places(case), self.recipe(case), **self._beyond_places(case))
-
-    def _beyond_places(self, case: Case) -> dict[str, Any]:
+    def beyond_places(self, case: Case) -> dict[str, Any]:
         """What a pattern may mean though the model has no quantizer there: hidden or absent blocks, another tower."""
 
         def find() -> dict[str, Any]:
@@ -597,9 +544,9 @@ class Gate:
         found: dict[str, Any] = self._once(find, "beyond places", case.model)
         return found
 
-    def structure(self, case: Case) -> QuantizerMap:
-        """The map of the recipe on an architecture without weights; ``case.model`` names the architecture."""
-        blank = self._blank(case)
+    def structure(self, case: Case, architecture: str) -> QuantizerMap:
+        """The map of the case's recipe on an architecture without weights."""
+        blank = self.blank(architecture)
 
         def build() -> QuantizerMap:
             made = quantize.structure(blank, self.recipe(case), self.options.attention)
@@ -609,25 +556,9 @@ class Gate:
         found: QuantizerMap = self._once(build, "structure", case.recipe, maps.outline(blank))
         return found
 
-    def _blank(self, case: Case) -> nn.Module:
-        found: nn.Module = self._once(lambda: architectures.build(case.model), "architecture", case.model)
-        return found
-
-    def structure_problems(self, case: Case) -> list[Problem]:
-        """What is wrong with the recipe on an architecture without weights."""
-        blank = self._blank(case)
-        return insertion.check(
-            self.structure(case), self.recipe(case), left_out=self.left_out(case), calibrated=False,
-            hidden=families.hidden_in(blank), absent=families.of(blank).absent,
-        )  # fmt: skip
-
-    def packed_problems(self, case: Case) -> list[Problem]:
-        """Where the numbers of the case's weights in a block format that needs CUDA are not the format's.
-
-        Nothing runs on the device; a recipe without such a format has nothing to show.
-        """
-        found, count = packed.problems(self.reference(case).model, self.recipe(case), self.options.attention)
-        self.section(case, "numerics")["packed_weights"] = count
+    def blank(self, architecture: str) -> nn.Module:
+        """An architecture on the meta device."""
+        found: nn.Module = self._once(lambda: architectures.build(architecture), "architecture", architecture)
         return found
 
     # -- accuracy -----------------------------------------------------------------------------------------------
@@ -675,9 +606,9 @@ class Gate:
     def _subject(self, case: Case) -> Subject:
         """The case's quantized model as a subject of evaluation; whoever holds it holds the model."""
         made = self.quantized(case)
-        return self._quantized_subject(case, made.recipe, made.model, made.folded)
+        return self.quantized_subject(case, made.recipe, made.model, made.folded)
 
-    def _quantized_subject(self, case: Case, recipe: Recipe, model: nn.Module, folded: nn.Module) -> Subject:
+    def quantized_subject(self, case: Case, recipe: Recipe, model: nn.Module, folded: nn.Module) -> Subject:
         """*model*, which *recipe* made of the case's reference, and its *folded* copy as a subject of evaluation."""
         how = Quantization(recipe, self.options.attention, self.calibration(case), model)
         return Subject(self.reference(case), folded, how)
@@ -726,9 +657,7 @@ class Gate:
         def judge() -> Family:
             stopped = self._stopped(case)
             before, after = self.runs(case)
-            found = self._judged(case, before, after, {name: one.verdict for name, one in stopped.items()})
-            if self.options.report:
-                self.section(case, "accuracy")["changed"] = self._gallery(case)
+            found = self.judged(case, before, after, {name: one.verdict for name, one in stopped.items()})
             joined = verdicts.family(found, recipe=case.recipe_name, model=case.model_name)
             self.section(case, "accuracy").update(
                 decision=joined.decision.value,
@@ -742,7 +671,7 @@ class Gate:
         found: Family = self._once(judge, "verdicts", case.model, case.recipe)
         return found
 
-    def _judged(
+    def judged(
         self,
         case: Case,
         before: Mapping[str, TaskRun],
@@ -760,19 +689,6 @@ class Gate:
                 verdict = verdicts.compare(before[task].outcomes[metric], after[task].outcomes[metric], budget)
             judged.append(sanity.doubted(verdict, guess) if guess.at_chance else verdict)
         return judged
-
-    def _gallery(self, case: Case) -> dict[str, list[dict[str, Any]]]:
-        """The changed answers of every metric, for the report."""
-        before, after = self.runs(case)
-        found = {}
-        for task in self.tasks(case):
-            for metric, outcomes in before[task.name].outcomes.items():
-                if len(outcomes.sample_ids) != task.n(metric):
-                    continue  # stopped early: positions are no longer the task's
-                words = None if task.labels is not None else gallery.captions_of(task, self.reference(case).tokenizer)
-                entries = gallery.changed_answers(task, outcomes, after[task.name].outcomes[metric], captions=words)
-                found[f"{task.name}/{metric}"] = entries
-        return found
 
     def verdict(self, case: Case, task: str, metric: str) -> Verdict:
         """One metric's verdict, as it stands in the family."""
@@ -806,7 +722,7 @@ class Gate:
                     TaskRecord.of(
                         before[verdict.task].outcomes[verdict.metric],
                         after[verdict.task].outcomes[verdict.metric],
-                        data_hash=self._task(case, verdict.task).data_hash,
+                        data_hash=self.task(case, verdict.task).data_hash,
                         preprocessing=self.preprocessing(case),
                         decision=verdict.decision.value,
                         interval=verdict.interval,
@@ -820,29 +736,29 @@ class Gate:
         """SHA-256 over the image processor's settings."""
         return digests.digest(self.reference(case).image_processor.to_dict())
 
-    def _task(self, case: Case, name: str) -> Task:
+    def task(self, case: Case, name: str) -> Task:
+        """The case's task of that name."""
         return next(task for task in self.tasks(case) if task.name == name)
 
-    def drift(self, case: Case, task: str | None = None, metric: str | None = None) -> Drift | Missing | Unexpected:
+    def drift(self, case: Case, task: str | None = None, metric: str | None = None) -> Comparison:
         """The case against its stored record: the quantizer map alone, or one metric of one task with it."""
         fresh = self.record(case, accuracy=task is not None)
         if task is not None or case not in self.pending:
             self.pending[case] = fresh
         stored: Record | Missing = self._stored(case)
+        found = self._compared(stored, fresh, task, metric)
         shown = self.section(case, "drift").setdefault("map" if task is None else f"{task}/{metric}", {})
+        shown.update(kind=found.word, headline=found.headline)
+        return found
+
+    def _compared(self, stored: Record | Missing, fresh: Record, task: str | None, metric: str | None) -> Comparison:
         if isinstance(stored, Missing):
-            shown.update(kind="missing", headline="no baseline")
             return stored
-        if task is None:
-            made = carried.carry(stored, fresh, self.expected)
-            self._meet(made.met)
-            if made.unexpected is not None:
-                shown.update(kind=baselines.Kind.MISMATCH.value, headline=made.unexpected.headline)
-                return made.unexpected
-            stored = made.record
-        drift = baselines.compare(stored, fresh if task is None else fresh.only(task, metric))
-        shown.update(kind=drift.kind.value, headline=drift.headline)
-        return drift
+        if task is not None:
+            return baselines.compare(stored, fresh.only(task, metric))
+        made = carried.carry(stored, fresh, self.expected)
+        self._meet(made.met)
+        return made.unexpected or baselines.compare(made.record, fresh)
 
     def _stored(self, case: Case) -> Record | Missing:
         """The record of the case that is nearest to this device."""
@@ -897,77 +813,6 @@ class Gate:
         used += [(case.model_name, case.recipe_name) for case in self.cases()]
         return self.store.orphans(used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks)
 
-    # -- blame --------------------------------------------------------------------------------------------------
-
-    def blame(self, case: Case, task: str, metric: str) -> Blame:
-        """The quantizers at fault for a loss on *metric* of *task*, looked for once a case."""
-
-        def find() -> Blame:
-            made = self.quantized(case)
-            found = blame.find(
-                made.reference.model,
-                made.model,
-                self.map(case),
-                made.recipe,
-                self._task(case, task),
-                metric,
-                lambda patched: self._holds(case, patched),
-                batch_size=self.batch_size,
-                progress=self.options.progress,
-                limit=blame.LIMIT,
-            )
-            self.section(case, "blame").update(found.as_dict())
-            return found
-
-        made: Blame = self._once(find, "blame", case.model, case.recipe)
-        return made
-
-    def _holds(self, case: Case, recipe: Recipe) -> bool:
-        """Whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
-        reference = self.reference(case)
-        loop = quantize.forward_loop_over(self._calibration_batches(case))
-        model = quantize.quantize(reference.model, recipe, loop, self.options.attention)
-        subject = self._quantized_subject(case, recipe, model, quantize.fold(model))
-        runs, before = self.evaluator.evaluate(subject, self.tasks(case), keep=False), self.reference_runs(case)
-        judged = self._judged(case, before, runs)
-        kept = [
-            m.ok
-            for task, run in before.items()
-            for m in distribution.distribution(
-                run, runs[task], {metric: self.budget(case, task, metric) for metric in run.outcomes}
-            )
-        ]
-        return verdicts.family(judged).decision is verdicts.Decision.PASS and all(kept)
-
-    # -- quantization-aware training ----------------------------------------------------------------------------
-
-    def trained(self, case: Case) -> qat.Trained:
-        """The case's quantized model, fine-tuned."""
-
-        def tune() -> qat.Trained:
-            began = time.perf_counter()
-            found = qat.train(self.quantized(case).model, self.calibration(case), progress=self.options.progress)
-            self.section(case, "qat").update(seconds=round(time.perf_counter() - began, 1), losses=list(found.losses))
-            return found
-
-        made: qat.Trained = self._once(tune, "trained", case.model, case.recipe)
-        return made
-
-    def gains(self, case: Case) -> list[qat.Gain]:
-        """What fine-tuning won back on every metric on which the case's recipe does not pass."""
-        made, model = self.quantized(case), self.trained(case).model
-        subject = self._quantized_subject(case, made.recipe, model, quantize.fold(model))
-        after = self.evaluator.evaluate(subject, self.tasks(case), keep=False)
-        found = qat.gains(self.verdicts(case), self.quantized_runs(case), after)
-        self.section(case, "qat")["gains"] = [asdict(gain) for gain in found]
-        return found
-
-    def moved_ranges(self, case: Case) -> list[str]:
-        """Quantizers of the case's model that fine-tuning changed: their ranges by bits, and everything else."""
-        made = self.quantized(case)
-        after = maps.quantizer_map(self.trained(case).model, lambda m: families.forward(m, made.inputs))
-        return maps.diff(self.map(case), after, amax_tolerance=0.0)
-
     # -- beyond accuracy ----------------------------------------------------------------------------------------
 
     def measurements(self, case: Case, task: str) -> tuple[Measurement, ...]:
@@ -985,28 +830,6 @@ class Gate:
         """Measures that accuracy does not show, by name; those of embeddings belong to every metric of the task."""
         return {m.name: m.value for m in self.measurements(case, task) if m.metric in ("", metric)}
 
-    def beyond_limits(self, case: Case, task: str, metric: str) -> list[str]:
-        """Measures beyond accuracy that passed their limit, a sentence each."""
-        return [m.message() for m in self.measurements(case, task) if m.metric in ("", metric) and not m.ok]
-
-    # -- checkpoint ---------------------------------------------------------------------------------------------
-
-    def checkpoint_problems(
-        self, case: Case, form: checkpoint.Form, folder: Path, model: nn.Module | None = None
-    ) -> list[str]:
-        """What differs after saving the case's model, or *model* made from it, into *folder* and restoring it."""
-        made = self.quantized(case)
-        inputs = {name: tensor.cpu() for name, tensor in made.inputs.items()}
-        how = checkpoint.Loading(attention=self.options.attention)
-        model = (made.model if model is None else model).to("cpu")
-        try:
-            checkpoint.save(model, folder, form)
-            expected, before = checkpoint.observe(model, inputs)
-            weights = checkpoint.digests(model)
-        finally:
-            model.to(self.device)
-        return checkpoint.problems(folder, form, how, inputs, expected, before, weights)
-
     # -- export -------------------------------------------------------------------------------------------------
 
     def no_form(self, case: Case) -> str | None:
@@ -1014,44 +837,6 @@ class Gate:
         reason = self.quantized(case).exported.no_form
         self.section(case, "export").update(no_form=reason, runtime=export.RUNTIME)
         return reason
-
-    def export_problems(self, case: Case, tower: str, dtype: torch.dtype) -> list[Problem]:
-        """What in a tower's graph is not what the case's quantizers say."""
-        found = self.quantized(case).exported.problems(tower, dtype)
-        graphs = self.section(case, "export").setdefault("problems", {})
-        graphs[f"{tower}/{str(dtype).removeprefix('torch.')}"] = [asdict(p) for p in found]
-        return found
-
-    def published_problems(self, case: Case) -> list[Problem] | str:
-        """What ModelOpt's own export gets wrong in either tower, or why it exports nothing."""
-        found = self.quantized(case).exported.published()
-        said = found if isinstance(found, str) else [str(problem) for problem in found]
-        self.section(case, "export")["published"] = said
-        return found
-
-    def parity(self, case: Case, tower: str, *, optimize: bool = False) -> export.Parity:
-        """A tower's graph in ONNX Runtime against fake quantization in torch, given the codes."""
-        found = self.quantized(case).exported.parity(tower, optimize)
-        key = "optimized" if optimize else "parity"
-        self.section(case, "export").setdefault(key, {})[tower] = found.as_dict()
-        return found
-
-    def engine(self, case: Case, tower: str) -> engine.Measured:
-        """A tower's float16 graph in TensorRT: its answers against fake quantization, its speed against FP16."""
-        made, batches = self.quantized(case), self._calibration_batches(case, torch.float16)
-        proto = made.exported.graph(tower, torch.float16)
-        found = engine.measure(proto, tower, made.model, made.reference.model, dict(next(iter(batches))))
-        self.section(case, "export").setdefault("engine", {})[tower] = found.as_dict()
-        return found
-
-    def export_answers(self, case: Case) -> export.Answers | None:
-        """The first classification task through both graphs and through torch; None where there is no such task."""
-        task = next((t for t in self.tasks(case) if t.labels is not None), None)
-        if task is None:
-            return None
-        found = self.quantized(case).exported.answers(task)
-        self.section(case, "export")["answers"] = found.as_dict()
-        return found
 
     # -- memory -------------------------------------------------------------------------------------------------
 
@@ -1070,7 +855,7 @@ class Gate:
 
     def tower_forward(self, case: Case, model: nn.Module, tower: str) -> throughput.Forward:
         """A forward of one tower on a batch of the calibration data."""
-        return throughput.forward_of(model, tower, next(iter(self._calibration_batches(case))))
+        return throughput.forward_of(model, tower, next(iter(self.calibration_batches(case))))
 
     def add_speed(self, case: Case, tower: str, speed: throughput.Speed) -> None:
         """Keep a quantized tower's speed beside its reference's, and say where the ratio moved against the baseline.
@@ -1113,10 +898,3 @@ class Gate:
     def section(self, case: Case, name: str) -> dict[str, Any]:
         """A section of the case's results."""
         return self.results.section(case.recipe_name, case.model_name, name)
-
-    def explain(self, case: Case, error: quantize.QuantizationError) -> str:
-        """Why there is no quantized model, with what the recipe's entries say about it."""
-        seen = patterns.overridden_patterns(self.places(case), error.recipe)
-        seen += patterns.unmatched_patterns(self.places(case), error.recipe)
-        lines = [f"{error.headline} (ModelOpt {environment.versions()['nvidia-modelopt']})"]
-        return "\n\n".join([*lines, *map(str, seen)])

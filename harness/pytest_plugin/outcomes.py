@@ -218,12 +218,13 @@ def _explained(item: pytest.Item, error: Any) -> str:
     case, gate = case_of(item), item.config.stash.get(_GATE, None)
     if gate is None or case is None:
         return str(error)
+    from harness.checks import insertion
     from harness.gate.gate import Case
 
     if "structure_case" in item.callspec.params:  # type: ignore[attr-defined]
         case = Case(case.recipe, gate.options.clip_models[0])
     try:
-        reason, *problems = gate.explain(case, error).split("\n\n")
+        reason, *problems = insertion.explain(gate, case, error).split("\n\n")
     except Exception:  # the explanation is a help; the refusal is what has to be shown
         reason, problems = str(error), []
     if item.config.getoption("verbose") <= 0:

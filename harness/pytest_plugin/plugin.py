@@ -14,7 +14,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
-from harness.pytest_plugin import machine, outcomes, private, workers
+from harness.pytest_plugin import collector, machine, outcomes, private, workers
 from harness.pytest_plugin.options import check_options, prepare_report, shortened
 from harness.pytest_plugin.outcomes import (
     Inconclusive,
@@ -34,8 +34,8 @@ from harness.pytest_plugin.run import has_results, is_worker, options_of, result
 from harness.pytest_plugin.workers import hand_over, settle, take_selection
 
 if TYPE_CHECKING:
-    from harness.baselines import Drift, Missing
-    from harness.baselines.carried import Unexpected
+    from harness.baselines import Comparison
+    from harness.diagnosis.qat import Trained
     from harness.gate.gate import Case, Gate, Options, Quantized
     from harness.pull_requests.selection import Selection
     from harness.statistics.verdicts import Verdict
@@ -240,7 +240,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, what in outcomes.SUITES.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     workers.group_by_case(config)
-    for module in (machine, outcomes, workers):
+    for module in (machine, collector, outcomes, workers):
         if not config.pluginmanager.has_plugin(module.__name__):
             config.pluginmanager.register(module, module.__name__)
     config.pluginmanager.register(outcomes.Recorder(config), "harness.pytest_plugin.outcomes.Recorder")
@@ -354,7 +354,11 @@ def _look_at_everything(session: pytest.Session) -> None:
     with refusing(config):
         machine.check_comparison(config, session.items)
         gate = _gate(config)
-        gate.preflight(accuracy="metric" in fixtures, checkpoints="form" in fixtures, decode=True)
+        gate.preflight(accuracy="metric" in fixtures, decode=True)
+        if "form" in fixtures:
+            from harness.checks import checkpoint
+
+            checkpoint.warm()  # the imports of its fresh processes run beside other work
 
 
 def _report_refused(config: pytest.Config) -> None:
@@ -430,7 +434,13 @@ def gate(pytestconfig: pytest.Config) -> Gate:
 @pytest.fixture(scope="session")
 def quantized(gate: Gate, case: Case) -> Quantized:
     """The case's quantized and calibrated model."""
-    return gate.quantized(case)
+    return collector.quantized(gate, case)
+
+
+@pytest.fixture(scope="session")
+def trained(gate: Gate, trained_case: Case) -> Trained:
+    """The case's model after fine-tuning."""
+    return collector.trained(gate, trained_case)
 
 
 class Check:
@@ -466,22 +476,15 @@ class Check:
         if verdict.decision is Decision.FAIL:
             raise NotHeld(message)
 
-    def drift(self, drift: Drift | Missing | Unexpected) -> None:
+    def drift(self, drift: Comparison) -> None:
         """Fail where there is no baseline, where it belongs to something else, or where something moved."""
-        from harness.baselines import Kind, Missing
-
         get = self._request.config.getoption
         # --new-baselines-only stores what is missing; a record that moved stays as it is and still fails.
-        if get("update_baselines") or (get("new_baselines_only") and getattr(drift, "new_only", True)):
+        if get("update_baselines") or (get("new_baselines_only") and drift.only_adds):
             return
-        if not getattr(drift, "failed", True):
-            return
-        causes: Iterable[str] = ()
-        if isinstance(drift, Missing):
-            causes = self._causes(["no baseline"])
-        elif getattr(drift, "kind", None) is Kind.MISMATCH:
-            causes = self._causes(getattr(drift, "lines", ()))
-        raise NotHeld(drift.message(self._nodeid, self._options), causes, about_baseline=True)
+        if drift.failed:
+            message = drift.message(self._nodeid, self._options)
+            raise NotHeld(message, self._causes(drift.causes), about_baseline=True)
 
     def limits(self, found: list[str], metric: tuple[str, str]) -> None:
         """Fail where measures beyond accuracy passed their limits, and say which quantizers did it."""
@@ -510,7 +513,11 @@ class Check:
         first = told.setdefault(case, self._nodeid)
         if first != self._nodeid:
             return f"blame: see {first}"
-        return str(gate.blame(case, task, metric).message())
+        from harness.diagnosis import blame
+
+        found = blame.of_case(gate, case, task, metric)
+        gate.section(case, "blame").update(found.as_dict())
+        return found.message()
 
 
 @pytest.fixture
@@ -543,6 +550,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if _GATE in config.stash:
         gate = config.stash[_GATE]
         gate.finish()
+        collector.collect(gate)
         lines = [*gate.evaluator.notes(), *(_accept(session, exitstatus) if updating(config) else [])]
         gate.evaluator.close()
     if is_worker(config):

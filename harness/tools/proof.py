@@ -24,11 +24,9 @@ from typing import Any
 
 import torch
 
-from harness import export
-from harness import formats as qdq
-from harness.checks import checkpoint, insertion, numerics, patterns
+from harness.checks import registry
+from harness.checks.registry import Check
 from harness.errors import UsageError
-from harness.formats.probes import probes
 from harness.gate.gate import Case, Gate, Options
 from harness.quantization.quantize import QuantizationError
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
@@ -46,125 +44,44 @@ BATCHES = (64, 27, 41, 55, 96)
 #: What a clean run shares with a fault that does not touch it.
 SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places"})
 
-Problems = Iterable[object]
-
-
 # -- the gate's checks, in the order in which they run ---------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Check:
-    """A decision of the gate.  ``recorded`` marks those that need a baseline."""
-
-    suite: str
-    name: str
-    run: Callable[[Gate, Case], Problems]
-    recorded: bool = False
-
-
-def _verdicts(gate: Gate, case: Case) -> Problems:
-    return [v.message() for v in gate.verdicts(case).verdicts if v.decision.value != "PASS"]
+#: Suites that decide about a recipe; the others measure, or need what a planted fault does not have.
+_DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
+#: Checks of the insertion suite that come after numerics: what they find, an earlier check may find without them.
+_LATER = ("map_equals_baseline", "structure_of_published_architecture")
+#: Of what the suites look at exhaustively, a few values that tell a wrong function from a right one.
+FEW: dict[str, tuple[Any, ...]] = {
+    "architecture": ("ViT-L-14",),
+    "dtype": (torch.float32, torch.float16),
+    "name": ("E4M3", "INT8", "INT8-narrow"),
+    "examples": (5,),
+}
 
 
-def _beyond(gate: Gate, case: Case) -> Problems:
-    verdicts = gate.verdicts(case).verdicts
-    return [line for v in verdicts for line in gate.beyond_limits(case, v.task, v.metric)]
+def _ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """*checks* of the deciding suites, cheap ones first, and accuracy's record last."""
+    decide = [check for check in checks if check.suite in _DECIDING]
+    later = [check for check in decide if check.name in _LATER]
+    recorded = [check for check in decide if check.recorded and check not in later]
+    first = [check for check in decide if check not in later and check not in recorded]
+    early = [check for check in first if check.suite in ("insertion", "numerics")]
+    return (*early, *later, *(check for check in first if check not in early), *recorded)
 
 
-def _outcome_drift(gate: Gate, case: Case) -> Problems:
-    for verdict in gate.verdicts(case).verdicts:
-        yield from _drifted(gate.drift(case, verdict.task, verdict.metric))
+CHECKS = _ordered(registry.every())
 
 
-def _drifted(drift: Any) -> list[str]:
-    return [drift.message()] if getattr(drift, "failed", True) else []
-
-
-def _restored(form: checkpoint.Form) -> Callable[[Gate, Case], Problems]:
-    def run(gate: Gate, case: Case) -> Problems:
-        with tempfile.TemporaryDirectory() as folder:
-            return gate.checkpoint_problems(case, form, Path(folder) / form)
-
-    return run
-
-
-def _graphs(gate: Gate, case: Case) -> Problems:
-    if gate.no_form(case):
-        return []
-    return [problem for tower in export.TOWERS for problem in gate.export_problems(case, tower, torch.float32)]
-
-
-def _parity(gate: Gate, case: Case) -> Problems:
-    if gate.no_form(case):
-        return []
-    return [found for tower in export.TOWERS if not (found := gate.parity(case, tower)).holds]
-
-
-CHECKS: tuple[Check, ...] = (
-    Check("insertion", "every pattern matches",
-          lambda g, c: patterns.unmatched_patterns(g.places(c), g.recipe(c))),
-    Check("insertion", "no pattern is overridden",
-          lambda g, c: g.overridden(c)),
-    Check("insertion", "every tower is covered", lambda g, c: insertion.uncovered(g.map(c), g.left_out(c))),
-    Check("insertion", "attention has its quantizers",
-          lambda g, c: insertion.broken_attention(g.map(c), g.recipe(c), g.left_out(c))),
-    Check("insertion", "every enabled quantizer runs", lambda g, c: insertion.never_run(g.map(c))),
-    Check("insertion", "no quantizer runs twice", lambda g, c: insertion.run_twice(g.map(c))),
-    Check("insertion", "every static quantizer is calibrated",
-          lambda g, c: insertion.uncalibrated(g.map(c), g.recipe(c))),
-    Check("insertion", "quantizers are what the recipe says", lambda g, c: g.disobeyed(c)),
-    Check("insertion", "ranges are those of the data", lambda g, c: g.strange_ranges(c)),
-    Check("insertion", "nothing but quantizers was added", lambda g, c: g.altered(c)),
-    Check("numerics", "formats around every number", lambda g, c: arithmetic()),
-    Check("numerics", "quantizers of the model", lambda g, c: numerics.mismatches(g.observations(c))),
-    Check("numerics", "folded model computes the same", lambda g, c: g.fold_problems(c)),
-    Check("insertion", "map equals baseline", lambda g, c: _drifted(g.drift(c)), recorded=True),
-    Check("insertion", "structure of ViT-L-14", lambda g, c: g.structure_problems(Case(c.recipe, "ViT-L-14"))),
-    Check("accuracy", "loss is within budget", _verdicts),
-    Check("accuracy", "answers stay close", _beyond),
-    Check("checkpoint", "restored by save_pretrained", _restored("pretrained")),
-    Check("checkpoint", "restored by mto", _restored("mto")),
-    Check("export", "graph has the quantizers of the map", _graphs),
-    Check("export", "runtime computes what fake quantization does", _parity),
-    Check("accuracy", "outcomes equal baseline", _outcome_drift, recorded=True),
-)  # fmt: skip
-
-
-def _looked_at(gate: Gate, _: Case) -> Problems:
+def _looked_at(gate: Gate) -> tuple[str, ...]:
     gate.preflight(accuracy=True)
     return ()
 
 
 #: What stops a run with a usage error before its first test.
-PREFLIGHT = Check("before the run", "all that was given can be used", _looked_at)
-
-
-def arithmetic() -> list[str]:
-    """ModelOpt's quantizers against the oracle around every number of their formats, and where amax is no scale.
-
-    The numerics suite does this in three dtypes at many scales; a few of each tell a wrong function from a right one.
-    """
-    from modelopt.torch.quantization.config import QuantizerAttributeConfig
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    found = []
-    amax = torch.tensor([[2.0**-9], [0.37], [1.0], [3.1], [448.0], [0.0]])
-    formats: dict[str, dict[str, Any]] = {
-        "E4M3": {"num_bits": (4, 3)},
-        "INT8": {"num_bits": 8},
-        "INT8 ": {"num_bits": 8, "narrow_range": True},
-    }
-    for name, attributes in formats.items():
-        positive = amax.clamp(min=2.0**-9).numpy()
-        for dtype in (torch.float32, torch.float16):
-            x = torch.from_numpy(probes(qdq.find(name.strip()), positive, "float32")).to(dtype)
-            made = TensorQuantizer(QuantizerAttributeConfig(axis=0, **attributes))
-            made.amax = amax
-            equal = qdq.same_bits(made(x), qdq.from_quantizer(made)(x))
-            if not equal.all():
-                wrong = int((~equal).sum())
-                found.append(f"{wrong} of {x.numel()} elements differ from the definition of {attributes}")
-    return found
+PREFLIGHT = Check("before the run", "all_that_was_given_can_be_used", _looked_at)
+#: Where ModelOpt refuses a recipe, no check has anything to look at.
+REFUSED = Check("insertion", "ModelOpt_refuses_the_recipe", _looked_at)
+NOTHING = Check("", "", _looked_at)
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
@@ -238,9 +155,9 @@ def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kil
     with fault.planted(site):
         first = _noticed(fault, clean, site, checks)
     shutil.rmtree(site.folder)
-    check, how, message = first or (Check("", "", _looked_at), "", "")
+    check, how, message = first or (NOTHING, "", "")
     seconds = round(time.perf_counter() - began, 2)
-    return Kill(fault.name, check.suite, check.name, how, check.recorded, message, seconds)
+    return Kill(fault.name, check.suite, check.title, how, check.recorded, message, seconds)
 
 
 def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) -> tuple[Check, str, str] | None:
@@ -255,11 +172,11 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
         carried = [c for c in checks if c.suite == fault.where.value]
     for check in (PREFLIGHT, *carried):
         try:
-            problems = [str(problem) for problem in check.run(gate, case)]
+            problems = list(check.problems(gate, case, FEW))
         except UsageError as error:
             return check, "usage error", str(error)
         except QuantizationError as error:
-            return Check("insertion", "ModelOpt refuses the recipe", check.run), "failed", str(error)
+            return REFUSED, "failed", str(error)
         except Exception as error:
             # pytest calls a test that raises failed, whatever it raises.
             return check, "error", f"{type(error).__name__}: {error}"
@@ -313,7 +230,7 @@ def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) 
     rng = random.Random(how.order)
     # No restored checkpoint, structure without weights or graph knows of batch size or order: once a process.
     once = ("checkpoint: restored", "insertion: structure", "export: ")
-    checks = [c for c in CHECKS if restore or not f"{c.suite}: {c.name}".startswith(once)]
+    checks = [c for c in CHECKS if restore or not f"{c.suite}: {c.title}".startswith(once)]
     rng.shuffle(checks)
     site = clean.site(recipes[0])
     gate, _ = clean.run(site, batch_size=how.batch_size, recipes=tuple(recipes))
@@ -322,7 +239,7 @@ def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) 
     gate._kept.pop(("runs", MODEL), None)
     gate._kept["tasks", MODEL] = tuple(order)
     found = {
-        case.recipe: [f"{c.suite}: {c.name}: {problem}" for c in checks for problem in c.run(gate, case)]
+        case.recipe: [f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(gate, case, FEW)]
         for case in gate.cases()
     }
     shutil.rmtree(site.folder)

@@ -34,6 +34,7 @@ def _measured() -> dict[str, Any]:
     from harness.data import tasks
     from harness.diagnosis import gallery, layers
     from harness.gate.gate import Gate, Options
+    from harness.pytest_plugin import collector
     from harness.statistics import verdicts
     from harness.statistics.verdicts import Budget
 
@@ -60,6 +61,7 @@ def _measured() -> dict[str, Any]:
         beyond={f"{v.task}/{v.metric}": {"kl_mean": 0.0125, "kl_max": float("inf")} for v in family.verdicts},
         changed=changed,
     )
+    collector.collect(gate)
     whole: dict[str, Any] = gate.results.as_dict()
     whole["environment"] = {"versions": {"torch": "2.13.0"}, "device": "cpu", "date": "2026-11-23T07:00:00Z"}
     measured = whole["cases"][0]

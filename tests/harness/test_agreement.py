@@ -15,6 +15,7 @@ from harness.checks import agreement
 from harness.data import calibration
 from harness.models import references
 from harness.quantization.attention import attention_registered
+from harness.quantization.magnitudes import Magnitudes
 from harness.quantization.maps import quantizer_map, tensor_quantizers
 from harness.quantization.quantize import fold, forward_loop_over, insert, quantize
 from harness.recipes import loading
@@ -36,9 +37,9 @@ def batches(reference: references.Reference) -> Iterable[dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def data(reference: references.Reference, batches: Any) -> agreement.Magnitudes:
+def data(reference: references.Reference, batches: Any) -> Magnitudes:
     """What those pairs give at every quantizer's place."""
-    return agreement.Magnitudes(insert(reference.model), batches)
+    return Magnitudes(insert(reference.model), batches)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def model(fp8: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", loading.DEFAULT)
 def test_every_default_recipe_agrees_with_its_model(
-    name: str, reference: references.Reference, batches: Any, data: agreement.Magnitudes
+    name: str, reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
     """What ModelOpt makes of each default recipe agrees with the recipe, with the data and with its folded copy."""
     recipe = loading.load(name)
@@ -129,9 +130,7 @@ def test_quantizers_that_no_entry_speaks_of(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["input_quantizer", "weight_quantizer"])
 @pytest.mark.parametrize("factor", [16.0, 0.5, 1.01])
-def test_a_range_that_the_data_do_not_give(
-    model: nn.Module, data: agreement.Magnitudes, name: str, factor: float
-) -> None:
+def test_a_range_that_the_data_do_not_give(model: nn.Module, data: Magnitudes, name: str, factor: float) -> None:
     """A scaled range of one input or one weight is named with what is stored and what the data give."""
     quantizer = tensor_quantizers(model)[f"{FC1}.{name}"]
     right = float(quantizer._amax)
@@ -142,7 +141,7 @@ def test_a_range_that_the_data_do_not_give(
     assert problem.names == (f"{FC1}.{name}: amax is {float(quantizer._amax):.6g}, the data give {right:.6g}",)
 
 
-def test_a_range_of_nan(model: nn.Module, data: agreement.Magnitudes) -> None:
+def test_a_range_of_nan(model: nn.Module, data: Magnitudes) -> None:
     """NaN equals no range of the data."""
     tensor_quantizers(model)[f"{FC1}.input_quantizer"]._amax.fill_(float("nan"))
 
@@ -153,7 +152,7 @@ def test_a_range_of_nan(model: nn.Module, data: agreement.Magnitudes) -> None:
 
 def test_fewer_batches_give_other_ranges(fp8: nn.Module, reference: references.Reference, batches: Any) -> None:
     """A model calibrated on two batches does not agree with the first alone."""
-    first = agreement.Magnitudes(insert(reference.model), [next(iter(batches))])
+    first = Magnitudes(insert(reference.model), [next(iter(batches))])
 
     (problem,) = agreement.with_data(fp8, loading.load("fp8"), first)
 
@@ -171,7 +170,7 @@ def test_the_data_are_looked_at_once_for_all_recipes(
             passes.append(1)
             return iter(batches)
 
-    data = agreement.Magnitudes(insert(reference.model), Counted())
+    data = Magnitudes(insert(reference.model), Counted())
     for name in ("fp8", "int8"):
         made = fp8 if name == "fp8" else quantize(reference.model, loading.load(name), forward_loop_over(batches))
         assert agreement.with_data(made, loading.load(name), data) == []
@@ -185,7 +184,7 @@ def test_the_data_are_looked_at_once_for_all_recipes(
     assert along.max() == whole
 
 
-def test_a_tolerance_lets_small_differences_pass(model: nn.Module, data: agreement.Magnitudes) -> None:
+def test_a_tolerance_lets_small_differences_pass(model: nn.Module, data: Magnitudes) -> None:
     """Where bits cannot be asked for, a range within the tolerance passes and one beyond it does not."""
     tensor_quantizers(model)[f"{FC1}.input_quantizer"]._amax *= 1.01
 
@@ -193,7 +192,7 @@ def test_a_tolerance_lets_small_differences_pass(model: nn.Module, data: agreeme
     assert agreement.with_data(model, loading.load("fp8"), data, tolerance=0.005) != []
 
 
-def test_other_calibrations_than_max_are_left_alone(model: nn.Module, data: agreement.Magnitudes) -> None:
+def test_other_calibrations_than_max_are_left_alone(model: nn.Module, data: Magnitudes) -> None:
     """Under SmoothQuant or AWQ a range is not the largest magnitude, and nothing is said."""
     assert not agreement.calibrates_by_max(loading.load("int8-smoothquant"))
     assert not agreement.calibrates_by_max(loading.load("int4-awq"))

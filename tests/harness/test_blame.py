@@ -45,7 +45,7 @@ def case(gate: Gate) -> Case:
 def found(gate: Gate, case: Case) -> Blame:
     """What blame says of it, however slow this machine is."""
     with mock.patch.object(blame, "LIMIT", 3600.0):
-        return gate.blame(case, "emoji100", "acc1")
+        return blame.of_case(gate, case, "emoji100", "acc1")
 
 
 def test_poison_fails(gate: Gate, case: Case) -> None:
@@ -67,7 +67,7 @@ def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
     recipe = gate.recipe(case)
     cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], *entries]}
 
-    assert gate._holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
+    assert blame.holds(gate, case, dataclasses.replace(recipe, quant_cfg=cfg))
 
 
 def test_model_is_left_as_it_was(gate: Gate, case: Case, found: Blame) -> None:

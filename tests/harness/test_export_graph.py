@@ -18,6 +18,7 @@ from harness.export.graph import TOWERS
 from harness.gate.gate import Gate, Options, Quantized
 from harness.models import families
 from harness.quantization import quantize
+from harness.quantization.observations import observe
 from harness.recipes import loading
 from harness.tools.faults import CATALOGUE, Site, Where
 
@@ -134,7 +135,7 @@ def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
     quantized = quantize.quantize(model, loading.load(name), quantize.forward_loop_over([inputs]))
     exports = Exports(quantized, inputs)
 
-    observations = numerics.observe(quantized)
+    observations = observe(quantized)
 
     assert numerics.mismatches(observations) == []
     assert any(o.name.endswith("text_model.encoder.layers.0.mlp.fc1.weight_quantizer") for o in observations)

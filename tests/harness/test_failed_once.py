@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 from written import DENY_ALL, entry, recipe
 
+from harness.checks import insertion
 from harness.gate.gate import Gate, Options
 from harness.quantization import quantize
 from harness.quantization.quantize import QuantizationError
@@ -32,7 +34,8 @@ def test_a_failed_quantization_is_not_tried_again(gate: Gate, monkeypatch: pytes
 
     monkeypatch.setattr(quantize, "quantize", counted)
     case, other = gate.cases()
-    needs = (gate.quantized, gate.map, gate.observations, gate.disobeyed, gate.quantized_runs, gate.verdicts)
+    judged = functools.partial(insertion.quantizers_are_what_the_recipe_says, gate)
+    needs = (gate.quantized, gate.map, gate.observations, judged, gate.quantized_runs, gate.verdicts)
     met = []
     for need in (*needs, *needs):
         with pytest.raises(QuantizationError) as caught:

@@ -10,10 +10,10 @@ import tiny
 import torch
 from torch import nn
 
-from harness.checks import insertion, patterns
+from harness.checks import insertion, numerics, patterns
 from harness.data import tasks
 from harness.errors import UsageError
-from harness.gate.gate import Case, Gate, Options, short, short_recipe
+from harness.gate.gate import Case, Gate, Options
 from harness.models import architectures, families, references
 from harness.models.families import INPUTS
 from harness.problems import Problem
@@ -114,7 +114,7 @@ def test_a_gate_of_every_family_holds(checkpoint: Path) -> None:
     assert inserted(gate, case) == []
     assert gate.observations(case)
     assert [o for o in gate.observations(case) if o.mismatches or o.unsupported] == []
-    assert gate.fold_problems(case) == []
+    assert numerics.folded_model_computes_the_same(gate, case) == []
 
 
 def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
@@ -148,10 +148,12 @@ def gate_on(checkpoint: Path) -> tuple[Gate, Case]:
 
 def inserted(gate: Gate, case: Case) -> list[Problem]:
     """What the insertion suite finds, the baseline aside."""
-    gate.map(case)
-    whole = gate.results.case(short_recipe(case.recipe), short(case.model))["insertion"]["problems"]
-    found = [Problem(**problem) for problem in whole]
-    return [*found, *gate.unmatched(case), *gate.disobeyed(case), *gate.strange_ranges(case), *gate.altered(case)]
+    return [
+        *insertion.all_problems(gate, case),
+        *insertion.quantizers_are_what_the_recipe_says(gate, case),
+        *insertion.ranges_are_those_of_the_data(gate, case),
+        *insertion.nothing_but_quantizers_was_added(gate, case),
+    ]
 
 
 # -- an embedding is an embedding ------------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def test_a_part_is_not_asked_for_the_other_tower(tmp_path: Path) -> None:
     recipe.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{entries}")
     gate = Gate(Options(recipes=(str(recipe),), clip_models=("embedded+CLIPTextModel",), calibration_size=64))
 
-    (problem,) = gate.unmatched(gate.cases()[0])
+    (problem,) = insertion.every_pattern_matches(gate, gate.cases()[0])
 
     assert "'*fc7*'" in problem.what
 

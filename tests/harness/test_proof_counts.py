@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from harness.checks.registry import Check
 from harness.errors import UsageError
 from harness.gate.gate import Case, Gate
 from harness.tools import proof
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
-from harness.tools.proof import Check, Clean, Kill
+from harness.tools.proof import Clean, Kill
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def kill(**changes: object) -> Kill:
 
 def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
     """What kills is the fault and not the proof: with nothing planted, the checks that need no data find nothing."""
-    checks = [c for c in proof.CHECKS if c.name in ("every pattern matches", "every enabled quantizer runs")]
+    checks = [c for c in proof.CHECKS if c.name in ("every_pattern_matches", "every_enabled_quantizer_runs")]
 
     found = proof.attempt(HARMLESS, clean, checks)
 
@@ -61,7 +62,7 @@ def crash(gate: Gate, case: Case) -> list[str]:
 )
 def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
     """A usage error, a raised exception and a found problem are three different words in the matrix."""
-    found = proof.attempt(HARMLESS, clean, [Check("insertion", "this one", run)])  # type: ignore[arg-type]
+    found = proof.attempt(HARMLESS, clean, [Check("insertion", "this_one", run)])  # type: ignore[arg-type]
 
     assert (found.suite, found.check, found.how) == ("insertion", "this one", how)
 
@@ -69,8 +70,8 @@ def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
 def test_the_first_check_that_notices_kills(clean: Clean) -> None:
     """In the order of the checks; whether it needs a baseline stands beside it, and nothing behind it runs."""
     wrong = [
-        Check("numerics", "silent", lambda g, c: []),
-        Check("insertion", "with", lambda g, c: ["moved"], recorded=True),
+        Check("numerics", "silent", lambda gate, case: []),
+        Check("insertion", "with", lambda gate, case: ["moved"], recorded=True),
         Check("accuracy", "behind", crash),
     ]
 
@@ -81,7 +82,7 @@ def test_the_first_check_that_notices_kills(clean: Clean) -> None:
 
 def test_only_checkpoint_faults_meet_the_checkpoint_suite(clean: Clean) -> None:
     """A fresh process does not carry a fault planted in this one, so its difference would be no kill."""
-    checks = [Check("checkpoint", "differs", lambda g, c: ["differs"])]
+    checks = [Check("checkpoint", "differs", lambda gate, case: ["differs"])]
 
     assert proof.attempt(HARMLESS, clean, checks).survived
     assert not proof.attempt(dataclasses.replace(HARMLESS, where=Where.CHECKPOINT), clean, checks).survived
@@ -91,7 +92,7 @@ def test_a_site_is_gone_after_the_attempt(clean: Clean) -> None:
     """Nothing of a planted fault stays on the disk."""
     before = sorted(clean.folder.iterdir())
 
-    proof.attempt(HARMLESS, clean, [Check("insertion", "none", lambda g, c: [])])
+    proof.attempt(HARMLESS, clean, [Check("insertion", "none", lambda gate, case: [])])
 
     assert sorted(clean.folder.iterdir()) == before
 
@@ -146,6 +147,6 @@ def test_every_suite_of_the_gate_is_in_the_order() -> None:
 
     assert set(suites) == {"insertion", "numerics", "accuracy", "checkpoint", "export"}
     assert suites[0] == "insertion"
-    assert proof.CHECKS[-1].recorded
+    assert proof.CHECKS[-1].name == "accuracy_equals_baseline"
     assert all(isinstance(fault, Fault) for fault in CATALOGUE.values())
     assert Path(proof.MATRIX).name == "kill-matrix.md"

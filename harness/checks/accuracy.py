@@ -1,0 +1,41 @@
+"""The quantized model is not worse than the reference by more than its budget, and has not moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.baselines import Comparison
+from harness.checks.registry import NotJudged, check
+from harness.statistics.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
+
+#: A task and a metric of it.
+Metric = tuple[str, str]
+
+
+def _metrics(gate: Gate, case: Case) -> list[Metric]:
+    return [(verdict.task, verdict.metric) for verdict in gate.verdicts(case).verdicts]
+
+
+@check("accuracy", metric=_metrics)
+def loss_is_within_budget(gate: Gate, case: Case, metric: Metric) -> Verdict:
+    """Return the verdict on one metric, as it stands among those on all tasks."""
+    return gate.verdict(case, *metric)
+
+
+@check("accuracy", metric=_metrics)
+def answers_stay_close(gate: Gate, case: Case, metric: Metric) -> list[str]:
+    """Return the measures beyond accuracy that exceed their limits, a sentence each."""
+    task, name = metric
+    own = [m for m in gate.measurements(case, task) if m.metric in ("", name)]
+    return [measurement.message() for measurement in own if not measurement.ok]
+
+
+@check("accuracy", recorded=True, metric=_metrics)
+def accuracy_equals_baseline(gate: Gate, case: Case, metric: Metric) -> Comparison:
+    """Compare both models' answers with those that were accepted."""
+    if gate.options.early_stop:
+        raise NotJudged("with --early-stop a task's samples are not all evaluated, and a baseline is of all of them")
+    return gate.drift(case, *metric)

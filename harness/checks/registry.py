@@ -1,0 +1,123 @@
+"""The gate's checks, by suite and name: what the tests of the suites call, and what the proof measures.
+
+A check is a function that returns what is wrong; nothing wrong is an empty list.  It is registered under its suite and
+its own name, and ``tests/test_<suite>.py`` has one test of it, ``test_<name>``.  A notebook calls the same functions::
+
+    from harness.checks import insertion
+    insertion.every_enabled_quantizer_runs(gate, case)
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from harness.gate.gate import Case, Gate
+
+#: The suites, in the order in which a run takes them; each is a module of this package.
+SUITES = ("insertion", "numerics", "accuracy", "checkpoint", "export", "throughput", "qat", "orphans")
+
+#: Values of a parameter: fixed, or what a case has.
+Values = Iterable[Any] | Callable[["Gate", "Case"], Iterable[Any]]
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+
+class NotJudged(Exception):  # noqa: N818 - no error: there is nothing to judge
+    """A check has nothing to look at; the text says why."""
+
+
+class KnownDefect(Exception):  # noqa: N818 - the recipe's check holds
+    """What a check found is a defect of a library, and fails no recipe."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        suite: the suite that it belongs to.
+        name: of its function; its test has ``test_`` before it.
+        run: the function.
+        recorded: whether it compares with a stored baseline.
+        values: what its parameters range over, by name.  ``gate``, ``case`` and ``folder`` are given to any check.
+    """
+
+    suite: str
+    name: str
+    run: Callable[..., Any]
+    recorded: bool = False
+    values: Mapping[str, Values] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
+
+    def problems(self, gate: Gate, case: Case, only: Mapping[str, Iterable[Any]] | None = None) -> Iterator[str]:
+        """What is wrong with *case*, for all values of the check's parameters; what cannot be judged is left out.
+
+        Args:
+            gate: the run.
+            case: a case of the run.
+            only: values that take the place of a parameter's own, by name.
+        """
+        accepted = inspect.signature(self.run).parameters
+        values = dict(self.values) | {name: few for name, few in (only or {}).items() if name in accepted}
+        ranges = [of(gate, case) if callable(of) else of for of in values.values()]
+        given = {name: value for name, value in (("gate", gate), ("case", case)) if name in accepted}
+        for chosen in itertools.product(*ranges):
+            with tempfile.TemporaryDirectory() as folder:
+                own = {"folder": Path(folder)} if "folder" in accepted else {}
+                try:
+                    found = self.run(**given, **own, **dict(zip(values, chosen, strict=True)))
+                except (NotJudged, KnownDefect):
+                    continue
+            yield from _texts(found)
+
+
+def _texts(found: Any) -> list[str]:
+    """What a check returned, as the texts of what is wrong."""
+    from harness.baselines import Comparison
+    from harness.statistics.verdicts import Decision, Verdict
+
+    if isinstance(found, Verdict):
+        return [] if found.decision is Decision.PASS else [found.message()]
+    if isinstance(found, Comparison):
+        return [found.message()] if found.failed else []
+    return [str(problem) for problem in found]
+
+
+_CHECKS: dict[tuple[str, str], Check] = {}
+
+
+def check(suite: str, *, recorded: bool = False, **values: Values) -> Callable[[Run], Run]:
+    """Register a function as a check of *suite*, under its own name.
+
+    Args:
+        suite: the suite.
+        recorded: whether it compares with a stored baseline.
+        values: what its parameters range over.
+    """
+
+    def register(run: Run) -> Run:
+        key = suite, run.__name__
+        if suite not in SUITES or key in _CHECKS:
+            raise ValueError(f"{suite}: {run.__name__}: not a suite, or registered before")
+        _CHECKS[key] = Check(suite, run.__name__, run, recorded, values)
+        return run
+
+    return register
+
+
+def every() -> tuple[Check, ...]:
+    """All registered checks, suite by suite."""
+    for suite in SUITES:
+        importlib.import_module(f"harness.checks.{suite}")
+    return tuple(check for suite in SUITES for check in _CHECKS.values() if check.suite == suite)
