@@ -1,7 +1,7 @@
 """What ModelOpt's own, published way to ONNX gives, and its defects, each in one place.
 
-Verified with ModelOpt 0.47.0 and torch 2.13; `tests/harness/test_export.py` holds a test for each defect that fails
-when it is gone.
+Verified with ModelOpt 0.47.0 and torch 2.13; `tests/harness/export/test_export_graph.py` holds a test for each
+defect that fails when it is gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every private interface of pytest and of its plugins that the gate needs, each with the reason.
 
 Nothing else in ``harness`` and ``tests`` imports ``_pytest`` or reads an underscore of pytest's
-objects; ``tests/harness/test_private.py`` tries each function here against the installed pytest.
+objects; ``tests/harness/pytest_plugin/test_private.py`` tries each function here against the installed pytest.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m harness.tools.simulation --draws 10000 --seed 1 --output docs/error-rates.md
 
-tests/harness/test_simulation.py does the same small. A rate refutes its promise if the lower end of its 99.9 %
+tests/harness/tools/test_simulation.py does the same small. A rate refutes its promise if the lower end of its 99.9 %
 Clopper-Pearson interval lies above alpha.
 """
 

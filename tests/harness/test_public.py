@@ -71,3 +71,18 @@ def test_the_architecture_names_files_that_exist() -> None:
 
     assert paths
     assert [path for path in paths if not (HARNESS.parent / path).exists()] == []
+
+
+def test_no_test_module_imports_another() -> None:
+    """What test modules share is in helper modules next to conftest.py."""
+    folder = HARNESS.parent / "tests"
+    imported = re.compile(r"^\s*(?:from|import) (?:\w+\.)*test_\w+", re.M)
+
+    assert [path.name for path in folder.rglob("*.py") if imported.search(path.read_text())] == []
+
+
+def test_names_of_test_modules_are_unique() -> None:
+    """Pytest and mypy import test modules by their file names alone."""
+    names = [path.name for path in (HARNESS.parent / "tests").rglob("*.py") if path.name != "conftest.py"]
+
+    assert sorted(names) == sorted(set(names))

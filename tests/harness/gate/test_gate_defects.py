@@ -18,7 +18,7 @@ from harness.checks import (
 from harness.models import references
 from harness.quantization import quantize
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 RunGate = Any
 

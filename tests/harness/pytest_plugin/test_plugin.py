@@ -26,7 +26,7 @@ from harness.digests import ids_digest
 from harness.evaluation.environment import DeviceKey
 from harness.gate.gate import BASELINES, Gate, Options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
 INSERTION, ACCURACY, ORPHANS = (str(ROOT / "tests" / f"test_{n}.py") for n in ("insertion", "accuracy", "orphans"))
 

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from made_data import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes
 from safetensors.torch import load_file, save_file
-from test_tasks import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes
+from slicing import CPU, RECIPE, ROWS, assert_equal
 
 from harness.checks import checkpoint
 from harness.data import inputs, tasks
-from harness.data.tasks import Outcomes, Task, TaskRun
+from harness.data.tasks import Task, TaskRun
 from harness.evaluation import early, environment, shards
 from harness.evaluation.evaluators import Alone, Here, Sliced
 from harness.evaluation.shards import Floats, Slice, Store
@@ -32,8 +32,6 @@ from harness.models import references
 from harness.models.references import Reference
 from harness.quantization import maps, quantize
 
-CPU = torch.device("cpu")
-ROWS = 64
 #: Slices of four pieces and two.
 SIZES: dict[str, Any] = {"pictures": 60, "prompts": 150}
 
@@ -58,17 +56,6 @@ def sliced(store: Store | None, batch_size: int = ROWS, **more: Any) -> tuple[Sl
     """An evaluator that cuts tasks small, and what it has computed."""
     engine = Counting(batch_size)
     return Sliced(engine, CPU, batch_size, store, **(SIZES | more)), engine.computed
-
-
-def assert_equal(expected: TaskRun, found: TaskRun) -> None:
-    """Both runs have the same bits in everything."""
-    assert np.array_equal(expected.image_embeddings, found.image_embeddings)
-    assert np.array_equal(expected.text_embeddings, found.text_embeddings)
-    assert list(expected.outcomes) == list(found.outcomes)
-    for metric, outcomes in expected.outcomes.items():
-        for field in dataclasses.fields(Outcomes):
-            one, other = (getattr(o, field.name) for o in (outcomes, found.outcomes[metric]))
-            assert np.array_equal(one, other), (metric, field.name)
 
 
 @pytest.fixture(scope="module")
@@ -209,21 +196,6 @@ def change_a_weight(folder: Path) -> None:
     weights["visual_projection.weight"][0, 0] += 0.25
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-
-RECIPE = """
-metadata:
-  recipe_type: ptq
-quantize:
-  algorithm: max
-  quant_cfg:
-    - quantizer_name: '*'
-      enable: false
-    - quantizer_name: '*weight_quantizer'
-      parent_class: nn.Linear
-      cfg:
-        num_bits: 8
-        axis: 0
-"""
 
 #: What is changed between two runs: (in the folder of all that was given, in the options), and what the gate calls it.
 CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, int]] = {

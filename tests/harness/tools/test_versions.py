@@ -32,7 +32,7 @@ from harness.tools.versions import check, measurement, table
 from harness.tools.versions.__main__ import main
 from harness.tools.versions.measurement import Measurement
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BASELINES = ROOT / "baselines"
 RECORDS = differences.load(BASELINES)
 MEASURED = {m.release: m for m in measurement.every(BASELINES)}

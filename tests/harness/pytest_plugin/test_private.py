@@ -9,7 +9,7 @@ import pytest
 
 from harness.pytest_plugin import private
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SUITE = """
 import pytest

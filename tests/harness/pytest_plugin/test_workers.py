@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from test_tasks import webdataset_classes
+from made_data import webdataset_classes
 
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.evaluation import evaluators
@@ -14,7 +14,7 @@ from harness.evaluation.shards import Floats, Slice
 from harness.evaluation.subjects import Subject
 from harness.pytest_plugin import workers
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 #: Runs the accuracy suite on a small task: (what it computed, its result).
 Run = Callable[..., tuple[list[str], pytest.RunResult]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_baselines import (
+from made_records import (
     GPU,
     MAP,
     OTHER_XEON,

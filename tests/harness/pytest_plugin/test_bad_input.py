@@ -13,7 +13,7 @@ import pytest
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.gate.gate import BASELINES, Gate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INSERTION, ACCURACY = (ROOT / "tests" / f"test_{name}.py" for name in ("insertion", "accuracy"))
 
 Refused = Callable[..., str]

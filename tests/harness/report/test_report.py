@@ -25,7 +25,7 @@ from harness import report
 from harness.errors import UsageError
 from harness.report import cases, grid, markdown, page, text
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SCHEMA: dict[str, Any] = json.loads((ROOT / "harness/report/templates/results.schema.json").read_text())
 #: The names themselves would end up in the log of a run of these tests.
 HOSTILE_IDS = [f"hostile{i}" for i in range(len(HOSTILE))]

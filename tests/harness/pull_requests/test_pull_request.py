@@ -21,7 +21,7 @@ from harness.checks import checkpoint_preload  # noqa: F401  (what is imported f
 from harness.pull_requests import effect, selection
 from harness.recipes import loading
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLIP = "huggingface/clip/ptq/fp8"
 NUMERIC = "configs/numerics/fp8"
 

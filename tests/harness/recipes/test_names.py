@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.recipes import loading, names
 from harness.recipes.names import folder_name, of_models, of_recipes, of_tasks
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

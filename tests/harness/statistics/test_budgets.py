@@ -15,7 +15,7 @@ from harness.recipes import loading
 from harness.statistics import budgets
 from harness.statistics.verdicts import resolution, resolvable
 
-COMMITTED = Path(__file__).parents[2] / "baselines" / "budgets.yaml"
+COMMITTED = Path(__file__).parents[3] / "baselines" / "budgets.yaml"
 
 SMALL = """\
 defaults:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_shards import CPU, RECIPE, ROWS, assert_equal
-from test_tasks import webdataset_captions
+from made_data import webdataset_captions
+from slicing import CPU, RECIPE, ROWS, assert_equal
 
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.errors import UsageError
@@ -26,7 +26,7 @@ from harness.evaluation.subjects import Quantization, state_digest
 from harness.gate.gate import Case, Gate, Options
 from harness.quantization import quantize
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
 ACCURACY = str(ROOT / "tests" / "test_accuracy.py")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra 'cluster')")

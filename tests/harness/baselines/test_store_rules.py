@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 import pytest
-from test_baselines import (
+from made_records import (
     GPU,
     LAPTOP,
     MAP,
