@@ -23,6 +23,7 @@ from harness.data import tasks
 from harness.data.tasks import Task
 from harness.quantization import quantize
 from harness.quantization.maps import Quantizer, QuantizerMap, tensor_quantizers
+from harness.quantization.quantize import QuantizationError
 from harness.recipes.loading import Entry, Recipe
 from harness.statistics import distribution, verdicts
 
@@ -224,7 +225,8 @@ def find(
         recipe: what it was made from.
         task: where the loss was seen.
         metric: the metric of the task.
-        holds: quantizes a patched recipe anew, evaluates it on everything and says whether its verdicts pass.
+        holds: quantizes a patched recipe again, evaluates it on everything and says whether its verdicts pass; it
+            raises a QuantizationError where ModelOpt refuses the patched recipe, which is then not a fix.
         batch_size: rows a forward.
         limit: seconds after which no further step is begun.
         progress: show a bar.
@@ -245,15 +247,24 @@ def find(
         ranking.append(meter.harm(group))
     ranking.sort(key=lambda h: h.rank, reverse=True)
 
+    refused: list[str] = []
+
+    def holds_without(left_out: Sequence[Group]) -> bool:
+        try:
+            return holds(patched(recipe, left_out))
+        except QuantizationError as error:
+            refused.append(f"without {', '.join(group.name for group in left_out)}, {error.headline}")
+            return False
+
     culprits: tuple[Group, ...] = ()
     verified, tried = False, 0
     for size in range(1, min(_TRIED, len(ranking)) + 1):
         if left() < 0:
             break
         culprits, tried = tuple(h.group for h in ranking[:size]), tried + 1
-        if holds(patched(recipe, culprits)):
+        if holds_without(culprits):
             verified = True
-            culprits = _pruned(culprits, lambda rest: left() > 0 and holds(patched(recipe, rest)))
+            culprits = _pruned(culprits, lambda rest: left() > 0 and holds_without(rest))
             break
     seconds = round(time.monotonic() - began, 1)
     if verified:
@@ -262,6 +273,8 @@ def find(
         culprits = ()
         looked = f"{len(ranking)} of {len(everything)} groups ranked, {tried} sets tried in {seconds:.0f} s"
         note = f"no set of at most {_TRIED} groups wins the budget back ({looked}): the loss is spread over the model."
+        if refused:
+            note += f" {len(refused)} of these sets cannot be left out: {refused[0]}."
     return Blame(task.name, metric, tuple(ranking), culprits, patch_of(culprits), verified, seconds, note)
 
 
@@ -294,9 +307,7 @@ def of_case(gate: Gate, case: Case, task: str, metric: str) -> Blame:
 
 def holds(gate: Gate, case: Case, recipe: Recipe) -> bool:
     """Return whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
-    reference = gate.reference(case)
-    loop = quantize.forward_loop_over(gate.calibration_batches(case))
-    model = quantize.quantize(reference.model, recipe, loop, gate.options.attention)
+    model, _ = gate.calibrated(case, recipe)
     subject = gate.quantized_subject(case, recipe, model, quantize.fold(model))
     runs, before = gate.evaluator.evaluate(subject, gate.tasks(case), keep=False), gate.reference_runs(case)
     within_limits = []

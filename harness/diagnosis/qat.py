@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Outcomes, TaskRun
+from harness.errors import UsageError, one_line, ran_out_of_memory
 from harness.models import families
 from harness.quantization import quantize
 from harness.quantization.contrastive import contrastive, differentiable_attention
@@ -60,6 +61,9 @@ def train(
         pairs: of the calibration.
         settings: by default those of :class:`Settings`.
         progress: show a bar with the loss.
+
+    Raises:
+        UsageError: there is not enough memory for a step over as many pairs.
     """
     from tqdm import tqdm
 
@@ -74,15 +78,29 @@ def train(
         for step, batch in enumerate(_batches(pairs, how, parameter.device)):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * (1 - step / how.steps)
-            loss = contrastive(families.forward(tuned, batch), temperature)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(weights, how.norm)
-            optimizer.step()
+            with _memory_named(min(how.batch_size, pairs.n)):
+                loss = contrastive(families.forward(tuned, batch), temperature)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(weights, how.norm)
+                optimizer.step()
             losses.append(float(loss.detach()))
             bar.update()
             bar.set_postfix_str(f"loss {losses[-1]:.3f}")
     return Trained(tuned.to(parameter.dtype).eval().requires_grad_(False), tuple(losses))
+
+
+@contextmanager
+def _memory_named(rows: int) -> Iterator[None]:
+    """Turn exhausted memory within a step over *rows* pairs into a :class:`UsageError` with the option that helps."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error) or isinstance(error, UsageError):
+            raise
+        what = f"out of memory in a step of fine-tuning over {rows} pairs ({one_line(error)})"
+        fix = f"Take fewer rows: --batch-size {rows // 2}." if rows > 2 else "Run on a machine with more memory."
+        raise UsageError("--batch-size", what, fix) from error
 
 
 def _batches(pairs: CalibrationPairs, how: Settings, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -168,7 +186,10 @@ def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:
 
 def trained(gate: Gate, case: Case) -> Trained:
     """Fine-tune the case's quantized model on the pairs that it was calibrated with."""
-    return train(gate.quantized(case).model, gate.calibration(case), progress=gate.options.progress)
+    how = Settings()
+    if gate.options.batch_size is not None:
+        how = replace(how, batch_size=min(how.batch_size, gate.options.batch_size))
+    return train(gate.quantized(case).model, gate.calibration(case), how, progress=gate.options.progress)
 
 
 def gains_of(gate: Gate, case: Case, trained: Trained) -> list[Gain]:

@@ -394,16 +394,26 @@ class Gate:
     def _quantize(self, case: Case) -> Quantized:
         reference, recipe, pairs = self.reference(case), self.recipe(case), self.calibration(case)
         began = time.perf_counter()
-        batches = self.calibration_batches(case)
-        model = quantize.quantize(reference.model, recipe, quantize.forward_loop_over(batches), self.options.attention)
+        model, sample = self.calibrated(case, recipe)
         seconds = time.perf_counter() - began
-        sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
         made = Quantized(reference, search.chosen(model, recipe), model, sample)
+        self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
+        return made
+
+    def calibrated(self, case: Case, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The case's model quantized with *recipe* and calibrated, and inputs that it was shown to run on.
+
+        Raises:
+            QuantizationError: ModelOpt refused the recipe, or the model does not run.
+        """
+        batches = self.calibration_batches(case)
+        loop = quantize.forward_loop_over(batches)
+        model = quantize.quantize(self.reference(case).model, recipe, loop, self.options.attention)
+        sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
         with quantize.blamed_on(recipe), torch.no_grad():
             # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
             families.forward(model, sample)
-        self.section(case, "quantize").update(seconds=round(seconds, 3), calibration_size=pairs.n)
-        return made
+        return model, sample
 
     def preflight(self, *, accuracy: bool, decode: bool = False) -> None:
         """Look at all that was given before anything is computed: recipes, models, data, budgets, baselines.

@@ -149,3 +149,36 @@ def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
     cfg = blame.patched(recipe, [group]).quant_cfg["quant_cfg"]
 
     assert list(cfg)[-len(group.patterns) :] == list(group.patterns)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"quantizer_name": "*", "enable": False}, "ModelOpt refused recipe poisoned: RuntimeError: "),
+        (
+            {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
+            "the model that recipe poisoned quantizes does not run: ",
+        ),
+    ],
+    ids=["refused", "forward"],
+)
+def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
+    gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], told: str
+) -> None:
+    """A set whose patched recipe ModelOpt refuses, or whose model raises, is named in the note; blame goes on."""
+    monkeypatch.setattr(blame, "RANKED_ON", 16)
+    two = blame.groups(gate.map(case))[:2]
+    monkeypatch.setattr(blame, "groups", lambda _: two)
+    made = gate.quantized(case)
+
+    def holds(recipe: Recipe) -> bool:
+        cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
+        return gate._holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
+
+    found = blame.find(
+        made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", holds
+    )
+
+    assert not found.verified
+    assert "2 sets tried" in found.note
+    assert f"2 of these sets cannot be left out: without {found.ranking[0].group.name}, {told}" in found.note

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from harness.data import calibration
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Outcomes, TaskRun
 from harness.diagnosis import qat
-from harness.diagnosis.qat import Settings
+from harness.diagnosis.qat import Settings, Trained
+from harness.errors import UsageError
+from harness.gate.gate import Gate, Options
 from harness.models import families, references
 from harness.models.references import Reference
 from harness.quantization import maps, quantize
@@ -92,6 +98,50 @@ def test_more_steps_than_an_epoch_has(quantized: torch.nn.Module, pairs: Calibra
 
     assert [len(b["input_ids"]) for b in batches] == [20] * 5
     assert not torch.equal(batches[0]["pixel_values"], batches[2]["pixel_values"])
+
+
+def test_exhausted_memory_in_the_backward_is_named(
+    quantized: torch.nn.Module, pairs: CalibrationPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step's pairs and the option that makes them fewer are in one line; any other error stays as it is."""
+    contrastive = qat.contrastive
+
+    def raising(error: Exception) -> Callable[..., Tensor]:
+        def fail(_: Tensor) -> None:
+            raise error
+
+        def loss(*arguments: Any) -> Tensor:
+            found = contrastive(*arguments)
+            found.register_hook(fail)
+            return found
+
+        return loss
+
+    monkeypatch.setattr(qat, "contrastive", raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")))
+    with pytest.raises(UsageError, match=r"step of fine-tuning over 16 pairs .* --batch-size 8\."):
+        qat.train(quantized, pairs, FEW)
+    monkeypatch.setattr(qat, "contrastive", raising(RuntimeError("no such dimension")))
+    with pytest.raises(RuntimeError, match="no such dimension"):
+        qat.train(quantized, pairs, FEW)
+
+
+def test_the_option_bounds_the_pairs_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--batch-size`` is what the message about exhausted memory proposes, so a step has no more pairs than that."""
+    sizes = []
+
+    def train(model: Any, pairs: Any, how: Settings, progress: bool) -> Trained:
+        sizes.append(how.batch_size)
+        return Trained(model, ())
+
+    monkeypatch.setattr(Gate, "quantized", lambda *_: SimpleNamespace(model=None))
+    monkeypatch.setattr(Gate, "calibration", lambda *_: None)
+    monkeypatch.setattr(qat, "train", train)
+
+    for size in (None, 8, 4096):
+        gate = Gate(Options(recipes=("int8",), batch_size=size))
+        gate.trained(gate.cases()[0])
+
+    assert sizes == [128, 8, 128]
 
 
 def test_the_workaround_computes_the_same_and_is_still_needed(reference: Reference, pairs: CalibrationPairs) -> None:
