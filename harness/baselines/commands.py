@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness import places
 
@@ -29,6 +30,11 @@ def _start(nodeid: str | None) -> list[str]:
     if nodeid.startswith(f"{places.SUITES_PACKAGE}."):
         return ["pytest", "--pyargs", nodeid]
     return ["pytest", nodeid]
+
+
+def remove_command(path: str | Path) -> str:
+    """The command that removes a file or folder of the store, whether or not git knows it."""
+    return shlex.join(["rm", "-r", "--", str(path)])
 
 
 def accept_command(

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import secrets
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -29,7 +28,7 @@ import filelock
 
 from harness import files
 from harness.baselines import text
-from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
+from harness.baselines.commands import PLACEHOLDER, accept_command, remove_command, rerun_command
 from harness.baselines.comparison import Comparison
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
 from harness.baselines.records import HistoryEntry, Record, TaskRecord
@@ -186,7 +185,7 @@ class Store:
         p = record.provenance
         if (p.model, p.recipe, p.device) != (model, recipe, key):
             belongs = f"this baseline belongs to recipe {p.recipe} on model {p.model} and {p.device}"
-            raise UsageError(path, belongs, f"It was moved or copied: git rm -- {path}, then measure anew: {accept}")
+            raise UsageError(path, belongs, f"It was moved or copied: {remove_command(path)}; {accept}")
         return record
 
     def _blob(self, folder: Path, task: str, metric: str, digest: str) -> bytes:
@@ -343,7 +342,9 @@ class Store:
                 gone = sorted({t.task for t in record.tasks} - set(tasks or ()))
                 if gone:
                     again = self._accept(name, recipe)
-                    found.append(Orphan(path, f"no test used its {', '.join(gone)}", f"git rm -- {path}; {again}"))
+                    found.append(
+                        Orphan(path, f"no test used its {', '.join(gone)}", f"{remove_command(path)}; {again}")
+                    )
         return tuple(found)
 
 
@@ -353,7 +354,7 @@ def _refuse_link(part: Path) -> None:
 
 
 def _orphan(path: Path, why: str) -> Orphan:
-    return Orphan(path, why, shlex.join(["git", "rm", "-r", "--", str(path)]))
+    return Orphan(path, why, remove_command(path))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -386,7 +387,7 @@ def _stale(other: Record, fresh: Record) -> Iterator[str]:
     """Another device's record that this very update leaves behind: of another recipe, model or data."""
     behind = [m for m in belongs_to(other, fresh) if m.what not in BINDING_PACKAGES]
     if behind and other.path is not None:
-        yield f"left behind, {other.path}: {behind[0]}. Measure there too, or remove it: git rm -- {other.path}"
+        yield f"left behind, {other.path}: {behind[0]}. Measure there too, or remove it: {remove_command(other.path)}"
 
 
 def _merge(base: Record, over: Record) -> Record:

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from harness.baselines.commands import remove_command
 from harness.baselines.provenance import Provenance
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord, rounded
 from harness.digests import digest
@@ -443,5 +445,6 @@ def _array(arrays: Arrays, name: str, dtypes: tuple[str, ...], length: int) -> N
 
 def corrupt(path: Path, error: UnreadableError, accept: str) -> UsageError:
     """The usage error for a record in *path* that cannot be used; *accept* is the command that measures anew."""
-    mend = f"Bring it back (git checkout -- {error.path or path}), or measure anew (git rm -- {path}; {accept})"
+    restore = shlex.join(["git", "checkout", "--", str(error.path or path)])
+    mend = f"Bring it back ({restore}), or measure again ({remove_command(path)}; {accept})"
     return UsageError(path, f"this baseline cannot be used: {error}", mend)

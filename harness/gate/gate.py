@@ -192,7 +192,8 @@ def words_of(options: Options, case: Case | None = None) -> list[str]:
     if case is None and recipes_given == plain.recipes:
         recipes_given = ()
     words = [word for recipe in recipes_given for word in _option("recipe", recipe)]
-    words += [word for model in models_given if model != names.EMBEDDED for word in _option("clip-model", model)]
+    if models_given != plain.clip_models:
+        words += [word for model in models_given for word in _option("clip-model", model)]
     for name in _REPEATED:
         value = getattr(options, name)
         if value and value != getattr(plain, name):

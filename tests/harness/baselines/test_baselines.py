@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -928,7 +929,7 @@ def test_records_left_behind_on_other_devices_are_named(store: Store) -> None:
     assert len(stale) == 1
     assert "record@sm90@nvidia-h200.json" in stale[0]
     assert "belongs to recipe hash bbbbbbbbbbbb" in stale[0]
-    assert "git rm -- " in stale[0]
+    assert "rm -r -- " in stale[0]
     assert store.write(record(task_record(), recipe_hash="f" * 64, device=GPU), "recipe").stale == ()
 
 
@@ -978,8 +979,8 @@ def test_orphans_are_named_with_the_command_that_removes_them(store: Store) -> N
     found = store.orphans([("embedded", "fp8")], {"cifar100"})
 
     assert {o.path: o.command for o in found} == {
-        store.root / "embedded" / "old": f"git rm -r -- {store.root / 'embedded' / 'old'}",
-        store.root / "gone": f"git rm -r -- {store.root / 'gone'}",
+        store.root / "embedded" / "old": f"rm -r -- {store.root / 'embedded' / 'old'}",
+        store.root / "gone": f"rm -r -- {store.root / 'gone'}",
     }
     assert all(o.command in str(o) for o in found)
     assert store.orphans([("embedded", "fp8"), ("embedded", "old"), ("gone", "fp8")]) == ()
@@ -1006,6 +1007,41 @@ def test_orphan_command_removes_exactly_the_orphan(store: Store) -> None:
 
     assert store.orphans([("embedded", "fp8")]) == ()
     assert stored(store)
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_commands_of_refusals_do_what_they_say(tmp_path: Path, tracked: bool) -> None:
+    """A copied record, and one edited after it was committed, are gone after the command; the latter is also restored.
+
+    The folder's name has a blank, and git need not know the store.
+    """
+    store = Store(tmp_path / "my store")
+    store.write(record(task_record()), "test")
+    (path,) = store.root.rglob("record@*")
+
+    def run(command: str) -> None:
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
+
+    def refused(recipe: str) -> str:
+        with pytest.raises(UsageError) as caught:
+            store.find("embedded", recipe, XEON)
+        return str(caught.value)
+
+    if tracked:
+        run("git init -q; git add .; git -c user.name=t -c user.email=t@example.org commit -qm t")
+    shutil.copytree(path.parent, path.parent.with_name("other"))
+    run(refused("other").partition("copied: ")[2].partition("; pytest")[0])
+    assert isinstance(store.find("embedded", "other", XEON), Missing)
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    restore, _, remove = refused("fp8").partition("Bring it back (")[2].partition("), or measure again (")
+    if tracked:
+        run(restore)
+        assert path.read_bytes() == whole
+    path.write_bytes(whole[:-100])
+    run(remove.partition("; pytest")[0])
+    assert isinstance(store.find("embedded", "fp8", XEON), Missing)
 
 
 def test_commands_survive_a_shell() -> None:

@@ -281,7 +281,7 @@ def test_vanished_record_is_read_again_four_times(
     else:
         assert said(lambda: store.find("embedded", "fp8", XEON)) == (
             f"{path}: this baseline cannot be used: it is not there. "
-            f"Bring it back (git checkout -- {path}), or measure anew (git rm -- {path}; {ACCEPT})"
+            f"Bring it back (git checkout -- {path}), or measure again (rm -r -- {path}; {ACCEPT})"
         )
     assert count == reads
 
@@ -300,7 +300,7 @@ def test_broken_record_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(text, "read", counted)
     assert said(lambda: store.find("embedded", "fp8", XEON)) == (
         f"{path}: this baseline cannot be used: it holds no JSON object. "
-        f"Bring it back (git checkout -- {path}), or measure anew (git rm -- {path}; {ACCEPT})"
+        f"Bring it back (git checkout -- {path}), or measure again (rm -r -- {path}; {ACCEPT})"
     )
     assert count == 1
 
@@ -338,7 +338,7 @@ def test_outcomes_at_fault_are_named(store: Store) -> None:
             spoil(file)
             assert said(lambda: store.find("embedded", "fp8", XEON)) == (
                 f"{path}: this baseline cannot be used: {file}: {what}. "
-                f"Bring it back (git checkout -- {file}), or measure anew (git rm -- {path}; {ACCEPT})"
+                f"Bring it back (git checkout -- {file}), or measure again (rm -r -- {path}; {ACCEPT})"
             )
             file.write_bytes(whole)
     assert stored(store)
@@ -362,7 +362,7 @@ def test_moved_record_is_told_with_whose_it_is(store: Store, moved: str) -> None
 
     assert said(lambda: store.find(model, recipe, XEON)) == (
         f"{copy}: this baseline belongs to recipe fp8 on model embedded and xeon-8488c-0a1b2c3d (x86_64-avx512). "
-        f"It was moved or copied: git rm -- {copy}, then measure anew: "
+        f"It was moved or copied: rm -r -- {copy}; "
         f"pytest --recipe {recipe} --clip-model {model} --new-baselines-only"
     )
 
@@ -491,7 +491,7 @@ def test_records_of_other_devices_left_behind_are_told(store: Store) -> None:
 
     assert stale == tuple(
         f"left behind, {paths[d]}: this baseline belongs to recipe hash bbbbbbbbbbbb; this run has ffffffffffff. "
-        f"Measure there too, or remove it: git rm -- {paths[d]}"
+        f"Measure there too, or remove it: rm -r -- {paths[d]}"
         for d in (GPU, LAPTOP)
     )
     other = store.plan(record(task_record(), recipe_hash="f" * 64, device=named("new", "sm80")), reason="new")
@@ -878,16 +878,16 @@ def test_unused_baselines_are_told_one_by_one(store: Store) -> None:
     unused = store.root / "embedded" / folder_name("my int8", "recipe")
     path = store.root / "embedded" / "fp8" / "record@x86_64-avx512@xeon-8488c-0a1b2c3d.json"
     whole = (
-        Orphan(store.root / "a-gone", "no test used any baseline of this model", f"git rm -r -- {store.root}/a-gone"),
-        Orphan(unused, "no test used this baseline", f"git rm -r -- {unused}"),
-        Orphan(store.root / "z-gone", "no test used any baseline of this model", f"git rm -r -- {store.root}/z-gone"),
+        Orphan(store.root / "a-gone", "no test used any baseline of this model", f"rm -r -- {store.root}/a-gone"),
+        Orphan(unused, "no test used this baseline", f"rm -r -- {unused}"),
+        Orphan(store.root / "z-gone", "no test used any baseline of this model", f"rm -r -- {store.root}/z-gone"),
     )
     used = [("embedded", "fp8"), ("embedded", "not yet measured")]
     assert store.orphans(used) == whole
     assert store.orphans(used, {"a", "cifar100", "z"}) == whole
-    tasks = (Orphan(path, "no test used its a, z", f"git rm -- {path}; {ACCEPT}"),)
+    tasks = (Orphan(path, "no test used its a, z", f"rm -r -- {path}; {ACCEPT}"),)
     assert store.orphans(used, {"cifar100"}) == (*whole, *tasks)
     assert store.orphans(used, ())[-1].why == "no test used its a, cifar100, z"
     assert str(whole[0]) == (
-        f"{store.root}/a-gone: no test used any baseline of this model. Remove it: git rm -r -- {store.root}/a-gone"
+        f"{store.root}/a-gone: no test used any baseline of this model. Remove it: rm -r -- {store.root}/a-gone"
     )

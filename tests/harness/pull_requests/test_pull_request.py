@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from harness.recipes import loading
 ROOT = Path(__file__).parents[3]
 CLIP = "huggingface/clip/ptq/fp8"
 NUMERIC = "configs/numerics/fp8"
+IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
 
 
 class Tree:
@@ -35,8 +37,7 @@ class Tree:
 
     def git(self, *arguments: str) -> None:
         """Run git with an identity of its own."""
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", "-C", str(self.root.parent), *identity, *arguments], check=True, capture_output=True)
+        subprocess.run(["git", "-C", str(self.root.parent), *IDENTITY, *arguments], check=True, capture_output=True)
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace the one place of *old* in a file."""
@@ -47,15 +48,22 @@ class Tree:
 
     def gate(self, *arguments: str) -> pytest.RunResult:
         """Commit what was edited and run the gate on that commit's changes."""
+        self.commit()
+        return self.run("--changed-since", "HEAD~1", *arguments)
+
+    def commit(self) -> None:
+        """Commit what was edited."""
         self.git("add", "-A")
         self.git("commit", "-q", "-m", "pull request")
-        return self.run("--changed-since", "HEAD~1", *arguments)
+
+    def words(self, *arguments: str) -> list[str]:
+        """The words of a command line that gates recipes of the tree."""
+        place = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+        return [*place, str(ROOT / "tests" / "test_insertion.py"), "--recipes-root", str(self.root), *arguments]
 
     def run(self, *arguments: str) -> pytest.RunResult:
         """Run the gate on the tree, inside this process."""
-        place = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-        suite = str(ROOT / "tests" / "test_insertion.py")
-        return self._pytester.runpytest_inprocess(*place, suite, "--recipes-root", str(self.root), *arguments)
+        return self._pytester.runpytest_inprocess(*self.words(*arguments))
 
 
 @pytest.fixture
@@ -214,14 +222,22 @@ def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> N
     result.assert_outcomes(failed=2)
 
 
-def test_an_added_recipe_is_gated(tree: Tree) -> None:
-    """A recipe that the base does not have is gated, without a diff to show, and holds."""
-    shutil.copy(tree.root / f"{CLIP}.yaml", tree.root / "huggingface/clip/ptq/fp8_again.yaml")
-    result = tree.gate("--calibration-size", "64", "-k", "attention_has or ViT-B-32")
+def test_added_recipes_are_gated_by_every_worker(tree: Tree, pytester: pytest.Pytester) -> None:
+    """Recipes that the base does not have are gated, without a diff to show; two processes take the same selection."""
+    for name in ("one", "two"):
+        shutil.copy(tree.root / f"{CLIP}.yaml", tree.root / f"huggingface/clip/ptq/{name}.yaml")
+    tree.commit()
+    result = pytester.run(
+        *(sys.executable, "-m", "pytest", *tree.words("--changed-since", "HEAD~1", "-n", "2", "-v")),
+        *("--calibration-size", "64", "-k", "attention_has or ViT-B-32"),
+    )
 
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["gated: huggingface/clip/ptq/fp8_again"])
-    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["gated: huggingface/clip/ptq/one, huggingface/clip/ptq/two"])
+    result.assert_outcomes(passed=4)
+    passed = [line for line in result.outlines if "PASSED" in line]
+    assert [sum(f"huggingface.clip.ptq.{name}-" in line for line in passed) for name in ("one", "two")] == [2, 2]
+    assert {line.partition("]")[0] for line in passed} == {"[gw0", "[gw1"}
 
 
 def test_a_recipe_that_the_schema_refuses_stays_selected(tree: Tree) -> None:
@@ -316,6 +332,24 @@ def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> No
     assert "does not exist" in junit.read_text()
     result.assert_outcomes(failed=2)
     assert len(result.outlines) < 60
+
+
+def test_a_repository_inside_the_tree_ends_the_run(tree: Tree, pytester: pytest.Pytester) -> None:
+    """Nobody compared its recipes: exit code 4 and one line with the root to give, which is then compared."""
+    inner = tree.root / "vendored"
+    shutil.copytree(tree.root / "huggingface/clip", inner / "clip")
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "base")):
+        subprocess.run(["git", "-C", str(inner), *IDENTITY, *words], check=True, capture_output=True)
+    result = tree.run("--changed-since", "HEAD", "--list-affected")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in result.errlines if line]
+    assert line.startswith("ERROR: --changed-since: nobody can say whether vendored/ has to be gated: a git repository")
+    fix = re.search(r"--recipes-root ([^ ,]+)", line)
+    assert fix is not None
+    again = Tree(Path(fix[1]), pytester).run("--changed-since", "HEAD", "--list-affected")
+    assert again.ret == 0
+    again.stdout.fnmatch_lines(["the change reaches no recipe"])
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_orphan_fails_the_full_run(run_gate: RunGate, tmp_path: Path) -> None:
     part = run_gate(ORPHANS, "--baselines", tmp_path / "store", "--recipe", "int8")
 
     assert full.ret == 1
-    full.stdout.fnmatch_lines(["*int7: no test used this baseline. Remove it: git rm -r -- *int7"])
+    full.stdout.fnmatch_lines(["*int7: no test used this baseline. Remove it: rm -r -- *int7"])
     part.assert_outcomes(skipped=1)
 
 
