@@ -8,6 +8,7 @@ its bytes are is kept.
 from __future__ import annotations
 
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,7 +183,9 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
     """The opened archive *path*; whatever is wrong with it becomes a UsageError."""
     with files.opened(path, what="shard", fix=FIX) as file:
         if file.read(2) == b"\x1f\x8b":
-            raise UsageError(path, "is compressed", f"Unpack it: gzip -dc < {path.name} > plain.tar")
+            packed, plain = shlex.quote(str(path)), shlex.quote(f"{path}.plain")
+            fix = f"Unpack it: gzip -dc < {packed} > {plain} && mv {plain} {packed}"
+            raise UsageError(path, "is compressed", fix)
         file.seek(0)
         try:
             bounded: Any = _Bounded(file)

@@ -118,15 +118,6 @@ def split(ref: str) -> tuple[str, tuple[str, ...]]:
     return ref, tuple(suffixes)
 
 
-def short_name(ref: str) -> str:
-    """The name that a model reference is shown by: that of its folder, the end of its hub id, with its suffixes."""
-    base, suffixes = split(ref)
-    name = base.rstrip("/").rpartition("/")[2] or base
-    if base != "embedded" and files.is_folder(base):
-        name = os.path.basename(os.path.abspath(files.expand(base))) or name  # noqa: PTH100, PTH119  (keeps links)
-    return "+".join((name, *suffixes))
-
-
 def look(ref: str) -> Checkpoint:
     """Return the checkpoint that the model reference *ref* means, once its files are known to fit together.
 

@@ -32,6 +32,7 @@ from harness.models.checkpoint_files import PARTS as PARTS
 from harness.models.checkpoint_files import Checkpoint
 from harness.models.checkpoint_files import revision as revision
 from harness.models.checkpoint_weights import FIX
+from harness.recipes import names
 
 #: attention implementation under which both attention classes of ModelOpt see their quantizers (S3, S4).
 SDPA = "sdpa"
@@ -96,7 +97,7 @@ def load(
         model, words, pictures = _from_transformers(checkpoint, dtype, attn_implementation)
     _check_inputs(checkpoint, model, words, pictures)
     model = model.to(device).eval().requires_grad_(False)
-    return Reference(checkpoint_files.short_name(ref), ref, model, words, pictures, device, checkpoint.revision())
+    return Reference(names.of_model(ref), ref, model, words, pictures, device, checkpoint.revision())
 
 
 def _from_transformers(checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any, Any]:

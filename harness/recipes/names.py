@@ -159,8 +159,9 @@ def _model(reference: str) -> _Thing:
     if base == EMBEDDED or _file(folder) == _file(_EMBEDDED_FOLDER):
         return _Thing(reference, (EMBEDDED, suffix), (EMBEDDED,), 1, EMBEDDED, own=True, suffix=suffix)
     # A link has the name that the person knows it by; ``.`` and ``..`` have none.
-    whole = folder.resolve() if not folder.name or ".." in folder.parts else folder.absolute()
-    parts = whole.parts[1:] or ("root",)
+    named = folder.name not in ("", "..")
+    whole = folder.parent.resolve() / folder.name if named and ".." in folder.parts else folder.absolute()
+    parts = (whole if named else folder.resolve()).parts[1:] or ("root",)
     return _Thing(reference, (_file(folder), suffix), parts, 1, parts[-1], suffix=suffix)
 
 

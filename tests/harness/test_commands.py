@@ -32,15 +32,15 @@ def parsed(pytester: pytest.Pytester) -> Parsed:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with recipes and folders of models of several names, in which commands are given."""
+def here(pytester: pytest.Pytester) -> Path:
+    """The working folder, with recipes and folders of models of several names."""
+    folder = pytester.path
     for name in ("x/my.yaml", "y/my.yaml", "tree/my.yaml", "-dash.yaml", "a-b.yaml", "a.yaml", "two words.yaml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("metadata: {recipe_type: ptq}\nquantize: {quant_cfg: []}\n")
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("metadata: {recipe_type: ptq}\nquantize: {quant_cfg: []}\n")
     for name in ("a/clip", "b/clip", "c", "b-c", "embedded", "mödel 1", "data", "store"):
-        (tmp_path / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (folder / name).mkdir(parents=True)
+    return folder
 
 
 GIVEN: dict[str, dict[str, Any]] = {

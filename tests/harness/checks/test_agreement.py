@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import written
 from torch import nn
 
 from harness.checks import agreement
@@ -82,6 +84,31 @@ def test_an_attribute_that_the_recipe_does_not_say(model: nn.Module, attribute: 
 
     assert problem.rule == "not what the recipe says"
     assert f"{FC1}.input_quantizer: {attribute} is {value}" in problem.names[0]
+
+
+def test_ranges_that_the_recipe_fixes(
+    tmp_path: Path, reference: references.Reference, batches: Any, data: agreement.Magnitudes
+) -> None:
+    """Constants agree with their recipe and not with another; they are not held against the data."""
+    linears = written.DENY_ALL + written.entry("*weight_quantizer", "num_bits: e4m3", "nn.Linear")
+
+    def fixed(cfg: str) -> loading.Recipe:
+        return written.recipe(tmp_path, linears + written.entry("*fc1.input_quantizer", f"num_bits: e4m3, {cfg}"))
+
+    recipe = fixed("constant_amax: 56.0")
+    made = quantize(reference.model, recipe, forward_loop_over(batches))
+    always = quantize(reference.model, fixed("use_constant_amax: true"), forward_loop_over(batches))
+
+    assert agreement.with_recipe(made, recipe) == []
+    assert agreement.with_data(made, recipe, data) == []
+    assert agreement.with_folded(made, fold(made), next(iter(batches))) == []
+    assert agreement.with_recipe(always, fixed("use_constant_amax: true")) == []
+    assert agreement.with_data(always, fixed("use_constant_amax: true"), data) == []
+    (problem,) = agreement.with_recipe(made, fixed("constant_amax: 28.0"))
+    assert len(problem.names) == 7
+    assert "fc1.input_quantizer: the range is [56.0], the recipe fixes 28.0 (" in problem.names[0]
+    (problem,) = agreement.with_recipe(always, fixed("axis: null"))
+    assert "use_constant_amax is True, the recipe says False" in problem.names[0]
 
 
 def test_a_dynamic_quantizer_where_static_is_said(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -406,6 +408,168 @@ def test_clusters_that_cannot_be_used(content: str, what: str, tmp_path: Path) -
 
     assert told.startswith(f"{path}: ")
     assert what in told
+
+
+# -- fixes --------------------------------------------------------------------------------------------------------
+
+
+def written(item: str, content: str | bytes) -> Callable[[Path], object]:
+    """Write a file of a data set."""
+    return lambda place: (place / item).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def without(item: str) -> Callable[[Path], object]:
+    """Remove a file of a data set."""
+    return lambda place: (place / item).unlink()
+
+
+def repacked(*members: tuple[str, bytes]) -> Callable[[Path], object]:
+    """Write the shard with these members."""
+    return lambda place: tar(place / "test/0.tar", list(members))
+
+
+def named(number: int, **changes: Any) -> Callable[[Path], object]:
+    """Write COCO's annotations with other values for one picture."""
+    content = caption_entries()
+    content["images"][number].update(changes)
+    return written("coco_test_karpathy.json", json.dumps(content))
+
+
+def said(number: int, caption: str | None) -> Callable[[Path], object]:
+    """Write COCO's annotations with another caption for one picture of eight captions; None leaves it out."""
+    content = caption_entries()
+    content["annotations"].append({"id": 99, "image_id": number, "caption": caption})
+    content["annotations"] = [entry for entry in content["annotations"] if entry["caption"] is not None]
+    return written("coco_test_karpathy.json", json.dumps(content))
+
+
+EXAMPLE = "a photo of a {c}."
+NAMES = "goose\ncat\ndog\n"
+#: What is written, what is wrong in it, the words of the fix, and what they say done.
+FIXES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str, Callable[[Path], object]]] = {
+    "template": (classes, written(TEMPLATES, "a photo."), f"as in '{EXAMPLE}'", written(TEMPLATES, EXAMPLE)),
+    "OpenAI's template": (classes, written(TEMPLATES, "a {}."), f"as in '{EXAMPLE}'", written(TEMPLATES, EXAMPLE)),
+    "no template": (classes, written(TEMPLATES, ""), f"as in '{EXAMPLE}'", written(TEMPLATES, EXAMPLE)),
+    "empty class": (
+        classes, written("classnames.txt", "goose\n\ndog\n"), "Write the class name, or",
+        written("classnames.txt", NAMES),
+    ),
+    "empty line at the end": (
+        classes, written("classnames.txt", f"{NAMES}\n"), "or remove the line", written("classnames.txt", NAMES)
+    ),
+    "one class": (classes, written("classnames.txt", "goose\n"), "Add the others.", written("classnames.txt", NAMES)),
+    "two classes in a line": (
+        classes, written("classnames.txt", "goose\ncat\x0bdog\n"), "Write one line for each.",
+        written("classnames.txt", NAMES),
+    ),
+    "no shards": (classes, written("test/nshards.txt", "0"), "1 or more: 0.tar, 1", written("test/nshards.txt", "1")),
+    "more shards": (
+        classes, written("test/nshards.txt", "2"), "test/nshards.txt, test/0.tar", written("test/nshards.txt", "1")
+    ),
+    "no number of shards": (
+        classes, without("test/nshards.txt"), "test/nshards.txt,", written("test/nshards.txt", "1")
+    ),
+    "kind": (
+        classes, written("dataset_type.txt", "pictures"), "Write classification or retrieval.",
+        written("dataset_type.txt", "classification"),
+    ),
+    "clusters": (
+        classes, written("clusters.txt", "0 1 2"), "Write one whole number from 0 up for each sample.",
+        written("clusters.txt", "0 0 1 1 2 2"),
+    ),
+    "label": (
+        classes, repacked(*MEMBERS[:3], ("k1.cls", b"dog"), *MEMBERS[4:]), "has a .cls member: a whole number.",
+        repacked(*MEMBERS),
+    ),
+    "member": (
+        classes, repacked(*MEMBERS, ("k6.npy", b"")), "Allowed are: cls, jpeg, jpg, json, png, txt, webp.",
+        repacked(*MEMBERS),
+    ),
+    "picture": (
+        classes, repacked(*MEMBERS, ("k6.cls", b"0")), "Allowed are: webp, png, jpg, jpeg.",
+        repacked(*MEMBERS, ("k6.cls", b"0"), ("k6.jpg", picture("jpeg"))),
+    ),
+    "two of one name": (
+        classes, repacked(*MEMBERS, *MEMBERS[-2:]), "Give each sample a name of its own.",
+        repacked(*MEMBERS, ("k6.png", MEMBERS[-2][1]), ("k6.cls", b"0")),
+    ),
+    "long name": (
+        classes, repacked(*MEMBERS, ("k" * 2000 + ".png", picture())), "Name it by a number.",
+        repacked(*MEMBERS, ("6.png", picture()), ("6.cls", b"0")),
+    ),
+    "large label": (
+        classes, repacked(*MEMBERS, ("k6.cls", b"0" * (2 << 20))), "Make it smaller, or leave the sample out.",
+        repacked(*MEMBERS),
+    ),
+    "label beyond the classes": (
+        classes, written("classnames.txt", "goose\ncat\n"), "Bring labels and class names together.",
+        written("classnames.txt", NAMES),
+    ),
+    "empty": (classes, repacked(), "Give a data set with pictures.", repacked(*MEMBERS)),
+    "damaged shard": (classes, written("test/0.tar", b"x" * 2000), "Fetch the shards again.", repacked(*MEMBERS)),
+    "no captions": (
+        captions, repacked(*CAPTIONED, ("r7.png", picture())), "A retrieval sample has captions.",
+        repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"one")),
+    ),
+    "blank captions": (
+        captions, repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"\n")), "Give it one, or leave it out.",
+        repacked(*CAPTIONED),
+    ),
+    "caption": (
+        captions, repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"\xff")), "Correct its .txt member.",
+        repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"ff")),
+    ),
+    "COCO's picture outside": (captioned_coco, named(3, file_name="../3.png"), "plain file names.", named(3)),
+    "COCO's picture elsewhere": (
+        captioned_coco, lambda place: (place / "val2014").rename(place / "pictures"), "Unpack val2014.zip there",
+        lambda place: (place / "pictures").rename(place / "val2014"),
+    ),
+    "COCO's picture absent": (
+        captioned_coco, without("val2014/3.png"), "Put the picture folder beside the annotations.",
+        written("val2014/3.png", picture()),
+    ),
+    "COCO's ids": (captioned_coco, named(3, id=2), "Give each picture an id of its own.", named(3)),
+    "COCO's caption": (captioned_coco, said(3, " "), "Write it, or remove it.", said(3, "a thing")),
+    "COCO's caption removed": (captioned_coco, said(3, ""), "or remove it.", said(3, None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", FIXES)
+def test_what_a_refusal_proposes_is_enough(defect: str, tmp_path: Path) -> None:
+    """Done as the message says, the data set is read, and all of its pictures are."""
+    write, damage, words_of_fix, repair = FIXES[defect]
+    name = "mscoco_captions" if write is captioned_coco else "wds/x"
+    place = write(tmp_path)
+    damage(place)
+
+    assert words_of_fix in refusal(lambda: samples.load(name, place).hash)
+    repair(place)
+    assert len(samples.load(name, place).hash) == 64
+
+
+def test_the_command_that_unpacks_a_shard_works(tmp_path: Path) -> None:
+    """Run by a shell as it is printed, in a folder with a blank in its name, it leaves a shard that is read."""
+    place = classes(tmp_path / "my data")
+    path = place / "test/0.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+    told = refusal(lambda: counts("wds/x", place))
+    subprocess.run(told.partition("Unpack it: ")[2], shell=True, check=True)
+    assert counts("wds/x", place) == {("wds/x", "acc1"): 6}
+
+
+@pytest.mark.parametrize(
+    ("given", "words_of_fix", "instead"),
+    [
+        (" , ", "Leave it out to take emoji100, emoji, emoji_captions.", "emoji100, emoji,emoji_captions"),
+        ("../x", "Known: cifar10, cifar100,", "cifar100"),
+        ("wds/", "wds/NAME", "wds/x"),
+    ],
+)
+def test_names_of_tasks_that_a_refusal_proposes(given: str, words_of_fix: str, instead: str) -> None:
+    """What is listed is taken."""
+    assert words_of_fix in refusal(lambda: samples.names_of(given))
+    assert samples.names_of(instead) == tuple(part.strip() for part in instead.split(","))
 
 
 # -- COCO ---------------------------------------------------------------------------------------------------------

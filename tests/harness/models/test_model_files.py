@@ -19,6 +19,7 @@ import torch
 
 from harness.errors import UsageError
 from harness.models import checkpoint_configs, checkpoint_files, openclip, references
+from harness.recipes import names
 
 CPU = torch.device("cpu")
 Change = Callable[[Path], object]
@@ -244,7 +245,7 @@ def test_a_folder_gives_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     (checkpoint.parent / "linked").symlink_to(checkpoint)
 
     refs = (".", f"{checkpoint}/", "../clip", "../linked", ".+outliers", "openai/clip-vit+CLIPTextModel", "embedded")
-    assert [checkpoint_files.short_name(ref) for ref in refs] == [
+    assert [names.of_model(ref) for ref in refs] == [
         "clip", "clip", "clip", "linked", "clip+outliers", "clip-vit+CLIPTextModel", "embedded"
     ]  # fmt: skip
     assert checkpoint_files.look(".").side == 48

@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.data import inputs
 from harness.errors import UsageError
-from harness.models import families, openclip, references
+from harness.models import checkpoint_files, families, openclip, references
 
 CPU = torch.device("cpu")
 WORDS = [
@@ -50,6 +50,14 @@ def test_a_converted_checkpoint_computes_the_same(folder: Path, converted: Path)
 
     for tower, value in expected.items():
         assert torch.allclose(found[tower], value, rtol=1e-5, atol=1e-6), tower
+
+
+def test_outliers_are_planted_in_a_converted_checkpoint(folder: Path, converted: Path) -> None:
+    """open_clip's own form is refused with the command that converts it; what the command writes is taken."""
+    with pytest.raises(UsageError, match=r"Convert it first: python -m harness\.models\.openclip DIR OUT\."):
+        checkpoint_files.look(f"{folder}+outliers")
+
+    assert checkpoint_files.look(f"{converted}+outliers").side == 32
 
 
 def test_a_converted_checkpoint_has_the_same_weights(folder: Path, converted: Path) -> None:

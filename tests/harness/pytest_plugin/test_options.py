@@ -64,6 +64,38 @@ def test_options_that_cancel_each_other(refused: Refused, words: tuple[str, ...]
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("words", "fix", "corrected"),
+    [
+        ("--update-baselines", "Say why the baselines change: --reason TEXT.", "--update-baselines --reason x"),
+        ("--reason x", "Give --update-baselines with it, or leave it out.", "--reason x --update-baselines"),
+        ("--reason x", "or leave it out", ""),
+        ("--list-affected", "It needs --changed-since REV.", "--list-affected --changed-since HEAD"),
+        ("--data-root here", "Name the tasks that lie there: --tasks NAME.", "--data-root here --tasks wds/x"),
+        ("--blame --no-blame", "Choose one.", "--blame"),
+        ("--update-baselines --new-baselines-only --reason x", "Choose one", "--new-baselines-only --reason x"),
+        ("--early-stop --new-baselines-only", "Leave out one of them.", "--new-baselines-only"),
+        ("-n 2 --dist each --new-baselines-only", "Leave --dist out.", "-n 2 --new-baselines-only"),
+        ("--calibration-size 0", "Give a positive number of pairs.", "--calibration-size 1"),
+        ("--batch-size 0", "Give a positive number of rows.", "--batch-size 1"),
+        ("--calibration-data nowhere", "Give an existing directory, or an annotation file.", "--calibration-data here"),
+        ("--data-root nowhere --tasks wds/x", "Give an existing directory.", "--data-root here --tasks wds/x"),
+        ("--gate-report setup.cfg", "Give a folder, or a name that is free.", "--gate-report here"),
+        ("--gate-report setup.cfg", "or a name that is free", "--gate-report free"),
+        ("--gate-report /dev/null/x", "Give a folder that can be written.", "--gate-report here"),
+        ("-n 2 --benchmark-compare", "Leave out one of it and -n.", "--benchmark-compare"),
+    ],
+)
+def test_what_a_refusal_proposes_is_taken(
+    refused: Refused, pytester: pytest.Pytester, words: str, fix: str, corrected: str
+) -> None:
+    """Written as the message says, the command line is not refused."""
+    pytester.makefile(".cfg", setup="")
+
+    assert fix in refused(*words.split())
+    assert refused(*corrected.split()) == ""
+
+
 def test_recipe_beside_a_selection(pytester: pytest.Pytester) -> None:
     """A recipe that was named would be forgotten for those that the pull request reaches: it is refused."""
     for words in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty")):

@@ -522,6 +522,100 @@ def test_an_unusable_recipe_is_refused_in_one_line(tmp_path: Path, text: str, me
     assert str(refused.value).startswith(str(path))
 
 
+GOOD = "  - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}\n"
+ATTRIBUTES = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\n"
+LISTED = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerCfgListConfig\n"
+
+
+def using(snippet: str) -> dict[str, str]:
+    """A recipe whose attributes are *snippet*."""
+    entry = "  - {quantizer_name: '*weight_quantizer', cfg: {$import: n}}\n"
+    return {"ptq/r.yaml": recipe_text(entry, imports="imports: {n: n}\n"), "n.yaml": snippet}
+
+
+def alone(text: str) -> dict[str, str]:
+    """A recipe without imports."""
+    return {"ptq/r.yaml": text}
+
+
+def formats(*algorithms: str) -> str:
+    """Formats to search among, one for each algorithm."""
+    entries = "[{quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}]"
+    return "[" + ", ".join(f"{{algorithm: {one}, quant_cfg: {entries}}}" for one in algorithms) + "]"
+
+
+def searching(**changes: str) -> dict[str, str]:
+    """A search for formats with other values at the top of its section, as YAML."""
+    section = {
+        "constraints": "{effective_bits: 6.0}",
+        "candidate_formats": formats("max"),
+    } | changes
+    lines = "".join(f"  {key}: {value}\n" for key, value in section.items())
+    return alone(f"metadata: {{recipe_type: auto_quantize}}\nauto_quantize:\n{lines}")
+
+
+HEAD = "metadata: {recipe_type: ptq}\n"
+BODY = f"quantize:\n  algorithm: max\n  quant_cfg:\n{GOOD}"
+
+
+@pytest.mark.parametrize(
+    ("files", "fix", "corrected"),
+    [
+        (alone(recipe_text("  - 7\n")), "Write quantizer_name, cfg and enable.", alone(recipe_text(GOOD))),
+        (alone(recipe_text("  - {quantizer_name: '', enable: false}\n")), "Write a glob of plain text.",
+         alone(recipe_text("  - {quantizer_name: '*', enable: false}\n"))),
+        (alone(recipe_text(f"  - {{quantizer_name: '{'*a' * 40}', enable: false}}\n")), "Use fewer.",
+         alone(recipe_text("  - {quantizer_name: '*a*a', enable: false}\n"))),
+        (alone(BODY), "Add 'metadata: {recipe_type: ptq}'.", alone(HEAD + BODY)),
+        (alone("metadata: []\n" + BODY), "Write 'metadata: {recipe_type: ptq}'.", alone(HEAD + BODY)),
+        (alone("metadata: {recipe_type: pqt}\n" + BODY), "Known: ptq", alone(HEAD + BODY)),
+        (alone("metadata: {recipe_type: ptq, mine: 1}\n" + BODY), "Remove it.", alone(HEAD + BODY)),
+        (alone(HEAD), "Add it: quant_cfg and algorithm.", alone(HEAD + BODY)),
+        (alone(HEAD + "quantize: {algorithm: max}\n"), "write quant_cfg: and its entries.", alone(HEAD + BODY)),
+        (alone(HEAD + BODY + "quantise: {}\n"), "A ptq recipe holds metadata and quantize.", alone(HEAD + BODY)),
+        (alone(HEAD + "quantize: {quant_cfg: x}\n"), "Write '- quantizer_name: ...' lines.", alone(HEAD + BODY)),
+        (alone(recipe_text(GOOD * 501)), "Write fewer than 500.", alone(recipe_text(GOOD * 499))),
+        (alone(recipe_text(GOOD, "maxx")), "This ModelOpt has awq_clip,", alone(recipe_text(GOOD, "awq_clip"))),
+        (alone(HEAD + "---\n" + BODY), "Join them.", alone(HEAD + BODY)),
+        (alone(f"{HEAD}---\n{BODY}---\n{{}}\n"), "fit.", alone(HEAD + BODY)),
+        (alone("- a\n---\n" + HEAD + BODY), "Put imports: there.", alone("imports: {}\n" + HEAD + BODY)),
+        (alone("imports: [n]\n" + HEAD + BODY), "Write imports: {fp8: configs/...}.",
+         {"ptq/r.yaml": "imports: {n: n}\n" + HEAD + BODY, "n.yaml": ATTRIBUTES + "num_bits: 8\n"}),
+        (alone("7\n"), "Write a recipe or a snippet.", alone(HEAD + BODY)),
+        (alone(f"{HEAD}{BODY}  x: [\n"), "Correct it.", alone(HEAD + BODY)),
+        (alone(recipe_text(GOOD.replace("8", "!!int ''"))), "Put it in quotes.", alone(recipe_text(GOOD))),
+        (alone(recipe_text("  - {quantizer_name: '*', cfg: {$import: n}}\n")),
+         "Declare it under imports: (declared: none)", using(ATTRIBUTES + "num_bits: 8\n")),
+        (alone(recipe_text(GOOD, imports="imports: {n: n}\n")), "Correct its path, or add the file.",
+         {"ptq/r.yaml": recipe_text(GOOD, imports="imports: {n: n}\n"), "n.yaml": ATTRIBUTES + "num_bits: 8\n"}),
+        (using("num_bits: 8\n"), "Add the comment '# modelopt-schema: ...'", using(ATTRIBUTES + "num_bits: 8\n")),
+        (using(2 * ATTRIBUTES + "num_bits: 8\n"), "Keep one.", using(ATTRIBUTES + "num_bits: 8\n")),
+        (using("# modelopt-schema: os.path\nnum_bits: 8\n"), "modelopt.", using(ATTRIBUTES + "num_bits: 8\n")),
+        (using(f"{ATTRIBUTES}imports: {{n: n}}\n---\n$import: n\n"), "Break it.", using(ATTRIBUTES + "num_bits: 8\n")),
+        ({"ptq/r.yaml": recipe_text("  - {quantizer_name: '*', cfg: {$import: [n, n]}}\n", imports="imports: {n: n}\n"),
+          "n.yaml": LISTED + GOOD.strip() + "\n"}, "Import one.", using(ATTRIBUTES + "num_bits: 8\n")),
+        (searching(candidate_formats=formats(*["max"] * 40)), "Write at most", searching()),
+        (searching(candidate_formats=formats("[max, mse]")), "Write one method, such as algorithm: max.", searching()),
+        (searching(score_size="0"), "Write score_size: 128.", searching(score_size="128")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_a_refusal_proposes_is_enough(
+    tmp_path: Path, files: dict[str, str], fix: str, corrected: dict[str, str]
+) -> None:
+    """Done as the message says, the recipe loads."""
+
+    def loaded(texts: dict[str, str]) -> Recipe:
+        for name, text in texts.items():
+            write(tmp_path / name, text)
+        return load("ptq/r", tmp_path)
+
+    with pytest.raises(UsageError) as refused:
+        loaded(files)
+    assert fix in str(refused.value)
+    assert loaded(corrected).hash
+
+
 def test_a_name_of_nothing_is_refused_with_the_names_there_are() -> None:
     """A typo on the command line is answered with the default recipes."""
     with pytest.raises(UsageError, match=r"names no recipe.*Give one of fp8, fp8-patch-embedding-fp16"):

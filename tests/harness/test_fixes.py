@@ -1,0 +1,233 @@
+"""What a message of the insertion suite or of the comparison with the recipe proposes is done, and the failure goes.
+
+Everything is looked at on the embedded architecture without weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pytest
+import written
+import yaml
+from torch import nn
+from written import DENY_ALL, entry
+
+from harness.checks import agreement, insertion
+from harness.models import architectures, families
+from harness.problems import Problem
+from harness.quantization import maps, quantize
+from harness.recipes.loading import Recipe, load
+
+LINEARS = entry("*weight_quantizer", "num_bits: 8, axis: 0") + entry("*input_quantizer", "num_bits: 8")
+AROUND = entry("*[qkv]_bmm_quantizer", "num_bits: e4m3") + entry("*bmm2_output_quantizer", "num_bits: e4m3")
+WHOLE = DENY_ALL + LINEARS + AROUND
+Entries = list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def blank() -> nn.Module:
+    """The embedded architecture."""
+    return architectures.build("embedded")
+
+
+@pytest.fixture
+def found(blank: nn.Module, tmp_path: Path) -> Callable[..., list[Problem]]:
+    """What the insertion suite says of a recipe's entries (YAML, or read from it) on the architecture."""
+
+    def look(
+        entries: str | Entries, attention: str = "diffusers", left_out: Collection[tuple[str, str]] = ()
+    ) -> list[Problem]:
+        recipe = written.recipe(tmp_path, entries if isinstance(entries, str) else lines(entries))
+        quantizers = maps.quantizer_map(quantize.structure(blank, recipe, attention))
+        absent, hidden = families.of(blank).absent, families.hidden_in(blank)
+        return insertion.check(quantizers, recipe, left_out=left_out, calibrated=False, hidden=hidden, absent=absent)
+
+    return look
+
+
+def lines(entries: Entries) -> str:
+    """The lines of a recipe for *entries*."""
+    return "".join(f"  - {yaml.safe_dump(one, default_flow_style=True, width=1000).strip()}\n" for one in entries)
+
+
+def read(text: str) -> Entries:
+    """The entries in a recipe's lines."""
+    entries: Entries = yaml.safe_load(text)
+    return entries
+
+
+def off(pattern: str) -> str:
+    """A line that turns off what *pattern* matches."""
+    return f"  - {{quantizer_name: '{pattern}', enable: false}}\n"
+
+
+def test_a_recipe_to_start_from_has_no_problem(found: Callable[..., list[Problem]]) -> None:
+    """Otherwise the tests below would show nothing."""
+    assert found(WHOLE) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("*wieght_quantizer", "*weight_quantizer"),
+        ("*Mlp*input_quantizer", "*mlp*input_quantizer"),
+        ("vision_model.encoder.layers.{0..3}.mlp.*", "vision_model.encoder.layers.[0-3].mlp.*"),
+        ("*self_attn.{q,k}_proj.*", "*self_attn.[q,k]_proj.*"),
+        ("vision_model.layers.0.mlp.*", "vision_model.encoder.layers.0.mlp.*"),
+        ("vision_model.layers.{0..1}.mlp.*", "vision_model.encoder.layers.[0-1].mlp.*"),
+        ("fc1.weight_quantizer", "*fc1.weight_quantizer"),
+        ("*fc1.weight_quantizer.1", "*fc1.weight_quantizer"),
+        ("*fc1.wieght_quantizer", "*fc1.weight_quantizer"),
+    ],
+)
+def test_the_pattern_that_was_meant_matches(found: Callable[..., list[Problem]], pattern: str, meant: str) -> None:
+    """The proposed pattern, written in the place of the one that matches nothing, matches."""
+    (problem,) = found(WHOLE + off(pattern))
+    (proposed,) = re.findall(r"Did you mean '(.*?)'\?", problem.mend)
+
+    assert problem.rule == "pattern matches nothing"
+    assert "matches none of the" not in "".join(map(str, found(WHOLE + off(proposed))))
+    assert set(re.sub(r"[\[\],]", "", proposed)) == set(re.sub(r"[\[\],]", "", meant))
+
+
+@pytest.mark.parametrize(
+    ("entries", "attention", "instead"),
+    [
+        (WHOLE, "modelopt", "diffusers"),
+        (DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3"), "modelopt", "modelopt"),
+    ],
+)
+def test_the_attention_class_that_is_named_has_the_quantizer(
+    found: Callable[..., list[Problem]], entries: str, attention: str, instead: str
+) -> None:
+    """``--attention diffusers`` for the output quantizer; without the pattern ModelOpt's own class will do."""
+    if attention != instead:
+        assert all(f"--attention {instead}" in problem.mend for problem in found(entries, attention))
+        assert found(entries, attention)
+    assert found(entries, instead) == []
+
+
+@pytest.mark.parametrize("kind", ["softmax"])
+def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind: str) -> None:
+    """The entry that the message gives, put at the end, leaves no problem."""
+    asked = WHOLE + entry(f"*{kind}_quantizer", "num_bits: e4m3")
+    told = {line for problem in found(asked) for line in re.findall(r"end the recipe with (\{.*?\})", problem.mend)}
+
+    assert len(told) == 1
+    assert found(f"{asked}  - {told.pop()}\n") == []
+
+
+def test_a_deny_all_is_moved_to_the_front(
+    found: Callable[..., list[Problem]], blank: nn.Module, tmp_path: Path
+) -> None:
+    """ModelOpt refuses such a recipe; the message says where ``*`` goes, and there it is accepted."""
+    entries = read(LINEARS + AROUND + DENY_ALL)
+    recipe = written.recipe(tmp_path, lines(entries))
+    from harness.checks import patterns
+
+    quantizers = maps.quantizer_map(quantize.insert(blank))
+    (problem,) = patterns.overridden_patterns(quantizers, recipe)
+
+    assert re.search(r"move '\*' to the front, before '\*weight_quantizer'", problem.mend)
+    assert found([entries[-1], *entries[:-1]]) == []
+
+
+def test_an_exception_is_moved_behind_what_it_excepts(found: Callable[..., list[Problem]]) -> None:
+    """Behind the entry that the message numbers it has its effect."""
+    entries = read(DENY_ALL + off("*layers.0.*") + LINEARS + AROUND)
+    (problem,) = found(entries)
+    behind = int(re.findall(r"behind entry (\d+)", problem.mend)[0])
+
+    moved = [*entries[:1], *entries[2:behind], entries[1], *entries[behind:]]
+    assert found(moved) == []
+    assert found([*entries[:1], *entries[2:]]) == []
+
+
+def test_one_of_two_entries_for_the_same_is_removed(found: Callable[..., list[Problem]]) -> None:
+    """Either of the two that the message numbers."""
+    again = entry("*weight_quantizer", "num_bits: e4m3")
+    entries = read(DENY_ALL + LINEARS + again + AROUND)
+    (problem,) = found(entries)
+    numbers = [int(n) for n in re.findall(r"entry (\d+)", problem.mend)]
+
+    assert numbers == [2, 4]
+    for number in numbers:
+        assert found([*entries[: number - 1], *entries[number:]]) == []
+
+
+def test_what_stays_unquantized_is_declared_or_enabled(found: Callable[..., list[Problem]]) -> None:
+    """The tower and the kinds that the message gives are what the budgets file takes."""
+    without = WHOLE + off("vision_model.embeddings.patch_embedding.*")
+    (problem,) = found(without)
+    ((tower, kinds),) = re.findall(r"budgets file that (\w+) (.*?) stays as it is", problem.mend)
+
+    assert found(without, left_out={(tower, kind) for kind in kinds.split(", ")}) == []
+    assert found(WHOLE) == []
+
+
+def test_attention_is_quantized_whole_or_not_at_all(found: Callable[..., list[Problem]]) -> None:
+    """Enable the rest, disable the others, or declare it: each of the three is enough."""
+    part = DENY_ALL + LINEARS + entry("*bmm2_output_quantizer", "num_bits: e4m3")
+    problems = found(part)
+
+    assert ["enable these, or disable the others" in problem.mend for problem in problems] == [True]
+    assert found(part + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")) == []
+    declared = {("vision", "attention"), ("text", "attention")}
+    assert found(part, left_out=declared) == []
+    assert found(DENY_ALL + LINEARS, left_out=declared) == []
+
+
+def disagreements(blank: nn.Module, recipe: Recipe) -> list[Problem]:
+    """What the comparison with the recipe says of it on the architecture."""
+    return agreement.with_recipe(quantize.quantize(blank, without_calibration(recipe), None), recipe)
+
+
+def without_calibration(recipe: Recipe) -> Recipe:
+    """The recipe, none of whose quantizers is calibrated: the architecture has no weights."""
+    import dataclasses
+
+    return dataclasses.replace(recipe, quant_cfg=dict(recipe.quant_cfg) | {"algorithm": None})
+
+
+@pytest.mark.parametrize(
+    ("entries", "rule", "corrected"),
+    [
+        (LINEARS, "on without being asked for", DENY_ALL + LINEARS),
+        (
+            DENY_ALL + LINEARS + entry("*token_embedding.input_quantizer", "num_bits: 8"),
+            "enables what stays off",
+            DENY_ALL + LINEARS,
+        ),
+    ],
+)
+def test_what_is_not_as_the_recipe_says(
+    blank: nn.Module, tmp_path: Path, entries: str, rule: str, corrected: str
+) -> None:
+    """A deny-all entry in front, or the entry removed, as the message says."""
+    (problem,) = disagreements(blank, written.recipe(tmp_path, entries))
+
+    assert problem.rule == rule
+    assert disagreements(blank, written.recipe(tmp_path, corrected)) == []
+
+
+def test_the_default_key_of_a_dict_is_moved_to_the_front(
+    blank: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published dict ends in ``default``, which turns everything off; in front it does what was meant."""
+    body = "{'*weight_quantizer': {'num_bits': 8, 'axis': 0}, '*input_quantizer': {'num_bits': 8}}"
+    text = f"BODY = {body}\nOFF = {{'default': {{'enable': False}}}}\n"
+    text += (
+        "LAST = {'quant_cfg': BODY | OFF, 'algorithm': 'max'}\nFIRST = {'quant_cfg': OFF | BODY, 'algorithm': 'max'}\n"
+    )
+    (tmp_path / "published_for_fixes.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from harness.checks import patterns
+
+    quantizers = maps.quantizer_map(quantize.insert(blank))
+    (problem,) = patterns.overridden_patterns(quantizers, load("published_for_fixes:LAST"))
+
+    assert problem.mend.endswith("move 'default' to the front, before '*weight_quantizer'.")
+    assert patterns.overridden_patterns(quantizers, load("published_for_fixes:FIRST")) == []
