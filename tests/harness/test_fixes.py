@@ -22,6 +22,8 @@ from harness.quantization import maps, quantize
 from harness.recipes.loading import Recipe, load
 
 LINEARS = entry("*weight_quantizer", "num_bits: 8, axis: 0") + entry("*input_quantizer", "num_bits: 8")
+#: as LINEARS, in a format whose forward asks for no value of a tensor
+FLOATS = entry("*weight_quantizer", "num_bits: e4m3") + entry("*input_quantizer", "num_bits: e4m3")
 AROUND = entry("*[qkv]_bmm_quantizer", "num_bits: e4m3") + entry("*bmm2_output_quantizer", "num_bits: e4m3")
 WHOLE = DENY_ALL + LINEARS + AROUND
 Entries = list[dict[str, object]]
@@ -195,11 +197,11 @@ def without_calibration(recipe: Recipe) -> Recipe:
 @pytest.mark.parametrize(
     ("entries", "rule", "corrected"),
     [
-        (LINEARS, "on without being asked for", DENY_ALL + LINEARS),
+        (FLOATS, "on without being asked for", DENY_ALL + FLOATS),
         (
-            DENY_ALL + LINEARS + entry("*token_embedding.input_quantizer", "num_bits: 8"),
+            DENY_ALL + FLOATS + entry("*token_embedding.input_quantizer", "num_bits: e4m3"),
             "enables what stays off",
-            DENY_ALL + LINEARS,
+            DENY_ALL + FLOATS,
         ),
     ],
 )
