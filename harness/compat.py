@@ -4,12 +4,14 @@ torchvision's wheels on the package registry are built for CUDA.  Beside a CPU b
 does not load, and ``import torchvision`` then stops at two fake-kernel registrations for operators that the
 extension would have declared.  Declaring the two schemas is all that is missing: nothing here runs the operators.
 Import this module before torchvision, transformers' image processors or clip_benchmark; with a pair that fits it
-does nothing.
+does nothing.  ModelOpt's own recipes are pinned here as well (:mod:`harness.modelopt_tree`).
 """
 
 from __future__ import annotations
 
 import torch
+
+from harness import modelopt_tree
 
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -45,3 +47,4 @@ def repair_torchvision() -> bool:
 
 
 repair_torchvision()
+modelopt_tree.pin()

@@ -135,8 +135,8 @@ def broken_attention(
                 tuple(missing),
                 _SEARCH_MEND
                 if recipe.candidates
-                else "Register the attention class that has them (--attention diffusers for bmm2_output, "
-                "--attention modelopt for p_bmm), or take the pattern out of the recipe.",
+                else "Register the attention class that has them (--attention diffusers for bmm2_output), "
+                "or take the pattern out of the recipe.",
             )
         )
     if idle:

@@ -65,7 +65,9 @@ def _unmatched_hint(entry: Entry, quantizers: QuantizerMap, hidden: Mapping[str,
     if "bmm2_output" in pattern:
         return "ModelOpt's own attention class has no output quantizer. Register diffusers': --attention diffusers"
     if "p_bmm" in pattern:
-        return "diffusers' attention class has no p_bmm quantizer. Register ModelOpt's: --attention modelopt"
+        return (
+            "Remove the entry: diffusers' attention class has no p_bmm quantizer, and ModelOpt's never runs under sdpa."
+        )
     candidates = (replace(entry, pattern=one) for one in _corrections(pattern, quantizers))
     meant = next((one.pattern for one in candidates if matched(quantizers, one)), None)
     if "{" in pattern:

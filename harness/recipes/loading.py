@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import importlib.util
 import json
 import re
 import sys
@@ -23,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import files
+from harness import files, modelopt_tree
 from harness.errors import UsageError
 from harness.recipes import algorithms, config_form
 from harness.recipes.installed import modelopt_config
@@ -133,12 +132,11 @@ def installed_root() -> Path:
     Raises:
         UsageError: this ModelOpt has none.
     """
-    spec = importlib.util.find_spec("modelopt_recipes")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        return Path(place)
-    raise UsageError(
-        "modelopt_recipes", "no recipes are installed with this ModelOpt", "Install nvidia-modelopt 0.44 or newer."
-    )
+    path = modelopt_tree.installed()
+    if path is None:
+        fix = "Install nvidia-modelopt 0.44 or newer."
+        raise UsageError(modelopt_tree.NAME, "no recipes are installed with this ModelOpt", fix)
+    return path
 
 
 def load(ref: str, root: Path | None = None) -> Recipe:

@@ -112,6 +112,16 @@ def test_the_attention_class_that_is_named_has_the_quantizer(
     assert found(entries, instead) == []
 
 
+def test_what_no_attention_class_runs_is_removed(found: Callable[..., list[Problem]]) -> None:
+    """ModelOpt's own class has a quantizer for the probabilities, and it never runs: that class is not the fix."""
+    asked = DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")
+    (problem,) = found(asked + AROUND + entry("*p_bmm_quantizer", "num_bits: e4m3"))[:1]
+
+    assert problem.mend.startswith("Remove the entry")
+    assert found(asked + entry("*p_bmm_quantizer", "num_bits: e4m3"), "modelopt") != []
+    assert found(WHOLE) == []
+
+
 @pytest.mark.parametrize("kind", ["softmax"])
 def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind: str) -> None:
     """The entry that the message gives, put at the end, leaves no problem."""

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness import modelopt_tree
 from harness.errors import UsageError
 from harness.recipes import loading
 from harness.recipes.loading import DEFAULT, HERE, MORE, Recipe, installed_root, load
@@ -719,6 +720,21 @@ def test_loading_a_recipe_first_leaves_modelopts_plugins_whole() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert done.stdout == "whole\n", done.stderr
+
+
+def test_a_tree_on_the_path_is_not_taken_for_modelopts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree under review in the working folder, which Python would find first, is neither imported nor read."""
+    write(tmp_path / "modelopt_recipes/__init__.py", "raise SystemExit('executed')\n")
+    before = installed_root()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "modelopt_recipes")
+
+    modelopt_tree.pin()
+    import modelopt_recipes
+
+    assert installed_root() == before
+    assert Path(modelopt_recipes.__file__).parent == before
 
 
 def test_reading_recipes_costs_no_import_of_modelopt_and_prints_nothing() -> None:
