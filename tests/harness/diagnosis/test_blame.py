@@ -173,7 +173,7 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
 
     def holds(recipe: Recipe) -> bool:
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
-        return gate._holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
+        return blame.holds(gate, case, dataclasses.replace(recipe, quant_cfg=cfg))
 
     found = blame.find(
         made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", holds

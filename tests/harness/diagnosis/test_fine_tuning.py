@@ -139,7 +139,7 @@ def test_the_option_bounds_the_pairs_of_a_step(monkeypatch: pytest.MonkeyPatch) 
 
     for size in (None, 8, 4096):
         gate = Gate(Options(recipes=("int8",), batch_size=size))
-        gate.trained(gate.cases()[0])
+        qat.trained(gate, gate.cases()[0])
 
     assert sizes == [128, 8, 128]
 
