@@ -17,3 +17,5 @@ SUITES = _PACKAGE / "suites" if INSTALLED else _PACKAGE.parent / "tests"
 #: Budgets, and baselines of the embedded model.
 BASELINES = _PACKAGE / "baselines" / "stored" if INSTALLED else _PACKAGE.parent / "baselines"
 BUDGETS = BASELINES / "budgets.yaml"
+#: Where the documents are that runs write: nothing is written into an installed gate.
+DOCS = Path() if INSTALLED else _PACKAGE.parent / "docs"

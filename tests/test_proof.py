@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.pytest_plugin import private
 from harness.tools import proof
 from harness.tools.faults import CATALOGUE
 from harness.tools.proof import Clean, Kill
@@ -61,10 +62,9 @@ def calm_runs(clean: Clean) -> Iterator[Workers]:
 def show(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Prints a line that pytest does not capture: a run of ten minutes says where it is, and what it found."""
     terminal = pytestconfig.get_terminal_writer()
-    capture: Any = pytestconfig.pluginmanager.getplugin("capturemanager")
 
     def line(text: str) -> None:
-        with capture.global_and_fixture_disabled():
+        with private.uncaptured(pytestconfig):
             terminal.line(text)
             terminal.flush()
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from harness import files
 from harness.evaluation import shards
 from harness.models import architectures
+from harness.places import DOCS
 from harness.quantization import quantize
 from harness.recipes import loading
 from harness.tools.rates import CONTEXT, MODEL, PROMPT, RECIPE, Rates, measure
 
-DOCS = Path(__file__).parents[2] / "docs"
 RATES, PAGE = DOCS / "scale.json", DOCS / "scale.md"
 RECIPES, CALIBRATION = 10, 8192
 #: Processes that ask, in the runs with several of them.

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from harness import places
 from harness.checks import registry
 from harness.checks.registry import Check
 from harness.errors import UsageError
@@ -31,7 +32,7 @@ from harness.gate.gate import Case, Gate, Options
 from harness.quantization.quantize import QuantizationError
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
 
-MATRIX = Path(__file__).parents[2] / "docs" / "kill-matrix.md"
+MATRIX = places.DOCS / "kill-matrix.md"
 #: Pairs that the proof calibrates on: two batches, so that a loop which stops early is seen.
 PAIRS = 128
 #: Confidence of the bounds, one-sided.

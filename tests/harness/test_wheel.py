@@ -78,13 +78,14 @@ def test_the_entry_point_is_the_guest(wheel: Path) -> None:
 
 def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_path: Path) -> None:
     """Imported from the wheel, the gate has its suites and baselines in the package, and nothing of a checkout."""
-    code = "from harness import places; print(places.INSTALLED, places.SUITES, places.BUDGETS, sep='\\n')"
+    code = "from harness import places; print(places.INSTALLED, places.SUITES, places.BUDGETS, places.DOCS)"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(wheel)}, capture_output=True, text=True
     )
 
     package = wheel / "harness"
-    assert found.stdout.split() == ["True", f"{package / 'suites'}", f"{package}/baselines/stored/budgets.yaml"]
+    stored = f"{package}/baselines/stored/budgets.yaml"
+    assert found.stdout.split() == ["True", f"{package / 'suites'}", stored, "."]
 
 
 # -- a run from an installed gate ---------------------------------------------------------------------------------
