@@ -83,8 +83,9 @@ def test_output_past_the_capture_and_properties(pytester: pytest.Pytester) -> No
     bare.assert_outcomes(passed=1)
 
 
-def test_session_of_pytest_benchmark(pytester: pytest.Pytester) -> None:
+def test_session_of_pytest_benchmark(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """The session of pytest-benchmark is found where the plugin is there."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     config = pytester.parseconfigure("-p", "pytest_benchmark.plugin")
 
     assert private.benchmark_session(config).compared_mapping == {}
