@@ -214,10 +214,6 @@ class Record:
         """The record of one task and metric, or None."""
         return next((t for t in self.tasks if (t.task, t.metric) == (task, metric)), None)
 
-    def without_tasks(self) -> Record:
-        """The same record with no task: what a test of the quantizer map alone compares."""
-        return replace(self, tasks=())
-
     def only(self, task: str, metric: str | None = None) -> Record:
         """The same record with one task left (all its metrics, or one): what a test of that task compares."""
         return replace(self, tasks=tuple(t for t in self.tasks if t.task == task and metric in (None, t.metric)))

@@ -213,9 +213,9 @@ def _task_content(task: TaskRecord) -> dict[str, Any]:
         "sample_ids": task.sample_ids,
         "sample_set": task.sample_set,
         **_derived(task),
-        "quantized": _side(task, task.quantized, task.percent_quantized),
+        "quantized": _side(task.quantized, task.percent_quantized),
         "reference": {
-            **_side(task, task.reference, task.percent_reference),
+            **_side(task.reference, task.percent_reference),
             "outcomes": sha256(reference_blob(task)),
         },
     }
@@ -232,7 +232,7 @@ def _derived(task: TaskRecord) -> dict[str, int | float]:
     }
 
 
-def _side(task: TaskRecord, kept: SampleOutcomes, percent: float) -> dict[str, Any]:
+def _side(kept: SampleOutcomes, percent: float) -> dict[str, Any]:
     return {"bits": kept.bits, "percent": round(percent, 4), "right": kept.right}
 
 

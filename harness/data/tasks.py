@@ -10,7 +10,7 @@ Two kinds, with CLIP_benchmark's definitions and its names for the metrics:
 What the model returns is taken in its own precision; everything after it is computed in double precision and
 rounded once to float32 logits (100 times the cosine).  CLIP_benchmark computes on in the model's precision: with a
 half-precision model its logits lie on a grid of 1/64, and many answers are ties.  Where it gets single-precision
-features (:class:`Encoder` gives it them), every sample's answer is the same as here.  Ties go to the lower index.
+features, every sample's answer is the same as here.  Ties go to the lower index.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from harness.data.pictures import Resized
 from harness.data.samples import CLASSIFICATION, Samples
 from harness.errors import UsageError
 from harness.models import families
-from harness.models.halves import half_products
 
 if TYPE_CHECKING:
     from harness.models.references import Reference
@@ -474,36 +473,3 @@ def best(logits: Tensor, count: int) -> Tensor:
     if tied.any():
         found[tied] = logits[tied].sort(stable=True, dim=1, descending=True).indices[:, :some]
     return found[:, :count]
-
-
-class Encoder:
-    """*model* as CLIP_benchmark's own functions want it: ``encode_image``, ``encode_text``, and a tokenizer.
-
-    For comparison with its ``evaluate()``.  Features come in single precision, so that it computes on in single
-    precision; batches are filled up as they are here.
-    """
-
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
-        self._model, self._tokenizer, self._size = model, tokenizer, batch_size
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """*texts* as int64 (n, context)."""
-        context = families.sizes(self._model).context
-        ids = self._tokenizer(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
-        return ids["input_ids"]  # type: ignore[no-any-return]
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """float32 (n, d) of model inputs (n, 3, h, w)."""
-        return self._encode(pixels, "vision")
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """float32 (n, d) of token ids (n, context)."""
-        return self._encode(ids, "text")
-
-    @half_products()
-    def _encode(self, batch: Tensor, tower: str) -> Tensor:
-        parts = [
-            families.encode(self._model, tower, inputs.filled(part, self._size))[: len(part)]
-            for part in torch.split(batch, self._size)
-        ]
-        return torch.cat(parts).float()

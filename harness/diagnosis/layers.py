@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models import families
+from harness.models.hooks import after_each
 
 _LAYER = re.compile(r"\.(?:layers|blocks|resblocks)\.\d+$")
 
@@ -75,19 +76,11 @@ def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     """What each encoder layer gives in one forward of *model*, by module path."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _args: object, output: Any) -> None:
-            # A layer gives a tensor, or up to transformers 4.57 a tuple that begins with it.
-            found[name] = output if isinstance(output, Tensor) else output[0]
-
-        return hook
+    def keep(name: str, _module: nn.Module, _args: object, output: Any) -> None:
+        # A layer gives a tensor, or up to transformers 4.57 a tuple that begins with it.
+        found[name] = output if isinstance(output, Tensor) else output[0]
 
     layers = {name: module for name, module in model.named_modules() if _LAYER.search(name)}
-    hooks = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
-    try:
-        with torch.inference_mode():
-            families.forward(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.inference_mode(), after_each(layers, keep):
+        families.forward(model, inputs)
     return found

@@ -8,7 +8,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from torch import Tensor
 
@@ -30,16 +29,15 @@ class Element:
     """An element type of Q/DQ: ONNX's name, the NumPy dtype of its codes, its largest number, the opset it needs."""
 
     name: str
-    onnx_type: int
     dtype: npt.DTypeLike
     largest: float
     lowest: float
     opset: int
 
 
-E4M3 = Element("E4M3", onnx.TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn, 448.0, -448.0, 20)
-INT8 = Element("INT8", onnx.TensorProto.INT8, np.int8, 127.0, -128.0, 20)
-INT4 = Element("INT4", onnx.TensorProto.INT4, ml_dtypes.int4, 7.0, -8.0, 21)
+E4M3 = Element("E4M3", ml_dtypes.float8_e4m3fn, 448.0, -448.0, 20)
+INT8 = Element("INT8", np.int8, 127.0, -128.0, 20)
+INT4 = Element("INT4", ml_dtypes.int4, 7.0, -8.0, 21)
 _ELEMENTS = {(4, 3): E4M3, 8: INT8, 4: INT4}
 
 

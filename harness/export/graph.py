@@ -61,7 +61,7 @@ def tower(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) -> o
     plain = in_dtype(model, dtype)
     with _marked(plain, set(found)):
         proto = _traced(plain, tower, dtype)
-    _write(proto, found, tensor_quantizers(model), model, dtype)
+    _write(proto, found, model, dtype)
     files.check(proto)
     return proto
 
@@ -204,9 +204,7 @@ def _traced(model: nn.Module, tower: str, dtype: torch.dtype) -> onnx.ModelProto
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def _write(
-    proto: onnx.ModelProto, found: dict[str, Form], quantizers: dict[str, Any], model: nn.Module, dtype: torch.dtype
-) -> None:
+def _write(proto: onnx.ModelProto, found: dict[str, Form], model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every mark by its pair, and say which opset the graph then needs."""
     graph = proto.graph
     floats = {i.name for i in graph.initializer}

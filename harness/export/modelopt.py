@@ -7,10 +7,6 @@ defect that fails when it is gone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -32,31 +28,6 @@ def published(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) 
     plain = copy.deepcopy(model).cpu().to(dtype).eval()
     example = families.sample_inputs(plain)[TOWERS[tower]]
     return traced(plain, tower, example)
-
-
-@contextmanager
-def scale_mended() -> Iterator[None]:
-    """Within the block ``export_fp8_mha`` gets its scale as a value of the graph (ModelOpt 0.47).
-
-    It reads a constant scale into a Python float and hands that to ``g.op("Sqrt", ...)``, a TypeError for every model
-    with diffusers' attention class, whatever its format.
-    """
-    from modelopt.torch.quantization.plugins.diffusion import diffusers
-    from torch.onnx import symbolic_helper
-
-    original = diffusers.export_fp8_mha
-
-    def mended(g: Any, query: Any, key: Any, value: Any, *args: Any) -> Any:
-        mask, dropout, causal, scale, *more = args
-        known = symbolic_helper._maybe_get_const(scale, "f")
-        if isinstance(known, float):
-            dtype = torch.float16 if query.type().scalarType() == "Half" else torch.float32
-            # Not a constant itself, or it is read into a float again.
-            scale = g.op("Identity", g.op("Constant", value_t=torch.tensor(known, dtype=dtype)))
-        return original(g, query, key, value, mask, dropout, causal, scale, *more)
-
-    with mock.patch.object(diffusers, "export_fp8_mha", mended):
-        yield
 
 
 def standard(proto: onnx.ModelProto) -> onnx.ModelProto:

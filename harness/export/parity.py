@@ -26,6 +26,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from harness.data.tasks import Task
 from harness.export.gated import Graph
 from harness.export.graph import TOWERS, Tower
 from harness.export.runtime import session
+from harness.models.hooks import after_each
 from harness.quantization import quantize
 from harness.quantization.context import in_dtype
 from harness.quantization.maps import tensor_quantizers
@@ -166,37 +168,33 @@ class Runtimes:
     @torch.no_grad()
     def _given(self, x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
         quantizers = tensor_quantizers(self._model)
-        hooks = [quantizers[name].register_forward_hook(self._watch(name, chosen)) for name in chosen]
-        try:
+        with after_each({name: quantizers[name] for name in chosen}, partial(self._replaced, chosen)):
             features: Tensor = self._module(x)
-        finally:
-            for handle in hooks:
-                handle.remove()
         return features
 
-    def _watch(self, name: str, chosen: dict[str, Tensor]) -> Any:
-        def hook(quantizer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            theirs = chosen.pop(name)
-            if theirs.shape != output.shape:
-                self._wrong[name] += theirs.numel()
-                return output
-            # A code times its scale may differ by an ulp or two from the code times the inverse of the inverse scale.
-            other = (theirs - output).abs() > 4 * UNIT * output.abs()
-            if not other.any():
-                return output
-            before = args[0] if quantizer.pre_quant_scale is None else args[0] * quantizer.pre_quant_scale
-            room = self.limit * quantizer._get_amax(before).float()
-            low, high = (quantizer._fake_quantize(edge) for edge in (before[other] - room, before[other] + room))
-            slack = 4 * UNIT * theirs[other].abs()
-            right = (theirs[other] >= low - slack) & (theirs[other] <= high + slack)
-            self._moved += int(right.sum())
-            if not right.all():
-                self._wrong[name] += int((~right).sum())
-            taken = output.clone()
-            taken[other] = torch.where(right, theirs[other], output[other])
-            return taken
-
-        return hook
+    def _replaced(
+        self, chosen: dict[str, Tensor], name: str, quantizer: Any, args: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        """*output* with the runtime's value of *chosen* wherever that one is as right."""
+        theirs = chosen.pop(name)
+        if theirs.shape != output.shape:
+            self._wrong[name] += theirs.numel()
+            return output
+        # A code times its scale may differ by an ulp or two from the code times the inverse of the inverse scale.
+        other = (theirs - output).abs() > 4 * UNIT * output.abs()
+        if not other.any():
+            return output
+        before = args[0] if quantizer.pre_quant_scale is None else args[0] * quantizer.pre_quant_scale
+        room = self.limit * quantizer._get_amax(before).float()
+        low, high = (quantizer._fake_quantize(edge) for edge in (before[other] - room, before[other] + room))
+        slack = 4 * UNIT * theirs[other].abs()
+        right = (theirs[other] >= low - slack) & (theirs[other] <= high + slack)
+        self._moved += int(right.sum())
+        if not right.all():
+            self._wrong[name] += int((~right).sum())
+        taken = output.clone()
+        taken[other] = torch.where(right, theirs[other], output[other])
+        return taken
 
 
 def _showing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ sizes: what differs between them depends on the batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.errors import UsageError
 from harness.models import families
+from harness.models.hooks import before_each
 from harness.models.shapes import ShapesOnly
 from harness.quantization import quantize
 from harness.quantization.applied import Applied, Setting, place_of
@@ -76,19 +77,11 @@ def _sizes(model: nn.Module, batch: int) -> dict[str, tuple[int, ...]]:
     """The sizes of the tensor that first reaches each quantizer of *model*."""
     seen: dict[str, tuple[int, ...]] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.setdefault(name, tuple(args[0].shape))
+    def see(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.setdefault(name, tuple(args[0].shape))
 
-        return hook
-
-    hooks = [q.register_forward_pre_hook(watch(name)) for name, q in tensor_quantizers(model).items()]
-    try:
-        with torch.no_grad(), ShapesOnly():
-            families.forward(model, families.sample_inputs(model, batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), ShapesOnly(), before_each(tensor_quantizers(model), see):
+        families.forward(model, families.sample_inputs(model, batch))
     return seen
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.models import families
 from harness.models.halves import half_products
+from harness.models.hooks import before_each
 from harness.quantization.maps import tensor_quantizers
 
 #: Dimensions of a tensor that keep a range each; empty: one range for all.
@@ -52,25 +53,18 @@ class Magnitudes:
 
     @torch.no_grad()
     def _watch(self, wanted: Iterable[tuple[str, Axes]]) -> None:
-        def watch(name: str, kept: Axes) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-                if isinstance(args[0], nn.Parameter):
-                    self._weights[name] = args[0].detach()  # the same in every batch
-                    return
-                fresh, known = _largest(args[0].detach(), kept), self._seen.get((name, kept))
-                self._seen[name, kept] = fresh if known is None else torch.maximum(known, fresh)
-
-            return hook
+        def see(key: tuple[str, Axes], _: nn.Module, args: tuple[Any, ...]) -> None:
+            name, kept = key
+            if isinstance(args[0], nn.Parameter):
+                self._weights[name] = args[0].detach()  # the same in every batch
+                return
+            fresh, known = _largest(args[0].detach(), kept), self._seen.get(key)
+            self._seen[key] = fresh if known is None else torch.maximum(known, fresh)
 
         places = tensor_quantizers(self._plain)
-        hooks = [places[name].register_forward_pre_hook(watch(name, kept)) for name, kept in wanted]
-        try:
-            with half_products():
-                for batch in self._batches:
-                    families.forward(self._plain, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with half_products(), before_each({key: places[key[0]] for key in wanted}, see):
+            for batch in self._batches:
+                families.forward(self._plain, batch)
 
 
 def place(name: str) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from harness.formats.layout import plan
 from harness.models import families
+from harness.models.hooks import before_each
 from harness.models.shapes import ShapesOnly
 from harness.problems import fold_leaves, number_ranges
 from harness.quantization import applied
@@ -128,19 +129,11 @@ def count_calls(model: nn.Module, forward: Callable[[nn.Module], object]) -> dic
     """How often each quantizer's forward is entered while *forward* runs on *model*."""
     calls = dict.fromkeys(tensor_quantizers(model), 0)
 
-    def counter(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            calls[name] += 1
+    def count(name: str, *_: object) -> None:
+        calls[name] += 1
 
-        return hook
-
-    hooks = [q.register_forward_pre_hook(counter(n)) for n, q in tensor_quantizers(model).items()]
-    try:
-        with torch.no_grad(), ShapesOnly():
-            forward(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), ShapesOnly(), before_each(tensor_quantizers(model), count):
+        forward(model)
     return calls
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness import formats
 from harness.models import families
+from harness.models.hooks import after_each
 from harness.quantization.maps import tensor_quantizers
 
 
@@ -45,20 +46,12 @@ def observe(model: nn.Module, forward: Callable[[nn.Module], object] | None = No
     """
     found: dict[str, Observation] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(quantizer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if name not in found and isinstance(output, Tensor) and getattr(quantizer, "is_enabled", False):
-                found[name] = _compare(name, quantizer, args[0], output)
+    def see(name: str, quantizer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if name not in found and isinstance(output, Tensor) and getattr(quantizer, "is_enabled", False):
+            found[name] = _compare(name, quantizer, args[0], output)
 
-        return hook
-
-    hooks = [q.register_forward_hook(watch(name)) for name, q in tensor_quantizers(model).items()]
-    try:
-        with torch.no_grad():
-            (forward or (lambda m: families.forward(m, families.sample_inputs(m))))(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), after_each(tensor_quantizers(model), see):
+        (forward or (lambda m: families.forward(m, families.sample_inputs(m))))(model)
     return tuple(found.values())
 
 

@@ -20,7 +20,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import integrate, optimize, stats
-from statsmodels.stats.proportion import proportion_confint
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -140,10 +139,16 @@ def exact_p(won: int, lost: int, n: int, margin: float, *, upper: bool, spent: f
     return _worst_tail(won, lost, n, margin, upper=upper, spent=spent)
 
 
+def clopper_pearson(successes: int, n: int, alpha: float) -> tuple[float, float]:
+    """Exact two-sided interval of a proportion at level 1 - *alpha* (Clopper & Pearson 1934)."""
+    interval = stats.binomtest(successes, n).proportion_ci(1 - alpha, method="exact")
+    return float(interval.low), float(interval.high)
+
+
 def _worst_tail(won: int, lost: int, n: int, margin: float, *, upper: bool, spent: float) -> float:
     """`exact_p` uncached."""
     observed = float(tango_z(won, lost, n, -margin))
-    low, high = (float(x) for x in proportion_confint(won + lost, n, alpha=spent, method="beta"))
+    low, high = clopper_pearson(won + lost, n, spent)
     # "Lost at least the margin" needs that much discordance; "lost at most the margin" does not.
     least = max(low, margin if upper else 1e-12)
     if high < least:

@@ -57,13 +57,13 @@ class Guess:
 def guesses(runs: Mapping[str, TaskRun]) -> tuple[Guess, ...]:
     """The reference on every metric of its runs, next to guessing."""
     return tuple(
-        Guess(task, metric, int(outcomes.correct.sum()), outcomes.n, _chance(run, outcomes))
+        Guess(task, metric, int(outcomes.correct.sum()), outcomes.n, _chance(outcomes))
         for task, run in runs.items()
         for metric, outcomes in run.outcomes.items()
     )
 
 
-def _chance(run: TaskRun, outcomes: Outcomes) -> float:
+def _chance(outcomes: Outcomes) -> float:
     """Expected share of right answers if answers and targets had nothing to do with each other.
 
     It is the agreement by chance of Cohen (1960, Educational and Psychological Measurement 20:37-46), which allows for

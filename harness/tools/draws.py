@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from harness.statistics import paired
 from harness.statistics.sequential import log_wealth
@@ -94,8 +93,7 @@ class Rate:
     @property
     def bounds(self) -> tuple[float, float]:
         """Clopper-Pearson bounds, 99.9 %."""
-        low, high = proportion_confint(self.hits, self.draws, alpha=REFUTED, method="beta")
-        return float(low), float(high)
+        return paired.clopper_pearson(self.hits, self.draws, REFUTED)
 
     def refutes(self, alpha: float) -> bool:
         """The rate is above alpha beyond chance."""

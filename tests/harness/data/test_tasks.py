@@ -20,13 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes, write_shard
 from PIL import Image
+from torch import Tensor, nn
 
 from harness import compat  # noqa: F401  (before clip_benchmark)
 from harness.data import inputs, samples, tasks
 from harness.data.pictures import Resized
-from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Encoder, Task, TaskRun
+from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Task, TaskRun
 from harness.errors import UsageError
-from harness.models import references
+from harness.models import families, references
+from harness.models.halves import half_products
 from harness.models.references import Reference
 
 CPU = torch.device("cpu")
@@ -731,3 +733,36 @@ def test_embedded_tasks_can_be_chosen(reference: Reference) -> None:
     found = tasks.load_tasks(["emoji_captions", "emoji100", "emoji_captions"], None, reference)
 
     assert [task.name for task in found] == ["emoji_captions", "emoji100"]
+
+
+class Encoder:
+    """*model* as CLIP_benchmark's own functions want it: ``encode_image``, ``encode_text``, and a tokenizer.
+
+    For comparison with its ``evaluate()``.  Features come in single precision, so that it computes on in single
+    precision; batches are filled up as they are here.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
+        self._model, self._tokenizer, self._size = model, tokenizer, batch_size
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """*texts* as int64 (n, context)."""
+        context = families.sizes(self._model).context
+        ids = self._tokenizer(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
+        return ids["input_ids"]  # type: ignore[no-any-return]
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """float32 (n, d) of model inputs (n, 3, h, w)."""
+        return self._encode(pixels, "vision")
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """float32 (n, d) of token ids (n, context)."""
+        return self._encode(ids, "text")
+
+    @half_products()
+    def _encode(self, batch: Tensor, tower: str) -> Tensor:
+        parts = [
+            families.encode(self._model, tower, inputs.filled(part, self._size))[: len(part)]
+            for part in torch.split(batch, self._size)
+        ]
+        return torch.cat(parts).float()

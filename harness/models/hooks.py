@@ -1,0 +1,42 @@
+"""Look at what reaches a model's modules, and at what leaves them, for the time of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import nn
+
+Key = TypeVar("Key")
+
+
+@contextmanager
+def after_each(modules: Mapping[Key, nn.Module], see: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, call ``see(key, module, arguments, output)`` after each forward of each module.
+
+    What *see* returns takes the place of the output, unless it is None.
+    """
+    with _removed(module.register_forward_hook(partial(see, key)) for key, module in modules.items()):
+        yield
+
+
+@contextmanager
+def before_each(modules: Mapping[Key, nn.Module], see: Callable[..., None]) -> Iterator[None]:
+    """Within the block, call ``see(key, module, arguments)`` before each forward of each module."""
+    with _removed(module.register_forward_pre_hook(partial(see, key)) for key, module in modules.items()):
+        yield
+
+
+@contextmanager
+def _removed(registrations: Iterator[Any]) -> Iterator[None]:
+    """Make the registrations, and take them back on leaving the block."""
+    handles = []
+    try:
+        for handle in registrations:
+            handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
