@@ -18,7 +18,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
@@ -440,12 +440,25 @@ def read_yaml_with_places(
     inside: str | Path | None = None,
     what: str = "file",
     fix: str | None = None,
+    fixes: Mapping[str, str] | None = None,
 ) -> tuple[T, Place]:
     """Return what :func:`read_yaml` returns, and a function from the keys of an entry to its ``file:line (keys)``.
+
+    Args:
+        path: the file.
+        model: what it must hold.
+        limit: its largest size in bytes.
+        inside: a folder that it may not lead out of.
+        what: what messages call it.
+        fix: what messages say to do about anything that is wrong.
+        fixes: what they say instead where it is ``absent``, misses a key (``missing``) or has one that does not exist
+            (``extra_forbidden``).
 
     Raises:
         UsageError: as :func:`read_yaml`.
     """
+    if fixes and "absent" in fixes and not exists(path):
+        raise UsageError(_cut(path), f"there is no {what}", fixes["absent"])
     text = read_text(path, limit=limit, inside=inside, what=what, fix=fix)
     content, lines = load_yaml(text, path, fix=fix)
 
@@ -455,7 +468,7 @@ def read_yaml_with_places(
     try:
         return _adapter(model).validate_python(content), place
     except ValidationError as error:
-        _refuse_content(path, content, error, fix, lines)
+        _refuse_content(path, content, error, fix, lines, fixes)
 
 
 def load_yaml(text: str, where: str | Path, *, fix: str | None = None) -> tuple[Any, dict[tuple[Hashable, ...], int]]:
@@ -588,9 +601,11 @@ def _refuse_content(
     error: ValidationError,
     fix: str | None,
     lines: dict[tuple[Hashable, ...], int] | None = None,
+    fixes: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Raise the UsageError of the first thing that pydantic found wrong with *content*."""
     first = error.errors(include_url=False, include_context=False)[0]
+    fix = (fixes or {}).get(first["type"], fix)
     keys = _keys(first["loc"], content, first["type"] == "missing")
     place = place_of(where, keys, lines or {})
     reason = first["msg"].removeprefix("Value error, ")

@@ -35,17 +35,17 @@ import yaml
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from harness import files
 from harness.baselines.store import VERSIONS
 from harness.errors import UsageError
-from harness.recipes import reviewed
 
 #: Packages whose releases change what a recipe does to CLIP, in the order in which their records apply.
 PACKAGES = ("nvidia-modelopt", "transformers")
 #: Where the records lie, under the folder of baselines.
 FOLDER = VERSIONS
 
-_MENDS = {
-    "file": "file of expected differences",
+#: What to do about the file where it is absent, misses a key or has one that does not exist.
+_FIXES = {
     "absent": "Give the folder of baselines.",
     "extra_forbidden": "Correct the name; harness/baselines/differences.py shows the layout.",
     "missing": "A difference needs kind, name, before, after, reason and evidence.",
@@ -178,14 +178,14 @@ def load(baselines: Path) -> tuple[Record, ...]:
         UsageError: a file that cannot be used, two files for one release, or a name twice.
     """
     found: list[Record] = []
-    files: dict[tuple[str, Version], Path] = {}
+    paths: dict[tuple[str, Version], Path] = {}
     for path in sorted((baselines / FOLDER).glob("*.y*ml")):
-        content, place = reviewed.read(path, _File, _MENDS)
+        content, place = files.read_yaml_with_places(path, _File, what="file of expected differences", fixes=_FIXES)
         key = content.package, release(content.release)
-        if key in files:
-            what = f"is a second file for {content.package} {content.release}, after {files[key].name}"
+        if key in paths:
+            what = f"is a second file for {content.package} {content.release}, after {paths[key].name}"
             raise UsageError(path, what, "Join the two.")
-        files[key] = path
+        paths[key] = path
         for number, difference in enumerate(content.differences):
             record = Record(content.package, content.release, difference, place("differences", number))
             if record.name in {r.name for r in found}:

@@ -31,10 +31,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from harness import places
+from harness import files, places
 from harness.errors import UsageError
-from harness.recipes import reviewed
-from harness.recipes.reviewed import Place
+from harness.files import Place
 from harness.statistics.verdicts import MOST_DESIGN_EFFECT, Budget, Limits, resolution
 
 LEAST_ALPHA = 1e-6
@@ -55,8 +54,8 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
 
 
-_MENDS = {
-    "file": "budgets file",
+#: What to do about the file where it is absent, misses a key or has one that does not exist.
+_FIXES = {
     "absent": f"Point --baselines at the folder that holds it, or begin with a copy of {places.BUDGETS}.",
     "extra_forbidden": "Correct the name; harness/statistics/budgets.py lists the settings.",
     "missing": "An override and an expectation need a reason; the file needs defaults.",
@@ -241,7 +240,7 @@ class Policy:
 
 def load(path: Path) -> Policy:
     """Read and check a budgets file; UsageError (file, line, place, mend) for anything wrong in it."""
-    parsed, place = reviewed.read(path, _File, _MENDS)
+    parsed, place = files.read_yaml_with_places(path, _File, what="budgets file", fixes=_FIXES)
     policy = Policy(path, parsed, place)
     policy.check()
     return policy
