@@ -136,3 +136,8 @@ def other_order() -> Made:
     made = outcomes()
     arrays = {name: getattr(made, name)[::-1].copy() for name in ("correct", "answers", "margins", "clusters")}
     return replace(made, sample_ids=made.sample_ids[::-1], **arrays)
+
+
+def record_path(store: Store) -> Path:
+    """A record in the store, written."""
+    return store.write(record(task_record()), "test").path

@@ -27,12 +27,6 @@ FC1 = "vision_model.encoder.layers.1.mlp.fc1"
 
 
 @pytest.fixture(scope="module")
-def reference() -> references.Reference:
-    """The embedded model."""
-    return references.load("embedded", CPU)
-
-
-@pytest.fixture(scope="module")
 def batches(reference: references.Reference) -> Iterable[dict[str, torch.Tensor]]:
     """Sixteen calibration pairs in two batches."""
     return calibration.load(None, reference, 16).batches(CPU, torch.float16, batch_size=8)

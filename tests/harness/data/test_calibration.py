@@ -17,16 +17,10 @@ from torch.nn import functional as F
 
 from harness.data import calibration, inputs, samples, webdatasets
 from harness.errors import UsageError
-from harness.models import families, references
+from harness.models import families
 from harness.models.references import Reference
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded CLIP in FP16."""
-    return references.load("embedded", CPU)
 
 
 def noise(seed: int) -> Any:

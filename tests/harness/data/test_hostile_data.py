@@ -28,7 +28,6 @@ from PIL import Image
 from harness.data import calibration, cifar, coco, inputs, pictures, samples, tasks, words
 from harness.data.pictures import PictureError
 from harness.errors import UsageError
-from harness.models import references
 from harness.models.references import Reference
 from harness.pytest_plugin import options
 
@@ -110,12 +109,6 @@ def captioned_coco(place: Path, content: Any = None) -> Path:
 def counts(name: str, place: Path) -> dict[tuple[str, str], int]:
     """What is known of a task without its pictures."""
     return tasks.sample_counts([name], place)
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded model, for its tokenizer and input size."""
-    return references.load("embedded", torch.device("cpu"))
 
 
 # -- words --------------------------------------------------------------------------------------------------------

@@ -13,16 +13,9 @@ from harness.data import tasks
 from harness.data.inputs import Pictures
 from harness.data.known import Known, once
 from harness.data.tasks import ACC1, Task
-from harness.models import references
 from harness.models.references import Reference
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded model."""
-    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")

@@ -27,18 +27,12 @@ from harness.data import inputs, samples, tasks
 from harness.data.pictures import Resized
 from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Task, TaskRun
 from harness.errors import UsageError
-from harness.models import families, references
+from harness.models import families
 from harness.models.halves import half_products
 from harness.models.references import Reference
 
 CPU = torch.device("cpu")
 BATCH = 64
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded CLIP in FP16."""
-    return references.load("embedded", CPU)
 
 
 @pytest.fixture(scope="module")

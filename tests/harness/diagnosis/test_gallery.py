@@ -18,14 +18,7 @@ from harness.data import tasks
 from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Outcomes, Task
 from harness.diagnosis import gallery
 from harness.errors import UsageError
-from harness.models import references
 from harness.models.references import Reference
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded model, for its tokenizer and input size."""
-    return references.load("embedded", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

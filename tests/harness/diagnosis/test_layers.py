@@ -11,14 +11,8 @@ from torch import Tensor
 
 from harness import compat  # noqa: F401  (before transformers)
 from harness.diagnosis import layers
-from harness.models import families, references
+from harness.models import families
 from harness.models.references import Reference
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded model."""
-    return references.load("embedded", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -59,12 +59,6 @@ def sliced(store: Store | None, batch_size: int = ROWS, **more: Any) -> tuple[Sl
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded CLIP."""
-    return references.load("embedded", CPU)
-
-
-@pytest.fixture(scope="module")
 def subject(reference: Reference) -> Subject:
     """The embedded CLIP as it is."""
     return Subject(reference, reference.model)

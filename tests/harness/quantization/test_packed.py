@@ -9,18 +9,11 @@ import torch
 
 from harness import formats
 from harness.formats import deviations
-from harness.models import references
 from harness.models.references import Reference
 from harness.quantization import packed
 from harness.recipes import judged, loading
 
 BLOCK_FORMATS = ("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8")
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    """The embedded model."""
-    return references.load("embedded", torch.device("cpu"))
 
 
 def a_step(reference: Reference, name: str) -> tuple[torch.Tensor, Any]:

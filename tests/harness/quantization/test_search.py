@@ -55,12 +55,6 @@ def written(folder: Path, section: dict[str, Any], name: str = "searched", **mor
 
 
 @pytest.fixture(scope="module")
-def reference() -> references.Reference:
-    """The embedded model."""
-    return references.load("embedded", CPU)
-
-
-@pytest.fixture(scope="module")
 def batches(reference: references.Reference) -> Iterable[dict[str, torch.Tensor]]:
     """Sixteen calibration pairs in two batches."""
     return calibration.load(None, reference, 16).batches(CPU, torch.float16, batch_size=8)

@@ -1,0 +1,113 @@
+"""What a record keeps: it comes back as it was, as text that people review."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_records import (
+    MAP,
+    outcomes,
+    quantizer,
+    record,
+    snapshot,
+    stored,
+    task_record,
+    with_changes,
+)
+
+from harness.baselines import SampleOutcomes, Store
+from harness.errors import UsageError
+
+
+def test_record_comes_back_as_it_was(store: Store) -> None:
+    """What is found again equals what was written, sample by sample and number by number."""
+    fresh = record(task_record(), task_record(outcomes(5, 333, "mscoco", "text_retrieval_recall@5", 40_000)))
+
+    found = stored(store, fresh)
+
+    assert found.provenance == fresh.provenance
+    assert found.quantizers == fresh.quantizers
+    assert found.throughput == fresh.throughput
+    assert found.reason == "test"
+    assert [t.name for t in found.tasks] == ["cifar100 acc1", "mscoco text_retrieval_recall@5"]
+    for was, now in zip(fresh.tasks, found.tasks, strict=True):
+        for side in ("reference", "quantized"):
+            a, b = getattr(was, side), getattr(now, side)
+            assert np.array_equal(a.correct, b.correct)
+            assert np.array_equal(a.answers, b.answers)
+            assert np.array_equal(a.margins, b.margins)
+            assert a.bits == b.bits
+        assert (was.decision, was.interval, was.budget, was.beyond) == (
+            now.decision,
+            now.interval,
+            now.budget,
+            now.beyond,
+        )
+        assert (was.lost, was.won, was.changed, was.difference) == (now.lost, now.won, now.changed, now.difference)
+
+
+def test_derived_numbers_follow_from_the_outcomes() -> None:
+    """Lost, won, changed, difference and percentages are those of the samples."""
+    made = task_record(outcomes(), with_changes(outcomes(), lose=30, win=20))
+
+    assert (made.lost, made.won, made.changed, made.count) == (30, 20, 50, 1000)
+    assert made.difference == pytest.approx(-1.0)
+    assert made.percent_quantized == pytest.approx(made.percent_reference - 1.0)
+
+
+def test_record_is_text_to_review(store: Store) -> None:
+    """Keys are sorted, every quantizer has one line, in the order of the model."""
+    quantizers = tuple(quantizer(layer) for layer in (2, 10, 1))
+    path = store.write(record(task_record(), quantizers=quantizers), "first").path
+    lines = path.read_text().splitlines()
+
+    top = [match[1] for line in lines if (match := re.match(r' "(\w+)":', line))]
+    assert top == sorted(top)
+    rows = [line for line in lines if "q_bmm_quantizer" in line]
+    assert [re.findall(r"layers\.(\d+)", row) for row in rows] == [["2"], ["10"], ["1"]]
+
+
+def test_margins_beyond_float16_are_clipped_and_nan_is_refused() -> None:
+    """A huge margin is kept as float16's largest, without a warning; NaN cannot become a baseline."""
+    made = outcomes(n=3)
+
+    kept = SampleOutcomes.of(replace(made, margins=np.array([1e9, -1e9, np.inf], np.float32)))
+
+    assert kept.margins.tolist() == [65504.0, -65504.0, 65504.0]
+    with pytest.raises(ValueError, match="1 margins are NaN"):
+        SampleOutcomes.of(replace(made, margins=np.array([0, np.nan, 1], np.float32)))
+
+
+@given(st.integers(1, 70), st.integers(2, 70_000), st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_outcomes_survive_packing(tmp_path_factory: pytest.TempPathFactory, n: int, classes: int, seed: int) -> None:
+    """Any count of samples and of classes, within int16 or beyond, survives the way through bits and back."""
+    made = task_record(outcomes(seed, n, classes=classes))
+    made = replace(made, quantized=replace(made.quantized, answers=made.quantized.answers * (classes - 1)))
+    store = Store(tmp_path_factory.mktemp("packing"))
+
+    found = stored(store, record(made)).tasks[0]
+
+    assert np.array_equal(found.quantized.correct, made.quantized.correct)
+    assert np.array_equal(found.quantized.answers, made.quantized.answers)
+    assert np.array_equal(found.reference.margins, made.reference.margins)
+
+
+def test_pair_of_different_samples_is_refused() -> None:
+    """Reference and quantized outcomes of other samples are no pair."""
+    with pytest.raises(ValueError, match="not a pair"):
+        task_record(outcomes(), replace(outcomes(), sample_ids=outcomes().sample_ids[::-1]))
+
+
+def test_what_could_not_be_read_again_is_not_written(store: Store) -> None:
+    """A decision that is none, or an amax that is not finite, is refused before anything reaches the disk."""
+    nan = quantizer(amax={"count": 1, "low": float("nan"), "high": 1.0, "digest": "0"})
+    for bad in (record(task_record(decision="MAYBE")), record(quantizers=(nan,)), record(quantizers=(MAP[0], MAP[0]))):
+        with pytest.raises(UsageError, match="cannot be stored"):
+            store.write(bad, "bad")
+    assert snapshot(store.root) == {}
