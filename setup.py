@@ -8,4 +8,8 @@ from setuptools import find_packages, setup
 
 PLACES = {"harness.suites": "tests", "harness.baselines.stored": "baselines"}
 
-setup(packages=[*find_packages(include=["harness*"]), *PLACES], package_dir=PLACES)
+setup(
+    py_modules=["quantized_clip_gate"],
+    packages=[*find_packages(include=["harness*"]), *PLACES],
+    package_dir=PLACES,
+)

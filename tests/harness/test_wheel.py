@@ -30,7 +30,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("LICENSE", "README.md", "baselines", "harness", "pyproject.toml", "setup.py", "tests"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "baselines",
+        "harness",
+        "pyproject.toml",
+        "quantized_clip_gate.py",
+        "setup.py",
+        "tests",
+    ):
         (source / name).symlink_to(ROOT / name)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     done = subprocess.run(
@@ -46,6 +55,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_is_the_package_its_suites_and_its_baselines(wheel: Path) -> None:
     """Modules, recipes, templates, embedded model, suites and baselines are in it; the project's own tests are not."""
     expected = {f"harness/{name}" for name in files_of(ROOT / "harness")}
+    expected.add("quantized_clip_gate.py")
     expected |= {f"harness/suites/{name}" for name in files_of(ROOT / "tests", "*.py")}
     expected |= {f"harness/baselines/stored/{name}" for name in files_of(ROOT / "baselines")}
     found = {name for name in files_of(wheel) if not name.split("/")[0].endswith(".dist-info")}
@@ -74,7 +84,7 @@ def test_the_entry_point_is_the_guest(wheel: Path) -> None:
     entries = configparser.ConfigParser()
     entries.read(wheel.glob("*.dist-info/entry_points.txt"))
 
-    assert set(entries["pytest11"].values()) == {"harness.pytest_plugin.guest"}
+    assert set(entries["pytest11"].values()) == {"quantized_clip_gate"}
 
 
 def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_path: Path) -> None:

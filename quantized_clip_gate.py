@@ -1,7 +1,7 @@
-"""The installed entry point: it lets the gate in where a project asks for it, and does nothing anywhere else.
+"""What pytest imports of an installed gate in every project: a guest that registers the plugin where it is asked for.
 
-pytest imports every installed plugin in every project.  Of the gate it imports this module, which imports nothing
-heavy, adds no option, fixture or marker, and acts in no hook unless the project has the gate's suites.
+A project that has none of the gate's suites is left alone: no option, fixture or marker is added, no hook acts, and
+nothing else is imported, not even the package ``harness``: the project may have one of its own.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.places import SUITES_PACKAGE
-
 #: The plugin itself; a ``conftest.py`` names it in ``pytest_plugins``.
 PLUGIN = "harness.pytest_plugin.plugin"
+#: The package of the suites in an installed gate.
+SUITES = "harness.suites"
 #: A folder with one of these is where a project begins: what is above it belongs to somebody else.
 _PROJECT_FILES = (
     "pytest.toml",
@@ -53,7 +53,7 @@ def is_wanted(config: pytest.Config) -> bool:
     """
     known = config.known_args_namespace
     words = [str(word).partition("::")[0] for word in known.file_or_dir]
-    suites = [word for word in words if word == SUITES_PACKAGE or word.startswith(f"{SUITES_PACKAGE}.")]
+    suites = [word for word in words if word == SUITES or word.startswith(f"{SUITES}.")]
     if known.pyargs and suites:
         return True
     folder = config.invocation_params.dir
