@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import files
+from harness import escaping, files
 from harness.errors import UsageError
 from harness.pull_requests.revisions import Comparison, at_revision, compare
 from harness.recipes import judged
@@ -279,19 +279,13 @@ def describe(selection: Iterable[Affected]) -> str:
     lines = []
     for one in selection:
         kind = "" if one.kind == "ptq" else f" ({one.kind})"
-        lines.append(f"- {shown(one.recipe)}{kind}")
+        lines.append(f"- {escaping.shown(one.recipe, None)}{kind}")
         for reach in one.reaches:
-            way = " -> ".join(map(shown, reach.chain))
-            lines.append(f"  - {way}: {shown(reach.change)}")
+            way = " -> ".join(escaping.shown(name, None) for name in reach.chain)
+            lines.append(f"  - {way}: {escaping.shown(reach.change, None)}")
         if one.broken:
             lines.append("  - broken: see refused")
     return "\n".join(lines)
-
-
-def shown(name: str) -> str:
-    """*name* on one line, fit for a terminal and a workflow log: no control characters and no runner's commands."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return plain.replace("::", ":\\:").replace("##[", "#\\#[")
 
 
 def not_gated(one: Affected) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness import escaping
 from harness.errors import UsageError
 from harness.pull_requests import effect, reach, revisions
 from harness.pull_requests.effect import Effect
@@ -73,7 +74,7 @@ class Selection:
         }
 
     def __str__(self) -> str:
-        lines = [reach.shown(self.compared), *_section("not compared:", self.left_out)]
+        lines = [_shown(self.compared), *_section("not compared:", self.left_out)]
         if not self.affected:
             lines += ["the change reaches no recipe"]
         else:
@@ -83,7 +84,7 @@ class Selection:
             ]
         if self.effects:
             lines += ["", "what it does to CLIP:"]
-            lines += [reach.shown(line) for change in self.effects for line in str(change).splitlines()]
+            lines += [_shown(line) for change in self.effects for line in str(change).splitlines()]
         for title, reasons in (
             ("refused:", _joined(self.refused)),
             ("not gated:", self.not_gated),
@@ -92,15 +93,20 @@ class Selection:
         ):
             lines += ["", *_section(title, reasons)] if reasons else []
         if self.affected:
-            lines += ["", f"gated: {', '.join(map(reach.shown, self.gated)) or 'nothing'}"]
+            lines += ["", f"gated: {', '.join(map(_shown, self.gated)) or 'nothing'}"]
         return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """*text* whole, as it cannot harm a terminal or a log."""
+    return escaping.shown(text, None)
 
 
 def _section(title: str, reasons: dict[str, str]) -> list[str]:
     """A heading, and one line per recipe or file."""
     if not reasons:
         return []
-    return [title, *(f"- {reach.shown(name)}: {reach.shown(why)}" for name, why in reasons.items())]
+    return [title, *(f"- {_shown(name)}: {_shown(why)}" for name, why in reasons.items())]
 
 
 def _joined(reasons: dict[str, str]) -> dict[str, str]:

@@ -262,8 +262,8 @@ def _check_names(config: pytest.Config) -> None:
     Raises:
         UsageError: there is no such recipe, or a name that cannot be shown.
     """
+    from harness.escaping import shown
     from harness.recipes import names
-    from harness.report.text import shown
 
     get = config.getoption
     recipes, models, root = get("gate_recipes") or (), get("gate_models") or (), get("recipes_root")
@@ -363,7 +363,7 @@ def _look_at_everything(session: pytest.Session) -> None:
 
 def _report_refused(config: pytest.Config) -> None:
     """One failure per recipe that the pull request broke, in every report that a failing test has."""
-    from harness.report.text import shown
+    from harness.escaping import shown
 
     for name, why in config.stash.get(_REFUSED, {}).items():
         nodeid = f"{shown(name)}::can be loaded"

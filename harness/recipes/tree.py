@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from harness import files
 from harness.errors import UsageError
-from harness.recipes.yaml_reading import MAX_FILE_BYTES, MAX_NODES, SPLIT, Document, Located, parse, shown
+from harness.files import shown
+from harness.recipes.yaml_reading import MAX_FILE_BYTES, MAX_NODES, SPLIT, Document, Located, parse
 
 SUFFIXES = (".yml", ".yaml")
 #: Limits, each far above what ModelOpt 0.47's tree holds.

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
+from harness.files import shown
 
 #: Limits, each an order of magnitude above the largest file of ModelOpt 0.47's tree.
 MAX_FILE_BYTES = 128 * 1024
@@ -80,12 +81,6 @@ def parse(text: str, path: Path) -> Document:
     if not isinstance(imports, dict) or not all(isinstance(k, str) for k in imports):
         raise UsageError(path, "'imports' is no mapping of names to paths", "Write imports: {fp8: configs/...}.")
     return Document(path, schema, dict(imports), _exmy(body), len(documents))
-
-
-def shown(value: object, limit: int = 120) -> str:
-    """*value* as a message shows it: quoted, with control characters spelled out, cut to *limit* characters."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _schema_comment(text: str, path: Path) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from harness.escaping import shown
 from harness.report import cases
 from harness.report.cases import Json
-from harness.report.text import markdown_block, markdown_code, markdown_text, number, shown
+from harness.report.text import markdown_block, markdown_code, markdown_text, number
 
 #: Characters of a comment; GitHub takes 65,536.
 LIMIT = 60_000

@@ -14,9 +14,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.escaping import visible
 from harness.report import cases, grid
 from harness.report.cases import Json, Row
-from harness.report.text import number, visible
+from harness.report.text import number
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")

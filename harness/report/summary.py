@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.escaping import shown
 from harness.gate.results import Word
 from harness.report import cases
 from harness.report.cases import Row
-from harness.report.text import shown
 
 if TYPE_CHECKING:
     import pytest

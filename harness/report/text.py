@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-#: Characters of one name that are shown; enough for a quantizer's path in the largest models.
-WIDTH = 160
+from harness.escaping import WIDTH, shown
+
 #: How a number that JSON does not have is written (``float()`` of each gives it back).
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
@@ -51,22 +51,6 @@ def json_text(value: Any) -> str:
     for sign, escape in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("##[", "#\\u0023[")):
         text = text.replace(sign, escape)
     return text + "\n"
-
-
-def visible(value: object, width: int | None = None) -> str:
-    r"""*value* on one line with every character visible: ``\n`` and ``\x1b`` stand for what they name."""
-    text = str(value)
-    if width is not None and len(text) > width:
-        text = text[: width - 1] + "…"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def shown(value: object, width: int | None = WIDTH) -> str:
-    """*value* for a terminal or a log: visible, of *width* characters at most (before escapes), and no command."""
-    text = visible(value, width).replace("##[", "# #[")
-    return text.replace("::", ": :", 1) if text.lstrip().startswith("::") else text
 
 
 #: What means nothing to Markdown wherever it stands within a line.

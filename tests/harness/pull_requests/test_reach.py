@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.pull_requests.reach import Affected, affected, describe, not_gated, shown
+from harness.pull_requests.reach import Affected, affected, describe, not_gated
 from harness.pull_requests.revisions import at_revision, changes
 from harness.recipes import judged
 from harness.recipes.loading import DEFAULT, installed_root, kind_of, load
@@ -563,18 +563,3 @@ def test_every_shipped_recipe_is_either_gated_or_told_why_not() -> None:
 
     assert {"huggingface/vit/ptq/fp8.yaml", "general/ptq/fp8_default-kv_fp8.yaml"} <= gated
     assert len(gated) < len(files) / 2
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a\nb", "a\\nb"),
-        ("::error::x", ":\\:error:\\:x"),
-        ("a##[group]", "a#\\#[group]"),
-        ("\x1b[31m", "\\x1b[31m"),
-        ("é", "é"),
-    ],
-)
-def test_names_are_shown_harmless(name: str, expected: str) -> None:
-    """Control characters are spelled out and a runner's commands are broken up; letters of any script stay."""
-    assert shown(name) == expected

@@ -21,7 +21,7 @@ from found import HOSTILE, hostile, measured
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness import report
+from harness import escaping, report
 from harness.errors import UsageError
 from harness.report import cases, grid, markdown, page, text
 
@@ -251,11 +251,11 @@ def inert(log: str) -> bool:
 @example("##[#[")
 def test_shown_text_is_one_line_without_commands(name: str) -> None:
     """Whatever a name holds, what is shown is printable, on one line, of bounded length, and no command."""
-    shown = text.shown(name)
+    shown = escaping.shown(name)
 
     assert shown.isprintable()
     assert inert(shown)
-    assert len(shown) <= 10 * text.WIDTH
+    assert len(shown) <= 10 * escaping.WIDTH
 
 
 @given(st.text(), st.text())

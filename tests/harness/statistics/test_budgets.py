@@ -231,7 +231,7 @@ def test_small_alphas_are_numbers_in_every_spelling(tmp_path: Path, text: str) -
     policy = budgets.load(write(tmp_path, f"defaults: {{points: 1.0, alpha: {text}}}\n"))
 
     assert policy.budget("t", "acc1").alpha == float(text)
-    with pytest.raises(UsageError, match=r":1 \(defaults\.alpha\): alpha is .*0\.000001"):
+    with pytest.raises(UsageError, match=r":1 \(defaults\.alpha\): is .*0\.000001"):
         budgets.load(write(tmp_path, "defaults: {points: 1.0, alpha: 1e-7}\n"))
 
 
