@@ -13,12 +13,12 @@ import torch
 import written
 from torch import nn
 
-from harness.checks import agreement
+from harness.checks import agreement, insertion
 from harness.data import calibration
 from harness.models import references
 from harness.quantization.attention import attention_registered
 from harness.quantization.magnitudes import Magnitudes
-from harness.quantization.maps import quantizer_map, tensor_quantizers
+from harness.quantization.maps import quantizer_map, state, tensor_quantizers
 from harness.quantization.quantize import fold, forward_loop_over, insert, quantize
 from harness.recipes import loading
 
@@ -78,6 +78,21 @@ def test_an_attribute_that_the_recipe_does_not_say(model: nn.Module, attribute: 
 
     assert problem.rule == "not what the recipe says"
     assert f"{FC1}.input_quantizer: {attribute} is {value}" in problem.names[0]
+
+
+def test_a_general_recipe_of_modelopts_with_constant_ranges(
+    reference: references.Reference, batches: Any, data: agreement.Magnitudes
+) -> None:
+    """Ten of them fix the range of k and v at 448: the map says so, and nothing is called uncalibrated."""
+    recipe = loading.load("general/ptq/fp8_default-kv_fp8_cast")
+    made = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantizers = quantizer_map(made)
+
+    assert agreement.with_recipe(made, recipe, quantizers) == []
+    assert agreement.with_data(made, recipe, data) == []
+    assert insertion.uncalibrated(quantizers, recipe) == []
+    states = {state(q) for q in quantizers if q.kind in ("k_bmm", "v_bmm") and q.enabled}
+    assert states == {"E4M3 per-tensor constant 448"}
 
 
 def test_ranges_that_the_recipe_fixes(

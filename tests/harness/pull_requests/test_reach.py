@@ -246,6 +246,19 @@ def test_a_recipe_kept_as_a_directory_is_reached(root: Path) -> None:
     assert [(one.recipe, one.removed) for one in affected(root, "HEAD")] == [("c/dir", True)]
 
 
+def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
+    """A recipe and a snippet that begin with one are reached as what they are, by the same imports."""
+    for name in ("b/int8", "configs/units/fp8"):
+        text = (root / f"{name}.yaml").read_text()
+        put(root, f"{name}.yaml", "\ufeff" + text)
+
+    reached = affected(root, "HEAD")
+
+    assert "b/int8" in names(reached)
+    assert len(reached) > 1
+    assert {(one.kind, one.broken, one.untold) for one in reached} == {("ptq", None, None)}
+
+
 def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
     """A complete config is no recipe by itself; with presets=True the change's reach into them shows."""
     put(

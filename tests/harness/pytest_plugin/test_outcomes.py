@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.gate.gate import Gate
+from harness.gate.gate import Gate, Options
 from harness.gate.results import CheckResult, Outcome, Results, Word, worst
+from harness.pytest_plugin import outcomes
 from harness.pytest_plugin.outcomes import Causes
 from harness.report import cases
 
@@ -253,6 +254,38 @@ def test_a_check_decides_a_case(outcome: Outcome, word: str) -> None:
     assert cases.decision(case_with(check)) == word
     passed = case_with(check, accuracy={"decision": "PASS"})
     assert cases.decision(passed) == (word if word != "no verdict" else "PASS")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "about_baseline", "stored"),
+    [
+        (Outcome.PASSED, False, True),
+        (Outcome.FAILED, False, False),
+        (Outcome.INCONCLUSIVE, False, False),
+        (Outcome.ERROR, False, False),
+        (Outcome.FAILED, True, True),
+    ],
+)
+def test_what_fell_short_is_no_new_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, about_baseline: bool, stored: bool
+) -> None:
+    """``--new-baselines-only`` leaves out what failed, with the command that accepts it all the same.
+
+    That a case has no baseline, or another one, is no reason: the former is why it is stored.
+    """
+    gate, results, shown = Gate(Options(recipes=("fp8",), baselines=tmp_path)), Results(), []
+    (case,) = gate.cases()
+    results.add(CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", True, about_baseline))
+    updates: list[object] = []
+    monkeypatch.setattr(type(gate.store), "update", lambda store, record, **_: updates.append(record))
+    record: Any = object()
+    gate.pending[case] = record
+
+    why = outcomes.fell_short(results, case)
+    gate.accept(reason=None, new_only=True, show=shown.append, left_out={case: why} if why else {})
+
+    assert updates == ([record] if stored else [])
+    assert ("--update-baselines --reason TEXT" in "".join(shown)) != stored
 
 
 def test_an_architecture_is_a_case_only_where_it_fails() -> None:
