@@ -143,14 +143,27 @@ def _check_numbers(config: pytest.Config) -> None:
         raise UsageError("--batch-size", f"is {rows}", "Give a positive number of rows.")
 
 
+def _check_reason(reason: str) -> None:
+    """Refuse to change baselines without a reason, before anything is measured."""
+    from harness.baselines import PLACEHOLDER  # not at the top: starting pytest needs no numpy
+
+    fix = "Say why the baselines change: --reason TEXT."
+    if not reason:
+        raise UsageError("--update-baselines", "has no reason", fix)
+    if reason == PLACEHOLDER:
+        raise UsageError(
+            f"--reason {PLACEHOLDER!r}", "only stands for a reason in the commands that messages print", fix
+        )
+
+
 def _check_pairs(config: pytest.Config) -> None:
     """Refuse options of which one would have no effect."""
     get = config.getoption
     for first, second, what, fix in _CANCEL:
         if get(first) and get(second):
             raise UsageError(_option(first), what, fix)
-    if get("update_baselines") and not (get("reason") or "").strip():
-        raise UsageError("--update-baselines", "has no reason", "Say why the baselines change: --reason TEXT.")
+    if get("update_baselines"):
+        _check_reason((get("reason") or "").strip())
     if get("reason") and not (get("update_baselines") or get("new_baselines_only")):
         what = "is of no use: no baseline is stored"
         raise UsageError("--reason", what, "Give --update-baselines with it, or leave it out.")

@@ -38,6 +38,7 @@ def refused(pytester: pytest.Pytester) -> Refused:
     [
         (("--update-baselines", "--new-baselines-only", "--reason", "x"), "--update-baselines", "Choose one"),
         (("--reason", "x"), "--reason", "Give --update-baselines"),
+        (("--update-baselines", "--reason", "say why"), "--reason 'say why'", "Say why the baselines change"),
         (("--list-affected",), "--list-affected", "--changed-since REV"),
         (("--changed-since", "HEAD", "--list-affected", "--new-baselines-only"), "--list-affected", "Leave out"),
         (("--changed-since", "HEAD", "--list-affected", "--gate-report", "out"), "--gate-report", "Leave out"),
