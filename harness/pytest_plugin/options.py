@@ -151,9 +151,7 @@ def _check_reason(reason: str) -> None:
     if not reason:
         raise UsageError("--update-baselines", "has no reason", fix)
     if reason == PLACEHOLDER:
-        raise UsageError(
-            f"--reason {PLACEHOLDER!r}", "only stands for a reason in the commands that messages print", fix
-        )
+        raise UsageError(f"--reason {PLACEHOLDER!r}", "stands for a reason in printed commands", fix)
 
 
 def _check_pairs(config: pytest.Config) -> None:
