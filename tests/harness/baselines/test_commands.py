@@ -12,7 +12,8 @@ import pytest
 from harness.baselines import Missing, rerun_command
 from harness.gate import gate
 from harness.gate.gate import Gate, Options
-from harness.pytest_plugin import options, plugin
+from harness.pytest_plugin import options
+from harness.pytest_plugin.run import options_of
 
 Parsed = Callable[[str], tuple[pytest.Config, Options]]
 
@@ -26,7 +27,7 @@ def parsed(pytester: pytest.Pytester) -> Parsed:
         assert program == "pytest"
         config = pytester.parseconfig(*words)
         options.check_options(config)
-        return config, plugin.options_of(config)
+        return config, options_of(config)
 
     return parse
 
