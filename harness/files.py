@@ -12,11 +12,13 @@ descriptor, and sizes are bounded before and while they are read: files below ``
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import json
 import os
 import re
 import reprlib
+import secrets
 import stat
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -569,6 +571,44 @@ def _lines(node: yaml.Node | None, keys: tuple[Hashable, ...] = ()) -> dict[tupl
             found[(*keys, number)] = value.start_mark.line + 1
             found |= _lines(value, (*keys, number))
     return found
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, data: bytes, *, temporary: str, durable: bool = True) -> None:
+    """Replace *path* as a whole: readers and a kill at any moment see the old bytes or the new.
+
+    Args:
+        path: the file; its folder is made if there is none.
+        data: the new content.
+        temporary: how the name of the file begins that is written next to it first.
+        durable: whether the content is on the disk before the name is, and the name before this returns.
+
+    Raises:
+        OSError: it could not be written; nothing is left of the attempt.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unnamed = path.parent / f"{temporary}{os.getpid()}-{secrets.token_hex(4)}"
+    descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(unnamed, path)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unnamed.unlink(missing_ok=True)
+        raise
+    if durable and os.name == "posix":
+        # The rename itself reaches the disk only with its folder.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 # -- messages -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -312,7 +311,7 @@ class Store:
         if record.tasks:
             blob = text.quantized_blob(record.tasks)
             _write_once(path.parent / _quantized_name(text.sha256(blob)), blob)
-        _write(path, content)
+        files.write_whole(path, content, temporary=_TEMPORARY)
         _sweep(path.parent.parent)
 
     # -- keeping order
@@ -430,30 +429,7 @@ def _reference_name(task: str, metric: str, digest: str) -> str:
 def _write_once(path: Path, data: bytes) -> None:
     """Write a file that is named by its content, unless it is there already and whole."""
     if not path.is_file() or path.is_symlink() or path.read_bytes() != data:
-        _write(path, data)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace *path* as a whole: readers and a kill at any moment see the old bytes or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        # The rename itself reaches the disk only with its folder.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        files.write_whole(path, data, temporary=_TEMPORARY)
 
 
 def _sweep(model: Path) -> None:

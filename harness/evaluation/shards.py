@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness import digests
+from harness import digests, files
 from harness.data import tasks
 from harness.data.samples import CLASSIFICATION
 from harness.data.tasks import Task
@@ -131,16 +129,8 @@ class Store:
 
         said = {"bound": json.dumps(dict(bound), sort_keys=True), "sha256": _digest(array), "run": self.run}
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=place.parent, suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(save({"embeddings": np.ascontiguousarray(array)}, said))
-                Path(name).replace(place)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    Path(name).unlink()
-                raise
+            content = save({"embeddings": np.ascontiguousarray(array)}, said)
+            files.write_whole(place, content, temporary=".part-", durable=False)
         except OSError as error:
             self._unwritten = f"{place}: could not be written ({error.strerror})"
 

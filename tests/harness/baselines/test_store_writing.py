@@ -23,6 +23,7 @@ from made_records import (
 )
 from store_helpers import said
 
+from harness import files
 from harness.baselines import Orphan, Store
 from harness.baselines import store as store_module
 from harness.recipes.names import folder_name
@@ -137,8 +138,8 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
     before = len(list(Path("/dev/fd").iterdir()))
     old = os.umask(0o020)
     try:
-        store_module._write(path, b"12345")
-        store_module._write(path, b"1234567")
+        files.write_whole(path, b"12345", temporary=".tmp-")
+        files.write_whole(path, b"1234567", temporary=".tmp-")
     finally:
         os.umask(old)
 
@@ -156,7 +157,7 @@ def test_temporary_of_another_is_never_written_into(tmp_path: Path, monkeypatch:
     there.write_bytes(b"another's")
 
     with pytest.raises(FileExistsError):
-        store_module._write(tmp_path / "file.json", b"mine")
+        files.write_whole(tmp_path / "file.json", b"mine", temporary=".tmp-")
 
     assert there.read_bytes() == b"another's"
 

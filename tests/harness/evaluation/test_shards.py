@@ -181,7 +181,7 @@ def test_a_damaged_shard_is_computed_again(subject: Subject, hundred: Task, whol
     notes = evaluator.notes()
     assert [note.partition(": is damaged")[0] for note in notes[1:]] == [str(file) for file in files[:4]]
     assert sliced(Store(tmp_path, "three"))[0].evaluate(subject, [hundred])
-    assert sorted(tmp_path.rglob("*.part")) == []
+    assert sorted(tmp_path.rglob(".part-*")) == []
 
 
 def change_a_weight(folder: Path) -> None:
