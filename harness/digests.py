@@ -6,10 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def slug(text: str) -> str:
@@ -18,25 +15,34 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:60] or "unknown"
 
 
-def digest(value: Any) -> str:
+def of_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of *data*."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def of_text(text: str) -> str:
+    """SHA-256 (hex) of *text* in UTF-8, whatever it holds."""
+    return of_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def of_json(value: Any) -> str:
     """SHA-256 (hex) of *value*'s canonical JSON: sorted keys, no spaces, no NaN.
 
     Raises:
         ValueError, TypeError: not JSON.
 
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return of_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
 
 
 def ids_digest(ids: Iterable[str]) -> str:
     """SHA-256 (hex) of sample ids in their order."""
-    return digest(list(ids))
+    return of_json(list(ids))
 
 
 def set_digest(ids: Iterable[str]) -> str:
     """SHA-256 (hex) of sample ids whatever their order."""
-    return digest(sorted(ids))
+    return of_json(sorted(ids))
 
 
 def short(value: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 import filelock
 
-from harness import files
+from harness import digests, files
 from harness.baselines import text
 from harness.baselines.commands import PLACEHOLDER, accept_command, remove_command, rerun_command
 from harness.baselines.comparison import Comparison
@@ -195,7 +195,7 @@ class Store:
             data = text.read_bytes(path, text.MAX_OUTCOMES)
         except text.UnreadableError as error:
             raise type(error)(str(error), path) from None
-        if text.sha256(data) != digest:
+        if digests.of_bytes(data) != digest:
             raise text.UnreadableError("truncated or edited: its SHA-256 is not the one the record names", path)
         return data
 
@@ -307,10 +307,10 @@ class Store:
         reference = path.parent.parent / REFERENCE
         for task in record.tasks:
             blob = text.reference_blob(task)
-            _write_once(reference / _reference_name(task.task, task.metric, text.sha256(blob)), blob)
+            _write_once(reference / _reference_name(task.task, task.metric, digests.of_bytes(blob)), blob)
         if record.tasks:
             blob = text.quantized_blob(record.tasks)
-            _write_once(path.parent / _quantized_name(text.sha256(blob)), blob)
+            _write_once(path.parent / _quantized_name(digests.of_bytes(blob)), blob)
         files.write_whole(path, content, temporary=_TEMPORARY)
         _sweep(path.parent.parent)
 

@@ -9,7 +9,6 @@ beside it, tell an edited number.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shlex
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from harness.baselines.commands import remove_command
 from harness.baselines.provenance import Provenance
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord, rounded
-from harness.digests import digest
+from harness.digests import of_bytes, of_json
 from harness.errors import UsageError
 from harness.evaluation.environment import DeviceKey
 from harness.statistics.speed import Ratio
@@ -136,11 +135,6 @@ def quantized_blob(tasks: Iterable[TaskRecord]) -> bytes:
     return _blob({k: v for task in tasks for k, v in _arrays(f"{task.task}/{task.metric}/", task.quantized).items()})
 
 
-def sha256(data: bytes) -> str:
-    """SHA-256 in hex."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def _blob(arrays: Arrays) -> bytes:
     data: bytes = safetensors.numpy.save(dict(sorted(arrays.items())))
     return data
@@ -187,7 +181,7 @@ def _content(record: Record) -> dict[str, Any]:
         "history": [{"changes": list(h.changes), "date": h.date, "reason": h.reason} for h in record.history],
         "measured": record.measured,
         "model": {"hash": p.model_revision, "name": p.model},
-        "outcomes": sha256(quantized_blob(record.tasks)) if record.tasks else None,
+        "outcomes": of_bytes(quantized_blob(record.tasks)) if record.tasks else None,
         "quantizers": quantizers,
         "recipe": {"hash": p.recipe_hash, "name": p.recipe},
         "schema": SCHEMA,
@@ -216,7 +210,7 @@ def _task_content(task: TaskRecord) -> dict[str, Any]:
         "quantized": _side(task.quantized, task.percent_quantized),
         "reference": {
             **_side(task.reference, task.percent_reference),
-            "outcomes": sha256(reference_blob(task)),
+            "outcomes": of_bytes(reference_blob(task)),
         },
     }
 
@@ -239,7 +233,7 @@ def _side(kept: SampleOutcomes, percent: float) -> dict[str, Any]:
 def _checksum(content: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical content, and of the order of the quantizers, which canonical JSON would lose."""
     rest = {key: value for key, value in content.items() if key != "checksum"}
-    return digest([rest, list(rest["quantizers"])])
+    return of_json([rest, list(rest["quantizers"])])
 
 
 def _render(value: Any, indent: int = 0, keep_order: bool = False) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import copy
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.checks.registry import NotJudged, check
+from harness.digests import of_bytes
 from harness.models import families, openclip
 from harness.quantization import maps
 from harness.quantization.maps import QuantizerMap
@@ -153,7 +153,7 @@ def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tens
 def digests(model: nn.Module) -> dict[str, str]:
     """SHA-256 of the bytes of each parameter, by name."""
     flat = {name: p.detach().cpu().reshape(-1).view(torch.uint8) for name, p in model.named_parameters()}
-    return {name: hashlib.sha256(bytes_.numpy().tobytes()).hexdigest() for name, bytes_ in flat.items()}
+    return {name: of_bytes(bytes_.numpy().tobytes()) for name, bytes_ in flat.items()}
 
 
 def _restore_and_run(folder: Path, form: Form, how: Loading, inputs: dict[str, Tensor], threads: int) -> Restored:

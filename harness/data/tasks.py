@@ -16,7 +16,6 @@ features, every sample's answer is the same as here.  Ties go to the lower index
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from harness import digests
 from harness.data import inputs, samples, words
 from harness.data.inputs import Pictures, Prompts, TakenPictures
 from harness.data.known import Known, once
@@ -181,7 +181,7 @@ def take(task: Task, positions: npt.NDArray[np.int64]) -> Task:
     """The samples at *positions* of a classification task, in that order, with all its classes."""
     if task.labels is None or not isinstance(task.pictures, Pictures) or task.start:
         raise ValueError(f"samples can be taken from a whole classification task, which {task.name} is not")
-    digest = hashlib.sha256(np.ascontiguousarray(positions, dtype="<i8").tobytes()).hexdigest()
+    digest = digests.of_bytes(np.ascontiguousarray(positions, dtype="<i8").tobytes())
     return dataclasses.replace(
         task,
         sample_ids=tuple(task.sample_ids[i] for i in positions),

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.digests import slug
+from harness.digests import of_text, slug
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class DeviceKey:
 
         if device.type == "cpu":
             name, flags = _cpu()
-            digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:8]
+            digest = of_text(" ".join(flags))[:8]
             return cls(f"{slug(name)}-{digest}", _cpu_architecture(torch.backends.cpu.get_cpu_capability()))
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)

@@ -11,7 +11,6 @@ What does not belong to this run is left out, named and written anew, so nothing
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -96,7 +95,7 @@ class Store:
         self.touched.add(folder)
         # The blocks of an early stop are tasks of their own beside the whole one.
         part = one.task.data_hash.partition("[")[2]
-        apart = f"-{hashlib.sha256(part.encode()).hexdigest()[:8]}" if part else ""
+        apart = f"-{digests.of_text(part)[:8]}" if part else ""
         return folder / _name(one.task.name) / f"{one.side}-{one.start:08}-{one.stop:08}{apart}{_SUFFIX}"
 
     def read(self, place: Path, bound: Bound, rows: int) -> Floats | None:
@@ -181,8 +180,8 @@ def discard(folders: set[Path]) -> None:
 
 def _name(text: str) -> str:
     """*text* as a folder's name: readable, and different for different texts."""
-    return f"{digests.slug(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{digests.slug(text)}-{digests.of_text(text)[:8]}"
 
 
 def _digest(array: Floats) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array, "<f4").tobytes()).hexdigest()
+    return digests.of_bytes(np.ascontiguousarray(array, "<f4").tobytes())

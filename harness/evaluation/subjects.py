@@ -53,7 +53,7 @@ class Subject:
         """What its answers hang on beside the data and the process that computes them."""
         found = {
             "model revision": self.reference.revision,
-            "preprocessing": digests.digest(self.reference.image_processor.to_dict()),
+            "preprocessing": digests.of_json(self.reference.image_processor.to_dict()),
             STATE: state_digest(self.model),
         }
         if self.quantization is not None:

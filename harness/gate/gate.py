@@ -745,7 +745,7 @@ class Gate:
 
     def preprocessing(self, case: Case) -> str:
         """SHA-256 over the image processor's settings."""
-        return digests.digest(self.reference(case).image_processor.to_dict())
+        return digests.of_json(self.reference(case).image_processor.to_dict())
 
     def task(self, case: Case, name: str) -> Task:
         """The case's task of that name."""

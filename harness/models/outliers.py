@@ -12,13 +12,13 @@ the same, and a per-tensor integer scale of the LayerNorm's output now wastes lo
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
+from harness import digests
 from harness.models import families
 
 #: What a model reference ends in to have outliers planted: ``embedded+outliers``.
@@ -61,7 +61,7 @@ class Outliers:
 
     def revision(self, of: str) -> str:
         """SHA-256 that names a model of revision *of* with these outliers."""
-        return hashlib.sha256(f"{of}\0{sorted(asdict(self).items())}".encode()).hexdigest()
+        return digests.of_text(f"{of}\0{sorted(asdict(self).items())}")
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ it alone, as conditioning encoders use it.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from torch import nn
 
 from harness import (
     compat,  # noqa: F401  (before transformers)
+    digests,
     files,
 )
 from harness.errors import UsageError
@@ -237,7 +237,7 @@ def _part(base: Reference, name: str, ref: str) -> Reference:
     part = part.to_empty(device=base.device).to(base.dtype)
     _restore_buffers(part, base.model.get_submodule(f"{tower}_model"))
     part.load_state_dict(own)
-    revision = hashlib.sha256(f"{base.revision}\0{name}".encode()).hexdigest()
+    revision = digests.of_text(f"{base.revision}\0{name}")
     return replace(
         base, name=f"{base.name}+{name}", source=ref, model=part.eval().requires_grad_(False), revision=revision,
         whole=base.model,

@@ -6,7 +6,6 @@ modules after calibration, with the calls of one forward of every tower counted.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import defaultdict
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness import digests
 from harness.formats.layout import plan
 from harness.models import families
 from harness.models.hooks import before_each
@@ -50,7 +50,7 @@ class Amax:
     def of(cls, amax: Tensor, empty: Tensor | None = None) -> Amax:
         """Summarise an amax tensor of any shape and float dtype; *empty* marks the values of parts without a number."""
         values = amax.detach().float().cpu().contiguous().flatten()
-        digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+        digest = digests.of_bytes(values.numpy().tobytes())[:16]
         rest = values if empty is None or bool(empty.all()) else values[~empty]
         low, high = (rest.min().item(), rest.max().item()) if rest.numel() else (math.nan, math.nan)
         return cls(values.numel(), low, high, digest, 0 if empty is None else int(empty.sum()))
@@ -122,7 +122,7 @@ def tensor_quantizers(model: nn.Module) -> dict[str, Any]:
 def outline(model: nn.Module) -> str:
     """SHA-256 over the names and classes of *model*'s modules: all that decides where ModelOpt puts a quantizer."""
     lines = (f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return digests.of_text("\n".join(lines))
 
 
 def count_calls(model: nn.Module, forward: Callable[[nn.Module], object]) -> dict[str, int]:

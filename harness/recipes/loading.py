@@ -9,7 +9,6 @@ imported, as the person who typed it asked for.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import json
 import re
@@ -22,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import files, modelopt_tree
+from harness import digests, files, modelopt_tree
 from harness.errors import UsageError
 from harness.recipes import algorithms, config_form
 from harness.recipes.installed import modelopt_config
@@ -559,7 +558,7 @@ def _name(path: Path, root: Path) -> str:
     shown = place_of(path, root)[1]
     bare = Path(shown).with_suffix("").as_posix() if files.is_file(path) else shown
     name = fit(bare.replace("/", "."))
-    return name or f"recipe-{hashlib.sha256(shown.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return name or f"recipe-{digests.of_text(shown)[:8]}"
 
 
 # --- Python
@@ -623,7 +622,7 @@ def _hash(entries: tuple[Entry, ...], algorithm: Any) -> str:
 
 def _digest(value: Any) -> str:
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digests.of_text(text)
 
 
 def _canonical(value: Any) -> Any:

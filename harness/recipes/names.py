@@ -8,14 +8,13 @@ names of what this package holds (``embedded``, ``fp8``) are never given to anyt
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import files
+from harness import digests, files
 from harness.errors import UsageError
 from harness.recipes import loading
 
@@ -225,4 +224,4 @@ def _distinct(
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return digests.of_text(text)[:8]

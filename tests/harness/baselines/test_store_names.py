@@ -13,6 +13,7 @@ from made_records import (
 )
 from store_helpers import said
 
+from harness import digests
 from harness.baselines import Store, text
 from harness.recipes.names import folder_name
 
@@ -84,8 +85,8 @@ def test_files_of_a_record_are_named_by_device_and_content(store: Store) -> None
     made = [task_record(), task_record(outcomes(5, 30, "ms/coco", "text recall@5"))]
     store.write(record(*made), "test")
 
-    quantized = text.sha256(text.quantized_blob(made))[:16]
-    references = [text.sha256(text.reference_blob(task))[:16] for task in made]
+    quantized = digests.of_bytes(text.quantized_blob(made))[:16]
+    references = [digests.of_bytes(text.reference_blob(task))[:16] for task in made]
     assert set(snapshot(store.root)) == {
         "embedded/fp8/record@x86_64-avx512@xeon-8488c-0a1b2c3d.json",
         f"embedded/fp8/outcomes-{quantized}.safetensors",
