@@ -80,6 +80,7 @@ def test_that_fails():
 def test_imports():
     import harness
     assert harness.STEEL
+    assert not [name for name in sys.modules if name.startswith("harness.")]
     assert not {"torch", "modelopt", "transformers", "numpy", "pydantic"} & set(sys.modules)
 """
 CONFIGURATION = """
