@@ -42,7 +42,7 @@ from harness.quantization import fit, maps, memory, observations, quantize, sear
 from harness.quantization.magnitudes import Magnitudes
 from harness.quantization.maps import QuantizerMap
 from harness.quantization.observations import Observation
-from harness.recipes import judged, loading, names
+from harness.recipes import finding, judged, loading, names
 from harness.recipes.loading import Recipe
 from harness.statistics import budgets, distribution, sanity, verdicts
 from harness.statistics.distribution import Measurement
@@ -57,7 +57,7 @@ PROBED = 8
 class Options:
     """What a person can choose; the names are those of the command line."""
 
-    recipes: tuple[str, ...] = loading.DEFAULT
+    recipes: tuple[str, ...] = finding.DEFAULT
     recipes_root: Path | None = None
     clip_models: tuple[str, ...] = ("embedded",)
     tasks: tuple[str, ...] | None = None
@@ -74,9 +74,9 @@ class Options:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.recipes == loading.DEFAULT and self.recipes_root is not None:
+        if self.recipes == finding.DEFAULT and self.recipes_root is not None:
             # The default recipes are this package's, whatever files of their names the tree holds.
-            own = tuple(loading.own_reference(name, self.recipes_root) for name in self.recipes)
+            own = tuple(finding.own_reference(name, self.recipes_root) for name in self.recipes)
             object.__setattr__(self, "recipes", own)
 
     @property
@@ -432,7 +432,7 @@ class Gate:
             policy = self.policy
             differences.load(self.options.baselines)
             policy.check_names(
-                [self.recipe(case).name for case in self.cases()] + [*loading.DEFAULT, *loading.MORE],
+                [self.recipe(case).name for case in self.cases()] + [*finding.DEFAULT, *finding.MORE],
                 tasks.EMBEDDED_TASKS,
             )
             # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
@@ -820,7 +820,7 @@ class Gate:
         """Records in the store that none of this run's cases uses, nor further recipes or the stressed model."""
         named = list(names.of_models(self.options.clip_models).values())
         named += [model + outliers.SUFFIX for model in named]
-        used = [(model, recipe) for model in named for recipe in (*loading.DEFAULT, *loading.MORE)]
+        used = [(model, recipe) for model in named for recipe in (*finding.DEFAULT, *finding.MORE)]
         used += [(case.model_name, case.recipe_name) for case in self.cases()]
         return self.store.orphans(used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks)
 

@@ -16,7 +16,8 @@ from harness import escaping, files
 from harness.errors import UsageError
 from harness.pull_requests.revisions import Comparison, at_revision, compare
 from harness.recipes import judged
-from harness.recipes.loading import kind_of, section_files
+from harness.recipes.finding import section_files
+from harness.recipes.loading import kind_of
 from harness.recipes.tree import SUFFIXES, Tree
 from harness.recipes.yaml_reading import Document
 
@@ -246,7 +247,7 @@ def _name(tree: Tree, path: Path) -> str:
 
 
 def _recipe_name(tree: Tree, path: Path) -> str:
-    """The name that ModelOpt and :func:`harness.recipes.loading.find` give it: without suffix, where that is not
+    """The name that ModelOpt and :func:`harness.recipes.finding.find` give it: without suffix, where that is not
     ambiguous.
     """
     short = path.with_suffix("")

@@ -286,7 +286,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from harness.gate import gate
     from harness.recipes import names
-    from harness.recipes.loading import DEFAULT
+    from harness.recipes.finding import DEFAULT
 
     options = options_of(metafunc.config)
     cases = gate.cases_of(options)

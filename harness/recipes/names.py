@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import digests, files
 from harness.errors import UsageError
-from harness.recipes import loading
+from harness.recipes import finding
 
 EMBEDDED = "embedded"
 _EMBEDDED_FOLDER = Path(__file__).parents[1] / "models" / "embedded" / "clip"
@@ -91,7 +91,7 @@ def notes(recipes_given: Iterable[str], models_given: Iterable[str], root: Path 
     Raises:
         UsageError: there is no such recipe.
     """
-    found = [loading.also_means(reference, root) for reference in recipes_given]
+    found = [finding.also_means(reference, root) for reference in recipes_given]
     if EMBEDDED in models_given and files.is_folder(EMBEDDED):
         found.append(f"--clip-model {EMBEDDED} means the model of this package; for the folder, give ./{EMBEDDED}")
     return [line for line in found if line is not None]
@@ -127,22 +127,22 @@ def folder_name(name: str, what: str) -> str:
 
 def _recipe(reference: str, root: Path | None) -> _Thing:
     try:
-        path = loading.path_of(reference, root)
+        path = finding.path_of(reference, root)
     except UsageError:  # loading it says so
         bare = reference.removesuffix(".yaml").removesuffix(".yml").strip("/")
-        parts = tuple(filter(None, map(loading.fit, bare.split("/")))) or (f"recipe-{_digest(reference)}",)
+        parts = tuple(filter(None, map(finding.fit, bare.split("/")))) or (f"recipe-{_digest(reference)}",)
         depth = 1 if bare != reference else len(parts)  # a name of a tree is shown whole
         return _Thing(reference, reference, parts, depth, reference)
     if path is None:
         module, _, attribute = reference.partition(":")
         parts = (*module.split("."), attribute)
         return _Thing(reference, reference, parts, 1, attribute)
-    builtin = loading.own_name(path)
+    builtin = finding.own_name(path)
     if builtin is not None:
         return _Thing(reference, builtin, (builtin,), 1, builtin, own=True)
-    above, shown = loading.place_of(path, root)
-    folders = tuple(filter(None, map(loading.fit, above.parts)))
-    name = loading.name_of(reference, root)
+    above, shown = finding.place_of(path, root)
+    folders = tuple(filter(None, map(finding.fit, above.parts)))
+    name = finding.name_of(reference, root)
     return _Thing(reference, _file(path), (*folders, name), 1, shown)
 
 
@@ -172,7 +172,7 @@ def _file(path: Path) -> tuple[int, int]:
 
 def _is_kept_recipe(name: str) -> bool:
     """Whether only a recipe of this package, or the store, has the name *name*."""
-    return name.casefold() in {kept.casefold() for kept in (*loading.DEFAULT, *loading.MORE, KEPT["recipe"][0])}
+    return name.casefold() in {kept.casefold() for kept in (*finding.DEFAULT, *finding.MORE, KEPT["recipe"][0])}
 
 
 def _is_kept_model(name: str) -> bool:

@@ -30,7 +30,7 @@ from harness.quantization import maps, quantize
 from harness.quantization.attention import ATTENTIONS
 from harness.quantization.context import quiet
 from harness.quantization.maps import Quantizer, QuantizerMap
-from harness.recipes import loading
+from harness.recipes import finding, loading
 
 ARCHITECTURES = effect.ARCHITECTURES
 #: ModelOpt's presets (``mtq.NAME``) that its documentation gives for vision models and for the formats of the recipes.
@@ -45,7 +45,7 @@ PRESETS = (
     "FP8_KV_CFG",
 )
 #: The package's recipes that say where quantizers go.
-OWN = tuple(name for name in (*loading.DEFAULT, *loading.MORE) if name not in loading.SEARCHES)
+OWN = tuple(name for name in (*finding.DEFAULT, *finding.MORE) if name not in finding.SEARCHES)
 #: Recipes of ModelOpt's own tree that quantize a vision transformer.
 MODELOPT_RECIPES = ("huggingface/vit/ptq/fp8",)
 _E4M3 = {"num_bits": (4, 3), "axis": None}
@@ -117,7 +117,7 @@ def measure(say: Callable[[str], object] = lambda _: None) -> Measurement:
 def subject(reference: str, blanks: Mapping[str, nn.Module]) -> Subject:
     """What the installed release makes of a recipe on architectures without weights."""
     try:
-        recipe = loading.load(reference, loading.HERE if _own(reference) else None)
+        recipe = loading.load(reference, finding.HERE if _own(reference) else None)
         maps = {a: _map(partial(quantize.structure, b, recipe)) for a, b in blanks.items()}
     except (UsageError, quantize.QuantizationError) as error:
         return Subject(REFUSED + _plain(str(error)).partition(". ")[0], {})
@@ -145,9 +145,9 @@ def _essential(q: Quantizer) -> Quantizer:
 def _plain(text: str) -> str:
     """*text* without the places of this machine."""
     # Stored measurements name the recipes by the folder "harness/recipes".
-    roots = {str(loading.HERE): "harness/recipes", "harness/recipes/library": "harness/recipes"}
+    roots = {str(finding.HERE): "harness/recipes", "harness/recipes/library": "harness/recipes"}
     with contextlib.suppress(UsageError):
-        roots[str(loading.installed_root())] = "modelopt_recipes"
+        roots[str(finding.installed_root())] = "modelopt_recipes"
     for root, name in roots.items():
         text = text.replace(root, name)
     return text

@@ -20,7 +20,7 @@ from harness.quantization.attention import attention_registered
 from harness.quantization.magnitudes import Magnitudes
 from harness.quantization.maps import quantizer_map, state, tensor_quantizers
 from harness.quantization.quantize import fold, forward_loop_over, insert, quantize
-from harness.recipes import loading
+from harness.recipes import finding, loading
 
 CPU = torch.device("cpu")
 FC1 = "vision_model.encoder.layers.1.mlp.fc1"
@@ -51,7 +51,7 @@ def model(fp8: nn.Module) -> nn.Module:
         return copy.deepcopy(fp8)
 
 
-@pytest.mark.parametrize("name", loading.DEFAULT)
+@pytest.mark.parametrize("name", finding.DEFAULT)
 def test_every_default_recipe_agrees_with_its_model(
     name: str, reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
@@ -246,7 +246,7 @@ def test_a_folded_copy_that_computes_something_else(model: nn.Module, batches: A
     assert any(name.startswith("vision") for name in problem.names)
 
 
-@pytest.mark.parametrize("name", loading.DEFAULT)
+@pytest.mark.parametrize("name", finding.DEFAULT)
 def test_with_its_quantizers_off_a_model_is_the_reference(
     name: str, reference: references.Reference, batches: Any
 ) -> None:

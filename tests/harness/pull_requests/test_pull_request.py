@@ -20,7 +20,7 @@ import yaml
 from harness import compat  # noqa: F401
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.pull_requests import effect, selection
-from harness.recipes import loading
+from harness.recipes import finding, loading
 
 ROOT = Path(__file__).parents[3]
 CLIP = "huggingface/clip/ptq/fp8"
@@ -81,7 +81,7 @@ def tree(tmp_path: Path, pytester: pytest.Pytester) -> Tree:
 def _committed(folder: Path, pytester: pytest.Pytester, parts: tuple[str, ...]) -> Tree:
     root = folder / "repository" / "modelopt_recipes"
     for part in parts:
-        shutil.copytree(loading.installed_root() / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(finding.installed_root() / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     clip = root / f"{CLIP}.yaml"
     clip.parent.mkdir(parents=True)
     shutil.copy(loading.load("fp8").path or "", clip)

@@ -13,7 +13,8 @@ from harness.errors import UsageError
 from harness.pull_requests.reach import Affected, affected, describe, not_gated
 from harness.pull_requests.revisions import at_revision, changes
 from harness.recipes import judged
-from harness.recipes.loading import DEFAULT, installed_root, kind_of, load
+from harness.recipes.finding import DEFAULT, installed_root
+from harness.recipes.loading import kind_of, load
 from harness.recipes.tree import Tree
 from harness.recipes.yaml_reading import MAX_FILE_BYTES
 

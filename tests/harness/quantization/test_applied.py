@@ -18,7 +18,8 @@ from harness.quantization.attention import attention_registered
 from harness.quantization.context import quiet
 from harness.quantization.maps import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
 from harness.recipes import loading
-from harness.recipes.loading import DEFAULT, MORE, Entry, Recipe, installed_root, load
+from harness.recipes.finding import DEFAULT, MORE, installed_root
+from harness.recipes.loading import Entry, Recipe, load
 from harness.recipes.tree import Tree
 
 

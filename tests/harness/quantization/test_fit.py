@@ -15,7 +15,7 @@ from written import DENY_ALL, entry
 from harness.errors import UsageError
 from harness.models import architectures, references
 from harness.quantization import fit
-from harness.recipes import loading
+from harness.recipes import finding, loading
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_layers_that_svdquant_skips(tmp_path: Path, seen: fit.Survey) -> None:
     fit.check(written.recipe(tmp_path, blocks, SVD.format("")), seen)
 
 
-@pytest.mark.parametrize("name", loading.DEFAULT + loading.MORE)
+@pytest.mark.parametrize("name", finding.DEFAULT + finding.MORE)
 def test_recipe_of_this_package_fits(name: str, seen: fit.Survey) -> None:
     """No recipe of this package is refused."""
     fit.check(loading.load(name), seen)

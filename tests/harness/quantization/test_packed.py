@@ -11,7 +11,7 @@ from harness import formats
 from harness.formats import deviations
 from harness.models.references import Reference
 from harness.quantization import packed
-from harness.recipes import judged, loading
+from harness.recipes import finding, judged, loading
 
 BLOCK_FORMATS = ("nvfp4", "nvfp4-static", "mxfp8", "mxfp6", "mxfp4", "mxint8")
 
@@ -37,7 +37,7 @@ def test_the_rest_is_skipped_with_the_reason(name: str) -> None:
     assert judged.not_gated(recipe, "cuda") is None
 
 
-@pytest.mark.parametrize("name", loading.DEFAULT)
+@pytest.mark.parametrize("name", finding.DEFAULT)
 def test_no_default_recipe_has_such_a_format(name: str) -> None:
     """The plugin leaves these out by name, without reading them."""
     recipe = loading.load(name)

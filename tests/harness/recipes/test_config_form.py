@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.recipes import config_form, loading
+from harness.recipes import config_form, finding, loading
 from harness.recipes.installed import modelopt_config
 
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
@@ -27,7 +27,7 @@ def listed(*entries: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(e["quantizer_name"], e.get("parent_class"), e.get("enable", True), whole(e.get("cfg"))) for e in found]
 
 
-@pytest.mark.parametrize("name", [n for n in (*loading.DEFAULT, *loading.MORE) if n not in loading.SEARCHES])
+@pytest.mark.parametrize("name", [n for n in (*finding.DEFAULT, *finding.MORE) if n not in finding.SEARCHES])
 def test_a_recipe_of_this_package_can_be_written_as_a_dict(name: str) -> None:
     """ModelOpt itself, which still reads the old form, gets from the dict the entries that the recipe's list has."""
     if not config_form.takes_lists():

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.pull_requests.reach import affected
-from harness.recipes import loading, yaml_reading
+from harness.recipes import finding, loading, yaml_reading
 from harness.recipes import tree as recipe_tree
 from harness.recipes.loading import load
 from harness.recipes.schema import MAX_WILDCARDS
@@ -582,7 +582,7 @@ def test_any_name_is_loaded_or_refused(ref: str) -> None:
 
 def test_the_limits_leave_room_for_what_is_shipped() -> None:
     """Every limit is at least five times what the installed tree needs, so honest recipes never meet one."""
-    tree = Tree(loading.installed_root())
+    tree = Tree(finding.installed_root())
     files = list(tree.root.rglob("*.yaml"))
     resolved = [
         tree.resolve(tree.read(path)) for path in files if loading.kind_of(tree.read(path)) in ("ptq", "preset")

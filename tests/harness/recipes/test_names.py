@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.recipes import loading, names
+from harness.recipes import finding, names
 from harness.recipes.names import folder_name, of_models, of_recipes, of_tasks
 
 ROOT = Path(__file__).parents[3]
@@ -98,10 +98,10 @@ def test_no_two_models_share_a_folder_of_the_baselines(here: Path, pair: tuple[s
 def test_the_folders_of_the_stored_baselines_keep_their_names(name: str) -> None:
     """What is in the repository is found under the names that the models and recipes have."""
     folder = ROOT / "baselines" / folder_name(of_models([name])[name], "model")
-    every = of_recipes([*loading.DEFAULT, *loading.MORE])
+    every = of_recipes([*finding.DEFAULT, *finding.MORE])
 
-    assert list(every) == list(every.values()) == [*loading.DEFAULT, *loading.MORE]
-    assert {folder_name(one, "recipe") for one in loading.DEFAULT} <= {path.name for path in folder.iterdir()}
+    assert list(every) == list(every.values()) == [*finding.DEFAULT, *finding.MORE]
+    assert {folder_name(one, "recipe") for one in finding.DEFAULT} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_test_id_is_short_and_of_ascii() -> None:
@@ -158,7 +158,7 @@ def test_one_file_is_one_recipe_however_it_is_spelt(here: Path) -> None:
     (here / "link.yaml").symlink_to("x/my.yaml")
 
     assert of_recipes(["x/my.yaml", "./x/my", str(here / "x/my.yaml"), "link.yaml"]) == {"x/my.yaml": "my"}
-    assert of_recipes(["fp8", str(loading.HERE / "fp8.yaml")]) == {"fp8": "fp8"}
+    assert of_recipes(["fp8", str(finding.HERE / "fp8.yaml")]) == {"fp8": "fp8"}
 
 
 # --- which file a name means
@@ -166,9 +166,9 @@ def test_one_file_is_one_recipe_however_it_is_spelt(here: Path) -> None:
 
 def meant(reference: str, root: Path | None = None) -> str:
     """The file that is meant, relative to the working directory where it is below that."""
-    path = loading.path_of(reference, root)
+    path = finding.path_of(reference, root)
     assert path is not None
-    own = loading.own_name(path)
+    own = finding.own_name(path)
     return f"own {own}" if own else str(path.resolve().relative_to(Path.cwd().resolve()))
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from harness import modelopt_tree
 from harness.errors import UsageError
-from harness.recipes import loading
-from harness.recipes.loading import DEFAULT, HERE, MORE, Recipe, installed_root, load
+from harness.recipes import finding, loading
+from harness.recipes.finding import DEFAULT, HERE, MORE, installed_root
+from harness.recipes.loading import Recipe, load
 from harness.recipes.tree import Tree
 
 FP8 = {"num_bits": (4, 3), "axis": None, "trt_high_precision_dtype": "Half"}
@@ -304,7 +305,7 @@ def test_a_recipe_of_the_tree_is_named_by_its_path_there() -> None:
 )
 def test_a_name_is_known_without_loading(ref: str) -> None:
     """Test ids are made before recipes are read, and are the recipes' names."""
-    assert loading.name_of(ref) == load(ref).name
+    assert finding.name_of(ref) == load(ref).name
 
 
 def test_a_root_takes_the_place_of_the_installed_tree(tmp_path: Path) -> None:
@@ -416,7 +417,7 @@ def test_the_published_dict_is_taken_as_published(module: str) -> None:
     ]
     assert loaded.entries[3].cfg == [{"num_bits": 4, "block_sizes": {-1: 128}}, {"num_bits": (4, 3), "axis": None}]
     assert list(loaded.quant_cfg["quant_cfg"])[-1] == "default", "what is handed to mtq.quantize keeps form and order"
-    assert loaded.name == loading.name_of(f"{module}:PUBLISHED") == "PUBLISHED"
+    assert loaded.name == finding.name_of(f"{module}:PUBLISHED") == "PUBLISHED"
     assert loaded.entries[0].origin == f"{module}:PUBLISHED entry 1"
 
 
@@ -740,9 +741,10 @@ def test_a_tree_on_the_path_is_not_taken_for_modelopts_own(tmp_path: Path, monke
 def test_reading_recipes_costs_no_import_of_modelopt_and_prints_nothing() -> None:
     """The module, the names and the graph of imports need no ModelOpt; loading prints nothing of its loader's."""
     code = (
-        "import sys, json; from harness.recipes import loading as recipes; from harness.pull_requests import reach; "
+        "import sys, json; from harness.recipes import finding, loading as recipes; "
+        "from harness.pull_requests import reach; "
         "from harness.recipes.tree import Tree\n"
-        "tree = Tree(recipes.installed_root()); tree.read(recipes.find('huggingface/vit/ptq/fp8', tree))\n"
+        "tree = Tree(finding.installed_root()); tree.read(finding.find('huggingface/vit/ptq/fp8', tree))\n"
         "before = 'modelopt' in sys.modules or 'torch' in sys.modules\n"
         "recipes.load('huggingface/vit/ptq/fp8')\n"
         "print(json.dumps([before, recipes.__file__.endswith('loading.py')]))"

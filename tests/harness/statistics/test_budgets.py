@@ -11,7 +11,7 @@ import pytest
 from harness.data import tasks
 from harness.errors import UsageError
 from harness.gate.gate import Gate, Options
-from harness.recipes import loading
+from harness.recipes import finding
 from harness.statistics import budgets
 from harness.statistics.verdicts import resolution, resolvable
 
@@ -168,11 +168,11 @@ def test_committed_budgets_name_known_recipes_and_tasks() -> None:
     """The file of this repository has no mistyped name, and says what each default recipe leaves out."""
     policy = budgets.load(COMMITTED)
 
-    policy.check_names(loading.DEFAULT + loading.MORE, tasks.EMBEDDED_TASKS)
+    policy.check_names(finding.DEFAULT + finding.MORE, tasks.EMBEDDED_TASKS)
     assert set(tasks.EMBEDDED_TASKS) <= set(policy.tasks)
 
 
-@pytest.mark.parametrize("name", loading.DEFAULT + loading.MORE)
+@pytest.mark.parametrize("name", finding.DEFAULT + finding.MORE)
 def test_committed_budgets_can_be_resolved(name: str) -> None:
     """Every budget of the embedded tasks is within what its declared sample count resolves."""
     policy = budgets.load(COMMITTED)

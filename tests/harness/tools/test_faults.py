@@ -20,7 +20,7 @@ from harness.export import forms, graph
 from harness.models import references
 from harness.quantization import quantize
 from harness.quantization.attention import _diffusers_attention
-from harness.recipes import loading
+from harness.recipes import finding, loading
 from harness.tools.faults import CATALOGUE, Site, Where
 from harness.tools.faults.catalogue import add, after_quantizing, enabled, fault, replaced
 
@@ -54,7 +54,7 @@ def test_each_says_what_it_plants_and_where_it_comes_from() -> None:
         assert entry.name.strip(), entry
         assert entry.origin.strip(), entry
         assert entry.plants.strip(), entry
-        assert entry.recipe in loading.DEFAULT, entry
+        assert entry.recipe in finding.DEFAULT, entry
 
 
 def test_a_name_is_taken_once() -> None:
