@@ -158,10 +158,15 @@ def locate(base: str) -> Path:
     if "+" in base and (name == "embedded" or files.is_folder(name)):
         known = ", ".join(f"+{suffix}" for suffix in (OUTLIERS, *PARTS))
         raise UsageError(f"--clip-model {base}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}.")
-    is_path = base.startswith((".", "/", "~")) or base.count("/") != 1 or files.exists(path)
-    if is_path:
+    if not is_hub_id(base):
         raise UsageError(f"--clip-model {base}", "is not a directory", FIX)
     return _from_hub(base)
+
+
+def is_hub_id(base: str) -> bool:
+    """Return whether a reference without suffixes can only be the name of a repository of the hub."""
+    is_path = base.startswith((".", "/", "~")) or base.count("/") != 1
+    return base != "embedded" and not is_path and not files.exists(files.expand(base, option="--clip-model"))
 
 
 def _from_hub(name: str) -> Path:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import files, places
+from harness import errors, files, places
 from harness.errors import UsageError
 from harness.pytest_plugin.run import is_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 #: Options whose values are text, by their names in the configuration.
 _TEXTS = {
@@ -39,6 +40,8 @@ _PATHS = ("recipes_root", "data_root", "calibration_data", "baselines", "gate_re
 _REFERENCES = ("gate_recipes", "gate_models")
 #: Most characters of a value that is no path; paths have the operating system's limit.
 _MOST = 4096
+#: Tests of the suites whose measurements are stored as baselines.
+STORING = ("test_map_equals_baseline", "test_accuracy_equals_baseline")
 #: Files of a report.
 REPORT = ("report.html", "summary.md", "results.json")
 #: Options that cannot be used together: what is said of the first, and how to fix it.
@@ -165,6 +168,8 @@ def _check_pairs(config: pytest.Config) -> None:
     if get("reason") and not (get("update_baselines") or get("new_baselines_only")):
         what = "is of no use: no baseline is stored"
         raise UsageError("--reason", what, "Give --update-baselines with it, or leave it out.")
+    if get("changed_since") is not None and get("recipes_root") is None:
+        raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
     if get("list_affected") and get("changed_since") is None:
         raise UsageError("--list-affected", "has nothing to list", "It needs --changed-since REV.")
     if get("data_root") is not None and get("tasks") is None:
@@ -226,6 +231,65 @@ def _check_cluster(config: pytest.Config) -> None:
     if address == cluster.LOCAL and getattr(config.option, "numprocesses", None):
         what = "does not go with -n, which starts processes on this machine itself"
         raise UsageError("--cluster local", what, "Leave out one of them, or give the address of a running cluster.")
+
+
+def check_given(config: pytest.Config) -> None:
+    """Refuse all that names, YAML and configurations of models tell by themselves; torch is not imported for it.
+
+    A model that may have to be fetched from the hub is not looked for here.
+
+    Raises:
+        UsageError: something cannot be used; each thing has its line.
+    """
+    from harness.models import checkpoint_files
+    from harness.recipes import loading, names
+
+    get = config.getoption
+    root, models = get("recipes_root"), get("gate_models") or ()
+    looks: list[tuple[str, Callable[[], object]]] = [("--clip-model", partial(names.of_models, models))]
+    for model in models:
+        if not checkpoint_files.is_hub_id(checkpoint_files.split(model)[0]):
+            looks.append((f"--clip-model {model}", partial(checkpoint_files.look, model)))
+    if get("tasks") is not None:
+        looks.append(("--tasks", partial(_look_at_tasks, get("tasks"), get("data_root"))))
+    for recipe in get("gate_recipes") or ():
+        looks.append((f"--recipe {recipe}", partial(loading.look, recipe, root)))
+    refused = []
+    for where, look in looks:
+        try:
+            with errors.reading(where):
+                look()
+        except UsageError as error:
+            refused.append(error)
+    errors.raise_all(refused)
+
+
+def _look_at_tasks(given: str, data_root: Path | None) -> None:
+    """Refuse names of tasks that are unknown, or whose data are not there."""
+    from harness.data import samples
+
+    refused = []
+    for name in samples.names_of(given):
+        try:
+            samples.kind_of(name, data_root)
+        except UsageError as error:
+            refused.append(error)
+    errors.raise_all(refused)
+
+
+def check_stored(config: pytest.Config, tests: Iterable[str]) -> None:
+    """Refuse to store baselines in a run whose selected *tests* of the suites measure none.
+
+    Raises:
+        UsageError: no test of ``STORING`` is among them.
+    """
+    get = config.getoption
+    given = next((name for name in ("update_baselines", "new_baselines_only") if get(name)), None)
+    functions = {test.partition("[")[0].rpartition("::")[2] for test in tests}
+    if given is not None and functions and not functions & set(STORING):
+        what = "has nothing to store: no selected test measures what a baseline holds"
+        fix = f"Select {' or '.join(STORING)} as well, or leave the option out."
+        raise UsageError(_option(given), what, fix)
 
 
 def prepare_report(config: pytest.Config) -> None:

@@ -60,6 +60,8 @@ class NotHeld(Failed):
         about_baseline: whether it compares with a stored record.
     """
 
+    __module__ = "builtins"  # as of what pytest.fail raises: pytest shows the name of the class, and no path
+
     def __init__(self, message: str, causes: Iterable[str] = (), *, about_baseline: bool = False) -> None:
         super().__init__(message, pytrace=False)
         self.causes = tuple(causes)
@@ -68,6 +70,8 @@ class NotHeld(Failed):
 
 class Inconclusive(Failed):
     """The data cannot decide.  It fails the run under its own word."""
+
+    __module__ = "builtins"
 
 
 class Causes:
@@ -118,7 +122,7 @@ def uses_gate(item: pytest.Item) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
     """Remember the modules of the gate's suites before anything is deselected; refuse a marker that selects nothing."""
-    config.stash[_OURS] = {item.path for item in items if item.path.parent == places.SUITES or uses_gate(item)}
+    config.stash[_OURS] = {item.path for item in items if in_suites(item.path) or uses_gate(item)}
     expression, before = config.getoption("markexpr"), len(items)
     yield
     selected = config.getoption("gate_recipes") != []  # of a pull request that broke every recipe nothing is left
@@ -135,6 +139,11 @@ def address_of(item: pytest.Item) -> str:
     return f"{places.SUITES_PACKAGE}.{item.path.stem}::{item.nodeid.partition('::')[2]}"
 
 
+def in_suites(module: Path) -> bool:
+    """Whether a test module is one of the suites that come with the gate."""
+    return module.parent == places.SUITES
+
+
 def is_ours(item: pytest.Item) -> bool:
     """Whether a test is of one of the gate's suites."""
     return item.path in item.config.stash.get(_OURS, set())
@@ -148,8 +157,7 @@ def refusing(config: pytest.Config) -> Iterator[None]:
             yield
     except UsageError as error:
         if isinstance(error, UnforeseenError) and error.__cause__ and config.getoption("verbose") > 0:
-            for line in traceback.format_exception(error.__cause__):
-                config.get_terminal_writer().write(line)
+            traceback.print_exception(error.__cause__)
         results_of(config).refused = str(error)
         raise pytest.UsageError(*error.lines) from error
 
@@ -166,11 +174,10 @@ def pytest_runtest_makereport(
     error = None if call.excinfo is None else call.excinfo.value
     if error is not None and is_ours(item):
         _mark(item, report, error)
-    if isinstance(error, Failed) and not error.pytrace:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if isinstance(error, Failed) and not error.pytrace and crash is not None:
         # Where CI is set, pytest's short summary repeats whole messages: pages of what stands right above it.
-        crash = getattr(report.longrepr, "reprcrash", None)
-        if crash is not None:
-            crash.message = crash.message.partition("\n")[0]
+        crash.message = first_line(str(error), SHORT)
     if is_ours(item):
         if report.when == "setup" and report.failed:
             report.when = "call"  # what a fixture builds is part of the check: it failed, it is not broken

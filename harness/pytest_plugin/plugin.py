@@ -14,8 +14,8 @@ import pytest
 
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
-from harness.pytest_plugin import collector, machine, outcomes, private, workers
-from harness.pytest_plugin.options import check_options, prepare_report, shortened
+from harness.pytest_plugin import brief, collector, machine, outcomes, private, workers
+from harness.pytest_plugin.options import check_given, check_options, check_stored, prepare_report, shortened
 from harness.pytest_plugin.outcomes import (
     Inconclusive,
     NotHeld,
@@ -24,6 +24,7 @@ from harness.pytest_plugin.outcomes import (
     conclude,
     fell_short,
     first_line,
+    in_suites,
     is_ours,
     keep_gate,
     notes_of,
@@ -180,8 +181,6 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
     root = config.getoption("recipes_root")
     try:
-        if root is None:
-            raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
         if config.getoption("gate_recipes"):
             revisions.resolve(Tree(root).root, rev)
             raise UsageError("--recipe", "does not go with --changed-since, which selects the recipes", "Choose one.")
@@ -240,35 +239,26 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, what in outcomes.SUITES.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     workers.group_by_case(config)
-    for module in (machine, collector, outcomes, workers):
+    for module in (machine, collector, outcomes, workers, brief):
         if not config.pluginmanager.has_plugin(module.__name__):
             config.pluginmanager.register(module, module.__name__)
     config.pluginmanager.register(outcomes.Recorder(config), "harness.pytest_plugin.outcomes.Recorder")
-    try:
+    with refusing(config):
         prepare_report(config)
         machine.key_storage(config)
-        _check_names(config)
-        if config.getoption("tasks") is not None:
-            from harness.gate import gate
-
-            gate.metrics_of(options_of(config))
-    except UsageError as error:
-        raise pytest.UsageError(*error.lines) from error
+        if not is_worker(config):  # the process that reports has looked
+            check_given(config)
+            _print_meanings(config)
 
 
-def _check_names(config: pytest.Config) -> None:
-    """Say what a name that was given means, where it could mean something else as well.
-
-    Raises:
-        UsageError: there is no such recipe, or a name that cannot be shown.
-    """
+def _print_meanings(config: pytest.Config) -> None:
+    """Say what a name that was given means, where it could mean something else as well."""
     from harness.escaping import shown
     from harness.recipes import names
 
     get = config.getoption
     recipes, models, root = get("gate_recipes") or (), get("gate_models") or (), get("recipes_root")
-    names.of_models(models)
-    if not config.option.collectonly and not is_worker(config):
+    if not config.option.collectonly:
         for line in names.notes(recipes, models, root):
             print(shown(line, None))  # pytest's terminal is not set up yet
 
@@ -352,6 +342,7 @@ def _look_at_everything(session: pytest.Session) -> None:
         return
     fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
     with refusing(config):
+        check_stored(config, [item.nodeid for item in items if in_suites(item.path)])
         machine.check_comparison(config, session.items)
         gate = _gate(config)
         gate.preflight(accuracy="metric" in fixtures, decode=True)
@@ -597,7 +588,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for one in terminalreporter.getreports("inconclusive"):
         terminalreporter.write_sep("_", one.head_line or one.nodeid, yellow=True)
         terminalreporter.write_line(one.longreprtext)
-    for line in notes_of(config):
+    for line in [*brief.hint(config), *notes_of(config)]:
         terminalreporter.write_line(line)
     if has_results(config):
-        summary.write(terminalreporter, results_of(config).as_dict())
+        summary.write(terminalreporter, results_of(config).as_dict(), told=brief.told(config))

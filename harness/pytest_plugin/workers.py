@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.pytest_plugin import machine, private
-from harness.pytest_plugin.outcomes import CASES, refusing, uses_gate
+from harness.pytest_plugin.options import check_stored
+from harness.pytest_plugin.outcomes import CASES, in_suites, refusing, uses_gate
 from harness.pytest_plugin.run import is_worker, options_of, results_of, tell
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     if not any(case in one for case in _case_ids(config) for one in ids):
         return
     with refusing(config):
+        check_stored(config, [one for one in ids if in_suites(config.rootpath / one.partition("::")[0])])
         machine.check_processes(config)
         options = options_of(config)
         metrics = tuple(f"{one}]" for one in gate.metric_ids(gate.metrics_of(options)))

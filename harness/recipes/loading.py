@@ -59,13 +59,6 @@ class Entry:
         """The pattern as its author wrote it."""
         return self.written or self.pattern
 
-    @property
-    def denies_all(self) -> bool:
-        """Whether it turns every quantizer of every model off."""
-        return (
-            not self.enable and self.parent_class is None and self.pattern.strip("*") in ("", "_quantizer", "quantizer")
-        )
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -113,6 +106,25 @@ def load(ref: str, root: Path | None = None) -> Recipe:
     if path is None:
         return _from_python(ref)
     return _from_yaml(ref, path, Tree(root if root is not None else installed_root()))
+
+
+def look(ref: str, root: Path | None = None) -> None:
+    """Read the files that *ref* means and what they import; ModelOpt, which knows the rest, is not imported.
+
+    Raises:
+        UsageError: there is no such recipe, or a file is not YAML, not a recipe, or imports what is not there.
+    """
+    path = path_of(ref, root)
+    if path is None:
+        return
+    tree = Tree(root if root is not None else installed_root())
+    if files.is_folder(path):
+        for file in section_files(path) or ():
+            tree.resolve(tree.read(file))
+        return
+    document = tree.read(path)
+    _check_declared(document, kind_of(document, tree), tree)
+    tree.resolve(document)
 
 
 def load_file(path: Path, root: Path) -> Recipe:

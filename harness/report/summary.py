@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.escaping import shown
 from harness.gate.results import Word
 from harness.report import cases
-from harness.report.cases import Row
+from harness.report.cases import Json, Row
 
 if TYPE_CHECKING:
     import pytest
@@ -21,6 +21,8 @@ _COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "INTERRUPT
 _STOPPED = (Word.INTERRUPTED.value, Word.REFUSED.value)
 #: Widest table, in columns.
 WIDEST = 120
+#: Most verdicts and sentences of a case where the failed checks stand above.
+_BRIEF_ROWS, _BRIEF_DETAILS = 6, 3
 
 
 @dataclass(frozen=True)
@@ -45,40 +47,74 @@ _COLUMNS = (
 )
 
 
-def write(terminal: pytest.TerminalReporter, results: dict[str, Any]) -> None:
+def write(terminal: pytest.TerminalReporter, results: Json, *, told: Collection[str] | None = None) -> None:
     """Write the table of *results* (``Results.as_dict``) to pytest's terminal reporter, if there is anything in it.
 
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval, accuracies and budget
     go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.  The word
     of the whole run is in the line above the table, and is never cut.
+
+    Args:
+        terminal: pytest's terminal reporter.
+        results: what the run found.
+        told: the failed tests that stand above it in the terminal, where each case takes a few lines only.
     """
-    _expected(terminal, results["environment"].get("expected_differences") or {})
-    found = [case for case in results["cases"] if _worth_a_line(case)]
-    word = cases.run_decision(results)
-    if not found and not cases.failed_checks(results) and word not in _STOPPED:
-        return
     width = min(terminal.config.get_terminal_writer().fullwidth, WIDEST)
-    every = [row for case in found for row in cases.rows(case)]
+    for line in lines(results, width, told=told):
+        if line.is_heading:
+            ((text, colours),) = line.parts
+            terminal.write_sep("=", text, **colours)
+            continue
+        for text, colours in line.parts:
+            terminal.write(text, **colours)
+        terminal.line("")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the terminal: pieces of text with their colours."""
+
+    parts: tuple[tuple[str, dict[str, bool]], ...]
+    is_heading: bool = False
+
+
+def _plain(text: str) -> Line:
+    return Line(((text, {}),))
+
+
+def lines(results: Json, width: int, *, told: Collection[str] | None = None) -> list[Line]:
+    """The lines that :func:`write` writes."""
+    brief = told is not None
+    found = _expected(results["environment"].get("expected_differences") or {})
+    shown_cases = [case for case in results["cases"] if _worth_a_line(case)]
+    word = cases.run_decision(results)
+    if not shown_cases and not cases.failed_checks(results) and word not in _STOPPED:
+        return found
+    every = [row for case in shown_cases for row in cases.rows(case)]
     columns, name_width = fit(every, width)
-    terminal.write_sep("=", f"quantized against FP16 (points): {word}", **{_COLOURS.get(word, "bold"): True})
+    heading = f"quantized against FP16 (points): {word}"
+    found.append(Line(((heading, {_COLOURS.get(word, "bold"): True}),), is_heading=True))
     if word == Word.INTERRUPTED.value:  # the line of a refusal is written to standard error
-        terminal.write_line(middle(f"  {shown(cases.run_headline(results), None)}", width))
-    for case in found:
-        _headline(terminal, case, width)
-        mine = cases.rows(case)
-        if mine:
+        found.append(_plain(middle(f"  {shown(cases.run_headline(results), None)}", width)))
+    for case in shown_cases:
+        found += _headline(case, width)
+        rows = cases.rows(case)
+        if rows:
             headings = _cells(columns, [c.heading for c in columns], every, name_width)
-            terminal.write_line("  " + "  ".join(headings))
-        for row in mine:
-            _row(terminal, row, columns, every, name_width)
-        for line in [*cases.export_lines(case), *cases.speed_lines(case)]:
-            terminal.write_line(middle(f"  {shown(line, None)}", width))
-        for line in [*cases.gain_lines(case), *(f"not covered: {name}" for name in cases.not_covered(case))]:
-            terminal.write_line(textwrap.fill(shown(line, None), width, initial_indent="  ", subsequent_indent="    "))
-        _failed(terminal, case, width)
-    if cases.failed_checks(results):
-        terminal.write_line("of no recipe: FAIL")
-        _failed(terminal, results, width)
+            found.append(_plain("  " + "  ".join(headings)))
+        if brief and len(rows) > _BRIEF_ROWS:
+            rows = sorted(rows, key=_holds)[:_BRIEF_ROWS]
+        found += [_row(row, columns, every, name_width) for row in rows]
+        if len(rows) < len(cases.rows(case)):
+            found.append(_plain(f"  ... and {len(cases.rows(case)) - len(rows)} more"))
+        details = _details(case, width)
+        if brief:
+            found += [_plain(middle(text, width)) for text in details[:_BRIEF_DETAILS]]
+        else:
+            found += [_plain(line) for text in details for line in _wrapped(text, width)]
+        found += _failed(case, width, told or ())
+    others = _failed(results, width, told or ())
+    return [*found, _plain("of no recipe: FAIL"), *others] if others else found
 
 
 def _worth_a_line(case: dict[str, Any]) -> bool:
@@ -87,20 +123,38 @@ def _worth_a_line(case: dict[str, Any]) -> bool:
     return bool(case.keys() & judged or cases.speed_lines(case))
 
 
-def _failed(terminal: pytest.TerminalReporter, part: dict[str, Any], width: int) -> None:
+def _holds(row: Row) -> bool:
+    return row.decision == Word.PASS.value
+
+
+def _details(case: dict[str, Any], width: int) -> list[str]:
+    """Sentences about a case below its verdicts; those that take more than a line are wrapped where all is shown."""
+    short = [*cases.export_lines(case), *cases.speed_lines(case)]
+    long = [*cases.gain_lines(case), *(f"not covered: {name}" for name in cases.not_covered(case))]
+    return [middle(f"  {shown(text, None)}", width) for text in short] + [f"  {shown(text, None)}" for text in long]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="    ", drop_whitespace=True) or [text]
+
+
+def _failed(part: Json, width: int, told: Collection[str]) -> list[Line]:
     """The failed checks of a case, or of none: one line per test function with what the first of them said."""
-    for failed in cases.failed_functions(part):
+    untold = [check for check in cases.failed_checks(part) if check["test"] not in told]
+    found = []
+    for failed in cases.failed_functions({"checks": {"failed": untold}}):
         line = f"  {failed.suite or 'test'}: {shown(failed, None)}"
-        terminal.write_line(line if len(line) <= width else f"{line[: width - 1]}…")
+        found.append(_plain(line if len(line) <= width else f"{line[: width - 1]}…"))
+    return found
 
 
-def _expected(terminal: pytest.TerminalReporter, met: dict[str, Any]) -> None:
+def _expected(met: dict[str, Any]) -> list[Line]:
     """The differences between releases that were expected, and met."""
     if not met:
-        return
-    terminal.write_sep("=", "expected differences of this release, met")
-    for name, one in met.items():
-        terminal.write_line(f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}")
+        return []
+    heading = Line((("expected differences of this release, met", {}),), is_heading=True)
+    places = (f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}" for name, one in met.items())
+    return [heading, *map(_plain, places)]
 
 
 def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:
@@ -134,28 +188,28 @@ def _cells(columns: list[_Column], cells: list[str], rows: list[Row], name_width
     return [*padded[:-1], padded[-1].rstrip()]
 
 
-def _row(terminal: pytest.TerminalReporter, row: Row, columns: list[_Column], rows: list[Row], name_width: int) -> None:
+def _row(row: Row, columns: list[_Column], rows: list[Row], name_width: int) -> Line:
     """One verdict, its decision and a drift that fails in colour."""
     colours = {
         "verdict": {_COLOURS.get(row.decision, "bold"): True},
         "drift": {} if row.drift in cases.CALM else {"yellow": True},
     }
-    cells = _cells(columns, [c.show(row) for c in columns], rows, name_width)
-    for column, cell in zip(columns, cells, strict=True):
-        terminal.write("  ")
-        terminal.write(cell, **colours.get(column.heading, {}))
-    terminal.line("")
+    parts: list[tuple[str, dict[str, bool]]] = []
+    for column, cell in zip(columns, _cells(columns, [c.show(row) for c in columns], rows, name_width), strict=True):
+        parts += [("  ", {}), (cell, colours.get(column.heading, {}))]
+    return Line(tuple(parts))
 
 
-def _headline(terminal: pytest.TerminalReporter, case: dict[str, Any], width: int) -> None:
+def _headline(case: dict[str, Any], width: int) -> list[Line]:
     """The recipe, its decision and what decided it."""
     word = cases.decision(case)
     name = middle(shown(f"{case['recipe']} on {case['model']}"), max(12, width // 2))
-    terminal.write(f"{name}: ")
-    terminal.write(word, bold=True, **({_COLOURS[word]: True} if word in _COLOURS else {}))
+    colour = {_COLOURS[word]: True} if word in _COLOURS else {}
     text = shown(cases.headline(case), None)
-    room = width - len(name) - len(word) - 4
-    terminal.write_line(f"  {text}" if len(text) <= room else f"\n  {middle(text, width - 2)}")
+    first: tuple[tuple[str, dict[str, bool]], ...] = ((f"{name}: ", {}), (word, {"bold": True, **colour}))
+    if len(text) <= width - len(name) - len(word) - 4:
+        return [Line((*first, (f"  {text}", {})))]
+    return [Line(first), _plain(f"  {middle(text, width - 2)}")]
 
 
 def middle(text: str, width: int) -> str:

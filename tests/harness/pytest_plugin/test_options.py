@@ -121,7 +121,7 @@ def test_recipe_beside_a_selection(pytester: pytest.Pytester) -> None:
         ("--tasks", "wds/x", "--data-root", "here"),
         ("--gate-report", "new/folder"),
         ("-n", "2", "--new-baselines-only"),
-        ("--changed-since", "HEAD", "--list-affected"),
+        ("--changed-since", "HEAD", "--recipes-root", "here", "--list-affected"),
     ],
     ids=" ".join,
 )

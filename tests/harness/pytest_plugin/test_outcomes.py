@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.gate.gate import Gate, Options
 from harness.gate.results import CheckResult, Outcome, Results, Word, worst
-from harness.pytest_plugin import outcomes
+from harness.pytest_plugin import brief, outcomes
 from harness.pytest_plugin.outcomes import Causes
 from harness.report import cases
 
@@ -296,3 +297,113 @@ def test_an_architecture_is_a_case_only_where_it_fails() -> None:
 
     assert [case["model"] for case in results.as_dict()["cases"]] == ["ViT-L-14"]
     assert results.as_dict()["checks"]["counts"] == {"passed": 1, "dependent": 1}
+
+
+# -- what a failing run shows -------------------------------------------------------------------------------------
+
+#: Messages as the suites have them: a verdict with blame, limits, problems of a map, a drift.
+VERDICT = """{task}: FAIL: the loss exceeds the budget.
+  expected: a loss of at most 2.5 points, at alpha 0.05 (baselines/budgets.yaml:32 (tasks.emoji100))
+  found: reference 83.50%, quantized 1.20%: -82.30 points, 90% interval [-87.60, -75.29]
+    of 1000 samples 824 lost, 1 won
+  where: lost with the largest margins: s0000326, s0000412 and 819 more
+  Fix: pytest -m accuracy --blame finds the quantizers at fault.
+
+blame, measured on emoji100 (acc1): what turning a group off wins back
+  group             off    alone
+  layers.0.mlp    +2.34   +33.98
+  layers.2.mlp    +0.98   +10.55
+  layers.3.mlp    +0.98   +10.55
+leaving out layers.0.mlp wins the budget back.
+append to the recipe's quant_cfg:
+    - quantizer_name: '*layers.0.mlp*'
+      enable: false
+
+rerun:  pytest 'tests/test_accuracy.py::test_it'"""
+LIMITS = "\n".join(f"{{task}}: measure {n} is 0.9, limit: at most 0.2: EXCEEDED" for n in range(13))
+PROBLEM = "\n".join(
+    ["8 of 132 enabled quantizers never ran:", *(f"  layers.{n}.q_bmm" for n in range(12)), "Fix: do so."]
+)
+
+MANY = f"""
+import warnings
+VERDICT, LIMITS, PROBLEM = {VERDICT!r}, {LIMITS!r}, {PROBLEM!r}
+tasks = pytest.mark.parametrize("task", [f"task{{n}}/acc1" for n in range(6)])
+
+@tasks
+def test_loss(gate, case, check, task): check.problems([VERDICT.replace("{{task}}", task)])
+
+@tasks
+def test_limits(gate, case, check, task): check.limits([LIMITS.replace("{{task}}", task)], ("t", "m"))
+
+def test_map(gate, case, check): check.problems([PROBLEM, PROBLEM.replace("never ran", "ran twice")])
+
+@pytest.mark.parametrize("n", range(9))
+def test_error(gate, case, n): raise RuntimeError("no room" + "." * n)
+
+def test_assertion(gate, case):
+    numbers = list(range(300))
+    assert numbers == numbers[1:], "numbers"
+
+@pytest.mark.parametrize("n", range(40))
+def test_skipped(gate, case, n): pytest.skip(f"not here {{n}}")
+
+@pytest.mark.parametrize("n", range(40))
+def test_dependent(gate, case, check, n): check.problems([PROBLEM.replace("never ran", "ran twice")])
+
+@pytest.mark.parametrize("n", range(5))
+def test_open(gate, case, n): raise Inconclusive("cannot decide\\n" + "more\\n" * 20, pytrace=False)
+
+{{more}}
+"""
+#: Further test functions that fail, each with a cause of its own.
+FUNCTIONS = "\n".join(f"def test_{n}(gate, case, check): check.problems(['{n}: ' + PROBLEM])" for n in range(20))
+
+
+@pytest.mark.parametrize(("more", "arguments"), [("", ()), (FUNCTIONS, ()), (FUNCTIONS, ("-q",)), ("", ("-n", "2"))])
+def test_a_failing_run_takes_sixty_lines(run_suite: RunSuite, more: str, arguments: tuple[str, ...]) -> None:
+    """However much fails, a run without -v takes 60 lines; they hold what is wrong, a fix, and where the rest is."""
+    result = run_suite(MANY.replace("{more}", more), "-ra", *arguments)
+    shown = str(result.stdout)
+
+    assert len(result.stdout.lines) <= 60, shown
+    assert result.ret == 1
+    assert "task0/acc1: FAIL: the loss exceeds the budget" in shown
+    assert "Fix:" in shown
+    result.stdout.fnmatch_lines(["*Not all is shown above: -v and out/report.html show the rest."])
+    assert ("Also failed: " in shown) == bool(more)
+    result.stdout.fnmatch_lines(["SKIPPED [[]40[]]*the cause is reported by test_suite.py::test_map*"])
+    assert not [line for line in result.stdout.lines if line.startswith("FAILED") and len(line) > 80 + len("::")]
+    assert "NotHeld" not in shown
+    assert "harness.pytest_plugin" not in shown
+
+
+def test_a_failing_run_shows_all_with_v(run_suite: RunSuite) -> None:
+    """With -v each test that failed says all that it found, and each test that was skipped why."""
+    result = run_suite(MANY.replace("{more}", ""), "-ra", "-v")
+    shown = str(result.stdout)
+
+    assert shown.count("measure 12 is 0.9") == 6
+    assert shown.count("where: lost with the largest margins") == 6
+    assert "not here 39" in shown
+    assert "harness.pytest_plugin" not in shown
+
+
+@dataclass(frozen=True)
+class Told:
+    """A report as far as its text goes."""
+
+    nodeid: str
+    longreprtext: str
+    longrepr: None = None
+
+
+def test_what_is_needed_first_is_shown_first() -> None:
+    """Of a message that is cut come its first line, the fix and the numbers, then what would help, in their order."""
+    group = brief.Group("failed", [Told("t.py::test_it[a]", VERDICT), Told("t.py::test_it[b]", "another thing")])
+
+    few, more = (brief.share_out([group], room)[0] for room in (3, 11))
+
+    assert few == ["{task}: FAIL: the loss exceeds the budget."]
+    words = [line.split()[0] for line in more]
+    assert words == ["{task}:", "expected:", "found:", "of", "Fix:", "leaving", "append", "-", "enable:"]
