@@ -12,10 +12,12 @@ from typing import Any
 class UsageError(Exception):
     """Bad input, told in one line: the file (or option), what is wrong there, and the mend.
 
-    The plugin turns it into pytest's usage error: exit code 4, nothing written.
+    The plugin turns it into pytest's usage error: exit code 4, nothing written.  ``where``, ``what`` and ``fix`` are
+    kept as they were given; the place of an entry of a recipe also knows its column.
     """
 
     def __init__(self, where: str | Path, what: str, fix: str) -> None:
+        self.where, self.what, self.fix = where, what, fix
         self._parts = (str(where), what, fix)
         where, what = _cut(str(where), 600), _cut(what, 2400)
         line = f"{where}: {what.rstrip('.')}. {fix}"
@@ -36,16 +38,16 @@ class CombinedUsageError(UsageError):
     """Several things that cannot be used, one line each, reported at once."""
 
     def __init__(self, errors: Sequence[UsageError]) -> None:
-        self._errors = tuple(errors)
+        self.errors = tuple(errors)
         Exception.__init__(self, "\n".join(self.lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._errors,)
+        return type(self), (self.errors,)
 
     @property
     def lines(self) -> tuple[str, ...]:
         """As of :class:`UsageError`."""
-        return tuple(line for error in self._errors for line in error.lines)
+        return tuple(line for error in self.errors for line in error.lines)
 
 
 class UnforeseenError(UsageError):

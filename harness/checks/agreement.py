@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from harness.models import families
 from harness.problems import Problem
-from harness.quantization.applied import place_of
 from harness.quantization.magnitudes import Axes, Magnitudes
-from harness.quantization.maps import QuantizerMap, applied_to, is_constant, quantizer_map, range_of, tensor_quantizers
+from harness.quantization.maps import QuantizerMap, is_constant, quantizer_map, range_of, tensor_quantizers
 from harness.recipes.algorithms import methods
+from harness.recipes.applied import applied_to, place_of
 from harness.recipes.loading import Recipe
 
 #: Attributes of a quantizer that a recipe decides, with what ModelOpt takes where an entry says nothing.

@@ -13,15 +13,16 @@ from torch import nn
 
 from harness.baselines import Comparison
 from harness.checks import agreement, registry
-from harness.checks.patterns import overridden_patterns, unmatched_patterns
 from harness.evaluation import environment
 from harness.models import architectures, families, references
 from harness.problems import Problem, collapse
-from harness.quantization import applied, search
+from harness.quantization import search
 from harness.quantization.maps import ATTENTION_KINDS, FUSED_KINDS, Quantizer, QuantizerMap, kind_of
 from harness.quantization.quantize import QuantizationError
+from harness.recipes import applied
 from harness.recipes.algorithms import methods
 from harness.recipes.loading import Recipe
+from harness.recipes.patterns import overridden_patterns, unmatched_patterns
 
 if TYPE_CHECKING:
     from harness.gate.gate import Case, Gate

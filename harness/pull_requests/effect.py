@@ -16,6 +16,7 @@ from harness.models import architectures
 from harness.quantization import maps, quantize
 from harness.quantization.maps import QuantizerMap
 from harness.quantization.quantize import QuantizationError
+from harness.recipes import applied
 from harness.recipes.loading import SEARCHED, Recipe
 
 #: The small model that accuracy is measured on, and the one that the published recipe is about.
@@ -87,7 +88,7 @@ def refusal(head: Recipe, error: QuantizationError) -> str:
     on: set[str] = set()
     last = None
     for number, entry in enumerate(head.entries, 1):
-        touched = maps.matched(_places(), entry)
+        touched = applied.matched(_places(), entry)
         if entry.enable:
             on |= touched
         elif on and on <= touched:

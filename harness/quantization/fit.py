@@ -21,9 +21,9 @@ from harness.models import families
 from harness.models.hooks import before_each
 from harness.models.shapes import ShapesOnly
 from harness.quantization import quantize
-from harness.quantization.applied import Applied, Setting, place_of
-from harness.quantization.maps import QuantizerMap, applied_to, kind_of, quantizer_map, tensor_quantizers
+from harness.quantization.maps import QuantizerMap, kind_of, quantizer_map, tensor_quantizers
 from harness.recipes.algorithms import steps
+from harness.recipes.applied import Applied, Setting, applied_to, place_of
 from harness.recipes.loading import Entry, Recipe
 
 #: Quantizers that ModelOpt's FP8 attention of diffusers asks for a range, which a list of quantizers has not.

@@ -22,9 +22,6 @@ from harness.models import families
 from harness.models.hooks import before_each
 from harness.models.shapes import ShapesOnly
 from harness.problems import fold_leaves, number_ranges
-from harness.quantization import applied
-from harness.quantization.applied import Applied
-from harness.recipes.loading import Entry
 
 #: The quantizers inside an attention block, of both attention classes of ModelOpt.
 ATTENTION_KINDS = ("q_bmm", "k_bmm", "v_bmm", "p_bmm", "softmax", "bmm2_output")
@@ -158,7 +155,7 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
                 tower=families.tower_of(family, holder),
                 layer=families.layer_of(holder),
                 module_class=original_class(module),
-                module_kind=_module_kind(family, module, kind, holder),
+                module_kind=module_kind_of(family, module, kind, holder),
                 format=format_name(quantizer),
                 granularity=granularity(quantizer),
                 enabled=bool(quantizer.is_enabled),
@@ -233,7 +230,8 @@ def original_class(module: nn.Module) -> str:
     return next(c.__name__ for c in type(module).__mro__ if not c.__module__.startswith("modelopt."))
 
 
-def _module_kind(family: families.Family, module: nn.Module, kind: str, path: str) -> str:
+def module_kind_of(family: families.Family, module: nn.Module, kind: str, path: str) -> str:
+    """What the *module* at *path* is, which holds a quantizer of that *kind*: ``linear``, ``patch_embedding`` ..."""
     if kind in ATTENTION_KINDS:
         return "attention"
     if isinstance(module, (nn.Conv2d, nn.Linear)) and re.search(family.patch_embedding, path):
@@ -267,20 +265,6 @@ def granularity(quantizer: Any) -> str:
 
 def _dynamic_blocks(quantizer: Any) -> bool:
     return bool((quantizer.block_sizes or {}).get("type") == "dynamic")
-
-
-def matched(quantizers: QuantizerMap, entry: Entry) -> set[str]:
-    """Names of the quantizers that *entry* speaks of, as they are now: globs over whole names, case and all.
-
-    Parts of a sequential quantizer also go by their holder's name.  What an entry names while the entries before it
-    are applied is :func:`applied_to`'s to say.
-    """
-    return {q.name for q in quantizers if applied.speaks_of(entry, q.name, q.module_class)}
-
-
-def applied_to(quantizers: QuantizerMap, entries: Sequence[Entry]) -> Applied:
-    """What ModelOpt makes of *entries* on the model of this map."""
-    return applied.apply(entries, applied.places((q.name, q.module_class) for q in quantizers))
 
 
 def diff(before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | None = None) -> list[str]:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from harness.models import families
 from harness.models.halves import half_products
 from harness.problems import Problem
-from harness.quantization import applied
 from harness.quantization.contrastive import differentiable_attention, matched, similarities
 from harness.quantization.maps import original_class
+from harness.recipes import applied
 from harness.recipes.loading import SEARCHED, Entry, Recipe
 
 Batch = Mapping[str, Tensor]

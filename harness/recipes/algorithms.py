@@ -6,11 +6,12 @@ runs its methods in order.  A recipe without the key means ``max``, which is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UsageError
 from harness.recipes import limits
+from harness.recipes.yaml_reading import Place
 
 #: What a recipe without the key ``algorithm`` means.
 DEFAULT = "max"
@@ -35,11 +36,20 @@ def check(algorithm: Any, place: str) -> None:
         UsageError: ModelOpt has no such method, the method no such setting, or the setting a value that cannot run.
     """
     found = steps(algorithm)
-    if len(found) > MAX_METHODS:
-        raise UsageError(place, f"algorithm lists {len(found)} methods", f"Write at most {MAX_METHODS}.")
+    check_count(found, place)
     for one in found:
         if one is not None:
             _check_method(one, getattr(one, "place", "") or place)
+
+
+def check_count(methods: Sequence[Any], place: str) -> None:
+    """Refuse more methods than a gate can run.
+
+    Raises:
+        UsageError: there are too many.
+    """
+    if len(methods) > MAX_METHODS:
+        raise UsageError(place, f"algorithm lists {len(methods)} methods", f"Write at most {MAX_METHODS}.")
 
 
 def _check_method(one: Any, place: str) -> None:
@@ -49,28 +59,56 @@ def _check_method(one: Any, place: str) -> None:
     modelopt_config()
     from modelopt.torch.quantization.mode import CalibrateModeRegistry
 
-    settings = dict(one) if isinstance(one, Mapping) else {"method": one}
-    named = "method" in settings
-    method = settings.pop("method", None)
-    mode = f"{method}_calibrate" if method is not None else "_no_calibrate"  # {method: null} calibrates nothing
-    if not named or not isinstance(method, (str, type(None))) or mode not in CalibrateModeRegistry:
-        known = sorted(name.removesuffix("_calibrate") for name in CalibrateModeRegistry._name2descriptor)
-        listed = ", ".join(name for name in known if not name.startswith("_"))
-        missing = "" if named else " (the key 'method' is missing)"
-        raise UsageError(
-            place, f"there is no calibration algorithm {method!r:.80}{missing}", f"This ModelOpt has {listed}."
-        )
-    where = f"{place}, algorithm {method}"
-    schema = CalibrateModeRegistry[mode].config_class
-    if odd := next((key for key in settings if not isinstance(key, str)), None):
-        raise UsageError(where, f"the key {odd!r:.80} is not a name", f"Known settings: {_names(schema)}.")
+    known = [name.removesuffix("_calibrate") for name in CalibrateModeRegistry._name2descriptor]
+    method, settings = split(one, known, place)
+    where = Place.of(place, f", algorithm {method}")
+    schema = CalibrateModeRegistry[f"{method}_calibrate" if method is not None else "_no_calibrate"].config_class
+    names = [name for name in schema.model_fields if name != "method"]
+    check_keys(settings, names, where)
     try:
         checked = schema(method=method, **settings)
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(where, *explained(error, [settings], tuple(schema.model_fields))) from error
-    if problem := limits.algorithm_problem(checked):
+    if problem := limits.algorithm_problem(_settings(checked)):
         raise UsageError(where, *problem)
 
 
-def _names(schema: Any) -> str:
-    return ", ".join(name for name in schema.model_fields if name != "method")
+def split(one: Any, known: Collection[str], place: str) -> tuple[str | None, dict[Any, Any]]:
+    """Return the name of a method as it is written, and its settings.
+
+    Args:
+        one: a name, or a mapping with the key ``method``.
+        known: the names of ModelOpt's methods; ``_no`` is what ``{method: null}`` means, which calibrates nothing.
+        place: where it stands.
+
+    Raises:
+        UsageError: ModelOpt has no such method.
+    """
+    settings = dict(one) if isinstance(one, Mapping) else {"method": one}
+    named = "method" in settings
+    method = settings.pop("method", None)
+    if named and isinstance(method, (str, type(None))) and (method if method is not None else "_no") in known:
+        return method, settings
+    listed = ", ".join(name for name in sorted(known) if not name.startswith("_"))
+    missing = "" if named else " (the key 'method' is missing)"
+    raise UsageError(
+        place, f"there is no calibration algorithm {method!r:.80}{missing}", f"This ModelOpt has {listed}."
+    )
+
+
+def check_keys(settings: Mapping[Any, Any], names: Sequence[str], where: str) -> None:
+    """Refuse settings whose keys are not text.
+
+    Raises:
+        UsageError: one is not.
+    """
+    if odd := next((key for key in settings if not isinstance(key, str)), None):
+        raise UsageError(where, f"the key {odd!r:.80} is not a name", f"Known settings: {', '.join(names)}.")
+
+
+def _settings(checked: Any) -> limits.Settings:
+    """The settings in an instance of ModelOpt's configuration class, nested ones too."""
+    fields = type(checked).model_fields
+    values = {name: getattr(checked, name) for name in fields}
+    nested = {name: _settings(value) for name, value in values.items() if hasattr(type(value), "model_fields")}
+    return limits.Settings(values | nested, {name: field.default for name, field in fields.items()})

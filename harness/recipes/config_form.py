@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.recipes.installed import modelopt_config
+from harness.recipes.yaml_reading import Located, place_at
 
 Line = dict[str, Any]
 
@@ -30,7 +31,17 @@ def lines(quant_cfg: Mapping[str, Any]) -> list[Line]:
     names = list(quant_cfg)
     if not takes_lists():
         names.sort(key=lambda name: name != "default")
-    return [{name: quant_cfg[name]} for name in names]
+    return single_lines(quant_cfg, names)
+
+
+def single_lines(quant_cfg: Mapping[str, Any], names: Iterable[str]) -> list[Line]:
+    """The entries of a dict as single-key lines in the order of *names*, each with its place in the file."""
+    lines: list[Line] = []
+    for name in names:
+        line = Located({name: quant_cfg[name]})
+        line.place = place_at(quant_cfg, [name], "")
+        lines.append(line)
+    return lines
 
 
 def normalized(line: Line) -> list[Any]:

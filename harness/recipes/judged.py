@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from harness.recipes.loading import SEARCHED, Entry, Recipe
@@ -30,13 +30,13 @@ def not_gated(recipe: Recipe, device: str, names: Collection[str] = ()) -> str |
     """
     if recipe.kind not in JUDGED:
         return kind_not_gated(recipe.kind)
-    if any(_keeps_checkpoints(part.algorithm) for part in recipe.parts):
-        return "its algorithm keeps files in layerwise.checkpoint_dir, and a gate neither reads nor writes there"
+    if named := [setting for part in recipe.parts for setting in file_settings(part.algorithm)]:
+        return f"its algorithm reads or writes files ({', '.join(dict.fromkeys(named))}), which a gate does not"
     entries = [entry for part in recipe.parts for entry in part.entries]
-    if names and (foreign := _foreign(recipe, names)):
+    if names and (foreign := foreign_patterns(recipe, names)):
         return f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part of this one"
     asked = [e for e in entries if e.enable and (not names or fnmatch.filter(names, e.pattern))]
-    if device.partition(":")[0] != "cuda" and (formats := sorted({f for e in asked for f in _cuda_formats(e)})):
+    if device.partition(":")[0] != "cuda" and (formats := sorted({f for e in asked for f in cuda_formats(e)})):
         return f"{', '.join(formats)} needs CUDA, and this is {device}"
     return None
 
@@ -48,13 +48,28 @@ def kind_not_gated(kind: str) -> str:
     return f"kind {kind}: {why}; the gate judges ptq and {SEARCHED} recipes"
 
 
-def _cfgs(entry: Entry) -> list[dict[str, Any]]:
-    return entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]
+#: Settings of an algorithm that name a file or folder, which ModelOpt would read or write: known ones, and by rule.
+_FILE_SETTING = re.compile(r"(^|_)(dir|dirs|directory|folder|path|paths|file|files|filename)$")
 
 
-def _cuda_formats(entry: Entry) -> Iterator[str]:
-    """Formats of *entry* that ModelOpt computes on CUDA only (measured): NVFP4 and the MX formats."""
-    for cfg in _cfgs(entry):
+def file_settings(algorithm: Any) -> list[str]:
+    """Return the settings of *algorithm* that name a file or folder, dotted: ``layerwise.checkpoint_dir``."""
+    found: list[str] = []
+    if isinstance(algorithm, (list, tuple)):
+        for one in algorithm:
+            found += file_settings(one)
+    if isinstance(algorithm, Mapping):
+        for name, value in algorithm.items():
+            if isinstance(value, (Mapping, list, tuple)):
+                found += [f"{name}.{inner}" for inner in file_settings(value)]
+            if value and _FILE_SETTING.search(str(name)):
+                found.append(str(name))
+    return list(dict.fromkeys(found))
+
+
+def cuda_formats(entry: Entry) -> Iterator[str]:
+    """Yield the formats of *entry* that ModelOpt computes on CUDA only (measured): NVFP4 and the MX formats."""
+    for cfg in entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]:
         bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes") or {}
         scale = blocks.get("scale_bits")
         name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, (list, tuple)) else f"INT{bits}"
@@ -64,17 +79,8 @@ def _cuda_formats(entry: Entry) -> Iterator[str]:
             yield name
 
 
-def _keeps_checkpoints(algorithm: object) -> bool:
-    if isinstance(algorithm, (list, tuple)):
-        return any(map(_keeps_checkpoints, algorithm))
-    if not isinstance(algorithm, dict):
-        return False
-    nested = algorithm.values()
-    return bool(algorithm.get("checkpoint_dir")) or any(map(_keeps_checkpoints, nested))
-
-
-def _foreign(recipe: Recipe, names: Collection[str]) -> list[str]:
-    """Patterns that mean parts which this family of model does not have, where they are what the recipe is about.
+def foreign_patterns(recipe: Recipe, names: Collection[str]) -> list[str]:
+    """Patterns that mean parts which no quantizer of *names* has, where they are what the recipe is about.
 
     A pattern is foreign if it matches nothing, ends in a kind of quantizer that exists, and names a module that
     resembles none here (a typo resembles one).  One foreign line in a recipe for this family is that recipe's defect,
@@ -83,17 +89,26 @@ def _foreign(recipe: Recipe, names: Collection[str]) -> list[str]:
     """
     asked = [e for part in recipe.parts for e in part.entries if e.enable]
     modules = {part for name in names for part in name.split(".")}
-    foreign = [e.pattern for e in asked if not fnmatch.filter(names, e.pattern) and _names_unknown(e.pattern, modules)]
+    foreign = [e.pattern for e in asked if not fnmatch.filter(names, e.pattern) and names_unknown(e.pattern, modules)]
     weights = any(n.endswith("weight_quantizer") for e in asked for n in fnmatch.filter(names, e.pattern))
-    elsewhere = re.search(
-        r"/(?:huggingface|models)/(?!clip/|vit/|siglip)[^/]+/", recipe.path.as_posix() if recipe.path else ""
-    )
-    return foreign if foreign and (elsewhere or not weights) else []
+    return foreign if foreign and (kept_elsewhere(recipe) or not weights) else []
 
 
-def _names_unknown(pattern: str, modules: Collection[str]) -> bool:
+def kept_elsewhere(recipe: Recipe) -> bool:
+    """Whether *recipe* is in the folder of a family that is none of CLIP's."""
+    path = recipe.path.as_posix() if recipe.path else ""
+    return re.search(r"/(?:huggingface|models|model_type)/(?!clip/|vit/|siglip)[^/]+/", path) is not None
+
+
+def words_of(pattern: str) -> list[str]:
+    """Return the words of *pattern* that name parts of modules."""
     words = [w for w in re.split(r"[*?.]+|\[[^\]]*\]", pattern) if len(w) > 2 and not w.lstrip("_").isdigit()]
-    parts = [w for w in words if not re.search(r"quantizers?$", w)]
+    return [w for w in words if not re.search(r"quantizers?$", w)]
+
+
+def names_unknown(pattern: str, modules: Collection[str]) -> bool:
+    """Whether *pattern* names a module that resembles none of *modules* (parts of paths)."""
+    parts = words_of(pattern)
     known = [m for m in modules if not m.isdigit()]
     # One letter of a short name weighs more.
     near = {w: difflib.get_close_matches(w, known, 1, 0.8 if len(w) > 4 else 0.6) for w in parts}

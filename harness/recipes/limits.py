@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Finding = tuple[str, str] | None
@@ -129,7 +130,7 @@ def _calibrator(cfg: Attributes) -> Finding:
         return "calibrator is histogram, which no algorithm of ModelOpt can evaluate", "Write calibrator: max."
     is_constructor = isinstance(calibrator, Sequence) and not isinstance(calibrator, str)
     if is_constructor and not callable(next(iter(calibrator), None)):
-        return f"the calibrator {calibrator!r:.80} is no class", "Write calibrator: max."
+        return f"the calibrator {list(calibrator)!r:.80} is no class", "Write calibrator: max."
     return None
 
 
@@ -145,37 +146,109 @@ def _constant(cfg: Attributes) -> Finding:
     return None
 
 
+#: Formats of numbers that ModelOpt has, as (exponent, mantissa).
+_FORMATS = (_E4M3, (5, 2), _E2M1, (1, 2), (0, 3), (3, 0), (3, 2), (2, 3))
+_BLOCK_KEYS = ("type", "scale_bits", "scale_block_sizes", "four_over_six")
+
+
+def attributes_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the attributes that an entry gives, of each quantizer in a row."""
+    cfg = entry.get("cfg")
+    if isinstance(cfg, dict):
+        return [cfg]
+    return [one for one in cfg if isinstance(one, dict)] if isinstance(cfg, list) else []
+
+
+def refused_entry(entry: Mapping[str, Any]) -> Finding:
+    """What ModelOpt's validators refuse in an entry that has the right types; see :func:`refused_attributes`."""
+    cfg = entry.get("cfg")
+    is_empty = cfg in ({}, []) or (isinstance(cfg, list) and all(one == {} for one in cfg))
+    if cfg is not None and is_empty and entry.get("enable", True):
+        return "cfg is empty", "Write attributes, such as num_bits: e4m3, or remove cfg and write enable: true."
+    if "cfg" not in entry and "enable" not in entry:
+        return "the entry says neither cfg nor enable", "Write cfg: {...}, or enable: false."
+    return None
+
+
+def refused_attributes(cfg: Attributes) -> Finding:
+    """What ModelOpt's validators refuse in attributes that have the right types.
+
+    For the lint, which does not import ModelOpt; where ModelOpt is there it decides itself, and a test compares.
+    """
+    if cfg.get("enable") is True and len(cfg) == 1:
+        return "cfg holds enable: true alone", "Write the attributes, such as num_bits: e4m3."
+    bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes")
+    bits = tuple(bits) if isinstance(bits, list) else bits
+    blocks = blocks if isinstance(blocks, Mapping) else None
+    if isinstance(bits, tuple) and cfg.get("backend") is None:
+        if bits not in _FORMATS:
+            return f"num_bits is {bits}, which is not a format of ModelOpt", "Write e4m3, e5m2, e3m2, e2m3 or e2m1."
+        if bits not in (_E4M3, _E2M1) and (blocks or {}).get("type") != "dynamic":
+            fix = "Write block_sizes: {-1: 32, type: dynamic, scale_bits: e8m0}."
+            return f"num_bits is {bits}, which ModelOpt has in dynamic blocks only", fix
+    if blocks is not None and (problem := _refused_blocks(cfg, blocks)):
+        return problem
+    if cfg.get("use_constant_amax") and cfg.get("constant_amax") is not None:
+        return "use_constant_amax and constant_amax are both set", "Remove one of the two."
+    if cfg.get("learn_amax") is True:
+        return "learn_amax is true, which ModelOpt no longer has", "Remove learn_amax."
+    if isinstance(calibrator := cfg.get("calibrator", "max"), str) and calibrator not in ("max", "histogram"):
+        return f"calibrator is {calibrator!r:.40}", "Write calibrator: max."
+    return None
+
+
+def _refused_blocks(cfg: Attributes, blocks: Mapping[Any, Any]) -> Finding:
+    if cfg.get("axis") is not None:
+        return "axis and block_sizes are both set", "Remove one of the two."
+    if unknown := [key for key in blocks if isinstance(key, str) and key not in _BLOCK_KEYS]:
+        return f"block_sizes has the key {unknown[0]!r:.40}", f"Known: dimensions, {', '.join(_BLOCK_KEYS)}."
+    sizes = [key for key in blocks if not isinstance(key, str)]
+    if odd := [key for key in sizes if not isinstance(blocks[key], (int, type(None)))]:
+        return f"block_sizes asks for blocks of {blocks[odd[0]]!r:.40}", "Write block_sizes: {-1: 16}."
+    if blocks.get("type") == "dynamic" and len(sizes) != 1:
+        return "block_sizes has type: dynamic, which needs one dimension", "Write block_sizes: {-1: 16, type: dynamic}."
+    return None
+
+
 # -- settings of an algorithm -----------------------------------------------------------------------------------------
 
 
-def algorithm_problem(settings: Any) -> Finding:
-    """The first setting of a method (an instance of ModelOpt's configuration class) that cannot run."""
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        is_number = isinstance(field.default, (int, float)) and not isinstance(field.default, bool)
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a method: their values with ModelOpt's defaults filled in (nested ones too), and these defaults."""
+
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+
+def algorithm_problem(settings: Settings) -> Finding:
+    """The first setting of a method that cannot run."""
+    for name, default in settings.defaults.items():
+        value = settings.values[name]
+        is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
         if is_number and value is None:
-            return f"{name} is null, expected a number", f"Remove {name}, for ModelOpt's {field.default}."
+            return f"{name} is null, expected a number", f"Remove {name}, for ModelOpt's {default}."
         if isinstance(value, float) and not math.isfinite(value):
-            return f"{name} is {value}, expected a finite number", f"Remove {name}, for ModelOpt's {field.default}."
-        if hasattr(type(value), "model_fields") and name != "layerwise" and (inner := algorithm_problem(value)):
+            return f"{name} is {value}, expected a finite number", f"Remove {name}, for ModelOpt's {default}."
+        if isinstance(value, Settings) and name != "layerwise" and (inner := algorithm_problem(value)):
             return f"{name}: {inner[0]}", inner[1]
     rules = (_candidates, _clip, _low_rank, _gptq, _regexes)
-    return next((problem for rule in rules if (problem := rule(settings))), None)
+    return next((problem for rule in rules if (problem := rule(settings.values))), None)
 
 
-def _candidates(settings: Any) -> Finding:
+def _candidates(values: Mapping[str, Any]) -> Finding:
     """Scales or exponents that a search tries."""
-    start, stop = getattr(settings, "start_multiplier", None), getattr(settings, "stop_multiplier", None)
+    start, stop = values.get("start_multiplier"), values.get("stop_multiplier")
     if start is not None and stop is not None:
         if start > stop:
             fix = "Write a stop_multiplier above it."
             return f"start_multiplier is {start:g}, above stop_multiplier, {stop:g}", fix
-        if problem := _too_many("step_size", settings.step_size, stop - start):
+        if problem := _too_many("step_size", values["step_size"], stop - start):
             return problem
-    if (step := getattr(settings, "alpha_step", None)) is not None and (problem := _too_many("alpha_step", step, 1.0)):
+    if (step := values.get("alpha_step")) is not None and (problem := _too_many("alpha_step", step, 1.0)):
         return problem
-    if (step := getattr(settings, "shrink_step", None)) is not None:
-        return _too_many("shrink_step", step, 1.0 - settings.min_clip_ratio)
+    if (step := values.get("shrink_step")) is not None:
+        return _too_many("shrink_step", step, 1.0 - values["min_clip_ratio"])
     return None
 
 
@@ -187,8 +260,8 @@ def _too_many(name: str, step: float, width: float) -> Finding:
     return what, f"Write {math.ceil(smallest * 1e6) / 1e6:g} or more."
 
 
-def _clip(settings: Any) -> Finding:
-    channels, tokens = getattr(settings, "max_co_batch_size", None), getattr(settings, "max_tokens_per_batch", None)
+def _clip(values: Mapping[str, Any]) -> Finding:
+    channels, tokens = values.get("max_co_batch_size"), values.get("max_tokens_per_batch")
     if channels is None or tokens is None:
         return None
     for name, value in (("max_co_batch_size", channels), ("max_tokens_per_batch", tokens)):
@@ -200,23 +273,23 @@ def _clip(settings: Any) -> Finding:
     return None
 
 
-def _low_rank(settings: Any) -> Finding:
-    rank = getattr(settings, "lowrank", None)
+def _low_rank(values: Mapping[str, Any]) -> Finding:
+    rank = values.get("lowrank")
     if rank is not None and not 1 <= rank <= MAX_LOW_RANK:
         return f"lowrank is {rank:,}, expected 1 to {MAX_LOW_RANK:,}", "Write lowrank: 32, ModelOpt's own."
     return None
 
 
-def _gptq(settings: Any) -> Finding:
-    size = getattr(settings, "block_size", None)
+def _gptq(values: Mapping[str, Any]) -> Finding:
+    size = values.get("block_size")
     if size is not None and not 1 <= size <= MAX_GPTQ_BLOCK:
         return f"block_size is {size:,}, expected 1 to {MAX_GPTQ_BLOCK:,}", "Write block_size: 128."
     return None
 
 
-def _regexes(settings: Any) -> Finding:
+def _regexes(values: Mapping[str, Any]) -> Finding:
     """Regular expressions of a pull request, which ModelOpt matches against every module's name."""
-    for state in (getattr(settings, "shared_states", None) or {}).values():
+    for state in (values.get("shared_states") or {}).values():
         for pattern in state.get("patterns", []):
             repeats = len(re.findall(r"[*+{]", pattern))
             if len(pattern) > MAX_REGEX or repeats > MAX_REPEATS or re.search(r"\)[*+{]", pattern):

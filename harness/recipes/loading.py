@@ -23,12 +23,12 @@ from typing import Any
 
 from harness import digests, files
 from harness.errors import UsageError
-from harness.recipes import algorithms, config_form
+from harness.recipes import algorithms
+from harness.recipes.checking import Installed, Schema, first_line
 from harness.recipes.finding import SECTIONS, installed_root, path_of, section_files, short_name
-from harness.recipes.installed import modelopt_config
-from harness.recipes.schema import check_entry, check_kind, check_pattern, check_snippet
+from harness.recipes.schema import check_pattern
 from harness.recipes.tree import Tree, plain
-from harness.recipes.yaml_reading import Document
+from harness.recipes.yaml_reading import Document, place_at
 
 MAX_ENTRIES = 500  # of one recipe, resolved
 MAX_FORMATS = 16  # that one search chooses among; each calibrates the whole model
@@ -105,7 +105,7 @@ def load(ref: str, root: Path | None = None) -> Recipe:
     path = path_of(ref, root)
     if path is None:
         return _from_python(ref)
-    return _from_yaml(ref, path, Tree(root if root is not None else installed_root()))
+    return _from_yaml(ref, path, Tree(root if root is not None else installed_root()), Installed())
 
 
 def look(ref: str, root: Path | None = None) -> None:
@@ -133,7 +133,16 @@ def load_file(path: Path, root: Path) -> Recipe:
     Raises:
         UsageError: as :func:`load`.
     """
-    return _from_yaml(str(path), path, Tree(root))
+    return load_in(path, Tree(root))
+
+
+def load_in(path: Path, tree: Tree, schema: Schema | None = None) -> Recipe:
+    """As :func:`load_file`, in a tree of which files may have been read, and by any *schema*.
+
+    Raises:
+        UsageError: as :func:`load`.
+    """
+    return _from_yaml(str(path), path, tree, schema or Installed())
 
 
 # --- YAML
@@ -216,10 +225,10 @@ def declares_without_metadata() -> bool:
     return tuple(map(int, numbers)) >= (0, 48)
 
 
-def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
+def _from_yaml(ref: str, path: Path, tree: Tree, schema: Schema) -> Recipe:
     name = short_name(path, tree.root)
     if files.is_folder(path):
-        return _from_directory(ref, name, path, tree)
+        return _from_directory(ref, name, path, tree, schema)
     document = tree.read(path)
     kind = kind_of(document, tree)
     _check_declared(document, kind, tree)
@@ -227,16 +236,16 @@ def _from_yaml(ref: str, path: Path, tree: Tree) -> Recipe:
     if kind not in ("ptq", "preset", SEARCHED):
         assert kind is not None, "a snippet declares no metadata"
         if isinstance(document.body, dict) and "metadata" in document.body:
-            check_kind(kind, path)
+            schema.kind(kind, path)
         return Recipe(name, ref, path, {}, None, (), resolved.files, _digest(plain(resolved.data)), kind)
     if document.documents > 1:
         raise UsageError(path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them.")
     for snippet, data in resolved.snippets:
-        check_snippet(snippet, data)
+        schema.snippet(snippet, data)
     if kind == SEARCHED:
-        return _searched(name, ref, path, resolved.data, resolved.files)
+        return _searched(name, ref, path, resolved.data, resolved.files, schema)
     section = resolved.data if kind == "preset" else _section(resolved.data, path)
-    return _build(name, ref, path, section, resolved.files)
+    return _build(name, ref, path, section, resolved.files, schema)
 
 
 def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
@@ -263,21 +272,22 @@ def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
         raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
 
 
-def _from_directory(ref: str, name: str, path: Path, tree: Tree) -> Recipe:
+def _from_directory(ref: str, name: str, path: Path, tree: Tree, schema: Schema) -> Recipe:
     sections = section_files(path)
     assert sections is not None, "find() returns only directories that hold a recipe"
     described, quantize = (tree.resolve(tree.read(file)) for file in sections)
     for snippet, data in (*described.snippets, *quantize.snippets):
-        check_snippet(snippet, data)
+        schema.snippet(snippet, data)
     if not isinstance(described.data, dict) or described.data.get("recipe_type") != "ptq":
         raise UsageError(sections[0], "is no ptq recipe's metadata", "Write 'recipe_type: ptq'.")
-    return _build(name, ref, path, quantize.data, (*described.files, *quantize.files))
+    return _build(name, ref, path, quantize.data, (*described.files, *quantize.files), schema)
 
 
 def _section(data: dict[str, Any], path: Path) -> Any:
     for key in data:
         if key not in SECTIONS:
-            raise UsageError(path, f"has the unknown section {key!r}", "A ptq recipe holds metadata and quantize.")
+            where = place_at(data, [key], str(path))
+            raise UsageError(where, f"has the unknown section {key!r}", "A ptq recipe holds metadata and quantize.")
     described = data.get("metadata", {})
     extra = set(described) - {"recipe_type", "description"}
     if extra or not isinstance(described.get("description", ""), str):
@@ -287,51 +297,39 @@ def _section(data: dict[str, Any], path: Path) -> Any:
     return data["quantize"]
 
 
-def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...]) -> Recipe:
+def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...], schema: Schema) -> Recipe:
     """A ptq recipe from its resolved ``quantize`` section."""
     if not isinstance(section, dict) or "quant_cfg" not in section:
         mend = "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its entries."
-        raise UsageError(path, "its quantize section has no quant_cfg", mend)
-    entries = _entries(section["quant_cfg"], str(path))
+        raise UsageError(getattr(section, "place", "") or path, "its quantize section has no quant_cfg", mend)
+    entries = _entries(section["quant_cfg"], place_at(section, ["quant_cfg"], str(path)), path, schema)
     algorithm = section.get("algorithm", algorithms.DEFAULT)
-    algorithms.check(algorithm, str(path))
-    try:
-        with _no_warnings():
-            taken = plain(section) | {"quant_cfg": config_form.accepted(plain(section["quant_cfg"]), str(path))}
-            taken["algorithm"] = plain(algorithm)
-            quant_cfg = modelopt_config().QuantizeConfig(**taken).model_dump(exclude_unset=True)
-    except config_form.REFUSALS as error:
-        raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its quantize section.") from error
+    schema.algorithm(algorithm, place_at(section, ["algorithm"], str(path)))
+    quant_cfg = schema.section(section, path)
     algorithm = quant_cfg.get("algorithm")
     return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
 
 
-def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tuple[Path, ...]) -> Recipe:
+def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tuple[Path, ...], schema: Schema) -> Recipe:
     """An auto_quantize recipe: its formats by themselves, and all that ``mtq.auto_quantize`` takes."""
-    modelopt_config()
-    from modelopt.recipe.config import ModelOptAutoQuantizeRecipe
-
-    try:
-        with _no_warnings():
-            checked = ModelOptAutoQuantizeRecipe(**plain(data)).auto_quantize
-    except config_form.REFUSALS as error:
-        raise UsageError(path, f"ModelOpt refuses it: {_first_line(error)}", "Correct its sections.") from error
-    if checked.kv_cache is not None:
-        what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
-        raise UsageError(path, what, "Take it out: CLIP has no KV cache.")
+    search = schema.search(data, path)
     given = data["auto_quantize"]
-    if checked.score_size < 1:
-        raise UsageError(path, f"score_size is {checked.score_size}, expected 1 or more", "Write score_size: 128.")
+    if search.has_kv_cache:
+        what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
+        raise UsageError(place_at(given, ["kv_cache"], str(path)), what, "Take it out: CLIP has no KV cache.")
+    if search.score_size < 1:
+        where = place_at(given, ["score_size"], str(path))
+        raise UsageError(where, f"score_size is {search.score_size}, expected 1 or more", "Write score_size: 128.")
     spaces = given.get("module_search_spaces") or ()
     for pattern in (
-        *checked.disabled_layers,
-        *checked.cost_excluded_layers,
+        *search.disabled_layers,
+        *search.cost_excluded_layers,
         *(pattern for space in spaces for pattern in space["module_name_patterns"]),
     ):
         check_pattern(pattern, str(path), what="a layer's name")
 
     def built(section: Any, what: str) -> Recipe:
-        return _build(f"{name} {what}", ref, path, section, files)
+        return _build(f"{name} {what}", ref, path, section, files, schema)
 
     fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
     formats = [built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)]
@@ -345,10 +343,10 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
     if listed := next((one for one in candidates if isinstance(one.algorithm, (list, tuple))), None):
         what = f"{listed.name.removeprefix(name).strip()} has a list as its algorithm, which a search does not take"
         raise UsageError(path, what, "Write one method, such as algorithm: max.")
-    constraints = checked.constraints.model_dump(exclude_none=True)
-    if checked.cost_excluded_layers:
+    constraints = search.constraints
+    if search.cost_excluded_layers:
         cost = constraints.setdefault("cost", {})
-        cost["excluded_module_name_patterns"] = list(checked.cost_excluded_layers)
+        cost["excluded_module_name_patterns"] = list(search.cost_excluded_layers)
     arguments = {
         "constraints": constraints,
         "quantization_formats": [one.quant_cfg for one in formats] or None,
@@ -361,27 +359,27 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
             }
             for space, found in searched
         ],
-        "disabled_layers": list(checked.disabled_layers),
-        "method": checked.auto_quantize_method,
-        "score_size": checked.score_size,
+        "disabled_layers": list(search.disabled_layers),
+        "method": search.method,
+        "score_size": search.score_size,
     }
     methods = {json.dumps(_canonical(one.algorithm), sort_keys=True): one.algorithm for one in candidates}
     algorithm = next(iter(methods.values())) if len(methods) == 1 else None
     return Recipe(name, ref, path, arguments, algorithm, (), files, _digest(arguments), SEARCHED, candidates)
 
 
-def _entries(quant_cfg: Any, source: str) -> tuple[Entry, ...]:
+def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> tuple[Entry, ...]:
     """The lines of *quant_cfg* in application order, each checked where it stands; dict form becomes lines too."""
-    lines = config_form.lines(quant_cfg) if isinstance(quant_cfg, Mapping) else quant_cfg
+    lines = schema.lines(quant_cfg) if isinstance(quant_cfg, Mapping) else quant_cfg
     if not isinstance(lines, list):
-        raise UsageError(source, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines.")
+        raise UsageError(where, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines.")
     if len(lines) > MAX_ENTRIES:
-        raise UsageError(source, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
+        raise UsageError(where, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
     return tuple(
         Entry(*fields, origin=place, written="default" if "default" in line and len(line) == 1 else "")
         for number, line in enumerate(lines, 1)
         for place in [getattr(line, "place", "") or f"{source} entry {number}"]
-        for fields in check_entry(plain(line), place)
+        for fields in schema.entries(line, place)
     )
 
 
@@ -397,7 +395,7 @@ def _from_python(ref: str) -> Recipe:
         value = {"quant_cfg": value, "algorithm": algorithms.DEFAULT}
     if not isinstance(value, dict) or not value["quant_cfg"]:
         raise UsageError(f"--recipe {ref}", "is no quant_cfg", "Name a dict with the keys quant_cfg and algorithm.")
-    entries = _entries(value["quant_cfg"], ref)
+    entries = _entries(value["quant_cfg"], ref, ref, Installed())
     algorithm = value.get("algorithm")
     algorithms.check(algorithm, ref)
     name = ref.rpartition(":")[2]
@@ -412,7 +410,7 @@ def _attribute(ref: str) -> Any:
             for part in path.split("."):
                 value = getattr(value, part)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"--recipe {ref}", f"cannot be imported ({reason})", "Correct module:ATTRIBUTE.") from error
     return value
 
@@ -458,7 +456,3 @@ def _canonical(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

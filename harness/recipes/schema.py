@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -42,32 +42,49 @@ def check_entry(line: Any, place: str) -> list[Fields]:
             ModelOpt cannot run (:mod:`harness.recipes.limits`).
     """
     if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
-        raise UsageError(
-            place, f"the entry {line!r:.80} is no mapping of names", "Write quantizer_name, cfg and enable."
-        )
+        raise not_a_mapping(line, place)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the dict form being old
-            entries = config_form.normalized(dict(line))
+            entries = config_form.normalized(plain(line))
     except config_form.REFUSALS as error:
-        raise UsageError(place, *explained(error, _meanings(line), _attributes())) from error
-    return [_fields(entry, place) for entry in entries]
+        raise UsageError(place, *explained(error, meanings(line), _attributes())) from error
+    return [fields(_dumped(entry), place, _classes) for entry in entries]
 
 
-def _meanings(line: Mapping[str, Any]) -> list[Any]:
-    """The entries that *line* means, as far as it can be read."""
+def not_a_mapping(line: Any, place: str) -> UsageError:
+    """Return the refusal of an entry that is not a mapping."""
+    return UsageError(place, f"the entry {line!r:.80} is no mapping of names", "Write quantizer_name, cfg and enable.")
+
+
+def meanings(line: Mapping[str, Any]) -> list[Any]:
+    """Return the entries that *line* means, as far as it can be read."""
     try:
         return list(config_form.entries_of(dict(line)))
     except config_form.REFUSALS:
         return [line]
 
 
-def _fields(entry: Any, place: str) -> Fields:
-    data = entry.model_dump(exclude_unset=True) if hasattr(entry, "model_dump") else dict(entry)
-    pattern, parent, cfg = data["quantizer_name"], data.get("parent_class"), data.get("cfg")
+def _dumped(entry: Any) -> dict[str, Any]:
+    return dict(entry.model_dump(exclude_unset=True) if hasattr(entry, "model_dump") else entry)
+
+
+def fields(entry: Mapping[str, Any], place: str, classes: Callable[[], Sequence[str]]) -> Fields:
+    """Return the fields of an *entry* that fits ModelOpt's schema, once they are known to be usable.
+
+    Args:
+        entry: as ModelOpt's schema returns it.
+        place: where it stands.
+        classes: returns the classes of module that ModelOpt quantizes.
+
+    Raises:
+        UsageError: its pattern could make matching crawl, its class is not known, or it asks for what ModelOpt cannot
+            run (:mod:`harness.recipes.limits`).
+    """
+    pattern, parent, cfg = entry["quantizer_name"], entry.get("parent_class"), entry.get("cfg")
     check_pattern(pattern, place)
     if parent is not None:
-        _check_class(parent, place)
+        _check_class(parent, place, classes())
     in_a_row = cfg if isinstance(cfg, list) else [cfg or {}]
     if len(in_a_row) > limits.MAX_SEQUENCE:
         fix = f"Write at most {limits.MAX_SEQUENCE}."
@@ -75,7 +92,7 @@ def _fields(entry: Any, place: str) -> Fields:
     for attributes in in_a_row:
         if problem := limits.attribute_problem(attributes):
             raise UsageError(place, *problem)
-    return pattern, parent, data.get("enable", True), cfg
+    return pattern, parent, entry.get("enable", True), cfg
 
 
 def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name") -> None:
@@ -90,19 +107,23 @@ def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name")
         raise UsageError(place, f"the pattern {pattern!r:.80} has over {MAX_WILDCARDS} wildcards", "Use fewer.")
 
 
-def _check_class(name: Any, place: str) -> None:
+def _check_class(name: Any, place: str, known: Sequence[str]) -> None:
     """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is applied."""
-    modelopt_config()
-    from modelopt.torch.quantization.nn import QuantModuleRegistry
-
     check_pattern(name, place)
-    known = [*QuantModuleRegistry._key_registry.values(), *ATTENTION_CLASSES]
     if name in known:
         return
     by_case = {one.rpartition(".")[2].lower(): one for one in reversed(known)}
     near = difflib.get_close_matches(str(name).rpartition(".")[2].lower(), by_case, 1, 0.6)
     fix = f"Did you mean {by_case[near[0]]!r}?" if near else "Write a class such as nn.Linear or nn.Conv2d."
     raise UsageError(place, f"parent_class is {name!r:.80}, which no quantized module of ModelOpt has", fix)
+
+
+def _classes() -> Sequence[str]:
+    """The classes of module that the installed ModelOpt quantizes, and those of CLIP's attention blocks."""
+    modelopt_config()
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    return [*QuantModuleRegistry._key_registry.values(), *ATTENTION_CLASSES]
 
 
 def check_snippet(document: Document, data: Any) -> None:
@@ -125,8 +146,7 @@ def check_snippet(document: Document, data: Any) -> None:
     schema: Any = getattr(modules.get(module_name), name, None)
     is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
     if not is_model and get_origin(schema) is not list:
-        mend = "Name a type of modelopt.torch.quantization.config, such as QuantizerAttributeConfig."
-        raise UsageError(document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", mend)
+        raise unknown_schema(document)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -140,6 +160,17 @@ def _known(schema: Any) -> list[str]:
     return _attributes() if get_origin(schema) is list else list(schema.model_fields)
 
 
+def unknown_schema(document: Document) -> UsageError:
+    """Return the refusal of a snippet whose schema this ModelOpt does not have."""
+    mend = "Name a type of modelopt.torch.quantization.config, such as QuantizerAttributeConfig."
+    return UsageError(document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", mend)
+
+
+def unknown_kind(kind: str, path: Path, known: Sequence[str]) -> UsageError:
+    """Return the refusal of a ``recipe_type`` that this ModelOpt does not have."""
+    return UsageError(path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}.")
+
+
 def check_kind(kind: str, path: Path) -> None:
     """Hold a ``recipe_type`` against the kinds that ModelOpt knows.
 
@@ -151,7 +182,7 @@ def check_kind(kind: str, path: Path) -> None:
 
     known = [member.value for member in RecipeType]
     if kind not in known:
-        raise UsageError(path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}.")
+        raise unknown_kind(kind, path, known)
 
 
 def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
@@ -166,14 +197,28 @@ def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> t
 
     if not isinstance(error, pydantic.ValidationError):
         return f"ModelOpt refuses it: {' '.join(str(error).split())[:300]}", "Correct it."
-    complaint = max(error.errors(include_url=False), key=lambda e: _weight(e, given))
+    return told(max(error.errors(include_url=False), key=lambda e: _weight(e, given)), given, known)
+
+
+def told(complaint: Any, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
+    """What is wrong and the fix, of one complaint: pydantic's, or one of the lint's in the same form.
+
+    Args:
+        complaint: with its ``type``, ``loc`` (keys), ``msg`` and ``input``.
+        given: as for :func:`explained`.
+        known: as for :func:`explained`.
+    """
     path = max((_path(complaint["loc"], one) for one in given), key=len, default=[])
     where = ".".join(str(key) for key in path) if path else "it"
     if complaint["type"] == "extra_forbidden":
         key = str(complaint["loc"][-1])
+        if key in REMOVED:
+            return f"unknown attribute {where!r:.120}, which ModelOpt has up to {REMOVED[key][0]}", REMOVED[key][1]
         return f"unknown attribute {where!r:.120}", _meant(key, known, inside="cfg" in path[:-1])
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     reason = " ".join(message.split())[:300] or "its keys or values are not of the types that ModelOpt takes"
+    if removed := _removed(complaint, path):
+        return removed
     return f"{where} is refused: {reason}", f"It is {complaint['input']!r:.80}; correct it."
 
 
@@ -207,6 +252,21 @@ def _meant(key: str, known: Sequence[str], *, inside: bool) -> str:
     if near:
         return f"Did you mean {by_case[near[0]]!r}?"
     return f"Known attributes: {', '.join(known)}."
+
+
+#: Settings that a release of ModelOpt removed -> the last that has them, and what to write since.
+REMOVED = {
+    "layerwise_checkpoint_dir": ("0.46", "Write layerwise: {enable: true, checkpoint_dir: ...}."),
+    "use_sequential": ("0.46", "Write layerwise: {enable: true}."),
+}
+
+
+def _removed(complaint: Any, path: Sequence[int | str]) -> tuple[str, str] | None:
+    """What is wrong and the fix, where a setting has a form that a release of ModelOpt removed."""
+    if list(path[-1:]) != ["layerwise"] or not isinstance(complaint["input"], bool):
+        return None
+    word = "true" if complaint["input"] else "false"
+    return f"layerwise is {word}, a form that ModelOpt has up to 0.46", f"Write layerwise: {{enable: {word}}}."
 
 
 def _weight(complaint: Any, given: Sequence[Any]) -> tuple[bool, bool, int]:

@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 from harness import files
 from harness.errors import UsageError
 from harness.files import shown
-from harness.recipes.yaml_reading import MAX_FILE_BYTES, MAX_NODES, SPLIT, Document, Located, parse
+from harness.recipes.yaml_reading import (
+    MAX_FILE_BYTES,
+    MAX_NODES,
+    SPLIT,
+    Document,
+    Located,
+    LocatedList,
+    UnreadableError,
+    parse,
+    place_at,
+)
 
 SUFFIXES = (".yml", ".yaml")
 #: Limits, each far above what ModelOpt 0.47's tree holds.
@@ -115,10 +125,12 @@ class Tree:
         """
         if path not in self._documents:
             try:
-                text = files.read_text(path, limit=MAX_FILE_BYTES, what="recipe")
+                text = _text_of(path)
                 self._bytes += len(text)
                 if self._bytes > MAX_TREE_BYTES:
-                    raise UsageError(path, f"is one file too many: over {MAX_TREE_BYTES >> 20} MiB were read", SPLIT)
+                    raise UnreadableError(
+                        path, f"is one file too many: over {MAX_TREE_BYTES >> 20} MiB were read", SPLIT
+                    )
                 self._documents[path] = parse(text, path)
             except UsageError as error:
                 self._documents[path] = error  # a defect costs its time once, however many recipes lead to it
@@ -131,6 +143,13 @@ class Tree:
             UsageError: an import is unknown, missing, circular, or the result is too large.
         """
         return _Resolver(self).run(document)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return files.read_text(path, limit=MAX_FILE_BYTES, what="recipe")
+    except UsageError as error:
+        raise UnreadableError(error.where, error.what, error.fix) from error
 
 
 _Kept = TypeVar("_Kept", Document, Snippet)
@@ -164,23 +183,22 @@ class _Resolver:
                 self._collect(used[path].imports, used)
 
     def _document(self, document: Document, chain: tuple[Path, ...]) -> tuple[Any, int, tuple[Path, ...]]:
-        paths = {name: self._import(target, document, chain) for name, target in document.imports.items()}
+        paths = {name: self._import(name, document, chain) for name in document.imports}
         imports = {name: _or_raise(self.tree.snippets[path]) for name, path in paths.items()}
         data, size = _Splicer(document, imports).run()
         return data, size, tuple(dict.fromkeys(paths.values()))
 
-    def _import(self, target: str, document: Document, chain: tuple[Path, ...]) -> Path:
-        """The file of an import, its snippet resolved and kept, or the reason kept why it cannot be."""
-        path = self.tree.locate(target, document.path)
+    def _import(self, name: str, document: Document, chain: tuple[Path, ...]) -> Path:
+        """The file of the import *name*, its snippet resolved and kept, or the reason kept why it cannot be."""
+        where = document.import_place(name)
+        path = self.tree.locate(document.imports[name], where)
         reals = [known.resolve() for known in chain]
         if path.resolve() in reals:
             circle = [*chain[reals.index(path.resolve()) :], path]
             names = " -> ".join(p.name for p in circle)
-            raise UsageError(document.path, f"the imports run in a circle: {names}", "Break it.")
+            raise UsageError(where, f"the imports run in a circle: {names}", "Break it.")
         if len(chain) > MAX_IMPORT_DEPTH:
-            raise UsageError(
-                document.path, f"is imported over more than {MAX_IMPORT_DEPTH} files", "Flatten the imports."
-            )
+            raise UsageError(where, f"is imported over more than {MAX_IMPORT_DEPTH} files", "Flatten the imports.")
         if path not in self.tree.snippets:
             try:
                 snippet = self.tree.read(path)
@@ -227,25 +245,31 @@ class _Splicer:
     def _mapping(self, value: dict[Any, Any], where: str) -> Located:
         """A mapping: what it imports first, its own keys over that."""
         result = Located()
-        result.place = where
+        result.place, result.places = where, dict(getattr(value, "places", {}))
         names = value.get("$import", [])
         for name in names if isinstance(names, list) else [names]:
-            imported = self._lookup(name, where)
+            here = place_at(value, ["$import"], where)
+            imported = self._lookup(name, here)
             if not isinstance(imported, dict):
-                raise UsageError(where, f"$import {shown(name)} is a list where a mapping stands", "Import one.")
+                raise UsageError(here, f"$import {shown(name)} is a list where a mapping stands", "Import one.")
             result.update(imported)
+            result.places = getattr(imported, "places", {}) | result.places
         result.update({key: self._value(item, where) for key, item in value.items() if key != "$import"})
         return result
 
     def _list(self, value: list[Any], where: str) -> list[Any]:
         """A list: an item that is only an import is spliced in (a list) or stands there (a mapping)."""
-        result: list[Any] = []
-        for item in value:
+        result = LocatedList()
+        for number, item in enumerate(value):
+            place = place_at(value, [number], where)
             if isinstance(item, dict) and list(item) == ["$import"]:
                 imported = self._lookup(item["$import"], getattr(item, "place", "") or where)
-                result.extend(imported if isinstance(imported, list) else [imported])
+                items = imported if isinstance(imported, list) else [imported]
+                places = getattr(imported, "places", [place]) if isinstance(imported, list) else [place]
             else:
-                result.append(self._value(item, where))
+                items, places = [self._value(item, where)], [place]
+            result.extend(items)
+            result.places.extend(places)
         return result
 
 

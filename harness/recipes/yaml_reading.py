@@ -7,7 +7,7 @@ keeps the last of two equal keys without a word.  Here each of these is a refusa
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,79 @@ _EXMY = re.compile(r"^[Ee](\d{1,2})[Mm](\d{1,2})$")
 SPLIT = "Split it, or raise the limit in harness/recipes/yaml_reading.py if the file is trusted."
 
 
+class Place(str):
+    """``file:line`` of something that a file holds, which also knows its column.
+
+    Attributes:
+        path: the file.
+        line: from 1.
+        column: from 1.
+    """
+
+    __slots__ = ("column", "line", "path")
+    path: Path
+    line: int
+    column: int
+
+    @classmethod
+    def make(cls, path: Path, line: int, column: int = 1) -> Place:
+        """Return the place at a *line* and *column* of the file *path*."""
+        place = cls(f"{path}:{line}")
+        place.path, place.line, place.column = path, line, column
+        return place
+
+    @classmethod
+    def at(cls, path: Path, mark: Any) -> Place:
+        """Return the place of PyYAML's *mark* in the file *path*."""
+        return cls.make(path, mark.line + 1, mark.column + 1)
+
+    @classmethod
+    def of(cls, place: str, more: str) -> str:
+        """Return *place*, described more closely: ``file:line, algorithm max``."""
+        text = f"{place}{more}"
+        if not isinstance(place, Place):
+            return text
+        closer = cls(text)
+        closer.path, closer.line, closer.column = place.path, place.line, place.column
+        return closer
+
+
 class Located(dict[Any, Any]):
-    """A mapping that knows the line of its file: what lets a message name the place of an entry."""
+    """A mapping that knows its place, which lets a message name the place of an entry, and those of its keys."""
 
     place: str = ""
+
+    def __init__(self, *items: Any) -> None:
+        super().__init__(*items)
+        self.places: dict[Any, Place] = {}
+
+
+class LocatedList(list[Any]):
+    """A list that knows the places of its items."""
+
+    def __init__(self, items: Iterable[Any] = (), places: Iterable[Place] = ()) -> None:
+        super().__init__(items)
+        self.places = list(places)
+
+
+def place_at(value: Any, keys: Iterable[Any], place: str) -> str:
+    """Return the place of what is in *value* at *keys*: of the last one on the way there whose place is known.
+
+    Args:
+        value: data of a file, with their places.
+        keys: names and numbers that lead into it; a name that is not there ends the way.
+        place: where *value* itself is.
+    """
+    for key in keys:
+        if isinstance(value, Located):
+            place = value.places.get(key, place)
+        elif isinstance(value, LocatedList) and isinstance(key, int) and key < len(value.places):
+            place = value.places[key]
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            break
+    return place
 
 
 @dataclass(frozen=True)
@@ -48,6 +117,18 @@ class Document:
     imports: dict[str, str]
     body: Any
     documents: int
+
+    def import_place(self, name: str) -> str:
+        """Return the place of the import *name*."""
+        return place_at(self.imports, [name], str(self.path))
+
+
+class UnreadableError(UsageError):
+    """A file that is not read at all, or not to its end: it is no file, or exceeds a limit."""
+
+
+class NotYamlError(UsageError):
+    """Text that is not YAML, or YAML that a recipe may not hold."""
 
 
 def parse(text: str, path: Path) -> Document:
@@ -73,6 +154,7 @@ def parse(text: str, path: Path) -> Document:
     if isinstance(body, dict):
         merged = Located({**header, **body})
         merged.place = getattr(body, "place", str(path))
+        merged.places = {**getattr(header, "places", {}), **getattr(body, "places", {})}
         imports = merged.pop("imports", None)
         body = merged
     else:
@@ -80,7 +162,7 @@ def parse(text: str, path: Path) -> Document:
     imports = imports or {}
     if not isinstance(imports, dict) or not all(isinstance(k, str) for k in imports):
         raise UsageError(path, "'imports' is no mapping of names to paths", "Write imports: {fp8: configs/...}.")
-    return Document(path, schema, dict(imports), _exmy(body), len(documents))
+    return Document(path, schema, imports, _exmy(body), len(documents))
 
 
 def _schema_comment(text: str, path: Path) -> str | None:
@@ -92,11 +174,11 @@ def _schema_comment(text: str, path: Path) -> str | None:
         if not (match := _SCHEMA.match(line)):
             continue
         if found is not None:
-            raise UsageError(f"{path}:{number}", "a second modelopt-schema comment", "Keep one.")
+            raise UsageError(Place.make(path, number), "a second modelopt-schema comment", "Keep one.")
         found = match[1]
         if not _MODELOPT_NAME.match(found):
             mend = "Name one such as modelopt.torch.quantization.config.QuantizerCfgListConfig."
-            raise UsageError(f"{path}:{number}", f"the schema {shown(found)} is none of ModelOpt's", mend)
+            raise UsageError(Place.make(path, number), f"the schema {shown(found)} is none of ModelOpt's", mend)
     return found
 
 
@@ -134,7 +216,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_map(self, node: yaml.MappingNode) -> Iterator[Located]:
         data = Located()
-        data.place = f"{self.path}:{node.start_mark.line + 1}"
+        data.place = Place.at(self.path, node.start_mark)
         yield data
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
@@ -147,7 +229,13 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {shown(key)} twice, of which YAML keeps the last"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
+            data.places[key] = Place.at(self.path, key_node.start_mark)
         data.update(self.construct_mapping(node))
+
+    def construct_list(self, node: yaml.SequenceNode) -> Iterator[LocatedList]:
+        data = LocatedList((), (Place.at(self.path, item.start_mark) for item in node.value))
+        yield data
+        data.extend(self.construct_sequence(node))
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
         number: int = self.construct_yaml_int(node)
@@ -166,6 +254,7 @@ class _Excess(yaml.MarkedYAMLError):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_list)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 for _kind in ("timestamp", "binary", "set", "omap", "pairs", None):  # what JSON has no word for
     _Loader.add_constructor(_kind and f"tag:yaml.org,2002:{_kind}", _Loader.refuse)
@@ -179,30 +268,32 @@ def _load_all(text: str, path: Path) -> list[Any]:
         while len(documents) < 3 and loader.check_data():  # type: ignore[no-untyped-call]
             documents.append(loader.get_data())
     except _Excess as error:
-        raise UsageError(_at(path, error), str(error.problem), SPLIT) from error
+        raise UnreadableError(_at(path, error), str(error.problem), SPLIT) from error
     except yaml.MarkedYAMLError as error:
         problem = error.problem or error.context or "not YAML"
-        raise UsageError(_at(path, error), f"is not YAML that a recipe may hold: {problem}", "Correct it.") from error
+        raise NotYamlError(_at(path, error), f"is not YAML that a recipe may hold: {problem}", "Correct it.") from error
     except yaml.YAMLError as error:  # the reader's: a character that YAML does not allow
-        raise UsageError(path, f"is not YAML: {error}", "Correct it.") from error
+        raise NotYamlError(path, f"is not YAML: {error}", "Correct it.") from error
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
         # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then trips over them.
-        raise UsageError(path, f"holds a value that YAML cannot read: {error}", "Put it in quotes.") from error
+        raise NotYamlError(path, f"holds a value that YAML cannot read: {error}", "Put it in quotes.") from error
     return documents
 
 
 def _at(path: Path, error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
-    return f"{path}:{mark.line + 1}" if mark else str(path)
+    return Place.at(path, mark) if mark else str(path)
 
 
 def _exmy(value: Any) -> Any:
     """*value* with the strings ``e4m3`` at num_bits and scale_bits as pairs (4, 3), as ModelOpt reads them."""
     if isinstance(value, dict):
         result = Located()
-        result.place = getattr(value, "place", "")
+        result.place, result.places = getattr(value, "place", ""), getattr(value, "places", {})
         for key, item in value.items():
             match = _EXMY.match(item) if key in ("num_bits", "scale_bits") and isinstance(item, str) else None
             result[key] = (int(match[1]), int(match[2])) if match else _exmy(item)
         return result
-    return [_exmy(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return LocatedList((_exmy(item) for item in value), getattr(value, "places", ()))
+    return value

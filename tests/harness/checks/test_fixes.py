@@ -15,10 +15,11 @@ import yaml
 from torch import nn
 from written import DENY_ALL, entry
 
-from harness.checks import agreement, insertion, patterns
+from harness.checks import agreement, insertion
 from harness.models import architectures, families
 from harness.problems import Problem
 from harness.quantization import maps, quantize
+from harness.recipes import patterns
 from harness.recipes.loading import Recipe, load
 
 LINEARS = entry("*weight_quantizer", "num_bits: 8, axis: 0") + entry("*input_quantizer", "num_bits: 8")

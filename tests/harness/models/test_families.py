@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import nn
 
-from harness.checks import insertion, numerics, patterns
+from harness.checks import insertion, numerics
 from harness.data import tasks
 from harness.errors import UsageError
 from harness.gate.gate import Case, Gate, Options
@@ -18,7 +18,7 @@ from harness.models import architectures, families, references
 from harness.models.families import INPUTS
 from harness.problems import Problem
 from harness.quantization import maps, quantize
-from harness.recipes import loading, schema
+from harness.recipes import loading, patterns, schema
 
 CPU = torch.device("cpu")
 

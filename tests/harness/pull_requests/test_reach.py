@@ -499,7 +499,7 @@ def test_the_default_recipes_are_gated_everywhere(name: str, device: str) -> Non
     [
         ("general/speculative_decoding/eagle3", "kind speculative_eagle: it trains a draft model"),
         ("general/distillation/dmd2_qwen_image", "kind distillation: it trains a student"),
-        ("general/ptq/nvfp4_default-kv_none-gptq", "keeps files in layerwise.checkpoint_dir"),
+        ("general/ptq/nvfp4_default-kv_none-gptq", "reads or writes files \\(layerwise.checkpoint_dir\\)"),
         ("general/ptq/nvfp4_experts_only-kv_fp8", r"another family of model: .*experts.* name no part"),
         ("huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast", "another family of model: .*gate_proj"),
     ],

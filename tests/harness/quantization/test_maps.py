@@ -218,7 +218,7 @@ def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
 def test_patch_embedding_may_be_a_linear_layer() -> None:
     """Where the family's pattern finds the patch embedding, a linear layer is one as well as a convolution."""
     for layer in (nn.Linear(2, 2), nn.Conv2d(3, 2, 2)):
-        kind = maps._module_kind(families.CLIP, layer, "weight", "vision_model.embeddings.patch_embedding")
+        kind = maps.module_kind_of(families.CLIP, layer, "weight", "vision_model.embeddings.patch_embedding")
         assert kind == "patch_embedding"
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness.checks import insertion, patterns
+from harness.checks import insertion
 from harness.models import architectures, families, references
 from harness.problems import Problem, collapse
 from harness.quantization import maps, quantize
-from harness.recipes import loading
+from harness.recipes import loading, patterns
 from harness.recipes.loading import Entry, Recipe
 
 

@@ -500,7 +500,7 @@ def test_a_python_reference_that_is_no_recipe_is_refused(module: str, attribute:
         ),
         (
             recipe_text("  - $import: x\n", imports="imports: {x: configs/numerics/fp9}\n"),
-            "r.yaml: the import 'configs/numerics/fp9' does not exist",
+            "r.yaml:1: the import 'configs/numerics/fp9' does not exist",
         ),
         ("metadata:\n  recipe_type: ptq\n", "has no section 'quantize'"),
         ("metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: max\n", "has no quant_cfg.*INT8"),

@@ -13,11 +13,11 @@ from torch import nn
 
 from harness.errors import UsageError
 from harness.models import architectures
-from harness.quantization.applied import place_of
 from harness.quantization.attention import attention_registered
 from harness.quantization.context import quiet
-from harness.quantization.maps import QuantizerMap, applied_to, matched, quantizer_map, tensor_quantizers
+from harness.quantization.maps import QuantizerMap, quantizer_map, tensor_quantizers
 from harness.recipes import loading
+from harness.recipes.applied import applied_to, matched, place_of
 from harness.recipes.finding import DEFAULT, MORE, installed_root
 from harness.recipes.loading import Entry, Recipe, load
 from harness.recipes.tree import Tree

@@ -1,24 +1,49 @@
-"""Entries of a recipe that do nothing on a model: patterns without a match, and entries that later ones override."""
+"""Entries of a recipe that do nothing on a model: patterns without a match, and entries that later ones override.
+
+The lint and the insertion suite ask the same functions: the lint of the names of quantizers that each family of model
+is known to have, the suite of the quantizer map of the model at hand.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from harness.problems import Problem
-from harness.quantization.applied import Applied, place_of
-from harness.quantization.maps import QuantizerMap, applied_to, matched
+from harness.recipes.applied import Applied, Placed, applied_to, matched, place_of
 from harness.recipes.loading import Entry, Recipe
+
+#: Names of the rules, as the gate reports them.
+NO_MATCH, OVERRIDDEN, TOO_EARLY = "pattern matches nothing", "pattern overridden", "exception before what it excepts"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An entry that does nothing, or undoes what others do.
+
+    Attributes:
+        rule: the name of the rule.
+        entry: its number in the recipe, from 0.
+        victims: the numbers of the entries that have no effect because of it, or its own.
+        what: what is wrong, for a person.
+        fix: what to do.
+    """
+
+    rule: str
+    entry: int
+    victims: tuple[int, ...]
+    what: str
+    fix: str
 
 
 def unmatched_patterns(
-    quantizers: QuantizerMap,
+    quantizers: Sequence[Placed],
     recipe: Recipe,
     hidden: Mapping[str, str] | None = None,
-    elsewhere: QuantizerMap = (),
+    elsewhere: Sequence[Placed] = (),
     absent: Collection[str] = (),
 ) -> list[Problem]:
     """Patterns of the recipe that name no quantizer of the model (S8).
@@ -31,33 +56,44 @@ def unmatched_patterns(
     """
     problems = []
     for part in recipe.parts:
-        here, there = applied_to(quantizers, part.entries), applied_to(elsewhere, part.entries)
-        for index, entry in enumerate(part.entries):
-            shared = not entry.enable and not _is_own(part, entry)
-            if shared or entry.parent_class in absent or here.touched[index] or there.touched[index]:
+        touched = [applied_to(names, part.entries).touched for names in (quantizers, elsewhere)]
+        for index in unmatched(part, touched):
+            entry = part.entries[index]
+            if entry.parent_class in absent:
                 continue
-            problems.append(
-                Problem(
-                    "pattern matches nothing",
-                    f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), matches none of the "
-                    f"{len(quantizers)} quantizers of this model{_of_class(entry)}.",
-                    (),
-                    _unmatched_hint(entry, quantizers, hidden or {}),
-                )
+            what = (
+                f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), matches none of the "
+                f"{len(quantizers)} quantizers of this model{of_class(entry)}."
             )
+            problems.append(Problem(NO_MATCH, what, (), unmatched_hint(entry, quantizers, hidden or {})))
     return problems
 
 
-def _is_own(recipe: Recipe, entry: Entry) -> bool:
+def unmatched(recipe: Recipe, touched: Sequence[Sequence[Collection[str]]]) -> Iterator[int]:
+    """Yield the numbers of entries that touch nothing anywhere and should.
+
+    Args:
+        recipe: with its entries; not a search.
+        touched: for each model what each entry touches there.
+    """
+    for index, entry in enumerate(recipe.entries):
+        shared = not entry.enable and not is_own(recipe, entry)
+        if not shared and not any(there[index] for there in touched):
+            yield index
+
+
+def is_own(recipe: Recipe, entry: Entry) -> bool:
     """Whether the author of *recipe* wrote *entry*, rather than importing it."""
     return recipe.path is None or entry.origin.startswith(str(recipe.path))
 
 
-def _of_class(entry: Entry) -> str:
+def of_class(entry: Entry) -> str:
+    """Return what a message adds where *entry* is for the modules of one class."""
     return f" (only those of {entry.parent_class} modules asked)" if entry.parent_class else ""
 
 
-def _unmatched_hint(entry: Entry, quantizers: QuantizerMap, hidden: Mapping[str, str]) -> str:
+def unmatched_hint(entry: Entry, quantizers: Sequence[Placed], hidden: Mapping[str, str]) -> str:
+    """Return the fix for *entry*, which touches none of *quantizers*: what was probably meant."""
     pattern = entry.pattern
     if hidden and "bmm" in pattern and not any(q.module_kind == "attention" for q in quantizers):
         path, reason = next(iter(hidden.items()))
@@ -79,7 +115,7 @@ def _unmatched_hint(entry: Entry, quantizers: QuantizerMap, hidden: Mapping[str,
     return f"Correct the pattern or remove it. Quantizer names end in: {endings}."
 
 
-def _corrections(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+def _corrections(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
     """Patterns that may have been meant instead of one that matches nothing, the likeliest first."""
     without_braces = re.sub(r"\{([^{}]*)\}", _as_characters, pattern)
     if without_braces != pattern:
@@ -91,10 +127,10 @@ def _corrections(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
     yield from _with_words_corrected(without_braces, quantizers)
     if re.search(r"\w", pattern) and not any(c in without_braces for c in "*?["):
         yield from (f"*{without_braces}", f"*{without_braces}*")
-    for name in sorted({f"{q.kind}_quantizer" for q in quantizers}):
-        words = [w for w in re.split(r"[*.?\[\]]+", pattern) if w]
-        if any(difflib.get_close_matches(w, [name], 1, 0.7) for w in words):
-            yield f"*{name}"
+    words = [w for w in re.split(r"[*.?\[\]]+", pattern) if w]
+    names = sorted({f"{q.kind}_quantizer" for q in quantizers})
+    for word in reversed(words):
+        yield from (f"*{name}" for name in difflib.get_close_matches(word, names, len(names), 0.7))
 
 
 def _as_characters(braces: re.Match[str]) -> str:
@@ -108,7 +144,7 @@ def _as_characters(braces: re.Match[str]) -> str:
     return f"[{''.join(found)}]"
 
 
-def _with_missing_folders(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+def _with_missing_folders(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
     """*pattern* with the parts of a path put in that its author left out: ``vision_model.[encoder.]layers.0``."""
     start = re.match(r"[\w.]*", pattern)
     given = start[0].strip(".").split(".") if start else []
@@ -124,7 +160,7 @@ def _with_missing_folders(pattern: str, quantizers: QuantizerMap) -> Iterator[st
             return
 
 
-def _with_words_corrected(pattern: str, quantizers: QuantizerMap) -> Iterator[str]:
+def _with_words_corrected(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
     """*pattern* with one word of it replaced by one like it that names have there."""
     known = {part for q in quantizers for part in q.name.split(".") if not part.isdigit()}
     lower = {part.lower(): part for part in sorted(known)}
@@ -135,7 +171,9 @@ def _with_words_corrected(pattern: str, quantizers: QuantizerMap) -> Iterator[st
             yield pattern.replace(word, lower[near])
 
 
-def overridden_patterns(quantizers: QuantizerMap, recipe: Recipe, elsewhere: QuantizerMap = ()) -> list[Problem]:
+def overridden_patterns(
+    quantizers: Sequence[Placed], recipe: Recipe, elsewhere: Sequence[Placed] = ()
+) -> list[Problem]:
     """Entries that have no effect, because later ones set again all that they set (S2, S15).
 
     An entry that enables quantizers, of which a later deny-all (or a deny-list that the recipe only imports) leaves
@@ -148,15 +186,28 @@ def overridden_patterns(quantizers: QuantizerMap, recipe: Recipe, elsewhere: Qua
         recipe: what was asked for.
         elsewhere: of the tower that the model, a single one, lacks; an entry may have its effect there.
     """
-    if recipe.candidates:
-        return [found for part in recipe.parts for found in overridden_patterns(quantizers, part, elsewhere)]
-    done = applied_to((*quantizers, *elsewhere), recipe.entries)
-    count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
-    return [*_turned_off_again(recipe, done, count), *_exceptions_too_early(recipe, done, count)]
+    problems = []
+    for part in recipe.parts:
+        done = applied_to((*quantizers, *elsewhere), part.entries)
+        count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
+        problems += [Problem(one.rule, one.what, (), one.fix) for one in overridden(part, done, count)]
+    return problems
 
 
-def _turned_off_again(recipe: Recipe, done: Applied, count: int) -> list[Problem]:
-    """Entries that enable what a later deny-all turns off, one problem for each deny-all."""
+def overridden(recipe: Recipe, done: Applied, count: int, counted: bool = True) -> list[Finding]:
+    """As :func:`overridden_patterns`, of a recipe that is not a search.
+
+    Args:
+        recipe: with its entries.
+        done: what ModelOpt makes of them on a model.
+        count: the number of places for quantizers that this model has.
+        counted: whether messages say how many quantizers that is about.
+    """
+    return [*_turned_off_again(recipe, done, count, counted), *_exceptions_too_early(recipe, done, count, counted)]
+
+
+def _turned_off_again(recipe: Recipe, done: Applied, count: int, counted: bool) -> list[Finding]:
+    """Entries that enable what a later deny-all turns off, one finding for each deny-all."""
     victims: dict[int, list[int]] = defaultdict(list)
     for index, entry in enumerate(recipe.entries):
         if not entry.enable or not done.touched[index]:
@@ -164,42 +215,44 @@ def _turned_off_again(recipe: Recipe, done: Applied, count: int) -> list[Problem
         left = set(done.touched[index])
         for later in range(index + 1, len(recipe.entries)):
             other = recipe.entries[later]
-            if other.enable or (_is_own(recipe, other) and len(done.touched[later]) < count):
+            if other.enable or (is_own(recipe, other) and len(done.touched[later]) < count):
                 continue
             left -= done.touched[later]
             if not left:
                 victims[later].append(index)
                 break
-    problems = []
+    findings = []
     for later, indices in victims.items():
         other, first = recipe.entries[later], recipe.entries[indices[0]]
         total = len(set().union(*(done.touched[index] for index in indices)))
         named = ", ".join(f"{index + 1} ({recipe.entries[index].shown!r})" for index in indices)
         everything = " everything" if len(done.touched[later]) == count else ""
+        number = f"{total} quantizers, of " if counted else ""
         what = (
             f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.origin}), stands behind the entries "
-            f"that enable and turns{everything} off again: {total} quantizers, of "
+            f"that enable and turns{everything} off again: {number}"
             f"{'entry' if len(indices) == 1 else 'entries'} {named}."
         )
         front = " to the front," if everything else ""
         fix = f"Entries apply in order, the last one wins: move {other.shown!r}{front} before {first.shown!r}."
-        problems.append(Problem("pattern overridden", what, (), fix))
-    return problems
+        findings.append(Finding(OVERRIDDEN, later, tuple(indices), what, fix))
+    return findings
 
 
-def _exceptions_too_early(recipe: Recipe, done: Applied, count: int) -> list[Problem]:
+def _exceptions_too_early(recipe: Recipe, done: Applied, count: int, counted: bool) -> list[Finding]:
     """Entries of the author's own whose every setting is replaced by entries behind them."""
-    problems = []
+    findings = []
     for index, entry in enumerate(recipe.entries):
-        if not done.touched[index] or len(done.touched[index]) == count or not _is_own(recipe, entry):
+        if not done.touched[index] or len(done.touched[index]) == count or not is_own(recipe, entry):
             continue
         behind = _replaced_by(recipe, done, index) if entry.enable else _undone_by(recipe, done, index)
         if behind is None:
             continue
         does = "turns off" if not entry.enable else "gives attributes to"
+        number = f"{len(done.touched[index])} " if counted else ""
         what = (
             f"entry {index + 1} of recipe {recipe.name}, {entry.shown!r} ({entry.origin}), {does} "
-            f"{len(done.touched[index])} quantizers, and entries behind it set all of them again: it has no effect."
+            f"{number}quantizers, and entries behind it set all of them again: it has no effect."
         )
         fix = (
             f"Entries apply in order, the last one wins: move {entry.shown!r} behind entry {behind + 1}, "
@@ -207,8 +260,8 @@ def _exceptions_too_early(recipe: Recipe, done: Applied, count: int) -> list[Pro
         )
         if done.touched[behind] == done.touched[index]:
             fix = f"Entries apply in order, the last one wins: remove entry {index + 1}, or entry {behind + 1}."
-        problems.append(Problem("exception before what it excepts", what, (), fix))
-    return problems
+        findings.append(Finding(TOO_EARLY, index, (index,), what, fix))
+    return findings
 
 
 def _undone_by(recipe: Recipe, done: Applied, index: int) -> int | None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from made_maps import HIDDEN, OWN, at, attention, imported, off, on, only, recipe, searching
 
-from harness.checks import patterns
-from harness.quantization import maps
+from harness.recipes import applied, patterns
 from harness.recipes.loading import Entry
 
 PAIR = (at("vision.fc.weight_quantizer"), at("text.conv.input_quantizer", module_class="Conv2d"))
@@ -33,7 +32,7 @@ PAIR = (at("vision.fc.weight_quantizer"), at("text.conv.input_quantizer", module
 )
 def test_pattern_is_a_glob_over_whole_names_of_a_class(pattern: str, parent: str | None, found: set[int]) -> None:
     """An entry speaks of the names that its glob matches whole, case and all, in modules of its class if it has one."""
-    assert maps.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in found}
+    assert applied.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in found}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) ->
     """Parts of a sequential quantizer match by their own name and by that of the sequence."""
     parts = tuple(at(f"vision.fc.weight_quantizer.{n}") for n in (0, 10))
 
-    assert maps.matched(parts, on(pattern)) == {f"vision.fc.weight_quantizer.{n}" for n in found}
+    assert applied.matched(parts, on(pattern)) == {f"vision.fc.weight_quantizer.{n}" for n in found}
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,30 @@ class Entry(Protocol):
         """Attributes, of each part for a sequence, or None."""
 
 
+class Placed(Protocol):
+    """What is asked of a quantizer (a row of the quantizer map): its name, and the module that holds it."""
+
+    @property
+    def name(self) -> str:
+        """Its whole name, ``text_model.encoder.layers.0.mlp.fc1.weight_quantizer``."""
+
+    @property
+    def kind(self) -> str:
+        """``weight``, ``q_bmm``; of a part of a sequence ``weight.0``."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module that holds it."""
+
+    @property
+    def module_class(self) -> str:
+        """The class of that module, as the library names it that the model is from."""
+
+    @property
+    def module_kind(self) -> str:
+        """``linear``, ``attention``, ``patch_embedding`` ..."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What the entries leave of one quantizer.
@@ -192,6 +216,20 @@ def _holder(roots: dict[str, _Node], place: str, path: tuple[int, ...]) -> tuple
     if node.parts is None or path[-1] >= len(node.parts):
         return None, None
     return node.parts, path[-1]
+
+
+def matched(quantizers: Iterable[Placed], entry: Entry) -> set[str]:
+    """Names of the quantizers that *entry* speaks of, as they are now: globs over whole names, case and all.
+
+    Parts of a sequential quantizer also go by their holder's name.  What an entry names while the entries before it
+    are applied is :func:`applied_to`'s to say.
+    """
+    return {q.name for q in quantizers if speaks_of(entry, q.name, q.module_class)}
+
+
+def applied_to(quantizers: Iterable[Placed], entries: Sequence[Entry]) -> Applied:
+    """Return what ModelOpt makes of *entries* on the model that has *quantizers*."""
+    return apply(entries, places((q.name, q.module_class) for q in quantizers))
 
 
 def places(names: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -1,0 +1,114 @@
+"""Problems as people and programs read them: text, JSON, GitHub's workflow commands, SARIF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote
+
+from harness.escaping import shown, visible
+from harness.lint.rules import RULES, level
+from harness.lint.run import LintProblem
+
+SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_NAME = "quantized-clip-gate"
+
+
+def text(problems: Sequence[LintProblem]) -> str:
+    """Return one line for each problem: ``file:line:column: rule: what. Fix: ...``."""
+    lines = []
+    for one in problems:
+        place = f"{one.path}:{one.line}:{one.column}"
+        note = " (note)" if one.level == "note" else ""
+        lines.append(shown(f"{place}: {one.rule}{note}: {one.what}. Fix: {one.fix}", None))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_json(problems: Sequence[LintProblem]) -> str:
+    """Return a list of objects with ``file``, ``line``, ``column``, ``rule``, ``level``, ``what`` and ``fix``."""
+    found = [
+        {
+            "file": one.path,
+            "line": one.line,
+            "column": one.column,
+            "rule": one.rule,
+            "level": one.level,
+            "what": one.what,
+            "fix": one.fix,
+        }
+        for one in problems
+    ]
+    return json.dumps(found, indent=1, ensure_ascii=True) + "\n"
+
+
+def github(problems: Sequence[LintProblem]) -> str:
+    """Return one workflow command for each problem, which GitHub shows on the line of the file."""
+    lines = []
+    for one in problems:
+        command = {"error": "error", "note": "notice"}[one.level]
+        properties = {"file": one.path, "line": one.line, "col": one.column, "title": one.rule}
+        given = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+        lines.append(f"::{command} {given}::{_message(f'{one.what}. Fix: {one.fix}')}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _message(value: object) -> str:
+    """*value* as the message of a workflow command, by the rules of GitHub's toolkit; controls made visible."""
+    return visible(value).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(value: object) -> str:
+    """*value* as a property of a workflow command."""
+    return _message(value).replace(":", "%3A").replace(",", "%2C")
+
+
+def sarif(problems: Sequence[LintProblem]) -> str:
+    """Return a log of SARIF 2.1.0 with one run."""
+    names = list(RULES)
+    rules = [
+        {
+            "id": name,
+            "shortDescription": {"text": description},
+            "defaultConfiguration": {"level": level(name)},
+        }
+        for name, (description, _) in RULES.items()
+    ]
+    results = [
+        {
+            "ruleId": one.rule,
+            "ruleIndex": names.index(one.rule),
+            "level": one.level,
+            "message": {"text": visible(f"{one.what}. Fix: {one.fix}")},
+            "locations": [{"physicalLocation": _location(one)}],
+        }
+        for one in problems
+    ]
+    driver: dict[str, Any] = {"name": "clip-gate lint", "version": _version(), "rules": rules}
+    log = {
+        "$schema": SARIF_SCHEMA,
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+    }
+    return json.dumps(log, indent=1, ensure_ascii=True) + "\n"
+
+
+def _location(problem: LintProblem) -> dict[str, Any]:
+    path = PurePath(problem.path)
+    uri = path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="surrogatepass")
+    return {
+        "artifactLocation": {"uri": uri},
+        "region": {"startLine": problem.line, "startColumn": problem.column},
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version(_NAME)
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+FORMATS = {"text": text, "json": as_json, "github": github, "sarif": sarif}

@@ -1,0 +1,362 @@
+"""What was recorded of ModelOpt's schemas, asked instead of ModelOpt: each complaint on the line that causes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError, validators
+
+from harness.errors import UsageError
+from harness.lint.known import Release
+from harness.recipes import algorithms, config_form, judged, limits, schema
+from harness.recipes.checking import Search
+from harness.recipes.tree import plain
+from harness.recipes.yaml_reading import Document, Located, LocatedList, place_at
+
+_CONFIG, _RECIPE = "modelopt.torch.quantization.config", "modelopt.recipe.config"
+_ENTRY = f"{_CONFIG}.QuantizerCfgEntry"
+_TRUTHS = {"0", "off", "f", "false", "n", "no", "1", "on", "t", "true", "y", "yes"}
+_FALSE = {"0", "off", "f", "false", "n", "no"}
+
+
+class FileSettingError(UsageError):
+    """A setting of an algorithm that names a file or folder."""
+
+
+class Recorded:
+    """The schemas of one release.  What they refuse is kept in ``problems``; what can be read of a part is returned."""
+
+    def __init__(self, release: Release) -> None:
+        self.release = release
+        self.problems: list[UsageError] = []
+        self._validators: dict[str, Any] = {}
+        self._entries: dict[int, tuple[Any, list[UsageError], list[schema.Fields]]] = {}
+        self._snippets: dict[Path, list[UsageError]] = {}
+
+    # -- what harness.recipes.checking.Schema asks --
+
+    def lines(self, quant_cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As :class:`harness.recipes.checking.Schema`."""
+        return config_form.single_lines(quant_cfg, list(quant_cfg))
+
+    def entries(self, line: Any, place: str) -> list[schema.Fields]:
+        """As :class:`harness.recipes.checking.Schema`; a line of a snippet is checked once for all recipes."""
+        if id(line) not in self._entries:
+            outside, self.problems = self.problems, []
+            found = list(self._of_line(line, place))
+            self._entries[id(line)] = (line, self.problems, found)
+            self.problems = outside
+        _, problems, found = self._entries[id(line)]
+        self.problems += problems
+        return found
+
+    def snippet(self, document: Document, data: Any) -> None:
+        """As :class:`harness.recipes.checking.Schema`."""
+        if document.path not in self._snippets:
+            outside, self.problems = self.problems, []
+            self._check_snippet(document, data)
+            self._snippets[document.path], self.problems = self.problems, outside
+        self.problems += self._snippets[document.path]
+
+    def kind(self, kind: str, path: Path) -> None:
+        """As :class:`harness.recipes.checking.Schema`."""
+        known = self.release.data["kinds"]
+        if kind not in known:
+            self.problems.append(schema.unknown_kind(kind, path, known))
+
+    def algorithm(self, algorithm: Any, place: str) -> None:
+        """As :class:`harness.recipes.checking.Schema`."""
+        found = algorithms.steps(algorithm)
+        algorithms.check_count(found, place)
+        for number, one in enumerate(found):
+            here = place_at(algorithm, [number], place) if isinstance(algorithm, list) else place
+            if one is not None:
+                self._check_method(one, getattr(one, "place", "") or here)
+
+    def section(self, section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        """As :class:`harness.recipes.checking.Schema`."""
+        name = f"{_CONFIG}.QuantizeConfig"
+        self._complain(name, _without_formats(section), section, str(path), self._names(name))
+        return {"algorithm": algorithms.DEFAULT} | dict(plain(section))
+
+    def search(self, data: Any, path: Path) -> Search:
+        """As :class:`harness.recipes.checking.Schema`.
+
+        Raises:
+            UsageError: the recipe has not the form of a search.
+        """
+        name = f"{_RECIPE}.ModelOptAutoQuantizeRecipe"
+        before = len(self.problems)
+        known = [*self._names(name), *self._names(f"{_RECIPE}.AutoQuantizeConfig")]
+        self._complain(name, _without_formats(data), data, str(path), known)
+        if len(self.problems) > before:
+            raise self.problems.pop()
+        given = plain(data)["auto_quantize"]
+        if not given.get("candidate_formats") and not given.get("module_search_spaces"):
+            where = place_at(data, ["auto_quantize"], str(path))
+            raise UsageError(where, "auto_quantize has no candidate_formats", "List the formats to search among.")
+        filled = self._defaults(f"{_RECIPE}.AutoQuantizeConfig") | given
+        return Search(
+            dict(given["constraints"]),
+            filled["disabled_layers"],
+            filled.get("cost_excluded_layers", ()),
+            filled["auto_quantize_method"],
+            int(filled["score_size"]),
+            filled.get("kv_cache") is not None,
+        )
+
+    # -- parts --
+
+    def _of_line(self, line: Any, place: str) -> Iterator[schema.Fields]:
+        """The entries of one line, as far as they can be read."""
+        if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
+            self.problems.append(schema.not_a_mapping(line, place))
+            return
+        scoped = any(key.startswith("nn.") for key in line)
+        if "quantizer_name" not in line and len(line) != 1 and not scoped:
+            self.problems.append(_no_name(line, place))
+            return
+        for entry in schema.meanings(line):
+            outer = [] if "quantizer_name" in line else [next(iter(line))]
+            if self._complain(_ENTRY, plain(entry), line, place, self._attribute_names(), outer):
+                found = None
+            else:
+                found = self._usable(plain(entry), line, place)
+            if found is None:
+                found = self._as_far_as_known(entry)
+            if found is not None:
+                yield found
+
+    def _usable(self, entry: dict[str, Any], line: Mapping[str, Any], place: str) -> schema.Fields | None:
+        """The fields of an *entry* of the right types, or None: ModelOpt's validators, or the gate, refuse it."""
+        for attributes in limits.attributes_of(entry):
+            attributes.update(self._coerced(attributes))
+        problem = limits.refused_entry(entry)
+        entry["enable"] = _truth(entry.get("enable", True))
+        for attributes in limits.attributes_of(entry):
+            problem = problem or limits.refused_attributes(attributes)
+        if problem:
+            self.problems.append(UsageError(named_place(line, problem[0], place), *problem))
+            return None
+        try:
+            return schema.fields(entry, place, lambda: self.release.data["classes"])
+        except UsageError as error:
+            self.problems.append(UsageError(named_place(line, error.what, place), error.what, error.fix))
+            return None
+
+    def _coerced(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Text that stands for a number or a truth value, as pydantic reads it."""
+        found: dict[str, Any] = {}
+        properties = self._properties(f"{_CONFIG}.QuantizerAttributeConfig")
+        for name, value in attributes.items():
+            of = properties[name]
+            types = {one.get("type") for one in of.get("anyOf", [of])}
+            if not isinstance(value, str) or "string" in types:
+                continue
+            if "boolean" in types:
+                found[name] = _truth(value)
+            else:
+                found[name] = int(float(value)) if "integer" in types else float(value)
+        return found
+
+    def _as_far_as_known(self, entry: Mapping[str, Any]) -> schema.Fields | None:
+        """The fields of an entry that is refused for its attributes: what it names may be wrong as well."""
+        pattern, parent = entry.get("quantizer_name"), entry.get("parent_class")
+        try:
+            schema.check_pattern(pattern, "")
+        except UsageError:
+            return None
+        if parent is not None and parent not in self.release.data["classes"]:
+            return None
+        return str(pattern), parent, _truth(entry.get("enable", True)), None
+
+    def _check_snippet(self, document: Document, data: Any) -> None:
+        name = document.schema or ""
+        if name not in self.release.data["types"]:
+            self.problems.append(schema.unknown_schema(document))
+            return
+        names = self._attribute_names() if "Cfg" in name or "List" in name else self._names(name)
+        self._complain(name, _without_formats(data), data, str(document.path), names)
+
+    def _check_method(self, one: Any, place: str) -> None:
+        methods = self.release.data["methods"]
+        method, settings = algorithms.split(one, list(methods), place)
+        name = method if method is not None else "_no"
+        given = {"method": method, **settings}
+        if given.get("layerwise", {}) is None:
+            given["layerwise"] = {}
+        properties = methods[name]["properties"]
+        names = [setting for setting in properties if setting != "method"]
+        algorithms.check_keys(settings, names, place)
+        for setting in judged.file_settings(one):
+            where = place_at(one, setting.split("."), place)
+            what = f"{setting} names a file or folder, which ModelOpt would read or write while it calibrates"
+            self.problems.append(FileSettingError(where, what, f"Remove {setting}."))
+        if self._complain(f"method {name}", plain(given), one, place, list(properties)):
+            return
+        if problem := limits.algorithm_problem(self._settings(methods[name], given)):
+            self.problems.append(UsageError(named_place(one, problem[0], place), *problem))
+
+    def _settings(self, of: Mapping[str, Any], given: Mapping[str, Any]) -> limits.Settings:
+        """Settings with defaults filled in; a nested method with its own."""
+        defaults = {name: one.get("default") for name, one in of["properties"].items()}
+        values = defaults | dict(given)
+        methods = self.release.data["methods"]
+        for name, value in values.items():
+            if isinstance(value, Mapping) and value.get("method") in methods:
+                values[name] = self._settings(methods[value["method"]], value)
+        return limits.Settings(values, defaults)
+
+    # -- JSON Schema --
+
+    def _complain(
+        self, name: str, data: Any, located: Any, place: str, known: Sequence[str], outer: Sequence[str] = ()
+    ) -> int:
+        """Keep what the schema *name* says against *data*; return how much that is.
+
+        Args:
+            name: of the schema.
+            data: plain data.
+            located: the same with places.
+            place: where it stands.
+            known: names that could be written where an unknown one is.
+            outer: keys that lead to *data* in *located*.
+        """
+        found = list(_complaints(self._validator(name).iter_errors(data)))
+        for complaint in found:
+            keys = [key for key in (*outer, *complaint["loc"]) if not outer or key != "cfg"]
+            if complaint["type"] == "missing":
+                keys = keys[:-1]
+            self.problems.append(UsageError(place_at(located, keys, place), *schema.told(complaint, [data], known)))
+        return len(found)
+
+    def _validator(self, name: str) -> Any:
+        if name not in self._validators:
+            types, methods = self.release.data["types"], self.release.data["methods"]
+            of = methods[name.removeprefix("method ")] if name.startswith("method ") else types[name]
+            self._validators[name] = _Lax({**of, "definitions": self.release.data["definitions"]})
+        return self._validators[name]
+
+    def _names(self, name: str) -> list[str]:
+        return list(self._properties(name))
+
+    def _defaults(self, name: str) -> dict[str, Any]:
+        return {key: one.get("default") for key, one in self._properties(name).items()}
+
+    def _properties(self, name: str) -> dict[str, Any]:
+        return dict(self.release.data["types"].get(name, {}).get("properties", {}))
+
+    def _attribute_names(self) -> list[str]:
+        return ["quantizer_name", "parent_class", "cfg", *self._names(f"{_CONFIG}.QuantizerAttributeConfig")]
+
+
+def named_place(value: Any, what: str, place: str) -> str:
+    """Return the place of the key of *value* that *what* names first, or else *place*."""
+    found: list[tuple[int, str]] = []
+    _find_named(value, what, found)
+    return min(found, key=lambda one: one[0], default=(0, place))[1]
+
+
+def _find_named(value: Any, what: str, found: list[tuple[int, str]]) -> None:
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        match = re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", what) if isinstance(key, str) else None
+        if match is not None and isinstance(value, Located) and key in value.places:
+            found.append((match.start(), value.places[key]))
+        if isinstance(item, (Mapping, LocatedList)):
+            _find_named(item, what, found)
+
+
+def _no_name(line: Mapping[str, Any], place: str) -> UsageError:
+    """The refusal of an entry whose key ``quantizer_name`` is missing or misspelt."""
+    key = next((one for one in line if one not in ("cfg", "enable", "parent_class")), "")
+    what = f"the entry has no quantizer_name{f' (it has {key!r:.80})' if key else ''}"
+    return UsageError(place_at(line, [key], place), what, "Write quantizer_name, and cfg or enable.")
+
+
+def _without_formats(data: Any) -> Any:
+    """Plain *data* without what is checked line by line: each ``quant_cfg`` and ``algorithm``."""
+    if isinstance(data, Mapping):
+        return {key: _without_formats(item) for key, item in data.items() if key not in ("quant_cfg", "algorithm")}
+    return [_without_formats(item) for item in data] if isinstance(data, list) else data
+
+
+def _truth(value: Any) -> bool:
+    return value.lower() not in _FALSE if isinstance(value, str) else bool(value)
+
+
+# -- the types that pydantic takes for one another ------------------------------------------------------------------
+
+
+def _is_number(_: Any, value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, (int, float))
+
+
+def _is_integer(_: Any, value: Any) -> bool:
+    return _is_number(_, value) and float(value).is_integer()
+
+
+def _is_boolean(_: Any, value: Any) -> bool:
+    if isinstance(value, str):
+        return value.lower() in _TRUTHS
+    return isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1))
+
+
+_TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(
+    {
+        "array": lambda _, value: isinstance(value, (list, tuple)),
+        "boolean": _is_boolean,
+        "integer": _is_integer,
+        "number": _is_number,
+    }
+)
+_Lax = validators.extend(Draft202012Validator, type_checker=_TYPES)
+
+
+def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:
+    """What a schema says against data, in pydantic's form; of a union what its member says that was meant."""
+    for error in errors:
+        loc = list(error.absolute_path)
+        if error.validator in ("anyOf", "oneOf") and (meant := _meant(error)):
+            yield from _complaints(meant)
+        elif error.validator == "additionalProperties" and error.validator_value is False:
+            known = error.schema.get("properties", {})
+            for key in error.instance:
+                if key not in known:
+                    yield {"type": "extra_forbidden", "loc": [*loc, key], "msg": "", "input": error.instance[key]}
+        elif error.validator == "required":
+            name = next(key for key in error.validator_value if key not in error.instance)
+            yield {"type": "missing", "loc": [*loc, name], "msg": f"{name} is missing", "input": error.instance}
+        else:
+            yield {"type": "value", "loc": loc, "msg": _expected(error), "input": error.instance}
+
+
+def _meant(error: ValidationError) -> list[ValidationError]:
+    """The errors of the member of a union whose type *error*'s value has; none if no member has it."""
+    members: dict[Any, list[ValidationError]] = {}
+    for one in error.context or ():
+        members.setdefault(one.schema_path[0], []).append(one)
+    fitting = [
+        found for found in members.values() if not any(e.validator == "type" and not e.relative_path for e in found)
+    ]
+    return min(fitting, key=len, default=[])
+
+
+def _expected(error: ValidationError) -> str:
+    """What *error*'s schema asks for, in words."""
+    if error.validator == "type":
+        return f"expected {error.validator_value}"
+    if error.validator == "enum":
+        return f"expected one of {', '.join(map(str, error.validator_value))}"
+    if error.validator in ("anyOf", "oneOf"):
+        kinds = [str(one.get("type", "a mapping")) for one in error.validator_value]
+        return f"expected {' or '.join(dict.fromkeys(kinds))}"
+    return f"expected {error.validator} {error.validator_value}"

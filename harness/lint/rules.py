@@ -1,0 +1,284 @@
+"""What a recipe's entries show to be wrong, by the names of quantizers that the known families of model have."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from harness.lint.known import Place, Release, releases
+from harness.lint.matching import Family, Touched
+from harness.recipes import judged, patterns
+from harness.recipes.applied import place_of
+from harness.recipes.loading import Entry, Recipe
+
+#: Rule -> (what it looks for, its level).  An ``error`` makes the lint fail, a ``note`` does not.
+RULES = {
+    "yaml": ("The file is not YAML that a recipe may hold.", "error"),
+    "import": ("An import does not resolve, leads out of the tree, or runs in a circle.", "error"),
+    "schema": ("ModelOpt's schema, or the gate, refuses a part of the recipe.", "error"),
+    "unknown-attribute": ("There is no attribute or setting of this name.", "error"),
+    "no-match": ("A pattern matches no quantizer of any known family of model.", "error"),
+    "overridden": ("Entries have no effect, because later ones set again all that they set.", "error"),
+    "no-deny-all": ("Quantizers that no entry names run as INT8, ModelOpt's default.", "error"),
+    "block-size": ("Blocks do not divide the tensors that they are for.", "error"),
+    "files": ("The algorithm would read or write a file.", "error"),
+    "some-blocks": ("Blocks do not divide the tensors of some architectures.", "note"),
+    "one-family": ("A pattern matches quantizers of one family only.", "note"),
+    "other-family": ("Patterns are for a family of model that is none of CLIP's.", "note"),
+    "cuda": ("ModelOpt computes the format on CUDA only.", "note"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that a rule found: the entry whose line shows it, what is wrong, and the fix."""
+
+    rule: str
+    entry: Entry
+    what: str
+    fix: str
+
+
+class Families:
+    """The families of model whose quantizers are known in one release of ModelOpt."""
+
+    def __init__(self, release: Release) -> None:
+        self.release = release
+        self.names_unknown = lru_cache(maxsize=4096)(self._names_unknown)
+
+    @cached_property
+    def every(self) -> list[Family]:
+        """All of them."""
+        return [Family(name, places) for name, places in self.release.families.items()]
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """The words of the paths of all modules."""
+        return frozenset().union(*(family.modules for family in self.every))
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """One name of quantizers that differ in the number of a layer alone, of every family."""
+        return frozenset(family.places[first].name for family in self.every for first in family.first_of_rows)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """One place of those that differ in the number of a layer alone, of every family; CLIP's come first."""
+        found: dict[str, Place] = {}
+        for family in sorted(self.every, key=lambda one: one.name):
+            for first in family.first_of_rows:
+                found.setdefault(family.places[first].name, family.places[first])
+        return list(found.values())
+
+    @cached_property
+    def classes(self) -> frozenset[str]:
+        """The classes of modules that hold quantizers."""
+        return frozenset(place.module_class for family in self.every for place in family.places)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Words of paths of modules, of families that are none of CLIP's too."""
+        return frozenset(self.modules).union(self.release.data["words"])
+
+    def is_of_others(self, entry: Entry) -> bool:
+        """Whether *entry*, which matches nothing here, is spelt as one for another family."""
+        if entry.parent_class is not None and entry.parent_class.rpartition(".")[2] not in self.classes:
+            return True
+        kinds = [word for word in re.split(r"[*?.]+", entry.pattern) if "quant" in word]
+        known_kind = all(any(fnmatch.fnmatch(kind, f"*{word}*") for kind in self.kinds) for word in kinds)
+        return known_kind and all(any(word in known for known in self.words) for word in judged.words_of(entry.pattern))
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """The names that quantizers have in a module."""
+        return frozenset(place.name.rpartition(".")[2] for place in self.places)
+
+    def _names_unknown(self, pattern: str) -> bool:
+        return judged.names_unknown(pattern, self.modules)
+
+
+def check(recipe: Recipe, families: Families) -> Iterator[Found]:
+    """Yield what is wrong with the entries of *recipe*, and what its author may want to know."""
+    for part in recipe.parts:
+        if not part.entries:
+            continue
+        touched = {family.name: family.touched(part.entries) for family in families.every}
+        yield from _unmatched(part, touched, families)
+        yield from _overridden(part, touched)
+        yield from _without_deny_all(part, touched)
+        yield from _one_family(part, touched)
+        yield from _blocks(part, touched, families)
+        yield from _cuda(part, touched)
+
+
+def _is_for_others(recipe: Recipe) -> bool:
+    """Whether *recipe* is one of ModelOpt's that are for every family, or for one that is none of CLIP's."""
+    path = recipe.path.as_posix() if recipe.path else ""
+    return judged.kept_elsewhere(recipe) or "/general/" in path
+
+
+def _whole(family: str) -> str:
+    """The family that a single tower belongs to."""
+    return family.partition("-")[0]
+
+
+def _unmatched(recipe: Recipe, touched: dict[str, Touched], families: Families) -> Iterator[Found]:
+    """Patterns without a match: misspelt ones, and those of other families."""
+    numbers = list(patterns.unmatched(recipe, [one.applied.touched for one in touched.values()]))
+    if not numbers:
+        return
+    foreign = bool(judged.foreign_patterns(recipe, families.names))
+    shared = foreign or _is_for_others(recipe)
+    others: list[Entry] = []
+    for number in numbers:
+        entry = recipe.entries[number]
+        unknown = families.names_unknown(entry.pattern)
+        if (unknown and foreign) or ((shared or not patterns.is_own(recipe, entry)) and families.is_of_others(entry)):
+            others.append(entry)
+            continue
+        what = (
+            f"the pattern {entry.shown!r} matches no quantizer of any known family of model"
+            f"{patterns.of_class(entry)}{_earlier(entry)}"
+        )
+        yield Found("no-match", entry, what, patterns.unmatched_hint(entry, families.places, {}))
+    if others:
+        named = ", ".join(repr(entry.shown) for entry in others[:3]) + (", ..." if len(others) > 3 else "")
+        what = f"{named} name parts that no known family of CLIP models has"
+        yield Found("other-family", others[0], what, "The gate judges the rest of the recipe, if there is any.")
+
+
+def _earlier(entry: Entry) -> str:
+    """What a message adds where the pattern matched in an earlier release."""
+    last = None
+    for release in releases().values():
+        if patterns.matched(release.samples, entry):
+            last = release.version
+    return f"; up to ModelOpt {last} it did" if last else ""
+
+
+def _overridden(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
+    """Findings of :func:`patterns.overridden` that hold in every family in which the entries matter."""
+    by_family = {
+        name: {(one.rule, one.entry, number): one for one in _findings(recipe, here) for number in one.victims}
+        for name, here in touched.items()
+    }
+    seen: set[tuple[str, int]] = set()
+    for found in by_family.values():
+        for (rule, entry, victim), finding in found.items():
+            matters = [name for name, here in touched.items() if here.applied.touched[victim]]
+            if judged.kept_elsewhere(recipe) and not recipe.entries[entry].denies_all:
+                continue  # what it leaves out of another family may be all of this one
+            everywhere = all(any(key[2] == victim for key in by_family[name]) for name in matters)
+            if everywhere and (rule, entry) not in seen:
+                seen.add((rule, entry))
+                yield Found("overridden", recipe.entries[entry], finding.what.rstrip("."), finding.fix)
+
+
+def _findings(recipe: Recipe, here: Touched) -> list[patterns.Finding]:
+    return patterns.overridden(recipe, here.applied, len(here.groups), counted=False)
+
+
+def _without_deny_all(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
+    """A recipe that leaves quantizers as ModelOpt makes them: on, as INT8."""
+    if any(entry.denies_all for entry in recipe.entries):
+        return
+    if all(set(here.groups) <= set(map(place_of, here.applied.settings)) for here in touched.values()):
+        return
+    what = "no entry turns everything off: quantizers that no entry names run as INT8, ModelOpt's default"
+    fix = "Write - {quantizer_name: '*', enable: false} as the first entry."
+    yield Found("no-deny-all", recipe.entries[0], what, fix)
+
+
+def _one_family(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
+    """Patterns of the author's own that match in one family and nowhere else."""
+    for number, entry in enumerate(recipe.entries):
+        where = {_whole(name) for name, here in touched.items() if here.applied.touched[number]}
+        if len(where) == 1 and patterns.is_own(recipe, entry):
+            what = f"the pattern {entry.shown!r} matches quantizers of {where.pop()} models only"
+            yield Found("one-family", entry, what, "If other families are meant too, name their modules as well.")
+
+
+def _cuda(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
+    """Formats that ModelOpt computes on CUDA only, once each."""
+    seen: set[str] = set()
+    for number, entry in enumerate(recipe.entries):
+        if not entry.enable or not any(here.applied.touched[number] for here in touched.values()):
+            continue
+        for name in judged.cuda_formats(entry):
+            if name not in seen:
+                seen.add(name)
+                what = f"{name} needs CUDA: without a GPU the gate has no verdict on it"
+                yield Found("cuda", entry, what, "Run the gate with --device cuda.")
+
+
+def _blocks(recipe: Recipe, touched: dict[str, Touched], families: Families) -> Iterator[Found]:
+    """Blocks of weights and inputs of linear layers that do not divide them."""
+    for number, entry in enumerate(recipe.entries):
+        sizes = _block_sizes(entry)
+        if not entry.enable or not sizes:
+            continue
+        names = {place.name for place in _shaped_by(number, touched, families)}
+        bad: dict[str, tuple[str, int, int]] = {}
+        asked: set[str] = set()
+        for architecture, shapes in families.release.widths.items():
+            for name in names & shapes.keys():
+                asked.add(architecture)
+                if (misfit := _misfit(sizes, shapes[name])) is not None:
+                    bad[architecture] = min(bad.get(architecture, (name, *misfit)), (name, *misfit))
+        if not bad:
+            continue
+        name, size, width = bad[min(bad)]
+        example = f"blocks of {size} do not divide {name} of {min(bad)}, whose size is {width}"
+        if len(bad) == len(asked):
+            yield Found("block-size", entry, example, f"Write a size that divides {width}, such as {_divisor(width)}.")
+        else:
+            shown = ", ".join(sorted(bad))
+            what = f"{example}; the same in {len(bad)} of {len(asked)} architectures: {shown}"
+            yield Found("some-blocks", entry, what, "ModelOpt pads the rows to whole blocks there.")
+
+
+def _block_sizes(entry: Entry) -> dict[int, int]:
+    """The blocks that *entry* asks for, by dimension."""
+    found: dict[int, int] = {}
+    for cfg in entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]:
+        blocks = cfg.get("block_sizes") or {}
+        found |= {key: size for key, size in blocks.items() if isinstance(key, int) and isinstance(size, int)}
+    return found
+
+
+def _shaped_by(number: int, touched: dict[str, Touched], families: Families) -> list[Place]:
+    """The linear layers' places, in every family, that end with the attributes of the entry *number* and enabled."""
+    found: list[Place] = []
+    for family in families.every:
+        here = touched[family.name]
+        group = 0
+        for name, members in here.groups.items():
+            settings = [
+                one for full, one in here.applied.settings.items() if full == name or full.startswith(f"{name}.")
+            ]
+            if any(one.enable and one.shaped == number for one in settings):
+                group |= members
+        found += [place for place in family.of(group) if place.module_kind == "linear"]
+    return found
+
+
+def _misfit(sizes: dict[int, int], shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The first block, and the size of the dimension that it does not divide; None: all fit."""
+    for key, size in sizes.items():
+        is_there = -len(shape) <= key < len(shape) and not (len(shape) == 1 and key != -1)
+        if is_there and size > 0 and shape[key] % size:
+            return size, shape[key]
+    return None
+
+
+def _divisor(width: int) -> int:
+    """The largest usual block that divides *width*."""
+    return next((size for size in (128, 64, 32, 16, 8, 4, 2) if width % size == 0), width)
+
+
+def level(rule: str) -> str:
+    """The level of a rule: ``error`` or ``note``."""
+    return RULES[rule][1]

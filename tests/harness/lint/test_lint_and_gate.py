@@ -1,0 +1,228 @@
+"""The lint against what it was recorded from and what it stands for: ModelOpt's schema, and the gate."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.lint.known import installed
+from harness.lint.recorded import Recorded
+from harness.lint.run import lint
+from harness.models import architectures
+from harness.quantization import maps, quantize
+from harness.quantization.maps import QuantizerMap
+from harness.recipes import patterns, schema
+from harness.recipes.loading import load_file
+from harness.tools import known
+
+CORPUS = Path(__file__).parents[1] / "recipes" / "corpus"
+NOW = installed()
+pytestmark = pytest.mark.skipif(
+    metadata.version("nvidia-modelopt") != NOW.version, reason=f"the lint knows the schemas of {NOW.version}"
+)
+OFF = "{quantizer_name: '*', enable: false}"
+
+
+# -- what was recorded ------------------------------------------------------------------------------------------------
+
+
+def test_the_recorded_schemas_are_those_of_the_installed_modelopt() -> None:
+    """If this fails: python -m harness.tools.known, and look at the difference."""
+    fresh = known.schemas() | {"words": known.words()}
+
+    assert {key: NOW.data[key] for key in fresh} == fresh
+
+
+@pytest.mark.parametrize("name", ["embedded", "SigLIP-B-16-224", "SigLIP2-B-16-naflex", "open_clip-ViT-B-16"])
+def test_the_recorded_quantizers_are_those_that_modelopt_inserts(name: str) -> None:
+    """One architecture of each family; if this fails: python -m harness.tools.known."""
+    assert NOW.data["architectures"][name] == known.architecture(name)
+    assert list(NOW.data["architectures"]) == sorted(known.names())
+
+
+ENTRIES: tuple[Any, ...] = (
+    {"quantizer_name": "*", "enable": False},
+    {"quantizer_name": "*", "enable": "no"},
+    {"quantizer_name": "*", "enable": "maybe"},
+    {"quantizer_name": "*"},
+    {"quantizer_name": "*", "cfg": {}},
+    {"quantizer_name": "*", "cfg": {}, "enable": False},
+    {"quantizer_name": "*", "cfg": []},
+    {"quantizer_name": "*", "cfg": None},
+    {"quantizer_name": "*", "cfg": 8},
+    {"quantizer_name": "*", "cfg": {"enable": True}},
+    {"quantizer_name": 8, "enable": False},
+    {"quantizer_name": "*", "parent_class": "nn.Linear", "enable": True},
+    {"quantizer_name": "*", "parent_class": "nn.Linaer", "enable": True},
+    {"quantizer_name": "*", "parent_class": ["nn.Linear"], "enable": True},
+    {"*": {"enable": False}},
+    {"default": {"enable": False}},
+    {"*": {"num_bits": 8, "axis": None}},
+    {"nn.Linear": {"*": {"enable": False}}},
+    {"*": {"num_bits": 8}, "*q*": {"num_bits": 8}},
+    {},
+    "*",
+    *(
+        {"quantizer_name": "*", "cfg": cfg}
+        for cfg in (
+            {"num_bits": 8},
+            {"num_bits": "8"},
+            {"num_bits": 8.5},
+            {"num_bits": (4, 3)},
+            {"num_bits": [4, 3]},
+            {"num_bits": (4, 4)},
+            {"num_bits": (4, 3, 1)},
+            {"num_bits": (5, 2)},
+            {"num_bits": (3, 2), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}},
+            {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}},
+            {"num_bits": 0},
+            {"num_bits": 8, "axis": 0},
+            {"num_bits": 8, "axis": [0, 1]},
+            {"num_bits": 8, "axis": "0"},
+            {"num_bits": 8, "axis": "x"},
+            {"num_bits": 8, "axis": 0, "block_sizes": {-1: 16}},
+            {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}},
+            {"num_bits": 4, "block_sizes": {-1: 128, "kind": "static"}},
+            {"num_bits": 4, "block_sizes": {-1: "x"}},
+            {"num_bits": 8, "type": "dynamic"},
+            {"num_bits": 8, "type": "dynamical"},
+            {"num_bits": 8, "unsigned": "yes"},
+            {"num_bits": 8, "learn_amax": True},
+            {"num_bits": 8, "calibrator": "max"},
+            {"num_bits": 8, "calibrator": "mean"},
+            {"num_bits": 8, "constant_amax": 2.0},
+            {"num_bits": 8, "constant_amax": -1},
+            {"num_bits": 8, "constant_amax": 2.0, "use_constant_amax": True},
+            {"num_bits": 8, "trt_high_precision_dtype": "Half"},
+            {"num_bits": 8, "trt_high_precision_dtype": "half"},
+            {"num_bitz": 8},
+            [{"num_bits": 4, "block_sizes": {-1: 128}}, {"num_bits": 8}],
+            [{"num_bits": 4, "blocks": {-1: 128}}, {"num_bits": 8}],
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=str)
+def test_an_entry_is_refused_where_modelopt_refuses_it(entry: Any) -> None:
+    """What the lint knows of ModelOpt's schema and validators decides as they do."""
+    recorded = Recorded(NOW)
+    try:
+        expected = schema.check_entry(entry, "r.yaml:1")
+    except UsageError:
+        expected = []
+
+    found = recorded.entries(entry, "r.yaml:1")
+
+    assert bool(recorded.problems) == (not expected)
+    assert not expected or [one[:3] for one in found] == [one[:3] for one in expected]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "is_right"),
+    [
+        ("max", True), (None, True), ("mse", True), ("maxx", False), (7, False), (["max", "mse"], True),
+        (["max"] * 9, False), ({"method": None}, True), ({"method": "max", "layerwise": None}, True),
+        ({"method": "max", "layerwise": {"enable": True}}, True), ({"method": "max", "layerwise": True}, False),
+        ({"method": "max", "layerwise": {"on": True}}, False), ({"alpha": 1}, False),
+        ({"method": "smoothquant", "alpha": 0.5}, True), ({"method": "smoothquant", "alpha": 2.0}, False),
+        ({"method": "smoothquant", "alpha": None}, False), ({"method": "smoothquant", "alpha": float("nan")}, False),
+        ({"method": "awq_lite", "alpha_step": 1e-9}, False), ({"method": "svdquant", "lowrank": 10**6}, False),
+        ({"method": "gptq", "block_size": 0}, False), ({"method": "mse", "start_multiplier": 9.0}, False),
+        ({"method": "max", "shared_states": {"x": {"patterns": ["(a*)*"]}}}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_algorithm_is_refused_where_the_gate_refuses_it(algorithm: Any, is_right: bool) -> None:
+    """Methods, their settings, and what the gate cannot run."""
+    from harness.recipes import algorithms
+
+    recorded = Recorded(NOW)
+    for refuses in (lambda: algorithms.check(algorithm, "r"), lambda: recorded.algorithm(algorithm, "r")):
+        try:
+            refuses()
+        except UsageError as error:
+            recorded.problems.append(error)
+        if is_right:
+            assert recorded.problems == []
+        else:
+            assert recorded.problems
+        recorded.problems = []
+
+
+# -- the gate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [one for one in sorted(CORPUS.iterdir()) if one.stem != "schema-function"],  # a snippet, which no gate loads
+    ids=lambda path: path.stem,
+)
+def test_a_hostile_file_is_refused_on_the_line_on_which_the_gate_refuses_it(path: Path) -> None:
+    """The first problem of a file is what a run of the gate says, in the same words."""
+    with pytest.raises(UsageError) as refused:
+        load_file(path, CORPUS)
+    error = refused.value
+    line = getattr(error.where, "line", 1)
+
+    found = lint([path], CORPUS)
+
+    told = [(one.line, one.what) for one in found.problems]
+    told += [(getattr(one.where, "line", 1), one.what.rstrip(".")) for one in found.unreadable]
+    assert (line, error.what.rstrip(".")) in told
+
+
+@pytest.fixture(scope="module")
+def places() -> QuantizerMap:
+    """Where the embedded model has places for quantizers."""
+    return maps.quantizer_map(quantize.insert(architectures.build("embedded")))
+
+
+WEIGHTS = "{quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}"
+INPUTS = "{quantizer_name: '*input_quantizer', cfg: {num_bits: 8}}"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [OFF, WEIGHTS, INPUTS],
+        [WEIGHTS, INPUTS, OFF],
+        [WEIGHTS, OFF, INPUTS],
+        [OFF, WEIGHTS.replace("weight", "wieght"), INPUTS],
+        [OFF, WEIGHTS, INPUTS.replace("*input", "*fc1.inptu")],
+        [OFF, WEIGHTS, "{quantizer_name: '*layers.{0..1}.*', enable: false}"],
+        [OFF, "{quantizer_name: '*fc1*', enable: false}", WEIGHTS, INPUTS],
+        [OFF, WEIGHTS, INPUTS, "{quantizer_name: '*fc1*', enable: false}"],
+        [OFF, "{quantizer_name: '*fc1.weight_quantizer', cfg: {num_bits: 4}}", WEIGHTS],
+        [OFF, WEIGHTS, "{quantizer_name: '*weight_quantizer', cfg: {num_bits: 4}}"],
+        [OFF, WEIGHTS, "{quantizer_name: '*', parent_class: nn.Linear, enable: false}"],
+        [OFF, "{quantizer_name: '*weight_quantizer.0', cfg: {num_bits: 4}}", WEIGHTS],
+        [OFF, "{quantizer_name: '*weight_quantizer', cfg: [{num_bits: 4}, {num_bits: 8}]}",
+         "{quantizer_name: '*weight_quantizer.1', enable: false}"],
+        [OFF, WEIGHTS, "{quantizer_name: 'text_model*', enable: false}", "{quantizer_name: '*lm_hd*', enable: false}"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_entries_without_effect_are_those_that_the_gate_reports(
+    entries: list[str], places: QuantizerMap, tmp_path: Path
+) -> None:
+    """Patterns without a match and overridden entries: the same rule on the same lines, with and without a model."""
+    path = tmp_path / "r.yaml"
+    body = "".join(f"  - {entry}\n" for entry in entries)
+    path.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  quant_cfg:\n{body}")
+    recipe = load_file(path, tmp_path)
+    problems = patterns.unmatched_patterns(places, recipe) + patterns.overridden_patterns(places, recipe)
+    expected = sorted(
+        (entry.origin.rpartition(":")[2], "no-match" if one.rule == patterns.NO_MATCH else "overridden")
+        for one in problems
+        for entry in recipe.entries
+        if f"({entry.origin})" in one.what
+    )
+
+    found = lint([path], tmp_path)
+
+    assert sorted((str(one.line), one.rule) for one in found.problems if one.level == "error") == expected
