@@ -81,7 +81,7 @@ def test_an_attribute_that_the_recipe_does_not_say(model: nn.Module, attribute: 
 
 
 def test_a_general_recipe_of_modelopts_with_constant_ranges(
-    reference: references.Reference, batches: Any, data: agreement.Magnitudes
+    reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
     """Ten of them fix the range of k and v at 448: the map says so, and nothing is called uncalibrated."""
     recipe = loading.load("general/ptq/fp8_default-kv_fp8_cast")
@@ -96,7 +96,7 @@ def test_a_general_recipe_of_modelopts_with_constant_ranges(
 
 
 def test_ranges_that_the_recipe_fixes(
-    tmp_path: Path, reference: references.Reference, batches: Any, data: agreement.Magnitudes
+    tmp_path: Path, reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
     """Constants agree with their recipe and not with another; they are not held against the data."""
     linears = written.DENY_ALL + written.entry("*weight_quantizer", "num_bits: e4m3", "nn.Linear")

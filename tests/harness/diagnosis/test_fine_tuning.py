@@ -104,15 +104,15 @@ def test_exhausted_memory_in_the_backward_is_named(
     quantized: torch.nn.Module, pairs: CalibrationPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step's pairs and the option that makes them fewer are in one line; any other error stays as it is."""
-    contrastive = qat.contrastive
+    original = contrastive
 
     def raising(error: Exception) -> Callable[..., Tensor]:
         def fail(_: Tensor) -> None:
             raise error
 
         def loss(*arguments: Any) -> Tensor:
-            found = contrastive(*arguments)
-            found.register_hook(fail)
+            found = original(*arguments)
+            found.register_hook(fail)  # type: ignore[no-untyped-call]
             return found
 
         return loss

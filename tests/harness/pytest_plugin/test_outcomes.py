@@ -274,7 +274,8 @@ def test_what_fell_short_is_no_new_baseline(
 
     That a case has no baseline, or another one, is no reason: the former is why it is stored.
     """
-    gate, results, shown = Gate(Options(recipes=("fp8",), baselines=tmp_path)), Results(), []
+    gate, results = Gate(Options(recipes=("fp8",), baselines=tmp_path)), Results()
+    shown: list[str] = []
     (case,) = gate.cases()
     results.add(CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", True, about_baseline))
     updates: list[object] = []

@@ -525,7 +525,7 @@ def test_an_unusable_recipe_is_refused_in_one_line(tmp_path: Path, text: str, me
 
 
 GOOD = "  - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}\n"
-ATTRIBUTES = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\n"
+NUMERICS = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\n"
 LISTED = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerCfgListConfig\n"
 
 
@@ -582,20 +582,20 @@ BODY = f"quantize:\n  algorithm: max\n  quant_cfg:\n{GOOD}"
         (alone(f"{HEAD}---\n{BODY}---\n{{}}\n"), "fit.", alone(HEAD + BODY)),
         (alone("- a\n---\n" + HEAD + BODY), "Put imports: there.", alone("imports: {}\n" + HEAD + BODY)),
         (alone("imports: [n]\n" + HEAD + BODY), "Write imports: {fp8: configs/...}.",
-         {"ptq/r.yaml": "imports: {n: n}\n" + HEAD + BODY, "n.yaml": ATTRIBUTES + "num_bits: 8\n"}),
+         {"ptq/r.yaml": "imports: {n: n}\n" + HEAD + BODY, "n.yaml": NUMERICS + "num_bits: 8\n"}),
         (alone("7\n"), "Write a recipe or a snippet.", alone(HEAD + BODY)),
         (alone(f"{HEAD}{BODY}  x: [\n"), "Correct it.", alone(HEAD + BODY)),
         (alone(recipe_text(GOOD.replace("8", "!!int ''"))), "Put it in quotes.", alone(recipe_text(GOOD))),
         (alone(recipe_text("  - {quantizer_name: '*', cfg: {$import: n}}\n")),
-         "Declare it under imports: (declared: none)", using(ATTRIBUTES + "num_bits: 8\n")),
+         "Declare it under imports: (declared: none)", using(NUMERICS + "num_bits: 8\n")),
         (alone(recipe_text(GOOD, imports="imports: {n: n}\n")), "Correct its path, or add the file.",
-         {"ptq/r.yaml": recipe_text(GOOD, imports="imports: {n: n}\n"), "n.yaml": ATTRIBUTES + "num_bits: 8\n"}),
-        (using("num_bits: 8\n"), "Add the comment '# modelopt-schema: ...'", using(ATTRIBUTES + "num_bits: 8\n")),
-        (using(2 * ATTRIBUTES + "num_bits: 8\n"), "Keep one.", using(ATTRIBUTES + "num_bits: 8\n")),
-        (using("# modelopt-schema: os.path\nnum_bits: 8\n"), "modelopt.", using(ATTRIBUTES + "num_bits: 8\n")),
-        (using(f"{ATTRIBUTES}imports: {{n: n}}\n---\n$import: n\n"), "Break it.", using(ATTRIBUTES + "num_bits: 8\n")),
+         {"ptq/r.yaml": recipe_text(GOOD, imports="imports: {n: n}\n"), "n.yaml": NUMERICS + "num_bits: 8\n"}),
+        (using("num_bits: 8\n"), "Add the comment '# modelopt-schema: ...'", using(NUMERICS + "num_bits: 8\n")),
+        (using(2 * NUMERICS + "num_bits: 8\n"), "Keep one.", using(NUMERICS + "num_bits: 8\n")),
+        (using("# modelopt-schema: os.path\nnum_bits: 8\n"), "modelopt.", using(NUMERICS + "num_bits: 8\n")),
+        (using(f"{NUMERICS}imports: {{n: n}}\n---\n$import: n\n"), "Break it.", using(NUMERICS + "num_bits: 8\n")),
         ({"ptq/r.yaml": recipe_text("  - {quantizer_name: '*', cfg: {$import: [n, n]}}\n", imports="imports: {n: n}\n"),
-          "n.yaml": LISTED + GOOD.strip() + "\n"}, "Import one.", using(ATTRIBUTES + "num_bits: 8\n")),
+          "n.yaml": LISTED + GOOD.strip() + "\n"}, "Import one.", using(NUMERICS + "num_bits: 8\n")),
         (searching(candidate_formats=formats(*["max"] * 40)), "Write at most", searching()),
         (searching(candidate_formats=formats("[max, mse]")), "Write one method, such as algorithm: max.", searching()),
         (searching(score_size="0"), "Write score_size: 128.", searching(score_size="128")),
