@@ -131,6 +131,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group(cases[0].id.replace("@", " on ")))
 
 
+def without_group(nodeid: str) -> str:
+    """A test's id as pytest gives it: a worker sends it with its group behind an @."""
+    grouped = nodeid.rfind("@") > nodeid.rfind("]")
+    return nodeid.rpartition("@")[0] if grouped else nodeid
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Give tests their ids back, now that the process which hands them out knows their groups."""
@@ -148,6 +154,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     if config.stash.get(_LOOKED_AT, False):
         return
     config.stash[_LOOKED_AT] = True
+    ids = [without_group(one) for one in ids]
     if not any(case in one for case in _case_ids(config) for one in ids):
         return
     with refusing(config):

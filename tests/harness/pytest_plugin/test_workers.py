@@ -35,6 +35,20 @@ def test_workers_are_spread_over_the_devices(count: int) -> None:
     assert sorted(workers.cuda_device(f"gw{n}", count) for n in range(count)) == list(range(count))
 
 
+@pytest.mark.parametrize(
+    ("sent", "plain"),
+    [
+        ("test_a.py::test_x[emoji/acc1-fp8-embedded]@fp8-embedded", "test_a.py::test_x[emoji/acc1-fp8-embedded]"),
+        ("test_a.py::test_x[a@b]@a on b", "test_a.py::test_x[a@b]"),
+        ("test_a.py::test_x[a@b]", "test_a.py::test_x[a@b]"),
+        ("test_a.py::test_x", "test_a.py::test_x"),
+    ],
+)
+def test_ids_are_read_without_their_groups(sent: str, plain: str) -> None:
+    """What a worker reports as collected is looked at by the ids that pytest knows: their ends say the metric."""
+    assert workers.without_group(sent) == plain
+
+
 def test_no_device_is_no_choice() -> None:
     """Without a CUDA device there is none to take."""
     with pytest.raises(ValueError, match="no CUDA device"):
