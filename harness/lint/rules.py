@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from harness.lint.known import Place, Release, releases
 from harness.lint.matching import Family, Touched
 from harness.recipes import judged, patterns
-from harness.recipes.applied import place_of
+from harness.recipes.applied import matched, place_of
 from harness.recipes.loading import Entry, Recipe
 
 #: Rule -> (what it looks for, its level).  An ``error`` makes the lint fail, a ``note`` does not.
@@ -154,7 +154,7 @@ def _earlier(entry: Entry) -> str:
     """What a message adds where the pattern matched in an earlier release."""
     last = None
     for release in releases().values():
-        if patterns.matched(release.samples, entry):
+        if matched(release.samples, entry):
             last = release.version
     return f"; up to ModelOpt {last} it did" if last else ""
 
@@ -169,7 +169,7 @@ def _overridden(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
     for found in by_family.values():
         for (rule, entry, victim), finding in found.items():
             matters = [name for name, here in touched.items() if here.applied.touched[victim]]
-            if judged.kept_elsewhere(recipe) and not recipe.entries[entry].denies_all:
+            if judged.kept_elsewhere(recipe) and not patterns.denies_all(recipe.entries[entry]):
                 continue  # what it leaves out of another family may be all of this one
             everywhere = all(any(key[2] == victim for key in by_family[name]) for name in matters)
             if everywhere and (rule, entry) not in seen:
@@ -183,7 +183,7 @@ def _findings(recipe: Recipe, here: Touched) -> list[patterns.Finding]:
 
 def _without_deny_all(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
     """A recipe that leaves quantizers as ModelOpt makes them: on, as INT8."""
-    if any(entry.denies_all for entry in recipe.entries):
+    if any(map(patterns.denies_all, recipe.entries)):
         return
     if all(set(here.groups) <= set(map(place_of, here.applied.settings)) for here in touched.values()):
         return

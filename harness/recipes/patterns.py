@@ -87,6 +87,13 @@ def is_own(recipe: Recipe, entry: Entry) -> bool:
     return recipe.path is None or entry.origin.startswith(str(recipe.path))
 
 
+def denies_all(entry: Entry) -> bool:
+    """Whether *entry* turns every quantizer of every model off."""
+    return (
+        not entry.enable and entry.parent_class is None and entry.pattern.strip("*") in ("", "_quantizer", "quantizer")
+    )
+
+
 def of_class(entry: Entry) -> str:
     """Return what a message adds where *entry* is for the modules of one class."""
     return f" (only those of {entry.parent_class} modules asked)" if entry.parent_class else ""

@@ -262,14 +262,15 @@ class _Splicer:
         result = LocatedList()
         for number, item in enumerate(value):
             place = place_at(value, [number], where)
-            if isinstance(item, dict) and list(item) == ["$import"]:
-                imported = self._lookup(item["$import"], getattr(item, "place", "") or where)
-                items = imported if isinstance(imported, list) else [imported]
-                places = getattr(imported, "places", [place]) if isinstance(imported, list) else [place]
+            if not (isinstance(item, dict) and list(item) == ["$import"]):
+                result.add(self._value(item, where), place)
+                continue
+            imported = self._lookup(item["$import"], getattr(item, "place", "") or where)
+            if isinstance(imported, list):
+                for inner, one in enumerate(imported):
+                    result.add(one, place_at(imported, [inner], place))
             else:
-                items, places = [self._value(item, where)], [place]
-            result.extend(items)
-            result.places.extend(places)
+                result.add(imported, place)
         return result
 
 

@@ -78,9 +78,14 @@ class Located(dict[Any, Any]):
 class LocatedList(list[Any]):
     """A list that knows the places of its items."""
 
-    def __init__(self, items: Iterable[Any] = (), places: Iterable[Place] = ()) -> None:
+    def __init__(self, items: Iterable[Any] = (), places: Iterable[str] = ()) -> None:
         super().__init__(items)
         self.places = list(places)
+
+    def add(self, item: Any, place: str) -> None:
+        """Append *item*, which is at *place*."""
+        self.append(item)
+        self.places.append(place)
 
 
 def place_at(value: Any, keys: Iterable[Any], place: str) -> str:

@@ -175,7 +175,9 @@ def test_a_name_of_an_earlier_release_is_told_from_a_misspelt_one(
 ) -> None:
     """A pattern that matched in an earlier release says up to which one."""
     now = installed()
-    rows = {"ViT-L-14": {"family": "clip", "places": [["text_model.old_quantizer", [], "Linear", "linear", None]]}}
+    rows: dict[str, Any] = {
+        "ViT-L-14": {"family": "clip", "places": [["text_model.old_quantizer", [], "Linear", "linear", None]]}
+    }
     known = releases() | {"0.46.1": type(now)("0.46.1", {"architectures": rows})}
     monkeypatch.setattr("harness.lint.rules.releases", lambda: known)
 
