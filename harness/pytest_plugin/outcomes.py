@@ -412,6 +412,8 @@ def conclude(session: pytest.Session) -> None:
     elif session.exitstatus == pytest.ExitCode.OK and word is Word.NOTHING and results.has_checks:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         notes.append("exit code 5: every selected test was skipped, so nothing was judged")
+    elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        notes.append("exit code 5: no test was selected, so nothing was judged")
     private.add_junit_property(config, "decision", word.value)
     _write_report(session, found)
 

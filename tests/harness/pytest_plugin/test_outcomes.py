@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from harness.baselines.store import Store
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.gate.gate import Gate, Options
+from harness.gate.gate import Case, Gate, Options
 from harness.gate.results import CheckResult, Outcome, Results, Word, worst
 from harness.pytest_plugin import brief, outcomes
 from harness.pytest_plugin.outcomes import Causes
@@ -111,10 +112,10 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
 
 def words(folder: Path, result: pytest.RunResult) -> dict[str, str]:
     """The word of a run in each place that has one."""
-    terminal = re.search(r"quantized against FP16 \(points\): ([A-Z]+)", str(result.stdout))
+    terminal = re.search(r"quantized against FP16 \(points\): ([A-Z]+|no verdict)", str(result.stdout))
     junit = ElementTree.parse(folder / "junit.xml").find(".//testsuite/properties/property[@name='decision']")
-    page = re.search(r'<p class="headline">([A-Z]+):', (folder / "out/report.html").read_text())
-    summary = re.search(r"^## Quantized CLIP: \S* ?([A-Z]+)", (folder / "out/summary.md").read_text())
+    page = re.search(r'<p class="headline">([A-Z]+|no verdict):', (folder / "out/report.html").read_text())
+    summary = re.search(r"^## Quantized CLIP: \S* ?([A-Z]+|no verdict)", (folder / "out/summary.md").read_text())
     return {
         "terminal": terminal[1] if terminal else "",
         "summary.md": summary[1] if summary else "",
@@ -170,11 +171,45 @@ def test_an_error_is_told_without_its_traceback(run_suite: RunSuite) -> None:
 
 
 def test_a_run_of_skips_is_no_pass(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
-    """Where every selected test was skipped nothing was judged: exit code 5, no verdict."""
+    """Where every selected test was skipped nothing was judged: exit code 5, and no verdict in every place."""
     result = run_suite("def test_it(gate, case): pytest.skip('not here')", "-k", "test_it")
 
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    assert json.loads((pytester.path / "out/results.json").read_text())["decision"] == "no verdict"
+    assert set(words(pytester.path, result).values()) == {"no verdict"}, words(pytester.path, result)
+
+
+def test_a_run_of_no_test_is_no_pass(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+    """Where no test is selected the files say so as well, instead of what an earlier run left there."""
+    run_suite("")
+    result = run_suite("", "-k", "nosuchtest")
+
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    found = words(pytester.path, result)
+    assert {found[place] for place in ("summary.md", "report.html", "results.json", "junit")} == {"no verdict"}
+    result.stdout.fnmatch_lines(["exit code 5: no test was selected, so nothing was judged"])
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a problem", "a section alone", "a limit in a section alone"])
+def test_what_falls_short_is_not_stored(run_suite: RunSuite, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """With --new-baselines-only a case is stored where all held, and not where anything of it fell short alone."""
+    stored: list[str] = []
+    monkeypatch.setattr(Store, "update", lambda _, record, **__: stored.append(record))
+    tests, word, _ = KINDS[kind]
+    measures = "def test_measures(gate, case): gate.pending[case] = 'record'"
+    monkeypatch.setattr(Gate, "finish", lambda _: None)
+
+    result = run_suite(f"{measures}\n\n{tests}", "--new-baselines-only")
+
+    assert stored == (["record"] if word == "PASS" else [])
+    assert ("not stored: fp8-embedded: " in str(result.stdout)) == (word != "PASS")
+
+
+def test_what_lost_too_much_is_not_stored() -> None:
+    """A verdict that failed keeps its case from being stored, though no check of the run is about it."""
+    results = Results()
+    results.section("fp8", "embedded", "accuracy")["decision"] = "FAIL"
+
+    assert outcomes.fell_short(results, Case("fp8", "embedded")).startswith("FAIL")
 
 
 def test_tests_of_a_project_are_none_of_the_gates(pytester: pytest.Pytester) -> None:
