@@ -549,8 +549,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     tell(config, lines)
     settle(session, exitstatus)
-    asked = config.getoption("gate_report") is not None and not config.option.collectonly
-    if has_results(config) or asked:  # a report of an earlier run must not stand for this one
+    is_empty = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not config.option.collectonly
+    if has_results(config) or is_empty:  # a report of an earlier run must not stand for this one
         conclude(session)
 
 
