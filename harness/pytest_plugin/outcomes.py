@@ -144,6 +144,11 @@ def in_suites(module: Path) -> bool:
     return module.parent == places.SUITES
 
 
+def has_suites(config: pytest.Config) -> bool:
+    """Whether tests of the gate's suites were found, selected or not."""
+    return bool(config.stash.get(_OURS, None))
+
+
 def is_ours(item: pytest.Item) -> bool:
     """Whether a test is of one of the gate's suites."""
     return item.path in item.config.stash.get(_OURS, set())

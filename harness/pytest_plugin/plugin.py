@@ -24,6 +24,7 @@ from harness.pytest_plugin.outcomes import (
     conclude,
     fell_short,
     first_line,
+    has_suites,
     in_suites,
     is_ours,
     keep_gate,
@@ -549,8 +550,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     tell(config, lines)
     settle(session, exitstatus)
-    is_empty = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not config.option.collectonly
-    if has_results(config) or is_empty:  # a report of an earlier run must not stand for this one
+    is_empty = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and has_suites(config)
+    if has_results(config) or (is_empty and not config.option.collectonly):
+        # Where nothing was selected, a report of an earlier run must not stand for this one.
         conclude(session)
 
 
