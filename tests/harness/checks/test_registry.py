@@ -12,7 +12,7 @@ from harness.checks import registry
 from harness.checks.registry import Check, KnownDefect, NotJudged, Values
 from harness.gate.gate import Case, Gate, Options
 
-SUITES = Path(__file__).parents[1]
+SUITES = Path(__file__).parents[2]
 
 
 def calls_of(source: str) -> dict[str, set[tuple[str, str]]]:
