@@ -173,7 +173,7 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
         carried = [c for c in checks if c.suite == fault.where.value]
     for check in (PREFLIGHT, *carried):
         try:
-            problems = list(check.problems(gate, case, FEW))
+            problem = next(check.problems(gate, case, FEW), None)
         except UsageError as error:
             return check, "usage error", str(error)
         except QuantizationError as error:
@@ -181,8 +181,8 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
         except Exception as error:
             # pytest calls a test that raises failed, whatever it raises.
             return check, "error", f"{type(error).__name__}: {error}"
-        if problems:
-            return check, "failed", problems[0]
+        if problem is not None:
+            return check, "failed", problem
     return None
 
 
