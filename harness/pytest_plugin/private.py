@@ -99,7 +99,7 @@ def add_junit_property(config: pytest.Config, name: str, value: str) -> None:
         xml.add_global_property(name, value)
 
 
-def strip_group(item: pytest.Item) -> None:
+def strip_group(item: Any) -> None:
     """Take the ``@group`` off a test's id that ``--dist loadgroup`` put there.
 
     It is there for the process that hands out the tests.  In reports and commands an id is what

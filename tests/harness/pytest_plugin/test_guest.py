@@ -221,7 +221,7 @@ def test_where_the_gate_is_wanted(places: Path, folder: str, words: list[str], p
 
 
 @pytest.mark.parametrize("given", [{"rootdir": "../checkout"}, {"inifilename": "../checkout/pyproject.toml"}])
-def test_a_root_that_is_named_counts(places: Path, given: dict[str, str]) -> None:
+def test_a_root_that_is_named_counts(places: Path, given: dict[str, Any]) -> None:
     """Started elsewhere with ``--rootdir`` or ``-c``, the project that is named there decides."""
     assert quantized_clip_gate.is_wanted(configured(places / "elsewhere", **given))
 

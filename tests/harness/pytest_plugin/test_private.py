@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,11 +33,11 @@ def test_failures_derive_from_what_pytest_fail_raises() -> None:
 
 def test_fixtures_and_groups_of_a_test(pytester: pytest.Pytester) -> None:
     """The functions of a test's fixtures are found, and its id loses the group that xdist put behind it, once."""
-    item = pytester.getitem(SUITE, "test_it")
+    item: Any = pytester.getitem(SUITE, "test_it")
     (own,) = [one for one in private.fixture_functions(item) if one.__name__ == "own"]
     plain = item.nodeid
 
-    assert own.__module__ == item.module.__name__  # type: ignore[attr-defined]
+    assert own.__module__ == item.module.__name__
     item._nodeid = f"{plain}@a b"
     for _ in range(2):
         private.strip_group(item)
