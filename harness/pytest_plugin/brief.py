@@ -11,6 +11,7 @@ import copy
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,7 +249,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if is_worker(session.config):
         return
     width = session.config.get_terminal_writer().fullwidth - len(" [100%]")
-    lines, row, module = 0, 0, None
+    lines, row = 0, 0
+    module: Path | None = None
     for item in session.items:
         if item.path != module:
             module, row = item.path, len(item.nodeid.partition("::")[0]) + 1
@@ -262,7 +264,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> Generator[None, None, None]:
+) -> Generator[None, object, object]:
     """Have pytest show the failed tests in short."""
     groups = grouped(terminalreporter.stats) if has_results(config) and is_brief(config) else []
     if not groups:
