@@ -171,7 +171,9 @@ def _check_pairs(config: pytest.Config) -> None:
     if get("changed_since") is not None and get("recipes_root") is None:
         raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
     if get("list_affected") and get("changed_since") is None:
-        raise UsageError("--list-affected", "has nothing to list", "It needs --changed-since REV.")
+        raise UsageError(
+            "--list-affected", "has nothing to list", "It needs --changed-since REV and --recipes-root DIR."
+        )
     if get("data_root") is not None and get("tasks") is None:
         what = "is read by no task: those of a plain run are the embedded ones"
         raise UsageError("--data-root", what, "Name the tasks that lie there: --tasks NAME.")

@@ -71,7 +71,11 @@ def test_options_that_cancel_each_other(refused: Refused, words: tuple[str, ...]
         ("--update-baselines", "Say why the baselines change: --reason TEXT.", "--update-baselines --reason x"),
         ("--reason x", "Give --update-baselines with it, or leave it out.", "--reason x --update-baselines"),
         ("--reason x", "or leave it out", ""),
-        ("--list-affected", "It needs --changed-since REV.", "--list-affected --changed-since HEAD"),
+        (
+            "--list-affected",
+            "It needs --changed-since REV and --recipes-root DIR.",
+            "--list-affected --changed-since HEAD --recipes-root here",
+        ),
         ("--data-root here", "Name the tasks that lie there: --tasks NAME.", "--data-root here --tasks wds/x"),
         ("--blame --no-blame", "Choose one.", "--blame"),
         ("--update-baselines --new-baselines-only --reason x", "Choose one", "--new-baselines-only --reason x"),
