@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from harness.baselines import Record as Record
     from harness.baselines import Store as Store
     from harness.errors import UsageError as UsageError
-    from harness.gate.gate import Case as Case
-    from harness.gate.gate import Gate as Gate
-    from harness.gate.gate import Options as Options
+    from harness.gate.case import Case as Case
+    from harness.gate.options import Options as Options
+    from harness.gate.session import Gate as Gate
     from harness.models.references import Reference as Reference
     from harness.problems import Problem as Problem
     from harness.quantization.maps import Quantizer as Quantizer
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 #: The module of each public name.
 _HOMES = {
     "Budget": "harness.statistics.verdicts",
-    "Case": "harness.gate.gate",
+    "Case": "harness.gate.case",
     "Decision": "harness.statistics.verdicts",
     "Drift": "harness.baselines",
-    "Gate": "harness.gate.gate",
-    "Options": "harness.gate.gate",
+    "Gate": "harness.gate.session",
+    "Options": "harness.gate.options",
     "Problem": "harness.problems",
     "Quantizer": "harness.quantization.maps",
     "Recipe": "harness.recipes.loading",

@@ -6,22 +6,23 @@ import pytest
 
 from harness.checks import accuracy
 from harness.checks.accuracy import Metric
-from harness.gate.gate import Case, Gate
+from harness.gate.listing import CaseName
+from harness.gate.session import Gate
 from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.accuracy
 
 
-def test_loss_is_within_budget(gate: Gate, case: Case, metric: Metric, check: Check) -> None:
+def test_loss_is_within_budget(gate: Gate, case: CaseName, metric: Metric, check: Check) -> None:
     """Sample by sample against FP16, the loss is below the budget at the declared confidence."""
-    check.verdict(accuracy.loss_is_within_budget(gate, case, metric))
+    check.verdict(accuracy.loss_is_within_budget(gate[case], metric))
 
 
-def test_answers_stay_close(gate: Gate, case: Case, metric: Metric, check: Check) -> None:
+def test_answers_stay_close(gate: Gate, case: CaseName, metric: Metric, check: Check) -> None:
     """What accuracy does not show stays within its own limits: changed answers, KL, embedding cosines, overlap."""
-    check.limits(accuracy.answers_stay_close(gate, case, metric), metric)
+    check.limits(accuracy.answers_stay_close(gate[case], metric), metric)
 
 
-def test_accuracy_equals_baseline(gate: Gate, case: Case, metric: Metric, check: Check) -> None:
+def test_accuracy_equals_baseline(gate: Gate, case: CaseName, metric: Metric, check: Check) -> None:
     """The reference and the quantized model answer as they did when the baseline was accepted."""
-    check.drift(accuracy.accuracy_equals_baseline(gate, case, metric))
+    check.drift(accuracy.accuracy_equals_baseline(gate[case], metric))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.checks import checkpoint
-from harness.gate.gate import Case, Gate, Quantized
+from harness.gate.listing import CaseName
+from harness.gate.quantized import Quantized
+from harness.gate.session import Gate
 from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.checkpoint
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.checkpoint
 
 @pytest.mark.parametrize("form", checkpoint.FORMS)
 def test_restored_model_is_the_saved_one(
-    gate: Gate, case: Case, quantized: Quantized, form: checkpoint.Form, tmp_path: Path, check: Check
+    gate: Gate, case: CaseName, quantized: Quantized, form: checkpoint.Form, tmp_path: Path, check: Check
 ) -> None:
     """Restored in a fresh process, the model has the same quantizer map and computes the same bits."""
-    check.problems(checkpoint.restored_model_is_the_saved_one(gate, case, form, tmp_path))
+    check.problems(checkpoint.restored_model_is_the_saved_one(gate[case], form, tmp_path))

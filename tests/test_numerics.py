@@ -14,7 +14,9 @@ import torch
 
 from harness.checks import numerics
 from harness.formats import deviations
-from harness.gate.gate import Case, Gate, Quantized
+from harness.gate.listing import CaseName
+from harness.gate.quantized import Quantized
+from harness.gate.session import Gate
 from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.numerics
@@ -132,19 +134,19 @@ def test_cuda_block_formats(name: str, check: Check) -> None:
 
 
 def test_quantizers_of_the_model_compute_their_format(
-    gate: Gate, case: Case, quantized: Quantized, check: Check
+    gate: Gate, case: CaseName, quantized: Quantized, check: Check
 ) -> None:
     """Every enabled quantizer gives, bit for bit, what its format says on the tensors that flow through it."""
-    check.problems(numerics.quantizers_of_the_model_compute_their_format(gate, case))
+    check.problems(numerics.quantizers_of_the_model_compute_their_format(gate[case]))
 
 
-def test_folded_model_computes_the_same(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
+def test_folded_model_computes_the_same(gate: Gate, case: CaseName, quantized: Quantized, check: Check) -> None:
     """The copy with folded weights, which accuracy is measured on, gives the quantized model's bits."""
-    check.problems(numerics.folded_model_computes_the_same(gate, case))
+    check.problems(numerics.folded_model_computes_the_same(gate[case]))
 
 
-def test_weights_in_a_block_format(gate: Gate, weights_case: Case, check: Check) -> None:
+def test_weights_in_a_block_format(gate: Gate, weights_case: CaseName, check: Check) -> None:
     """Without a CUDA device too: the model's weights in the recipe's block format are its nearest numbers, and
     ModelOpt's packed tensors hold them.
     """
-    check.problems(numerics.weights_in_a_block_format(gate, weights_case))
+    check.problems(numerics.weights_in_a_block_format(gate[weights_case]))

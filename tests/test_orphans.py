@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.checks import orphans
-from harness.gate.gate import Gate
+from harness.gate.session import Gate
 from harness.pytest_plugin.plugin import Check
 
 

@@ -6,7 +6,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from harness.checks import throughput
-from harness.gate.gate import Case, Gate, Quantized
+from harness.gate.listing import CaseName
+from harness.gate.quantized import Quantized
+from harness.gate.session import Gate
 from harness.pytest_plugin.plugin import Check
 
 pytestmark = pytest.mark.throughput
@@ -15,19 +17,21 @@ _TOWERS = pytest.mark.parametrize("tower", throughput.TOWERS)
 
 
 @_TOWERS
-def test_reference_forward(gate: Gate, model_case: Case, tower: str, benchmark: BenchmarkFixture, check: Check) -> None:
+def test_reference_forward(
+    gate: Gate, model_case: CaseName, tower: str, benchmark: BenchmarkFixture, check: Check
+) -> None:
     """A forward of the FP16 tower, in images or texts a second."""
-    check.problems(throughput.reference_forward(gate, model_case, tower, benchmark))
+    check.problems(throughput.reference_forward(gate[model_case], tower, benchmark))
 
 
 @_TOWERS
 def test_quantized_forward(
-    gate: Gate, case: Case, quantized: Quantized, tower: str, benchmark: BenchmarkFixture, check: Check
+    gate: Gate, case: CaseName, quantized: Quantized, tower: str, benchmark: BenchmarkFixture, check: Check
 ) -> None:
     """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told where it moved."""
-    check.problems(throughput.quantized_forward(gate, case, tower, benchmark))
+    check.problems(throughput.quantized_forward(gate[case], tower, benchmark))
 
 
-def test_compressed_weights_take_their_bits(gate: Gate, case: Case, quantized: Quantized, check: Check) -> None:
+def test_compressed_weights_take_their_bits(gate: Gate, case: CaseName, quantized: Quantized, check: Check) -> None:
     """Packed by mtq.compress, every quantized weight takes bits times parameters, and so does the checkpoint."""
-    check.problems(throughput.compressed_weights_take_their_bits(gate, case))
+    check.problems(throughput.compressed_weights_take_their_bits(gate[case]))

@@ -9,33 +9,33 @@ from harness.checks.registry import NotJudged, check
 from harness.statistics.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 #: A task and a metric of it.
 Metric = tuple[str, str]
 
 
-def _metrics(gate: Gate, case: Case) -> list[Metric]:
-    return [(verdict.task, verdict.metric) for verdict in gate.verdicts(case).verdicts]
+def _metrics(case: Case) -> list[Metric]:
+    return [(verdict.task, verdict.metric) for verdict in case.verdicts.verdicts]
 
 
 @check("accuracy", metric=_metrics)
-def loss_is_within_budget(gate: Gate, case: Case, metric: Metric) -> Verdict:
+def loss_is_within_budget(case: Case, metric: Metric) -> Verdict:
     """Return the verdict on one metric, as it stands among those on all tasks."""
-    return gate.verdict(case, *metric)
+    return case.verdict(*metric)
 
 
 @check("accuracy", metric=_metrics)
-def answers_stay_close(gate: Gate, case: Case, metric: Metric) -> list[str]:
+def answers_stay_close(case: Case, metric: Metric) -> list[str]:
     """Return the measures beyond accuracy that exceed their limits, a sentence each."""
     task, name = metric
-    own = [m for m in gate.measurements(case, task) if m.metric in ("", name)]
+    own = [m for m in case.measurements(task) if m.metric in ("", name)]
     return [measurement.message() for measurement in own if not measurement.ok]
 
 
 @check("accuracy", recorded=True, metric=_metrics)
-def accuracy_equals_baseline(gate: Gate, case: Case, metric: Metric) -> Comparison:
+def accuracy_equals_baseline(case: Case, metric: Metric) -> Comparison:
     """Compare both models' answers with those that were accepted."""
-    if gate.options.early_stop:
+    if case.setting.options.early_stop:
         raise NotJudged("with --early-stop a task's samples are not all evaluated, and a baseline is of all of them")
-    return gate.drift(case, *metric)
+    return case.drift(*metric)

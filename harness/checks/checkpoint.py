@@ -30,7 +30,7 @@ from harness.quantization import maps
 from harness.quantization.maps import QuantizerMap
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 Form = Literal["pretrained", "mto"]
 FORMS: tuple[Form, ...] = ("pretrained", "mto")
@@ -257,24 +257,24 @@ def problems(
     return found
 
 
-def lost(gate: Gate, case: Case, model: nn.Module, form: Form, folder: Path) -> list[str]:
+def lost(case: Case, model: nn.Module, form: Form, folder: Path) -> list[str]:
     """Save *model*, made from the case's reference, into *folder*, restore it, and return what differs."""
-    inputs = {name: tensor.cpu() for name, tensor in gate.quantized(case).inputs.items()}
+    inputs = {name: tensor.cpu() for name, tensor in case.quantized.inputs.items()}
     model = model.to("cpu")
     try:
         save(model, folder, form)
         expected, before = observe(model, inputs)
         weights = digests(model)
     finally:
-        model.to(gate.device)
-    how = Loading(attention=gate.options.attention)
+        model.to(case.setting.device)
+    how = Loading(attention=case.setting.options.attention)
     return problems(folder, form, how, inputs, expected, before, weights)
 
 
 @check("checkpoint", form=FORMS)
-def restored_model_is_the_saved_one(gate: Gate, case: Case, form: Form, folder: Path) -> list[str]:
+def restored_model_is_the_saved_one(case: Case, form: Form, folder: Path) -> list[str]:
     """Return what differs after the case's model was saved into *folder* and restored in a fresh process."""
-    model = gate.quantized(case).model
+    model = case.quantized.model
     if form not in forms_of(model):
         raise NotJudged(f"{type(model).__name__} has no save_{form}")
-    return lost(gate, case, model, form, folder / form)
+    return lost(case, model, form, folder / form)

@@ -25,7 +25,7 @@ from harness.recipes.loading import Recipe
 from harness.recipes.patterns import overridden_patterns, unmatched_patterns
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 #: What every tower must have quantized, unless the budgets file declares otherwise.
 COVERED_KINDS = ("linear", "patch_embedding", "attention")
@@ -330,89 +330,89 @@ def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list
 
 
 @registry.check("insertion")
-def every_pattern_matches(gate: Gate, case: Case) -> list[Problem]:
+def every_pattern_matches(case: Case) -> list[Problem]:
     """Return the patterns of the recipe that name no quantizer of the model."""
-    return unmatched_patterns(gate.places(case), gate.recipe(case), **gate.beyond_places(case))
+    return unmatched_patterns(case.shared.places, case.recipe, **case.shared.beyond_places)
 
 
 @registry.check("insertion")
-def no_pattern_is_overridden(gate: Gate, case: Case) -> list[Problem]:
+def no_pattern_is_overridden(case: Case) -> list[Problem]:
     """Return the entries without effect, because later ones set again all that they set."""
-    return overridden_patterns(gate.places(case), gate.recipe(case), gate.beyond_places(case)["elsewhere"])
+    return overridden_patterns(case.shared.places, case.recipe, case.shared.beyond_places["elsewhere"])
 
 
 @registry.check("insertion")
-def every_tower_is_covered(gate: Gate, case: Case) -> list[Problem]:
+def every_tower_is_covered(case: Case) -> list[Problem]:
     """Return the towers, and kinds of layer in a tower, without an enabled quantizer or a declared reason."""
-    return uncovered(gate.map(case), gate.left_out(case))
+    return uncovered(case.map, case.left_out)
 
 
 @registry.check("insertion")
-def attention_has_its_quantizers(gate: Gate, case: Case) -> list[Problem]:
+def attention_has_its_quantizers(case: Case) -> list[Problem]:
     """Return the attention blocks without a quantizer that the recipe asks for, enabled and running."""
-    return broken_attention(gate.map(case), gate.recipe(case), gate.left_out(case))
+    return broken_attention(case.map, case.recipe, case.left_out)
 
 
 @registry.check("insertion")
-def every_enabled_quantizer_runs(gate: Gate, case: Case) -> list[Problem]:
+def every_enabled_quantizer_runs(case: Case) -> list[Problem]:
     """Return the enabled quantizers that a forward of every tower does not call."""
-    return never_run(gate.map(case))
+    return never_run(case.map)
 
 
 @registry.check("insertion")
-def no_quantizer_runs_twice(gate: Gate, case: Case) -> list[Problem]:
+def no_quantizer_runs_twice(case: Case) -> list[Problem]:
     """Return the quantizers that one forward calls twice."""
-    return run_twice(gate.map(case))
+    return run_twice(case.map)
 
 
 @registry.check("insertion")
-def every_static_quantizer_is_calibrated(gate: Gate, case: Case) -> list[Problem]:
+def every_static_quantizer_is_calibrated(case: Case) -> list[Problem]:
     """Return the enabled static quantizers without a finite, positive amax."""
-    return uncalibrated(gate.map(case), gate.recipe(case))
+    return uncalibrated(case.map, case.recipe)
 
 
 @registry.check("insertion")
-def quantizers_are_what_the_recipe_says(gate: Gate, case: Case) -> list[Problem]:
+def quantizers_are_what_the_recipe_says(case: Case) -> list[Problem]:
     """Return the quantizers that are not what the last entry matching them says, and formats without effect."""
-    made = gate.quantized(case)
-    problems = agreement.with_recipe(made.model, made.recipe, gate.map(case))
-    return problems + search.problems(made.model, gate.recipe(case))
+    made = case.quantized
+    problems = agreement.with_recipe(made.model, made.recipe, case.map)
+    return problems + search.problems(made.model, case.recipe)
 
 
 @registry.check("insertion")
-def ranges_are_those_of_the_data(gate: Gate, case: Case) -> list[Problem]:
+def ranges_are_those_of_the_data(case: Case) -> list[Problem]:
     """Return the ranges that the calibration data do not give: by bits on a CPU, nearly elsewhere."""
-    tolerance = 0.0 if gate.device.type == "cpu" else 2.0**-7
-    made = gate.quantized(case)
-    return agreement.with_data(made.model, made.recipe, gate.magnitudes(case), tolerance)
+    tolerance = 0.0 if case.setting.device.type == "cpu" else 2.0**-7
+    made = case.quantized
+    return agreement.with_data(made.model, made.recipe, case.shared.magnitudes, tolerance)
 
 
 @registry.check("insertion")
-def nothing_but_quantizers_was_added(gate: Gate, case: Case) -> list[Problem]:
+def nothing_but_quantizers_was_added(case: Case) -> list[Problem]:
     """Return the outputs that differ from the reference's although every quantizer is off."""
-    made, reference = gate.quantized(case), gate.reference(case).model
-    on_cpu = gate.device.type == "cpu"
+    made, reference = case.quantized, case.shared.model
+    on_cpu = case.setting.device.type == "cpu"
     return agreement.with_reference(made.model, reference, made.recipe, made.inputs, deterministic=on_cpu)
 
 
 @registry.check("insertion", recorded=True)
-def map_equals_baseline(gate: Gate, case: Case) -> Comparison:
+def map_equals_baseline(case: Case) -> Comparison:
     """Compare the quantizer map with the one that was measured and accepted."""
-    return gate.drift(case)
+    return case.drift()
 
 
-def _architectures(_: Gate, case: Case) -> list[str]:
-    return list(architectures.of_family(references.family_of(case.model)))
+def _architectures(case: Case) -> list[str]:
+    return list(architectures.of_family(references.family_of(case.name.model)))
 
 
 @registry.check("insertion", architecture=_architectures)
-def structure_of_published_architecture(gate: Gate, case: Case, architecture: str) -> list[Problem]:
+def structure_of_published_architecture(case: Case, architecture: str) -> list[Problem]:
     """Return what is wrong with the recipe on a published architecture, without weights."""
-    blank = gate.blank(architecture)
+    blank = case.setting.blank(architecture)
     return check(
-        gate.structure(case, architecture),
-        gate.recipe(case),
-        left_out=gate.left_out(case),
+        case.structure(architecture),
+        case.recipe,
+        left_out=case.left_out,
         calibrated=False,
         hidden=families.hidden_in(blank),
         absent=families.of(blank).absent,
@@ -422,14 +422,14 @@ def structure_of_published_architecture(gate: Gate, case: Case, architecture: st
 # -- for people ---------------------------------------------------------------------------------------------------
 
 
-def all_problems(gate: Gate, case: Case) -> list[Problem]:
+def all_problems(case: Case) -> list[Problem]:
     """Return what all rules of the suite that need nothing but the map say about the case."""
-    return check(gate.map(case), gate.recipe(case), left_out=gate.left_out(case), **gate.beyond_places(case))
+    return check(case.map, case.recipe, left_out=case.left_out, **case.shared.beyond_places)
 
 
-def explain(gate: Gate, case: Case, error: QuantizationError) -> str:
+def explain(case: Case, error: QuantizationError) -> str:
     """Say why there is no quantized model, with what the recipe's entries say about it."""
-    problems = overridden_patterns(gate.places(case), error.recipe)
-    problems += unmatched_patterns(gate.places(case), error.recipe)
+    problems = overridden_patterns(case.shared.places, error.recipe)
+    problems += unmatched_patterns(case.shared.places, error.recipe)
     headline = f"{error.headline} (ModelOpt {environment.versions()['nvidia-modelopt']})"
     return "\n\n".join([headline, *map(str, problems)])

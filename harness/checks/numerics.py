@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +25,14 @@ from harness.checks.registry import NotJudged, check
 from harness.formats import deviations
 from harness.formats.probes import probes, scales
 from harness.problems import Problem
-from harness.quantization import packed, stored
+from harness.quantization import stored
+from harness.quantization.context import quiet
 from harness.quantization.observations import Observation
 from harness.recipes import config_form
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
+    from harness.gate.setting import Setting
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: What the recipes of a model call a format, as the attributes of a quantizer.
@@ -267,18 +268,23 @@ def folded_weights_are_the_oracles(attributes: Mapping[str, Any]) -> list[str]:
         torch.manual_seed(0)
         linear: Any = nn.Linear(64, 32, bias=False).half()
     weight = linear.weight.detach().clone()
-    entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": attributes}]
+    entries = [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": attributes},
+        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8}},
+    ]
     config = {"quant_cfg": config_form.accepted(entries, "this check"), "algorithm": "max"}
-    model = mtq.quantize(nn.Sequential(linear), config, lambda model: model(torch.ones(1, 64).half()))
+    with quiet():
+        model = mtq.quantize(nn.Sequential(linear), config, lambda model: model(torch.ones(1, 64).half()))
     expected = formats.from_quantizer(linear.weight_quantizer)(weight)
     mtq.fold_weight(model)
     if torch.equal(expected, weight):
         return ["the definition leaves the weight as it is: nothing was compared"]
-    return _unequal(linear.weight, expected, weight, attributes["num_bits"])
+    return _unequal(linear.weight.detach(), expected, weight, attributes["num_bits"])
 
 
 @check("numerics", known=deviations.KNOWN)
-def known_deviation_is_as_it_was(gate: Gate, known: deviations.Deviation) -> list[str]:
+def known_deviation_is_as_it_was(gate: Setting, known: deviations.Deviation) -> list[str]:
     """Return how ModelOpt differs from the definition in another way than recorded, or than its release should."""
     return gate.deviation(known)
 
@@ -339,9 +345,9 @@ def cuda_block_formats(name: str) -> list[str]:
 
 
 @check("numerics")
-def quantizers_of_the_model_compute_their_format(gate: Gate, case: Case) -> list[str]:
+def quantizers_of_the_model_compute_their_format(case: Case) -> list[str]:
     """Return the enabled quantizers that do not give, bit for bit, what their format says on the model's tensors."""
-    observations = gate.observations(case)
+    observations = case.observations
     return mismatches(observations) if observations else ["no enabled quantizer ran"]
 
 
@@ -353,22 +359,19 @@ def mismatches(observations: Iterable[Observation]) -> list[str]:
 
 
 @check("numerics")
-def folded_model_computes_the_same(gate: Gate, case: Case) -> list[Problem]:
+def folded_model_computes_the_same(case: Case) -> list[Problem]:
     """Return where the folded copy, which accuracy is measured on, computes something else than the model."""
-    made = gate.quantized(case)
-    problems = stored.problems(made.model) or agreement.with_folded(made.model, made.folded, made.inputs)
-    gate.section(case, "numerics")["folded"] = [asdict(problem) for problem in problems]
-    return problems
+    made = case.quantized
+    return stored.problems(made.model) or agreement.with_folded(made.model, made.folded, made.inputs)
 
 
 @check("numerics")
-def weights_in_a_block_format(gate: Gate, case: Case) -> list[Problem]:
+def weights_in_a_block_format(case: Case) -> list[Problem]:
     """Return the weights in a block format that needs CUDA whose numbers are not the format's nearest.
 
     ModelOpt's packed tensors must hold them; nothing runs on a CUDA device.
     """
-    problems, count = packed.problems(gate.reference(case).model, gate.recipe(case), gate.options.attention)
-    gate.section(case, "numerics")["packed_weights"] = count
+    problems, count = case.packed_weights
     if not count:
         raise NotJudged("the recipe has no block format that needs CUDA: the quantized model itself is compared")
     return problems

@@ -8,7 +8,7 @@ from harness.baselines import Orphan
 from harness.checks.registry import NotJudged, check
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Gate
+    from harness.gate.session import Gate
 
 
 @check("orphans")

@@ -10,37 +10,37 @@ from harness.problems import Problem
 from harness.quantization import memory
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 TOWERS = ("vision", "text")
 
 
 @check("throughput", tower=TOWERS)
-def reference_forward(gate: Gate, case: Case, tower: str, benchmark: Any) -> list[Problem]:
+def reference_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
     """Measure a forward of the FP16 tower with pytest-benchmark's fixture; it fails nothing.
 
     ``--benchmark-compare-fail`` decides about times.
     """
-    forward = gate.tower_forward(case, gate.reference(case).model, tower)
-    throughput.measure(benchmark, forward, gate.facts(case) | {"recipe": "FP16"})
+    forward = case.shared.tower_forward(case.shared.model, tower)
+    throughput.measure(benchmark, forward, case.facts() | {"recipe": "FP16"})
     return []
 
 
 @check("throughput", tower=TOWERS)
-def quantized_forward(gate: Gate, case: Case, tower: str, benchmark: Any) -> list[Problem]:
+def quantized_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
     """Measure a forward of the quantized tower in turn with the FP16 one, and keep their ratio; it fails nothing."""
-    models = (gate.quantized(case).folded, gate.reference(case).model)
-    forward, reference = (gate.tower_forward(case, model, tower) for model in models)
-    speed = throughput.compare(benchmark, forward, reference, gate.facts(case), gate.stored_ratio(case, tower))
+    models = (case.quantized.folded, case.shared.model)
+    forward, reference = (case.shared.tower_forward(model, tower) for model in models)
+    speed = throughput.compare(benchmark, forward, reference, case.facts(), case.stored_ratio(tower))
     if speed is not None:
-        gate.add_speed(case, tower, speed)
+        case.speeds[tower] = speed
     return []
 
 
 @check("throughput")
-def compressed_weights_take_their_bits(gate: Gate, case: Case) -> list[Problem]:
+def compressed_weights_take_their_bits(case: Case) -> list[Problem]:
     """Return what weighs more, packed by ``mtq.compress``, than bits times parameters."""
     try:
-        return gate.compression(case).problems()
+        return case.compression.problems()
     except memory.NotCompressedError as reason:
         raise NotJudged(f"not compressed: {reason}") from reason

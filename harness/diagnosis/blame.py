@@ -28,7 +28,7 @@ from harness.recipes.loading import Entry, Recipe
 from harness.statistics import distribution, verdicts
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 #: Pictures that the ranking looks at; the verification looks at all.
 RANKED_ON = 512
@@ -288,31 +288,31 @@ def _pruned(culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool
     return tuple(kept)
 
 
-def of_case(gate: Gate, case: Case, task: str, metric: str) -> Blame:
+def of_case(case: Case, task: str, metric: str) -> Blame:
     """Find the quantizers at fault for the case's loss on *metric* of *task*."""
-    made = gate.quantized(case)
+    made = case.quantized
     return find(
         made.reference.model,
         made.model,
-        gate.map(case),
+        case.map,
         made.recipe,
-        gate.task(case, task),
+        case.task(task),
         metric,
-        lambda patched: holds(gate, case, patched),
-        batch_size=gate.batch_size,
-        progress=gate.options.progress,
+        lambda patched: holds(case, patched),
+        batch_size=case.setting.batch_size,
+        progress=case.setting.options.progress,
         limit=LIMIT,
     )
 
 
-def holds(gate: Gate, case: Case, recipe: Recipe) -> bool:
+def holds(case: Case, recipe: Recipe) -> bool:
     """Return whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
-    model, _ = gate.calibrated(case, recipe)
-    subject = gate.quantized_subject(case, recipe, model, quantize.fold(model))
-    runs, before = gate.evaluator.evaluate(subject, gate.tasks(case), keep=False), gate.reference_runs(case)
+    model, _ = case.calibrated(recipe)
+    subject = case.subject_of(recipe, model, quantize.fold(model))
+    runs, before = case.setting.evaluator.evaluate(subject, case.tasks, keep=False), case.reference_runs
     within_limits = []
     for task, run in before.items():
-        budgets = {name: gate.budget(case, task, name) for name in run.outcomes}
+        budgets = {name: case.budget(task, name) for name in run.outcomes}
         within_limits += [measure.ok for measure in distribution.distribution(run, runs[task], budgets)]
-    decision = verdicts.family(gate.judged(case, before, runs)).decision
+    decision = verdicts.family(case.judged(before, runs)).decision
     return decision is verdicts.Decision.PASS and all(within_limits)

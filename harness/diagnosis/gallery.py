@@ -15,7 +15,7 @@ from harness.data.tasks import IMAGE_RECALL, Outcomes, Task
 from harness.statistics.verdicts import check_pair
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 #: Pixels of a thumbnail's longer side: enough to recognise a picture, small enough for a page of hundreds.
 THUMBNAIL = 96
@@ -139,17 +139,17 @@ def _names(task: Task, metric: str, captions: Sequence[str] | None) -> Any:
     return name
 
 
-def of_case(gate: Gate, case: Case) -> dict[str, list[dict[str, Any]]]:
+def of_case(case: Case) -> dict[str, list[dict[str, Any]]]:
     """Return the changed answers on every metric of every task that was evaluated whole, by task and metric."""
-    before, after = gate.runs(case)
+    before, after = case.runs
     found = {}
-    for task in gate.tasks(case):
+    for task in case.tasks:
         for metric, outcomes in before[task.name].outcomes.items():
             if len(outcomes.sample_ids) != task.n(metric):
                 continue  # stopped early: positions are not the task's
             captions = None
             if task.labels is None:
-                captions = captions_of(task, gate.reference(case).tokenizer)
+                captions = captions_of(task, case.reference.tokenizer)
             changed = changed_answers(task, outcomes, after[task.name].outcomes[metric], captions=captions)
             found[f"{task.name}/{metric}"] = changed
     return found

@@ -8,6 +8,7 @@ over batches, at the reference's own temperature.  Ranges are buffers and stay w
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Outcomes, TaskRun
 from harness.errors import UsageError, one_line, ran_out_of_memory
+from harness.gate.built import built
 from harness.models import families
 from harness.quantization import quantize
 from harness.quantization.contrastive import contrastive, differentiable_attention
@@ -27,7 +29,7 @@ from harness.statistics import paired
 from harness.statistics.verdicts import Decision, Family, Verdict, check_pair
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,23 @@ def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:
     )
 
 
-def trained(gate: Gate, case: Case) -> Trained:
-    """Fine-tune the case's quantized model on the pairs that it was calibrated with."""
-    how = Settings()
-    if gate.options.batch_size is not None:
-        how = replace(how, batch_size=min(how.batch_size, gate.options.batch_size))
-    return train(gate.quantized(case).model, gate.calibration(case), how, progress=gate.options.progress)
+class FineTuned:
+    """A case's quantized model, fine-tuned on the pairs that it was calibrated with."""
 
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        began = time.perf_counter()
+        options, how = case.setting.options, Settings()
+        if options.batch_size is not None:
+            how = replace(how, batch_size=min(how.batch_size, options.batch_size))
+        trained = train(case.quantized.model, case.calibration, how, progress=options.progress)
+        self.model, self.losses = trained.model, trained.losses
+        self.seconds = time.perf_counter() - began
 
-def gains_of(gate: Gate, case: Case, trained: Trained) -> list[Gain]:
-    """Return what fine-tuning won back on every metric on which the case's recipe does not pass."""
-    subject = gate.quantized_subject(case, gate.quantized(case).recipe, trained.model, quantize.fold(trained.model))
-    after = gate.evaluator.evaluate(subject, gate.tasks(case), keep=False)
-    return gains(gate.verdicts(case), gate.quantized_runs(case), after)
+    @built
+    def gains(self) -> list[Gain]:
+        """What fine-tuning won back on every metric on which the case's recipe does not pass."""
+        case = self.case
+        subject = case.subject_of(case.quantized.recipe, self.model, quantize.fold(self.model))
+        after = case.setting.evaluator.evaluate(subject, case.tasks, keep=False)
+        return gains(case.verdicts, case.quantized_runs, after)

@@ -1,19 +1,51 @@
-"""What checks return becomes outcomes of tests, and what was measured becomes the results that reports show."""
+"""What checks return becomes outcomes of tests, and what a run measured becomes the results that reports show."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.checks.registry import KnownDefect, NotJudged
 
 if TYPE_CHECKING:
-    from harness.diagnosis.qat import Trained
-    from harness.gate.gate import Case, Gate, Quantized
+    from harness.diagnosis.blame import Blame
+    from harness.diagnosis.qat import FineTuned
+    from harness.gate.case import Case
+    from harness.gate.graphs import Graphs
+    from harness.gate.listing import CaseName
+    from harness.gate.quantized import Quantized
+    from harness.gate.results import Results
+    from harness.gate.session import Gate
+
+
+@dataclass
+class Notes:
+    """What the plugin keeps for the results, in addition to what the run's cases know themselves.
+
+    Attributes:
+        problems: what a check returned, by case and the check's name.
+        layer_errors: the error of every layer, measured while the model was in memory.
+        blames: the quantizers at fault.
+        tuned: fine-tuned models.
+    """
+
+    problems: dict[tuple[CaseName, str], list[object]] = field(default_factory=dict)
+    layer_errors: dict[Case, list[dict[str, Any]]] = field(default_factory=dict)
+    blames: dict[Case, Blame] = field(default_factory=dict)
+    tuned: dict[Case, FineTuned] = field(default_factory=dict)
+
+
+_NOTES = pytest.StashKey[Notes]()
+
+
+def notes_of(config: pytest.Config) -> Notes:
+    """The notes of a run."""
+    return config.stash.setdefault(_NOTES, Notes())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,37 +59,185 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         pytest.xfail(str(defect))
 
 
-def quantized(gate: Gate, case: Case) -> Quantized:
-    """The case's quantized model; a report shows the error of every layer, measured while the model is in memory."""
-    made = gate.quantized(case)
-    results = gate.results.case(case.recipe_name, case.model_name)
-    if gate.options.report and "layer_error" not in results:
+def keep_problems(item: pytest.Item, problems: list[object]) -> None:
+    """Note what the check of a test returned, where the test is of a case."""
+    from harness.pytest_plugin.outcomes import case_of
+
+    case = case_of(item)
+    if case is not None and isinstance(item, pytest.Function):
+        notes_of(item.config).problems[case, item.originalname.removeprefix("test_")] = problems
+
+
+def quantized(case: Case, notes: Notes) -> Quantized:
+    """The case's quantized model; for a report, the error of every layer is measured while it is in memory."""
+    model = case.quantized
+    if case.setting.options.report and case not in notes.layer_errors:
         from harness.diagnosis import layers
 
-        results["layer_error"] = layers.layer_errors(made.reference.model, made.model, made.inputs)
-    return made
+        notes.layer_errors[case] = layers.layer_errors(model.reference.model, model.model, model.inputs)
+    return model
 
 
-def trained(gate: Gate, case: Case) -> Trained:
-    """The case's model, fine-tuned; how long that took and how the loss fell goes to the results."""
-    from harness.diagnosis import qat
+def tuned(case: Case, notes: Notes) -> FineTuned:
+    """The case's model, fine-tuned."""
+    from harness.diagnosis.qat import FineTuned
 
-    began = time.perf_counter()
-    made = qat.trained(gate, case)
-    gate.section(case, "qat").update(seconds=round(time.perf_counter() - began, 1), losses=list(made.losses))
-    return made
+    notes.tuned[case] = FineTuned(case)
+    return notes.tuned[case]
 
 
-def collect(gate: Gate) -> None:
-    """Add to the results what is derived from the measurements of the run's cases."""
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+def describe(gate: Gate, results: Results) -> None:
+    """Say in the results what the run is bound to."""
+    from harness.evaluation import environment
+
+    results.environment.update(
+        versions=environment.versions(),
+        device=str(gate.device_key),
+        attention=gate.options.attention,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def collect(gate: Gate, results: Results, notes: Notes) -> None:
+    """Add to the results what the run measured; nothing is measured for it."""
+    for case in gate.touched():
+        for name, section in sections_of(case, notes).items():
+            if isinstance(section, dict):
+                results.section(case.recipe_name, case.model_name, name).update(section)
+            else:
+                results.case(case.recipe_name, case.model_name)[name] = section
+    met: Counter[str] = Counter()
+    for counted in (*(case.expected_met for case in gate.touched()), *gate.deviations_met.values()):
+        met.update(counted)
+    if met:
+        reasons = {record.name: " ".join(record.difference.reason.split()) for record in gate.expected}
+        told = {name: {"count": count, "reason": reasons[name]} for name, count in met.items()}
+        results.environment["expected_differences"] = told
+
+
+def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
+    """The sections of a case's results, as far as there is anything to say."""
+    from harness.gate.built import is_built
+
+    found: dict[str, Any] = {}
+    if case.seconds is not None:
+        found["quantize"] = {"seconds": round(case.seconds, 3), "calibration_size": case.calibration.n}
+    if case in notes.layer_errors:
+        found["layer_error"] = notes.layer_errors[case]
+    if is_built(case, "map"):
+        found["insertion"] = _insertion(case)
+    if is_built(case, "verdicts"):
+        found["accuracy"] = _accuracy(case)
+    if is_built(case, "compression"):
+        compression = case.compression
+        found["memory"] = compression.as_dict() | {"problems": _records(compression.problems())}
+    if case in notes.blames:
+        found["blame"] = notes.blames[case].as_dict()
+    found["numerics"] = _numerics(case, notes)
+    found["drift"] = _drift(case)
+    found["export"] = _export(case.graphs)
+    found["throughput"] = {tower: _speed(case, tower) for tower in case.speeds}
+    if case in notes.tuned:
+        found["qat"] = _tuned(notes.tuned[case])
+    return {name: section for name, section in found.items() if section}
+
+
+def _records(problems: Sequence[object]) -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems if is_dataclass(problem) and not isinstance(problem, type)]
+
+
+def _insertion(case: Case) -> dict[str, Any]:
     from harness.checks import insertion
+
+    return {
+        "map": [quantizer.as_dict() for quantizer in case.map],
+        "not_covered": insertion.not_covered(case.shared.model),
+        "problems": _records(insertion.all_problems(case)),
+    }
+
+
+def _numerics(case: Case, notes: Notes) -> dict[str, Any]:
+    from harness.gate.built import is_built
+
+    found: dict[str, Any] = {}
+    if is_built(case, "observations"):
+        found["observations"] = [observation.as_dict() for observation in case.observations]
+    folded = notes.problems.get((case.name, "folded_model_computes_the_same"))
+    if folded is not None:
+        found["folded"] = _records(folded)
+    if is_built(case, "packed_weights"):
+        found["packed_weights"] = case.packed_weights[1]
+    return found
+
+
+def _accuracy(case: Case) -> dict[str, Any]:
     from harness.diagnosis import gallery
 
-    for case in gate.cases():
-        known = gate.results.cases.get((case.recipe_name, case.model_name), {})
-        if "map" in known.get("insertion", {}):
-            problems = insertion.all_problems(gate, case)
-            not_covered = insertion.not_covered(gate.reference(case).model)
-            known["insertion"].update(not_covered=not_covered, problems=[asdict(problem) for problem in problems])
-        if gate.options.report and "verdicts" in known.get("accuracy", {}):
-            known["accuracy"]["changed"] = gallery.of_case(gate, case)
+    family = case.verdicts
+    limits = [measurement for task in case.runs[0] for measurement in case.measurements(task)]
+    found: dict[str, Any] = {
+        "decision": family.decision.value,
+        "headline": family.headline(),
+        "verdicts": [asdict(verdict) | {"decision": verdict.decision.value} for verdict in family.verdicts],
+        "beyond": {f"{v.task}/{v.metric}": case.beyond(v.task, v.metric) for v in family.verdicts},
+        "limits": [measurement.as_dict() for measurement in limits if measurement.limit is not None],
+    }
+    if case.setting.options.report:
+        found["changed"] = gallery.of_case(case)
+    return found
+
+
+def _drift(case: Case) -> dict[str, Any]:
+    return {
+        "map" if task is None else f"{task}/{metric}": {"kind": compared.word, "headline": compared.headline}
+        for (task, metric), compared in case.comparisons.items()
+    }
+
+
+def _export(graphs: Graphs) -> dict[str, Any]:
+    from harness import export
+    from harness.gate.built import is_built
+
+    found: dict[str, Any] = {}
+    if is_built(graphs, "no_form"):
+        found.update(no_form=graphs.no_form, runtime=export.RUNTIME)
+    for (tower, dtype), problems in graphs.problems.items():
+        found.setdefault("problems", {})[f"{tower}/{str(dtype).removeprefix('torch.')}"] = _records(problems)
+    for (tower, optimized), parity in graphs.parities.items():
+        found.setdefault("optimized" if optimized else "parity", {})[tower] = parity.as_dict()
+    if is_built(graphs, "published"):
+        published = graphs.published
+        found["published"] = published if isinstance(published, str) else [str(problem) for problem in published]
+    if graphs.engines:
+        found["engine"] = {tower: measured.as_dict() for tower, measured in graphs.engines.items()}
+    for answers in graphs.answers.values():
+        found["answers"] = answers.as_dict()
+    return found
+
+
+def _speed(case: Case, tower: str) -> dict[str, Any]:
+    """A quantized tower's speed next to its reference's, and where the ratio moved against the baseline."""
+    from harness.statistics.speed import moved
+
+    speed, stored = case.speeds[tower], case.stored_ratio(tower)
+    if stored is None:
+        return speed.as_dict() | {"baseline_ratio": None, "moved": ""}
+    baseline: Mapping[str, Any] = {
+        "baseline_ratio": stored.value,
+        "baseline_low": stored.low,
+        "baseline_high": stored.high,
+        "moved": moved(stored, speed.ratio),
+    }
+    return speed.as_dict() | dict(baseline)
+
+
+def _tuned(model: FineTuned) -> dict[str, Any]:
+    from harness.gate.built import is_built
+
+    found: dict[str, Any] = {"seconds": round(model.seconds, 1), "losses": list(model.losses)}
+    if is_built(model, "gains"):
+        found["gains"] = [asdict(gain) for gain in model.gains]
+    return found

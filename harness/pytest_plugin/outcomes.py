@@ -25,7 +25,9 @@ from harness.pytest_plugin.private import Failed
 from harness.pytest_plugin.run import is_worker, results_of
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Case, Gate
+    from harness.gate.case import Case
+    from harness.gate.listing import CaseName
+    from harness.gate.session import Gate
 
 #: Markers of the suites, by which a report says what it belongs to, and what each asks.
 SUITES = {
@@ -231,12 +233,12 @@ def _explained(item: pytest.Item, error: Any) -> str:
     if gate is None or case is None:
         return str(error)
     from harness.checks import insertion
-    from harness.gate.gate import Case
+    from harness.gate.listing import CaseName
 
     if "structure_case" in item.callspec.params:  # type: ignore[attr-defined]
-        case = Case(case.recipe, gate.options.clip_models[0])
+        case = CaseName(case.recipe, gate.options.clip_models[0])
     try:
-        reason, *problems = insertion.explain(gate, case, error).split("\n\n")
+        reason, *problems = insertion.explain(gate[case], error).split("\n\n")
     except Exception:  # the explanation is a help; the refusal is what has to be shown
         reason, problems = str(error), []
     if item.config.getoption("verbose") <= 0:
@@ -265,10 +267,10 @@ def _outcome(report: pytest.TestReport) -> Outcome | None:
     return Outcome.PASSED
 
 
-def case_of(item: pytest.Item) -> Case | None:
+def case_of(item: pytest.Item) -> CaseName | None:
     """The case that a test is about, a published architecture's included."""
     params = getattr(getattr(item, "callspec", None), "params", {})
-    found: Case | None = next((params[name] for name in (*CASES, "structure_case") if name in params), None)
+    found: CaseName | None = next((params[name] for name in (*CASES, "structure_case") if name in params), None)
     return found
 
 
@@ -379,7 +381,7 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
 # -- the end of a run ---------------------------------------------------------------------------------------------
 
 
-def fell_short(results: Results, case: Case) -> str:
+def fell_short(results: Results, case: Case | CaseName) -> str:
     """Why what was measured of *case* is not a baseline: what did not hold of it; empty where all held.
 
     A difference from the stored record is no reason: that record is kept as it is in any case.

@@ -1,6 +1,6 @@
 """The pytest side of the gate: options, parametrisation, fixtures, and how results reach the terminal.
 
-No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate.gate`` builds each thing once.
+No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate`` builds each thing once.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ from harness.pytest_plugin.workers import hand_over, settle, take_selection
 
 if TYPE_CHECKING:
     from harness.baselines import Comparison
-    from harness.diagnosis.qat import Trained
-    from harness.gate.gate import Case, Gate, Options, Quantized
+    from harness.diagnosis.qat import FineTuned
+    from harness.gate.case import Case
+    from harness.gate.listing import CaseName
+    from harness.gate.options import Options
+    from harness.gate.quantized import Quantized
+    from harness.gate.session import Gate
     from harness.pull_requests.selection import Selection
     from harness.statistics.verdicts import Verdict
 
@@ -275,27 +279,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted -= own | private.own_fixtures(metafunc)
     if not wanted:
         return
-    from harness.gate import gate
+    from harness.gate import listing
     from harness.recipes import names
     from harness.recipes.finding import DEFAULT
 
     options = options_of(metafunc.config)
-    cases = gate.cases_of(options)
-    ways: dict[str, list[Case]] = {
+    cases = listing.cases_of(options)
+    ways: dict[str, list[CaseName]] = {
         "case": cases,
-        "structure_case": gate.structures_of(options),
+        "structure_case": listing.structures_of(options),
         # No default recipe has a block format that needs CUDA.
         "weights_case": [case for case in cases if case.recipe_name not in DEFAULT],
         "model_case": list({case.model: case for case in reversed(cases)}.values())[::-1],
-        "trained_case": gate.to_train(options),
+        "trained_case": listing.to_train(options),
     }
     for name in wanted - {"metric"}:
         ids = [names.plain(c.model_name) if name == "model_case" else c.id for c in ways[name]]
         metafunc.parametrize(name, ways[name] or [_NO_CASE], ids=ids or ["no case"], scope="session")
     if "metric" in wanted:
-        metrics = gate.metrics_of(options)
+        metrics = listing.metrics_of(options)
         # Not of the scope of the session: pytest would then order by metric as well, and quantize a case twice.
-        metafunc.parametrize("metric", metrics, ids=gate.metric_ids(metrics))
+        metafunc.parametrize("metric", metrics, ids=listing.metric_ids(metrics))
 
 
 def _names(given: str | Iterable[str]) -> list[str]:
@@ -342,11 +346,13 @@ def _look_at_everything(session: pytest.Session) -> None:
     if not items or config.option.collectonly or is_worker(config):
         return
     fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
+    from harness.gate.preflight import preflight
+
     with refusing(config):
         check_stored(config, [item.nodeid for item in items if in_suites(item.path)])
         machine.check_comparison(config, session.items)
         gate = _gate(config)
-        gate.preflight(accuracy="metric" in fixtures, decode=True)
+        preflight(gate, accuracy="metric" in fixtures, decode=True)
         if "form" in fixtures:
             from harness.checks import checkpoint
 
@@ -378,10 +384,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     found = [name for name in _CASES if name in params]
     if _GATE not in item.config.stash or not found:
         return
-    gate, case = item.config.stash[_GATE], params[found[0]]
-    reason = None if "model_case" in found else gate.not_gated(case, structure="case" not in found)
+    case = item.config.stash[_GATE][params[found[0]]]
+    reason = None if "model_case" in found else case.not_gated(structure="case" not in found)
     if reason is None and "structure_case" not in found:
-        reason = gate.lacks(case, tower=params.get("tower"), accuracy="metric" in params)
+        reason = case.shared.lacks(tower=params.get("tower"), accuracy="metric" in params)
     if reason:
         pytest.skip(f"not gated: {reason}")
 
@@ -391,7 +397,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _gate(config: pytest.Config) -> Gate:
     from harness.evaluation import evaluators
-    from harness.gate.gate import Gate
+    from harness.gate.session import Gate
     from harness.models import references
 
     if _GATE not in config.stash:
@@ -405,7 +411,8 @@ def _gate(config: pytest.Config) -> Gate:
             store=workers.store_of(config),
             **_progress(config, options),
         )
-        config.stash[_GATE] = Gate(options, results_of(config), evaluator)
+        config.stash[_GATE] = Gate(options, evaluator)
+        collector.describe(config.stash[_GATE], results_of(config))
         keep_gate(config, config.stash[_GATE])
     return config.stash[_GATE]
 
@@ -424,15 +431,15 @@ def gate(pytestconfig: pytest.Config) -> Gate:
 
 
 @pytest.fixture(scope="session")
-def quantized(gate: Gate, case: Case) -> Quantized:
+def quantized(pytestconfig: pytest.Config, gate: Gate, case: CaseName) -> Quantized:
     """The case's quantized and calibrated model."""
-    return collector.quantized(gate, case)
+    return collector.quantized(gate[case], collector.notes_of(pytestconfig))
 
 
 @pytest.fixture(scope="session")
-def trained(gate: Gate, trained_case: Case) -> Trained:
-    """The case's model after fine-tuning."""
-    return collector.trained(gate, trained_case)
+def tuned(pytestconfig: pytest.Config, gate: Gate, trained_case: CaseName) -> FineTuned:
+    """The case's model, fine-tuned."""
+    return collector.tuned(gate[trained_case], collector.notes_of(pytestconfig))
 
 
 class Check:
@@ -447,7 +454,9 @@ class Check:
         """Fail with all of *found*, one paragraph each; hold if there is nothing."""
         from harness.baselines import rerun_command
 
-        texts = [str(problem) for problem in found]
+        problems = list(found)
+        collector.keep_problems(self._request.node, problems)
+        texts = [str(problem) for problem in problems]
         if texts:
             parts = [heading] * bool(heading) + texts + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
             raise NotHeld("\n\n".join(parts), self._causes(texts))
@@ -507,8 +516,8 @@ class Check:
             return f"blame: see {first}"
         from harness.diagnosis import blame
 
-        found = blame.of_case(gate, case, task, metric)
-        gate.section(case, "blame").update(found.as_dict())
+        found = blame.of_case(gate[case], task, metric)
+        collector.notes_of(self._request.config).blames[gate[case]] = found
         return found.message()
 
 
@@ -525,10 +534,10 @@ def updating(config: pytest.Config) -> bool:
 
 def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
     """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
-    from harness.gate import gate
+    from harness.gate import listing
 
     case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[union-attr]
-    return gate.words_of(options_of(config), case)
+    return listing.words_of(options_of(config), case)
 
 
 # -- the end of a run ---------------------------------------------------------------------------------------------
@@ -541,9 +550,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     lines = []
     if _GATE in config.stash:
         gate = config.stash[_GATE]
-        gate.finish()
-        collector.collect(gate)
-        lines = [*gate.evaluator.notes(), *(_accept(session, exitstatus) if updating(config) else [])]
+        lines = [*gate.evaluator.notes(), *_collect(session)]
+        lines += _accept(session, exitstatus) if updating(config) else []
         gate.evaluator.close()
     if is_worker(config):
         hand_over(config, lines)
@@ -554,6 +562,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if has_results(config) or (is_empty and not config.option.collectonly):
         # Where nothing was selected, a report of an earlier run must not stand for this one.
         conclude(session)
+
+
+def _collect(session: pytest.Session) -> list[str]:
+    """Add what this process measured to the results; what a report shows in addition may be refused there."""
+    config = session.config
+    results = results_of(config)
+    try:
+        collector.collect(config.stash[_GATE], results, collector.notes_of(config))
+    except UsageError as error:  # a picture of a changed answer, where none was decoded before
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        results.refused = results.refused or str(error)
+        return [f"ERROR: {error}"]
+    return []
 
 
 def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
@@ -569,7 +590,7 @@ def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
 
     gate = config.stash[_GATE]
     new_only = get("new_baselines_only")
-    left_out = {case: fell_short(results, case) for case in gate.pending} if new_only else {}
+    left_out = {case: fell_short(results, case) for case in gate.measured()} if new_only else {}
     try:
         gate.accept(
             reason=get("reason"),

@@ -10,7 +10,7 @@ import pytest
 from harness.gate.results import Results
 
 if TYPE_CHECKING:
-    from harness.gate.gate import Options
+    from harness.gate.options import Options
 
 _RESULTS = pytest.StashKey[Results]()
 
@@ -28,7 +28,7 @@ def has_results(config: pytest.Config) -> bool:
 def options_of(config: pytest.Config) -> Options:
     """The command line as the library's options."""
     from harness.data import samples
-    from harness.gate.gate import Options
+    from harness.gate.options import Options
 
     get = config.getoption
     given: dict[str, Any] = {

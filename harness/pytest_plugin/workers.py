@@ -19,7 +19,7 @@ from harness.pytest_plugin.run import is_worker, options_of, results_of, tell
 
 if TYPE_CHECKING:
     from harness.evaluation.shards import Store
-    from harness.gate.gate import Case
+    from harness.gate.listing import CaseName
 
 #: Where a worker leaves what it hands over, and finds the folder of shards.
 _HANDED = "quantized CLIP gate"
@@ -148,7 +148,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Look at all that was given before a worker runs its first test: a worker cannot end the run with exit code 4."""
-    from harness.gate import gate
+    from harness.gate import listing
+    from harness.gate.preflight import preflight
+    from harness.gate.session import Gate
 
     config: pytest.Config = node.config
     if config.stash.get(_LOOKED_AT, False):
@@ -161,12 +163,12 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
         check_stored(config, [one for one in ids if in_suites(config.rootpath / one.partition("::")[0])])
         machine.check_processes(config)
         options = options_of(config)
-        metrics = tuple(f"{one}]" for one in gate.metric_ids(gate.metrics_of(options)))
-        made = gate.Gate(options)
+        metrics = tuple(f"{one}]" for one in listing.metric_ids(listing.metrics_of(options)))
+        gate = Gate(options)
         try:
-            made.preflight(accuracy=any(one.endswith(metrics) for one in ids))
+            preflight(gate, accuracy=any(one.endswith(metrics) for one in ids))
         finally:
-            made.evaluator.close()
+            gate.evaluator.close()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -190,7 +192,7 @@ def _case_ids(config: pytest.Config) -> list[str]:
     return [case.id for case in _cases(config)]
 
 
-def _cases(config: pytest.Config) -> list[Case]:
-    from harness.gate import gate
+def _cases(config: pytest.Config) -> list[CaseName]:
+    from harness.gate import listing
 
-    return gate.cases_of(options_of(config))
+    return listing.cases_of(options_of(config))

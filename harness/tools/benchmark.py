@@ -83,17 +83,18 @@ def cost(name: str, command: Sequence[str]) -> Cost:
 def least() -> dict[str, float]:
     """Seconds of what one more recipe cannot do without: its calibration, and one quantized forward over the tasks."""
     from harness.data import tasks
-    from harness.gate.gate import Gate, Options
+    from harness.gate.options import Options
+    from harness.gate.session import Gate
     from harness.quantization import quantize
 
     gate = Gate(Options(recipes=(OTHER,)))
     (case,) = gate.cases()
-    reference, pairs, among = gate.reference(case), gate.calibration(case), gate.tasks(case)
+    reference, pairs, among = case.reference, case.calibration, case.tasks
     batches = list(pairs.batches(gate.device, reference.dtype))
     for task in among:
         tasks.evaluate(reference.model, task, batch_size=gate.batch_size)  # decodes the pictures
     began = time.perf_counter()
-    model = quantize.quantize(reference.model, gate.recipe(case), quantize.forward_loop_over(batches))
+    model = quantize.quantize(reference.model, case.recipe, quantize.forward_loop_over(batches))
     calibrated = time.perf_counter()
     folded = quantize.fold(model)
     for task in among:

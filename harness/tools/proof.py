@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ from harness import places
 from harness.checks import registry
 from harness.checks.registry import Check
 from harness.errors import UsageError
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.preflight import preflight
+from harness.gate.reference_side import Prepared
+from harness.gate.session import Gate
 from harness.quantization.quantize import QuantizationError
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
 
@@ -49,6 +53,8 @@ SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places"})
 
 #: Suites that decide about a recipe; the others measure, or need what a planted fault does not have.
 _DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
+#: Checks that fail no recipe: what they find is a library's defect.
+_OF_LIBRARIES = ("optimisations_change_nothing", "published_export_is_gated_too")
 #: Checks of the insertion suite that come after numerics: what they find, an earlier check may find without them.
 _LATER = ("map_equals_baseline", "structure_of_published_architecture")
 #: Of what the suites look at exhaustively, a few values that tell a wrong function from a right one.
@@ -62,7 +68,7 @@ FEW: dict[str, tuple[Any, ...]] = {
 
 def _ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
     """*checks* of the deciding suites, cheap ones first, and accuracy's record last."""
-    decide = [check for check in checks if check.suite in _DECIDING]
+    decide = [check for check in checks if check.suite in _DECIDING and check.name not in _OF_LIBRARIES]
     later = [check for check in decide if check.name in _LATER]
     recorded = [check for check in decide if check.recorded and check not in later]
     first = [check for check in decide if check not in later and check not in recorded]
@@ -74,7 +80,7 @@ CHECKS = _ordered(registry.every())
 
 
 def _looked_at(gate: Gate) -> tuple[str, ...]:
-    gate.preflight(accuracy=True)
+    preflight(gate, accuracy=True)
     return ()
 
 
@@ -128,14 +134,17 @@ class Clean:
     def record(self, *, show: Callable[[str], object] = lambda text: None) -> None:
         """Measure every recipe and store its baseline."""
         for case in self.gate.cases():
-            self.gate.store.update(self.gate.record(case), reason="clean run of the proof", show=show)
+            self.gate.store.update(case.record(), reason="clean run of the proof", show=show)
 
-    def run(self, site: Site, fault: Fault | None = None, **options: Any) -> tuple[Gate, Case]:
-        """A fresh gate over *site*, sharing with the clean one what *fault* does not touch."""
+    def prepared(self, fault: Fault | None = None) -> Prepared:
+        """What a run takes over of this one: what has been built and *fault* does not touch."""
+        return self.gate.side(MODEL).prepared(SHARED - (fault.anew if fault else frozenset()))
+
+    def run(self, site: Site, fault: Fault | None = None, **options: Any) -> Case:
+        """A case of a fresh gate over *site*, sharing with the clean one what *fault* does not touch."""
         given = {**asdict_shallow(self.options), "recipes": (site.recipe,), "baselines": site.baselines}
-        gate = Gate(Options(**(given | options | site.options)))
-        gate.share(self.gate, SHARED - (fault.anew if fault else frozenset()))
-        return gate, gate.cases()[0]
+        gate = Gate(Options(**(given | options | site.options)), prepared={MODEL: self.prepared(fault)})
+        return gate.cases()[0]
 
     def site(self, recipe: str) -> Site:
         """A new place to plant in, with its own copy of the baselines."""
@@ -163,7 +172,7 @@ def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kil
 
 def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) -> tuple[Check, str, str] | None:
     try:
-        gate, case = clean.run(site, fault)
+        case = clean.run(site, fault)
     except UsageError as error:
         return PREFLIGHT, "usage error", str(error)
     # The fresh process of the checkpoint suite carries no fault but those of the checkpoint itself.
@@ -173,7 +182,7 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
         carried = [c for c in checks if c.suite == fault.where.value]
     for check in (PREFLIGHT, *carried):
         try:
-            problem = next(check.problems(gate, case, FEW), None)
+            problem = next(check.problems(case, FEW), None)
         except UsageError as error:
             return check, "usage error", str(error)
         except QuantizationError as error:
@@ -229,18 +238,18 @@ def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) 
     """What the gate says under *how* of each clean recipe; nothing, unless it cries wolf."""
     torch.set_num_threads(how.threads)
     rng = random.Random(how.order)
-    # No restored checkpoint, structure without weights or graph knows of batch size or order: once a process.
+    # No restored checkpoint, structure without weights, graph or format knows of batch size or order: once a process.
     once = ("checkpoint: restored", "insertion: structure", "export: ")
-    checks = [c for c in CHECKS if restore or not f"{c.suite}: {c.title}".startswith(once)]
+    checks = [c for c in CHECKS if restore or (c.is_of_case and not f"{c.suite}: {c.title}".startswith(once))]
     rng.shuffle(checks)
     site = clean.site(recipes[0])
-    gate, _ = clean.run(site, batch_size=how.batch_size, recipes=tuple(recipes))
-    order = list(gate._kept.pop(("tasks", MODEL)))
-    rng.shuffle(order)
-    gate._kept.pop(("runs", MODEL), None)
-    gate._kept["tasks", MODEL] = tuple(order)
+    shuffled = list(clean.gate.side(MODEL).tasks)
+    rng.shuffle(shuffled)
+    prepared = replace(clean.prepared(), tasks=tuple(shuffled), runs=None)
+    given = {**asdict_shallow(clean.options), "recipes": tuple(recipes), "baselines": site.baselines}
+    gate = Gate(Options(**(given | {"batch_size": how.batch_size})), prepared={MODEL: prepared})
     found = {
-        case.recipe: [f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(gate, case, FEW)]
+        case.name.recipe: [f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(case, FEW)]
         for case in gate.cases()
     }
     shutil.rmtree(site.folder)
@@ -256,8 +265,8 @@ def _worker(arguments: argparse.Namespace) -> None:
         clean = Clean(Path(folder) / "clean", arguments.recipe, Options(tasks=TASKS))
         shutil.rmtree(clean.baselines)
         shutil.copytree(arguments.baselines, clean.baselines)
-        first = clean.gate.cases()[0]
-        clean.gate.tasks(first), clean.gate.calibration(first), clean.gate.places(first)
+        shared = clean.gate.side(MODEL)
+        shared.tasks, shared.calibration, shared.places  # noqa: B018 - built once for all variations
         seed = os.environ.get("PYTHONHASHSEED", "random")
         for number, how in enumerate(variations(arguments.count, arguments.process, seed)):
             for recipe, found in alarms(clean, how, arguments.recipe, restore=number == 0).items():

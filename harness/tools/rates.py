@@ -23,9 +23,11 @@ from torch import nn
 from harness.data import inputs, tasks
 from harness.data.tasks import Task, TaskRun
 from harness.evaluation import cluster, environment
-from harness.gate.gate import BASELINES, Gate, Options
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.models import architectures, references
 from harness.models.references import Reference
+from harness.places import BASELINES
 from harness.quantization import quantize
 from harness.recipes import loading
 from harness.statistics import budgets, distribution, verdicts
@@ -188,7 +190,7 @@ def _candidates(task: Task, metric: str) -> int:
 def _starting() -> float:
     """Seconds of a process that imports what an evaluation needs."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", "import harness.gate.gate, harness.checks.checkpoint_preload"], check=True)
+    subprocess.run([sys.executable, "-c", "import harness.gate.session, harness.checks.checkpoint_preload"], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
 
@@ -224,9 +226,9 @@ def _forwards(seconds: float) -> dict[str, float]:
     """Samples a second and core of the embedded model, as it is and under fake quantization."""
     gate = Gate(Options(recipes=(RECIPE,), tasks=("emoji100",), calibration_size=64))
     (case,) = gate.cases()
-    (task,) = gate.tasks(case)
+    (task,) = case.tasks
     part, found = task.subset(0, 256), {}
-    for name, model in (("FP16", gate.reference(case).model), (RECIPE, gate.quantized(case).folded)):
+    for name, model in (("FP16", case.shared.model), (RECIPE, case.quantized.folded)):
 
         def pictures(model: nn.Module = model) -> int:
             return len(tasks.image_embeddings(model, part, 64))

@@ -13,7 +13,7 @@ import torch
 from store_helpers import Clock
 
 import harness.checks.checkpoint_preload
-import harness.gate.gate
+import harness.gate.session
 import harness.pull_requests.selection
 import harness.pytest_plugin.workers
 import harness.report

@@ -33,19 +33,23 @@ def _measured() -> dict[str, Any]:
     from harness import compat  # noqa: F401
     from harness.data import tasks
     from harness.diagnosis import gallery, layers
-    from harness.gate.gate import Gate, Options
+    from harness.gate.options import Options
+    from harness.gate.results import Results
+    from harness.gate.session import Gate
     from harness.pytest_plugin import collector
     from harness.statistics import verdicts
     from harness.statistics.verdicts import Budget
 
     gate = Gate(Options(recipes=("fp8",), calibration_size=64))
     case = gate.cases()[0]
-    gate.map(case)
-    gate.observations(case)
-    reference, made = gate.reference(case), gate.quantized(case)
-    section = gate.section(case, "accuracy")
+    assert case.map
+    assert case.observations
+    reference, made = case.reference, case.quantized
+    results = Results()
+    collector.collect(gate, results, collector.Notes())
+    section = results.section(case.recipe_name, case.model_name, "accuracy")
     found, changed = [], {}
-    for task in gate.tasks(case)[:2]:
+    for task in case.tasks[:2]:
         part = task.subset(0, 192)
         before, after = (
             tasks.evaluate(model, part, batch_size=64).outcomes for model in (reference.model, made.folded)
@@ -61,8 +65,7 @@ def _measured() -> dict[str, Any]:
         beyond={f"{v.task}/{v.metric}": {"kl_mean": 0.0125, "kl_max": float("inf")} for v in family.verdicts},
         changed=changed,
     )
-    collector.collect(gate)
-    whole: dict[str, Any] = gate.results.as_dict()
+    whole: dict[str, Any] = results.as_dict()
     whole["environment"] = {"versions": {"torch": "2.13.0"}, "device": "cpu", "date": "2026-11-23T07:00:00Z"}
     measured = whole["cases"][0]
     measured["layer_error"] = layers.layer_errors(reference.model, made.model, made.inputs)

@@ -30,7 +30,7 @@ class Where(Enum):
 class Site:
     """Where one fault is planted: a folder of its own, and a copy of the clean baselines that it may damage.
 
-    ``options`` are fields of ``harness.gate.gate.Options`` that the fault sets, such as another recipe.
+    ``options`` are fields of ``harness.gate.options.Options`` that the fault sets, such as another recipe.
     """
 
     folder: Path

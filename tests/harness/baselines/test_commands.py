@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from harness.baselines import Missing, rerun_command
-from harness.gate import gate
-from harness.gate.gate import Gate, Options
+from harness.gate import listing
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.pytest_plugin import options
 from harness.pytest_plugin.run import options_of
 
@@ -73,13 +74,13 @@ GIVEN: dict[str, dict[str, Any]] = {
 def test_a_command_gates_the_same_case_again(here: Path, parsed: Parsed, name: str) -> None:
     """The printed options give the case the same id, recipe, model and conditions, an id with ``@`` included."""
     given = Options(**GIVEN[name])
-    cases = gate.cases_of(given)
+    cases = listing.cases_of(given)
 
     assert name != "ids alike" or {"a-b@c", "a@b-c"} <= {case.id for case in cases}
     for case in cases:
-        _, again = parsed(rerun_command(f"tests/test_x.py::test_x[{case.id}]", gate.words_of(given, case)))
-        assert (case.id, case) in [(found.id, found) for found in gate.cases_of(again)]
-        for option in gate._REPEATED:
+        _, again = parsed(rerun_command(f"tests/test_x.py::test_x[{case.id}]", listing.words_of(given, case)))
+        assert (case.id, case) in [(found.id, found) for found in listing.cases_of(again)]
+        for option in listing._REPEATED:
             assert getattr(again, option) == getattr(given, option)
 
 
@@ -90,11 +91,11 @@ def test_the_command_for_a_missing_baseline_makes_that_one(here: Path, parsed: P
 
     for case in made.cases():
         missing = Missing(case.model_name, case.recipe_name, made.device_key, here)
-        message = missing.message(None, gate.words_of(made.options, case))
+        message = missing.message(None, listing.words_of(made.options, case.name))
         of_the_store = made.store._accept(case.model_name, case.recipe_name)
         for command in (message.rpartition("accept: ")[2], of_the_store):
             config, again = parsed(command)
-            named = [(found.recipe_name, found.model_name, found) for found in gate.cases_of(again)]
+            named = [(found.recipe_name, found.model_name, found) for found in listing.cases_of(again)]
             assert config.getoption("new_baselines_only")
             assert not config.getoption("update_baselines")
-            assert (case.recipe_name, case.model_name, case) in named
+            assert (case.recipe_name, case.model_name, case.name) in named

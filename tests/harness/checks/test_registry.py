@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from harness.checks import registry
 from harness.checks.registry import Check, KnownDefect, NotJudged, Values
-from harness.gate.gate import Case, Gate, Options
-
-SUITES = Path(__file__).parents[2]
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
+from harness.places import SUITES
 
 
 def calls_of(source: str) -> dict[str, set[tuple[str, str]]]:
@@ -68,7 +68,7 @@ def test_a_deleted_or_foreign_test_is_noticed() -> None:
     ]
 
 
-def both(gate: Gate, case: Case, letter: str, number: int) -> list[str]:
+def both(case: Case, letter: str, number: int) -> list[str]:
     """A check of two parameters that finds something for b, and for 2 nothing to judge."""
     if number == 2:
         raise NotJudged("two")
@@ -79,11 +79,11 @@ def test_problems_are_those_of_all_values() -> None:
     """A check runs for every combination of its parameters; what cannot be judged is left out, *only* chooses."""
     gate = Gate(Options(recipes=("fp8",)))
     (case,) = gate.cases()
-    values: dict[str, Values] = {"letter": ("a", "b"), "number": lambda gate, case: (1, 2, 3)}
+    values: dict[str, Values] = {"letter": ("a", "b"), "number": lambda case: (1, 2, 3)}
     check = Check("insertion", "of_two_parameters", both, values=values)
 
-    assert list(check.problems(gate, case)) == ["fp8-embedded b 1", "fp8-embedded b 3"]
-    assert list(check.problems(gate, case, {"number": (3,), "other": ()})) == ["fp8-embedded b 3"]
+    assert list(check.problems(case)) == ["fp8-embedded b 1", "fp8-embedded b 3"]
+    assert list(check.problems(case, {"number": (3,), "other": ()})) == ["fp8-embedded b 3"]
     assert check.title == "of two parameters"
 
 
@@ -94,7 +94,7 @@ def test_a_known_defect_is_no_problem() -> None:
         raise KnownDefect("not ours")
 
     gate = Gate(Options(recipes=("fp8",)))
-    assert list(Check("export", "defective", defective).problems(gate, gate.cases()[0])) == []
+    assert list(Check("export", "defective", defective).problems(gate.cases()[0])) == []
 
 
 @pytest.mark.parametrize(("suite", "name"), [("nowhere", "a_check"), ("insertion", "every_pattern_matches")])

@@ -11,7 +11,9 @@ import yaml
 
 from harness.diagnosis import blame
 from harness.diagnosis.blame import Blame
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.quantization import maps
 from harness.quantization.maps import QuantizerMap
 from harness.recipes.loading import Entry, Recipe
@@ -25,13 +27,13 @@ def gate() -> Gate:
     """A gate on the published recipe, one layer of it made two bits wide."""
     made = Gate(Options(recipes=("fp8",), tasks=("emoji100",)))
     case = made.cases()[0]
-    recipe = made.recipe(case)
+    recipe = case.recipe
     poison = {"quantizer_name": POISON, "cfg": {"num_bits": 2, "axis": None}}
     off = {"quantizer_name": "*vision_model.encoder.layers.2.mlp.*output_quantizer", "enable": False}
     cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], poison, off]}
     entries = (*recipe.entries, Entry(POISON, None, True, {"num_bits": 2}, f"{recipe.path}:90"))
     poisoned = dataclasses.replace(recipe, name="poisoned", quant_cfg=cfg, entries=entries)
-    made._kept["recipe", case.recipe] = poisoned
+    case.recipe = poisoned
     return made
 
 
@@ -45,12 +47,12 @@ def case(gate: Gate) -> Case:
 def found(gate: Gate, case: Case) -> Blame:
     """What blame says of it, however slow this machine is."""
     with mock.patch.object(blame, "LIMIT", 3600.0):
-        return blame.of_case(gate, case, "emoji100", "acc1")
+        return blame.of_case(case, "emoji100", "acc1")
 
 
 def test_poison_fails(gate: Gate, case: Case) -> None:
     """The poisoned recipe does not pass: there is something to blame."""
-    assert gate.verdicts(case).decision is not Decision.PASS
+    assert case.verdicts.decision is not Decision.PASS
 
 
 def test_poisonous_layer_is_blamed(found: Blame) -> None:
@@ -64,18 +66,18 @@ def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
     """The patch, read as YAML and appended to the recipe, passes every budget after calibrating anew."""
     entries = yaml.safe_load(found.patch)
     assert all(entry["enable"] is False for entry in entries)
-    recipe = gate.recipe(case)
+    recipe = case.recipe
     cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], *entries]}
 
-    assert blame.holds(gate, case, dataclasses.replace(recipe, quant_cfg=cfg))
+    assert blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
 
 def test_model_is_left_as_it_was(gate: Gate, case: Case, found: Blame) -> None:
     """Measuring switches quantizers and puts every one back."""
     assert found.seconds > 0
-    again = maps.quantizer_map(gate.quantized(case).model, lambda m: m(**gate.quantized(case).inputs))
+    again = maps.quantizer_map(case.quantized.model, lambda m: m(**case.quantized.inputs))
 
-    assert maps.diff(gate.map(case), again, amax_tolerance=0.0) == []
+    assert maps.diff(case.map, again, amax_tolerance=0.0) == []
 
 
 def test_message_shows_table_and_patch(found: Blame) -> None:
@@ -90,7 +92,7 @@ def test_message_shows_table_and_patch(found: Blame) -> None:
 @pytest.fixture(scope="module")
 def fp8_map(gate: Gate, case: Case) -> QuantizerMap:
     """The map of the case."""
-    return gate.map(case)
+    return case.map
 
 
 def test_patterns_name_a_group_and_nothing_else(fp8_map: QuantizerMap) -> None:
@@ -113,11 +115,11 @@ def test_groups_divide_the_enabled_quantizers(fp8_map: QuantizerMap) -> None:
 
 def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
     """With no time left nothing is measured, and the note says how far it came."""
-    made = gate.quantized(case)
+    made = case.quantized
     never: Callable[[Recipe], bool] = lambda recipe: pytest.fail("evaluated past the limit")  # noqa: E731
 
     found = blame.find(
-        made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", never, limit=-1.0
+        made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", never, limit=-1.0
     )
 
     assert not found.verified
@@ -128,10 +130,10 @@ def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
 def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no small set wins the budget back, no patch is printed and the note says so."""
     monkeypatch.setattr(blame, "RANKED_ON", 64)
-    made = gate.quantized(case)
+    made = case.quantized
 
     found = blame.find(
-        made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", lambda recipe: False
+        made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", lambda recipe: False
     )
 
     assert not found.verified
@@ -141,10 +143,8 @@ def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.M
 
 def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
     """A recipe in the dict form gets the patch as further keys, last."""
-    recipe = dataclasses.replace(
-        gate.recipe(case), quant_cfg={"quant_cfg": {"*": {"enable": False}}, "algorithm": "max"}
-    )
-    group = blame.groups(gate.map(case))[0]
+    recipe = dataclasses.replace(case.recipe, quant_cfg={"quant_cfg": {"*": {"enable": False}}, "algorithm": "max"})
+    group = blame.groups(case.map)[0]
 
     cfg = blame.patched(recipe, [group]).quant_cfg["quant_cfg"]
 
@@ -163,21 +163,19 @@ def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
     ids=["refused", "forward"],
 )
 def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
-    gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], told: str
+    case: Case, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], told: str
 ) -> None:
     """A set whose patched recipe ModelOpt refuses, or whose model raises, is named in the note; blame goes on."""
     monkeypatch.setattr(blame, "RANKED_ON", 16)
-    two = blame.groups(gate.map(case))[:2]
+    two = blame.groups(case.map)[:2]
     monkeypatch.setattr(blame, "groups", lambda _: two)
-    made = gate.quantized(case)
+    made = case.quantized
 
     def holds(recipe: Recipe) -> bool:
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
-        return blame.holds(gate, case, dataclasses.replace(recipe, quant_cfg=cfg))
+        return blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
-    found = blame.find(
-        made.reference.model, made.model, gate.map(case), made.recipe, gate.tasks(case)[0], "acc1", holds
-    )
+    found = blame.find(made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", holds)
 
     assert not found.verified
     assert "2 sets tried" in found.note

@@ -19,7 +19,9 @@ from harness.data.tasks import Outcomes, TaskRun
 from harness.diagnosis import qat
 from harness.diagnosis.qat import Settings, Trained
 from harness.errors import UsageError
-from harness.gate.gate import Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.models import families, references
 from harness.models.references import Reference
 from harness.quantization import maps, quantize
@@ -133,13 +135,13 @@ def test_the_option_bounds_the_pairs_of_a_step(monkeypatch: pytest.MonkeyPatch) 
         sizes.append(how.batch_size)
         return Trained(model, ())
 
-    monkeypatch.setattr(Gate, "quantized", lambda *_: SimpleNamespace(model=None))
-    monkeypatch.setattr(Gate, "calibration", lambda *_: None)
+    monkeypatch.setattr(Case, "quantized", SimpleNamespace(model=None))
+    monkeypatch.setattr(Case, "calibration", None)
     monkeypatch.setattr(qat, "train", train)
 
     for size in (None, 8, 4096):
         gate = Gate(Options(recipes=("int8",), batch_size=size))
-        qat.trained(gate, gate.cases()[0])
+        qat.FineTuned(gate.cases()[0])
 
     assert sizes == [128, 8, 128]
 

@@ -23,7 +23,9 @@ from harness.evaluation.cluster import Cluster, ClusterError, Order
 from harness.evaluation.evaluators import Alone, Sliced
 from harness.evaluation.shards import Store
 from harness.evaluation.subjects import Quantization, state_digest
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.quantization import quantize
 
 ROOT = Path(__file__).parents[3]
@@ -121,11 +123,11 @@ def evaluator(folder: Path, store: Store | None = None) -> Sliced:
 @pytest.mark.parametrize("recipe", ["fp8", "int8-smoothquant", "w4a8-awq"])
 def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> None:
     """Packed and unpacked, a model has the same weights, ranges, scales and settings, bit for bit."""
-    other = Gate(dataclasses.replace(gate.options, recipes=(recipe,)), evaluator=gate.evaluator)
-    other.share(gate, ("reference", "calibration"))
+    prepared = {"embedded": gate.side("embedded").prepared(("reference", "calibration"))}
+    other = Gate(dataclasses.replace(gate.options, recipes=(recipe,)), gate.evaluator, prepared)
     (case,) = other.cases()
-    made = other.quantized(case)
-    packed = cluster.pack(Quantization(made.recipe, "diffusers", other.calibration(case), made.model))
+    made = case.quantized
+    packed = cluster.pack(Quantization(made.recipe, "diffusers", case.calibration, made.model))
 
     found = cluster.unpack(packed, made.reference, "diffusers")
 
@@ -138,14 +140,14 @@ def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> No
 def order(gate: Gate, case: Case, folder: Path) -> Order:
     """An order for a part of the reference's answers."""
     engine = Cluster("local", CPU, ROWS, folder / "data")
-    task = gate.tasks(case)[1]
-    found: Order = engine._orders(gate._reference(case))(shards.Slice(task, "images", 2, 5))
+    task = case.tasks[1]
+    found: Order = engine._orders(case.shared.subject)(shards.Slice(task, "images", 2, 5))
     return found
 
 
 def test_an_order_is_carried_out(gate: Gate, case: Case, order: Order) -> None:
     """A worker that has all that the order names answers with the slice's embeddings."""
-    whole = gate.evaluator.embed(gate._reference(case), gate.tasks(case)[1], "images")
+    whole = gate.evaluator.embed(case.shared.subject, case.tasks[1], "images")
 
     found = cluster.embedded(order, None)
 
@@ -170,7 +172,7 @@ def test_a_worker_says_what_differs(name: str, order: Order) -> None:
 
 def test_other_ranges_than_were_sent_are_refused(gate: Gate, case: Case, order: Order) -> None:
     """A quantized model that arrives with other calibrated ranges than its digest says is not evaluated."""
-    subject = gate._subject(case)
+    subject = case.subject
     assert subject.quantization is not None
     packed = cluster.pack(subject.quantization)
     bound = order.bound | {"weights and calibrated ranges": "0" * 64}
@@ -189,13 +191,13 @@ def test_a_killed_worker_changes_nothing(
     two_workers: str, gate: Gate, case: Case, folder: Path, tmp_path: Path
 ) -> None:
     """With a worker killed in the middle of a slice, reference and quantized model have the bits of one process."""
-    expected = gate.reference_runs(case), gate.quantized_runs(case)
+    expected = case.reference_runs, case.quantized_runs
     found = evaluator(folder, Store(tmp_path, "run"))
 
-    reference = found.evaluate(gate._reference(case), gate.tasks(case))
+    reference = found.evaluate(case.shared.subject, case.tasks)
     before = (folder / "log").read_text().splitlines()
     (folder / "armed").write_text("")
-    quantized = found.evaluate(gate._subject(case), gate.tasks(case))
+    quantized = found.evaluate(case.subject, case.tasks)
 
     assert not (folder / "armed").exists(), "no worker was killed"
     for task in TASKS:
@@ -203,7 +205,7 @@ def test_a_killed_worker_changes_nothing(
         assert_equal(expected[1][task], quantized[task])
     lines = [line.split() for line in (folder / "log").read_text().splitlines()]
     # Pictures of the reference, then of the quantized model: each embedded once to the end.
-    pictures = sum(len(task.sample_ids) for task in gate.tasks(case))
+    pictures = sum(len(task.sample_ids) for task in case.tasks)
     assert [sum(int(n) for _, n in part) for part in (lines[: len(before)], lines[len(before) :])] == [pictures] * 2
     assert len({process for process, _ in lines}) >= 2
     for outcomes in quantized["emoji100"].outcomes.values():
@@ -223,7 +225,7 @@ def test_a_slice_that_kills_every_worker_ends_the_run(
     (folder / "armed").write_text("")
 
     with pytest.raises(ClusterError, match=r"emoji100, images \d+ to \d+: 1 workers died over it"):
-        evaluator(folder).embed(gate._reference(case), gate.tasks(case)[0], "images")
+        evaluator(folder).embed(case.shared.subject, case.tasks[0], "images")
 
 
 @needs_ray
@@ -235,7 +237,7 @@ def test_a_node_with_other_releases_is_named(
     monkeypatch.setattr(environment, "conditions", lambda *_: here | {"torch": "9.9"})
 
     with pytest.raises(UsageError, match=rf"node {two_workers}: torch is 2\..* there, 9\.9 in this run\. Every node "):
-        evaluator(folder).embed(gate._reference(case), gate.tasks(case)[1], "images")
+        evaluator(folder).embed(case.shared.subject, case.tasks[1], "images")
 
 
 @needs_ray

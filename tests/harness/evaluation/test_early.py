@@ -10,7 +10,9 @@ import pytest
 
 from harness.data.tasks import Task
 from harness.evaluation import early
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.statistics.verdicts import Decision
 
 
@@ -29,7 +31,7 @@ def case(gate: Gate) -> Case:
 @pytest.fixture(scope="module")
 def task(gate: Gate, case: Case) -> Task:
     """Its one task: a hundred drawings, ten views of each."""
-    return gate.tasks(case)[0]
+    return case.tasks[0]
 
 
 def test_blocks_are_the_task_in_another_order(task: Task) -> None:
@@ -52,8 +54,8 @@ def test_order_is_random_and_seeded(task: Task) -> None:
 
 def test_stopped_outcomes_equal_those_of_the_whole_task(gate: Gate, case: Case, task: Task) -> None:
     """What was evaluated before the stop is bit for bit what the whole evaluation gives those samples."""
-    stopped = gate.runs(case)[1][task.name].outcomes["acc1"]
-    whole = gate.quantized_runs(case)[task.name].outcomes["acc1"]
+    stopped = case.runs[1][task.name].outcomes["acc1"]
+    whole = case.quantized_runs[task.name].outcomes["acc1"]
     at = [whole.sample_ids.index(name) for name in stopped.sample_ids]
 
     assert np.array_equal(stopped.answers, whole.answers[at])
@@ -62,17 +64,17 @@ def test_stopped_outcomes_equal_those_of_the_whole_task(gate: Gate, case: Case, 
 
 def test_verdict_says_how_much_was_used(gate: Gate, case: Case, task: Task) -> None:
     """The verdict's share of samples is that of the outcomes it rests on."""
-    verdict = gate.verdict(case, task.name, "acc1")
-    used = len(gate.runs(case)[0][task.name].outcomes["acc1"].sample_ids)
+    verdict = case.verdict(task.name, "acc1")
+    used = len(case.runs[0][task.name].outcomes["acc1"].sample_ids)
 
     assert verdict.fraction_used == used / len(task.sample_ids)
 
 
 def test_wide_budget_is_decided_before_the_end(gate: Gate, case: Case, task: Task) -> None:
     """A loss far inside its budget passes on a part of the samples."""
-    subjects = gate._reference(case), gate._subject(case)
+    subjects = case.shared.subject, case.subject
     sides = [early.Evaluation(functools.partial(gate.evaluator.embed, one), task) for one in subjects]
-    budget = dataclasses.replace(gate.budget(case, task.name, "acc1"), points=30.0)
+    budget = dataclasses.replace(case.budget(task.name, "acc1"), points=30.0)
 
     stopped = early.judge(task, "acc1", budget, *sides)
 
@@ -80,8 +82,8 @@ def test_wide_budget_is_decided_before_the_end(gate: Gate, case: Case, task: Tas
     assert stopped.verdict.fraction_used < 1
 
 
-def test_retrieval_is_not_stopped(gate: Gate, case: Case) -> None:
+def test_retrieval_is_not_stopped() -> None:
     """A retrieval task is always evaluated whole."""
-    other = Gate(Options(recipes=("int8",), tasks=("emoji_captions",), early_stop=True))
+    gate = Gate(Options(recipes=("int8",), tasks=("emoji_captions",), early_stop=True))
 
-    assert not early.can_stop(other.tasks(case)[0])
+    assert not early.can_stop(gate.cases()[0].tasks[0])

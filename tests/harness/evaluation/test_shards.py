@@ -27,7 +27,8 @@ from harness.evaluation import early, environment, shards
 from harness.evaluation.evaluators import Alone, Here, Sliced
 from harness.evaluation.shards import Floats, Slice, Store
 from harness.evaluation.subjects import Subject, state_digest
-from harness.gate.gate import Gate, Options
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.models import references
 from harness.models.references import Reference
 from harness.quantization import maps, quantize
@@ -226,7 +227,7 @@ def run(folder: Path, kept: Path | None, name: str = "", **options: Any) -> tupl
     )  # fmt: skip
     gate = Gate(dataclasses.replace(fixed, **options), evaluator=evaluator)
     (case,) = gate.cases()
-    runs = [gate.reference_runs(case)["wds/tiny"], gate.quantized_runs(case)["wds/tiny"]]
+    runs = [case.reference_runs["wds/tiny"], case.quantized_runs["wds/tiny"]]
     return runs, computed, evaluator.notes()
 
 

@@ -19,7 +19,9 @@ from harness.checks import numerics
 from harness.export import gated, modelopt, parity
 from harness.export.exports import Exports
 from harness.export.graph import TOWERS
-from harness.gate.gate import Gate, Options, Quantized
+from harness.gate.options import Options
+from harness.gate.quantized import Quantized
+from harness.gate.session import Gate
 from harness.models import families
 from harness.quantization import quantize
 from harness.quantization.observations import observe
@@ -49,13 +51,13 @@ def made() -> Gate:
 @pytest.fixture(scope="module")
 def fp8(made: Gate) -> Quantized:
     """FP8 with attention, the patch embedding disabled."""
-    return made.quantized(made.cases()[0])
+    return made.cases()[0].quantized
 
 
 @pytest.fixture(scope="module")
 def int8(made: Gate) -> Quantized:
     """INT8, weights per channel."""
-    return made.quantized(made.cases()[1])
+    return made.cases()[1].quantized
 
 
 def test_every_fault_of_export_has_its_rule() -> None:
@@ -95,7 +97,7 @@ def test_tower_takes_any_batch(fp8: Quantized) -> None:
 @pytest.mark.parametrize("tower", list(TOWERS))
 def test_unquantized_tower_computes_the_reference(made: Gate, tower: str) -> None:
     """A model without quantizers exports too, without Q/DQ, and agrees within rounding."""
-    reference = parity.plain(made.reference(made.cases()[0]).model)
+    reference = parity.plain(made.cases()[0].reference.model)
     proto = export.tower(reference, tower)
 
     found = parity.compare(proto, reference, tower, families.sample_inputs(reference))
@@ -106,7 +108,7 @@ def test_unquantized_tower_computes_the_reference(made: Gate, tower: str) -> Non
 
 def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> None:
     """With ``use_constant_amax`` (no buffer: 448) and ``constant_amax`` the graph has these scales and runs alike."""
-    reference = made.reference(made.cases()[0])
+    reference = made.cases()[0].reference
     recipe = loading.load("fp8-patch-embedding-fp16")
     config = copy.deepcopy(recipe.quant_cfg)
     fixed = {"num_bits": (4, 3), "axis": None}
@@ -132,7 +134,7 @@ def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> No
 @pytest.mark.parametrize("name", ["fp8-per-channel", "int8", "int4-block"])
 def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
     """A pruned channel has amax 0: every number of the model is its format's, and the graph has its zeros."""
-    model = copy.deepcopy(made.reference(made.cases()[0]).model)
+    model = copy.deepcopy(made.cases()[0].reference.model)
     weight = model.get_parameter("text_model.encoder.layers.0.mlp.fc1.weight")
     weight.data[3] = 0
     inputs = families.sample_inputs(model)

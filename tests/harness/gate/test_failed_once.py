@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import operator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from written import DENY_ALL, entry, recipe
 
 from harness.checks import insertion
-from harness.gate.gate import Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.quantization import quantize
 from harness.quantization.quantize import QuantizationError
 
@@ -34,8 +37,11 @@ def test_a_failed_quantization_is_not_tried_again(gate: Gate, monkeypatch: pytes
 
     monkeypatch.setattr(quantize, "quantize", counted)
     case, other = gate.cases()
-    judged = functools.partial(insertion.quantizers_are_what_the_recipe_says, gate)
-    needs = (gate.quantized, gate.map, gate.observations, judged, gate.quantized_runs, gate.verdicts)
+    names = ("quantized", "map", "observations", "quantized_runs", "verdicts")
+    needs: tuple[Callable[[Case], object], ...] = (
+        *map(operator.attrgetter, names),
+        insertion.quantizers_are_what_the_recipe_says,
+    )
     met = []
     for need in (*needs, *needs):
         with pytest.raises(QuantizationError) as caught:
@@ -44,9 +50,9 @@ def test_a_failed_quantization_is_not_tried_again(gate: Gate, monkeypatch: pytes
 
     assert len(attempts) == 1
     assert all(error is met[0] for error in met)
-    assert gate.quantized(other).model is not None
+    assert other.quantized.model is not None
     with pytest.raises(QuantizationError):
-        gate.quantized(case)
+        assert case.quantized
     assert len(attempts) == 2
 
 
@@ -54,11 +60,11 @@ def test_the_error_of_an_earlier_case_holds_no_model(gate: Gate) -> None:
     """The frames of what was raised for one case are dropped before another is built: they hold a model."""
     case, other = gate.cases()
     with pytest.raises(QuantizationError) as caught:
-        gate.quantized(case)
+        assert case.quantized
     cause = caught.value.__cause__
     assert cause is not None
 
-    gate.quantized(other)
+    assert other.quantized
 
     assert caught.value.__traceback__ is None
     assert cause.__traceback__ is None

@@ -13,7 +13,9 @@ from torch import nn
 from harness.checks import insertion, numerics
 from harness.data import tasks
 from harness.errors import UsageError
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.models import architectures, families, references
 from harness.models.families import INPUTS
 from harness.problems import Problem
@@ -109,20 +111,20 @@ def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> Non
 
 def test_a_gate_of_every_family_holds(checkpoint: Path) -> None:
     """Insertion and numerics hold in every family where nothing is wrong."""
-    gate, case = gate_on(checkpoint)
+    case = case_on(checkpoint)
 
-    assert inserted(gate, case) == []
-    assert gate.observations(case)
-    assert [o for o in gate.observations(case) if o.mismatches or o.unsupported] == []
-    assert numerics.folded_model_computes_the_same(gate, case) == []
+    assert inserted(case) == []
+    assert case.observations
+    assert [o for o in case.observations if o.mismatches or o.unsupported] == []
+    assert numerics.folded_model_computes_the_same(case) == []
 
 
 def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
     """Of each tower: one Linear that lost its input quantizer is named, and so is the loss of all quantizers."""
     for tower in families.of(references.load(str(checkpoint), CPU).model).towers:
         for whole in (False, True):
-            gate, case = gate_on(checkpoint)
-            model = gate.quantized(case).model
+            case = case_on(checkpoint)
+            model = case.quantized.model
             mine = [
                 (name, quantizer)
                 for name, quantizer in maps.tensor_quantizers(model).items()
@@ -132,27 +134,27 @@ def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
             for _, quantizer in lost:
                 quantizer.disable()
 
-            found = inserted(gate, case)
+            found = inserted(case)
 
             assert any(lost[0][0].rpartition(".")[0] in str(problem.names) for problem in found), (tower, whole)
             assert any(f"whole {tower} tower" in problem.what for problem in found) is whole
 
 
-def gate_on(checkpoint: Path) -> tuple[Gate, Case]:
-    """A gate on *checkpoint* with the published recipe, or, where the family hides its attention, without attention."""
+def case_on(checkpoint: Path) -> Case:
+    """A case on *checkpoint* with the published recipe, or, where the family hides its attention, without attention."""
     recipe = "fp8-linear-only" if checkpoint.name == "open_clip" else "fp8"
     gate = Gate(Options(recipes=(recipe,), clip_models=(str(checkpoint),), calibration_size=64))
     (case,) = gate.cases()
-    return gate, case
+    return case
 
 
-def inserted(gate: Gate, case: Case) -> list[Problem]:
+def inserted(case: Case) -> list[Problem]:
     """What the insertion suite finds, the baseline aside."""
     return [
-        *insertion.all_problems(gate, case),
-        *insertion.quantizers_are_what_the_recipe_says(gate, case),
-        *insertion.ranges_are_those_of_the_data(gate, case),
-        *insertion.nothing_but_quantizers_was_added(gate, case),
+        *insertion.all_problems(case),
+        *insertion.quantizers_are_what_the_recipe_says(case),
+        *insertion.ranges_are_those_of_the_data(case),
+        *insertion.nothing_but_quantizers_was_added(case),
     ]
 
 
@@ -284,7 +286,7 @@ def test_a_part_is_not_asked_for_the_other_tower(tmp_path: Path) -> None:
     recipe.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{entries}")
     gate = Gate(Options(recipes=(str(recipe),), clip_models=("embedded+CLIPTextModel",), calibration_size=64))
 
-    (problem,) = insertion.every_pattern_matches(gate, gate.cases()[0])
+    (problem,) = insertion.every_pattern_matches(gate.cases()[0])
 
     assert "'*fc7*'" in problem.what
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from harness import compat  # noqa: F401
-from harness.gate.gate import Gate, Options
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.models import families, outliers, references  # noqa: F401
 from harness.models.outliers import Outliers, plant
 from harness.quantization.quantize import forward_loop_over, quantize
@@ -187,6 +188,6 @@ def test_the_gate_decides_what_outliers_mean() -> None:
     )
     gate = Gate(given)
 
-    decisions = {case.recipe: gate.verdicts(case).decision.value for case in gate.cases()}
+    decisions = {case.recipe_name: case.verdicts.decision.value for case in gate.cases()}
 
     assert decisions == {"fp8": "PASS", "int8": "FAIL", "int8-smoothquant": "PASS"}

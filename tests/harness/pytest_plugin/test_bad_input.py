@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.gate.gate import BASELINES, Gate
+from harness.gate.case import Case
+from harness.places import BASELINES
 
 ROOT = Path(__file__).parents[3]
 INSERTION, ACCURACY = (ROOT / "tests" / f"test_{name}.py" for name in ("insertion", "accuracy"))
@@ -22,7 +23,8 @@ Refused = Callable[..., str]
 @pytest.fixture
 def refused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Refused:
     """Runs the gate, asserts that it refuses what it was given and writes nothing, and returns its one line."""
-    monkeypatch.setattr(Gate, "quantized", lambda *_: pytest.exit("a model was quantized", returncode=9))
+    stopped = property(lambda _: pytest.exit("a model was quantized", returncode=9))
+    monkeypatch.setattr(Case, "quantized", stopped)
 
     def run(*arguments: str | Path) -> str:
         before = contents(pytester.path)

@@ -209,10 +209,10 @@ def saved(pytester: pytest.Pytester, *arguments: str, cases: str = "int8") -> py
 
 def test_comparison_with_nothing_in_common(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved run without these tests, and no saved run, are told before any test runs; the same tests are compared."""
-    from harness.gate.gate import Gate
+    from harness.gate.reference_side import ReferenceSide
 
-    monkeypatch.setattr(Gate, "preflight", lambda *_, **__: None)
-    monkeypatch.setattr(Gate, "lacks", lambda *_, **__: None)
+    monkeypatch.setattr("harness.gate.preflight.preflight", lambda *_, **__: None)
+    monkeypatch.setattr(ReferenceSide, "lacks", lambda *_, **__: None)
 
     none = saved(pytester, "--benchmark-compare")
     assert none.ret == pytest.ExitCode.USAGE_ERROR
@@ -226,10 +226,10 @@ def test_comparison_with_nothing_in_common(pytester: pytest.Pytester, monkeypatc
 
 def test_a_slower_test_is_in_the_headline(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """What --benchmark-compare-fail refuses fails the run under its word, and not by a traceback."""
-    from harness.gate.gate import Gate
+    from harness.gate.reference_side import ReferenceSide
 
-    monkeypatch.setattr(Gate, "preflight", lambda *_, **__: None)
-    monkeypatch.setattr(Gate, "lacks", lambda *_, **__: None)
+    monkeypatch.setattr("harness.gate.preflight.preflight", lambda *_, **__: None)
+    monkeypatch.setattr(ReferenceSide, "lacks", lambda *_, **__: None)
     saved(pytester, "--benchmark-save", "a")
     (path,) = pytester.path.glob(".benchmarks/*/*.json")
     content = json.loads(path.read_text())

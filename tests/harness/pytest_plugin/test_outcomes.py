@@ -15,8 +15,12 @@ import pytest
 
 from harness.baselines.store import Store
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.case import Case
+from harness.gate.listing import CaseName
+from harness.gate.options import Options
+from harness.gate.reference_side import ReferenceSide
 from harness.gate.results import CheckResult, Outcome, Results, Word, worst
+from harness.gate.session import Gate
 from harness.pytest_plugin import brief, outcomes
 from harness.pytest_plugin.outcomes import Causes
 from harness.report import cases
@@ -25,10 +29,14 @@ from harness.report import cases
 SUITE = """
 import pytest
 from harness.errors import UsageError
-from harness.gate.gate import Case
 from harness.pytest_plugin.outcomes import Inconclusive
+from harness.pytest_plugin.run import results_of
 
 pytestmark = pytest.mark.insertion
+
+
+def section_of(config, case, name):
+    return results_of(config).section(case.recipe_name, case.model_name, name)
 
 
 @pytest.fixture
@@ -66,14 +74,14 @@ KINDS: dict[str, tuple[str, str, int]] = {
         1,
     ),
     "a section alone": (
-        "def test_it(gate, case):\n"
-        "    gate.section(case, 'insertion')['problems'] = [{'what': 'w', 'names': [], 'mend': 'm'}]",
+        "def test_it(gate, case, pytestconfig):\n"
+        "    section_of(pytestconfig, case, 'insertion')['problems'] = [{'what': 'w', 'names': [], 'mend': 'm'}]",
         "FAIL",
         1,
     ),
     "a limit in a section alone": (
-        "def test_it(gate, case):\n"
-        "    gate.section(case, 'accuracy')['limits'] = [{'exceeded': True, 'message': 'EXCEEDED'}]",
+        "def test_it(gate, case, pytestconfig):\n"
+        "    section_of(pytestconfig, case, 'accuracy')['limits'] = [{'exceeded': True, 'message': 'EXCEEDED'}]",
         "FAIL",
         1,
     ),
@@ -87,8 +95,8 @@ RunSuite = Callable[..., pytest.RunResult]
 @pytest.fixture
 def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> RunSuite:
     """Runs tests in a suite of the gate, with a report and a JUnit file; nothing is loaded for it."""
-    monkeypatch.setattr(Gate, "preflight", lambda *_, **__: None)
-    monkeypatch.setattr(Gate, "lacks", lambda *_, **__: None)
+    monkeypatch.setattr("harness.gate.preflight.preflight", lambda *_, **__: None)
+    monkeypatch.setattr(ReferenceSide, "lacks", lambda *_, **__: None)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(tests: str, *arguments: str, baselines: str = "store") -> pytest.RunResult:
@@ -195,10 +203,9 @@ def test_what_falls_short_is_not_stored(run_suite: RunSuite, monkeypatch: pytest
     stored: list[str] = []
     monkeypatch.setattr(Store, "update", lambda _, record, **__: stored.append(record))
     tests, word, _ = KINDS[kind]
-    measures = "def test_measures(gate, case): gate.pending[case] = 'record'"
-    monkeypatch.setattr(Gate, "finish", lambda _: None)
+    monkeypatch.setattr(Case, "to_store", "record")
 
-    result = run_suite(f"{measures}\n\n{tests}", "--new-baselines-only")
+    result = run_suite(tests, "--new-baselines-only")
 
     assert stored == (["record"] if word == "PASS" else [])
     assert ("not stored: fp8-embedded: " in str(result.stdout)) == (word != "PASS")
@@ -209,7 +216,7 @@ def test_what_lost_too_much_is_not_stored() -> None:
     results = Results()
     results.section("fp8", "embedded", "accuracy")["decision"] = "FAIL"
 
-    assert outcomes.fell_short(results, Case("fp8", "embedded")).startswith("FAIL")
+    assert outcomes.fell_short(results, CaseName("fp8", "embedded")).startswith("FAIL")
 
 
 def test_tests_of_a_project_are_none_of_the_gates(pytester: pytest.Pytester) -> None:
@@ -316,7 +323,7 @@ def test_what_fell_short_is_no_new_baseline(
     updates: list[object] = []
     monkeypatch.setattr(type(gate.store), "update", lambda store, record, **_: updates.append(record))
     record: Any = object()
-    gate.pending[case] = record
+    monkeypatch.setattr(Case, "to_store", record)
 
     why = outcomes.fell_short(results, case)
     gate.accept(reason=None, new_only=True, show=shown.append, left_out={case: why} if why else {})

@@ -24,7 +24,11 @@ from harness.baselines import Record, Store
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.digests import ids_digest
 from harness.evaluation.environment import DeviceKey
-from harness.gate.gate import BASELINES, Gate, Options
+from harness.gate.case import Case
+from harness.gate.options import Options
+from harness.gate.reference_side import ReferenceSide
+from harness.gate.session import Gate
+from harness.places import BASELINES
 
 ROOT = Path(__file__).parents[3]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
@@ -316,7 +320,7 @@ def test_usage_error_in_a_running_test(run_gate: RunGate, monkeypatch: pytest.Mo
     def broken(*_: object) -> None:
         raise UsageError("/data/7.png", "is no picture", "Restore it.")
 
-    monkeypatch.setattr(Gate, "places", broken)
+    monkeypatch.setattr(ReferenceSide, "places", property(broken))
 
     result = run_gate(INSERTION, "--recipe", "int8", "-k", "matches or overridden")
 
@@ -389,20 +393,20 @@ def test_twenty_reruns_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     options = Options(recipes=("int8",), tasks=("emoji100",), calibration_size=16, baselines=tmp_path)
     first = Gate(options)
     (case,) = first.cases()
-    small = first.tasks(case)[0].subset(0, 40)
-    made = first.quantized(case)
-    monkeypatch.setattr(Gate, "tasks", lambda gate, case: (small,))
-    monkeypatch.setattr(Gate, "quantized", lambda gate, case: made)
+    small = case.tasks[0].subset(0, 40)
+    made = case.quantized
+    prepared = dataclasses.replace(first.side("embedded").prepared(("reference", "calibration")), tasks=(small,))
+    monkeypatch.setattr(Case, "quantized", property(lambda case: made))
     threads = torch.get_num_threads()
 
     def answers(batch: int, count: int, reference_first: bool) -> tuple[Any, ...]:
         torch.set_num_threads(count)
-        gate = Gate(dataclasses.replace(options, batch_size=batch))
-        gate.share(first, ("reference", "calibration"))
-        for ask in (Gate.reference_runs, Gate.quantized_runs)[:: 1 if reference_first else -1]:
-            ask(gate, case)
-        runs = gate.reference_runs(case), gate.quantized_runs(case)
-        (verdict,) = gate.verdicts(case).verdicts
+        gate = Gate(dataclasses.replace(options, batch_size=batch), prepared={"embedded": prepared})
+        (case,) = gate.cases()
+        for name in ("reference_runs", "quantized_runs")[:: 1 if reference_first else -1]:
+            assert getattr(case, name)
+        runs = case.reference_runs, case.quantized_runs
+        (verdict,) = case.verdicts.verdicts
         return verdict.decision, *(run["emoji100"].outcomes["acc1"].answers.tolist() for run in runs)
 
     # Two threads on small batches wait for each other more than they compute.

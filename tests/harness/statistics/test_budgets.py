@@ -10,7 +10,9 @@ import pytest
 
 from harness.data import tasks
 from harness.errors import UsageError
-from harness.gate.gate import Gate, Options
+from harness.gate.options import Options
+from harness.gate.preflight import preflight
+from harness.gate.session import Gate
 from harness.recipes import finding
 from harness.statistics import budgets
 from harness.statistics.verdicts import resolution, resolvable
@@ -254,7 +256,7 @@ def test_tasks_without_a_budget_are_refused_at_once_with_the_lines_to_add(tmp_pa
     write(tmp_path, "defaults: {points: 1.0, discordance: 0.04}\n")
 
     with pytest.raises(UsageError) as refused:
-        Gate(options).preflight(accuracy=True)
+        preflight(Gate(options), accuracy=True)
 
     lines = refused.value.lines
     assert len(lines) == 2
@@ -262,5 +264,5 @@ def test_tasks_without_a_budget_are_refused_at_once_with_the_lines_to_add(tmp_pa
     entries = "".join(f"  {line.split('`')[1]}\n" for line in lines)
     write(tmp_path, f"defaults: {{points: 1.0, discordance: 0.04}}\ntasks:\n{entries}")
     with pytest.raises(UsageError, match="picture") as refused:
-        Gate(options).preflight(accuracy=True)
+        preflight(Gate(options), accuracy=True)
     assert "points" not in str(refused.value)

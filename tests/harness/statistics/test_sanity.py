@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from harness.data import tasks
 from harness.data.tasks import Task, TaskRun
 from harness.errors import UsageError
-from harness.gate.gate import Gate, Options
+from harness.gate.options import Options
+from harness.gate.session import Gate
 from harness.models import references
 from harness.statistics import sanity
 from harness.statistics.sanity import Guess
@@ -33,13 +34,13 @@ def gate() -> Gate:
 @pytest.fixture(scope="module")
 def real(gate: Gate) -> dict[str, TaskRun]:
     """The embedded reference on two tasks."""
-    return gate.reference_runs(gate.cases()[0])
+    return gate.cases()[0].reference_runs
 
 
 @pytest.fixture(scope="module")
 def emoji100(gate: Gate) -> Task:
     """The classification task of the two."""
-    return gate.tasks(gate.cases()[0])[0]
+    return gate.cases()[0].tasks[0]
 
 
 def scored(task: Task, images: Floats, texts: Floats) -> dict[str, TaskRun]:
@@ -76,20 +77,18 @@ def test_a_reference_at_chance_is_refused(real: dict[str, TaskRun], emoji100: Ta
         sanity.check("mine", scored(task, images, texts), "FP16")
 
 
-def test_a_task_at_chance_among_others_is_inconclusive(
-    gate: Gate, real: dict[str, TaskRun], emoji100: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_at_chance_among_others_is_inconclusive(real: dict[str, TaskRun], emoji100: Task) -> None:
     """Labels of one task shuffled: its verdict is INCONCLUSIVE and says why, those on the other task are judged."""
-    run, (case,) = real["emoji100"], gate.cases()
+    run = real["emoji100"]
     assert emoji100.labels is not None
     labels = np.random.default_rng(0).permutation(emoji100.labels)
     shuffled = scored(dataclasses.replace(emoji100, labels=labels), run.image_embeddings, run.text_embeddings)
     runs = real | shuffled
-    fresh = Gate(Options(recipes=("int8",), tasks=("emoji100", "emoji_captions")))
-    monkeypatch.setattr(fresh, "runs", lambda _: (runs, runs))
+    (case,) = Gate(Options(recipes=("int8",), tasks=("emoji100", "emoji_captions"))).cases()
+    case.runs = (runs, runs)
 
     sanity.check("embedded", runs, "FP16")
-    judged = fresh.verdicts(case)
+    judged = case.verdicts
 
     assert [v.decision for v in judged.verdicts] == [Decision.INCONCLUSIVE, Decision.PASS, Decision.PASS]
     assert "the reference is at chance" in judged.verdicts[0].message()
@@ -120,7 +119,7 @@ def test_a_checkpoint_that_overflows_is_refused_by_the_gate(tmp_path: Path) -> N
     gate = Gate(Options(recipes=("int4-block",), clip_models=(str(folder),), tasks=("emoji100",)))
 
     with pytest.raises(UsageError, match=r"no finite embedding for [\d,]+ of 1,000 pictures .* in FP16"):
-        gate.runs(gate.cases()[0])
+        assert gate.cases()[0].runs
 
 
 def test_a_quantized_model_without_finite_answers_fails() -> None:

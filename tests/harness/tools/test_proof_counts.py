@@ -11,7 +11,7 @@ import pytest
 
 from harness.checks.registry import Check
 from harness.errors import UsageError
-from harness.gate.gate import Case, Gate
+from harness.gate.case import Case
 from harness.tools import proof
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
 from harness.tools.proof import Clean, Kill
@@ -47,18 +47,18 @@ def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
     assert (found.suite, found.check, found.how) == ("", "", "")
 
 
-def refuse(gate: Gate, case: Case) -> list[str]:
+def refuse(case: Case) -> list[str]:
     """A check that ends in a usage error."""
     raise UsageError("somewhere", "is wrong", "Mend it.")
 
 
-def crash(gate: Gate, case: Case) -> list[str]:
+def crash(case: Case) -> list[str]:
     """A check that breaks."""
     raise ZeroDivisionError("by zero")
 
 
 @pytest.mark.parametrize(
-    ("run", "how"), [(refuse, "usage error"), (crash, "error"), (lambda gate, case: ["wrong"], "failed")]
+    ("run", "how"), [(refuse, "usage error"), (crash, "error"), (lambda case: ["wrong"], "failed")]
 )
 def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
     """A usage error, a raised exception and a found problem are three different words in the matrix."""
@@ -70,8 +70,8 @@ def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
 def test_the_first_check_that_notices_kills(clean: Clean) -> None:
     """In the order of the checks; whether it needs a baseline stands beside it, and nothing behind it runs."""
     wrong = [
-        Check("numerics", "silent", lambda gate, case: []),
-        Check("insertion", "with", lambda gate, case: ["moved"], recorded=True),
+        Check("numerics", "silent", lambda case: []),
+        Check("insertion", "with", lambda case: ["moved"], recorded=True),
         Check("accuracy", "behind", crash),
     ]
 
@@ -82,7 +82,7 @@ def test_the_first_check_that_notices_kills(clean: Clean) -> None:
 
 def test_only_checkpoint_faults_meet_the_checkpoint_suite(clean: Clean) -> None:
     """A fresh process does not carry a fault planted in this one, so its difference would be no kill."""
-    checks = [Check("checkpoint", "differs", lambda gate, case: ["differs"])]
+    checks = [Check("checkpoint", "differs", lambda case: ["differs"])]
 
     assert proof.attempt(HARMLESS, clean, checks).survived
     assert not proof.attempt(dataclasses.replace(HARMLESS, where=Where.CHECKPOINT), clean, checks).survived
@@ -92,7 +92,7 @@ def test_a_site_is_gone_after_the_attempt(clean: Clean) -> None:
     """Nothing of a planted fault stays on the disk."""
     before = sorted(clean.folder.iterdir())
 
-    proof.attempt(HARMLESS, clean, [Check("insertion", "none", lambda gate, case: [])])
+    proof.attempt(HARMLESS, clean, [Check("insertion", "none", lambda case: [])])
 
     assert sorted(clean.folder.iterdir()) == before
 

@@ -21,9 +21,11 @@ from harness.errors import UsageError
 from harness.evaluation import environment
 from harness.evaluation.environment import DeviceKey
 from harness.formats import deviations
-from harness.gate.gate import Case, Gate, Options
+from harness.gate.options import Options
 from harness.gate.results import Results
+from harness.gate.session import Gate
 from harness.models import architectures
+from harness.pytest_plugin import collector
 from harness.quantization import quantize
 from harness.quantization.maps import QuantizerMap, quantizer_map
 from harness.recipes import loading
@@ -347,17 +349,20 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
         write(folder, path.read_text(), path.name)
     (folder / "budgets.yaml").write_text((BASELINES / "budgets.yaml").read_text())
     made = Gate(Options(recipes=("fp8",), calibration_size=64, baselines=folder, device="cpu"))
-    made.store.write(under(made.record(made.cases()[0], accuracy=False), "0.44.0", "Embedding"), "as of 0.44")
+    made.store.write(under(made.cases()[0].record(accuracy=False), "0.44.0", "Embedding"), "as of 0.44")
     return made
 
 
 def test_the_gate_compares_the_map_with_a_baseline_of_another_release(gate: Gate) -> None:
     """The map holds against the older record, and the run's results tell which expected difference it met."""
-    found = gate.drift(Case("fp8", "embedded"))
+    (case,) = gate.cases()
+    found = case.drift()
 
     assert not isinstance(found, Missing)
     assert not found.failed, found.message()
-    assert gate.results.environment["expected_differences"] == {
+    results = Results()
+    collector.collect(gate, results, collector.Notes())
+    assert results.environment["expected_differences"] == {
         "nvidia-modelopt 0.45 embedding": {"count": 9, "reason": RECORDS_BY_NAME["embedding"].reason}
     }
 

@@ -1,0 +1,102 @@
+"""What was given can be used: recipes, models, data, budgets and baselines, looked at before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness import errors
+from harness.baselines import Missing, Record, differences
+from harness.data import tasks
+from harness.errors import UsageError
+from harness.gate.case import Case
+from harness.gate.session import Gate
+from harness.quantization import fit
+from harness.recipes import finding
+from harness.statistics import budgets, verdicts
+
+
+def preflight(gate: Gate, *, accuracy: bool, decode: bool = False) -> None:
+    """Look at all that was given before anything is computed.
+
+    Args:
+        gate: the run.
+        accuracy: look at the tasks and their budgets as well.
+        decode: decode the pictures that this process will need, and keep them: one that cannot be decoded is found
+            before a model is quantized.
+
+    Raises:
+        UsageError: something cannot be used.
+    """
+    options, cases = gate.options, gate.cases()
+    for case in cases:
+        with errors.reading(f"--recipe {case.name.recipe}"):
+            case.recipe  # noqa: B018 - loaded here, and kept
+    with errors.reading(options.baselines):
+        policy = gate.policy
+        differences.load(options.baselines)
+        known_recipes = [case.recipe.name for case in cases] + [*finding.DEFAULT, *finding.MORE]
+        policy.check_names(known_recipes, tasks.EMBEDDED_TASKS)
+        # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
+        records = {case: case.stored for case in cases}
+    for case in cases:
+        with errors.reading(f"--clip-model {case.name.model}"):
+            case.reference  # noqa: B018
+    if accuracy:
+        with errors.reading(f"--data-root {options.data_root}"):
+            errors.raise_all(_budget_refusals(gate, records))
+    for case in cases:
+        _check_fit(case)
+    for case in cases:
+        with errors.reading(f"--calibration-data {options.calibration_data}"):
+            case.calibration  # noqa: B018
+        if accuracy and not case.shared.lacks(accuracy=True):
+            with errors.reading(f"--data-root {options.data_root}"):
+                case.tasks  # noqa: B018
+    if accuracy:
+        gate.evaluator.ready()
+    if decode:
+        _decode(gate, accuracy)
+
+
+def _check_fit(case: Case) -> None:
+    """Refuse a recipe that ModelOpt cannot apply to the tensors of the case's model, before it tries."""
+    if case.not_gated() is not None:
+        return
+    survey = case.shared.survey
+    fit.check(case.recipe, survey, case.setting.options.attention)
+    fit.check_weights(case.recipe, survey, case.shared.model, case.name.model)
+
+
+def _decode(gate: Gate, accuracy: bool) -> None:
+    """Decode what every case will need; tasks only where this process takes each of them whole."""
+    whole = accuracy and not gate.options.early_stop and gate.options.cluster is None
+    for case in gate.cases():
+        case.calibration.decode()
+        for task in case.tasks if whole and not case.shared.lacks(accuracy=True) else ():
+            task.decode()
+
+
+def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> list[UsageError]:
+    """Every budget that its task's samples cannot resolve, from the counts alone: no picture is read."""
+    counts = tasks.sample_counts(gate.options.tasks, gate.options.data_root)
+    refused: list[UsageError] = []
+    plans: dict[str, dict[str, budgets.Plan]] = {}
+    for (task, metric), n in counts.items():
+        for case, record in records.items():
+            budget = case.budget(task, metric)
+            kept = None if isinstance(record, Missing) else record.task(task, metric)
+            observed = None if kept is None else verdicts.Observed(kept.lost, kept.won, kept.count)
+            if verdicts.judgeable(budget, n, observed) or case.shared.lacks(accuracy=True):
+                continue
+            if budget.place != gate.policy.place("defaults"):
+                try:
+                    verdicts.resolvable(budget, n, task=f"{task} ({metric})")
+                except UsageError as error:
+                    refused.append(error)
+                continue
+            mean = n / counts[task, tasks.TEXT_RECALL] if metric == tasks.IMAGE_RECALL else 1.0
+            known = plans.setdefault(task, {})
+            others = known[metric].budgets if metric in known else ()
+            # Captions of one picture move together: half of what they would if they were one sample.
+            known[metric] = budgets.Plan(task, metric, n, (1 + mean) / 2, (*others, budget))
+    return refused + [budgets.no_entry(gate.policy, task, list(found.values())) for task, found in plans.items()]

@@ -1,0 +1,170 @@
+"""What all recipes on one model share: the FP16 model, its data, and how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness import digests
+from harness.data import calibration, inputs, tasks
+from harness.data.calibration import Batches, CalibrationPairs
+from harness.data.tasks import Task, TaskRun
+from harness.evaluation import early, throughput
+from harness.evaluation.subjects import Subject
+from harness.gate.built import built, is_built
+from harness.gate.setting import Setting
+from harness.models import architectures, families, references
+from harness.models.references import Reference
+from harness.quantization import fit, maps, quantize
+from harness.quantization.magnitudes import Magnitudes
+from harness.quantization.maps import QuantizerMap
+from harness.statistics import sanity
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run takes over of one model, instead of building it: the run it comes from has the same options."""
+
+    reference: Reference | None = None
+    calibration: CalibrationPairs | None = None
+    tasks: tuple[Task, ...] | None = None
+    runs: dict[str, TaskRun] | None = None
+    places: QuantizerMap | None = None
+
+
+class ReferenceSide:
+    """A reference and what is derived from it, each built once."""
+
+    def __init__(self, setting: Setting, source: str, prepared: Prepared) -> None:
+        self.setting = setting
+        #: The model as the person named it.
+        self.source = source
+        self._early: dict[str, early.Evaluation] = {}
+        vars(self).update({name: value for name, value in vars(prepared).items() if value is not None})
+
+    def prepared(self, names: Collection[str]) -> Prepared:
+        """What has been built so far of *names*, for another run to take over."""
+        known = {field.name for field in fields(Prepared)}
+        return Prepared(**{name: vars(self)[name] for name in known & set(names) if is_built(self, name)})
+
+    @built
+    def reference(self) -> Reference:
+        """The FP16 model."""
+        return references.load(self.source, self.setting.device)
+
+    @property
+    def model(self) -> nn.Module:
+        """The FP16 model's module."""
+        module: nn.Module = self.reference.model
+        return module
+
+    def lacks(self, *, tower: str | None = None, accuracy: bool = False) -> str | None:
+        """Reason to skip a *tower*, or any task's *accuracy*, for this model; None where it has them."""
+        reference = self.reference
+        if tower is not None and tower not in families.of(reference.model).towers:
+            return f"{reference.name} has no {tower} tower"
+        if accuracy and reference.whole is None and len(families.of(reference.model).towers) == 1:
+            return f"{reference.name} is a single tower: give the checkpoint that it belongs to as DIR+CLASS"
+        return None
+
+    @property
+    def preprocessing(self) -> str:
+        """SHA-256 over the image processor's settings."""
+        return digests.of_json(self.reference.image_processor.to_dict())
+
+    # -- calibration --------------------------------------------------------------------------------------------
+
+    @built
+    def calibration(self) -> CalibrationPairs:
+        """Image-text pairs prepared for the reference."""
+        options = self.setting.options
+        return calibration.load(options.calibration_data, self.reference, options.calibration_size)
+
+    def batches(self, dtype: torch.dtype | None = None) -> Batches:
+        """The calibration pairs as inputs of the reference, or in another *dtype*.
+
+        A smaller batch size than the device's usual one is taken; a larger one is for the evaluation alone.
+        """
+        device = self.setting.device
+        size = min(self.setting.batch_size, inputs.default_batch_size(device))
+        return self.calibration.batches(device, dtype or self.reference.dtype, size, self.setting.options.progress)
+
+    def tower_forward(self, model: nn.Module, tower: str) -> throughput.Forward:
+        """A forward of one tower of *model* on a batch of the calibration data."""
+        return throughput.forward_of(model, tower, next(iter(self.batches())))
+
+    @built
+    def magnitudes(self) -> Magnitudes:
+        """What the calibration data give at every place of the reference: one pass for all recipes."""
+        return Magnitudes(quantize.insert(self.model, self.setting.options.attention), self.batches())
+
+    # -- places for quantizers ----------------------------------------------------------------------------------
+
+    @built
+    def places(self) -> QuantizerMap:
+        """Every quantizer that ModelOpt has a place for in the model, all off: what patterns can match."""
+        return maps.quantizer_map(quantize.insert(self.model, self.setting.options.attention))
+
+    @built
+    def beyond_places(self) -> dict[str, Any]:
+        """What a pattern may mean though the model has no quantizer there: hidden or absent blocks, another tower."""
+        family = families.of(self.model)
+        elsewhere: QuantizerMap = ()
+        if len(family.towers) == 1:
+            whole = quantize.insert(architectures.build("embedded"), self.setting.options.attention)
+            elsewhere = tuple(q for q in maps.quantizer_map(whole) if q.tower not in family.towers)
+        return {"hidden": families.hidden_in(self.model), "elsewhere": elsewhere, "absent": family.absent}
+
+    @built
+    def survey(self) -> fit.Survey:
+        """The tensors that recipes quantize, by which a recipe is refused before it is tried."""
+        return fit.survey(self.model, self.setting.options.attention)
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    @built
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, prepared for the reference: pictures resized and prompts tokenized once."""
+        options = self.setting.options
+        return tasks.load_tasks(options.tasks, options.data_root, self.reference)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The reference as a subject of evaluation."""
+        return Subject(self.reference, self.model)
+
+    @built
+    def runs(self) -> dict[str, TaskRun]:
+        """The reference on every task.
+
+        Raises:
+            UsageError: it gives embeddings that are not finite, or answers as one that guesses.
+        """
+        return self.sane(self.setting.evaluator.evaluate(self.subject, self.tasks))
+
+    def sane(self, runs: Mapping[str, TaskRun]) -> dict[str, TaskRun]:
+        """*runs* of the reference; a usage error where nothing can be compared with them."""
+        sanity.check(self.source, runs, _called(self.reference.dtype))
+        return dict(runs)
+
+    def in_blocks(self, task: Task) -> early.Evaluation:
+        """The reference on *task*, as far as early stops need it."""
+        if task.name not in self._early:
+            self._early[task.name] = early.Evaluation(partial(self.setting.evaluator.embed, self.subject), task)
+        return self._early[task.name]
+
+    @built
+    def runs_without_stop(self) -> dict[str, TaskRun]:
+        """The reference on the tasks that cannot stop early."""
+        whole = tuple(task for task in self.tasks if not early.can_stop(task))
+        return self.setting.evaluator.evaluate(self.subject, whole)
+
+
+def _called(dtype: torch.dtype) -> str:
+    """What people call a floating-point type: ``FP16``."""
+    return str(dtype).removeprefix("torch.").replace("bfloat", "BF").replace("float", "FP")

@@ -1,0 +1,122 @@
+"""What everything in one run shares: options, device, evaluator, store and policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from torch import nn
+
+from harness.baselines import Store, carried, differences
+from harness.data import inputs
+from harness.evaluation import environment, evaluators
+from harness.evaluation.subjects import Evaluator
+from harness.formats.deviations import Deviation
+from harness.gate import listing
+from harness.gate.built import attempt
+from harness.gate.options import Options
+from harness.gate.quantized import Quantized
+from harness.models import architectures, references
+from harness.quantization import maps, quantize
+from harness.quantization.maps import QuantizerMap
+from harness.recipes import loading
+from harness.recipes.loading import Recipe
+from harness.statistics import budgets
+
+
+class Setting:
+    """What a run is bound to, and what belongs to no single case of it.
+
+    Args:
+        options: what was chosen.
+        evaluator: who runs models over tasks; by default what the options say.
+    """
+
+    def __init__(self, options: Options, evaluator: Evaluator | None = None) -> None:
+        self.options = options
+        self.device = references.resolve_device(options.device)
+        self.evaluator = evaluator or evaluators.evaluator(
+            self.device,
+            options.batch_size,
+            cluster=options.cluster,
+            data_root=options.data_root,
+            progress=options.progress,
+        )
+        self.store = Store(options.baselines, self._command_options)
+        #: Expected differences between releases that known deviations met, with how often, by deviation.
+        self.deviations_met: dict[str, Mapping[str, int]] = {}
+        self._recipes: dict[str, Recipe] = {}
+        self._architectures: dict[str, nn.Module] = {}
+        self._structures: dict[tuple[str, str], QuantizerMap] = {}
+        self._latest: tuple[object, Quantized] | None = None
+
+    def _command_options(self, model: str, recipe: str) -> list[str]:
+        """The options of a command that gates the case of these names again."""
+        named = {(name.model_name, name.recipe_name): name for name in listing.cases_of(self.options)}
+        return listing.words_of(self.options, named.get((model, recipe)))
+
+    @property
+    def batch_size(self) -> int:
+        """Rows a forward: the option's, or what the device likes."""
+        return self.options.batch_size or inputs.default_batch_size(self.device)
+
+    @cached_property
+    def device_key(self) -> environment.DeviceKey:
+        """What records of this device are stored under."""
+        return environment.DeviceKey.of(self.device)
+
+    @cached_property
+    def policy(self) -> budgets.Policy:
+        """Budgets and declared expectations."""
+        return budgets.load(self.options.baselines / "budgets.yaml")
+
+    @cached_property
+    def expected(self) -> tuple[differences.Record, ...]:
+        """The differences that are expected between releases of ModelOpt and transformers."""
+        return differences.load(self.options.baselines)
+
+    def deviation(self, known: Deviation) -> list[str]:
+        """How the installed ModelOpt differs in a known deviation from what it was recorded, or is expected, to do."""
+        met, found = carried.deviation(known, self.expected, environment.versions(), self.device.type)
+        self.deviations_met[known.name] = met
+        return found
+
+    # -- built once for all cases -------------------------------------------------------------------------------
+
+    def recipe(self, reference: str) -> Recipe:
+        """A recipe, loaded once."""
+        if reference not in self._recipes:
+            self._recipes[reference] = attempt(
+                self, f"recipe {reference}", lambda: loading.load(reference, self.options.recipes_root)
+            )
+        return self._recipes[reference]
+
+    def blank(self, architecture: str) -> nn.Module:
+        """An architecture on the meta device."""
+        if architecture not in self._architectures:
+            self._architectures[architecture] = architectures.build(architecture)
+        return self._architectures[architecture]
+
+    def structure(self, recipe: Recipe, architecture: str) -> QuantizerMap:
+        """The map of *recipe* on an architecture without weights."""
+        blank = self.blank(architecture)
+        # Two architectures that differ in sizes alone have the same places for the same quantizers.
+        key = recipe.hash, maps.outline(blank)
+        if key not in self._structures:
+
+            def build() -> QuantizerMap:
+                return maps.quantizer_map(quantize.structure(blank, recipe, self.options.attention))
+
+            self._structures[key] = attempt(self, f"structure {key}", build)
+        return self._structures[key]
+
+    def latest(self, owner: object, make: Callable[[], Quantized]) -> Quantized:
+        """The quantized model of *owner*, made where the latest one is another's: only one stays in memory."""
+        if self._latest is None or self._latest[0] is not owner:
+            self._latest = None
+            self.forget_frames()
+            self._latest = owner, make()
+        return self._latest[1]
+
+    def forget_frames(self) -> None:
+        """Drop what the frames of remembered errors hold: models of cases that came before."""
