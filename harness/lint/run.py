@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from harness import files
 from harness.errors import UnforeseenError, UsageError, reading
-from harness.lint.known import Release, installed
+from harness.lint.known import Release, installed, releases
 from harness.lint.recorded import FileSettingError, Recorded
 from harness.lint.rules import Families, check, level
 from harness.recipes.finding import installed_root, section_files
@@ -87,7 +88,7 @@ class _Run:
     """One run: trees are read once, families are matched once."""
 
     def __init__(self, release: Release, root: Path | None) -> None:
-        self.families = Families(release)
+        self.families = _families(release.version)
         self.schema = Recorded(release)
         self.root = root
         self.trees: dict[Path, Tree] = {}
@@ -241,6 +242,12 @@ class _Run:
             else:
                 where, line, column = _file_and_line(str(place), path)
             self.problems.append(LintProblem(_shown(where), line, column, rule, one.what.rstrip("."), one.fix))
+
+
+@lru_cache(maxsize=2)
+def _families(version: str) -> Families:
+    """The families that are known in a release, whose names are prepared for matching once."""
+    return Families(releases()[version])
 
 
 def root_of(path: Path) -> Path:
