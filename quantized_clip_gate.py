@@ -1,7 +1,9 @@
-"""What pytest imports of an installed gate in every project: a guest that registers the plugin where it is asked for.
+"""What pytest imports of an installed gate in every project: a guest that registers the plugin
+where it is asked for.
 
-A project that has none of the gate's suites is left alone: no option, fixture or marker is added, no hook acts, and
-nothing else is imported, not even the package ``harness``: the project may have one of its own.
+A project that has none of the gate's suites is left alone: no option, fixture or marker is added,
+no hook acts, and nothing else is imported, not even the package ``harness``: the project may have
+one of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _PROJECT_FILES = (
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str], parser: pytest.Parser) -> None:
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, args: list[str], parser: pytest.Parser
+) -> None:
     """Register the plugin if this is a run of the gate.
 
     At this moment every installed plugin has its options, so that a clash is ours to report, and

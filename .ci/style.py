@@ -1,4 +1,5 @@
-"""Print how the product's source reads, in figures: ``python .ci/style.py [FOLDER]`` (default: harness).
+"""Print how the product's source reads, in figures: ``python .ci/style.py [FOLDER]`` (default:
+harness).
 
 Files under five lines are left out.  Densities are counts per 1,000 lines.
 """
@@ -36,7 +37,9 @@ def main(folder: Path) -> None:
     measures = {
         "lines": f"{len(lines):,} in {len(lines_of)} modules",
         "lines per module (median/p90/max)": spread([len(found) for found in lines_of.values()]),
-        "lines per function (median/p90)": spread([length(node) for node in functions], maximum=False),
+        "lines per function (median/p90)": spread(
+            [length(node) for node in functions], maximum=False
+        ),
         "public docstrings": f"{documented / len(public):.0%}",
         "return types": f"{typed / len(functions):.0%}",
         "comprehensions per 1,000 lines": f"{comprehensions * per_thousand:.1f}",
@@ -45,14 +48,19 @@ def main(folder: Path) -> None:
         "Any": str(sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)),
         "fmt: skip": str(sum("# fmt: skip" in line for line in lines)),
         "type: ignore": str(sum("# type: ignore" in line for line in lines)),
-        "public class names in several modules": ", ".join(n for n, c in classes.items() if c > 1) or "none",
+        "public class names in several modules": ", ".join(n for n, c in classes.items() if c > 1)
+        or "none",
     }
     for name, value in measures.items():
         print(f"{name:42} {value}")
 
 
-def public_definitions(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The public classes and functions of a module, and the public methods of its public classes."""
+def public_definitions(
+    tree: ast.Module,
+) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The public classes and functions of a module, and the public methods of its public
+    classes.
+    """
     for node in tree.body:
         if not isinstance(node, (ast.ClassDef, *FUNCTIONS)) or node.name.startswith("_"):
             continue

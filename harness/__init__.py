@@ -1,4 +1,5 @@
-"""The regression gate for quantized CLIP.  What is named here is public; the rest may move between releases.
+"""The regression gate for quantized CLIP.  What is named here is public; the rest may move between
+releases.
 
 Nothing is imported before it is asked for::
 

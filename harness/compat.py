@@ -1,10 +1,11 @@
 """The one place where an installed pair of packages is mended before it is imported.
 
-torchvision's wheels on the package registry are built for CUDA.  Beside a CPU build of torch their C extension
-does not load, and ``import torchvision`` then stops at two fake-kernel registrations for operators that the
-extension would have declared.  Declaring the two schemas is all that is missing: nothing here runs the operators.
-Import this module before torchvision, transformers' image processors or clip_benchmark; with a pair that fits it
-does nothing.  ModelOpt's own recipes are pinned here as well (:mod:`harness.modelopt_tree`).
+torchvision's wheels on the package registry are built for CUDA.  Beside a CPU build of torch their
+C extension does not load, and ``import torchvision`` then stops at two fake-kernel registrations
+for operators that the extension would have declared.  Declaring the two schemas is all that is
+missing: nothing here runs the operators. Import this module before torchvision, transformers' image
+processors or clip_benchmark; with a pair that fits it does nothing.  ModelOpt's own recipes are
+pinned here as well (:mod:`harness.modelopt_tree`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _keep: list[torch.library.Library] = []
 
 
 def repair_torchvision() -> bool:
-    """Declare torchvision's two unguarded operators where its extension cannot; True if anything was mended."""
+    """Declare torchvision's two unguarded operators where its extension cannot; True if anything
+    was mended.
+    """
     import importlib.machinery
     import sys
 

@@ -32,7 +32,11 @@ def of_json(value: Any) -> str:
         ValueError, TypeError: not JSON.
 
     """
-    return of_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
+    return of_text(
+        json.dumps(
+            value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+        )
+    )
 
 
 def ids_digest(ids: Iterable[str]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 class UsageError(Exception):
     """Bad input, told in one line: the file (or option), what is wrong there, and the mend.
 
-    The plugin turns it into pytest's usage error: exit code 4, nothing written.  ``where``, ``what`` and ``fix`` are
-    kept as they were given; the place of an entry of a recipe also knows its column.
+    The plugin turns it into pytest's usage error: exit code 4, nothing written.  ``where``,
+    ``what`` and ``fix`` are kept as they were given; the place of an entry of a recipe also knows
+    its column.
     """
 
     def __init__(self, where: str | Path, what: str, fix: str) -> None:
@@ -21,7 +22,8 @@ class UsageError(Exception):
         self._parts = (str(where), what, fix)
         where, what = _cut(str(where), 600), _cut(what, 2400)
         line = f"{where}: {what.rstrip('.')}. {fix}"
-        # One line even where a name or a library's message brings its own line breaks or control characters.
+        # One line even where a name or a library's message brings its own line breaks or control
+        # characters.
         super().__init__("".join(c if c.isprintable() else " " for c in " ".join(line.split())))
 
     def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
@@ -51,16 +53,22 @@ class CombinedUsageError(UsageError):
 
 
 class UnforeseenError(UsageError):
-    """An error that came out of reading what somebody gave, and that no check foresaw: a defect of the gate.
+    """An error that came out of reading what somebody gave, and that no check foresaw: a defect of
+    the gate.
 
     It is told like bad input, before anything is computed; its cause is the error itself.
     """
 
     def __init__(self, where: str | Path, error: Exception) -> None:
         innermost = traceback.extract_tb(error.__traceback__)[-1:]
-        at = "".join(f", {Path(f.filename).parent.name}/{Path(f.filename).name}:{f.lineno}" for f in innermost)
+        at = "".join(
+            f", {Path(f.filename).parent.name}/{Path(f.filename).name}:{f.lineno}"
+            for f in innermost
+        )
         what = f"cannot be read ({one_line(error)}{at})"
-        super().__init__(where, what, "This is a defect of the gate: please report it; -v shows the traceback.")
+        super().__init__(
+            where, what, "This is a defect of the gate: please report it; -v shows the traceback."
+        )
 
 
 @contextmanager
@@ -92,12 +100,16 @@ def raise_all(errors: Sequence[UsageError]) -> None:
 
 
 def _cut(text: str, most: int) -> str:
-    """*text* without its middle where it is longer than *most* characters: what somebody gave may be."""
+    """*text* without its middle where it is longer than *most* characters: what somebody gave may
+    be.
+    """
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
 def forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of *error* and of what it was raised from, and with them all that their frames hold."""
+    """Drop the tracebacks of *error* and of what it was raised from, and with them all that their
+    frames hold.
+    """
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None
@@ -105,10 +117,13 @@ def forget_frames(error: BaseException) -> None:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Return whether *error* says that memory was exhausted: Python's, NumPy's and torch's ways of saying so."""
+    """Return whether *error* says that memory was exhausted: Python's, NumPy's and torch's ways of
+    saying so.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    # torch raises a plain RuntimeError for the memory of a CPU, and for what cuBLAS and cuDNN cannot get.
+    # torch raises a plain RuntimeError for the memory of a CPU, and for what cuBLAS and cuDNN
+    # cannot get.
     told = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
 

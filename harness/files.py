@@ -1,12 +1,14 @@
 """The one gateway through which everything that a user names is read.
 
-A path from a command line, a configuration or an index is untrusted input: it may be a pipe that never ends, a
-device, a folder, a link to nowhere, terabytes of zeros, or text in no encoding.  Whatever it is, the functions here
-return usable content or raise one :class:`~harness.errors.UsageError` that names the file, the place in it, what is
-wrong and the fix.  No other module under ``harness`` opens such a path.
+A path from a command line, a configuration or an index is untrusted input: it may be a pipe that
+never ends, a device, a folder, a link to nowhere, terabytes of zeros, or text in no encoding.
+Whatever it is, the functions here return usable content or raise one
+:class:`~harness.errors.UsageError` that names the file, the place in it, what is wrong and the fix.
+No other module under ``harness`` opens such a path.
 
-Files are opened without waiting (a named pipe without a writer would block for ever), their type is read from the open
-descriptor, and sizes are bounded before and while they are read: files below ``/proc`` say that they are empty.
+Files are opened without waiting (a named pipe without a writer would block for ever), their type is
+read from the open descriptor, and sizes are bounded before and while they are read: files below
+``/proc`` say that they are empty.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ MAX_NAMES = 1_000_000  # files of one folder
 _CHUNK = MIB
 _CORRECT_PATH = "Correct the path."
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a pair; a whole pair has two of them
+_SURROGATE = re.compile(
+    r"\\u[dD][89a-fA-F]"
+)  # the escape of half a pair; a whole pair has two of them
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)
@@ -72,7 +76,7 @@ _KINDS = {
 }
 
 
-# -- paths --------------------------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------------
 
 
 def expand(path: str | Path, *, option: str = "") -> Path:
@@ -83,8 +87,8 @@ def expand(path: str | Path, *, option: str = "") -> Path:
         option: the command-line option that it was given to, for the message.
 
     Raises:
-        UsageError: it is empty, names an unknown user, holds a NUL or a character that no file name can hold, or is
-            longer than the operating system allows.
+        UsageError: it is empty, names an unknown user, holds a NUL or a character that no file name
+            can hold, or is longer than the operating system allows.
     """
     text = os.fspath(path)
     where = f"{option} {_cut(text)}" if option else _cut(text)
@@ -95,18 +99,28 @@ def expand(path: str | Path, *, option: str = "") -> Path:
         if expanded.startswith("~"):
             user = text.split("/", 1)[0]
             fix = f"Write the folder's path; for a file of that name, ./{_cut(text)}."
-            raise UsageError(where, f"there is no user {_cut(user[1:])!r}, whose home folder {_cut(user)} is", fix)
+            raise UsageError(
+                where,
+                f"there is no user {_cut(user[1:])!r}, whose home folder {_cut(user)} is",
+                fix,
+            )
         os.lstat(expanded)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UsageError(where, f"a path of {len(text):,} characters is too long", _CORRECT_PATH) from None
+            raise UsageError(
+                where, f"a path of {len(text):,} characters is too long", _CORRECT_PATH
+            ) from None
     except ValueError as error:  # a NUL, or half of a surrogate pair
         raise UsageError(where, f"cannot be a path ({error})", _CORRECT_PATH) from None
     return Path(expanded)
 
 
 def regular_file(
-    path: str | Path, *, inside: str | Path | None = None, what: str = "file", fix: str | None = None
+    path: str | Path,
+    *,
+    inside: str | Path | None = None,
+    what: str = "file",
+    fix: str | None = None,
 ) -> Path:
     """Return *path*, expanded, once it is known to be a regular file (or a link to one).
 
@@ -117,7 +131,8 @@ def regular_file(
         fix: the sentence that ends the message.
 
     Raises:
-        UsageError: it is absent, a folder, a named pipe, a device, a dangling link, or outside *inside*.
+        UsageError: it is absent, a folder, a named pipe, a device, a dangling link, or outside
+            *inside*.
     """
     expanded = expand(path)
     mode = _status(expanded, what, fix).st_mode
@@ -127,8 +142,15 @@ def regular_file(
     return expanded
 
 
-def folder(path: str | Path, *, inside: str | Path | None = None, what: str = "folder", fix: str | None = None) -> Path:
-    """Return *path*, expanded, once it is known to be a folder (or a link to one) that can be listed.
+def folder(
+    path: str | Path,
+    *,
+    inside: str | Path | None = None,
+    what: str = "folder",
+    fix: str | None = None,
+) -> Path:
+    """Return *path*, expanded, once it is known to be a folder (or a link to one) that can be
+    listed.
 
     Raises:
         UsageError: it is absent, not a folder, not readable, or outside *inside*.
@@ -138,12 +160,16 @@ def folder(path: str | Path, *, inside: str | Path | None = None, what: str = "f
         raise UsageError(_cut(expanded), f"is a file, expected a {what}", fix or "Give a folder.")
     _resolved(expanded, inside, what, fix)
     if not os.access(expanded, os.R_OK | os.X_OK):
-        raise UsageError(_cut(expanded), f"the {what} cannot be read (permission denied)", fix or "Allow it.")
+        raise UsageError(
+            _cut(expanded), f"the {what} cannot be read (permission denied)", fix or "Allow it."
+        )
     return expanded
 
 
 def exists(path: str | Path) -> bool:
-    """True if *path* is a file or a folder, links followed; False for anything else, whatever is wrong with it."""
+    """True if *path* is a file or a folder, links followed; False for anything else, whatever is
+    wrong with it.
+    """
     return _mode(path) is not None
 
 
@@ -173,20 +199,29 @@ def names(path: str | Path, *, what: str = "folder", fix: str | None = None) -> 
                 found.append(entry.name)
                 if len(found) > MAX_NAMES:
                     problem = f"holds more than {MAX_NAMES:,} files"
-                    raise UsageError(_cut(expanded), problem, fix or "Give the folder of the files that are meant.")
+                    raise UsageError(
+                        _cut(expanded),
+                        problem,
+                        fix or "Give the folder of the files that are meant.",
+                    )
     except OSError as error:
         _refuse_unreadable(expanded, error, fix)
     return sorted(found)
 
 
-# -- bytes and text -----------------------------------------------------------------------------------------------
+# -- bytes and text --------------------------------------------------------------------------------
 
 
 @contextmanager
 def opened(
-    path: str | Path, *, inside: str | Path | None = None, what: str = "file", fix: str | None = None
+    path: str | Path,
+    *,
+    inside: str | Path | None = None,
+    what: str = "file",
+    fix: str | None = None,
 ) -> Iterator[BinaryIO]:
-    """Open the regular file *path* for reading bytes, for the length of the block: what is too large to be kept.
+    """Open the regular file *path* for reading bytes, for the length of the block: what is too
+    large to be kept.
 
     Raises:
         UsageError: as :func:`regular_file`, or it cannot be read.
@@ -247,7 +282,8 @@ def read_text(
     what: str = "file",
     fix: str | None = None,
 ) -> str:
-    r"""Return the text of the UTF-8 file *path*: without a byte order mark, each end of line as ``\n``.
+    r"""Return the text of the UTF-8 file *path*: without a byte order mark, each end of line as
+    ``\n``.
 
     Raises:
         UsageError: as :func:`read_bytes`, or it is not UTF-8 text; with the line and the byte.
@@ -298,7 +334,7 @@ def _line(path: str | Path, data: bytes, offset: int) -> str:
     return f"{_cut(path)}:{number}"
 
 
-# -- JSON ---------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 
 
 def read_json(
@@ -310,11 +346,12 @@ def read_json(
     what: str = "file",
     fix: str | None = None,
 ) -> T:
-    """Return the JSON file *path* as *model*, which pydantic validates as JSON: strictly where the model says so.
+    """Return the JSON file *path* as *model*, which pydantic validates as JSON: strictly where the
+    model says so.
 
-    A key that is written twice in one object is refused: JSON readers disagree on which one counts.  ``NaN`` and
-    ``Infinity`` are numbers unless the model says ``allow_inf_nan=False``.  Long lists in a model should be
-    ``Annotated[list[...], pydantic.FailFast()]``: one error is enough.
+    A key that is written twice in one object is refused: JSON readers disagree on which one counts.
+    ``NaN`` and ``Infinity`` are numbers unless the model says ``allow_inf_nan=False``.  Long lists
+    in a model should be ``Annotated[list[...], pydantic.FailFast()]``: one error is enough.
 
     Args:
         path: what the user named.
@@ -325,15 +362,18 @@ def read_json(
         fix: the sentence that ends the message.
 
     Raises:
-        UsageError: as :func:`read_text`; it is not JSON (with line and column), nests too deeply, holds too many
-            values, half a surrogate pair, or does not fit the model (with the path of the key).
+        UsageError: as :func:`read_text`; it is not JSON (with line and column), nests too deeply,
+            holds too many values, half a surrogate pair, or does not fit the model (with the path
+            of the key).
     """
     data = read_bytes(path, limit=limit, inside=inside, what=what, fix=fix)
     text = _decoded(data, path, fix)
     return validate_json(text, path, model, fix=fix)
 
 
-def validate_json(text: str, where: str | Path, model: type[T] | TypeAdapter[T], *, fix: str | None = None) -> T:
+def validate_json(
+    text: str, where: str | Path, model: type[T] | TypeAdapter[T], *, fix: str | None = None
+) -> T:
     """Return JSON *text*, which was found at *where*, as *model*; as :func:`read_json`.
 
     Raises:
@@ -346,7 +386,9 @@ def validate_json(text: str, where: str | Path, model: type[T] | TypeAdapter[T],
         _refuse_content(where, content, error, fix)
 
 
-def validate_python(content: Any, where: str | Path, model: type[T] | TypeAdapter[T], *, fix: str | None = None) -> T:
+def validate_python(
+    content: Any, where: str | Path, model: type[T] | TypeAdapter[T], *, fix: str | None = None
+) -> T:
     """Return *content*, a part of a file's that was read by this module from *where*, as *model*.
 
     Raises:
@@ -362,17 +404,23 @@ def _json(text: str, where: str | Path, fix: str | None) -> Any:
     """The content of JSON *text*, within the bounds."""
     name = _cut(where)
     if text.count(",") + text.count("[") + text.count("{") > MAX_JSON_VALUES:
-        raise UsageError(name, f"holds more than {MAX_JSON_VALUES:,} values", fix or "Give a smaller file.")
+        raise UsageError(
+            name, f"holds more than {MAX_JSON_VALUES:,} values", fix or "Give a smaller file."
+        )
     too_deep = f"nests deeper than {MAX_JSON_DEPTH} levels"
     try:
         content = json.loads(text, object_pairs_hook=_unique, parse_int=_bounded_int)
     except json.JSONDecodeError as error:
         place = f"{name}:{error.lineno}"
-        raise UsageError(place, f"is not JSON (column {error.colno}: {error.msg})", fix or "Correct it.") from None
+        raise UsageError(
+            place, f"is not JSON (column {error.colno}: {error.msg})", fix or "Correct it."
+        ) from None
     except RecursionError:
         raise UsageError(name, too_deep, fix or "Correct it.") from None
     except ValueError as error:
-        raise UsageError(name, f"is not JSON that can be used ({error})", fix or "Correct it.") from None
+        raise UsageError(
+            name, f"is not JSON that can be used ({error})", fix or "Correct it."
+        ) from None
     if _depth(content, MAX_JSON_DEPTH) > MAX_JSON_DEPTH:
         raise UsageError(name, too_deep, fix or "Correct it.")
     if _SURROGATE.search(text):
@@ -414,7 +462,7 @@ def _depth(content: Any, limit: int) -> int:
     return depth
 
 
-# -- YAML ---------------------------------------------------------------------------------------------------------
+# -- YAML ------------------------------------------------------------------------------------------
 
 
 def read_yaml(
@@ -429,7 +477,8 @@ def read_yaml(
     """Return the YAML file *path* as *model*: plain data only, no alias, no key twice.
 
     Raises:
-        UsageError: as :func:`read_text`; it is not YAML, exceeds a bound, or does not fit the model; with the line.
+        UsageError: as :func:`read_text`; it is not YAML, exceeds a bound, or does not fit the
+            model; with the line.
     """
     return read_yaml_with_places(path, model, limit=limit, inside=inside, what=what, fix=fix)[0]
 
@@ -444,7 +493,8 @@ def read_yaml_with_places(
     fix: str | None = None,
     fixes: Mapping[str, str] | None = None,
 ) -> tuple[T, Place]:
-    """Return what :func:`read_yaml` returns, and a function from the keys of an entry to its ``file:line (keys)``.
+    """Return what :func:`read_yaml` returns, and a function from the keys of an entry to its
+    ``file:line (keys)``.
 
     Args:
         path: the file.
@@ -453,8 +503,8 @@ def read_yaml_with_places(
         inside: a folder that it may not lead out of.
         what: what messages call it.
         fix: what messages say to do about anything that is wrong.
-        fixes: what they say instead where it is ``absent``, misses a key (``missing``) or has one that does not exist
-            (``extra_forbidden``).
+        fixes: what they say instead where it is ``absent``, misses a key (``missing``) or has one
+            that does not exist (``extra_forbidden``).
 
     Raises:
         UsageError: as :func:`read_yaml`.
@@ -473,8 +523,11 @@ def read_yaml_with_places(
         _refuse_content(path, content, error, fix, lines, fixes)
 
 
-def load_yaml(text: str, where: str | Path, *, fix: str | None = None) -> tuple[Any, dict[tuple[Hashable, ...], int]]:
-    """Return the content of YAML *text*, which was found at *where*, and the line (from 1) of every entry by its keys.
+def load_yaml(
+    text: str, where: str | Path, *, fix: str | None = None
+) -> tuple[Any, dict[tuple[Hashable, ...], int]]:
+    """Return the content of YAML *text*, which was found at *where*, and the line (from 1) of every
+    entry by its keys.
 
     Raises:
         UsageError: it is not one YAML document of plain data, or exceeds a bound.
@@ -489,19 +542,28 @@ def load_yaml(text: str, where: str | Path, *, fix: str | None = None) -> tuple[
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         problem = error.problem or error.context or "not YAML"
-        raise UsageError(place, f"is not YAML that can be used: {problem}", fix or "Correct that line.") from None
+        raise UsageError(
+            place, f"is not YAML that can be used: {problem}", fix or "Correct that line."
+        ) from None
     except yaml.YAMLError as error:  # the reader's: a character that YAML does not allow
         raise UsageError(name, f"is not YAML ({error})", fix or "Correct it.") from None
     except RecursionError:
-        raise UsageError(name, f"nests deeper than {MAX_YAML_DEPTH} levels", fix or "Correct it.") from None
+        raise UsageError(
+            name, f"nests deeper than {MAX_YAML_DEPTH} levels", fix or "Correct it."
+        ) from None
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then fails on them.
-        raise UsageError(name, f"holds a value that YAML cannot read ({error})", fix or "Put it in quotes.") from None
+        # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then fails
+        # on them.
+        raise UsageError(
+            name, f"holds a value that YAML cannot read ({error})", fix or "Put it in quotes."
+        ) from None
     return content, lines
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with bounds on depth and size; aliases, keys written twice and rare types are refused."""
+    """PyYAML's safe loader with bounds on depth and size; aliases, keys written twice and rare
+    types are refused.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -558,7 +620,9 @@ for _tag in ("timestamp", "binary", "set", "omap", "pairs", None):  # types that
     _Loader.add_constructor(_tag and f"tag:yaml.org,2002:{_tag}", _Loader.refuse_type)
 
 
-def _lines(node: yaml.Node | None, keys: tuple[Hashable, ...] = ()) -> dict[tuple[Hashable, ...], int]:
+def _lines(
+    node: yaml.Node | None, keys: tuple[Hashable, ...] = ()
+) -> dict[tuple[Hashable, ...], int]:
     """Line (from 1) of every entry of a YAML document, by its keys as text."""
     found: dict[tuple[Hashable, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
@@ -573,7 +637,7 @@ def _lines(node: yaml.Node | None, keys: tuple[Hashable, ...] = ()) -> dict[tupl
     return found
 
 
-# -- writing ------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, data: bytes, *, temporary: str, durable: bool = True) -> None:
@@ -583,7 +647,8 @@ def write_whole(path: Path, data: bytes, *, temporary: str, durable: bool = True
         path: the file; its folder is made if there is none.
         data: the new content.
         temporary: how the name of the file begins that is written next to it first.
-        durable: whether the content is on the disk before the name is, and the name before this returns.
+        durable: whether the content is on the disk before the name is, and the name before this
+            returns.
 
     Raises:
         OSError: it could not be written; nothing is left of the attempt.
@@ -611,7 +676,7 @@ def write_whole(path: Path, data: bytes, *, temporary: str, durable: bool = True
             os.close(folder)
 
 
-# -- messages -----------------------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
 _REPR = reprlib.Repr()
@@ -621,7 +686,9 @@ _REPR.maxlevel = 3
 
 
 def shown(value: object) -> str:
-    """Return *value* as a message shows it: quoted, control characters spelled out, long values cut."""
+    """Return *value* as a message shows it: quoted, control characters spelled out, long values
+    cut.
+    """
     return _REPR.repr(value)
 
 
@@ -650,13 +717,17 @@ def _refuse_content(
     place = place_of(where, keys, lines or {})
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        raise UsageError(place, f"the key {shown(keys[-1] if keys else '')} is missing", fix or "Add it.") from None
+        raise UsageError(
+            place, f"the key {shown(keys[-1] if keys else '')} is missing", fix or "Add it."
+        ) from None
     if first["type"] == "extra_forbidden":
         problem = f"there is no setting {shown(keys[-1] if keys else '')}"
         raise UsageError(place, problem, fix or "Remove it, or correct its spelling.") from None
     if first["type"] in ("json_invalid", "value_error"):
         raise UsageError(place, reason, fix or "Correct it.") from None
-    raise UsageError(place, f"is {_value(first['input'])}: {reason}", fix or "Correct it.") from None
+    raise UsageError(
+        place, f"is {_value(first['input'])}: {reason}", fix or "Correct it."
+    ) from None
 
 
 def _value(value: object) -> str:
@@ -666,7 +737,9 @@ def _value(value: object) -> str:
 
 
 def _keys(loc: Iterable[int | str], content: Any, missing: bool) -> tuple[int | str, ...]:
-    """The keys of *loc* that lead into *content*: without the names of the alternatives of a union."""
+    """The keys of *loc* that lead into *content*: without the names of the alternatives of a
+    union.
+    """
     keys: list[int | str] = []
     path = list(loc)
     for number, key in enumerate(path):
@@ -680,22 +753,30 @@ def _keys(loc: Iterable[int | str], content: Any, missing: bool) -> tuple[int | 
     return tuple(keys)
 
 
-def place_of(path: str | Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]) -> str:
-    """Return ``file:line (dotted.keys)`` of the entry at *keys*, by the *lines* that :func:`load_yaml` found."""
+def place_of(
+    path: str | Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]
+) -> str:
+    """Return ``file:line (dotted.keys)`` of the entry at *keys*, by the *lines* that
+    :func:`load_yaml` found.
+    """
     at = tuple(keys)
     known = tuple(key if isinstance(key, int) else str(key) for key in at)
     while known and known not in lines:
         known = known[:-1]
     line = f":{lines[known]}" if known in lines else ""
-    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{_cut(str(key))}" for key in at).removeprefix(".")
+    dotted = "".join(
+        f"[{key}]" if isinstance(key, int) else f".{_cut(str(key))}" for key in at
+    ).removeprefix(".")
     return f"{_cut(path)}{line}" + (f" ({dotted})" if dotted else "")
 
 
-# -- system calls -------------------------------------------------------------------------------------------------
+# -- system calls ----------------------------------------------------------------------------------
 
 
 def _mode(path: str | Path) -> int | None:
-    """The type bits of *path*, links followed; None where there is nothing that can be looked at."""
+    """The type bits of *path*, links followed; None where there is nothing that can be looked
+    at.
+    """
     try:
         return os.stat(expand(path)).st_mode  # noqa: PTH116
     except (OSError, ValueError, UsageError):
@@ -715,21 +796,27 @@ def _status(path: Path, what: str, fix: str | None) -> os.stat_result:
 
 
 def _resolved(path: Path, inside: str | Path | None, what: str, fix: str | None) -> Path:
-    """*path* with every link followed, which must be in the folder *inside*; as it is where it may be anywhere."""
+    """*path* with every link followed, which must be in the folder *inside*; as it is where it may
+    be anywhere.
+    """
     if inside is None:
         return path  # following links costs more than reading a small file
     try:
         resolved = Path(os.path.realpath(path, strict=True))
         if not resolved.is_relative_to(os.path.realpath(expand(inside), strict=True)):
             problem = f"is outside of {_cut(inside)}, which the {what} must be in"
-            raise UsageError(_cut(path), problem, fix or "Move it there, and name it by its path in there.")
+            raise UsageError(
+                _cut(path), problem, fix or "Move it there, and name it by its path in there."
+            )
     except OSError as error:
         _refuse_unreadable(path, error, fix)
     return resolved
 
 
 def _open_without_waiting(path: str, _flags: int) -> int:
-    """A descriptor for reading; that of a pipe or a device is open at once and is looked at before it is read."""
+    """A descriptor for reading; that of a pipe or a device is open at once and is looked at before
+    it is read.
+    """
     return os.open(path, _FLAGS)
 
 
@@ -740,4 +827,6 @@ def _refuse_kind(path: Path, mode: int, what: str, fix: str | None) -> NoReturn:
 
 def _refuse_unreadable(path: Path, error: OSError, fix: str | None) -> NoReturn:
     reason = error.strerror or str(error)
-    raise UsageError(_cut(path), f"cannot be read ({reason})", fix or "Correct the path or its permissions.") from None
+    raise UsageError(
+        _cut(path), f"cannot be read ({reason})", fix or "Correct the path or its permissions."
+    ) from None

@@ -1,17 +1,19 @@
-"""Keep one case out of the next: put back what a quantized model, or ModelOpt, changes in the process.
+"""Keep one case out of the next: put back what a quantized model, or ModelOpt, changes in the
+process.
 
 A quantized attention block of ModelOpt 0.47 swaps functions of torch for the length of its forward
-(``modelopt/torch/quantization/utils/core_utils.py``, ``replace_function``) and does not put them back if the forward
-raises; every later model of the process, the reference included, then attends through that block's quantizers (S12,
-see docs/silent-failures.md).  Saving a checkpoint leaves hooks in transformers, a registered attention class stays in
-ModelOpt's registry, and a library may leave another default dtype or random state.
+(``modelopt/torch/quantization/utils/core_utils.py``, ``replace_function``) and does not put them
+back if the forward raises; every later model of the process, the reference included, then attends
+through that block's quantizers (S12, see docs/silent-failures.md).  Saving a checkpoint leaves
+hooks in transformers, a registered attention class stays in ModelOpt's registry, and a library may
+leave another default dtype or random state.
 
 * Every forward of the gate goes through :func:`harness.models.families.encode`, which runs it under
   :func:`functions_kept`.
-* Everything else that ModelOpt does runs under :func:`harness.quantization.context.quiet`, which includes
-  :func:`process_kept`.
-* Before a model is quantized or evaluated, :func:`check` compares torch's functions with those that were there when
-  this module was imported, which is before ModelOpt runs anything.
+* Everything else that ModelOpt does runs under :func:`harness.quantization.context.quiet`, which
+  includes :func:`process_kept`.
+* Before a model is quantized or evaluated, :func:`check` compares torch's functions with those that
+  were there when this module was imported, which is before ModelOpt runs anything.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ def _names(holder: types.ModuleType, *kinds: type) -> tuple[str, ...]:
     return tuple(name for name, value in vars(holder).items() if isinstance(value, kinds))
 
 
-#: Where functions are watched, and their names there.  Of ``torch`` itself only what is written in C: some of its
-#: Python functions are wrapped by ``torch._dynamo`` when that is imported.
+#: Where functions are watched, and their names there.  Of ``torch`` itself only what is written in
+#: C: some of its Python functions are wrapped by ``torch._dynamo`` when that is imported.
 _WATCHED: tuple[tuple[types.ModuleType, tuple[str, ...]], ...] = (
     (torch, _names(torch, types.BuiltinFunctionType)),
     (F, _names(F, types.BuiltinFunctionType, types.FunctionType)),
@@ -58,7 +60,9 @@ _OWN = _functions()
 
 @contextmanager
 def functions_kept() -> Iterator[None]:
-    """Put back torch's functions and transformers' attention functions on leaving the block, whatever it raises."""
+    """Put back torch's functions and transformers' attention functions on leaving the block,
+    whatever it raises.
+    """
     before = _functions()
     with _attention_functions_kept():
         try:
@@ -80,15 +84,22 @@ def _put_back(before: list[tuple[Any, ...]]) -> None:
 
 @contextmanager
 def _attention_functions_kept() -> Iterator[None]:
-    """Put back what transformers' attention blocks look up, which ModelOpt's own attention class replaces."""
+    """Put back what transformers' attention blocks look up, which ModelOpt's own attention class
+    replaces.
+    """
     library: Any = sys.modules.get("transformers.modeling_utils")
     if library is None:
         yield
         return
     registry = library.ALL_ATTENTION_FUNCTIONS
-    mappings = [m for m in (registry._local_mapping, registry._global_mapping) if isinstance(m, dict)]
+    mappings = [
+        m for m in (registry._local_mapping, registry._global_mapping) if isinstance(m, dict)
+    ]
     entries = [dict(mapping) for mapping in mappings]
-    eager = [(module, module.eager_attention_forward) for module in _with_eager_attention(len(sys.modules))]
+    eager = [
+        (module, module.eager_attention_forward)
+        for module in _with_eager_attention(len(sys.modules))
+    ]
     try:
         yield
     finally:
@@ -102,8 +113,14 @@ def _attention_functions_kept() -> Iterator[None]:
 
 @lru_cache(1)
 def _with_eager_attention(_: int) -> tuple[Any, ...]:
-    """The imported model files of transformers that have an eager attention; depends on the number of modules."""
-    found = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
+    """The imported model files of transformers that have an eager attention; depends on the number
+    of modules.
+    """
+    found = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("transformers.models.")
+    ]
     return tuple(module for module in found if "eager_attention_forward" in vars(module))
 
 
@@ -111,15 +128,23 @@ def _with_eager_attention(_: int) -> tuple[Any, ...]:
 def process_kept() -> Iterator[None]:
     """Put back, on leaving the block, whatever of the process ModelOpt may change.
 
-    These are the functions of :func:`functions_kept`, ModelOpt's registry of quantized classes, its hooks in the
-    classes of transformers and diffusers, torch's settings, the random states, the environment and warning filters.
-    ModelOpt is imported first: what its import does to the process stays.
+    These are the functions of :func:`functions_kept`, ModelOpt's registry of quantized classes, its
+    hooks in the classes of transformers and diffusers, torch's settings, the random states, the
+    environment and warning filters. ModelOpt is imported first: what its import does to the process
+    stays.
     """
     import modelopt.torch.opt
     import modelopt.torch.quantization  # noqa: F401
 
     with ExitStack() as stack:
-        for part in (_settings_kept, _random_kept, _environment_kept, _hooks_kept, registrations_kept, functions_kept):
+        for part in (
+            _settings_kept,
+            _random_kept,
+            _environment_kept,
+            _hooks_kept,
+            registrations_kept,
+            functions_kept,
+        ):
             stack.enter_context(part())
         yield
 
@@ -203,17 +228,27 @@ def registrations_kept() -> Iterator[None]:
 
 @contextmanager
 def _hooks_kept() -> Iterator[None]:
-    """Put back the methods of transformers and diffusers that ``enable_huggingface_checkpointing`` replaces.
+    """Put back the methods of transformers and diffusers that ``enable_huggingface_checkpointing``
+    replaces.
 
-    With them a checkpoint that holds ModelOpt's state is loaded as a quantized model, a reference among them.
+    With them a checkpoint that holds ModelOpt's state is loaded as a quantized model, a reference
+    among them.
     """
     from modelopt.torch.opt.plugins import huggingface
 
-    known: dict[str, tuple[list[Any], list[list[tuple[str, Any]]]]] = huggingface._LIBRARY_CLASSES_FOR_PATCHING
+    known: dict[str, tuple[list[Any], list[list[tuple[str, Any]]]]] = (
+        huggingface._LIBRARY_CLASSES_FOR_PATCHING
+    )
     patched: set[Any] = huggingface._PATCHED_CLASSES
     before = set(patched)
-    names = {cls: [name for name, _ in methods] for pair in known.values() for cls, methods in zip(*pair, strict=True)}
-    own = {(cls, name): vars(cls)[name] for cls in names for name in names[cls] if name in vars(cls)}
+    names = {
+        cls: [name for name, _ in methods]
+        for pair in known.values()
+        for cls, methods in zip(*pair, strict=True)
+    }
+    own = {
+        (cls, name): vars(cls)[name] for cls in names for name in names[cls] if name in vars(cls)
+    }
     try:
         yield
     finally:
@@ -241,11 +276,14 @@ def _described(function: Any) -> str:
     """A short name of *function*: the text of one that is bound to a module would be pages."""
     while isinstance(function, partial):
         function = function.func
-    return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', type(function).__name__)}"
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{module}.{name}"
 
 
 def check() -> None:
-    """Refuse to go on where a function of torch is not torch's own: every model would compute something else.
+    """Refuse to go on where a function of torch is not torch's own: every model would compute
+    something else.
 
     Raises:
         UsageError: naming the functions and what stands in their place.
@@ -253,6 +291,12 @@ def check() -> None:
     found = replaced()
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        what = f"not torch's own function{more}: code that ran in this process replaced it and did not put it back"
-        fix = "Start a new process. If only this gate ran in it, please report the recipe that ran before."
+        what = (
+            f"not torch's own function{more}: code that ran in this process replaced it and did "
+            f"not put it back"
+        )
+        fix = (
+            "Start a new process. If only this gate ran in it, please report the recipe that ran "
+            "before."
+        )
         raise UsageError(found[0], what, fix)

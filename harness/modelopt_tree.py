@@ -1,8 +1,8 @@
 """Where the recipes of the installed ModelOpt are.
 
-ModelOpt reads its own presets from the package ``modelopt_recipes``, which Python looks for like any other.  A recipe
-tree under review has that name too: in the working folder, or at pytest's root, it would be imported in its place, and
-its ``__init__.py`` would run.
+ModelOpt reads its own presets from the package ``modelopt_recipes``, which Python looks for like
+any other.  A recipe tree under review has that name too: in the working folder, or at pytest's
+root, it would be imported in its place, and its ``__init__.py`` would run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ NAME = "modelopt_recipes"
 
 
 def installed() -> Path | None:
-    """Return the tree that was installed together with ModelOpt, found without importing either; None without one."""
+    """Return the tree that was installed together with ModelOpt, found without importing either;
+    None without one.
+    """
     spec = importlib.util.find_spec("modelopt")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(place).parent / NAME
@@ -27,11 +29,15 @@ def installed() -> Path | None:
 
 
 def pin() -> None:
-    """Make ``import modelopt_recipes`` mean the installed tree, whatever of that name is found first on the path."""
+    """Make ``import modelopt_recipes`` mean the installed tree, whatever of that name is found
+    first on the path.
+    """
     path = installed()
     if path is None or NAME in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(NAME, path / "__init__.py", submodule_search_locations=[str(path)])
+    spec = importlib.util.spec_from_file_location(
+        NAME, path / "__init__.py", submodule_search_locations=[str(path)]
+    )
     assert spec is not None, "a file of Python"
     assert spec.loader is not None, "a file of Python"
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,7 @@
 """Where the parts of this project are that are not modules of ``harness``.
 
-In a checkout they are at its top.  In an installed gate they are parts of the package (``setup.py``).
+In a checkout they are at its top.  In an installed gate they are parts of the package
+(``setup.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a check reports: a problem, with the names that it is about folded so that a person can read them."""
+"""What a check reports: a problem, with the names that it is about folded so that a person can read
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that must not be: its rule, the quantizers or patterns it is about, and how to mend it."""
+    """Something that must not be: its rule, the quantizers or patterns it is about, and how to mend
+    it.
+    """
 
     rule: str
     what: str
@@ -23,7 +27,9 @@ class Problem:
 
 
 def collapse(names: Sequence[str], limit: int = 12) -> list[str]:
-    """Names with their layer numbers and leaf kinds folded: ``layers.{0..3}.self_attn.{q,k}_bmm_quantizer``."""
+    """Names with their layer numbers and leaf kinds folded:
+    ``layers.{0..3}.self_attn.{q,k}_bmm_quantizer``.
+    """
     by_shape: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for name in names:
         parts = re.split(r"\.(\d+)(?=\.)", name)
@@ -42,13 +48,17 @@ def collapse(names: Sequence[str], limit: int = 12) -> list[str]:
 
 
 def _fold_numbers(numbers: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Numbers that differ at one place alone folded there, the last place first: (2, 0), (2, 1) to (2, {0..1})."""
+    """Numbers that differ at one place alone folded there, the last place first: (2, 0), (2, 1) to
+    (2, {0..1}).
+    """
     rows = sorted(numbers, key=lambda row: [int(n) for n in row])
     for place in reversed(range(len(rows[0]))):
         alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
         for row in rows:
             alike[row[:place], row[place + 1 :]].append(row[place])
-        rows = [(*before, number_ranges(found), *behind) for (before, behind), found in alike.items()]
+        rows = [
+            (*before, number_ranges(found), *behind) for (before, behind), found in alike.items()
+        ]
     return rows
 
 
@@ -66,11 +76,14 @@ def number_ranges(numbers: Iterable[str]) -> str:
 
 
 def fold_leaves(leaves: Sequence[str]) -> str:
-    """Leaf names that end alike share one: ``q_bmm_quantizer``, ``k_bmm_quantizer`` to ``{q,k}_bmm_quantizer``."""
+    """Leaf names that end alike share one: ``q_bmm_quantizer``, ``k_bmm_quantizer`` to
+    ``{q,k}_bmm_quantizer``.
+    """
     endings: dict[str, list[str]] = defaultdict(list)
     for leaf in leaves:
         head, sep, tail = leaf.partition("_")
         endings[sep + tail].append(head)
     return " ".join(
-        (heads[0] if len(heads) == 1 else "{" + ",".join(heads) + "}") + ending for ending, heads in endings.items()
+        (heads[0] if len(heads) == 1 else "{" + ",".join(heads) + "}") + ending
+        for ending, heads in endings.items()
     )

@@ -19,7 +19,9 @@ def test_loss_is_within_budget(gate: Gate, case: CaseName, metric: Metric, check
 
 
 def test_answers_stay_close(gate: Gate, case: CaseName, metric: Metric, check: Check) -> None:
-    """What accuracy does not show stays within its own limits: changed answers, KL, embedding cosines, overlap."""
+    """What accuracy does not show stays within its own limits: changed answers, KL, embedding
+    cosines, overlap.
+    """
     check.limits(accuracy.answers_stay_close(gate[case], metric), metric)
 
 

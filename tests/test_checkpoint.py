@@ -17,7 +17,14 @@ pytestmark = pytest.mark.checkpoint
 
 @pytest.mark.parametrize("form", checkpoint.FORMS)
 def test_restored_model_is_the_saved_one(
-    gate: Gate, case: CaseName, quantized: Quantized, form: checkpoint.Form, tmp_path: Path, check: Check
+    gate: Gate,
+    case: CaseName,
+    quantized: Quantized,
+    form: checkpoint.Form,
+    tmp_path: Path,
+    check: Check,
 ) -> None:
-    """Restored in a fresh process, the model has the same quantizer map and computes the same bits."""
+    """Restored in a fresh process, the model has the same quantizer map and computes the same
+    bits.
+    """
     check.problems(checkpoint.restored_model_is_the_saved_one(gate[case], form, tmp_path))

@@ -21,33 +21,49 @@ _PRECISIONS = pytest.mark.parametrize("dtype", export.PRECISIONS, ids=["fp32", "
 def test_graph_has_the_quantizers_of_the_map(
     gate: Gate, case: CaseName, tower: str, dtype: torch.dtype, check: Check
 ) -> None:
-    """One Q/DQ pair for each enabled quantizer and none for a disabled one, in its place, with its scale and codes."""
+    """One Q/DQ pair for each enabled quantizer and none for a disabled one, in its place, with its
+    scale and codes.
+    """
     check.problems(export.graph_has_the_quantizers_of_the_map(gate[case], tower, dtype))
 
 
 @_TOWERS
-def test_runtime_computes_what_fake_quantization_does(gate: Gate, case: CaseName, tower: str, check: Check) -> None:
-    """In ONNX Runtime without optimisations, codes are the quantizers' and outputs agree within rounding."""
+def test_runtime_computes_what_fake_quantization_does(
+    gate: Gate, case: CaseName, tower: str, check: Check
+) -> None:
+    """In ONNX Runtime without optimisations, codes are the quantizers' and outputs agree within
+    rounding.
+    """
     check.problems(export.runtime_computes_what_fake_quantization_does(gate[case], tower))
 
 
 @_TOWERS
 def test_optimisations_change_nothing(gate: Gate, case: CaseName, tower: str, check: Check) -> None:
-    """With ONNX Runtime's optimisations on, the same; what differs is the runtime's defect and fails no recipe."""
+    """With ONNX Runtime's optimisations on, the same; what differs is the runtime's defect and
+    fails no recipe.
+    """
     check.problems(export.optimisations_change_nothing(gate[case], tower))
 
 
 def test_published_export_is_gated_too(gate: Gate, case: CaseName, check: Check) -> None:
-    """Where ModelOpt's own export works, its graph is the map's too; what is not is its defect and fails no recipe."""
+    """Where ModelOpt's own export works, its graph is the map's too; what is not is its defect and
+    fails no recipe.
+    """
     check.problems(export.published_export_is_gated_too(gate[case]))
 
 
 def test_answers_are_those_of_fake_quantization(gate: Gate, case: CaseName, check: Check) -> None:
-    """Sample by sample, graph and fake quantization answer the same, given the codes and but for ties in rounding."""
+    """Sample by sample, graph and fake quantization answer the same, given the codes and but for
+    ties in rounding.
+    """
     check.problems(export.answers_are_those_of_fake_quantization(gate[case]))
 
 
 @_TOWERS
-def test_engine_computes_what_fake_quantization_does(gate: Gate, case: CaseName, tower: str, check: Check) -> None:
-    """TensorRT builds an engine of the float16 graph, its features those of fake quantization within half precision."""
+def test_engine_computes_what_fake_quantization_does(
+    gate: Gate, case: CaseName, tower: str, check: Check
+) -> None:
+    """TensorRT builds an engine of the float16 graph, its features those of fake quantization
+    within half precision.
+    """
     check.problems(export.engine_computes_what_fake_quantization_does(gate[case], tower))

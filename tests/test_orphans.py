@@ -8,5 +8,7 @@ from harness.pytest_plugin.plugin import Check
 
 
 def test_no_baseline_is_orphaned(gate: Gate, check: Check) -> None:
-    """Each record belongs to a recipe and model that a plain run gates; anything else is told with its removal."""
+    """Each record belongs to a recipe and model that a plain run gates; anything else is told with
+    its removal.
+    """
     check.problems(orphans.no_baseline_is_orphaned(gate))

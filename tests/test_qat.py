@@ -15,7 +15,9 @@ pytestmark = pytest.mark.qat
 
 
 def test_loss_is_won_back(trained_case: CaseName, tuned: FineTuned, check: Check) -> None:
-    """On every metric on which the recipe does not pass, the fine-tuned model is better by the paired test."""
+    """On every metric on which the recipe does not pass, the fine-tuned model is better by the
+    paired test.
+    """
     check.problems(qat.loss_is_won_back(tuned), "not won back by fine-tuning:")
 
 

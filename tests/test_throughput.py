@@ -1,4 +1,6 @@
-"""What does a forward of each tower cost, what does quantization add (pytest-benchmark), and what do weights weigh?"""
+"""What does a forward of each tower cost, what does quantization add (pytest-benchmark), and what
+do weights weigh?
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,23 @@ def test_reference_forward(
 
 @_TOWERS
 def test_quantized_forward(
-    gate: Gate, case: CaseName, quantized: Quantized, tower: str, benchmark: BenchmarkFixture, check: Check
+    gate: Gate,
+    case: CaseName,
+    quantized: Quantized,
+    tower: str,
+    benchmark: BenchmarkFixture,
+    check: Check,
 ) -> None:
-    """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told where it moved."""
+    """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told
+    where it moved.
+    """
     check.problems(throughput.quantized_forward(gate[case], tower, benchmark))
 
 
-def test_compressed_weights_take_their_bits(gate: Gate, case: CaseName, quantized: Quantized, check: Check) -> None:
-    """Packed by mtq.compress, every quantized weight takes bits times parameters, and so does the checkpoint."""
+def test_compressed_weights_take_their_bits(
+    gate: Gate, case: CaseName, quantized: Quantized, check: Check
+) -> None:
+    """Packed by mtq.compress, every quantized weight takes bits times parameters, and so does the
+    checkpoint.
+    """
     check.problems(throughput.compressed_weights_take_their_bits(gate[case]))

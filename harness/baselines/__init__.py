@@ -1,8 +1,9 @@
-"""The store of baselines: what was measured and accepted, and how a fresh measurement drifts from it.
+"""The store of baselines: what was measured and accepted, and how a fresh measurement drifts from
+it.
 
-A *record* (``records``, ``text``) is bound to what it was measured on; the *store* (``store``) finds the nearest one,
-and writes so that neither a kill nor a second process loses anything; *drift* (``drift``) says what moved, or refuses
-to compare.
+A *record* (``records``, ``text``) is bound to what it was measured on; the *store* (``store``)
+finds the nearest one, and writes so that neither a kill nor a second process loses anything;
+*drift* (``drift``) says what moved, or refuses to compare.
 """
 
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command

@@ -1,7 +1,7 @@
 """A stored record as another release is expected to give it, for the comparison of quantizer maps.
 
-Only the map is carried over.  What a task's samples got under another release is not expected of this one: there a
-record of another release stays what it is, an error and no comparison.
+Only the map is carried over.  What a task's samples got under another release is not expected of
+this one: there a record of another release stays what it is, an error and no comparison.
 """
 
 from __future__ import annotations
@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.baselines import Comparison, Kind, Record, differences, overlay, provenance, rerun_command
+from harness.baselines import (
+    Comparison,
+    Kind,
+    Record,
+    differences,
+    overlay,
+    provenance,
+    rerun_command,
+)
 from harness.baselines.differences import Way
 from harness.baselines.overlay import Finding
 from harness.formats.deviations import Deviation
@@ -19,7 +27,9 @@ from harness.quantization import maps
 
 @dataclass(frozen=True)
 class Unexpected(Comparison):
-    """The map under this release differs from the stored one in what no record expects, or a record met nothing."""
+    """The map under this release differs from the stored one in what no record expects, or a record
+    met nothing.
+    """
 
     against: str
     way: Way
@@ -37,9 +47,13 @@ class Unexpected(Comparison):
         return f"not as expected after {self.way}"
 
     def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
-        """All of it for a person: what was expected and met, what was not, and the record that would expect it."""
+        """All of it for a person: what was expected and met, what was not, and the record that
+        would expect it.
+        """
         lines = [f"the quantizer map is not what is expected after {self.way}", f"  {self.against}"]
-        lines += [f"  expected and met: {name} ({count} quantizers)" for name, count in self.met.items()]
+        lines += [
+            f"  expected and met: {name} ({count} quantizers)" for name, count in self.met.items()
+        ]
         lines += overlay.told(self.findings, self.way)
         lines += [f"rerun:  {rerun_command(nodeid, options)}"] if nodeid else []
         return "\n".join(lines)
@@ -47,7 +61,9 @@ class Unexpected(Comparison):
 
 @dataclass(frozen=True)
 class Carried:
-    """The record to compare with, the expected differences that were met in it, and what is amiss."""
+    """The record to compare with, the expected differences that were met in it, and what is
+    amiss.
+    """
 
     record: Record
     met: Mapping[str, int]
@@ -55,10 +71,11 @@ class Carried:
 
 
 def carry(stored: Record, fresh: Record, records: Sequence[differences.Record]) -> Carried:
-    """*stored* with what the releases between it and *fresh* are expected to have changed in its map.
+    """*stored* with what the releases between it and *fresh* are expected to have changed in its
+    map.
 
-    It is left as it is where the two have the same releases, or belong to different things in any other way: the
-    comparison says so.
+    It is left as it is where the two have the same releases, or belong to different things in any
+    other way: the comparison says so.
     """
     old, new = stored.provenance, fresh.provenance
     way = differences.way(records, old.versions, new.versions)
@@ -75,15 +92,21 @@ def carry(stored: Record, fresh: Record, records: Sequence[differences.Record]) 
 
 
 def deviation(
-    known: Deviation, records: Sequence[differences.Record], versions: Mapping[str, str], device: str
+    known: Deviation,
+    records: Sequence[differences.Record],
+    versions: Mapping[str, str],
+    device: str,
 ) -> tuple[Mapping[str, int], list[str]]:
-    """The expected differences met in a *known* deviation, and what is amiss: no text where it is as recorded, or as
-    the installed *versions* are expected to have it on this kind of *device*.
+    """The expected differences met in a *known* deviation, and what is amiss: no text where it is
+    as recorded, or as the installed *versions* are expected to have it on this kind of *device*.
     """
     way = differences.way(records, {"nvidia-modelopt": known.measured_on}, versions)
     met, findings = overlay.deviation(known.name, known.state(), way, device)
     if not findings:
         return met, []
-    told = f"{known.name} in {known.where}, measured on {known.measured_on}: {known.definition}; {known.modelopt}"
+    told = (
+        f"{known.name} in {known.where}, measured on {known.measured_on}: {known.definition}; "
+        f"{known.modelopt}"
+    )
     mend = [] if way.moved else ["Correct or remove it in harness/formats/deviations.py."]
     return met, ["\n".join([told, *overlay.told(findings, way), *mend])]

@@ -16,15 +16,19 @@ def rerun_command(nodeid: str, options: Sequence[str] = ()) -> str:
     """The command that runs one case again.
 
     Args:
-        nodeid: pytest's id of the test, its parameters included; of an installed gate with its module's name.
-        options: those of this run that the case depends on, such as ``("--recipe", "my fp8.yaml")``.
+        nodeid: pytest's id of the test, its parameters included; of an installed gate with its
+            module's name.
+        options: those of this run that the case depends on, such as ``("--recipe", "my
+            fp8.yaml")``.
 
     """
     return shlex.join([*_start(nodeid), *options])
 
 
 def _start(nodeid: str | None) -> list[str]:
-    """The words that run a test, or every suite; those of an installed gate are called by its package."""
+    """The words that run a test, or every suite; those of an installed gate are called by its
+    package.
+    """
     if nodeid is None:
         return ["pytest", "--pyargs", places.SUITES_PACKAGE] if places.INSTALLED else ["pytest"]
     if nodeid.startswith(f"{places.SUITES_PACKAGE}."):
@@ -59,5 +63,7 @@ def accept_command(
     for option, value in (("--recipe", recipe), ("--clip-model", model)):
         if value and not any(word == option or word.startswith(f"{option}=") for word in options):
             words += [option, value]
-    words += ["--new-baselines-only"] if new_only else ["--update-baselines", "--reason", PLACEHOLDER]
+    words += (
+        ["--new-baselines-only"] if new_only else ["--update-baselines", "--reason", PLACEHOLDER]
+    )
     return shlex.join(words)

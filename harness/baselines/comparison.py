@@ -1,4 +1,6 @@
-"""What comparing a case with the store can say: it drifted or not, there is no record, or the record is unexpected."""
+"""What comparing a case with the store can say: it drifted or not, there is no record, or the
+record is unexpected.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Expected differences between releases: what ModelOpt or transformers changed for CLIP, each a record with a reason.
+"""Expected differences between releases: what ModelOpt or transformers changed for CLIP, each a
+record with a reason.
 
 Written and reviewed by people, one file a release, beside the baselines and never in them::
 
@@ -10,16 +11,21 @@ Written and reviewed by people, one file a release, beside the baselines and nev
         name: layernorm
         quantizers: ["*"]           # globs over whole names
         module_class: LayerNorm     # optional, as tower: text
-        subjects: ["*"]             # optional: recipes and presets that it shows in; fp8@modelopt: with that attention
-        before: absent              # absent, off, on, present, or a state as the map's difference shows it
+        subjects: ["*"]             # optional: recipes and presets that it shows in;
+                                    # fp8@modelopt: with that attention
+        before: absent              # absent, off, on, present, or a state as the map's
+                                    # difference shows it
         after: present
         reason: ...
         evidence: ...
-      - kind: deviation             # of harness/formats/deviations.py: as recorded, as defined, gives ..., fails: ...
-      - kind: outcome               # whether a config is taken: 30 vision, 20 text quantizers on; refused: ...
+      - kind: deviation             # of harness/formats/deviations.py: as recorded, as defined,
+                                    # gives ..., fails: ...
+      - kind: outcome               # whether a config is accepted: 30 vision, 20 text quantizers
+                                    # on; refused: ...
 
-``before`` and ``after`` mean the release before and this one.  A baseline of a newer release is compared with an older
-ModelOpt by going back through the records, newest first; one of an older release by going forward.
+``before`` and ``after`` mean the release before and this one.  A baseline of a newer release is
+compared with an older ModelOpt by going back through the records, newest first; one of an older
+release by going forward.
 """
 
 from __future__ import annotations
@@ -39,7 +45,8 @@ from harness import files
 from harness.baselines.store import VERSIONS
 from harness.errors import UsageError
 
-#: Packages whose releases change what a recipe does to CLIP, in the order in which their records apply.
+#: Packages whose releases change what a recipe does to CLIP, in the order in which their records
+#: apply.
 PACKAGES = ("nvidia-modelopt", "transformers")
 #: Where the records lie, under the folder of baselines.
 FOLDER = VERSIONS
@@ -87,7 +94,9 @@ class Quantizers(_Difference):
 
 
 class Deviation(_Difference):
-    """A known deviation of the arithmetic that another release has not, or has otherwise; on one kind of device."""
+    """A known deviation of the arithmetic that another release has not, or has otherwise; on one
+    kind of device.
+    """
 
     kind: Literal["deviation"]
     deviations: Globs
@@ -127,7 +136,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Step:
-    """A record on the way from one release to another: what *was* there becomes what *now* is expected."""
+    """A record on the way from one release to another: what *was* there becomes what *now* is
+    expected.
+    """
 
     record: Record
     was: str
@@ -141,13 +152,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Way:
-    """The steps from a baseline's releases to those of this run; ``moved`` names packages, from which and to which."""
+    """The steps from a baseline's releases to those of this run; ``moved`` names packages, from
+    which and to which.
+    """
 
     steps: tuple[Step, ...]
     moved: tuple[tuple[str, Version, Version], ...]
 
     def __str__(self) -> str:
-        return ", ".join(f"{package} {start} to {end}" for package, start, end in self.moved) or "the same releases"
+        return (
+            ", ".join(f"{package} {start} to {end}" for package, start, end in self.moved)
+            or "the same releases"
+        )
 
     @property
     def advice(self) -> str:
@@ -159,10 +175,15 @@ class Way:
         prefix = "" if package == PACKAGES[0] else f"{package}-"
         name = f"baselines/{FOLDER}/{prefix}{newer.major}.{newer.minor}.yaml"
         after = f"the release after {older}, up to {newer}, that brought it"
-        return f"If it is the release's and not a defect, write it into the file of {after} (such as {name}):"
+        return (
+            f"If it is the release's and not a defect, write it into the file of {after} (such as "
+            f"{name}):"
+        )
 
     def draft(self, kind: str, base: str, fresh: str, **known: Any) -> str:
-        """A record to be completed: *base* is what the baseline leads to expect, *fresh* what was found here."""
+        """A record to be completed: *base* is what the baseline leads to expect, *fresh* what was
+        found here.
+        """
         back = bool(self.moved) and self.moved[0][2] < self.moved[0][1]
         before, after = (fresh, base) if back else (base, fresh)
         fields = {"kind": kind, "name": "say-what", **known, "before": before, "after": after}
@@ -180,27 +201,39 @@ def load(baselines: Path) -> tuple[Record, ...]:
     found: list[Record] = []
     paths: dict[tuple[str, Version], Path] = {}
     for path in sorted((baselines / FOLDER).glob("*.y*ml")):
-        content, place = files.read_yaml_with_places(path, _File, what="file of expected differences", fixes=_FIXES)
+        content, place = files.read_yaml_with_places(
+            path, _File, what="file of expected differences", fixes=_FIXES
+        )
         key = content.package, release(content.release)
         if key in paths:
-            what = f"is a second file for {content.package} {content.release}, after {paths[key].name}"
+            what = (
+                f"is a second file for {content.package} {content.release}, after {paths[key].name}"
+            )
             raise UsageError(path, what, "Join the two.")
         paths[key] = path
         for number, difference in enumerate(content.differences):
-            record = Record(content.package, content.release, difference, place("differences", number))
+            record = Record(
+                content.package, content.release, difference, place("differences", number)
+            )
             if record.name in {r.name for r in found}:
-                raise UsageError(record.place, f"the name {difference.name!r} is taken", "Give it another.")
+                raise UsageError(
+                    record.place, f"the name {difference.name!r} is taken", "Give it another."
+                )
             found.append(record)
     return tuple(sorted(found, key=lambda r: (PACKAGES.index(r.package), release(r.release))))
 
 
 def release(text: str) -> Version:
-    """A release to compare by; a candidate or a development build counts as the release that it leads to."""
+    """A release to compare by; a candidate or a development build counts as the release that it
+    leads to.
+    """
     return Version(Version(text).base_version)
 
 
 def way(records: Iterable[Record], base: Mapping[str, str], here: Mapping[str, str]) -> Way:
-    """The way from the releases of *base* to those of *here* (package to version); packages either lacks stay put."""
+    """The way from the releases of *base* to those of *here* (package to version); packages either
+    lacks stay put.
+    """
     every, found, moved = list(records), [], []
     for package in PACKAGES:
         try:
@@ -208,8 +241,14 @@ def way(records: Iterable[Record], base: Mapping[str, str], here: Mapping[str, s
         except (KeyError, InvalidVersion):
             continue
         mine = [(release(r.release), r) for r in every if r.package == package]
-        found += [Step(r, r.difference.before, r.difference.after) for v, r in mine if start < v <= end]
-        found += [Step(r, r.difference.after, r.difference.before) for v, r in reversed(mine) if end < v <= start]
+        found += [
+            Step(r, r.difference.before, r.difference.after) for v, r in mine if start < v <= end
+        ]
+        found += [
+            Step(r, r.difference.after, r.difference.before)
+            for v, r in reversed(mine)
+            if end < v <= start
+        ]
         moved += [(package, start, end)] if start != end else []
     return Way(tuple(found), tuple(moved))
 
@@ -221,7 +260,9 @@ def matches(pattern: str, state: str) -> bool:
 
 
 def subject(recipe: str, attention: str) -> str:
-    """What records call a recipe: its name, and the attention class where it is not the one that recipes mean."""
+    """What records call a recipe: its name, and the attention class where it is not the one that
+    recipes mean.
+    """
     return recipe if attention == "diffusers" else f"{recipe}@{attention}"
 
 
@@ -231,5 +272,7 @@ def any_of(globs: Iterable[str], name: str) -> bool:
 
 
 def generic(name: str) -> str:
-    """The name of a quantizer as a glob over its layers: ``*.layers.*.layer_norm1.input_quantizer``."""
+    """The name of a quantizer as a glob over its layers:
+    ``*.layers.*.layer_norm1.input_quantizer``.
+    """
     return re.sub(r"\.\d+(?=\.)", ".*", name)

@@ -1,7 +1,9 @@
-"""Drift: what moved between a stored record and a fresh measurement, or between a record and its replacement.
+"""Drift: what moved between a stored record and a fresh measurement, or between a record and its
+replacement.
 
-``compare`` judges and refuses to compare what does not belong together.  ``changes`` only describes, for the person who
-is about to accept a new record, so it may set numbers side by side that belong to different versions.
+``compare`` judges and refuses to compare what does not belong together.  ``changes`` only
+describes, for the person who is about to accept a new record, so it may set numbers side by side
+that belong to different versions.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from harness.digests import short
 from harness.evaluation.environment import BINDING_PACKAGES, Nearness
 from harness.statistics.speed import Ratio, moved
 
-#: Words in the name of a number beyond accuracy that say: higher is better.  Of all others, lower is.
+#: Words in the name of a number beyond accuracy that say: higher is better.  Of all others, lower
+#: is.
 HIGHER_IS_BETTER = ("cosine", "agreement", "overlap")
 
 
@@ -42,10 +45,11 @@ class Kind(Enum):
 class Limits:
     """What still counts as noise where bits cannot be compared.
 
-    ``alpha``: error rate, over all tasks of one comparison (Bonferroni), of the exact tests for "more samples lost than
-    won, or the reverse" and for "more of the quantized model's answers changed than another draw of its rounding
-    explains" (``redrawn``).  ``share``: answers of the reference that may change, as a share of those that
-    quantization changes; at least ``floor`` samples may.  ``amax``: relative tolerance of calibrated ranges.
+    ``alpha``: error rate, over all tasks of one comparison (Bonferroni), of the exact tests for
+    "more samples lost than won, or the reverse" and for "more of the quantized model's answers
+    changed than another draw of its rounding explains" (``redrawn``).  ``share``: answers of the
+    reference that may change, as a share of those that quantization changes; at least ``floor``
+    samples may.  ``amax``: relative tolerance of calibrated ranges.
     """
 
     alpha: float = 0.01
@@ -58,10 +62,11 @@ class Limits:
 class Drift(Comparison):
     """The answer of ``compare``.
 
-    ``by`` is "bits" or "verdict"; ``against`` names the record, its device and how near that is; ``lines`` say what
-    moved, or what the baseline belongs to; ``notes`` explain; ``missing`` names tasks that the baseline has not.
-    ``whole`` means that one case cannot be accepted alone, because the rest of the record would not belong to it;
-    ``new_only`` that accepting adds and replaces nothing.
+    ``by`` is "bits" or "verdict"; ``against`` names the record, its device and how near that is;
+    ``lines`` say what moved, or what the baseline belongs to; ``notes`` explain; ``missing`` names
+    tasks that the baseline has not. ``whole`` means that one case cannot be accepted alone, because
+    the rest of the record would not belong to it; ``new_only`` that accepting adds and replaces
+    nothing.
     """
 
     kind: Kind
@@ -98,15 +103,25 @@ class Drift(Comparison):
     @property
     def headline(self) -> str:
         """A few words for a table: ``only noise (by verdict)``."""
-        return self.kind.value if self.kind in (Kind.MISMATCH, Kind.MISSING) else f"{self.kind.value} (by {self.by})"
+        return (
+            self.kind.value
+            if self.kind in (Kind.MISMATCH, Kind.MISSING)
+            else f"{self.kind.value} (by {self.by})"
+        )
 
     def accept_command(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
-        """The command that measures anew and accepts: the case *nodeid* where it can stand alone, else the recipe."""
+        """The command that measures anew and accepts: the case *nodeid* where it can stand alone,
+        else the recipe.
+        """
         case = None if self.whole else nodeid
-        return accept_command(case, options, recipe=self.recipe, model=self.model, new_only=self.new_only)
+        return accept_command(
+            case, options, recipe=self.recipe, model=self.model, new_only=self.new_only
+        )
 
     def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
-        """All of it for a person, with the command that reruns the case and the one that measures anew and accepts."""
+        """All of it for a person, with the command that reruns the case and the one that measures
+        anew and accepts.
+        """
         title = {
             Kind.MISMATCH: "not compared: the baseline belongs to something else",
             Kind.REFERENCE: "the reference moved: a dependency, not the recipe",
@@ -125,10 +140,11 @@ class Drift(Comparison):
 def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drift:
     """Hold *fresh* against *stored*.
 
-    What must agree before anything is compared: model revision, recipe hash, calibration data and size, attention
-    class, releases of ModelOpt, torch and transformers, the structure of the quantizer map, and of each task the data
-    hash, sample ids in their order, count and preprocessing.  Where all agree and device, torch build, threads and
-    batch do too, bits are compared; otherwise verdicts are, and the samples' changes tested for being more than noise.
+    What must agree before anything is compared: model revision, recipe hash, calibration data and
+    size, attention class, releases of ModelOpt, torch and transformers, the structure of the
+    quantizer map, and of each task the data hash, sample ids in their order, count and
+    preprocessing.  Where all agree and device, torch build, threads and batch do too, bits are
+    compared; otherwise verdicts are, and the samples' changes tested for being more than noise.
 
     Args:
         stored: from ``Store.find``.
@@ -140,7 +156,9 @@ def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drif
     near = fresh.provenance.device.nearness(stored.provenance.device)
     foreign = belongs_to(stored, fresh)
     missing = tuple(t.name for t in fresh.tasks if stored.task(t.task, t.metric) is None)
-    pairs = [(was, now) for now in fresh.tasks if (was := stored.task(now.task, now.metric)) is not None]
+    pairs = [
+        (was, now) for now in fresh.tasks if (was := stored.task(now.task, now.metric)) is not None
+    ]
     judge = _Judge(same_bits(stored.provenance, fresh.provenance), limits, tests=2 * len(pairs))
     if not foreign:
         for was, now in pairs:
@@ -151,7 +169,10 @@ def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drif
     return Drift(
         kind=kind,
         by="bits" if judge.bits else "verdict",
-        against=f"{stored.path or 'baseline'}, {stored.measured[:10]}, {stored.provenance.device}: {near.value}",
+        against=(
+            f"{stored.path or 'baseline'}, {stored.measured[:10]}, {stored.provenance.device}: "
+            f"{near.value}"
+        ),
         lines=tuple(map(str, foreign)) or tuple(judge.lines),
         notes=_advice(foreign) if foreign else notes,
         missing=missing,
@@ -163,7 +184,9 @@ def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drif
 
 
 def mergeable(stored: Record, fresh: Record) -> bool:
-    """Whether parts of both may stand in one record: same device, conditions and everything that binds all tasks."""
+    """Whether parts of both may stand in one record: same device, conditions and everything that
+    binds all tasks.
+    """
     old, new = stored.provenance, fresh.provenance
     return (
         old.device == new.device
@@ -173,7 +196,7 @@ def mergeable(stored: Record, fresh: Record) -> bool:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What a baseline belongs to.
 
 
@@ -184,7 +207,8 @@ def belongs_to(stored: Record, fresh: Record) -> tuple[Mismatch, ...]:
         was = stored.task(now.task, now.metric)
         found += [] if was is None else _other_data(was, now)
     found += [
-        Mismatch("another quantizer map. From it to this run's:", line, "") for line in map_changes(stored, fresh)
+        Mismatch("another quantizer map. From it to this run's:", line, "")
+        for line in map_changes(stored, fresh)
     ]
     return tuple(found)
 
@@ -193,13 +217,21 @@ def _other_data(was: TaskRecord, now: TaskRecord) -> Iterator[Mismatch]:
     if was.count != now.count:
         yield Mismatch(f"{now.name} with", f"{was.count:,} samples", f"{now.count:,}")
     elif was.sample_set != now.sample_set:
-        yield Mismatch(f"{now.name} with the sample ids", short(was.sample_set), short(now.sample_set))
+        yield Mismatch(
+            f"{now.name} with the sample ids", short(was.sample_set), short(now.sample_set)
+        )
     elif was.sample_ids != now.sample_ids:
-        yield Mismatch(f"{now.name} in", "another order of the samples", f"the same {now.count:,} samples reordered")
+        yield Mismatch(
+            f"{now.name} in",
+            "another order of the samples",
+            f"the same {now.count:,} samples reordered",
+        )
     if was.data_hash != now.data_hash:
         yield Mismatch(f"{now.name} with the data hash", short(was.data_hash), short(now.data_hash))
     if was.preprocessing != now.preprocessing:
-        yield Mismatch(f"{now.name} preprocessed by", short(was.preprocessing), short(now.preprocessing))
+        yield Mismatch(
+            f"{now.name} preprocessed by", short(was.preprocessing), short(now.preprocessing)
+        )
 
 
 def _advice(foreign: Sequence[Mismatch]) -> tuple[str, ...]:
@@ -208,7 +240,8 @@ def _advice(foreign: Sequence[Mismatch]) -> tuple[str, ...]:
         return ()
     back = " ".join(f"{m.what}=={m.stored}" for m in packages)
     return (
-        "this record does not judge other releases. Accepting measures anew and prints, before it writes, what the "
+        "this record does not judge other releases. Accepting measures anew and prints, before it "
+        "writes, what the "
         "upgrade moved in the reference and in the quantized model; git diff shows it for review",
         f"to compare with this very baseline, go back to its releases: pip install {back}",
     )
@@ -219,7 +252,9 @@ def _structure(record: Record) -> list[dict[str, Any]]:
 
 
 def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> list[str]:
-    """What changed in the quantizer map, grouped; its ranges only with a relative tolerance *amax* (0: by bits)."""
+    """What changed in the quantizer map, grouped; its ranges only with a relative tolerance *amax*
+    (0: by bits).
+    """
     if amax is None and _structure(stored) == _structure(fresh):
         return []
     if stored.quantizers == fresh.quantizers:
@@ -230,7 +265,8 @@ def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> lis
     pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
     lines = maps.diff(pair[0], pair[1], amax_tolerance=amax)
     if not lines and amax is None:
-        # The diff groups what a person asks about; a change in any other attribute is a change all the same.
+        # The diff groups what a person asks about; a change in any other attribute is a change all
+        # the same.
         lines = [_first_change(_structure(stored), _structure(fresh))]
     return lines
 
@@ -247,7 +283,7 @@ def _first_change(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
     return f"{len(pairs)} quantizers change, first {a['name']}: {what}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What moved.
 
 
@@ -293,7 +329,11 @@ class _Judge:
         self._decision(was, now)
 
     def _moved(
-        self, was: SampleOutcomes, now: SampleOutcomes, clusters: NDArray[np.int32] | None, allowed: int
+        self,
+        was: SampleOutcomes,
+        now: SampleOutcomes,
+        clusters: NDArray[np.int32] | None,
+        allowed: int,
     ) -> tuple[bool, str]:
         line = outcome_change(was, now)
         if self.bits:
@@ -311,7 +351,9 @@ class _Judge:
             return
         line = f"{now.name}: the verdict was {was.decision} and is {now.decision}"
         if was.budget != now.budget:
-            self.notes.append(f"{line}; the budget went from {was.budget:g} to {now.budget:g} points")
+            self.notes.append(
+                f"{line}; the budget went from {was.budget:g} to {now.budget:g} points"
+            )
         elif was.quantized.bits == now.quantized.bits and was.reference.bits == now.reference.bits:
             self.notes.append(f"{line} on equal outcomes: the statistics or their settings changed")
         else:
@@ -327,35 +369,46 @@ class _Judge:
 
 
 def outcome_change(was: SampleOutcomes, now: SampleOutcomes) -> str:
-    """``3 of 1,000 answers changed, 2 lost, 1 won, margins by up to 0.03``, of one model on the same samples."""
+    """``3 of 1,000 answers changed, 2 lost, 1 won, margins by up to 0.03``, of one model on the
+    same samples.
+    """
     changed = int((was.answers != now.answers).sum())
     lost, won = int((was.correct & ~now.correct).sum()), int((now.correct & ~was.correct).sum())
     by = float(np.abs(was.margins.astype(np.float32) - now.margins.astype(np.float32)).max())
     margins = f"by up to {by:.3g}" if by else "by less than float16 tells"
-    return f"{changed:,} of {len(was.answers):,} answers changed, {lost:,} lost, {won:,} won, margins {margins}"
+    return (
+        f"{changed:,} of {len(was.answers):,} answers changed, {lost:,} lost, {won:,} won, margins "
+        f"{margins}"
+    )
 
 
 def redrawn(changed: int, alpha: float) -> int:
-    """Answers that may differ between two quantized models that err equally much, but not in the same places.
+    """Answers that may differ between two quantized models that err equally much, but not in the
+    same places.
 
-    Another processor sums in another order.  The reference hardly notices; a quantized model does, as a value beside a
-    rounding boundary lands on its other side and drags the next layer's along.  At worst its error is drawn anew: the
-    difference of two independent errors is sqrt(2) as large as one, and answers change in proportion, as the density
-    of margins is flat near zero.  So with *changed* (c) answers that quantization changed in the record, a Poisson
-    count, the count between two models has the mean sqrt(2) E[c], and stays with probability 1 - *alpha* at or under
-    the quantile of the negative binomial distribution NB(c + 1, 1 / (1 + sqrt(2))): the exact conditional test for two
-    Poisson rates of Przyborowski and Wilenski (1940), solved for the limit.
+    Another processor sums in another order.  The reference hardly notices; a quantized model does,
+    as a value beside a rounding boundary lands on its other side and drags the next layer's along.
+    At worst its error is drawn anew: the difference of two independent errors is sqrt(2) as large
+    as one, and answers change in proportion, as the density of margins is flat near zero.  So with
+    *changed* (c) answers that quantization changed in the record, a Poisson count, the count
+    between two models has the mean sqrt(2) E[c], and stays with probability 1 - *alpha* at or under
+    the quantile of the negative binomial distribution NB(c + 1, 1 / (1 + sqrt(2))): the exact
+    conditional test for two Poisson rates of Przyborowski and Wilenski (1940), solved for the
+    limit.
     """
     from scipy.stats import nbinom
 
     return int(nbinom.isf(alpha, changed + 1, 1 / (1 + 2**0.5)))
 
 
-def sign_test(was: SampleOutcomes, now: SampleOutcomes, clusters: NDArray[np.int32] | None = None) -> float:
-    """Exact two-sided p-value of "as many lost as won": McNemar (1947) where every sample is its own cluster.
+def sign_test(
+    was: SampleOutcomes, now: SampleOutcomes, clusters: NDArray[np.int32] | None = None
+) -> float:
+    """Exact two-sided p-value of "as many lost as won": McNemar (1947) where every sample is its
+    own cluster.
 
-    Samples of one picture are not independent: each cluster counts once, with the sign of its sum, so that the test
-    stays exact.  Without *clusters* every sample counts.
+    Samples of one picture are not independent: each cluster counts once, with the sign of its sum,
+    so that the test stays exact.  Without *clusters* every sample counts.
     """
     steps = now.correct.astype(np.int64) - was.correct.astype(np.int64)
     if clusters is not None:
@@ -375,9 +428,15 @@ def _suspects(kind: Kind, compared: int, stored: Record, fresh: Record) -> Itera
     if kind is Kind.REFERENCE and facts:
         yield f"not bound, and changed since: {', '.join(facts)}"
     elif kind is Kind.REFERENCE:
-        yield "no recorded package changed since: look at drivers, system libraries, and how the data is decoded"
+        yield (
+            "no recorded package changed since: look at drivers, system libraries, and how the "
+            "data is decoded"
+        )
     if kind is Kind.QUANTIZED and compared:
-        yield "the reference did not move on the same samples; recipe and releases are those of the baseline"
+        yield (
+            "the reference did not move on the same samples; recipe and releases are those of the "
+            "baseline"
+        )
     if old.device == new.device and old.bits != new.bits:
         was, now = (p.bits or "not deterministic" for p in (old, new))
         yield f"same device, other conditions: {was} then, {now} now; so bits are not compared"
@@ -396,13 +455,15 @@ def _ratios(stored: Record, fresh: Record) -> Iterator[tuple[str, Ratio, Ratio]]
     yield from ((tower, was[tower], now[tower]) for tower in sorted({*was} & {*now}))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What a person is about to accept.
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What accepting does, in lines: ``loosened`` lets more pass from now on, ``tightened`` less, ``other`` neither."""
+    """What accepting does, in lines: ``loosened`` lets more pass from now on, ``tightened`` less,
+    ``other`` neither.
+    """
 
     loosened: tuple[str, ...] = ()
     tightened: tuple[str, ...] = ()
@@ -447,7 +508,10 @@ def _task_changes(was: TaskRecord | None, now: TaskRecord | None) -> Iterator[tu
     if now is None:
         yield "loosened", "taken out, not measured in this run"
     elif was is None:
-        yield "tightened", f"added, {now.percent_quantized:.2f} % ({now.difference:+.2f} points), {now.decision}"
+        yield (
+            "tightened",
+            f"added, {now.percent_quantized:.2f} % ({now.difference:+.2f} points), {now.decision}",
+        )
     else:
         for mismatch in _other_data(was, now):
             yield "other", f"{mismatch.stored} to {mismatch.fresh}"
@@ -459,10 +523,16 @@ def _outcome_changes(was: TaskRecord, now: TaskRecord) -> Iterator[tuple[str, st
     same_samples = was.sample_ids == now.sample_ids
     if was.reference.bits != now.reference.bits:
         detail = f" ({outcome_change(was.reference, now.reference)})" if same_samples else ""
-        yield "other", f"reference {was.percent_reference:.2f} % to {now.percent_reference:.2f} %{detail}"
+        yield (
+            "other",
+            f"reference {was.percent_reference:.2f} % to {now.percent_reference:.2f} %{detail}",
+        )
     if was.quantized.bits != now.quantized.bits:
         detail = f" ({outcome_change(was.quantized, now.quantized)})" if same_samples else ""
-        yield "other", f"quantized {was.percent_quantized:.2f} % to {now.percent_quantized:.2f} %{detail}"
+        yield (
+            "other",
+            f"quantized {was.percent_quantized:.2f} % to {now.percent_quantized:.2f} %{detail}",
+        )
     if was.difference != now.difference:
         kind = "loosened" if now.difference < was.difference else "tightened"
         yield kind, f"difference {was.difference:+.2f} to {now.difference:+.2f} points"
@@ -484,6 +554,14 @@ def _number_changes(was: TaskRecord, now: TaskRecord) -> Iterator[tuple[str, str
         if a == b:
             continue
         better_high = any(word in name for word in HIGHER_IS_BETTER)
-        kind = "loosened" if b is None else "tightened" if a is None or (b > a) == better_high else "loosened"
-        grouped[kind].append(f"{name} {'none' if a is None else f'{a:g}'} to {'none' if b is None else f'{b:g}'}")
+        kind = (
+            "loosened"
+            if b is None
+            else "tightened"
+            if a is None or (b > a) == better_high
+            else "loosened"
+        )
+        grouped[kind].append(
+            f"{name} {'none' if a is None else f'{a:g}'} to {'none' if b is None else f'{b:g}'}"
+        )
     yield from ((kind, ", ".join(parts)) for kind, parts in grouped.items())

@@ -1,8 +1,9 @@
-"""Expected differences laid over what a baseline holds, in version order, before a release is compared with it.
+"""Expected differences laid over what a baseline holds, in version order, before a release is
+compared with it.
 
-A baseline is never edited: it stays what was measured under its release.  What the releases between it and the one that
-runs are known to have changed is laid over a copy.  What then still differs, nobody expected; and a record that found
-nothing to change expects what is no longer so.
+A baseline is never edited: it stays what was measured under its release.  What the releases between
+it and the one that runs are known to have changed is laid over a copy.  What then still differs,
+nobody expected; and a record that found nothing to change expects what is no longer so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ REFUSED = "refused: "
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that no record expects (``draft`` is the record that would), or a record that met nothing."""
+    """Something that no record expects (``draft`` is the record that would), or a record that met
+    nothing.
+    """
 
     what: str
     lines: tuple[str, ...]
@@ -37,7 +40,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a baseline leads to expect here: the map, how much each record changed (by its name), and what is amiss."""
+    """What a baseline leads to expect here: the map, how much each record changed (by its name),
+    and what is amiss.
+    """
 
     map: QuantizerMap
     met: Mapping[str, int]
@@ -45,7 +50,8 @@ class Expected:
 
 
 def lay(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expected:
-    """The map that *base* becomes on the *way*, and how *fresh*, which was measured here, differs from it.
+    """The map that *base* becomes on the *way*, and how *fresh*, which was measured here, differs
+    from it.
 
     Args:
         base: as it was measured under the releases that the way starts from.
@@ -59,17 +65,25 @@ def lay(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expe
     expected, actual = dict(was), {name: state(new.get(name)) for name in every}
     met: dict[str, int] = {}
     findings = []
-    steps = [(s, d) for s in way.steps if isinstance(d := s.difference, Quantizers) and _covers(d, subject)]
+    steps = [
+        (s, d)
+        for s in way.steps
+        if isinstance(d := s.difference, Quantizers) and _covers(d, subject)
+    ]
     for number, (step, difference) in enumerate(steps):
         among = [name for name, q in every.items() if _speaks_of(difference, q)]
         touched = [name for name in among if differences.matches(step.was, expected[name])]
         if not touched and not _passing(number, steps):
-            findings.append(_unmet(step, f"no quantizer of {subject} is {step.was!r} where it looks"))
+            findings.append(
+                _unmet(step, f"no quantizer of {subject} is {step.was!r} where it looks")
+            )
         elif touched:
             met[step.record.name] = len(touched)
         for name in touched:
             # Words that stand for several states leave it to the release which of them it is.
-            expected[name] = actual[name] if differences.matches(step.now, actual[name]) else step.now
+            expected[name] = (
+                actual[name] if differences.matches(step.now, actual[name]) else step.now
+            )
     wrong = [name for name in every if expected[name] != actual[name]]
     moved = {name for name in every if expected[name] != was[name]}
     findings += [_unexpected(way, expected, actual, every, wrong)] if wrong else []
@@ -86,18 +100,24 @@ def told(findings: Iterable[Finding], way: Way) -> list[str]:
 
 
 def drafted(findings: Iterable[Finding], way: Way) -> list[str]:
-    """The records that would expect *findings*, to be completed, under the line that says where they belong."""
+    """The records that would expect *findings*, to be completed, under the line that says where
+    they belong.
+    """
     drafts = "".join(dict.fromkeys(f.draft for f in findings)).splitlines()
     return [way.advice, *drafts] if drafts else []
 
 
 def state(q: Quantizer | None) -> str:
-    """What records call the state of a quantizer: ``absent``, ``off``, or ``E4M3 per-tensor`` with what is unusual."""
+    """What records call the state of a quantizer: ``absent``, ``off``, or ``E4M3 per-tensor`` with
+    what is unusual.
+    """
     return ABSENT if q is None else maps.state(q)
 
 
 def outcome(base: str, fresh: str, way: Way, subject: str) -> tuple[dict[str, int], list[Finding]]:
-    """Whether what became of *subject* is what *base* leads to expect: the records met, and what is amiss."""
+    """Whether what became of *subject* is what *base* leads to expect: the records met, and what is
+    amiss.
+    """
     expected, met = base, dict[str, int]()
     findings: list[Finding] = []
     for step in way.steps:
@@ -108,29 +128,47 @@ def outcome(base: str, fresh: str, way: Way, subject: str) -> tuple[dict[str, in
     # In which words a release refuses it is no matter.
     if expected != fresh and not (expected.startswith(REFUSED) and fresh.startswith(REFUSED)):
         draft = way.draft("outcome", expected, fresh, subjects=[subject])
-        findings.append(Finding(f"{subject} has another outcome", (f"expected {expected}", f"found {fresh}"), draft))
+        findings.append(
+            Finding(
+                f"{subject} has another outcome", (f"expected {expected}", f"found {fresh}"), draft
+            )
+        )
     return met, findings
 
 
 def deviation(name: str, fresh: str, way: Way, device: str) -> tuple[dict[str, int], list[Finding]]:
-    """Whether a known deviation is in the state that its record, made under the way's first release, leads to."""
+    """Whether a known deviation is in the state that its record, made under the way's first
+    release, leads to.
+    """
     expected, met = "as recorded", dict[str, int]()
     findings: list[Finding] = []
     for step in way.steps:
         difference = step.difference
-        if not isinstance(difference, Deviation) or not differences.any_of(difference.deviations, name):
+        if not isinstance(difference, Deviation) or not differences.any_of(
+            difference.deviations, name
+        ):
             continue
         if difference.device not in ("any", device):
             continue
         expected = _taken(step, expected, fresh, f"{name} is {expected!r}", met, findings)
     if expected != fresh:
         draft = way.draft("deviation", expected, fresh, deviations=[name])
-        findings.append(Finding(f"the deviation {name} is another", (f"expected {expected}", f"found {fresh}"), draft))
+        findings.append(
+            Finding(
+                f"the deviation {name} is another",
+                (f"expected {expected}", f"found {fresh}"),
+                draft,
+            )
+        )
     return met, findings
 
 
-def _taken(step: Step, expected: str, fresh: str, shown: str, met: dict[str, int], findings: list[Finding]) -> str:
-    """What is expected after *step*: it goes into *met*, or into *findings* where it starts from something else."""
+def _taken(
+    step: Step, expected: str, fresh: str, shown: str, met: dict[str, int], findings: list[Finding]
+) -> str:
+    """What is expected after *step*: it goes into *met*, or into *findings* where it starts from
+    something else.
+    """
     if not differences.matches(step.was, expected):
         findings.append(_unmet(step, shown))
         return expected
@@ -143,7 +181,9 @@ def _covers(difference: Quantizers | Outcome, subject: str) -> bool:
 
 
 def _passing(number: int, steps: Sequence[tuple[Step, Quantizers]]) -> bool:
-    """Whether a step brings or takes quantizers that neither end of the way has: they came in between and went."""
+    """Whether a step brings or takes quantizers that neither end of the way has: they came in
+    between and went.
+    """
 
     def ends(one: int, other: int) -> bool:
         (came, places), (went, same) = steps[one], steps[other]
@@ -154,7 +194,11 @@ def _passing(number: int, steps: Sequence[tuple[Step, Quantizers]]) -> bool:
         )
         return alike and came.was == went.now == ABSENT
 
-    return any(ends(min(number, other), max(number, other)) for other in range(len(steps)) if other != number)
+    return any(
+        ends(min(number, other), max(number, other))
+        for other in range(len(steps))
+        if other != number
+    )
 
 
 def _speaks_of(difference: Quantizers, q: Quantizer) -> bool:
@@ -168,7 +212,10 @@ def _speaks_of(difference: Quantizers, q: Quantizer) -> bool:
 def _unmet(step: Step, what: str) -> Finding:
     return Finding(
         f"the expected difference {step.record.name} meets nothing: {what}",
-        (f"{step.record.place} expects {step.was!r} to become {step.now!r}", "Correct the record, or remove it."),
+        (
+            f"{step.record.place} expects {step.was!r} to become {step.now!r}",
+            "Correct the record, or remove it.",
+        ),
     )
 
 
@@ -186,7 +233,13 @@ def _unexpected(
     for (before, after, module_class), names in groups.items():
         lines.append(f"{len(names)} {module_class} quantizers are {after}, expected {before}:")
         lines += [f"  {line}" for line in collapse(names)]
-        patterns = list(dict.fromkeys(re.sub(r"^.*\.layers\.", "*.layers.", differences.generic(n)) for n in names))
-        drafts.append(way.draft("quantizers", before, after, quantizers=patterns, module_class=module_class))
+        patterns = list(
+            dict.fromkeys(
+                re.sub(r"^.*\.layers\.", "*.layers.", differences.generic(n)) for n in names
+            )
+        )
+        drafts.append(
+            way.draft("quantizers", before, after, quantizers=patterns, module_class=module_class)
+        )
     what = f"{len(wrong)} quantizers are not as expected:"
     return Finding(what, tuple(lines), "".join(drafts))

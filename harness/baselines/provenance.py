@@ -1,7 +1,8 @@
 """What a measurement belongs to: models and data by hash, versions, and the device it ran on.
 
-Two measurements may be compared only if they belong to the same things.  ``mismatches`` says where they do not; the
-device is the one thing that may differ, and then only verdicts are compared, never bits.
+Two measurements may be compared only if they belong to the same things.  ``mismatches`` says where
+they do not; the device is the one thing that may differ, and then only verdicts are compared, never
+bits.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from harness.evaluation.environment import DeviceKey, facts, versions
 class Provenance:
     """What every number of one record was measured on.
 
-    ``model_revision``, ``recipe_hash`` (after $import resolution) and ``calibration_hash`` are SHA-256 in hex;
-    ``calibration_size`` counts pairs; ``attention`` names ModelOpt's attention class; ``versions`` come from
-    ``versions()`` and ``facts``, which explain and never bind, from ``facts()``: those of this process unless given;
-    ``bits`` comes from ``bits_condition``.
+    ``model_revision``, ``recipe_hash`` (after $import resolution) and ``calibration_hash`` are
+    SHA-256 in hex; ``calibration_size`` counts pairs; ``attention`` names ModelOpt's attention
+    class; ``versions`` come from ``versions()`` and ``facts``, which explain and never bind, from
+    ``facts()``: those of this process unless given; ``bits`` comes from ``bits_condition``.
     """
 
     model: str
@@ -37,7 +38,9 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One thing that a baseline belongs to and this run does not have (``fresh`` empty: ``stored`` says it all)."""
+    """One thing that a baseline belongs to and this run does not have (``fresh`` empty: ``stored``
+    says it all).
+    """
 
     what: str
     stored: str
@@ -49,14 +52,20 @@ class Mismatch:
 
 
 def mismatches(stored: Provenance, fresh: Provenance) -> tuple[Mismatch, ...]:
-    """Where two provenances bind to different things; the device, ``bits`` and ``facts`` are not among them."""
+    """Where two provenances bind to different things; the device, ``bits`` and ``facts`` are not
+    among them.
+    """
     pairs = [
         ("model", stored.model, fresh.model),
         ("model revision", stored.model_revision, fresh.model_revision),
         ("recipe", stored.recipe, fresh.recipe),
         ("recipe hash", stored.recipe_hash, fresh.recipe_hash),
         ("calibration data", stored.calibration_hash, fresh.calibration_hash),
-        ("calibration size", f"{stored.calibration_size:,} pairs", f"{fresh.calibration_size:,} pairs"),
+        (
+            "calibration size",
+            f"{stored.calibration_size:,} pairs",
+            f"{fresh.calibration_size:,} pairs",
+        ),
         ("attention class", stored.attention, fresh.attention),
     ]
     for package in sorted({*stored.versions, *fresh.versions}):

@@ -1,4 +1,6 @@
-"""What is kept of a measurement: a record of one recipe on one model and device, its tasks, and their samples."""
+"""What is kept of a measurement: a record of one recipe on one model and device, its tasks, and
+their samples.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ _FLOAT16_MAX = 65504.0
 
 
 class HasOutcomes(Protocol):
-    """What is kept of ``harness.data.tasks.Outcomes``: n samples of one task and metric, in the order of
-    ``sample_ids``.
+    """What is kept of ``harness.data.tasks.Outcomes``: n samples of one task and metric, in the
+    order of ``sample_ids``.
     """
 
     @property
@@ -41,9 +43,11 @@ class HasOutcomes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SampleOutcomes:
-    """What n samples got from one model: ``correct`` bool, ``answers`` int32, ``margins`` float16 in logits, all (n,).
+    """What n samples got from one model: ``correct`` bool, ``answers`` int32, ``margins`` float16
+    in logits, all (n,).
 
-    ``bits`` is the SHA-256 of all three with the margins still in float32: equal if and only if the bits were.
+    ``bits`` is the SHA-256 of all three with the margins still in float32: equal if and only if the
+    bits were.
     """
 
     correct: NDArray[np.bool_]
@@ -62,10 +66,16 @@ class SampleOutcomes:
         correct = np.asarray(outcomes.correct, dtype=np.bool_)
         answers = np.asarray(outcomes.answers, dtype=np.int32)
         margins = np.asarray(outcomes.margins, dtype=np.float32)
-        if not correct.size or not correct.shape == answers.shape == margins.shape == (len(outcomes.sample_ids),):
-            raise ValueError(f"{outcomes.task} {outcomes.metric}: outcomes of unequal length, or none")
+        if not correct.size or not correct.shape == answers.shape == margins.shape == (
+            len(outcomes.sample_ids),
+        ):
+            raise ValueError(
+                f"{outcomes.task} {outcomes.metric}: outcomes of unequal length, or none"
+            )
         if np.isnan(margins).any():
-            raise ValueError(f"{outcomes.task} {outcomes.metric}: {int(np.isnan(margins).sum())} margins are NaN")
+            raise ValueError(
+                f"{outcomes.task} {outcomes.metric}: {int(np.isnan(margins).sum())} margins are NaN"
+            )
         exact = hashlib.sha256(np.packbits(correct).tobytes())
         exact.update(answers.astype("<i4").tobytes())
         exact.update(margins.astype("<f4").tobytes())
@@ -80,10 +90,12 @@ class SampleOutcomes:
 
 @dataclass(frozen=True, eq=False)
 class TaskRecord:
-    """One task under one metric: the data it belongs to, both models' outcomes, and what was concluded from them.
+    """One task under one metric: the data it belongs to, both models' outcomes, and what was
+    concluded from them.
 
-    ``interval`` (of the difference) and ``budget`` are in points; ``beyond`` holds the numbers beyond accuracy by name;
-    ``clusters`` (n,) numbers samples of one picture alike and is known of fresh records only.
+    ``interval`` (of the difference) and ``budget`` are in points; ``beyond`` holds the numbers
+    beyond accuracy by name; ``clusters`` (n,) numbers samples of one picture alike and is known of
+    fresh records only.
     """
 
     task: str
@@ -116,11 +128,16 @@ class TaskRecord:
         """Make a record of a pair of outcomes on the same samples.
 
         Raises:
-            ValueError: the two are not of the same samples, task and metric, or a number is not finite.
+            ValueError: the two are not of the same samples, task and metric, or a number is not
+                finite.
 
         """
         ids = reference.sample_ids
-        if (ids, reference.task, reference.metric) != (quantized.sample_ids, quantized.task, quantized.metric):
+        if (ids, reference.task, reference.metric) != (
+            quantized.sample_ids,
+            quantized.task,
+            quantized.metric,
+        ):
             raise ValueError(f"{reference.task} {reference.metric}: not a pair of the same samples")
         return cls(
             task=reference.task,
@@ -192,9 +209,10 @@ class HistoryEntry:
 class Record:
     """What was measured for one recipe on one model and device.
 
-    ``quantizers`` is the map as ``Quantizer.as_dict`` gives it, in module order; ``throughput`` says by tower how many
-    times faster than its reference the quantized one is.  A run of some suites only leaves ``tasks`` or ``throughput``
-    empty; the store merges.  ``history``, ``measured`` (UTC) and ``path`` are the store's.
+    ``quantizers`` is the map as ``Quantizer.as_dict`` gives it, in module order; ``throughput``
+    says by tower how many times faster than its reference the quantized one is.  A run of some
+    suites only leaves ``tasks`` or ``throughput`` empty; the store merges.  ``history``,
+    ``measured`` (UTC) and ``path`` are the store's.
     """
 
     provenance: Provenance
@@ -215,8 +233,13 @@ class Record:
         return next((t for t in self.tasks if (t.task, t.metric) == (task, metric)), None)
 
     def only(self, task: str, metric: str | None = None) -> Record:
-        """The same record with one task left (all its metrics, or one): what a test of that task compares."""
-        return replace(self, tasks=tuple(t for t in self.tasks if t.task == task and metric in (None, t.metric)))
+        """The same record with one task left (all its metrics, or one): what a test of that task
+        compares.
+        """
+        return replace(
+            self,
+            tasks=tuple(t for t in self.tasks if t.task == task and metric in (None, t.metric)),
+        )
 
 
 def rounded(value: float) -> float:

@@ -2,12 +2,16 @@
 
 On disk, a folder a model and one a recipe in it::
 
-    <root>/<model>/<recipe>/record@<architecture>@<exact device>.json    text to review, one file a device
-    <root>/<model>/<recipe>/outcomes-<digest>.safetensors                what each sample got from the quantized model
-    <root>/<model>/reference/<task>.<metric>-<digest>.safetensors        ... and from the reference, for all recipes
+    <root>/<model>/<recipe>/record@<architecture>@<exact device>.json
+        text to review, one file per device
+    <root>/<model>/<recipe>/outcomes-<digest>.safetensors
+        what each sample got from the quantized model
+    <root>/<model>/reference/<task>.<metric>-<digest>.safetensors
+        what it got from the reference, for all recipes
 
-Outcomes are named by their content and never overwritten, so the rename of the JSON is the one moment in which a record
-changes: a process killed before it leaves the old record, after it the new one.  One lock guards all writing.
+Outcomes are named by their content and never overwritten, so the rename of the JSON is the one
+moment in which a record changes: a process killed before it leaves the old record, after it the new
+one.  One lock guards all writing.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ from harness.recipes.names import KEPT, folder_name
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
 REFERENCE = KEPT["recipe"][0]
-#: The one folder of the store that is no model's: expected differences between releases (``harness.tools.versions``).
+#: The one folder of the store that is no model's: expected differences between releases
+#: (``harness.tools.versions``).
 VERSIONS = KEPT["model"][0]
 _RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
 _OUTCOMES = re.compile(r"outcomes-(?P<digest>[0-9a-f]{16})\.safetensors")
@@ -77,12 +82,15 @@ class Missing(Comparison):
         return "no baseline"
 
     def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
-        """What is missing, where it was looked for, and the commands that rerun the case and make the baseline."""
+        """What is missing, where it was looked for, and the commands that rerun the case and make
+        the baseline.
+        """
         lines = [
             f"no baseline for recipe {self.recipe} on model {self.model}",
             f"  looked for {self.folder}/record@*.json; this device is {self.device}",
             *([f"  rerun:  {rerun_command(nodeid, options)}"] if nodeid else []),
-            f"  accept: {accept_command(None, options, recipe=self.recipe, model=self.model, new_only=True)}",
+            f"  accept: "
+            f"{accept_command(None, options, recipe=self.recipe, model=self.model, new_only=True)}",
         ]
         return "\n".join(lines)
 
@@ -103,8 +111,9 @@ class Orphan:
 class Change:
     """What an update does, or did.
 
-    ``action`` is "added" (no record before), "changed", "unchanged" (nothing to write) or "kept" (there is one, and
-    only new ones were asked for).  ``stale`` names other devices' records that this one leaves behind.
+    ``action`` is "added" (no record before), "changed", "unchanged" (nothing to write) or "kept"
+    (there is one, and only new ones were asked for).  ``stale`` names other devices' records that
+    this one leaves behind.
     """
 
     action: str
@@ -116,7 +125,9 @@ class Change:
 
     @property
     def text(self) -> str:
-        """The diff a person reads before it is accepted, what is loosened apart from what is tightened."""
+        """The diff a person reads before it is accepted, what is loosened apart from what is
+        tightened.
+        """
         lines = [f"{self.action}: {self.path}"]
         for title, found in (
             ("loosened, lets more pass from now on", self.changes.loosened),
@@ -132,20 +143,25 @@ class Change:
 class Store:
     """The baselines under *root*, which need not exist yet.
 
-    *options* gives the options of a command that gates the recipe on the model of these names again.
+    *options* gives the options of a command that gates the recipe on the model of these names
+    again.
     """
 
-    def __init__(self, root: Path | str, options: Callable[[str, str], Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, root: Path | str, options: Callable[[str, str], Sequence[str]] | None = None
+    ) -> None:
         self.root = Path(root)
         self._options = options
 
     # -- reading
 
     def find(self, model: str, recipe: str, device: DeviceKey) -> Record | Missing:
-        """The nearest record: of this device, else of its architecture, else of any; of several the newest.
+        """The nearest record: of this device, else of its architecture, else of any; of several the
+        newest.
 
         Raises:
-            UsageError: a name that cannot be a folder, or a record in reach that is corrupt, edited or another's.
+            UsageError: a name that cannot be a folder, or a record in reach that is corrupt, edited
+                or another's.
 
         """
         folder = self._folder(model, recipe)
@@ -167,7 +183,9 @@ class Store:
                 key = None
             if key is None:
                 raise UsageError(
-                    path, "no name of a record", "Names read record@<architecture>@<device>.json: rename it"
+                    path,
+                    "no name of a record",
+                    "Names read record@<architecture>@<device>.json: rename it",
                 )
             yield path, key
 
@@ -178,13 +196,18 @@ class Store:
                 record = text.read(path, lambda *which: self._blob(path.parent, *which))
                 break
             except text.UnreadableError as error:
-                # Another process may have replaced the record, and swept its outcomes, since the JSON was read.
+                # Another process may have replaced the record, and swept its outcomes, since the
+                # JSON was read.
                 if last or not isinstance(error, text.VanishedError):
                     raise text.corrupt(path, error, accept) from None
         p = record.provenance
         if (p.model, p.recipe, p.device) != (model, recipe, key):
-            belongs = f"this baseline belongs to recipe {p.recipe} on model {p.model} and {p.device}"
-            raise UsageError(path, belongs, f"It was moved or copied: {remove_command(path)}; {accept}")
+            belongs = (
+                f"this baseline belongs to recipe {p.recipe} on model {p.model} and {p.device}"
+            )
+            raise UsageError(
+                path, belongs, f"It was moved or copied: {remove_command(path)}; {accept}"
+            )
         return record
 
     def _blob(self, folder: Path, task: str, metric: str, digest: str) -> bytes:
@@ -196,7 +219,9 @@ class Store:
         except text.UnreadableError as error:
             raise type(error)(str(error), path) from None
         if digests.of_bytes(data) != digest:
-            raise text.UnreadableError("truncated or edited: its SHA-256 is not the one the record names", path)
+            raise text.UnreadableError(
+                "truncated or edited: its SHA-256 is not the one the record names", path
+            )
         return data
 
     def _folder(self, model: str, recipe: str) -> Path:
@@ -223,10 +248,18 @@ class Store:
 
         """
         reason = _reason(reason, new_only)
-        model, recipe, device = record.provenance.model, record.provenance.recipe, record.provenance.device
+        model, recipe, device = (
+            record.provenance.model,
+            record.provenance.recipe,
+            record.provenance.device,
+        )
         folder = self._folder(model, recipe)
         path = folder / f"record@{device.architecture}@{device.exact}.json"
-        others = [self._read(p, key, model, recipe) for p, key in self._record_files(folder) if key != device]
+        others = [
+            self._read(p, key, model, recipe)
+            for p, key in self._record_files(folder)
+            if key != device
+        ]
         stale = tuple(line for other in others for line in _stale(other, record))
         if not os.path.lexists(path):
             new = _sealed(record, (), reason, ("first measured",))
@@ -239,7 +272,14 @@ class Store:
         found = changes(stored, merged)
         if not found:
             return Change("kept" if new_only else "unchanged", path, found, reason, stale)
-        return Change("changed", path, found, reason, stale, _sealed(merged, stored.history, reason, found.lines))
+        return Change(
+            "changed",
+            path,
+            found,
+            reason,
+            stale,
+            _sealed(merged, stored.history, reason, found.lines),
+        )
 
     def update(
         self,
@@ -251,8 +291,8 @@ class Store:
     ) -> Change:
         """Accept *record*: add it, or replace this device's.
 
-        Tasks and speeds that are stored and that this run has not measured stay, if they belong to the same model,
-        recipe, versions and map; otherwise they go, and the diff says so.
+        Tasks and speeds that are stored and that this run has not measured stay, if they belong to
+        the same model, recipe, versions and map; otherwise they go, and the diff says so.
 
         Args:
             record: fresh, whole or in part.
@@ -277,7 +317,9 @@ class Store:
                     self._commit(change.path, change.record)
                 except OSError as error:
                     raise UsageError(
-                        change.path, f"cannot be written ({error.strerror})", "Look at rights and space"
+                        change.path,
+                        f"cannot be written ({error.strerror})",
+                        "Look at rights and space",
                     ) from None
         return change
 
@@ -287,27 +329,39 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = self.root / LOCK
             if os.path.lexists(lock) and not _is_regular(lock):
-                raise UsageError(lock, "is not a regular file, and a lock would be written through it", "Remove it")
+                raise UsageError(
+                    lock,
+                    "is not a regular file, and a lock would be written through it",
+                    "Remove it",
+                )
             with filelock.FileLock(self.root / LOCK, timeout=LOCK_SECONDS):
                 yield
         except filelock.Timeout:
             held = f"another process has held the lock for {LOCK_SECONDS:.0f} s"
             raise UsageError(self.root / LOCK, held, "Wait for it, or end it") from None
         except OSError as error:
-            raise UsageError(self.root, f"cannot be written ({error.strerror})", "Look at rights and space") from None
+            raise UsageError(
+                self.root, f"cannot be written ({error.strerror})", "Look at rights and space"
+            ) from None
 
     def _commit(self, path: Path, record: Record) -> None:
-        """Outcomes first, then the JSON that names them, then the sweep of what nothing names any more."""
+        """Outcomes first, then the JSON that names them, then the sweep of what nothing names any
+        more.
+        """
         try:
             content = text.to_text(record).encode()
         except ValueError as error:
             raise UsageError(
-                path, f"cannot be stored: {error}", "A baseline holds finite numbers only: mend the run"
+                path,
+                f"cannot be stored: {error}",
+                "A baseline holds finite numbers only: mend the run",
             ) from None
         reference = path.parent.parent / REFERENCE
         for task in record.tasks:
             blob = text.reference_blob(task)
-            _write_once(reference / _reference_name(task.task, task.metric, digests.of_bytes(blob)), blob)
+            _write_once(
+                reference / _reference_name(task.task, task.metric, digests.of_bytes(blob)), blob
+            )
         if record.tasks:
             blob = text.quantized_blob(record.tasks)
             _write_once(path.parent / _quantized_name(digests.of_bytes(blob)), blob)
@@ -316,12 +370,15 @@ class Store:
 
     # -- keeping order
 
-    def orphans(self, used: Iterable[tuple[str, str]], tasks: Collection[str] | None = None) -> tuple[Orphan, ...]:
+    def orphans(
+        self, used: Iterable[tuple[str, str]], tasks: Collection[str] | None = None
+    ) -> tuple[Orphan, ...]:
         """Baselines that no test of a full run used.
 
         Args:
             used: (model, recipe) of every case of the run.
-            tasks: names of every task of the run; records of other tasks are orphans too.  None: not looked at.
+            tasks: names of every task of the run; records of other tasks are orphans too.  None:
+                not looked at.
 
         Raises:
             UsageError: a record that cannot be read.
@@ -342,14 +399,20 @@ class Store:
                 if gone:
                     again = self._accept(name, recipe)
                     found.append(
-                        Orphan(path, f"no test used its {', '.join(gone)}", f"{remove_command(path)}; {again}")
+                        Orphan(
+                            path,
+                            f"no test used its {', '.join(gone)}",
+                            f"{remove_command(path)}; {again}",
+                        )
                     )
         return tuple(found)
 
 
 def _refuse_link(part: Path) -> None:
     if part.is_symlink():
-        raise UsageError(part, "a link may lead out of the folder of baselines", "Put a real folder in its place")
+        raise UsageError(
+            part, "a link may lead out of the folder of baselines", "Put a real folder in its place"
+        )
 
 
 def _orphan(path: Path, why: str) -> Orphan:
@@ -365,10 +428,16 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _rank(record: Record, device: DeviceKey) -> tuple[int, str, str]:
-    """Of records equally near: the architecture whose name begins most like this one's, then the newest."""
+    """Of records equally near: the architecture whose name begins most like this one's, then the
+    newest.
+    """
     theirs = record.provenance.device
     pairs = zip(theirs.architecture, device.architecture, strict=False)
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))), record.measured, theirs.exact
+    return (
+        len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))),
+        record.measured,
+        theirs.exact,
+    )
 
 
 def _reason(reason: str | None, new_only: bool) -> str:
@@ -377,26 +446,37 @@ def _reason(reason: str | None, new_only: bool) -> str:
         return words or "new baseline"
     if not words or words == PLACEHOLDER:
         raise UsageError(
-            "--update-baselines", "changing baselines needs a reason", "Say it: --reason 'torch 2.14, reviewed'"
+            "--update-baselines",
+            "changing baselines needs a reason",
+            "Say it: --reason 'torch 2.14, reviewed'",
         )
     return words
 
 
 def _stale(other: Record, fresh: Record) -> Iterator[str]:
-    """Another device's record that this very update leaves behind: of another recipe, model or data."""
+    """Another device's record that this very update leaves behind: of another recipe, model or
+    data.
+    """
     behind = [m for m in belongs_to(other, fresh) if m.what not in BINDING_PACKAGES]
     if behind and other.path is not None:
-        yield f"left behind, {other.path}: {behind[0]}. Measure there too, or remove it: {remove_command(other.path)}"
+        yield (
+            f"left behind, {other.path}: {behind[0]}. Measure there too, or remove it: "
+            f"{remove_command(other.path)}"
+        )
 
 
 def _merge(base: Record, over: Record) -> Record:
-    """Both records in one, *over* where both have something; its map, provenance and time where it has what is new."""
+    """Both records in one, *over* where both have something; its map, provenance and time where it
+    has what is new.
+    """
     named = {(t.task, t.metric): t for t in (*base.tasks, *over.tasks)}
     speeds = {**(base.throughput or {}), **(over.throughput or {})}
     return replace(over, tasks=tuple(named[key] for key in sorted(named)), throughput=speeds)
 
 
-def _sealed(record: Record, history: tuple[HistoryEntry, ...], reason: str, lines: Sequence[str]) -> Record:
+def _sealed(
+    record: Record, history: tuple[HistoryEntry, ...], reason: str, lines: Sequence[str]
+) -> Record:
     """*record* with its tasks in order, the time, and the acceptance in its history.
 
     Workers of one run that each bring a part of a record make one entry together, not one each.
@@ -414,7 +494,7 @@ def _sealed(record: Record, history: tuple[HistoryEntry, ...], reason: str, line
     return replace(record, tasks=ordered, history=(*history, entry), measured=measured)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files.
 
 
@@ -433,9 +513,11 @@ def _write_once(path: Path, data: bytes) -> None:
 
 
 def _sweep(model: Path) -> None:
-    """Remove outcomes that no record of *model* names, and what killed writers left; call it under the lock.
+    """Remove outcomes that no record of *model* names, and what killed writers left; call it under
+    the lock.
 
-    Only regular files with the store's own names, in real folders of the model: a link is neither followed nor removed.
+    Only regular files with the store's own names, in real folders of the model: a link is neither
+    followed nor removed.
     """
     named: set[str] = set()
     folders = _folders(model)
@@ -444,7 +526,9 @@ def _sweep(model: Path) -> None:
         try:
             named |= _digests(json.loads(text.read_bytes(path, text.MAX_TEXT)))
         except (text.UnreadableError, ValueError, RecursionError):
-            return  # What a broken record names is not known: it may be mended from git, so nothing is removed.
+            # What a broken record names is not known: it may be mended from git, so nothing is
+            # removed.
+            return
     for folder in folders:
         outcomes = _REFERENCE_OUTCOMES if folder.name == REFERENCE else _OUTCOMES
         for path in folder.iterdir():

@@ -1,9 +1,9 @@
 """A record's form on disk: JSON that reviewers read, and safetensors with what each sample got.
 
-Keys are sorted, short values stand on one line, each quantizer has a line of its own, in module order.  Counts are
-exact.  Rounded are percentages and differences (4 decimals), and intervals, numbers beyond accuracy and speed ratios (6
-significant digits); nothing that is compared by bits is among them.  A checksum over the content, and the outcomes
-beside it, tell an edited number.
+Keys are sorted, short values stand on one line, each quantizer has a line of its own, in module
+order.  Counts are exact.  Rounded are percentages and differences (4 decimals), and intervals,
+numbers beyond accuracy and speed ratios (6 significant digits); nothing that is compared by bits is
+among them.  A checksum over the content, and the outcomes beside it, tell an edited number.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ Arrays = dict[str, NDArray[Any]]
 Hash = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The shape of the JSON.
 
 
 class _Shape(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
 
 class _Side(_Shape):
@@ -121,7 +123,7 @@ class _Stored(_Shape):
     versions: dict[str, str]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing.
 
 
@@ -132,7 +134,13 @@ def reference_blob(task: TaskRecord) -> bytes:
 
 def quantized_blob(tasks: Iterable[TaskRecord]) -> bytes:
     """The safetensors file of the quantized model's outcomes under all tasks of a record."""
-    return _blob({k: v for task in tasks for k, v in _arrays(f"{task.task}/{task.metric}/", task.quantized).items()})
+    return _blob(
+        {
+            k: v
+            for task in tasks
+            for k, v in _arrays(f"{task.task}/{task.metric}/", task.quantized).items()
+        }
+    )
 
 
 def _blob(arrays: Arrays) -> bytes:
@@ -154,8 +162,8 @@ def to_text(record: Record) -> str:
     """*record* as the JSON that is stored, checksum included.
 
     Raises:
-        ValueError: a quantizer named twice, a number that JSON cannot hold, a decision that is none: what could not be
-            read again is not written.
+        ValueError: a quantizer named twice, a number that JSON cannot hold, a decision that is
+            none: what could not be read again is not written.
 
     """
     content = _content(record)
@@ -170,7 +178,10 @@ def _content(record: Record) -> dict[str, Any]:
     tasks: dict[str, dict[str, Any]] = {}
     for task in record.tasks:
         tasks.setdefault(task.task, {})[task.metric] = _task_content(task)
-    quantizers = {str(q["name"]): {k: v for k, v in sorted(q.items()) if k != "name"} for q in record.quantizers}
+    quantizers = {
+        str(q["name"]): {k: v for k, v in sorted(q.items()) if k != "name"}
+        for q in record.quantizers
+    }
     if len(quantizers) != len(record.quantizers):
         raise ValueError("two quantizers of one name")
     return {
@@ -178,7 +189,9 @@ def _content(record: Record) -> dict[str, Any]:
         "calibration": {"hash": p.calibration_hash, "size": p.calibration_size},
         "device": {"architecture": p.device.architecture, "bits": p.bits, "exact": p.device.exact},
         "facts": dict(p.facts),
-        "history": [{"changes": list(h.changes), "date": h.date, "reason": h.reason} for h in record.history],
+        "history": [
+            {"changes": list(h.changes), "date": h.date, "reason": h.reason} for h in record.history
+        ],
         "measured": record.measured,
         "model": {"hash": p.model_revision, "name": p.model},
         "outcomes": of_bytes(quantized_blob(record.tasks)) if record.tasks else None,
@@ -193,7 +206,9 @@ def _content(record: Record) -> dict[str, Any]:
 
 def _ratio(ratio: Ratio) -> dict[str, Any]:
     numbers = {"high": ratio.high, "low": ratio.low, "value": ratio.value}
-    return {name: None if x is None else rounded(x) for name, x in numbers.items()} | {"rounds": ratio.rounds}
+    return {name: None if x is None else rounded(x) for name, x in numbers.items()} | {
+        "rounds": ratio.rounds
+    }
 
 
 def _task_content(task: TaskRecord) -> dict[str, Any]:
@@ -216,7 +231,9 @@ def _task_content(task: TaskRecord) -> dict[str, Any]:
 
 
 def _derived(task: TaskRecord) -> dict[str, int | float]:
-    """Numbers that follow from the outcomes: written for the reader, checked against the outcomes when read."""
+    """Numbers that follow from the outcomes: written for the reader, checked against the outcomes
+    when read.
+    """
     return {
         "changed": task.changed,
         "count": task.count,
@@ -231,15 +248,23 @@ def _side(kept: SampleOutcomes, percent: float) -> dict[str, Any]:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical content, and of the order of the quantizers, which canonical JSON would lose."""
+    """SHA-256 of the canonical content, and of the order of the quantizers, which canonical JSON
+    would lose.
+    """
     rest = {key: value for key, value in content.items() if key != "checksum"}
     return of_json([rest, list(rest["quantizers"])])
 
 
 def _render(value: Any, indent: int = 0, keep_order: bool = False) -> str:
-    """JSON with sorted keys in which whatever fits a line is on one line; the quantizers each on theirs, in order."""
+    """JSON with sorted keys in which whatever fits a line is on one line; the quantizers each on
+    theirs, in order.
+    """
     line = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    if not value or not isinstance(value, (dict, list)) or (indent and len(line) + indent <= _WIDTH and not keep_order):
+    if (
+        not value
+        or not isinstance(value, (dict, list))
+        or (indent and len(line) + indent <= _WIDTH and not keep_order)
+    ):
         return line
     pad, close = " " * (indent + 1), " " * indent
     if isinstance(value, list):
@@ -247,13 +272,19 @@ def _render(value: Any, indent: int = 0, keep_order: bool = False) -> str:
         return "[\n" + ",\n".join(parts) + f"\n{close}]"
     parts = []
     for key in value if keep_order else sorted(value):
-        inner = json.dumps(value[key], sort_keys=True, allow_nan=False, ensure_ascii=False) if keep_order else None
-        text = inner or _render(value[key], indent + 1, keep_order=key == "quantizers" and indent == 0)
+        inner = (
+            json.dumps(value[key], sort_keys=True, allow_nan=False, ensure_ascii=False)
+            if keep_order
+            else None
+        )
+        text = inner or _render(
+            value[key], indent + 1, keep_order=key == "quantizers" and indent == 0
+        )
         parts.append(f"{pad}{json.dumps(key, ensure_ascii=False)}: {text}")
     return "{\n" + ",\n".join(parts) + f"\n{close}}}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading.
 
 
@@ -274,8 +305,8 @@ def read(path: Path, blob: Callable[[str, str, str], bytes]) -> Record:
 
     Args:
         path: its JSON.
-        blob: gives an outcomes file, checked against its SHA-256, by (task, metric, SHA-256); task and metric are
-            empty for the quantized model's.
+        blob: gives an outcomes file, checked against its SHA-256, by (task, metric, SHA-256); task
+            and metric are empty for the quantized model's.
 
     Raises:
         UnreadableError: whatever is wrong with it, in words for a person.
@@ -283,7 +314,9 @@ def read(path: Path, blob: Callable[[str, str, str], bytes]) -> Record:
     """
     content = _parse(read_bytes(path, MAX_TEXT))
     if content.get("schema") != SCHEMA:
-        raise UnreadableError(f"it is of schema {content.get('schema')!r}, this harness reads schema {SCHEMA}")
+        raise UnreadableError(
+            f"it is of schema {content.get('schema')!r}, this harness reads schema {SCHEMA}"
+        )
     try:
         stored = _Stored.model_validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
@@ -292,11 +325,17 @@ def read(path: Path, blob: Callable[[str, str, str], bytes]) -> Record:
     intact = _checksum(content) == stored.checksum
     tasks, wrong = _tasks(stored, blob)
     if wrong or not intact:
-        first_wrong = wrong[0] if wrong else f"its checksum is not {stored.checksum[:12]}, which it carries"
-        raise UnreadableError(f"it was edited by hand, or a merge mixed two versions: {first_wrong}")
+        first_wrong = (
+            wrong[0] if wrong else f"its checksum is not {stored.checksum[:12]}, which it carries"
+        )
+        raise UnreadableError(
+            f"it was edited by hand, or a merge mixed two versions: {first_wrong}"
+        )
     return Record(
         provenance=_provenance(stored),
-        quantizers=tuple({"name": name, **attributes} for name, attributes in stored.quantizers.items()),
+        quantizers=tuple(
+            {"name": name, **attributes} for name, attributes in stored.quantizers.items()
+        ),
         tasks=tasks,
         throughput={tower: Ratio(**dict(kept)) for tower, kept in stored.throughput.items()},
         history=tuple(HistoryEntry(h.date, h.reason, h.changes) for h in stored.history),
@@ -313,8 +352,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
         VanishedError: not there.
 
     """
-    # One descriptor for the look and the read: between two calls on the path, a writer may have swept it.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    # One descriptor for the look and the read: between two calls on the path, a writer may have
+    # swept it.
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     try:
         with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
@@ -327,7 +372,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise VanishedError("it is not there") from None
     except OSError as error:
         link = error.errno == errno.ELOOP or isinstance(error, IsADirectoryError)
-        raise UnreadableError("it is not a regular file" if link else f"it cannot be read ({error.strerror})") from None
+        raise UnreadableError(
+            "it is not a regular file" if link else f"it cannot be read ({error.strerror})"
+        ) from None
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -375,7 +422,9 @@ def _provenance(stored: _Stored) -> Provenance:
     )
 
 
-def _tasks(stored: _Stored, blob: Callable[[str, str, str], bytes]) -> tuple[tuple[TaskRecord, ...], list[str]]:
+def _tasks(
+    stored: _Stored, blob: Callable[[str, str, str], bytes]
+) -> tuple[tuple[TaskRecord, ...], list[str]]:
     """The tasks with their outcomes, and every number of theirs that the outcomes contradict."""
     if bool(stored.tasks) != (stored.outcomes is not None):
         raise UnreadableError("at outcomes: there must be outcomes if and only if there are tasks")
@@ -408,9 +457,16 @@ def _contradictions(task: TaskRecord, stored: _Task) -> list[str]:
     follows: dict[str, Any] = _task_content(task)
     pairs = {name: (says[name], follows[name]) for name in _derived(task)}
     for side in ("reference", "quantized"):
-        pairs |= {f"{side}.{name}": (says[side][name], follows[side][name]) for name in ("percent", "right")}
+        pairs |= {
+            f"{side}.{name}": (says[side][name], follows[side][name])
+            for name in ("percent", "right")
+        }
     where = f"tasks.{task.task}.{task.metric}"
-    return [f"{where}.{n} says {a}, the outcomes beside it say {b}" for n, (a, b) in pairs.items() if a != b]
+    return [
+        f"{where}.{n} says {a}, the outcomes beside it say {b}"
+        for n, (a, b) in pairs.items()
+        if a != b
+    ]
 
 
 def _load(data: bytes) -> Arrays:
@@ -433,12 +489,16 @@ def _array(arrays: Arrays, name: str, dtypes: tuple[str, ...], length: int) -> N
     array = arrays.get(name)
     if array is None or array.dtype.name not in dtypes or array.shape != (length,):
         found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
-        raise UnreadableError(f"its outcomes hold {found} for {name}, not {' or '.join(dtypes)} of shape ({length},)")
+        raise UnreadableError(
+            f"its outcomes hold {found} for {name}, not {' or '.join(dtypes)} of shape ({length},)"
+        )
     return array
 
 
 def corrupt(path: Path, error: UnreadableError, accept: str) -> UsageError:
-    """The usage error for a record in *path* that cannot be used; *accept* is the command that measures anew."""
+    """The usage error for a record in *path* that cannot be used; *accept* is the command that
+    measures anew.
+    """
     restore = shlex.join(["git", "checkout", "--", str(error.path or path)])
     mend = f"Bring it back ({restore}), or measure again ({remove_command(path)}; {accept})"
     return UsageError(path, f"this baseline cannot be used: {error}", mend)

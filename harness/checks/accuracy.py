@@ -1,4 +1,6 @@
-"""The quantized model is not worse than the reference by more than its budget, and has not moved."""
+"""The quantized model is not worse than the reference by more than its budget, and has not
+moved.
+"""
 
 from __future__ import annotations
 
@@ -37,5 +39,8 @@ def answers_stay_close(case: Case, metric: Metric) -> list[str]:
 def accuracy_equals_baseline(case: Case, metric: Metric) -> Comparison:
     """Compare both models' answers with those that were accepted."""
     if case.setting.options.early_stop:
-        raise NotJudged("with --early-stop a task's samples are not all evaluated, and a baseline is of all of them")
+        raise NotJudged(
+            "with --early-stop a task's samples are not all evaluated, and a baseline is of all of "
+            "them"
+        )
     return case.drift(*metric)

@@ -1,8 +1,9 @@
-"""Does the quantized model agree with what it was made from: recipe, data, reference, and its own folded copy?
+"""Does the quantized model agree with what it was made from: recipe, data, reference, and its own
+folded copy?
 
-The map says what the quantizers are and the oracle that each computes what *it* is set to.  Neither notices a quantizer
-that ModelOpt set to something else than the recipe says, nor a range that the calibration data never gave.  No record
-is needed for either: both are derived anew here.
+The map says what the quantizers are and the oracle that each computes what *it* is set to.  Neither
+notices a quantizer that ModelOpt set to something else than the recipe says, nor a range that the
+calibration data never gave.  No record is needed for either: both are derived anew here.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from torch import Tensor, nn
 from harness.models import families
 from harness.problems import Problem
 from harness.quantization.magnitudes import Axes, Magnitudes
-from harness.quantization.maps import QuantizerMap, is_constant, quantizer_map, range_of, tensor_quantizers
+from harness.quantization.maps import (
+    QuantizerMap,
+    is_constant,
+    quantizer_map,
+    range_of,
+    tensor_quantizers,
+)
 from harness.recipes.algorithms import methods
 from harness.recipes.applied import applied_to, place_of
 from harness.recipes.loading import Recipe
 
-#: Attributes of a quantizer that a recipe decides, with what ModelOpt takes where an entry says nothing.
+#: Attributes of a quantizer that a recipe decides, with what ModelOpt takes where an entry says
+#: nothing.
 DEFAULTS: dict[str, Any] = {
     "num_bits": 8,
     "axis": None,
@@ -34,8 +42,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | None = None) -> list[Problem]:
-    """Quantizers of *model* that are not what the recipe's last matching entry says: on or off, format, granularity.
+def with_recipe(
+    model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | None = None
+) -> list[Problem]:
+    """Quantizers of *model* that are not what the recipe's last matching entry says: on or off,
+    format, granularity.
 
     Args:
         model: as ``mtq.quantize`` left it.
@@ -45,7 +56,11 @@ def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | Non
     names = quantizers or quantizer_map(model)
     done = applied_to(names, recipe.entries)
     decided = done.settings
-    never_on = {place_of(name) for name, quantizer in tensor_quantizers(model).items() if _is_never_on(quantizer)}
+    never_on = {
+        place_of(name)
+        for name, quantizer in tensor_quantizers(model).items()
+        if _is_never_on(quantizer)
+    }
     hopeless = [
         f"entry {n}, {entry.shown!r} ({entry.origin})"
         for n, (entry, touched) in enumerate(zip(recipe.entries, done.touched, strict=True), 1)
@@ -57,7 +72,9 @@ def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | Non
     unasked: list[str] = []
     for name, quantizer in tensor_quantizers(model).items():
         on = bool(quantizer.is_enabled)
-        if on and (not getattr(quantizer, "_if_quant", True) or getattr(quantizer, "_if_calib", False)):
+        if on and (
+            not getattr(quantizer, "_if_quant", True) or getattr(quantizer, "_if_calib", False)
+        ):
             hollow.append(name)
         wanted = decided.get(name)
         if wanted is None:
@@ -66,27 +83,51 @@ def with_recipe(model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | Non
             switched += [] if _is_never_on(quantizer) else [f"{name} is {'on' if on else 'off'}"]
         elif on and wanted.shaped is not None:
             origin = recipe.entries[wanted.shaped].origin
-            other += [f"{name}: {line}" for line in _differences(quantizer, dict(wanted.cfg or {}), origin)]
+            other += [
+                f"{name}: {line}"
+                for line in _differences(quantizer, dict(wanted.cfg or {}), origin)
+            ]
     found = (
-        ("not as the recipe switches it", "are on where the recipe turns them off, or the reverse", switched),
-        ("not what the recipe says", "have other attributes than the recipe's last matching entry gives them", other),
-        ("enabled and passed through", "are enabled and do not quantize, as calibration left them", hollow),
+        (
+            "not as the recipe switches it",
+            "are on where the recipe turns them off, or the reverse",
+            switched,
+        ),
+        (
+            "not what the recipe says",
+            "have other attributes than the recipe's last matching entry gives them",
+            other,
+        ),
+        (
+            "enabled and passed through",
+            "are enabled and do not quantize, as calibration left them",
+            hollow,
+        ),
         ("on without being asked for", "are on and no entry of the recipe speaks of them", unasked),
-    )  # fmt: skip
+    )
     problems = [
-        Problem(rule, f"{len(lines)} quantizers {what} (recipe {recipe.name}):", _some(lines), _MEND)
+        Problem(
+            rule, f"{len(lines)} quantizers {what} (recipe {recipe.name}):", _some(lines), _MEND
+        )
         for rule, what, lines in found
         if lines
     ]
     if hopeless:
-        what = f"{len(hopeless)} entries of recipe {recipe.name} enable only inputs of embeddings, which stay off:"
-        fix = "The input of an embedding is a word's number, which ModelOpt never quantizes: remove these entries."
+        what = (
+            f"{len(hopeless)} entries of recipe {recipe.name} enable only inputs of embeddings, "
+            f"which stay off:"
+        )
+        fix = (
+            "The input of an embedding is a word's number, which ModelOpt never quantizes: remove "
+            "these entries."
+        )
         problems.append(Problem("enables what stays off", what, tuple(hopeless), fix))
     return problems
 
 
 _MEND = (
-    "Put a deny-all entry ('*', enable: false) first and look at how this ModelOpt reads the entries: "
+    "Put a deny-all entry ('*', enable: false) first and look at how this ModelOpt reads the "
+    "entries: "
     "mtq.print_quant_summary(model) shows what it made of them."
 )
 
@@ -96,7 +137,9 @@ def _some(lines: list[str], limit: int = 12) -> tuple[str, ...]:
 
 
 def _is_never_on(quantizer: Any) -> bool:
-    """Whether ModelOpt keeps this quantizer off whatever a recipe says: an embedding's input is a word's number."""
+    """Whether ModelOpt keeps this quantizer off whatever a recipe says: an embedding's input is a
+    word's number.
+    """
     return type(quantizer).__name__ == "HardDisabledTensorQuantizer"
 
 
@@ -109,7 +152,11 @@ def _differences(quantizer: Any, cfg: dict[str, Any], origin: str) -> list[str]:
         # Blocks are laid out when the first tensor comes, and the axis then describes the layout.
         if attribute == "axis" and cfg.get("block_sizes"):
             continue
-        if attribute == "block_sizes" and found is None and _shares_whole_dimensions(quantizer, cfg):
+        if (
+            attribute == "block_sizes"
+            and found is None
+            and _shares_whole_dimensions(quantizer, cfg)
+        ):
             continue
         if wanted != found:
             lines.append(f"{attribute} is {found}, the recipe says {wanted} ({origin})")
@@ -127,11 +174,14 @@ def _differences(quantizer: Any, cfg: dict[str, Any], origin: str) -> list[str]:
 
 
 def _shares_whole_dimensions(quantizer: Any, cfg: dict[str, Any]) -> bool:
-    """Whether *quantizer* has one range along each dimension that *cfg* names whole (``block_sizes: {-1: null}``).
+    """Whether *quantizer* has one range along each dimension that *cfg* names whole (``block_sizes:
+    {-1: null}``).
 
     ModelOpt turns such blocks into an axis of the other dimensions once it has seen a tensor.
     """
-    blocks = {key: size for key, size in (cfg.get("block_sizes") or {}).items() if isinstance(key, int)}
+    blocks = {
+        key: size for key, size in (cfg.get("block_sizes") or {}).items() if isinstance(key, int)
+    }
     if not blocks or any(size is not None for size in blocks.values()):
         return False
     kept = _kept(quantizer.axis)
@@ -140,19 +190,24 @@ def _shares_whole_dimensions(quantizer: Any, cfg: dict[str, Any]) -> bool:
 
 
 def _plain(attribute: str, value: Any) -> Any:
-    """Spellings of one value made equal: ``e4m3`` and (4, 3), lists and tuples, string keys of blocks."""
+    """Spellings of one value made equal: ``e4m3`` and (4, 3), lists and tuples, string keys of
+    blocks.
+    """
     if attribute == "num_bits" and isinstance(value, str):
         match = re.fullmatch(r"e(\d+)m(\d+)", value.lower())
         return (int(match[1]), int(match[2])) if match else value
     if isinstance(value, list):
         return tuple(value)
     if attribute == "block_sizes" and value is not None:
-        plain = {int(k) if re.fullmatch(r"-?\d+", str(k)) else k: _plain("num_bits", v) for k, v in dict(value).items()}
+        plain = {
+            int(k) if re.fullmatch(r"-?\d+", str(k)) else k: _plain("num_bits", v)
+            for k, v in dict(value).items()
+        }
         return {k: v for k, v in plain.items() if v is not None and (k, v) != ("type", "static")}
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def calibrates_by_max(recipe: Recipe) -> bool:
@@ -160,8 +215,11 @@ def calibrates_by_max(recipe: Recipe) -> bool:
     return set(methods(recipe.algorithm)) == {"max"}
 
 
-def with_data(model: nn.Module, recipe: Recipe, data: Magnitudes, tolerance: float = 0.0) -> list[Problem]:
-    """Static ranges of *model* that are not the largest magnitudes which the calibration data give there.
+def with_data(
+    model: nn.Module, recipe: Recipe, data: Magnitudes, tolerance: float = 0.0
+) -> list[Problem]:
+    """Static ranges of *model* that are not the largest magnitudes which the calibration data give
+    there.
 
     Args:
         model: calibrated by max, not folded.
@@ -187,11 +245,16 @@ def with_data(model: nn.Module, recipe: Recipe, data: Magnitudes, tolerance: flo
             wrong.append(f"{name}: {len(stored)} ranges, the data give {len(measured)}")
         elif not torch.allclose(stored, measured, rtol=tolerance, atol=0.0):
             at = int((stored - measured).abs().nan_to_num(torch.inf).argmax())
-            wrong.append(f"{name}: amax is {float(stored[at]):.6g}, the data give {float(measured[at]):.6g}")
+            wrong.append(
+                f"{name}: amax is {float(stored[at]):.6g}, the data give {float(measured[at]):.6g}"
+            )
     if not wrong:
         return []
     what = f"{len(wrong)} calibrated ranges are not the largest magnitude in the calibration data:"
-    mend = "The calibration ran on other data, another model or not at all there, or a range was changed after it."
+    mend = (
+        "The calibration ran on other data, another model or not at all there, or a range was "
+        "changed after it."
+    )
     return [Problem("range is not the data's", what, _some(wrong), mend)]
 
 
@@ -199,27 +262,34 @@ def _kept(axis: Any) -> Axes:
     return () if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
 
 
-#: How far a model with its quantizers off may be from the reference, by calibration method: the relative error of an
-#: output's norm.  Max calibration touches no weight; scales that move between weights and inputs round in FP16.
+#: How far a model with its quantizers off may be from the reference, by calibration method: the
+#: relative error of an output's norm.  Max calibration touches no weight; scales that move between
+#: weights and inputs round in FP16.
 MOVED = {"max": 0.0, "smoothquant": 0.02, "awq_lite": 0.02, "awq_clip": 0.0, "awq_full": 0.02}
 
 
 @torch.no_grad()
 def with_reference(
-    model: nn.Module, reference: nn.Module, recipe: Recipe, inputs: Mapping[str, Tensor], deterministic: bool = True
+    model: nn.Module,
+    reference: nn.Module,
+    recipe: Recipe,
+    inputs: Mapping[str, Tensor],
+    deterministic: bool = True,
 ) -> list[Problem]:
     """Outputs of *model* with every quantizer off that are not the reference's.
 
-    Quantizers aside, a quantized model is the reference: what differs comes from a rewritten attention (a lost mask,
-    another scale), or from weights that were changed and not changed back.  Methods that adapt the weights to the
-    rounding have no such property: nothing is said of SVDQuant, and of GPTQ that it did adapt them.
+    Quantizers aside, a quantized model is the reference: what differs comes from a rewritten
+    attention (a lost mask, another scale), or from weights that were changed and not changed back.
+    Methods that adapt the weights to the rounding have no such property: nothing is said of
+    SVDQuant, and of GPTQ that it did adapt them.
 
     Args:
         model: as ``mtq.quantize`` left it, not folded.
         reference: unquantized, on the same device and in the same dtype.
         recipe: whose method decides what must be equal.
         inputs: of one forward.
-        deterministic: False where equal work need not give equal bits; a small error is then let pass.
+        deterministic: False where equal work need not give equal bits; a small error is then let
+            pass.
     """
     used = methods(recipe.algorithm)
     if used[-1:] == ("gptq",):
@@ -236,13 +306,22 @@ def with_reference(
         if not torch.equal(found[name], value):
             error = float((found[name].double() - value.double()).norm() / value.double().norm())
             # NaN is no small error.
-            lines += [] if error <= allowed else [f"{name}: relative error {error:.2g}, allowed {allowed:.2g}"]
+            lines += (
+                []
+                if error <= allowed
+                else [f"{name}: relative error {error:.2g}, allowed {allowed:.2g}"]
+            )
     if not lines:
         return []
-    what = f"with every quantizer off, {len(lines)} outputs of the quantized model are not the reference's:"
+    what = (
+        f"with every quantizer off, {len(lines)} outputs of the quantized model are not the "
+        f"reference's:"
+    )
     mend = (
-        "Look at the attention class (--attention): the mask and the scale must reach scaled_dot_product_attention. "
-        "Then at the weights: calibration must leave them, or give the inputs the inverse of what it does to them."
+        "Look at the attention class (--attention): the mask and the scale must reach "
+        "scaled_dot_product_attention. "
+        "Then at the weights: calibration must leave them, or give the inputs the inverse of what "
+        "it does to them."
     )
     return [Problem("not the reference underneath", what, tuple(lines), mend)]
 
@@ -250,24 +329,31 @@ def with_reference(
 def _only_rounded(model: nn.Module, reference: nn.Module) -> list[Problem]:
     """Linear layers of *model* whose weights GPTQ left at what rounding the reference's gives.
 
-    ModelOpt 0.47 takes the identity for the inverse Hessian where that has no Cholesky factor, which makes no error
-    good, and says so in a print that most callers silence.
+    ModelOpt 0.47 takes the identity for the inverse Hessian where that has no Cholesky factor,
+    which makes no error good, and says so in a print that most callers silence.
     """
     enabled = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and getattr(getattr(module, "weight_quantizer", None), "is_enabled", False)
+        if isinstance(module, nn.Linear)
+        and getattr(getattr(module, "weight_quantizer", None), "is_enabled", False)
     }
     only = []
     for name, module in enabled.items():
         quantizer: Any = module.weight_quantizer
-        if torch.equal(quantizer(module.weight), quantizer(reference.get_parameter(f"{name}.weight"))):
+        if torch.equal(
+            quantizer(module.weight), quantizer(reference.get_parameter(f"{name}.weight"))
+        ):
             only.append(name)
     if not only:
         return []
-    what = f"GPTQ adapted nothing in {len(only)} of {len(enabled)} Linear layers; their weights are only rounded:"
+    what = (
+        f"GPTQ adapted nothing in {len(only)} of {len(enabled)} Linear layers; their weights are "
+        f"only rounded:"
+    )
     mend = (
-        "Their Hessian has no inverse, and ModelOpt then goes on without one: calibrate on more pairs than a layer has "
+        "Their Hessian has no inverse, and ModelOpt then goes on without one: calibrate on more "
+        "pairs than a layer has "
         "inputs (--calibration-size), or raise perc_damp (0.01 is the method's own)."
     )
     return [Problem("GPTQ did nothing", what, tuple(only), mend)]
@@ -275,12 +361,16 @@ def _only_rounded(model: nn.Module, reference: nn.Module) -> list[Problem]:
 
 @torch.no_grad()
 def with_folded(model: nn.Module, folded: nn.Module, inputs: Mapping[str, Tensor]) -> list[Problem]:
-    """Outputs of the folded copy, which accuracy is measured on, that are not the quantized model's bits."""
+    """Outputs of the folded copy, which accuracy is measured on, that are not the quantized model's
+    bits.
+    """
     expected, found = families.forward(model, inputs), families.forward(folded, inputs)
     lines = []
     for name, value in expected.items():
         if not torch.equal(found[name], value):
-            lines.append(f"{name}: {int((found[name] != value).sum())} of {value.numel()} elements differ")
+            lines.append(
+                f"{name}: {int((found[name] != value).sum())} of {value.numel()} elements differ"
+            )
     if not lines:
         return []
     what = f"folding the weights changes {len(lines)} outputs of the model:"

@@ -1,8 +1,8 @@
 """Saving a quantized model and getting it back in a process that never saw it.
 
-Two ways lead there: Hugging Face's ``save_pretrained`` under ModelOpt's checkpointing hook, and ``mto.save``.  A
-restored model must compute the same bits and have the same quantizer map; what a careless load loses is found by
-``diagnose`` and told by name (S5).
+Two ways lead there: Hugging Face's ``save_pretrained`` under ModelOpt's checkpointing hook, and
+``mto.save``.  A restored model must compute the same bits and have the same quantizer map; what a
+careless load loses is found by ``diagnose`` and told by name (S5).
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ class Loading:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a fresh process saw: the outputs of one forward, the quantizer map as plain records, or the error.
+    """What a fresh process saw: the outputs of one forward, the quantizer map as plain records, or
+    the error.
 
-    ``weights`` holds the SHA-256 of every parameter: quantization rounds a small change of a weight away.
+    ``weights`` holds the SHA-256 of every parameter: quantization rounds a small change of a weight
+    away.
     """
 
     outputs: dict[str, Tensor]
@@ -75,8 +77,12 @@ def save(model: nn.Module, folder: Path, form: Form) -> None:
             model.save_pretrained(folder)  # type: ignore[operator]
 
 
-def restore(folder: Path, form: Form, how: Loading, dtype: torch.dtype = torch.float16) -> nn.Module:
-    """Read a quantized model back, on the CPU.  In a process of its own: hook and registry are global."""
+def restore(
+    folder: Path, form: Form, how: Loading, dtype: torch.dtype = torch.float16
+) -> nn.Module:
+    """Read a quantized model back, on the CPU.  In a process of its own: hook and registry are
+    global.
+    """
     import modelopt.torch.opt as mto
 
     from harness.models import references
@@ -107,11 +113,12 @@ def restore(folder: Path, form: Form, how: Loading, dtype: torch.dtype = torch.f
 
 @contextmanager
 def restored_once() -> Iterator[None]:
-    """Within the block ModelOpt restores its state into the model that is loaded, and into none inside of it.
+    """Within the block ModelOpt restores its state into the model that is loaded, and into none
+    inside of it.
 
     Its hook on ``_from_config`` (ModelOpt 0.47) finds the same folder in the configuration that a
-    ``CLIPTextModelWithProjection`` hands on to its ``CLIPTextModel`` (transformers 5), where modules have other names:
-    an ApplyModeError for every such checkpoint.
+    ``CLIPTextModelWithProjection`` hands on to its ``CLIPTextModel`` (transformers 5), where
+    modules have other names: an ApplyModeError for every such checkpoint.
     """
     from transformers import PreTrainedModel
 
@@ -144,7 +151,9 @@ def _configuration(folder: Path) -> tuple[Any, Any]:
 
 
 def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], QuantizerMap]:
-    """The embeddings of one forward, by tower, and the quantizer map with the calls of that forward."""
+    """The embeddings of one forward, by tower, and the quantizer map with the calls of that
+    forward.
+    """
     embeddings: dict[str, Tensor] = {}
     found = maps.quantizer_map(model, lambda m: embeddings.update(families.forward(m, inputs)))
     return embeddings, found
@@ -152,11 +161,15 @@ def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tens
 
 def digests(model: nn.Module) -> dict[str, str]:
     """SHA-256 of the bytes of each parameter, by name."""
-    flat = {name: p.detach().cpu().reshape(-1).view(torch.uint8) for name, p in model.named_parameters()}
+    flat = {
+        name: p.detach().cpu().reshape(-1).view(torch.uint8) for name, p in model.named_parameters()
+    }
     return {name: of_bytes(bytes_.numpy().tobytes()) for name, bytes_ in flat.items()}
 
 
-def _restore_and_run(folder: Path, form: Form, how: Loading, inputs: dict[str, Tensor], threads: int) -> Restored:
+def _restore_and_run(
+    folder: Path, form: Form, how: Loading, inputs: dict[str, Tensor], threads: int
+) -> Restored:
     torch.set_num_threads(threads)
     try:
         model = restore(folder, form, how)
@@ -169,7 +182,9 @@ _pool: multiprocessing.context.ForkServerContext | None = None
 
 
 def warm() -> multiprocessing.context.ForkServerContext:
-    """Start the server that fresh processes are forked from; its ten seconds of imports then run beside other work."""
+    """Start the server that fresh processes are forked from; its ten seconds of imports then run
+    beside other work.
+    """
     global _pool
     if _pool is None:
         _pool = multiprocessing.get_context("forkserver")
@@ -183,13 +198,18 @@ def warm() -> multiprocessing.context.ForkServerContext:
 def restore_in_fresh_process(
     folder: Path, form: Form, inputs: dict[str, Tensor], how: Loading | None = None
 ) -> Restored:
-    """Restore *folder* in a new process that has imported the libraries and nothing else, and run *inputs* there."""
+    """Restore *folder* in a new process that has imported the libraries and nothing else, and run
+    *inputs* there.
+    """
     with ProcessPoolExecutor(1, mp_context=warm()) as pool:
-        return pool.submit(_restore_and_run, folder, form, how or Loading(), inputs, torch.get_num_threads()).result()
+        return pool.submit(
+            _restore_and_run, folder, form, how or Loading(), inputs, torch.get_num_threads()
+        ).result()
 
 
 def diagnose(folder: Path, restored: Restored, how: Loading, expected: int) -> str:
-    """Why *restored* is not what was saved, in a sentence a person can act on; empty if nothing is wrong with it.
+    """Why *restored* is not what was saved, in a sentence a person can act on; empty if nothing is
+    wrong with it.
 
     Args:
         folder: the checkpoint.
@@ -199,25 +219,32 @@ def diagnose(folder: Path, restored: Restored, how: Loading, expected: int) -> s
     """
     if "ApplyModeError" in restored.error or "quantizer state" in restored.error:
         return (
-            f"{folder.name}: restored with --attention {how.attention}, but it was saved with another attention "
-            f"class ({restored.error[:200]}). Register the class it was quantized with before loading."
+            f"{folder.name}: restored with --attention {how.attention}, but it was saved with "
+            f"another attention "
+            f"class ({restored.error[:200]}). Register the class it was quantized with before "
+            f"loading."
         )
     if restored.error:
         return f"{folder.name}: does not load: {restored.error}"
     enabled = [q for q in restored.quantizers if q.enabled]
     if not restored.quantizers:
         return (
-            f"{folder.name}: loaded without a single quantizer, {expected} expected. The load went round ModelOpt's "
+            f"{folder.name}: loaded without a single quantizer, {expected} expected. The load went "
+            f"round ModelOpt's "
             "hook: call mto.enable_huggingface_checkpointing() before from_pretrained()."
         )
     idle = [q for q in enabled if q.calls == 0]
     if idle:
         return (
-            f"{folder.name}: {len(idle)} of {len(enabled)} enabled quantizers never run. It was loaded with "
+            f"{folder.name}: {len(idle)} of {len(enabled)} enabled quantizers never run. It was "
+            f"loaded with "
             f'attn_implementation="{how.attn_implementation}"; pass attn_implementation="sdpa".'
         )
     if len(enabled) != expected:
-        return f"{folder.name}: {len(enabled)} quantizers are enabled after loading, {expected} were saved."
+        return (
+            f"{folder.name}: {len(enabled)} quantizers are enabled after loading, {expected} were "
+            f"saved."
+        )
     return ""
 
 
@@ -249,16 +276,29 @@ def problems(
     for name, value in expected.items():
         got = restored.outputs.get(name)
         if got is None or not torch.equal(got, value):
-            differing = "absent" if got is None else f"{int((got != value).sum())} of {value.numel()} elements differ"
-            found.append(f"{folder.name}: output {name} is not bit-equal after restoring: {differing}.")
-    changed = [name for name, digest in (weights or {}).items() if restored.weights.get(name) != digest]
+            differing = (
+                "absent"
+                if got is None
+                else f"{int((got != value).sum())} of {value.numel()} elements differ"
+            )
+            found.append(
+                f"{folder.name}: output {name} is not bit-equal after restoring: {differing}."
+            )
+    changed = [
+        name for name, digest in (weights or {}).items() if restored.weights.get(name) != digest
+    ]
     if changed:
-        found.append(f"{folder.name}: {len(changed)} weights are not bit-equal after restoring, first {changed[0]}.")
+        found.append(
+            f"{folder.name}: {len(changed)} weights are not bit-equal after restoring, first "
+            f"{changed[0]}."
+        )
     return found
 
 
 def lost(case: Case, model: nn.Module, form: Form, folder: Path) -> list[str]:
-    """Save *model*, made from the case's reference, into *folder*, restore it, and return what differs."""
+    """Save *model*, made from the case's reference, into *folder*, restore it, and return what
+    differs.
+    """
     inputs = {name: tensor.cpu() for name, tensor in case.quantized.inputs.items()}
     model = model.to("cpu")
     try:
@@ -273,7 +313,9 @@ def lost(case: Case, model: nn.Module, form: Form, folder: Path) -> list[str]:
 
 @check("checkpoint", form=FORMS)
 def restored_model_is_the_saved_one(case: Case, form: Form, folder: Path) -> list[str]:
-    """Return what differs after the case's model was saved into *folder* and restored in a fresh process."""
+    """Return what differs after the case's model was saved into *folder* and restored in a fresh
+    process.
+    """
     model = case.quantized.model
     if form not in forms_of(model):
         raise NotJudged(f"{type(model).__name__} has no save_{form}")

@@ -1,4 +1,6 @@
-"""What the server of fresh processes imports once, so that a fork of it is fresh and yet starts at once."""
+"""What the server of fresh processes imports once, so that a fork of it is fresh and yet starts at
+once.
+"""
 
 from harness.checks import checkpoint  # noqa: F401
 from harness.models import families, references  # noqa: F401

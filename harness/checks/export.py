@@ -13,7 +13,8 @@ from harness.problems import Problem
 
 TOWERS = tuple(export.TOWERS)
 PRECISIONS = (torch.float32, torch.float16)
-#: In half precision codes fall on other sides of boundaries all over: as far from fake quantization as it from FP16.
+#: In half precision codes fall on other sides of boundaries all over: as far from fake quantization
+#: as it from FP16.
 ENGINE_COSINE = 0.98
 
 
@@ -29,14 +30,18 @@ def _graphs(case: Case) -> Graphs:
 
 
 @check("export", tower=TOWERS, dtype=PRECISIONS)
-def graph_has_the_quantizers_of_the_map(case: Case, tower: str, dtype: torch.dtype) -> list[Problem]:
+def graph_has_the_quantizers_of_the_map(
+    case: Case, tower: str, dtype: torch.dtype
+) -> list[Problem]:
     """Return what in a tower's graph is not what the case's quantizers say."""
     return _graphs(case).problems_of(tower, dtype)
 
 
 @check("export", tower=TOWERS)
 def runtime_computes_what_fake_quantization_does(case: Case, tower: str) -> list[export.Parity]:
-    """Return where ONNX Runtime, without optimisations, differs from fake quantization by more than rounding."""
+    """Return where ONNX Runtime, without optimisations, differs from fake quantization by more than
+    rounding.
+    """
     parity = _graphs(case).parity(tower)
     return [] if parity.holds else [parity]
 
@@ -56,7 +61,8 @@ def optimisations_change_nothing(case: Case, tower: str) -> list[Problem]:
 
 @check("export")
 def published_export_is_gated_too(case: Case) -> list[Problem]:
-    """Look at the graph of ModelOpt's own export where that works; what is wrong in it is ModelOpt's defect.
+    """Look at the graph of ModelOpt's own export where that works; what is wrong in it is
+    ModelOpt's defect.
 
     Raises:
         KnownDefect: the graph is not what the quantizers say.
@@ -65,13 +71,18 @@ def published_export_is_gated_too(case: Case) -> list[Problem]:
     if isinstance(problems, str):
         raise NotJudged(f"the published path does not export: {problems}")
     if problems:
-        raise KnownDefect("ModelOpt's own export, not the recipe: " + "; ".join(problem.what for problem in problems))
+        raise KnownDefect(
+            "ModelOpt's own export, not the recipe: "
+            + "; ".join(problem.what for problem in problems)
+        )
     return []
 
 
 @check("export")
 def answers_are_those_of_fake_quantization(case: Case) -> list[str]:
-    """Return the answers on the first classification task that neither codes nor ties in rounding explain."""
+    """Return the answers on the first classification task that neither codes nor ties in rounding
+    explain.
+    """
     graphs = _graphs(case)
     reason = case.shared.lacks(accuracy=True)
     if reason:
@@ -84,7 +95,9 @@ def answers_are_those_of_fake_quantization(case: Case) -> list[str]:
 
 @check("export", tower=TOWERS)
 def engine_computes_what_fake_quantization_does(case: Case, tower: str) -> list[str]:
-    """Return where TensorRT's engine of the float16 graph differs by more than half precision does."""
+    """Return where TensorRT's engine of the float16 graph differs by more than half precision
+    does.
+    """
     missing = engine.missing()
     if missing is not None:
         raise NotJudged(f"no engine: {missing}")

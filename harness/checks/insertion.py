@@ -64,7 +64,9 @@ def check(
 
 
 def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()) -> list[Problem]:
-    """Towers, and kinds of layer in a tower, with no enabled quantizer although nobody declared it (S1)."""
+    """Towers, and kinds of layer in a tower, with no enabled quantizer although nobody declared it
+    (S1).
+    """
     declared = set(left_out)
     there: dict[str, dict[str, list[Quantizer]]] = defaultdict(lambda: defaultdict(list))
     for q in quantizers:
@@ -73,16 +75,17 @@ def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()
     problems = []
     for tower, kinds in there.items():
         on = {kind for kind, group in kinds.items() if any(q.enabled for q in group)}
-        missing = [k for k in COVERED_KINDS if k in kinds and k not in on and (tower, k) not in declared]
+        missing = [
+            k for k in COVERED_KINDS if k in kinds and k not in on and (tower, k) not in declared
+        ]
         if not missing:
             continue
         total = sum(map(len, kinds.values()))
         whole = not on
-        what = (
-            f"the whole {tower} tower is unquantized: 0 of {total} quantizers are enabled."
-            if whole
-            else f"{tower} tower: no enabled quantizer at any {' or '.join(m.replace('_', ' ') for m in missing)}."
-        )
+        what = f"the whole {tower} tower is unquantized: 0 of {total} quantizers are enabled."
+        if not whole:
+            places = " or ".join(kind.replace("_", " ") for kind in missing)
+            what = f"{tower} tower: no enabled quantizer at any {places}."
         names = tuple(sorted({q.module for kind in missing for q in kinds[kind]}))
         problems.append(
             Problem(
@@ -97,18 +100,24 @@ def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()
 
 
 def not_covered(model: nn.Module) -> list[str]:
-    """What of *model* no recipe can quantize, a line each tower and reason: which blocks, and why."""
+    """What of *model* no recipe can quantize, a line each tower and reason: which blocks, and
+    why.
+    """
     family = families.of(model)
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path, reason in families.hidden_in(model).items():
         found[families.tower_of(family, path), reason].append(path)
-    return [f"{tower} {' '.join(collapse(paths))}: {reason}" for (tower, reason), paths in found.items()]
+    return [
+        f"{tower} {' '.join(collapse(paths))}: {reason}" for (tower, reason), paths in found.items()
+    ]
 
 
 def broken_attention(
     quantizers: QuantizerMap, recipe: Recipe, left_out: Iterable[tuple[str, str]] = ()
 ) -> list[Problem]:
-    """Attention blocks quantized in part, or without every working quantizer the recipe asks for (S3, S4)."""
+    """Attention blocks quantized in part, or without every working quantizer the recipe asks for
+    (S3, S4).
+    """
     declared = set(left_out)
     blocks: dict[str, dict[str, Quantizer]] = defaultdict(dict)
     for q in quantizers:
@@ -132,19 +141,21 @@ def broken_attention(
         problems.append(
             Problem(
                 "attention quantizer missing",
-                f"{affected} of {len(blocks)} attention blocks lack quantizers that the recipe asks for:",
+                f"{affected} of {len(blocks)} attention blocks lack quantizers that the recipe "
+                f"asks for:",
                 tuple(missing),
                 _SEARCH_MEND
                 if recipe.candidates
-                else "Register the attention class that has them (--attention diffusers for bmm2_output), "
-                "or take the pattern out of the recipe.",
+                else "Register the attention class that has them (--attention diffusers for "
+                "bmm2_output), or take the pattern out of the recipe.",
             )
         )
     if idle:
         problems.append(
             Problem(
                 "attention quantizer never runs",
-                f"{len(idle)} attention quantizers are enabled and never ran in a forward of both towers:",
+                f"{len(idle)} attention quantizers are enabled and never ran in a forward of both "
+                f"towers:",
                 tuple(idle),
                 _sentence(_idle_attention_fix(idle)),
             )
@@ -153,19 +164,23 @@ def broken_attention(
 
 
 _SEARCH_MEND = (
-    "mtq.auto_quantize decides on Linear and convolution layers only; all quantizers around attention end up off, "
-    "whatever its formats say; a fixed baseline keeps q, k and v and loses the output. Take these entries out of the "
-    "formats, or put them behind what mtq.get_auto_quantize_config returns and gate that as a ptq recipe."
+    "mtq.auto_quantize decides on Linear and convolution layers only; all quantizers around "
+    "attention end up off, "
+    "whatever its formats say; a fixed baseline keeps q, k and v and loses the output. Take these "
+    "entries out of the "
+    "formats, or put them behind what mtq.get_auto_quantize_config returns and gate that as a ptq "
+    "recipe."
 )
 
 
 def _attention_in_part(
     blocks: dict[str, dict[str, Quantizer]], recipe: Recipe, declared: set[tuple[str, str]]
 ) -> list[Problem]:
-    """Blocks where some of the quantizers around attention are on and others off: a lost line of the recipe does that.
+    """Blocks where some of the quantizers around attention are on and others off: a lost line of
+    the recipe does that.
 
-    A line of the recipe that names such quantizers and turns them off in some layers is a choice.  Off in a whole tower
-    is none: flipping the entry that enabled them loses as much as deleting it.
+    A line of the recipe that names such quantizers and turns them off in some layers is a choice.
+    Off in a whole tower is none: flipping the entry that enabled them loses as much as deleting it.
     """
     off: list[str] = []
     among = 0
@@ -175,7 +190,9 @@ def _attention_in_part(
             continue
         among += 1
         for q in whole:
-            peers = [b[q.kind] for b in blocks.values() if q.kind in b and b[q.kind].tower == q.tower]
+            peers = [
+                b[q.kind] for b in blocks.values() if q.kind in b and b[q.kind].tower == q.tower
+            ]
             chosen = _named_off(recipe, q) and any(peer.enabled for peer in peers)
             if not q.enabled and not chosen:
                 off.append(q.name)
@@ -185,23 +202,34 @@ def _attention_in_part(
     return [
         Problem(
             "attention quantized in part",
-            f"{affected} of {among} quantized attention blocks have some of their quantizers on and these off:",
+            f"{affected} of {among} quantized attention blocks have some of their quantizers on "
+            f"and these off:",
             tuple(off),
-            "All around scaled_dot_product_attention are on, or none: enable these, or disable the others, or declare "
+            "All around scaled_dot_product_attention are on, or none: enable these, or disable the "
+            "others, or declare "
             "in the budgets file that attention stays as it is, with the reason.",
         )
     ]
 
 
 def _named_off(recipe: Recipe, q: Quantizer) -> bool:
-    """Whether the last entry that speaks of *q* turns it off and means it, rather than everything."""
+    """Whether the last entry that speaks of *q* turns it off and means it, rather than
+    everything.
+    """
     entries = [entry for part in recipe.parts for entry in part.entries]
-    last = next((e for e in reversed(entries) if applied.speaks_of(e, q.name, q.module_class)), None)
-    return last is not None and not last.enable and last.pattern.strip("*") not in ("", "_quantizer", "quantizer")
+    last = next(
+        (e for e in reversed(entries) if applied.speaks_of(e, q.name, q.module_class)), None
+    )
+    return (
+        last is not None
+        and not last.enable
+        and last.pattern.strip("*") not in ("", "_quantizer", "quantizer")
+    )
 
 
 def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> list[str]:
-    """The attention kinds that the recipe's last matching entry enables, whether or not the model has them.
+    """The attention kinds that the recipe's last matching entry enables, whether or not the model
+    has them.
 
     Of a search those of every format: it has no other place to ask for them.
     """
@@ -215,12 +243,17 @@ def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> l
             if applied.speaks_of(entry, name, module_class):
                 last = entry
         # '*' or '*_quantizer' asks for what is there, not for a particular place in the attention.
-        if last is not None and last.enable and any(w in last.pattern for w in ("bmm", "softmax", "attn")):
+        if (
+            last is not None
+            and last.enable
+            and any(w in last.pattern for w in ("bmm", "softmax", "attn"))
+        ):
             asked.append(kind)
     return asked
 
 
-#: Quantizers of both attention classes that scaled_dot_product_attention passes by: it keeps the probabilities inside.
+#: Quantizers of both attention classes that scaled_dot_product_attention passes by: it keeps the
+#: probabilities inside.
 UNREACHED_KINDS = ("softmax", "p_bmm")
 
 
@@ -228,8 +261,13 @@ def _idle_attention_fix(names: Iterable[str]) -> str:
     """The fix for quantizers around attention that never ran."""
     kinds = {kind_of(name).partition(".")[0] for name in names}
     if unreached := [kind for kind in UNREACHED_KINDS if kind in kinds]:
-        patterns = " and ".join(f"{{quantizer_name: '*{kind}_quantizer', enable: false}}" for kind in unreached)
-        fix = f"scaled_dot_product_attention never hands out its probabilities: end the recipe with {patterns}."
+        patterns = " and ".join(
+            f"{{quantizer_name: '*{kind}_quantizer', enable: false}}" for kind in unreached
+        )
+        fix = (
+            f"scaled_dot_product_attention never hands out its probabilities: end the recipe with "
+            f"{patterns}."
+        )
         if set(unreached) == kinds:
             return fix
         return f"{fix} For the others: {_LOAD_WITH_SDPA}"
@@ -237,7 +275,8 @@ def _idle_attention_fix(names: Iterable[str]) -> str:
 
 
 _LOAD_WITH_SDPA = (
-    'load the model with attn_implementation="sdpa", the only one that diffusers\' attention class intercepts.'
+    'load the model with attn_implementation="sdpa", the only one that diffusers\' attention class '
+    "intercepts."
 )
 
 
@@ -261,7 +300,9 @@ def _sentence(text: str) -> str:
 
 
 def run_twice(quantizers: QuantizerMap) -> list[Problem]:
-    """Enabled quantizers that run more than once in one forward: a tensor is quantized twice, or a module shared."""
+    """Enabled quantizers that run more than once in one forward: a tensor is quantized twice, or a
+    module shared.
+    """
     names = tuple(q.name for q in quantizers if q.enabled and q.calls > 1)
     if not names:
         return []
@@ -269,9 +310,11 @@ def run_twice(quantizers: QuantizerMap) -> list[Problem]:
     return [
         Problem(
             "runs twice",
-            f"{len(names)} enabled quantizers ran up to {most} times in one forward, where once is right:",
+            f"{len(names)} enabled quantizers ran up to {most} times in one forward, where once is "
+            f"right:",
             names,
-            "Two wrappers quantize the same tensor, or a module is shared between places with different ranges.",
+            "Two wrappers quantize the same tensor, or a module is shared between places with "
+            "different ranges.",
         )
     ]
 
@@ -279,7 +322,8 @@ def run_twice(quantizers: QuantizerMap) -> list[Problem]:
 def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list[Problem]:
     """Enabled static quantizers whose amax is missing, not finite or not positive (S7).
 
-    A range of zero is one where the part of the weight that it belongs to is all zeros, which stay zeros.
+    A range of zero is one where the part of the weight that it belongs to is all zeros, which stay
+    zeros.
 
     Args:
         quantizers: the map.
@@ -291,18 +335,27 @@ def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list
     problems = []
     if without:
         towers = sorted({q.tower for q in static if q.amax is None})
-        fix = "The calibration never reached them: its forward loop must feed pictures and words to both towers."
+        fix = (
+            "The calibration never reached them: its forward loop must feed pictures and words to "
+            "both towers."
+        )
         if all(q.calls == 0 for q in static if q.amax is None):
             around = all(q.module_kind == "attention" for q in static if q.amax is None)
             fix = "They never run, so no calibration reaches them: turn them off in the recipe."
             fix = _sentence(_idle_attention_fix(without)) if around else fix
         elif recipe is not None and not methods(recipe.algorithm):
-            written = f"is {recipe.algorithm!r}" if "algorithm" in recipe.quant_cfg else "is missing"
-            fix = f"The recipe's algorithm {written}, so nothing was calibrated: write algorithm: max."
+            written = (
+                f"is {recipe.algorithm!r}" if "algorithm" in recipe.quant_cfg else "is missing"
+            )
+            fix = (
+                f"The recipe's algorithm {written}, so nothing was calibrated: write algorithm: "
+                f"max."
+            )
         problems.append(
             Problem(
                 "no amax",
-                f"{len(without)} of {len(static)} enabled static quantizers have no amax and run dynamic "
+                f"{len(without)} of {len(static)} enabled static quantizers have no amax and run "
+                f"dynamic "
                 f"({', '.join(towers)}):",
                 without,
                 fix,
@@ -312,9 +365,15 @@ def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list
         fix = "Look at what the calibration data gives these layers: all zero, inf or NaN."
         if all(q.kind.partition(".")[0] == "weight" for q in unusable):
             zeros = all(q.amax is not None and q.amax.empty == q.amax.count for q in unusable)
-            fix = "Look at these weights of the checkpoint: they hold inf or NaN, or are zero where their range is not."
+            fix = (
+                "Look at these weights of the checkpoint: they hold inf or NaN, or are zero where "
+                "their range is not."
+            )
             if zeros:
-                fix = "These weights are all zeros, so there is nothing to quantize: turn their quantizers off."
+                fix = (
+                    "These weights are all zeros, so there is nothing to quantize: turn their "
+                    "quantizers off."
+                )
         problems.append(
             Problem(
                 "unusable amax",
@@ -326,7 +385,7 @@ def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list
     return problems
 
 
-# -- the checks of the suite --------------------------------------------------------------------------------------
+# -- the checks of the suite -----------------------------------------------------------------------
 
 
 @registry.check("insertion")
@@ -338,18 +397,24 @@ def every_pattern_matches(case: Case) -> list[Problem]:
 @registry.check("insertion")
 def no_pattern_is_overridden(case: Case) -> list[Problem]:
     """Return the entries without effect, because later ones set again all that they set."""
-    return overridden_patterns(case.shared.places, case.recipe, case.shared.beyond_places["elsewhere"])
+    return overridden_patterns(
+        case.shared.places, case.recipe, case.shared.beyond_places["elsewhere"]
+    )
 
 
 @registry.check("insertion")
 def every_tower_is_covered(case: Case) -> list[Problem]:
-    """Return the towers, and kinds of layer in a tower, without an enabled quantizer or a declared reason."""
+    """Return the towers, and kinds of layer in a tower, without an enabled quantizer or a declared
+    reason.
+    """
     return uncovered(case.map, case.left_out)
 
 
 @registry.check("insertion")
 def attention_has_its_quantizers(case: Case) -> list[Problem]:
-    """Return the attention blocks without a quantizer that the recipe asks for, enabled and running."""
+    """Return the attention blocks without a quantizer that the recipe asks for, enabled and
+    running.
+    """
     return broken_attention(case.map, case.recipe, case.left_out)
 
 
@@ -373,7 +438,9 @@ def every_static_quantizer_is_calibrated(case: Case) -> list[Problem]:
 
 @registry.check("insertion")
 def quantizers_are_what_the_recipe_says(case: Case) -> list[Problem]:
-    """Return the quantizers that are not what the last entry matching them says, and formats without effect."""
+    """Return the quantizers that are not what the last entry matching them says, and formats
+    without effect.
+    """
     made = case.quantized
     problems = agreement.with_recipe(made.model, made.recipe, case.map)
     return problems + search.problems(made.model, case.recipe)
@@ -381,7 +448,9 @@ def quantizers_are_what_the_recipe_says(case: Case) -> list[Problem]:
 
 @registry.check("insertion")
 def ranges_are_those_of_the_data(case: Case) -> list[Problem]:
-    """Return the ranges that the calibration data do not give: by bits on a CPU, nearly elsewhere."""
+    """Return the ranges that the calibration data do not give: by bits on a CPU, nearly
+    elsewhere.
+    """
     tolerance = 0.0 if case.setting.device.type == "cpu" else 2.0**-7
     made = case.quantized
     return agreement.with_data(made.model, made.recipe, case.shared.magnitudes, tolerance)
@@ -392,7 +461,9 @@ def nothing_but_quantizers_was_added(case: Case) -> list[Problem]:
     """Return the outputs that differ from the reference's although every quantizer is off."""
     made, reference = case.quantized, case.shared.model
     on_cpu = case.setting.device.type == "cpu"
-    return agreement.with_reference(made.model, reference, made.recipe, made.inputs, deterministic=on_cpu)
+    return agreement.with_reference(
+        made.model, reference, made.recipe, made.inputs, deterministic=on_cpu
+    )
 
 
 @registry.check("insertion", recorded=True)
@@ -419,7 +490,7 @@ def structure_of_published_architecture(case: Case, architecture: str) -> list[P
     )
 
 
-# -- for people ---------------------------------------------------------------------------------------------------
+# -- for people ------------------------------------------------------------------------------------
 
 
 def all_problems(case: Case) -> list[Problem]:

@@ -1,7 +1,8 @@
 """Quantize-dequantize computes exactly what the format says.
 
-First ModelOpt's own arithmetic against the oracle, without a model: exhaustively around every number of a format, on
-random bits, and where amax defines no scale.  Then the quantizers of the quantized model, on its own tensors.
+First ModelOpt's own arithmetic against the oracle, without a model: exhaustively around every
+number of a format, on random bits, and where amax defines no scale.  Then the quantizers of the
+quantized model, on its own tensors.
 """
 
 from __future__ import annotations
@@ -59,7 +60,17 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "2-D-block": {"block_sizes": {-1: 16, -2: 4}},
 }
 #: Zero, subnormal, huge, infinite and NaN.
-ODD_AMAXES = (0.0, 2.0**-149, 2.0**-126, 2.0**-25, 2.0**-24, 65504.0, 3.0e38, float("inf"), float("nan"))
+ODD_AMAXES = (
+    0.0,
+    2.0**-149,
+    2.0**-126,
+    2.0**-25,
+    2.0**-24,
+    65504.0,
+    3.0e38,
+    float("inf"),
+    float("nan"),
+)
 GRADIENT_FORMATS = ("E4M3", "INT8")
 #: Attributes of the weight quantizers that are folded.
 FOLDED: tuple[dict[str, Any], ...] = (
@@ -67,7 +78,8 @@ FOLDED: tuple[dict[str, Any], ...] = (
     {"num_bits": 8, "axis": 0},
     {"num_bits": 4, "block_sizes": {-1: 16}},
 )
-#: Formats whose blocks have a scale in a format of its own, by name: (bits of an element, block, bits of a scale).
+#: Formats whose blocks have a scale in a format of its own, by name: (bits of an element, block,
+#: bits of a scale).
 BLOCK_FORMATS: dict[str, tuple[int | tuple[int, int], int, tuple[int, int]]] = {
     "NVFP4": ((2, 1), 16, (4, 3)),
     "MXFP4": ((2, 1), 32, (8, 0)),
@@ -94,7 +106,9 @@ def quantizer(amax: Tensor | None = None, **attributes: Any) -> Any:
 
 
 def differences(quantizer: Any, x: Tensor) -> list[str]:
-    """Return where the quantizer does not give the oracle's bits for *x*, and the first element where it does not."""
+    """Return where the quantizer does not give the oracle's bits for *x*, and the first element
+    where it does not.
+    """
     return _unequal(quantizer(x), formats.from_quantizer(quantizer)(x), x, quantizer.num_bits)
 
 
@@ -103,7 +117,10 @@ def _unequal(found: Tensor, expected: Tensor, x: Tensor, num_bits: Any) -> list[
     if equal.all():
         return []
     at = tuple(int(i) for i in (~equal).nonzero()[0])
-    values = f"expected {float(expected[at]):.9g}, found {float(found[at]):.9g} for input {float(x[at]):.9g}"
+    values = (
+        f"expected {float(expected[at]):.9g}, found {float(found[at]):.9g} for input "
+        f"{float(x[at]):.9g}"
+    )
     lines = (
         f"{int((~equal).sum())} of {x.numel()} elements differ from the definition of {num_bits}",
         f"{values} at {at}, {x.dtype}",
@@ -114,7 +131,9 @@ def _unequal(found: Tensor, expected: Tensor, x: Tensor, num_bits: Any) -> list[
 
 @functools.cache
 def neighbourhood(name: str, dtype: torch.dtype, count: int = 128) -> tuple[Tensor, Tensor]:
-    """Return probes around every number of a format, one row per amax, and the amaxes as a column."""
+    """Return probes around every number of a format, one row per amax, and the amaxes as a
+    column.
+    """
     amax = scales(count, lowest=2.0**-23, highest=2.0**126)
     x = torch.from_numpy(probes(formats.find(name), amax, np.float32)).to(dtype)
     return x, torch.from_numpy(amax)[:, None]
@@ -122,7 +141,9 @@ def neighbourhood(name: str, dtype: torch.dtype, count: int = 128) -> tuple[Tens
 
 @check("numerics", name=FORMATS, dtype=DTYPES)
 def every_number_and_its_neighbourhood_per_channel(name: str, dtype: torch.dtype) -> list[str]:
-    """Probe every number of a format, shares of every gap and beyond the range, at scales from tiny to huge."""
+    """Probe every number of a format, shares of every gap and beyond the range, at scales from tiny
+    to huge.
+    """
     x, amax = neighbourhood(name, dtype)
     return differences(quantizer(amax, axis=0, **FORMATS[name]), x)
 
@@ -141,18 +162,26 @@ def every_number_and_its_neighbourhood_per_tensor(name: str, dtype: torch.dtype)
 @check("numerics", name=MAIN_FORMATS, layout=LAYOUTS.values(), dtype=DTYPES)
 def every_layout(name: str, layout: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
     """Let different elements share a scale, with amax taken from the tensor."""
-    x = torch.randn(3, 8, 96, generator=torch.Generator().manual_seed(5)) * torch.logspace(-3, 3, 96)
+    x = torch.randn(3, 8, 96, generator=torch.Generator().manual_seed(5)) * torch.logspace(
+        -3, 3, 96
+    )
     return differences(quantizer(**FORMATS[name], **layout), x.to(dtype))
 
 
 @check("numerics", dtype=DTYPES)
 def a_chain_of_quantizers(dtype: torch.dtype) -> list[str]:
-    """Compare W4A8's weights, INT4 in blocks and then E4M3 per tensor, with the two definitions in turn."""
+    """Compare W4A8's weights, INT4 in blocks and then E4M3 per tensor, with the two definitions in
+    turn.
+    """
     from modelopt.torch.quantization.nn import SequentialQuantizer
 
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(6)).to(dtype)
-    chain = SequentialQuantizer(quantizer(num_bits=4, block_sizes={-1: 128}), quantizer(num_bits=(4, 3)))
-    return _unequal(chain(weight), formats.from_quantizer(chain)(weight), weight, "INT4 and then E4M3")
+    chain = SequentialQuantizer(
+        quantizer(num_bits=4, block_sizes={-1: 128}), quantizer(num_bits=(4, 3))
+    )
+    return _unequal(
+        chain(weight), formats.from_quantizer(chain)(weight), weight, "INT4 and then E4M3"
+    )
 
 
 @check("numerics", dtype=DTYPES, scale_dtype=DTYPES)
@@ -160,23 +189,40 @@ def a_pre_quantization_scale(dtype: torch.dtype, scale_dtype: torch.dtype) -> li
     """Let the scale of SmoothQuant and AWQ multiply first, in the dtype that torch promotes to."""
     made = quantizer(torch.tensor(3.0), num_bits=8)
     made.pre_quant_scale = torch.logspace(-2, 2, 64).to(scale_dtype)
-    return differences(made, torch.randn(8, 64, generator=torch.Generator().manual_seed(7)).to(dtype))
+    return differences(
+        made, torch.randn(8, 64, generator=torch.Generator().manual_seed(7)).to(dtype)
+    )
 
 
 @check("numerics", name=SIGNED_FORMATS, amax=ODD_AMAXES)
 def an_amax_that_defines_no_scale(name: str, amax: float) -> list[str]:
-    """Compare zero, subnormal, huge, infinite and NaN amaxes with the definition and the known deviations."""
-    x = torch.tensor([0.0, -0.0, 1e-38, -1e-8, 0.5, -1.0, 300.0, 3e38, float("inf"), -float("inf"), float("nan")])
+    """Compare zero, subnormal, huge, infinite and NaN amaxes with the definition and the known
+    deviations.
+    """
+    x = torch.tensor(
+        [0.0, -0.0, 1e-38, -1e-8, 0.5, -1.0, 300.0, 3e38, float("inf"), -float("inf"), float("nan")]
+    )
     made = [quantizer(torch.tensor(amax), **FORMATS[name]) for _ in DTYPES]
-    return [line for one, dtype in zip(made, DTYPES, strict=True) for line in differences(one, x.to(dtype))]
+    return [
+        line
+        for one, dtype in zip(made, DTYPES, strict=True)
+        for line in differences(one, x.to(dtype))
+    ]
 
 
 @check("numerics")
 def a_negative_amax_is_an_error_for_integers() -> list[str]:
     """Return which of ModelOpt's integer quantizer and the definition accepts a negative amax."""
     made = quantizer(torch.tensor(-1.0), num_bits=8)
-    sides: dict[str, Callable[[Tensor], object]] = {"ModelOpt": made, "the definition": formats.from_quantizer(made)}
-    return [f"{side} accepts a negative amax" for side, run in sides.items() if not _refuses_negative(run)]
+    sides: dict[str, Callable[[Tensor], object]] = {
+        "ModelOpt": made,
+        "the definition": formats.from_quantizer(made),
+    }
+    return [
+        f"{side} accepts a negative amax"
+        for side, run in sides.items()
+        if not _refuses_negative(run)
+    ]
 
 
 def _refuses_negative(quantize: Callable[[Tensor], object]) -> bool:
@@ -189,7 +235,9 @@ def _refuses_negative(quantize: Callable[[Tensor], object]) -> bool:
 
 @st.composite
 def any_bits(draw: st.DrawFn) -> Tensor:
-    """Draw a matrix of arbitrary bit patterns, so of any number, infinity or NaN, of one of the three dtypes."""
+    """Draw a matrix of arbitrary bit patterns, so of any number, infinity or NaN, of one of the
+    three dtypes.
+    """
     dtype = draw(st.sampled_from(DTYPES))
     width = torch.iinfo(BITS[dtype])
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 40)))
@@ -206,7 +254,9 @@ class _CounterexampleError(Exception):
 
 
 def _searched(search: Callable[[], object]) -> list[str]:
-    """Run *search*, a function that hypothesis drives; return the smallest example that it found."""
+    """Run *search*, a function that hypothesis drives; return the smallest example that it
+    found.
+    """
     try:
         search()
     except _CounterexampleError as found:
@@ -222,7 +272,9 @@ def _must_equal(made: Any, x: Tensor) -> None:
 
 @check("numerics", examples=(150,))
 def any_bits_at_any_scale(examples: int = 150) -> list[str]:
-    """Search for bits of an input and an amax for which ModelOpt does not return the bits of the definition."""
+    """Search for bits of an input and an amax for which ModelOpt does not return the bits of the
+    definition.
+    """
 
     @settings(max_examples=examples, deadline=None, report_multiple_bugs=False)
     @given(x=any_bits(), name=st.sampled_from(SIGNED_FORMATS), amax=AMAXES)
@@ -247,7 +299,9 @@ def any_bits_with_an_amax_a_channel(examples: int = 100) -> list[str]:
 
 @check("numerics", name=GRADIENT_FORMATS)
 def the_gradient_passes_within_the_range_only(name: str) -> list[str]:
-    """Compare the clipping straight-through estimator: 1 where |x| <= amax, both ends included, and 0 beyond."""
+    """Compare the clipping straight-through estimator: 1 where |x| <= amax, both ends included, and
+    0 beyond.
+    """
     x = torch.tensor([0.0, -0.0, 0.1, 1.5, -1.5, 1.5000001, -1.6, float("inf")], requires_grad=True)
     quantizer(torch.tensor(1.5), pass_through_bwd=False, **FORMATS[name])(x).sum().backward()
     expected = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
@@ -256,12 +310,16 @@ def the_gradient_passes_within_the_range_only(name: str) -> list[str]:
         "the definition": formats.gradient_mask(x, 1.5).astype(float).tolist(),
     }
     wrong = {side: found for side, found in sides.items() if found != expected}
-    return [f"{side}: the gradient is {found}, expected {expected}" for side, found in wrong.items()]
+    return [
+        f"{side}: the gradient is {found}, expected {expected}" for side, found in wrong.items()
+    ]
 
 
 @check("numerics", attributes=FOLDED)
 def folded_weights_are_the_oracles(attributes: Mapping[str, Any]) -> list[str]:
-    """Compare the weight that ``mtq.fold_weight`` leaves with what the oracle makes of the original one."""
+    """Compare the weight that ``mtq.fold_weight`` leaves with what the oracle makes of the original
+    one.
+    """
     import modelopt.torch.quantization as mtq
 
     with torch.random.fork_rng():
@@ -275,7 +333,9 @@ def folded_weights_are_the_oracles(attributes: Mapping[str, Any]) -> list[str]:
     ]
     config = {"quant_cfg": config_form.accepted(entries, "this check"), "algorithm": "max"}
     with quiet():
-        model = mtq.quantize(nn.Sequential(linear), config, lambda model: model(torch.ones(1, 64).half()))
+        model = mtq.quantize(
+            nn.Sequential(linear), config, lambda model: model(torch.ones(1, 64).half())
+        )
     expected = formats.from_quantizer(linear.weight_quantizer)(weight)
     mtq.fold_weight(model)
     if torch.equal(expected, weight):
@@ -285,7 +345,9 @@ def folded_weights_are_the_oracles(attributes: Mapping[str, Any]) -> list[str]:
 
 @check("numerics", known=deviations.KNOWN)
 def known_deviation_is_as_it_was(gate: Setting, known: deviations.Deviation) -> list[str]:
-    """Return how ModelOpt differs from the definition in another way than recorded, or than its release should."""
+    """Return how ModelOpt differs from the definition in another way than recorded, or than its
+    release should.
+    """
     return gate.deviation(known)
 
 
@@ -296,7 +358,9 @@ def _need_cuda() -> None:
 
 @check("numerics", name=FORMATS, dtype=DTYPES)
 def cuda_computes_what_the_cpu_does(name: str, dtype: torch.dtype) -> list[str]:
-    """Compare per channel and per tensor on a CUDA device (for E4M3: by the extension where it builds)."""
+    """Compare per channel and per tensor on a CUDA device (for E4M3: by the extension where it
+    builds).
+    """
     _need_cuda()
     x, amax = neighbourhood(name, dtype, count=16)
     finite = x.clone().nan_to_num_(nan=0.0)
@@ -318,10 +382,12 @@ def cuda_eager_e4m3(dtype: torch.dtype) -> list[str]:
 
 @check("numerics", name=BLOCK_FORMATS)
 def cuda_block_formats(name: str) -> list[str]:
-    """Compare the dynamic block formats on a CUDA device, but for the ties that approximate division moves.
+    """Compare the dynamic block formats on a CUDA device, but for the ties that approximate
+    division moves.
 
-    Triton's kernel and the MX extension (built with fast math) divide within two ulp, so an element that is that close
-    to the middle of two numbers may go either way: one in ten thousand, and then to a neighbour.
+    Triton's kernel and the MX extension (built with fast math) divide within two ulp, so an element
+    that is that close to the middle of two numbers may go either way: one in ten thousand, and then
+    to a neighbour.
     """
     _need_cuda()
     num_bits, block, scale_bits = BLOCK_FORMATS[name]
@@ -335,43 +401,64 @@ def cuda_block_formats(name: str) -> list[str]:
     far = ((found - expected).abs() > 0.34 * x.abs().amax())[differs]
     problems = []
     if differs.float().mean() > MOVED_BY_DIVISION:
-        problems.append(f"{int(differs.sum())} of {x.numel()} elements differ from the definition of {name}")
+        problems.append(
+            f"{int(differs.sum())} of {x.numel()} elements differ from the definition of {name}"
+        )
     if far.any():
-        problems.append(f"{int(far.sum())} elements are further from the definition of {name} than a neighbour")
+        problems.append(
+            f"{int(far.sum())} elements are further from the definition of {name} than a neighbour"
+        )
     return problems
 
 
-# -- the quantized model itself -----------------------------------------------------------------------------------
+# -- the quantized model itself --------------------------------------------------------------------
 
 
 @check("numerics")
 def quantizers_of_the_model_compute_their_format(case: Case) -> list[str]:
-    """Return the enabled quantizers that do not give, bit for bit, what their format says on the model's tensors."""
+    """Return the enabled quantizers that do not give, bit for bit, what their format says on the
+    model's tensors.
+    """
     observations = case.observations
     return mismatches(observations) if observations else ["no enabled quantizer ran"]
 
 
 def mismatches(observations: Iterable[Observation]) -> list[str]:
-    """Return a line for each quantizer that does not compute what its format says, or that the oracle cannot judge."""
+    """Return a line for each quantizer that does not compute what its format says, or that the
+    oracle cannot judge.
+    """
     seen = tuple(observations)
-    wrong = [f"{o.name}: {o.mismatches} of {o.elements} elements differ; {o.first}" for o in seen if o.mismatches]
-    return wrong + [f"{o.name}: not compared, the oracle has no {o.unsupported}" for o in seen if o.unsupported]
+    wrong = [
+        f"{o.name}: {o.mismatches} of {o.elements} elements differ; {o.first}"
+        for o in seen
+        if o.mismatches
+    ]
+    return wrong + [
+        f"{o.name}: not compared, the oracle has no {o.unsupported}" for o in seen if o.unsupported
+    ]
 
 
 @check("numerics")
 def folded_model_computes_the_same(case: Case) -> list[Problem]:
-    """Return where the folded copy, which accuracy is measured on, computes something else than the model."""
+    """Return where the folded copy, which accuracy is measured on, computes something else than the
+    model.
+    """
     made = case.quantized
-    return stored.problems(made.model) or agreement.with_folded(made.model, made.folded, made.inputs)
+    return stored.problems(made.model) or agreement.with_folded(
+        made.model, made.folded, made.inputs
+    )
 
 
 @check("numerics")
 def weights_in_a_block_format(case: Case) -> list[Problem]:
-    """Return the weights in a block format that needs CUDA whose numbers are not the format's nearest.
+    """Return the weights in a block format that needs CUDA whose numbers are not the format's
+    nearest.
 
     ModelOpt's packed tensors must hold them; nothing runs on a CUDA device.
     """
     problems, count = case.packed_weights
     if not count:
-        raise NotJudged("the recipe has no block format that needs CUDA: the quantized model itself is compared")
+        raise NotJudged(
+            "the recipe has no block format that needs CUDA: the quantized model itself is compared"
+        )
     return problems

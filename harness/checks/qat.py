@@ -13,7 +13,9 @@ from harness.quantization import maps
 
 @check("qat")
 def loss_is_won_back(tuned: FineTuned) -> list[Gain]:
-    """Return the metrics on which the recipe does not pass and the fine-tuned model is not better."""
+    """Return the metrics on which the recipe does not pass and the fine-tuned model is not
+    better.
+    """
     if not tuned.gains:
         raise NotJudged(f"{tuned.case.id} passes on every task: there is nothing to win back")
     return [gain for gain in tuned.gains if not gain.shown]

@@ -1,7 +1,9 @@
-"""The gate's checks, by suite and name: what the tests of the suites call, and what the proof measures.
+"""The gate's checks, by suite and name: what the tests of the suites call, and what the proof
+measures.
 
-A check is a function that returns what is wrong; nothing wrong is an empty list.  It is registered under its suite and
-its own name, and ``tests/test_<suite>.py`` has one test of it, ``test_<name>``.  A notebook calls the same functions::
+A check is a function that returns what is wrong; nothing wrong is an empty list.  It is registered
+under its suite and its own name, and ``tests/test_<suite>.py`` has one test of it, ``test_<name>``.
+A notebook calls the same functions::
 
     from harness.checks import insertion
     insertion.every_enabled_quantizer_runs(case)
@@ -22,7 +24,16 @@ if TYPE_CHECKING:
     from harness.gate.case import Case
 
 #: The suites, in the order in which a run takes them; each is a module of this package.
-SUITES = ("insertion", "numerics", "accuracy", "checkpoint", "export", "throughput", "qat", "orphans")
+SUITES = (
+    "insertion",
+    "numerics",
+    "accuracy",
+    "checkpoint",
+    "export",
+    "throughput",
+    "qat",
+    "orphans",
+)
 
 #: Values of a parameter: fixed, or what a case has.
 Values = Iterable[Any] | Callable[["Case"], Iterable[Any]]
@@ -46,7 +57,8 @@ class Check:
         name: of its function; its test has ``test_`` before it.
         run: the function.
         recorded: whether it compares with a stored baseline.
-        values: what its parameters range over, by name.  ``case``, ``gate`` and ``folder`` are given to any check.
+        values: what its parameters range over, by name.  ``case``, ``gate`` and ``folder`` are
+            given to any check.
     """
 
     suite: str
@@ -62,20 +74,31 @@ class Check:
 
     @property
     def is_of_case(self) -> bool:
-        """Whether it asks anything of a case; the others hold of a release of ModelOpt and a device."""
+        """Whether it asks anything of a case; the others hold of a release of ModelOpt and a
+        device.
+        """
         return "case" in inspect.signature(self.run).parameters
 
-    def problems(self, case: Case, only: Mapping[str, Iterable[Any]] | None = None) -> Iterator[str]:
-        """What is wrong with *case*, for all values of the check's parameters; what cannot be judged is left out.
+    def problems(
+        self, case: Case, only: Mapping[str, Iterable[Any]] | None = None
+    ) -> Iterator[str]:
+        """What is wrong with *case*, for all values of the check's parameters; what cannot be
+        judged is left out.
 
         Args:
             case: a case of a run.
             only: values that take the place of a parameter's own, by name.
         """
         accepted = inspect.signature(self.run).parameters
-        values = dict(self.values) | {name: few for name, few in (only or {}).items() if name in accepted}
+        values = dict(self.values) | {
+            name: few for name, few in (only or {}).items() if name in accepted
+        }
         ranges = [of(case) if callable(of) else of for of in values.values()]
-        given = {name: value for name, value in (("case", case), ("gate", case.setting)) if name in accepted}
+        given = {
+            name: value
+            for name, value in (("case", case), ("gate", case.setting))
+            if name in accepted
+        }
         for chosen in itertools.product(*ranges):
             with tempfile.TemporaryDirectory() as folder:
                 own = {"folder": Path(folder)} if "folder" in accepted else {}

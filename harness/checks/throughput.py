@@ -28,10 +28,14 @@ def reference_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
 
 @check("throughput", tower=TOWERS)
 def quantized_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
-    """Measure a forward of the quantized tower in turn with the FP16 one, and keep their ratio; it fails nothing."""
+    """Measure a forward of the quantized tower in turn with the FP16 one, and keep their ratio; it
+    fails nothing.
+    """
     models = (case.quantized.folded, case.shared.model)
     forward, reference = (case.shared.tower_forward(model, tower) for model in models)
-    speed = throughput.compare(benchmark, forward, reference, case.facts(), case.stored_ratio(tower))
+    speed = throughput.compare(
+        benchmark, forward, reference, case.facts(), case.stored_ratio(tower)
+    )
     if speed is not None:
         case.speeds[tower] = speed
     return []

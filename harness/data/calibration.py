@@ -1,7 +1,8 @@
 """Image-text pairs that calibrate both towers.
 
-A recipe's static scales are the largest magnitudes seen while these pairs run through the model.  Texts keep the
-full context length, padding included, because that is the shape a deployed text tower sees.
+A recipe's static scales are the largest magnitudes seen while these pairs run through the model.
+Texts keep the full context length, padding included, because that is the shape a deployed text
+tower sees.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from harness.models.references import Reference
 
 SIZE = 8192  #: pairs by default, as the published recipe takes from COCO
-#: Folders of COCO pictures, next to an annotation file or in ``images`` there; training pictures come first, as the
-#: retrieval task is made of validation pictures.
+#: Folders of COCO pictures, next to an annotation file or in ``images`` there; training pictures
+#: come first, as the retrieval task is made of validation pictures.
 _COCO_SPLITS = ("train2017", "train2014", "val2017", "val2014")
 _COCO_FOLDERS = (*_COCO_SPLITS, *(f"images/{split}" for split in _COCO_SPLITS), "images")
 _FIX = (
-    "Give a webdataset of the retrieval form (nshards.txt, 0.tar, ... with pictures and .txt captions), a COCO folder "
-    "(annotations/captions_*.json, with its pictures in train2017, images/train2017, ...), or one of its annotation "
+    "Give a webdataset of the retrieval form (nshards.txt, 0.tar, ... with pictures and .txt "
+    "captions), a COCO folder "
+    "(annotations/captions_*.json, with its pictures in train2017, images/train2017, ...), or one "
+    "of its annotation "
     "files."
 )
 
@@ -44,8 +47,8 @@ _FIX = (
 class CalibrationPairs:
     """``n`` pictures with one caption each, ready for one reference.
 
-    ``pictures`` come with their ``shades``, and ``ids`` are token ids, int64 (n, context); None for a reference that
-    has no use for them.  ``hash`` is the SHA-256 over pictures and captions.
+    ``pictures`` come with their ``shades``, and ``ids`` are token ids, int64 (n, context); None for
+    a reference that has no use for them.  ``hash`` is the SHA-256 over pictures and captions.
     """
 
     source: str
@@ -65,20 +68,27 @@ class CalibrationPairs:
             self.pictures.decode()
 
     def batches(
-        self, device: torch.device, dtype: torch.dtype, batch_size: int | None = None, progress: bool = False
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> Batches:
         """The pairs as model inputs on *device*; by default 512 a batch on CUDA, 64 elsewhere."""
-        return Batches(self, device, dtype, batch_size or inputs.default_batch_size(device), progress)
+        return Batches(
+            self, device, dtype, batch_size or inputs.default_batch_size(device), progress
+        )
 
 
 @dataclass(frozen=True)
 class Batches:
-    """``{"pixel_values": (b, 3, h, w) in dtype, "input_ids": int64 (b, context)}``, as often as they are iterated.
+    """``{"pixel_values": (b, 3, h, w) in dtype, "input_ids": int64 (b, context)}``, as often as
+    they are iterated.
 
     A reference that reads only one of the two gets only that.
 
-    An object rather than a generator: AWQ and SmoothQuant run their calibration loop several times, and a generator
-    would be empty, silently, from the second on.
+    An object rather than a generator: AWQ and SmoothQuant run their calibration loop several times,
+    and a generator would be empty, silently, from the second on.
     """
 
     pairs: CalibrationPairs
@@ -96,7 +106,9 @@ class Batches:
         both = {"pixel_values": self._pixels(), "input_ids": self._ids()}
         streams = {name: stream for name, stream in both.items() if stream is not None}
         steps = zip(*streams.values(), strict=True)
-        for parts in tqdm(steps, total=len(self), desc="calibrate", leave=False, disable=not self.progress):
+        for parts in tqdm(
+            steps, total=len(self), desc="calibrate", leave=False, disable=not self.progress
+        ):
             yield dict(zip(streams, parts, strict=True))
 
     def _pixels(self) -> Iterator[Tensor] | None:
@@ -104,29 +116,41 @@ class Batches:
         if pictures is None or shades is None:
             return None
         table = shades.to(self.device, self.dtype)
-        return (inputs.pixel_values(batch.to(self.device), table) for batch in pictures.batches(self.batch_size))
+        return (
+            inputs.pixel_values(batch.to(self.device), table)
+            for batch in pictures.batches(self.batch_size)
+        )
 
     def _ids(self) -> Iterator[Tensor] | None:
         ids = self.pairs.ids
-        return None if ids is None else (part.to(self.device) for part in torch.split(ids, self.batch_size))
+        return (
+            None
+            if ids is None
+            else (part.to(self.device) for part in torch.split(ids, self.batch_size))
+        )
 
 
-def load(source: str | Path | None, reference: Reference, size: int = SIZE, seed: int = 0) -> CalibrationPairs:
+def load(
+    source: str | Path | None, reference: Reference, size: int = SIZE, seed: int = 0
+) -> CalibrationPairs:
     """Up to *size* pairs from *source*, for *reference*'s input size and tokenizer.
 
     Args:
-        source: None or ``embedded``; the folder of a webdataset of the retrieval form (its ``train`` split, else its
-            ``test`` split, or the shards themselves); a COCO folder, or one of its caption annotation files.
+        source: None or ``embedded``; the folder of a webdataset of the retrieval form (its
+            ``train`` split, else its ``test`` split, or the shards themselves); a COCO folder, or
+            one of its caption annotation files.
         reference: whose tokenizer and image processor are used.
-        size: at most so many pairs.  A webdataset gives its first ones (they are written shuffled); of COCO pictures
-            a random choice is drawn from *seed*, one caption each.
+        size: at most so many pairs.  A webdataset gives its first ones (they are written shuffled);
+            of COCO pictures a random choice is drawn from *seed*, one caption each.
         seed: of that choice.
 
     Raises:
         UsageError: nothing usable lies there, or a file is damaged.
     """
     if size < 1:
-        raise UsageError(f"--calibration-size {size}", "leaves nothing to calibrate with", "Give at least 1.")
+        raise UsageError(
+            f"--calibration-size {size}", "leaves nothing to calibrate with", "Give at least 1."
+        )
     stored = _embedded(size) if source in (None, "embedded") else _stored(str(source), size, seed)
     resize = None if reference.image_processor is None else inputs.Resize(reference.image_processor)
     pictures = None
@@ -144,7 +168,9 @@ class _Stored:
     captions: list[str]
 
     def hash(self) -> str:
-        """SHA-256 over pictures and captions; each picture is checked as far as its header and its end tell."""
+        """SHA-256 over pictures and captions; each picture is checked as far as its header and its
+        end tell.
+        """
         digest = hashlib.sha256()
         for content, caption in zip(self.pictures.contents(), self.captions, strict=True):
             digest.update(hashlib.sha256(content).digest() + caption.encode() + b"\0")
@@ -173,7 +199,9 @@ def _from_webdataset(split: Path, size: int) -> _Stored:
     kind = split.parent / "dataset_type.txt"
     stated = files.exists(kind) or kind.is_symlink()
     if stated and webdatasets.kind_of(split.parent) != webdatasets.RETRIEVAL:
-        raise UsageError(kind, f"is not '{webdatasets.RETRIEVAL}'", "Calibration needs pictures with captions.")
+        raise UsageError(
+            kind, f"is not '{webdatasets.RETRIEVAL}'", "Calibration needs pictures with captions."
+        )
     names: list[str] = []
     stored: list[PictureFile] = []
     captions: list[str] = []
@@ -191,7 +219,11 @@ def _coco_files(place: Path) -> tuple[Path, list[Path]]:
     if not files.is_folder(place):
         above = [place.parent, place.parent.parent]
         return place, [base / name for base in above for name in _COCO_FOLDERS] + above
-    names = {folder: files.names(folder) for folder in (place / "annotations", place) if files.is_folder(folder)}
+    names = {
+        folder: files.names(folder)
+        for folder in (place / "annotations", place)
+        if files.is_folder(folder)
+    }
     for pattern in ("captions_train*.json", "coco_train_*.json", "captions_*.json", "coco_*.json"):
         for folder, held in names.items():
             matching = fnmatch.filter(held, pattern)
@@ -202,7 +234,8 @@ def _coco_files(place: Path) -> tuple[Path, list[Path]]:
 
 def _from_coco(path: Path, folders: list[Path], size: int, seed: int) -> _Stored:
     found = coco.read(path)
-    # The split's own folder first: COCO's annotation files carry its name (captions_train2017.json).
+    # The split's own folder first: COCO's annotation files carry its name
+    # (captions_train2017.json).
     folders = sorted(folders, key=lambda folder: folder.name not in path.name)
     known = coco.in_order([number for number in found.captions if number in found.file_names])
     if not known:
@@ -220,4 +253,6 @@ def _pairs(stored: _Stored, pictures: Pictures | None, reference: Reference) -> 
     if reference.tokenizer is not None:
         prompts = inputs.tokenize(reference.tokenizer, stored.captions, context_of(reference))
         ids = prompts.ids[prompts.rows]
-    return CalibrationPairs(str(stored.place), len(stored.captions), pictures, shades, ids, stored.hash())
+    return CalibrationPairs(
+        str(stored.place), len(stored.captions), pictures, shades, ids, stored.hash()
+    )

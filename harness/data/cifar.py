@@ -1,8 +1,9 @@
 """CIFAR-10 and CIFAR-100 in their own formats: Python pickles, or the binary version.
 
-A pickle is a program.  Here an interpreter runs it that knows numbers, texts, bytes, tuples, lists, dictionaries and
-NumPy arrays, and nothing else; arrays are described, and made only once their size is known to be that of their
-bytes.  Anybody's part of the data set is read: torchvision takes nothing but the original files.
+A pickle is a program.  Here an interpreter runs it that knows numbers, texts, bytes, tuples, lists,
+dictionaries and NumPy arrays, and nothing else; arrays are described, and made only once their size
+is known to be that of their bytes.  Anybody's part of the data set is read: torchvision takes
+nothing but the original files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from harness import files
 from harness.data import words
 from harness.errors import UsageError
 
-#: CLIP_benchmark's name -> (folder, test pictures, class names, key of the labels, key of the class names)
+#: CLIP_benchmark's name -> (folder, test pictures, class names, key of the labels, key of the class
+#: names)
 _PYTHON = {
     "cifar10": ("cifar-10-batches-py", "test_batch", "batches.meta", "labels", "label_names"),
     "cifar100": ("cifar-100-python", "test", "meta", "fine_labels", "fine_label_names"),
@@ -63,7 +65,10 @@ def read(place: Path, name: str) -> Cifar:
         folder, test, meta, labels_key, classes_key = _PYTHON[name]
         path, about = place / folder / test, place / folder / meta
         content = _load(path)
-        rows, labels = _rows(path, _entry(path, content, "data")), _labels(path, _entry(path, content, labels_key))
+        rows, labels = (
+            _rows(path, _entry(path, content, "data")),
+            _labels(path, _entry(path, content, labels_key)),
+        )
         names = _texts(about, _entry(about, _load(about), classes_key))
     else:
         folder, test, meta, before = _BINARY[name]
@@ -71,7 +76,11 @@ def read(place: Path, name: str) -> Cifar:
         rows, labels = _records(path, before)
         names = [line for line in files.read_lines(about, what="list of class names") if line]
     if len(rows) != len(labels):
-        raise UsageError(path, f"holds {len(rows)} pictures and {len(labels)} labels", "Give each picture its label.")
+        raise UsageError(
+            path,
+            f"holds {len(rows)} pictures and {len(labels)} labels",
+            "Give each picture its label.",
+        )
     for number, text in enumerate(names):
         found = words.problem(text)
         if found is not None:
@@ -81,7 +90,9 @@ def read(place: Path, name: str) -> Cifar:
 
 
 def _records(path: Path, before: int) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """Pixels (n, 3072) and labels of the binary version: label bytes (the last one counts), then the picture."""
+    """Pixels (n, 3072) and labels of the binary version: label bytes (the last one counts), then
+    the picture.
+    """
     data = files.read_bytes(path, limit=_MAX_BYTES, what="CIFAR file")
     width = before + _BYTES
     if len(data) % width:
@@ -91,7 +102,7 @@ def _records(path: Path, before: int) -> tuple[npt.NDArray[np.uint8], list[int]]
     return table[:, before:], table[:, before - 1].tolist()
 
 
-# -- what the pickles hold ------------------------------------------------------------------------------------------
+# -- what the pickles hold -------------------------------------------------------------------------
 
 
 def _entry(path: Path, content: dict[Any, Any], key: str) -> Any:
@@ -100,14 +111,20 @@ def _entry(path: Path, content: dict[Any, Any], key: str) -> Any:
         if written in content:
             return content[written]
     held = ", ".join(sorted(files.shown(k) for k in content))[:200]
-    raise UsageError(path, f"has no entry {key!r} (it has {held or 'none'})", "Give the data set's own file.")
+    raise UsageError(
+        path, f"has no entry {key!r} (it has {held or 'none'})", "Give the data set's own file."
+    )
 
 
 def _rows(path: Path, value: Any) -> npt.NDArray[np.uint8]:
     """Pixels (n, 3072), channels first."""
     array = value.made() if isinstance(value, _Array) else value
     shape = getattr(array, "shape", None)
-    rows = shape is not None and len(shape) in (2, 4) and tuple(shape[1:]) in ((_BYTES,), (3, _SIDE, _SIDE))
+    rows = (
+        shape is not None
+        and len(shape) in (2, 4)
+        and tuple(shape[1:]) in ((_BYTES,), (3, _SIDE, _SIDE))
+    )
     if not rows or array.dtype != np.uint8:
         found = f"{array.dtype} {shape}" if shape is not None else type(value).__name__
         what = f"'data' is {found}, expected uint8 (pictures, {_BYTES})"
@@ -119,17 +136,21 @@ def _rows(path: Path, value: Any) -> npt.NDArray[np.uint8]:
 def _labels(path: Path, value: Any) -> list[int]:
     values = value.made().tolist() if isinstance(value, _Array) else value
     if not isinstance(values, list) or any(type(label) is not int for label in values):
-        raise UsageError(path, "the labels are not a list of whole numbers", "Give one number for each picture.")
+        raise UsageError(
+            path, "the labels are not a list of whole numbers", "Give one number for each picture."
+        )
     return values
 
 
 def _texts(path: Path, value: Any) -> list[str]:
     if not isinstance(value, list) or any(not isinstance(text, (str, bytes)) for text in value):
-        raise UsageError(path, "the class names are not a list of texts", "Give the data set's own file.")
+        raise UsageError(
+            path, "the class names are not a list of texts", "Give the data set's own file."
+        )
     return [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in value]
 
 
-# -- a pickle interpreter that knows data only ----------------------------------------------------------------------
+# -- a pickle interpreter that knows data only -----------------------------------------------------
 
 
 class _DType:
@@ -137,7 +158,9 @@ class _DType:
 
     def __init__(self, code: Any) -> None:
         if code not in _INTEGERS:
-            raise pickle.UnpicklingError(f"an array of the type {files.shown(code)}, expected whole numbers")
+            raise pickle.UnpicklingError(
+                f"an array of the type {files.shown(code)}, expected whole numbers"
+            )
         self.dtype: np.dtype[Any] = np.dtype(code)
 
     def restore(self, state: Any) -> None:
@@ -160,11 +183,19 @@ class _Array:
     def set(self, shape: Any, dtype: Any, order: str, data: Any) -> None:
         raw = data.encode("latin1") if isinstance(data, str) else data
         known = isinstance(shape, tuple) and len(shape) <= 4 and isinstance(dtype, _DType)
-        if not known or not isinstance(raw, (bytes, bytearray)) or any(type(n) is not int or n < 0 for n in shape):
-            raise pickle.UnpicklingError("an array that is not described by a shape, a type and bytes")
+        if (
+            not known
+            or not isinstance(raw, (bytes, bytearray))
+            or any(type(n) is not int or n < 0 for n in shape)
+        ):
+            raise pickle.UnpicklingError(
+                "an array that is not described by a shape, a type and bytes"
+            )
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"an array of the shape {shape} in {len(raw):,} bytes")
-        self._array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+        self._array = np.frombuffer(raw, dtype.dtype).reshape(
+            shape, order="F" if order == "F" else "C"
+        )
 
     def made(self) -> npt.NDArray[Any]:
         return self._array
@@ -210,11 +241,30 @@ for _core in ("numpy.core", "numpy._core"):
     _NAMES[f"{_core}.multiarray", "scalar"] = _scalar
     _NAMES[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
-_CONSTANTS = frozenset({
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
-    "BINBYTES8", "BYTEARRAY8",
-})  # fmt: skip
+_CONSTANTS = frozenset(
+    {
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    }
+)
 _FIXED = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -225,14 +275,17 @@ class _Named:
     def __init__(self, module: object, name: object) -> None:
         known = isinstance(module, str) and isinstance(name, str) and (module, name) in _NAMES
         if not known:
-            raise pickle.UnpicklingError(f"a use of {files.shown(f'{module}.{name}')}, which is not run")
+            raise pickle.UnpicklingError(
+                f"a use of {files.shown(f'{module}.{name}')}, which is not run"
+            )
         self.call = _NAMES[str(module), str(name)]
 
 
 class _Interpreter:
     """Runs the instructions of a pickle that make data; any other ends it.
 
-    There are none for classes, instances, sets, extensions and persistent ids, and calls reach _NAMES alone.
+    There are none for classes, instances, sets, extensions and persistent ids, and calls reach
+    _NAMES alone.
     """
 
     def __init__(self) -> None:
@@ -312,7 +365,9 @@ class _Interpreter:
 
     def _top(self, kind: type | tuple[type, ...]) -> Any:
         if not isinstance(self._stack[-1], kind):
-            raise pickle.UnpicklingError(f"{type(self._stack[-1]).__name__} where something else belongs")
+            raise pickle.UnpicklingError(
+                f"{type(self._stack[-1]).__name__} where something else belongs"
+            )
         return self._stack[-1]
 
     def _popped(self, kind: type) -> Any:
@@ -329,12 +384,16 @@ class _Interpreter:
 
 def _load(path: Path) -> dict[Any, Any]:
     """The dictionary that is pickled in *path*."""
-    data = files.read_bytes(path, limit=_MAX_BYTES, what="CIFAR file", fix="Unpack the data set there.")
+    data = files.read_bytes(
+        path, limit=_MAX_BYTES, what="CIFAR file", fix="Unpack the data set there."
+    )
     try:
         content = _Interpreter().run(data)
     except Exception as error:
         what = f"is not a pickle of CIFAR that can be read ({type(error).__name__}: {error})"
-        raise UsageError(path, what, "Unpack the data set again, or give the binary version.") from error
+        raise UsageError(
+            path, what, "Unpack the data set again, or give the binary version."
+        ) from error
     if not isinstance(content, dict):
         what = f"holds {type(content).__name__}, expected a dictionary"
         raise UsageError(path, what, "Give the data set's own file.")

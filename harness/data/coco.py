@@ -19,7 +19,10 @@ Number = int | str
 #: COCO's own ids are whole numbers.
 _Id = int | Annotated[str, Field(max_length=255)]
 
-FIX = "Give COCO's caption annotations: 'images' with id and file_name, 'annotations' with image_id and caption."
+FIX = (
+    "Give COCO's caption annotations: 'images' with id and file_name, 'annotations' with image_id "
+    "and caption."
+)
 
 
 @with_config(ConfigDict(strict=True))
@@ -48,7 +51,8 @@ class Annotations:
     captions: dict[Number, list[str]]
 
     def located(self, number: Number, folders: Sequence[Path]) -> PictureFile:
-        """Return where a picture is: in the first of *folders* that has it, and never outside of that folder.
+        """Return where a picture is: in the first of *folders* that has it, and never outside of
+        that folder.
 
         Raises:
             UsageError: its name leads out of the folders, or none of them has it.
@@ -56,7 +60,9 @@ class Annotations:
         name = self.file_names[number]
         outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
         if outside or ".." in PurePosixPath(name).parts or not name.strip("./"):
-            raise UsageError(self.path, f"picture {name} lies outside its folder", "Use plain file names.")
+            raise UsageError(
+                self.path, f"picture {name} lies outside its folder", "Use plain file names."
+            )
         for folder in folders:
             if files.exists(folder / name):
                 path = files.regular_file(folder / name, inside=folder, what="picture")
@@ -75,22 +81,32 @@ def read(path: Path) -> Annotations:
     """Return the caption annotations in *path*.
 
     Raises:
-        UsageError: it is not such a file, an entry lacks what it needs or holds another type, a caption cannot be
-            used, or two pictures have one id.
+        UsageError: it is not such a file, an entry lacks what it needs or holds another type, a
+            caption cannot be used, or two pictures have one id.
     """
-    content = files.read_json(path, _Annotations, limit=files.MAX_ANNOTATIONS, what="annotation file", fix=FIX)
+    content = files.read_json(
+        path, _Annotations, limit=files.MAX_ANNOTATIONS, what="annotation file", fix=FIX
+    )
     words.check_count(len(content["annotations"]), path)
     file_names: dict[Number, str] = {}
     for index, image in enumerate(content["images"]):
         if file_names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
-            what = f"id {image['id']} is that of {file_names[image['id']]} and of {image['file_name']}"
-            raise UsageError(f"{path} (images[{index}].id)", what, "Give each picture an id of its own.")
+            what = (
+                f"id {image['id']} is that of {file_names[image['id']]} and of {image['file_name']}"
+            )
+            raise UsageError(
+                f"{path} (images[{index}].id)", what, "Give each picture an id of its own."
+            )
     captions: dict[Number, list[str]] = {}
     for index, entry in enumerate(content["annotations"]):
         problem = words.problem(entry["caption"])
         if problem is not None:
             place = f"{path} (annotations[{index}].caption)"
-            raise UsageError(place, f"the caption of picture {entry['image_id']} {problem}", "Write it, or remove it.")
+            raise UsageError(
+                place,
+                f"the caption of picture {entry['image_id']} {problem}",
+                "Write it, or remove it.",
+            )
         captions.setdefault(entry["image_id"], []).append(entry["caption"])
     return Annotations(path, file_names, captions)
 

@@ -1,10 +1,11 @@
-"""Pictures and words to model inputs, and model outputs to embeddings, in batches of one fixed shape.
+"""Pictures and words to model inputs, and model outputs to embeddings, in batches of one fixed
+shape.
 
-Why fixed shapes: a matrix product may sum in another order when it has another number of rows, and then the same
-picture gets another embedding in the last batch, or in a shard, than elsewhere.  Here every picture of a run sees
-the same shape (the last batch is filled up), and every prompt is cut to a width that only its own length decides.
-Measured on a CPU in FP16, embeddings are then equal bit for bit over batch sizes 3 to 256 and over thread counts;
-only a batch of one takes another kernel.
+Why fixed shapes: a matrix product may sum in another order when it has another number of rows, and
+then the same picture gets another embedding in the last batch, or in a shard, than elsewhere.  Here
+every picture of a run sees the same shape (the last batch is filled up), and every prompt is cut to
+a width that only its own length decides. Measured on a CPU in FP16, embeddings are then equal bit
+for bit over batch sizes 3 to 256 and over thread counts; only a batch of one takes another kernel.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from harness.errors import UsageError
 from harness.models import families
 from harness.models.halves import half_products, looked_up
 
-#: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again on each pass.
+#: Pictures of a data set are kept in memory up to this many bytes; beyond it they are decoded again
+#: on each pass.
 MEMORY_LIMIT = 2 << 30
 #: From this many pictures on, decoding is worth its own processes.
 _WORTH_WORKERS = 4096
-#: Prompts are cut to the next multiple of this many tokens.  At 16 the attention kernels sum as they do over the full
-#: context, and a cut prompt keeps its embedding bit for bit (measured with AVX2 and AVX-512); at 4 or 12 they do not.
+#: Prompts are cut to the next multiple of this many tokens.  At 16 the attention kernels sum as
+#: they do over the full context, and a cut prompt keeps its embedding bit for bit (measured with
+#: AVX2 and AVX-512); at 4 or 12 they do not.
 _WIDTH_STEP = 16
 
 
@@ -45,10 +48,11 @@ def default_batch_size(device: torch.device) -> int:
 
 
 class Resize:
-    """The resizing and cropping half of a checkpoint's preprocessing: PIL picture to uint8 (3, height, width).
+    """The resizing and cropping half of a checkpoint's preprocessing: PIL picture to uint8 (3,
+    height, width).
 
-    transformers 5 has two implementations; the one over PIL is used, which is what the published numbers were
-    measured with and what does not depend on torchvision's version.
+    transformers 5 has two implementations; the one over PIL is used, which is what the published
+    numbers were measured with and what does not depend on torchvision's version.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -64,8 +68,11 @@ class Resize:
             PictureError: it is so long and narrow that it would be resized to too many pixels.
         """
         check_size(*picture.size, edge=max(self.shape[1:], default=0))
-        # Greyscale, palette and transparent pictures become three channels as CLIP_benchmark's transforms do it.
-        done = self._processor(picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
+        # Greyscale, palette and transparent pictures become three channels as CLIP_benchmark's
+        # transforms do it.
+        done = self._processor(
+            picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np"
+        )
         return torch.from_numpy(np.ascontiguousarray(done["pixel_values"][0], dtype=np.uint8))
 
 
@@ -91,13 +98,16 @@ def _picture(array: Any) -> Any:
 def shades(image_processor: Any) -> Tensor:
     """What each channel makes of each 8-bit value: float32 (3, 256).
 
-    The rescaling and normalising half of the preprocessing as a table, filled by the processor itself, so that
-    pictures can be kept in 8 bits and still reach the model bit-equal to the processor's own output.
+    The rescaling and normalising half of the preprocessing as a table, filled by the processor
+    itself, so that pictures can be kept in 8 bits and still reach the model bit-equal to the
+    processor's own output.
     """
     # Of four rows: transformers 4 takes a side of one or three for the channels.
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (4, 256, 3))
     plain = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
-    return torch.from_numpy(np.asarray(over_pil(image_processor)(_picture(ramp), **plain)["pixel_values"][0, :, 0]))
+    return torch.from_numpy(
+        np.asarray(over_pil(image_processor)(_picture(ramp), **plain)["pixel_values"][0, :, 0])
+    )
 
 
 class PictureSet(Protocol):
@@ -113,7 +123,8 @@ class PictureSet(Protocol):
 
 
 class Pictures:
-    """``n`` pictures of one data set, as uint8 (3, height, width), each decoded once if all fit into memory.
+    """``n`` pictures of one data set, as uint8 (3, height, width), each decoded once if all fit
+    into memory.
 
     Args:
         dataset: the pictures by position.
@@ -123,10 +134,16 @@ class Pictures:
     """
 
     def __init__(
-        self, dataset: PictureSet, ids: Sequence[str], shape: tuple[int, ...], memory_limit: int | None = None
+        self,
+        dataset: PictureSet,
+        ids: Sequence[str],
+        shape: tuple[int, ...],
+        memory_limit: int | None = None,
     ) -> None:
         self._dataset, self._ids, self._shape = dataset, ids, shape
-        self._keep = len(ids) * int(np.prod(shape)) <= (MEMORY_LIMIT if memory_limit is None else memory_limit)
+        self._keep = len(ids) * int(np.prod(shape)) <= (
+            MEMORY_LIMIT if memory_limit is None else memory_limit
+        )
         self._kept: Tensor | None = None
         self._missing = np.ones(len(ids), bool)
 
@@ -143,7 +160,9 @@ class Pictures:
             self._in_memory(range(len(self)))
 
     def digests(self, start: int, stop: int) -> list[bytes] | None:
-        """A name for each of pictures *start* to *stop*, equal where they are; None where memory does not hold them."""
+        """A name for each of pictures *start* to *stop*, equal where they are; None where memory
+        does not hold them.
+        """
         if not self._keep:
             return None
         kept = self._in_memory(range(start, stop))[start:stop]
@@ -188,9 +207,11 @@ class Pictures:
         return self._kept
 
     def _decoded(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """The pictures at *positions*, decoded one after the other, in several processes where it is worth it.
+        """The pictures at *positions*, decoded one after the other, in several processes where it
+        is worth it.
 
-        They come from those processes as bytes: a tensor would come as an open file, and a batch is hundreds.
+        They come from those processes as bytes: a tensor would come as an open file, and a batch is
+        hundreds.
         """
         loader = torch.utils.data.DataLoader(
             _Reader(self._dataset, self._ids, positions, self._shape),
@@ -204,13 +225,17 @@ class Pictures:
             yield torch.from_numpy(item)
 
     def _workers(self, count: int) -> int:
-        """Processes that decode *count* pictures: the data set's size decides, as one slice follows another."""
+        """Processes that decode *count* pictures: the data set's size decides, as one slice follows
+        another.
+        """
         return min(8, os.cpu_count() or 1, count) if len(self) >= _WORTH_WORKERS else 0
 
 
 @dataclass(frozen=True)
 class TakenPictures:
-    """Some of the pictures of a data set, in an order of one's own; a part of what :class:`Pictures` offers."""
+    """Some of the pictures of a data set, in an order of one's own; a part of what
+    :class:`Pictures` offers.
+    """
 
     pictures: Pictures
     positions: Sequence[int]
@@ -231,9 +256,13 @@ def _as_it_is(item: Any) -> Any:
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
-    """Pictures by position as arrays, or the error to raise: not every exception survives the way between processes."""
+    """Pictures by position as arrays, or the error to raise: not every exception survives the way
+    between processes.
+    """
 
-    def __init__(self, dataset: PictureSet, ids: Sequence[str], chosen: Sequence[int], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, dataset: PictureSet, ids: Sequence[str], chosen: Sequence[int], shape: tuple[int, ...]
+    ) -> None:
         self._dataset, self._ids, self._chosen, self._shape = dataset, ids, chosen, shape
 
     def __len__(self) -> int:
@@ -248,23 +277,32 @@ class _Reader(torch.utils.data.Dataset[Any]):
         except PictureError as error:
             return self._unusable(position, error.what, error.fix)
         except Exception as error:
-            return self._unusable(position, f"cannot be read ({type(error).__name__}: {error})", "Restore the file.")
+            return self._unusable(
+                position, f"cannot be read ({type(error).__name__}: {error})", "Restore the file."
+            )
         if tuple(picture.shape) != self._shape:
-            found, expected = (" x ".join(map(str, shape)) for shape in (picture.shape, self._shape))
+            found, expected = (
+                " x ".join(map(str, shape)) for shape in (picture.shape, self._shape)
+            )
             fix = "Correct preprocessor_config.json: it must give every picture one size."
-            return self._unusable(position, f"is {found} after preprocessing, expected {expected}", fix)
+            return self._unusable(
+                position, f"is {found} after preprocessing, expected {expected}", fix
+            )
         return picture.numpy()
 
     def _unusable(self, position: int, what: str, fix: str) -> UsageError:
-        return UsageError(self._dataset.where(position), f"picture {self._ids[position]} {what}", fix)
+        return UsageError(
+            self._dataset.where(position), f"picture {self._ids[position]} {what}", fix
+        )
 
 
 @dataclass(frozen=True)
 class Prompts:
     """``m`` texts as token ids: each different one once, and where it belongs.
 
-    ``ids`` int64 (different, context) filled up with the tokenizer's padding, ``lengths`` int64 (different,) of
-    what the model must see (the begin and end tokens counted), ``rows`` int64 (m,) into ``ids``.
+    ``ids`` int64 (different, context) filled up with the tokenizer's padding, ``lengths`` int64
+    (different,) of what the model must see (the begin and end tokens counted), ``rows`` int64 (m,)
+    into ``ids``.
     """
 
     ids: Tensor
@@ -284,11 +322,14 @@ class Prompts:
         return Prompts(self.ids[used], self.lengths[used], rows)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(positions in ``ids``, token ids (size, width)) in groups of one width; a last batch repeats its first row.
+        """(positions in ``ids``, token ids (size, width)) in groups of one width; a last batch
+        repeats its first row.
 
         The width depends on the prompt alone, never on its neighbours.
         """
-        widths = (self.lengths + _WIDTH_STEP - 1).div(_WIDTH_STEP, rounding_mode="floor") * _WIDTH_STEP
+        widths = (self.lengths + _WIDTH_STEP - 1).div(
+            _WIDTH_STEP, rounding_mode="floor"
+        ) * _WIDTH_STEP
         for width in sorted({int(w) for w in widths}):
             group = (widths == width).nonzero().flatten()
             for chosen in torch.split(group, size):
@@ -296,17 +337,22 @@ class Prompts:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], context: int, causal: bool = True) -> Prompts:
-    """*texts* as a text tower of *context* positions reads them; longer ones are cut, keeping the end token.
+    """*texts* as a text tower of *context* positions reads them; longer ones are cut, keeping the
+    end token.
 
-    A *causal* tower, CLIP's, reads the sentence at its end token: what follows does not matter and need not be
-    computed.  Another reads all of it.
+    A *causal* tower, CLIP's, reads the sentence at its end token: what follows does not matter and
+    need not be computed.  Another reads all of it.
     """
     different = list(dict.fromkeys(texts))
     row = {text: index for index, text in enumerate(different)}
     done = tokenizer(
-        different, padding="max_length", truncation=True, max_length=context, return_tensors="pt",
+        different,
+        padding="max_length",
+        truncation=True,
+        max_length=context,
+        return_tensors="pt",
         return_attention_mask=True,
-    )  # fmt: skip
+    )
     ids = done["input_ids"]
     lengths = done["attention_mask"].sum(1) if causal else torch.full((len(ids),), context)
     return Prompts(ids, lengths, torch.tensor([row[text] for text in texts]))
@@ -314,12 +360,20 @@ def tokenize(tokenizer: Any, texts: Sequence[str], context: int, causal: bool = 
 
 def filled(batch: Tensor, size: int) -> Tensor:
     """*batch* with its first row repeated up to *size* rows."""
-    return batch if len(batch) == size else torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
+    return (
+        batch
+        if len(batch) == size
+        else torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
+    )
 
 
 def pixel_values(pictures: Tensor, table: Tensor) -> Tensor:
-    """uint8 (n, 3, h, w) to the model's input, with *table* from :func:`shades` in the wanted dtype."""
-    return torch.stack([table[channel][pictures[:, channel].long()] for channel in range(len(table))], dim=1)
+    """uint8 (n, 3, h, w) to the model's input, with *table* from :func:`shades` in the wanted
+    dtype.
+    """
+    return torch.stack(
+        [table[channel][pictures[:, channel].long()] for channel in range(len(table))], dim=1
+    )
 
 
 @torch.no_grad()
@@ -334,8 +388,8 @@ def embed_images(
 ) -> Tensor:
     """Unit embeddings of uint8 picture batches: float32 (n, d) on the CPU.
 
-    The model's output, through *projection* if there is one, is normalised in double precision, so that no step after
-    the model adds an error of its own.
+    The model's output, through *projection* if there is one, is normalised in double precision, so
+    that no step after the model adds an error of its own.
     """
     parameter = next(model.parameters())
     table = table.to(parameter.device, parameter.dtype)
@@ -350,7 +404,9 @@ def embed_images(
 @torch.no_grad()
 @half_products()
 @looked_up()
-def embed_texts(model: nn.Module, prompts: Prompts, size: int, projection: nn.Module | None = None) -> Tensor:
+def embed_texts(
+    model: nn.Module, prompts: Prompts, size: int, projection: nn.Module | None = None
+) -> Tensor:
     """Unit embeddings of *prompts*, in their order: float32 (m, d) on the CPU."""
     device = next(model.parameters()).device
     found: Tensor | None = None

@@ -1,6 +1,7 @@
 """Pictures and prompts that several tasks hold take one forward of a model, not one a task.
 
-Sound because an embedding hangs on its picture or prompt alone and not on its batch (see :mod:`harness.data.inputs`).
+Sound because an embedding hangs on its picture or prompt alone and not on its batch (see
+:mod:`harness.data.inputs`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Known:
-    """What one model made of the pictures (by digest) and prompts (by token ids) it has seen: rows (d,) each."""
+    """What one model made of the pictures (by digest) and prompts (by token ids) it has seen: rows
+    (d,) each.
+    """
 
     pictures: dict[bytes, Tensor] = field(default_factory=dict)
     prompts: dict[bytes, Tensor] = field(default_factory=dict)
 
 
-def once(known: dict[bytes, Tensor], names: Sequence[bytes], embed: Callable[[list[int]], Tensor]) -> Tensor:
-    """The rows of *names*, (n, d); those that are not *known* yet are embedded, each once, and known from then on.
+def once(
+    known: dict[bytes, Tensor], names: Sequence[bytes], embed: Callable[[list[int]], Tensor]
+) -> Tensor:
+    """The rows of *names*, (n, d); those that are not *known* yet are embedded, each once, and
+    known from then on.
 
     Args:
         known: rows by name; filled.

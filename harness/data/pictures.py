@@ -1,4 +1,6 @@
-"""Picture files: where each one is stored, and its pixels, bounded before memory is taken for them."""
+"""Picture files: where each one is stored, and its pixels, bounded before memory is taken for
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Pixels of one picture, as it is stored and as it is resized: Pillow's own limit, a quarter of a GiB in RGB.
+#: Pixels of one picture, as it is stored and as it is resized: Pillow's own limit, a quarter of a
+#: GiB in RGB.
 MAX_PIXELS = 89_478_485
 #: What may be decoded. Pillow starts a program for some others (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
@@ -58,7 +61,9 @@ class PictureFile:
             UsageError: the file cannot be read, or is larger than a picture can be.
         """
         if self.size is None:
-            return files.read_bytes(self.path, limit=files.MAX_PICTURE, inside=self.inside, what="picture")
+            return files.read_bytes(
+                self.path, limit=files.MAX_PICTURE, inside=self.inside, what="picture"
+            )
         with files.opened(self.path, what="shard") as shard:
             return self.read_from(shard)
 
@@ -100,7 +105,8 @@ def decoded(data: bytes) -> Image.Image:
 
 
 def check(data: bytes) -> None:
-    """Refuse a picture whose header says that it cannot be used, and one that is cut off, without decoding the others.
+    """Refuse a picture whose header says that it cannot be used, and one that is cut off, without
+    decoding the others.
 
     Raises:
         PictureError: as :func:`decoded`.
@@ -112,7 +118,8 @@ def check(data: bytes) -> None:
 
 
 def check_size(width: int, height: int, *, edge: int = 0) -> None:
-    """Refuse a picture that has too many pixels, as it is or once its shorter edge is resized to *edge*.
+    """Refuse a picture that has too many pixels, as it is or once its shorter edge is resized to
+    *edge*.
 
     Raises:
         PictureError: it has more than MAX_PIXELS.
@@ -122,7 +129,10 @@ def check_size(width: int, height: int, *, edge: int = 0) -> None:
         what = f"has {width:,} x {height:,} pixels, the limit is {MAX_PIXELS:,} in total"
         raise PictureError(what, "Make it smaller, or leave it out.")
     if stored and edge * edge * max(width, height) > MAX_PIXELS * min(width, height):
-        what = f"has {width:,} x {height:,} pixels, more than {MAX_PIXELS:,} once its short side is resized to {edge}"
+        what = (
+            f"has {width:,} x {height:,} pixels, more than {MAX_PIXELS:,} once its short side is "
+            f"resized to {edge}"
+        )
         raise PictureError(what, "Crop it, or leave it out.")
 
 
@@ -138,7 +148,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # Pillow's own limits warn; check_size refuses
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise PictureError(f"has more than {MAX_PIXELS:,} pixels", "Make it smaller, or leave it out.") from error
+        raise PictureError(
+            f"has more than {MAX_PIXELS:,} pixels", "Make it smaller, or leave it out."
+        ) from error
     except Exception as error:
         raise PictureError(f"cannot be read ({_reason(error)})") from error
     with picture:
@@ -153,9 +165,13 @@ def _reason(error: Exception) -> str:
 
 
 def _may_be_cut(data: bytes, form: str | None) -> bool:
-    """True where a file's end mark is absent; False may be wrong, True is for the decoder to decide."""
+    """True where a file's end mark is absent; False may be wrong, True is for the decoder to
+    decide.
+    """
     if form in ("JPEG", "MPO"):
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")  # end of the picture, start of its last scan
+        return data.rfind(b"\xff\xd9") < data.rfind(
+            b"\xff\xda"
+        )  # end of the picture, start of its last scan
     if form == "PNG":
         return b"IEND" not in data[-64:]
     if form == "WEBP":
@@ -210,7 +226,9 @@ class PictureFiles:
 
     def contents(self) -> Iterator[bytes]:
         """As :class:`Source`."""
-        for stored, name, data in zip(self.stored, self.names, _all_bytes(self.stored), strict=True):
+        for stored, name, data in zip(
+            self.stored, self.names, _all_bytes(self.stored), strict=True
+        ):
             try:
                 check(data)
             except PictureError as error:

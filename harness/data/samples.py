@@ -1,9 +1,9 @@
 """The pictures, labels and captions of a CLIP_benchmark data set, as they are stored on the disk.
 
-A task here is the task in CLIP_benchmark: same order, same class names, same prompts, which the tests compare with
-its own loaders.  Those loaders are not used: they download what they miss, some of them through a shell, and they
-unpickle.  Everything is read through :mod:`harness.files`, names and labels first, pictures only when they are asked
-for.
+A task here is the task in CLIP_benchmark: same order, same class names, same prompts, which the
+tests compare with its own loaders.  Those loaders are not used: they download what they miss, some
+of them through a shell, and they unpickle.  Everything is read through :mod:`harness.files`, names
+and labels first, pictures only when they are asked for.
 """
 
 from __future__ import annotations
@@ -49,8 +49,12 @@ class Layout:
 
 #: CLIP_benchmark names that are read from their original files.  Any other comes as a webdataset.
 LAYOUTS = {
-    "cifar10": Layout(CLASSIFICATION, (cifar.folders("cifar10"),), "Unpack cifar-10-python.tar.gz there."),
-    "cifar100": Layout(CLASSIFICATION, (cifar.folders("cifar100"),), "Unpack cifar-100-python.tar.gz there."),
+    "cifar10": Layout(
+        CLASSIFICATION, (cifar.folders("cifar10"),), "Unpack cifar-10-python.tar.gz there."
+    ),
+    "cifar100": Layout(
+        CLASSIFICATION, (cifar.folders("cifar100"),), "Unpack cifar-100-python.tar.gz there."
+    ),
     "imagenet1k": Layout(
         CLASSIFICATION,
         (("val", "ILSVRC2012_img_val.tar"), ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")),
@@ -61,7 +65,10 @@ LAYOUTS = {
     ),
     "mscoco_captions": Layout(
         RETRIEVAL,
-        (("val2014", "images/val2014"), ("coco_test_karpathy.json", "annotations/coco_test_karpathy.json")),
+        (
+            ("val2014", "images/val2014"),
+            ("coco_test_karpathy.json", "annotations/coco_test_karpathy.json"),
+        ),
         "Unpack val2014.zip there and put coco_test_karpathy.json beside it.",
     ),
 }
@@ -70,7 +77,9 @@ _WEBDATASET = Layout(CLASSIFICATION, (("test/nshards.txt",),), webdatasets.FIX)
 
 @dataclass(frozen=True)
 class Samples:
-    """``n`` pictures in a fixed order, each with one label (classification) or its captions (retrieval)."""
+    """``n`` pictures in a fixed order, each with one label (classification) or its captions
+    (retrieval).
+    """
 
     name: str
     place: Path
@@ -92,7 +101,8 @@ class Samples:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over ids, picture files, labels or captions, class names and templates: equal hashes, equal data.
+        """SHA-256 over ids, picture files, labels or captions, class names and templates: equal
+        hashes, equal data.
 
         Every picture file is read, and checked as far as its header and its end tell.
 
@@ -109,7 +119,12 @@ class Samples:
             digest.add(content)
         if self.captions is None:
             assert self.labels is not None, "a classification task has labels"
-            for part in (*self.classes, "templates", *self.templates, *map(str, self.labels.tolist())):
+            for part in (
+                *self.classes,
+                "templates",
+                *self.templates,
+                *map(str, self.labels.tolist()),
+            ):
                 digest.add(part)
         else:
             for texts in self.captions:
@@ -128,7 +143,9 @@ def names_of(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(canonical(part) for part in text.split(",") if part.strip()))
     if not names:
         known = ", ".join(EMBEDDED_TASKS)
-        raise UsageError(f"--tasks {files.shown(text)}", "names no task", f"Leave it out to take {known}.")
+        raise UsageError(
+            f"--tasks {files.shown(text)}", "names no task", f"Leave it out to take {known}."
+        )
     return names
 
 
@@ -141,7 +158,9 @@ def canonical(name: str) -> str:
     parts = [part for part in name.strip().split("/") if part not in ("", ".")]
     printable = all(c.isprintable() for c in name.strip())
     if not parts or ".." in parts or parts == ["wds"] or not printable or len(name) > 200:
-        raise UsageError(f"--tasks {files.shown(name)}", "is not a task's name", f"Known: {_known()}.")
+        raise UsageError(
+            f"--tasks {files.shown(name)}", "is not a task's name", f"Known: {_known()}."
+        )
     return "/".join(parts)
 
 
@@ -150,7 +169,8 @@ def _known() -> str:
 
 
 def kind_of(name: str, root: Path | None) -> str:
-    """Return whether data set *name* is of the classification or the retrieval kind, from its layout alone.
+    """Return whether data set *name* is of the classification or the retrieval kind, from its
+    layout alone.
 
     Raises:
         UsageError: the name is unknown, needs a root and has none, or is not there.
@@ -169,7 +189,9 @@ def place_of(name: str, root: Path | None) -> Path:
     if name in EMBEDDED_TASKS:
         return EMBEDDED / name
     if name not in LAYOUTS and not name.startswith("wds/"):
-        fix = f"Known: {_known()}. Convert another with clip_benchmark_export_wds and give wds/NAME."
+        fix = (
+            f"Known: {_known()}. Convert another with clip_benchmark_export_wds and give wds/NAME."
+        )
         raise UsageError(f"--tasks {name}", "is not a task", fix)
     if root is None:
         fix = f"Give --data-root DIR, or one of the embedded tasks: {', '.join(EMBEDDED_TASKS)}."
@@ -198,9 +220,15 @@ def load(name: str, root: Path | None) -> Samples:
 
 
 def _find(name: str, root: Path, layout: Layout) -> Path:
-    """The folder that holds data set *name*: *root* filled in, below it by name, or *root* itself."""
+    """The folder that holds data set *name*: *root* filled in, below it by name, or *root*
+    itself.
+    """
     if ADDRESS.match(str(root)):
-        raise UsageError(f"--data-root {root}", "is an address, not a folder", "Download it first and give the folder.")
+        raise UsageError(
+            f"--data-root {root}",
+            "is an address, not a folder",
+            "Download it first and give the folder.",
+        )
     short = name.removeprefix("wds/")
     cleaned = short.replace("/", "-")
     filled = str(root).replace("{dataset_cleaned}", cleaned).replace("{dataset}", short)
@@ -210,13 +238,19 @@ def _find(name: str, root: Path, layout: Layout) -> Path:
     place = min(tried, key=lambda p: (len(missing[p]), not files.is_folder(p)))
     if missing[place]:
         below = "" if place == base else f" (nor in {base})"
-        raise UsageError(place, f"data set {name} needs {' and '.join(missing[place])} there{below}", layout.fix)
+        raise UsageError(
+            place, f"data set {name} needs {' and '.join(missing[place])} there{below}", layout.fix
+        )
     return place
 
 
 def _missing(place: Path, layout: Layout) -> list[str]:
     """What the layout needs that is not in *place*."""
-    return [" or ".join(group) for group in layout.needs if not any(files.exists(place / item) for item in group)]
+    return [
+        " or ".join(group)
+        for group in layout.needs
+        if not any(files.exists(place / item) for item in group)
+    ]
 
 
 def _first(place: Path, group: Sequence[str]) -> Path:
@@ -225,7 +259,9 @@ def _first(place: Path, group: Sequence[str]) -> Path:
 
 
 class _Digest:
-    """SHA-256 over a sequence of parts, each with its length, so that no two sequences read alike."""
+    """SHA-256 over a sequence of parts, each with its length, so that no two sequences read
+    alike.
+    """
 
     def __init__(self, *parts: str) -> None:
         self._sha = hashlib.sha256()
@@ -241,7 +277,7 @@ class _Digest:
         return self._sha.hexdigest()
 
 
-# -- the formats ----------------------------------------------------------------------------------------------------
+# -- the formats -----------------------------------------------------------------------------------
 
 
 def _classified(
@@ -259,7 +295,10 @@ def _classified(
         raise UsageError(place, "holds no sample", "Give a data set with pictures.")
     outside = next((i for i, label in enumerate(labels) if not 0 <= label < len(classes)), None)
     if outside is not None:
-        what = f"sample {ids[outside]} has label {labels[outside]}, there are {len(classes)} class names"
+        what = (
+            f"sample {ids[outside]} has label {labels[outside]}, there are {len(classes)} class "
+            f"names"
+        )
         raise UsageError(pictures.where(outside), what, "Bring labels and class names together.")
     return Samples(
         name=name,
@@ -324,7 +363,14 @@ def _folders(name: str, place: Path) -> Samples:
         if any("\ud800" <= c <= "\udfff" for c in one):
             raise UsageError(path, "the file's name is not UTF-8", "Rename it.")
     pictures = PictureFiles([PictureFile(path) for path in paths], ids)
-    return _classified(name, place, pictures, ids, labels, (_packaged("classnames")["imagenet1k"], _templates(name)))
+    return _classified(
+        name,
+        place,
+        pictures,
+        ids,
+        labels,
+        (_packaged("classnames")["imagenet1k"], _templates(name)),
+    )
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -337,7 +383,11 @@ def _class_folders(root: Path) -> list[str]:
     from clip_benchmark.datasets.builder import all_imagenet_wordnet_ids
 
     fix = LAYOUTS["imagenet1k-unverified"].fix
-    held = [item for item in files.names(root, what="folder of class folders") if files.is_folder(root / item)]
+    held = [
+        item
+        for item in files.names(root, what="folder of class folders")
+        if files.is_folder(root / item)
+    ]
     expected = list(all_imagenet_wordnet_ids)
     if [item.lstrip("0") or "0" for item in held] == [str(i) for i in range(len(expected))]:
         return held  # numbered with leading zeros: the order of the names is that of the classes
@@ -345,10 +395,13 @@ def _class_folders(root: Path) -> list[str]:
         absent = next((item for item in expected if item not in held), "")
         hint = f" ({absent} is not there)" if absent else ""
         what = f"{len(held)} class folders with pictures for {len(expected)} class names{hint}"
-        raise UsageError(root, what, f"{fix} For a part of them, make a webdataset with its own classnames.txt.")
+        raise UsageError(
+            root, what, f"{fix} For a part of them, make a webdataset with its own classnames.txt."
+        )
     other = sorted(set(held) - set(expected))
     if other:
-        # CLIP_benchmark numbers the folders that it finds: called otherwise, their labels would be wrong, silently.
+        # CLIP_benchmark numbers the folders that it finds: called otherwise, their labels would be
+        # wrong, silently.
         raise UsageError(root / other[0], "is not the WordNet id of an ImageNet class", fix)
     return expected
 
@@ -356,7 +409,11 @@ def _class_folders(root: Path) -> list[str]:
 def _pictures_in(folder: Path, depth: int = 0) -> list[Path]:
     """Picture files in *folder* and below it, in torchvision's order."""
     if depth > _MAX_DEPTH:
-        raise UsageError(folder, f"nests deeper than {_MAX_DEPTH} folders", "Look for a link to a folder above it.")
+        raise UsageError(
+            folder,
+            f"nests deeper than {_MAX_DEPTH} folders",
+            "Look for a link to a folder above it.",
+        )
     found, below = [], []
     for item in files.names(folder, what="class folder"):
         path = folder / item
@@ -370,14 +427,18 @@ def _pictures_in(folder: Path, depth: int = 0) -> list[Path]:
 
 
 def _repair_torchvision() -> None:
-    """Make torchvision importable; not at the top, as refusing what cannot be used takes no torch."""
+    """Make torchvision importable; not at the top, as refusing what cannot be used takes no
+    torch.
+    """
     from harness import compat
 
     compat.repair_torchvision()
 
 
 def _unpack(place: Path) -> None:
-    """Unpack ImageNet's own archives, whose checksums torchvision compares, into the folder *place*."""
+    """Unpack ImageNet's own archives, whose checksums torchvision compares, into the folder
+    *place*.
+    """
     _repair_torchvision()
     from torchvision.datasets import ImageNet
 
@@ -393,8 +454,12 @@ def _coco(name: str, place: Path) -> Samples:
     found = coco.read(_first(place, annotations))
     order = coco.in_order(list(found.file_names))
     ids = [str(number) for number in order]
-    pictures = PictureFiles([found.located(number, [_first(place, folders)]) for number in order], ids)
-    return _captioned(name, place, pictures, ids, [found.captions.get(number, []) for number in order])
+    pictures = PictureFiles(
+        [found.located(number, [_first(place, folders)]) for number in order], ids
+    )
+    return _captioned(
+        name, place, pictures, ids, [found.captions.get(number, []) for number in order]
+    )
 
 
 def _webdataset(name: str, place: Path) -> Samples:
@@ -403,7 +468,9 @@ def _webdataset(name: str, place: Path) -> Samples:
     templates: list[str] = []
     if kind == CLASSIFICATION:  # small files first: a shard may take minutes
         classes = words.read_class_names(place / "classnames.txt", webdatasets.FIX)
-        templates = words.read_templates(place / "zeroshot_classification_templates.txt", webdatasets.FIX)
+        templates = words.read_templates(
+            place / "zeroshot_classification_templates.txt", webdatasets.FIX
+        )
         words.check_count(len(classes) * len(templates), place)
     ids: list[str] = []
     stored: list[PictureFile] = []

@@ -2,15 +2,16 @@
 
 Two kinds, with CLIP_benchmark's definitions and its names for the metrics:
 
-* classification, ``acc1``: each class is the mean of its prompts' unit embeddings, made a unit again; the answer to
-  a picture is the class of the highest cosine;
+* classification, ``acc1``: each class is the mean of its prompts' unit embeddings, made a unit
+  again; the answer to a picture is the class of the highest cosine;
 * retrieval, ``image_retrieval_recall@5`` (a caption finds its picture among the first five) and
   ``text_retrieval_recall@5`` (a picture finds at least one of its captions among the first five).
 
-What the model returns is taken in its own precision; everything after it is computed in double precision and
-rounded once to float32 logits (100 times the cosine).  CLIP_benchmark computes on in the model's precision: with a
-half-precision model its logits lie on a grid of 1/64, and many answers are ties.  Where it gets single-precision
-features, every sample's answer is the same as here.  Ties go to the lower index.
+What the model returns is taken in its own precision; everything after it is computed in double
+precision and rounded once to float32 logits (100 times the cosine).  CLIP_benchmark computes on in
+the model's precision: with a half-precision model its logits lie on a grid of 1/64, and many
+answers are ties.  Where it gets single-precision features, every sample's answer is the same as
+here.  Ties go to the lower index.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ ACC1, IMAGE_RECALL, TEXT_RECALL = "acc1", "image_retrieval_recall@5", "text_retr
 DEPTH = {ACC1: 1, IMAGE_RECALL: 5, TEXT_RECALL: 5}
 #: Scores are computed for so many query-candidate pairs at a time.
 _CHUNK = 1 << 24
-#: Scores of one metric that are kept at most, 2 GiB: COCO's 5,000 pictures and 25,000 captions have a quarter.
+#: Scores of one metric that are kept at most, 2 GiB: COCO's 5,000 pictures and 25,000 captions have
+#: a quarter.
 _MAX_SCORES = 1 << 29
 
 
@@ -52,13 +54,15 @@ _MAX_SCORES = 1 << 29
 class Outcomes:
     """What each sample got from one model under one metric of one task.
 
-    ``n`` samples, each with one or more right ones among ``m`` candidates: an image among class names
-    (``acc1``), a caption among images (``image_retrieval_recall@5``), an image among captions
-    (``text_retrieval_recall@5``).  All arrays lie on the CPU and are in the order of ``sample_ids``.
+    ``n`` samples, each with one or more right ones among ``m`` candidates: an image among class
+    names (``acc1``), a caption among images (``image_retrieval_recall@5``), an image among captions
+    (``text_retrieval_recall@5``).  All arrays lie on the CPU and are in the order of
+    ``sample_ids``.
 
-    ``margins`` are in logits: the best right candidate's minus that of the k-th best wrong one (k is 1 for
-    ``acc1``, 5 for recall@5), so a sample is correct where its margin is positive, whatever the metric.  Where a
-    model gave no finite score the sample is wrong, its answers are -1 and its margin is minus infinity.
+    ``margins`` are in logits: the best right candidate's minus that of the k-th best wrong one (k
+    is 1 for ``acc1``, 5 for recall@5), so a sample is correct where its margin is positive,
+    whatever the metric.  Where a model gave no finite score the sample is wrong, its answers are -1
+    and its margin is minus infinity.
     """
 
     task: str
@@ -67,10 +71,14 @@ class Outcomes:
     correct: npt.NDArray[np.bool_]  #: (n,)
     answers: npt.NDArray[np.int32]  #: (n,) the candidate ranked first
     top5: npt.NDArray[np.int32]  #: (n, min(5, m)) best first
-    targets: npt.NDArray[np.int32]  #: (n,) the right class, the right image, or the image's first caption
+    targets: npt.NDArray[
+        np.int32
+    ]  #: (n,) the right class, the right image, or the image's first caption
     margins: npt.NDArray[np.float32]  #: (n,)
     clusters: npt.NDArray[np.int32]  #: (n,) samples of one picture share a number
-    scores: npt.NDArray[np.float32] | None  #: (n, m) logits 100*cos, or None where they were not kept
+    scores: (
+        npt.NDArray[np.float32] | None
+    )  #: (n, m) logits 100*cos, or None where they were not kept
 
     @property
     def n(self) -> int:
@@ -90,15 +98,17 @@ class TaskRun:
     task: str
     outcomes: dict[str, Outcomes]
     image_embeddings: npt.NDArray[np.float32]  #: (images, d)
-    text_embeddings: npt.NDArray[np.float32]  #: (texts, d): one a class (classification) or one a caption (retrieval)
+    text_embeddings: npt.NDArray[
+        np.float32
+    ]  #: (texts, d): one a class (classification) or one a caption (retrieval)
 
 
 @dataclass(frozen=True)
 class Completion:
     """What a single tower lacks for a task, taken from the whole checkpoint that it was cut out of.
 
-    ``embeddings`` are unit embeddings by tower, float32 (n, d), of the pictures or of the candidates in words;
-    ``projection`` is that of the tower itself where it has none.
+    ``embeddings`` are unit embeddings by tower, float32 (n, d), of the pictures or of the
+    candidates in words; ``projection`` is that of the tower itself where it has none.
     """
 
     embeddings: dict[str, npt.NDArray[np.float32]]
@@ -112,10 +122,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set with its metrics, its pictures resized and its prompts tokenized for one reference.
+    """A data set with its metrics, its pictures resized and its prompts tokenized for one
+    reference.
 
-    ``prompts`` are templates within classes (classification) or captions within pictures (retrieval);
-    ``first_text[i]`` is where class or picture i's begin, with one more entry for the end.
+    ``prompts`` are templates within classes (classification) or captions within pictures
+    (retrieval); ``first_text[i]`` is where class or picture i's begin, with one more entry for the
+    end.
     """
 
     name: str
@@ -134,7 +146,9 @@ class Task:
 
     @property
     def projection(self) -> nn.Module | None:
-        """What takes a tower's embedding to the space in common, where the tower does not do it itself."""
+        """What takes a tower's embedding to the space in common, where the tower does not do it
+        itself.
+        """
         return None if self.completion is None else self.completion.projection
 
     @property
@@ -158,10 +172,13 @@ class Task:
     def subset(self, start: int, stop: int) -> Task:
         """Pictures *start* to *stop* of a classification task, with all its classes.
 
-        Retrieval has no such part, as every picture is a candidate: embed slices and :func:`score` the whole.
+        Retrieval has no such part, as every picture is a candidate: embed slices and :func:`score`
+        the whole.
         """
         if self.kind != CLASSIFICATION or self.labels is None:
-            raise ValueError(f"{self.name} is a {self.kind} task; embed its slices and score them together")
+            raise ValueError(
+                f"{self.name} is a {self.kind} task; embed its slices and score them together"
+            )
         if not 0 <= start < stop <= len(self.sample_ids):
             raise ValueError(f"{start}:{stop} is no part of {len(self.sample_ids)} samples")
         part = slice(start, stop)
@@ -169,7 +186,9 @@ class Task:
         return dataclasses.replace(
             self,
             sample_ids=self.sample_ids[part],
-            data_hash=self.data_hash if whole else f"{self.data_hash}[{self.start + start}:{self.start + stop}]",
+            data_hash=self.data_hash
+            if whole
+            else f"{self.data_hash}[{self.start + start}:{self.start + stop}]",
             labels=self.labels[part],
             clusters=self.clusters[part],
             start=self.start + start,
@@ -180,7 +199,9 @@ class Task:
 def take(task: Task, positions: npt.NDArray[np.int64]) -> Task:
     """The samples at *positions* of a classification task, in that order, with all its classes."""
     if task.labels is None or not isinstance(task.pictures, Pictures) or task.start:
-        raise ValueError(f"samples can be taken from a whole classification task, which {task.name} is not")
+        raise ValueError(
+            f"samples can be taken from a whole classification task, which {task.name} is not"
+        )
     digest = digests.of_bytes(np.ascontiguousarray(positions, dtype="<i8").tobytes())
     return dataclasses.replace(
         task,
@@ -198,12 +219,14 @@ def metrics_of(kind: str) -> tuple[str, ...]:
     return (ACC1,) if kind == CLASSIFICATION else (IMAGE_RECALL, TEXT_RECALL)
 
 
-def load_tasks(names: Sequence[str] | None, data_root: Path | None, reference: Reference) -> tuple[Task, ...]:
+def load_tasks(
+    names: Sequence[str] | None, data_root: Path | None, reference: Reference
+) -> tuple[Task, ...]:
     """The tasks *names*, ready for *reference*'s input size and tokenizer.
 
     Args:
-        names: CLIP_benchmark names (``cifar100``, ``imagenet1k``, ``mscoco_captions``, ``wds/...``) under *data_root*,
-            or EMBEDDED_TASKS, which need none; None means the latter.
+        names: CLIP_benchmark names (``cifar100``, ``imagenet1k``, ``mscoco_captions``, ``wds/...``)
+            under *data_root*, or EMBEDDED_TASKS, which need none; None means the latter.
         data_root: the folder of the data; ``{dataset}`` in it stands for the task's name.
         reference: whose tokenizer and image processor are used.
 
@@ -215,11 +238,13 @@ def load_tasks(names: Sequence[str] | None, data_root: Path | None, reference: R
     return tuple(completed(prepare(one, resize, reference), reference) for one in found)
 
 
-def sample_counts(names: Sequence[str] | None, data_root: Path | None) -> dict[tuple[str, str], int]:
+def sample_counts(
+    names: Sequence[str] | None, data_root: Path | None
+) -> dict[tuple[str, str], int]:
     """Return the number of samples of each (task, metric), from names, labels and captions alone.
 
-    No picture is read and no model is needed, so that what depends on the counts can be refused at once and early.
-    The arguments are those of :func:`load_tasks`.
+    No picture is read and no model is needed, so that what depends on the counts can be refused at
+    once and early. The arguments are those of :func:`load_tasks`.
 
     Raises:
         UsageError: as :func:`load_tasks`, but for what is wrong with a picture.
@@ -240,13 +265,17 @@ def _loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples
         place = found.place / name if name in samples.LAYOUTS else found.place.resolve()
         if place in loaded:
             what = f"and {loaded[place].name} are the same data in {found.place}"
-            raise UsageError(f"--tasks {name}", what, "Give one of them, or a --data-root that holds both.")
+            raise UsageError(
+                f"--tasks {name}", what, "Give one of them, or a --data-root that holds both."
+            )
         words.check_count(found.prompts, found.place)
         candidates = len(found.classes) if found.labels is not None else len(found.ids)
         most = 1 if found.labels is not None else 5
         if candidates - 1 < most:
             fix = "A task needs more wrong candidates than the metric looks at."
-            raise UsageError(found.place, f"{candidates} candidates are too few for {found.name}", fix)
+            raise UsageError(
+                found.place, f"{candidates} candidates are too few for {found.name}", fix
+            )
         loaded[place] = found
     return list(loaded.values())
 
@@ -254,11 +283,16 @@ def _loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples
 def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task:
     """*found* as a task: prompts written out and tokenized, pictures behind a cache."""
     if found.labels is not None:
-        texts = [words.fill(template, name) for name in found.classes for template in found.templates]
+        texts = [
+            words.fill(template, name) for name in found.classes for template in found.templates
+        ]
         counts = [len(found.templates)] * len(found.classes)
     else:
         assert found.captions is not None
-        texts, counts = [text for group in found.captions for text in group], [len(g) for g in found.captions]
+        texts, counts = (
+            [text for group in found.captions for text in group],
+            [len(g) for g in found.captions],
+        )
     return Task(
         name=found.name,
         kind=found.kind,
@@ -267,7 +301,10 @@ def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task
         pictures=Pictures(Resized(found.pictures, resize), found.ids, resize.shape),
         shades=inputs.shades(reference.image_processor),
         prompts=inputs.tokenize(
-            reference.tokenizer, texts, context_of(reference), families.of(reference.model).text_is_causal
+            reference.tokenizer,
+            texts,
+            context_of(reference),
+            families.of(reference.model).text_is_causal,
         ),
         first_text=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         labels=found.labels,
@@ -277,14 +314,18 @@ def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task
 
 
 def completed(task: Task, reference: Reference) -> Task:
-    """*task* with what *reference* lacks for it, if that is a single tower of a whole checkpoint."""
+    """*task* with what *reference* lacks for it, if that is a single tower of a whole
+    checkpoint.
+    """
     if reference.whole is None:
         return task
     towers = families.of(reference.model).towers
     runs: dict[str, Callable[[nn.Module, Task, int], npt.NDArray[np.float32]]]
     runs = {"vision": image_embeddings, "text": text_embeddings}
     size = inputs.default_batch_size(reference.device)
-    found = {name: run(reference.whole, task, size) for name, run in runs.items() if name not in towers}
+    found = {
+        name: run(reference.whole, task, size) for name, run in runs.items() if name not in towers
+    }
     (own,) = towers.values()
     projection = getattr(reference.whole, own.completed_by) if own.completed_by else None
     return dataclasses.replace(task, completion=Completion(found, projection))
@@ -304,15 +345,18 @@ def evaluate(
     progress: bool = False,
     known: Known | None = None,
 ) -> TaskRun:
-    """Run *model* (of a known family, quantized or not) over *task*, where it lies and in its own dtype.
+    """Run *model* (of a known family, quantized or not) over *task*, where it lies and in its own
+    dtype.
 
     Args:
         model: in evaluation mode.
         task: from :func:`load_tasks`.
-        batch_size: rows a forward, at least 2 (a single row takes another kernel); by default what the device likes.
+        batch_size: rows a forward, at least 2 (a single row takes another kernel); by default what
+            the device likes.
         keep_scores: keep the (n, m) logits; tasks with more than 2 GiB of them do without.
         progress: show a bar over the pictures.
-        known: what this very model has made of other tasks' pictures and prompts; those are not embedded again.
+        known: what this very model has made of other tasks' pictures and prompts; those are not
+            embedded again.
     """
     size = max(2, batch_size or inputs.default_batch_size(next(model.parameters()).device))
     images = image_embeddings(model, task, size, progress, known)
@@ -328,7 +372,8 @@ def image_embeddings(
     known: Known | None = None,
     part: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the task's pictures, or of *part* (start, stop) of them: float32 (pictures, d).
+    """Unit embeddings of the task's pictures, or of *part* (start, stop) of them: float32
+    (pictures, d).
 
     Args:
         model: in evaluation mode.
@@ -351,26 +396,41 @@ def image_embeddings(
         return inputs.embed_images(model, batches, task.shades, size, task.projection)
 
     pictures = task.pictures
-    if known is not None and isinstance(pictures, Pictures) and (names := pictures.digests(start, stop)) is not None:
+    if (
+        known is not None
+        and isinstance(pictures, Pictures)
+        and (names := pictures.digests(start, stop)) is not None
+    ):
 
         def fresh(positions: list[int]) -> Tensor:
-            return embed(pictures.take([start + i for i in positions]).batches(size), len(positions))
+            return embed(
+                pictures.take([start + i for i in positions]).batches(size), len(positions)
+            )
 
         return once(known.pictures, names, fresh).numpy()
     return embed(pictures.batches(size, start, stop), last - first).numpy()
 
 
 def text_embeddings(
-    model: nn.Module, task: Task, size: int, known: Known | None = None, part: tuple[int, int] | None = None
+    model: nn.Module,
+    task: Task,
+    size: int,
+    known: Known | None = None,
+    part: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Unit embeddings of the candidates in words, or of *part* of them: float32 (classes or captions, d).
+    """Unit embeddings of the candidates in words, or of *part* of them: float32 (classes or
+    captions, d).
 
     The arguments are those of :func:`image_embeddings`.
     """
     start, stop = part or (0, texts_of(task))
     if task.completion and "text" in task.completion.embeddings:
         return task.completion.embeddings["text"][start:stop]
-    first, last = (task.first_text[i] for i in (start, stop)) if task.kind == CLASSIFICATION else (start, stop)
+    first, last = (
+        (task.first_text[i] for i in (start, stop))
+        if task.kind == CLASSIFICATION
+        else (start, stop)
+    )
     prompts = task.prompts.part(int(first), int(last))
 
     def fresh(positions: list[int]) -> Tensor:
@@ -379,7 +439,9 @@ def text_embeddings(
     if known is None:
         found = inputs.embed_texts(model, prompts, size, task.projection)
     else:
-        found = once(known.prompts, [ids.numpy().tobytes() for ids in prompts.ids], fresh)[prompts.rows]
+        found = once(known.prompts, [ids.numpy().tobytes() for ids in prompts.ids], fresh)[
+            prompts.rows
+        ]
     if task.kind != CLASSIFICATION:
         return found.numpy()
     return inputs.unit(found.double().view(stop - start, -1, found.shape[1]).mean(1)).numpy()
@@ -391,12 +453,19 @@ def texts_of(task: Task) -> int:
 
 
 def score(
-    task: Task, images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32], keep_scores: bool = True
+    task: Task,
+    images: npt.NDArray[np.float32],
+    texts: npt.NDArray[np.float32],
+    keep_scores: bool = True,
 ) -> dict[str, Outcomes]:
     """Outcomes by metric from unit embeddings of the task's pictures and candidates in words."""
     if task.labels is not None:
         right = np.stack([task.labels, task.labels + 1], 1)
-        return {ACC1: _outcomes(task, ACC1, task.sample_ids, images, texts, right, task.clusters, keep_scores)}
+        return {
+            ACC1: _outcomes(
+                task, ACC1, task.sample_ids, images, texts, right, task.clusters, keep_scores
+            )
+        }
     first = task.first_text
     captions = np.diff(first)
     owner = np.repeat(np.arange(len(captions), dtype=np.int32), captions)
@@ -405,8 +474,12 @@ def score(
     to_image, to_text = np.stack([owner, owner + 1], 1), np.stack([first[:-1], first[1:]], 1)
     own = np.arange(len(captions), dtype=np.int32)
     return {
-        IMAGE_RECALL: _outcomes(task, IMAGE_RECALL, caption_ids, texts, images, to_image, owner, keep_scores),
-        TEXT_RECALL: _outcomes(task, TEXT_RECALL, task.sample_ids, images, texts, to_text, own, keep_scores),
+        IMAGE_RECALL: _outcomes(
+            task, IMAGE_RECALL, caption_ids, texts, images, to_image, owner, keep_scores
+        ),
+        TEXT_RECALL: _outcomes(
+            task, TEXT_RECALL, task.sample_ids, images, texts, to_text, own, keep_scores
+        ),
     }
 
 
@@ -420,7 +493,9 @@ def _outcomes(
     clusters: npt.NDArray[np.int32],
     keep_scores: bool,
 ) -> Outcomes:
-    """Rank *candidates* (m, d) for each of *queries* (n, d); the right ones are right[i, 0] to right[i, 1] - 1."""
+    """Rank *candidates* (m, d) for each of *queries* (n, d); the right ones are right[i, 0] to
+    right[i, 1] - 1.
+    """
     wanted, table = torch.from_numpy(queries).double(), torch.from_numpy(candidates).double().T
     bounds = torch.from_numpy(right).long()
     index = torch.arange(len(candidates))
@@ -455,7 +530,9 @@ def _ranked(logits: Tensor, is_right: Tensor, depth: int) -> tuple[Tensor, Tenso
     correct = is_right.gather(1, top[:, :depth]).any(1)
     infinite = torch.tensor(float("-inf"))
     inside = torch.where(is_right, logits, infinite).amax(1)
-    outside = torch.where(is_right, infinite, logits).topk(min(depth, logits.shape[1]), 1).values[:, -1]
+    outside = (
+        torch.where(is_right, infinite, logits).topk(min(depth, logits.shape[1]), 1).values[:, -1]
+    )
     margins = inside - outside
     lost = ~logits.isfinite().all(1)
     return (
@@ -466,7 +543,9 @@ def _ranked(logits: Tensor, is_right: Tensor, depth: int) -> tuple[Tensor, Tenso
 
 
 def best(logits: Tensor, count: int) -> Tensor:
-    """Positions of the *count* highest in each row, best first; equals in order of position (topk leaves it open)."""
+    """Positions of the *count* highest in each row, best first; equals in order of position (topk
+    leaves it open).
+    """
     some = min(count + 1, logits.shape[1])
     values, found = logits.topk(some, 1)
     tied = (values[:, 1:] == values[:, :-1]).any(1)

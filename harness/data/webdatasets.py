@@ -1,8 +1,9 @@
-"""CLIP_benchmark's webdatasets: numbered tar archives with pictures, labels or captions, and text files beside them.
+"""CLIP_benchmark's webdatasets: numbered tar archives with pictures, labels or captions, and text
+files beside them.
 
-Samples are formed as the package webdataset forms them (files of one name up to its first dot, in order of the
-archive), but nothing in an archive is decoded on sight, and a picture is not read before it is asked for: only where
-its bytes are is kept.
+Samples are formed as the package webdataset forms them (files of one name up to its first dot, in
+order of the archive), but nothing in an archive is decoded on sight, and a picture is not read
+before it is asked for: only where its bytes are is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from harness.data.pictures import PictureFile
 from harness.errors import UsageError
 
 CLASSIFICATION, RETRIEVAL = "classification", "retrieval"
-FIX = "Give a CLIP_benchmark webdataset: test/nshards.txt, test/0.tar, ..., classnames.txt or dataset_type.txt."
+FIX = (
+    "Give a CLIP_benchmark webdataset: test/nshards.txt, test/0.tar, ..., classnames.txt or "
+    "dataset_type.txt."
+)
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
 #: What a member of a sample may be.  The package webdataset unpickles some others.
@@ -38,7 +42,8 @@ _DIGITS = re.compile(r"[0-9]{1,12}")
 
 @dataclass
 class Sample:
-    """Files of one name in a shard: where its picture is, and the content of its label and captions.
+    """Files of one name in a shard: where its picture is, and the content of its label and
+    captions.
 
     Attributes:
         shard: the archive.
@@ -62,7 +67,9 @@ class Sample:
         for ending in PICTURES:
             if ending in self.members:
                 return self.members[ending]
-        raise UsageError(self.shard, f"sample {self.key} has no picture", f"Allowed are: {', '.join(PICTURES)}.")
+        raise UsageError(
+            self.shard, f"sample {self.key} has no picture", f"Allowed are: {', '.join(PICTURES)}."
+        )
 
     @property
     def label(self) -> int:
@@ -76,7 +83,9 @@ class Sample:
             raise UsageError(self.shard, f"sample {self.key} has no label", fix)
         text = self.small["cls"].strip()
         if not re.fullmatch(rb"-?[0-9]{1,9}", text):
-            raise UsageError(self.shard, f"sample {self.key} has no label, but {files.shown(text)}", fix)
+            raise UsageError(
+                self.shard, f"sample {self.key} has no label, but {files.shown(text)}", fix
+            )
         return int(text)
 
     @property
@@ -87,13 +96,21 @@ class Sample:
             UsageError: there is none, or a caption cannot be used.
         """
         if "txt" not in self.small:
-            raise UsageError(self.shard, f"sample {self.key} has no .txt member", "A retrieval sample has captions.")
+            raise UsageError(
+                self.shard,
+                f"sample {self.key} has no .txt member",
+                "A retrieval sample has captions.",
+            )
         try:
             captions = words.caption_lines(self.small["txt"])
         except ValueError as error:
-            raise UsageError(self.shard, f"sample {self.key}: {error}", "Correct its .txt member.") from error
+            raise UsageError(
+                self.shard, f"sample {self.key}: {error}", "Correct its .txt member."
+            ) from error
         if not captions:
-            raise UsageError(self.shard, f"picture {self.key} has no caption", "Give it one, or leave it out.")
+            raise UsageError(
+                self.shard, f"picture {self.key} has no caption", "Give it one, or leave it out."
+            )
         return captions
 
 
@@ -121,10 +138,14 @@ def clusters(place: Path, n: int) -> list[int] | None:
     path, fix = place / "clusters.txt", "Write one whole number from 0 up for each sample."
     if not files.exists(path) and not path.is_symlink():
         return None
-    items = files.read_text(path, limit=files.MAX_ANNOTATIONS, what="list of numbers", fix=fix).split()
+    items = files.read_text(
+        path, limit=files.MAX_ANNOTATIONS, what="list of numbers", fix=fix
+    ).split()
     for number, item in enumerate(items, 1):
         if not _DIGITS.fullmatch(item) or int(item) >= 1 << 31:
-            raise UsageError(path, f"entry {number} is {files.shown(item)}, which is not a cluster's number", fix)
+            raise UsageError(
+                path, f"entry {number} is {files.shown(item)}, which is not a cluster's number", fix
+            )
     if len(items) != n:
         raise UsageError(path, f"has {len(items)} numbers for {n} samples", fix)
     return [int(item) for item in items]
@@ -134,7 +155,8 @@ def samples(place: Path, split: str) -> Iterator[Sample]:
     """Yield the samples of a webdataset's *split* in their order.
 
     Raises:
-        UsageError: a shard is missing or damaged, or a sample holds a file that no picture task has.
+        UsageError: a shard is missing or damaged, or a sample holds a file that no picture task
+            has.
     """
     for path in _shards(place / split):
         with _archive(path) as archive:
@@ -151,14 +173,18 @@ def _shards(folder: Path) -> list[Path]:
     paths: list[Path] = []
     for index in range(int(text)):
         path = folder / f"{index}.tar"
-        if not files.exists(path):  # the first one that is missing ends the list, however long it claims to be
+        if not files.exists(
+            path
+        ):  # the first one that is missing ends the list, however long it claims to be
             raise UsageError(path, f"is missing, nshards.txt says {int(text)}", FIX)
         paths.append(path)
     return paths
 
 
 class _Bounded:
-    """A file of which no single read is large: a header that claims to be would be kept in memory."""
+    """A file of which no single read is large: a header that claims to be would be kept in
+    memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -194,7 +220,9 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
         except UsageError:
             raise
         except Exception as error:  # tarfile raises ten kinds for damaged headers
-            raise UsageError(path, f"the shard is damaged ({error})", "Fetch the shards again.") from error
+            raise UsageError(
+                path, f"the shard is damaged ({error})", "Fetch the shards again."
+            ) from error
 
 
 def _grouped(path: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
@@ -238,16 +266,23 @@ def _add(sample: Sample, ending: str, entry: tarfile.TarInfo, archive: tarfile.T
     """Take *entry* into its *sample*."""
     path, key = sample.shard, sample.key
     if len(entry.name) > _MAX_NAME or any("\ud800" <= c <= "\udfff" for c in entry.name):
-        what = f"the name of member {files.shown(entry.name)} is not UTF-8, or longer than {_MAX_NAME} characters"
+        what = (
+            f"the name of member {files.shown(entry.name)} is not UTF-8, or longer than "
+            f"{_MAX_NAME} characters"
+        )
         raise UsageError(path, what, "Name it by a number.")
     if ending not in _MEMBERS:
         what = f"sample {key} has a member .{ending}"
         raise UsageError(path, what, f"Allowed are: {', '.join(sorted(_MEMBERS))}.")
     if ending in sample.members:
-        raise UsageError(path, f"sample {key} has two members .{ending}", "Give each sample a name of its own.")
+        raise UsageError(
+            path, f"sample {key} has two members .{ending}", "Give each sample a name of its own."
+        )
     limit = files.MAX_PICTURE if ending in PICTURES else _MAX_SMALL
     if entry.size > limit or entry.issparse():
-        what = f"sample {key} has a member .{ending} of {entry.size:,} bytes, the limit is {limit:,}"
+        what = (
+            f"sample {key} has a member .{ending} of {entry.size:,} bytes, the limit is {limit:,}"
+        )
         raise UsageError(path, what, "Make it smaller, or leave the sample out.")
     sample.members[ending] = PictureFile(path, offset=entry.offset_data, size=entry.size)
     if ending in ("cls", "txt"):

@@ -1,7 +1,9 @@
-"""Class names, prompt templates and captions: what of them can be used, checked before a prompt is made.
+"""Class names, prompt templates and captions: what of them can be used, checked before a prompt is
+made.
 
-A template marks the place of the class name with ``{c}``, as CLIP_benchmark's do.  It is filled by replacing those
-three characters: a format string would evaluate attributes and indices of what it is given.
+A template marks the place of the class name with ``{c}``, as CLIP_benchmark's do.  It is filled by
+replacing those three characters: a format string would evaluate attributes and indices of what it
+is given.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def read_class_names(path: Path, fix: str) -> list[str]:
     """Return the class names of a webdataset, one per line.
 
     Raises:
-        UsageError: the file cannot be read, a line is empty or unusable, or fewer than two names differ.
+        UsageError: the file cannot be read, a line is empty or unusable, or fewer than two names
+            differ.
     """
     names = _lines(path, fix)
     for number, name in enumerate(names, 1):
@@ -63,7 +66,11 @@ def read_class_names(path: Path, fix: str) -> list[str]:
             fix_line = "Write the class name, or remove the line: the n-th line names class n - 1."
             raise UsageError(f"{path}:{number}", f"the class name {found}", fix_line)
     if len(set(names)) < 2:
-        raise UsageError(path, f"holds {len(set(names))} different class names, expected at least 2", "Add the others.")
+        raise UsageError(
+            path,
+            f"holds {len(set(names))} different class names, expected at least 2",
+            "Add the others.",
+        )
     return names
 
 
@@ -90,7 +97,10 @@ def check_count(prompts: int, place: Path) -> None:
         UsageError: there are more than MAX_PROMPTS.
     """
     if prompts > MAX_PROMPTS:
-        what = f"makes {prompts:,} prompts (classes times templates, or captions), the limit is {MAX_PROMPTS:,}"
+        what = (
+            f"makes {prompts:,} prompts (classes times templates, or captions), the limit is "
+            f"{MAX_PROMPTS:,}"
+        )
         raise UsageError(place, what, "Give fewer templates, or a part of the data set.")
 
 

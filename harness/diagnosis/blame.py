@@ -1,8 +1,9 @@
 """Which quantizers are at fault: measured on the calibrated model, not guessed.
 
-Quantizers are grouped by tower, layer and kind.  A group's harm is measured twice: what is won back when it alone is
-turned off, and what is lost when it alone is on.  The smallest set of groups that wins the budget back is then looked
-for along that ranking, and the recipe that leaves it out is quantized, evaluated and judged like any other.
+Quantizers are grouped by tower, layer and kind.  A group's harm is measured twice: what is won back
+when it alone is turned off, and what is lost when it alone is on.  The smallest set of groups that
+wins the budget back is then looked for along that ranking, and the recipe that leaves it out is
+quantized, evaluated and judged like any other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Group:
-    """Quantizers that stand or fall together: one kind in one layer of one tower; ``patterns`` name just them."""
+    """Quantizers that stand or fall together: one kind in one layer of one tower; ``patterns`` name
+    just them.
+    """
 
     name: str
     tower: str
@@ -52,9 +55,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Harm:
-    """A group's share in the loss, in points of the metric and in mean margin (logits); positive means harmful.
+    """A group's share in the loss, in points of the metric and in mean margin (logits); positive
+    means harmful.
 
-    ``off_*``: what turning the group off wins back.  ``alone_*``: what the group costs when nothing else is quantized.
+    ``off_*``: what turning the group off wins back.  ``alone_*``: what the group costs when nothing
+    else is quantized.
     """
 
     group: Group
@@ -65,13 +70,17 @@ class Harm:
 
     @property
     def rank(self) -> float:
-        """What the ranking goes by: margins see harm before answers flip, so they decide between equal points."""
+        """What the ranking goes by: margins see harm before answers flip, so they decide between
+        equal points.
+        """
         return self.off_margin + self.alone_margin
 
 
 @dataclass(frozen=True)
 class Blame:
-    """The ranking (worst first), the set found, the recipe patch that leaves it out, and what was verified."""
+    """The ranking (worst first), the set found, the recipe patch that leaves it out, and what was
+    verified.
+    """
 
     task: str
     metric: str
@@ -85,37 +94,66 @@ class Blame:
     def as_dict(self) -> dict[str, Any]:
         """A plain record for JSON."""
         rows = [
-            {"name": h.group.name, "tower": h.group.tower, "off_points": h.off_points, "alone_points": h.alone_points,
-             "off_margin": h.off_margin, "alone_margin": h.alone_margin} for h in self.ranking
-        ]  # fmt: skip
+            {
+                "name": h.group.name,
+                "tower": h.group.tower,
+                "off_points": h.off_points,
+                "alone_points": h.alone_points,
+                "off_margin": h.off_margin,
+                "alone_margin": h.alone_margin,
+            }
+            for h in self.ranking
+        ]
         names = [g.name for g in self.culprits]
-        return {"task": self.task, "metric": self.metric, "groups": rows, "culprits": names, "patch": self.patch,
-                "verified": self.verified, "seconds": self.seconds, "note": self.note}  # fmt: skip
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "groups": rows,
+            "culprits": names,
+            "patch": self.patch,
+            "verified": self.verified,
+            "seconds": self.seconds,
+            "note": self.note,
+        }
 
     def message(self, rows: int = 8) -> str:
         """The table and the patch, for a person."""
         lines = [
-            f"blame, measured on {self.task} ({self.metric}): what turning a group off wins back, what it costs alone",
+            f"blame, measured on {self.task} ({self.metric}): what turning a group off wins back, "
+            f"what it costs alone",
             f"  {'group':<44} {'off':>8} {'alone':>8}  (points; margins in logits)",
         ]
         for harm in self.ranking[:rows]:
             points = f"{harm.off_points:>+8.2f} {harm.alone_points:>+8.2f}"
-            lines.append(f"  {harm.group.name:<44} {points}  ({harm.off_margin:+.3f}, {harm.alone_margin:+.3f})")
+            lines.append(
+                f"  {harm.group.name:<44} {points}  ({harm.off_margin:+.3f}, "
+                f"{harm.alone_margin:+.3f})"
+            )
         lines.append(self.note)
         if self.patch:
-            lines += ["append to the recipe's quant_cfg:", *(f"    {line}" for line in self.patch.splitlines())]
+            lines += [
+                "append to the recipe's quant_cfg:",
+                *(f"    {line}" for line in self.patch.splitlines()),
+            ]
         return "\n".join(lines)
 
 
 def groups(quantizers: QuantizerMap) -> tuple[Group, ...]:
-    """The enabled quantizers by tower, layer and kind, each with patterns that match them and nothing else enabled."""
+    """The enabled quantizers by tower, layer and kind, each with patterns that match them and
+    nothing else enabled.
+    """
     found: dict[tuple[str, str], list[Quantizer]] = {}
     for q in quantizers:
         if q.enabled:
             found.setdefault((q.tower, _place(q)), []).append(q)
     enabled = [q.name for q in quantizers if q.enabled]
     return tuple(
-        Group(place, tower, tuple(q.name for q in members), _patterns([q.name for q in members], place, enabled))
+        Group(
+            place,
+            tower,
+            tuple(q.name for q in members),
+            _patterns([q.name for q in members], place, enabled),
+        )
         for (tower, place), members in found.items()
     )
 
@@ -124,7 +162,13 @@ def _place(q: Quantizer) -> str:
     block = q.module.split(".self_attn")[0].split(".mlp")[0]
     if q.layer is None:
         return q.module
-    part = "self_attn" if ".self_attn" in q.module else "mlp" if ".mlp" in q.module else q.module.rpartition(".")[2]
+    part = (
+        "self_attn"
+        if ".self_attn" in q.module
+        else "mlp"
+        if ".mlp" in q.module
+        else q.module.rpartition(".")[2]
+    )
     return f"{block}.{part} {q.module_kind}"
 
 
@@ -140,7 +184,9 @@ def _patterns(members: Sequence[str], place: str, enabled: Sequence[str]) -> tup
 
 def patch_of(culprits: Sequence[Group]) -> str:
     """The entries that leave *culprits* out, as they stand in a recipe's YAML."""
-    return "".join(f"- quantizer_name: '{p}'\n  enable: false\n" for g in culprits for p in g.patterns)
+    return "".join(
+        f"- quantizer_name: '{p}'\n  enable: false\n" for g in culprits for p in g.patterns
+    )
 
 
 def patched(recipe: Recipe, culprits: Sequence[Group]) -> Recipe:
@@ -170,9 +216,13 @@ def switched(model: nn.Module, off: Callable[[str], bool]) -> Iterator[None]:
 
 
 class _Meter:
-    """Measures one metric with some quantizers off; only the tower that changes is computed anew."""
+    """Measures one metric with some quantizers off; only the tower that changes is computed
+    anew.
+    """
 
-    def __init__(self, reference: nn.Module, quantized: nn.Module, task: Task, metric: str, batch_size: int) -> None:
+    def __init__(
+        self, reference: nn.Module, quantized: nn.Module, task: Task, metric: str, batch_size: int
+    ) -> None:
         self.quantized = quantized
         self.task = task
         if task.labels is not None and len(task.sample_ids) > RANKED_ON:
@@ -189,18 +239,29 @@ class _Meter:
         return run(model, self.task, self.batch_size)
 
     def _score(self, embeddings: dict[str, Floats]) -> tuple[float, float]:
-        outcomes = tasks.score(self.task, embeddings["vision"], embeddings["text"], keep_scores=False)[self.metric]
+        outcomes = tasks.score(
+            self.task, embeddings["vision"], embeddings["text"], keep_scores=False
+        )[self.metric]
         return 100 * outcomes.accuracy, float(outcomes.margins.mean())
 
     def harm(self, group: Group) -> Harm:
         """Both measurements of *group*."""
         members = set(group.quantizers)
         with switched(self.quantized, lambda name: name in members):
-            without = self._score(self.coarse | {group.tower: self._embed(self.quantized, group.tower)})
+            without = self._score(
+                self.coarse | {group.tower: self._embed(self.quantized, group.tower)}
+            )
         with switched(self.quantized, lambda name: name not in members):
-            alone = self._score(self.exact | {group.tower: self._embed(self.quantized, group.tower)})
-        return Harm(group, without[0] - self.start[0], without[1] - self.start[1],
-                    self.best[0] - alone[0], self.best[1] - alone[1])  # fmt: skip
+            alone = self._score(
+                self.exact | {group.tower: self._embed(self.quantized, group.tower)}
+            )
+        return Harm(
+            group,
+            without[0] - self.start[0],
+            without[1] - self.start[1],
+            self.best[0] - alone[0],
+            self.best[1] - alone[1],
+        )
 
 
 def find(
@@ -225,8 +286,9 @@ def find(
         recipe: what it was made from.
         task: where the loss was seen.
         metric: the metric of the task.
-        holds: quantizes a patched recipe again, evaluates it on everything and says whether its verdicts pass; it
-            raises a QuantizationError where ModelOpt refuses the patched recipe, which is then not a fix.
+        holds: quantizes a patched recipe again, evaluates it on everything and says whether its
+            verdicts pass; it raises a QuantizationError where ModelOpt refuses the patched recipe,
+            which is then not a fix.
         batch_size: rows a forward.
         limit: seconds after which no further step is begun.
         progress: show a bar.
@@ -241,7 +303,9 @@ def find(
     meter = _Meter(reference, quantized, task, metric, batch_size)
     everything = groups(quantizers)
     ranking = []
-    for group in tqdm(everything, desc=f"blame (at most {limit:.0f} s)", leave=False, disable=not progress):
+    for group in tqdm(
+        everything, desc=f"blame (at most {limit:.0f} s)", leave=False, disable=not progress
+    ):
         if left() < 0:
             break
         ranking.append(meter.harm(group))
@@ -253,7 +317,9 @@ def find(
         try:
             return holds(patched(recipe, left_out))
         except QuantizationError as error:
-            refused.append(f"without {', '.join(group.name for group in left_out)}, {error.headline}")
+            refused.append(
+                f"without {', '.join(group.name for group in left_out)}, {error.headline}"
+            )
             return False
 
     culprits: tuple[Group, ...] = ()
@@ -268,17 +334,30 @@ def find(
             break
     seconds = round(time.monotonic() - began, 1)
     if verified:
-        note = f"leaving out {', '.join(g.name for g in culprits)} wins the budget back: verified by a full evaluation."
+        note = (
+            f"leaving out {', '.join(g.name for g in culprits)} wins the budget back: verified by "
+            f"a full evaluation."
+        )
     else:
         culprits = ()
-        looked = f"{len(ranking)} of {len(everything)} groups ranked, {tried} sets tried in {seconds:.0f} s"
-        note = f"no set of at most {_TRIED} groups wins the budget back ({looked}): the loss is spread over the model."
+        looked = (
+            f"{len(ranking)} of {len(everything)} groups ranked, {tried} sets tried in "
+            f"{seconds:.0f} s"
+        )
+        note = (
+            f"no set of at most {_TRIED} groups wins the budget back ({looked}): the loss is "
+            f"spread over the model."
+        )
         if refused:
             note += f" {len(refused)} of these sets cannot be left out: {refused[0]}."
-    return Blame(task.name, metric, tuple(ranking), culprits, patch_of(culprits), verified, seconds, note)
+    return Blame(
+        task.name, metric, tuple(ranking), culprits, patch_of(culprits), verified, seconds, note
+    )
 
 
-def _pruned(culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool]) -> tuple[Group, ...]:
+def _pruned(
+    culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool]
+) -> tuple[Group, ...]:
     """*culprits* without the members that are not needed."""
     kept = list(culprits)
     for group in culprits[:-1]:
@@ -306,13 +385,20 @@ def of_case(case: Case, task: str, metric: str) -> Blame:
 
 
 def holds(case: Case, recipe: Recipe) -> bool:
-    """Return whether the case's verdicts would all pass with *recipe* in place of its own, limits included."""
+    """Return whether the case's verdicts would all pass with *recipe* in place of its own, limits
+    included.
+    """
     model, _ = case.calibrated(recipe)
     subject = case.subject_of(recipe, model, quantize.fold(model))
-    runs, before = case.setting.evaluator.evaluate(subject, case.tasks, keep=False), case.reference_runs
+    runs, before = (
+        case.setting.evaluator.evaluate(subject, case.tasks, keep=False),
+        case.reference_runs,
+    )
     within_limits = []
     for task, run in before.items():
         budgets = {name: case.budget(task, name) for name in run.outcomes}
-        within_limits += [measure.ok for measure in distribution.distribution(run, runs[task], budgets)]
+        within_limits += [
+            measure.ok for measure in distribution.distribution(run, runs[task], budgets)
+        ]
     decision = verdicts.family(case.judged(before, runs)).decision
     return decision is verdicts.Decision.PASS and all(within_limits)

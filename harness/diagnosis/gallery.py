@@ -1,4 +1,6 @@
-"""The samples whose answer quantization changed, with their pictures: what a person looks at after the numbers."""
+"""The samples whose answer quantization changed, with their pictures: what a person looks at after
+the numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from harness.statistics.verdicts import check_pair
 if TYPE_CHECKING:
     from harness.gate.case import Case
 
-#: Pixels of a thumbnail's longer side: enough to recognise a picture, small enough for a page of hundreds.
+#: Pixels of a thumbnail's longer side: enough to recognise a picture, small enough for a page of
+#: hundreds.
 THUMBNAIL = 96
 #: Entries a metric; more are counted by the verdict.
 LIMIT = 60
@@ -25,25 +28,33 @@ _ORDER = {"lost": 0, "changed": 1, "won": 2}
 
 
 def changed_answers(
-    task: Task, reference: Outcomes, quantized: Outcomes, limit: int = LIMIT, captions: Sequence[str] | None = None
+    task: Task,
+    reference: Outcomes,
+    quantized: Outcomes,
+    limit: int = LIMIT,
+    captions: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The samples that the two models answer differently, worst first: lost, then changed, then won.
+    """The samples that the two models answer differently, worst first: lost, then changed, then
+    won.
 
-    Within each of these the largest fall of the margin comes first.  ``lost``: right only in the reference; ``won``:
-    right only in the quantized model; ``changed``: another first answer, as right or wrong as before.
+    Within each of these the largest fall of the margin comes first.  ``lost``: right only in the
+    reference; ``won``: right only in the quantized model; ``changed``: another first answer, as
+    right or wrong as before.
 
     Args:
         task: what both were evaluated on.
         reference: outcomes of the FP16 model.
         quantized: outcomes of the quantized model, same metric, same samples.
         limit: entries to return.
-        captions: the words behind a retrieval task's prompts, in their order (:func:`captions_of`); without them a
-            caption is called by its picture and number.
+        captions: the words behind a retrieval task's prompts, in their order (:func:`captions_of`);
+            without them a caption is called by its picture and number.
 
     Returns:
-        JSON records: ``sample``, ``image`` (a PNG data URI), ``target``, ``reference``, ``quantized`` (in words),
-        ``reference_margin``, ``quantized_margin`` (logits) and ``kind``.  Where answers are pictures, ``query`` is the
-        caption and ``reference_image`` and ``quantized_image`` are the pictures that each model put first.
+        JSON records: ``sample``, ``image`` (a PNG data URI), ``target``, ``reference``,
+            ``quantized`` (in words),
+        ``reference_margin``, ``quantized_margin`` (logits) and ``kind``.  Where answers are
+        pictures, ``query`` is the caption and ``reference_image`` and ``quantized_image`` are the
+        pictures that each model put first.
 
     Raises:
         UsageError: the two are not outcomes of the same samples, or a picture cannot be read.
@@ -51,7 +62,11 @@ def changed_answers(
     check_pair(reference, quantized)
     fall = _fall(reference, quantized)
     chosen = sorted(
-        ((kind, int(i)) for kind, members in _kinds(reference, quantized).items() for i in np.flatnonzero(members)),
+        (
+            (kind, int(i))
+            for kind, members in _kinds(reference, quantized).items()
+            for i in np.flatnonzero(members)
+        ),
         key=lambda entry: (_ORDER[entry[0]], -fall[entry[1]]),
     )[:limit]
     by_picture = reference.metric == IMAGE_RECALL
@@ -81,13 +96,17 @@ def changed_answers(
 
 
 def captions_of(task: Task, tokenizer: Any) -> tuple[str, ...]:
-    """What the text tower read of each of *task*'s prompts, decoded from their tokens: (prompts,)."""
+    """What the text tower read of each of *task*'s prompts, decoded from their tokens:
+    (prompts,).
+    """
     words = tokenizer.batch_decode(task.prompts.ids, skip_special_tokens=True)
     return tuple(words[row].strip() for row in task.prompts.rows.tolist())
 
 
 def thumbnails(task: Task, positions: Sequence[int]) -> dict[int, str]:
-    """PNG data URIs of the pictures at *positions* (ascending) of *task*, at most THUMBNAIL pixels a side."""
+    """PNG data URIs of the pictures at *positions* (ascending) of *task*, at most THUMBNAIL pixels
+    a side.
+    """
     if not positions:
         return {}
     pictures, start = task.pictures, task.start
@@ -95,7 +114,9 @@ def thumbnails(task: Task, positions: Sequence[int]) -> dict[int, str]:
 
 
 def data_uri(picture: Tensor) -> str:
-    """*picture*, uint8 (3, height, width), as a ``data:image/png`` URI, reduced to THUMBNAIL pixels a side."""
+    """*picture*, uint8 (3, height, width), as a ``data:image/png`` URI, reduced to THUMBNAIL pixels
+    a side.
+    """
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
@@ -103,9 +124,15 @@ def data_uri(picture: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def _kinds(reference: Outcomes, quantized: Outcomes) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+def _kinds(
+    reference: Outcomes, quantized: Outcomes
+) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
     lost, won = reference.correct & ~quantized.correct, quantized.correct & ~reference.correct
-    return {"lost": lost, "won": won, "changed": (reference.answers != quantized.answers) & ~lost & ~won}
+    return {
+        "lost": lost,
+        "won": won,
+        "changed": (reference.answers != quantized.answers) & ~lost & ~won,
+    }
 
 
 def _fall(reference: Outcomes, quantized: Outcomes) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -117,7 +144,9 @@ def _fall(reference: Outcomes, quantized: Outcomes) -> np.ndarray[Any, np.dtype[
 
 
 def _picture_of(outcomes: Outcomes, sample: int) -> int:
-    """The position of the picture that a sample shows: its own, or for a caption the one that it belongs to."""
+    """The position of the picture that a sample shows: its own, or for a caption the one that it
+    belongs to.
+    """
     return int(outcomes.targets[sample]) if outcomes.metric == IMAGE_RECALL else sample
 
 
@@ -140,7 +169,9 @@ def _names(task: Task, metric: str, captions: Sequence[str] | None) -> Any:
 
 
 def of_case(case: Case) -> dict[str, list[dict[str, Any]]]:
-    """Return the changed answers on every metric of every task that was evaluated whole, by task and metric."""
+    """Return the changed answers on every metric of every task that was evaluated whole, by task
+    and metric.
+    """
     before, after = case.runs
     found = {}
     for task in case.tasks:
@@ -150,6 +181,8 @@ def of_case(case: Case) -> dict[str, list[dict[str, Any]]]:
             captions = None
             if task.labels is None:
                 captions = captions_of(task, case.reference.tokenizer)
-            changed = changed_answers(task, outcomes, after[task.name].outcomes[metric], captions=captions)
+            changed = changed_answers(
+                task, outcomes, after[task.name].outcomes[metric], captions=captions
+            )
             found[f"{task.name}/{metric}"] = changed
     return found

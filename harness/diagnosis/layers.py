@@ -1,4 +1,6 @@
-"""How far each encoder layer's output moved: where in a tower quantization error arises and how it grows."""
+"""How far each encoder layer's output moved: where in a tower quantization error arises and how it
+grows.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ _LAYER = re.compile(r"\.(?:layers|blocks|resblocks)\.\d+$")
 def layer_errors(
     reference_model: nn.Module, quantized_model: nn.Module, inputs: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """The error of every encoder layer's output, both towers, in one forward of each model on the same *inputs*.
+    """The error of every encoder layer's output, both towers, in one forward of each model on the
+    same *inputs*.
 
     With r the reference's output and q the quantized model's, in float64:
 
-    * ``sqnr_db`` = 10 log10(sum r^2 / sum (r - q)^2): signal to quantization noise, infinite where r and q are equal;
+    * ``sqnr_db`` = 10 log10(sum r^2 / sum (r - q)^2): signal to quantization noise, infinite where
+      r and q are equal;
     * ``cosine``: the mean over positions of the cosine between r and q along the hidden dimension.
 
     The error of a layer contains that of the layers before it.
@@ -44,7 +48,10 @@ def layer_errors(
     expected, found = _outputs(reference_model, inputs), _outputs(quantized_model, inputs)
     if expected.keys() != found.keys():
         different = sorted(expected.keys() ^ found.keys())
-        raise ValueError(f"the models have different encoder layers: {', '.join(different)} is in one of them only")
+        raise ValueError(
+            f"the models have different encoder layers: {', '.join(different)} is in one of them "
+            f"only"
+        )
     rows = []
     for module, r in expected.items():
         tower = families.tower_of(family, module)
@@ -62,14 +69,18 @@ def layer_errors(
 
 
 def errors(reference: Tensor, quantized: Tensor) -> tuple[float, float]:
-    """(SQNR in dB, mean cosine) of *quantized* against *reference*, both (..., hidden) of any float dtype."""
+    """(SQNR in dB, mean cosine) of *quantized* against *reference*, both (..., hidden) of any float
+    dtype.
+    """
     r, q = (t.detach().double().reshape(-1, t.shape[-1]) for t in (reference, quantized))
     signal, noise = float(r.square().sum()), float((r - q).square().sum())
     cosine = float(torch.nn.functional.cosine_similarity(r, q, dim=-1).mean())
     if noise == 0:
         return math.inf, cosine
     # No signal, or one that is not a number, has no ratio.
-    return (10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else math.nan), cosine
+    return (
+        10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else math.nan
+    ), cosine
 
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

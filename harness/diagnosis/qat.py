@@ -1,8 +1,10 @@
-"""Quantization-aware training: a recipe's loss won back by fine-tuning the weights under frozen ranges.
+"""Quantization-aware training: a recipe's loss won back by fine-tuning the weights under frozen
+ranges.
 
-The quantized model is trained in float32 with its quantizers in place, straight-through gradients and all, on the pairs
-that it was calibrated with: the symmetric contrastive loss of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3)
-over batches, at the reference's own temperature.  Ranges are buffers and stay what calibration made them.
+The quantized model is trained in float32 with its quantizers in place, straight-through gradients
+and all, on the pairs that it was calibrated with: the symmetric contrastive loss of CLIP (Radford
+et al. 2021, arXiv 2103.00020, figure 3) over batches, at the reference's own temperature.  Ranges
+are buffers and stay what calibration made them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """A bounded number of steps: AdamW without weight decay, a learning rate that falls to zero linearly, from a seed.
+    """A bounded number of steps: AdamW without weight decay, a learning rate that falls to zero
+    linearly, from a seed.
 
     ``norm`` bounds the gradient's norm.
     """
@@ -55,9 +58,13 @@ class Trained:
 
 
 def train(
-    model: nn.Module, pairs: CalibrationPairs, settings: Settings | None = None, progress: bool = False
+    model: nn.Module,
+    pairs: CalibrationPairs,
+    settings: Settings | None = None,
+    progress: bool = False,
 ) -> Trained:
-    """A copy of *model*, quantized, calibrated and not folded, with its weights fine-tuned on *pairs*.
+    """A copy of *model*, quantized, calibrated and not folded, with its weights fine-tuned on
+    *pairs*.
 
     Args:
         model: with a tower for pictures and one for words, on any device.
@@ -77,7 +84,10 @@ def train(
     optimizer = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=0.0)
     temperature = float(tuned.logit_scale.detach().exp())  # type: ignore[operator]
     losses = []
-    with differentiable_attention(), tqdm(total=how.steps, desc="fine-tune", leave=False, disable=not progress) as bar:
+    with (
+        differentiable_attention(),
+        tqdm(total=how.steps, desc="fine-tune", leave=False, disable=not progress) as bar,
+    ):
         for step, batch in enumerate(_batches(pairs, how, parameter.device)):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * (1 - step / how.steps)
@@ -95,18 +105,26 @@ def train(
 
 @contextmanager
 def _memory_named(rows: int) -> Iterator[None]:
-    """Turn exhausted memory within a step over *rows* pairs into a :class:`UsageError` with the option that helps."""
+    """Turn exhausted memory within a step over *rows* pairs into a :class:`UsageError` with the
+    option that helps.
+    """
     try:
         yield
     except Exception as error:
         if not ran_out_of_memory(error) or isinstance(error, UsageError):
             raise
         what = f"out of memory in a step of fine-tuning over {rows} pairs ({one_line(error)})"
-        fix = f"Take fewer rows: --batch-size {rows // 2}." if rows > 2 else "Run on a machine with more memory."
+        fix = (
+            f"Take fewer rows: --batch-size {rows // 2}."
+            if rows > 2
+            else "Run on a machine with more memory."
+        )
         raise UsageError("--batch-size", what, fix) from error
 
 
-def _batches(pairs: CalibrationPairs, how: Settings, device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _batches(
+    pairs: CalibrationPairs, how: Settings, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
     """As many batches as there are steps, every pair once an epoch, in an order of its own each."""
     generator = torch.Generator().manual_seed(how.seed)
     parts = list(pairs.batches(torch.device("cpu"), torch.float32))
@@ -126,8 +144,9 @@ def _batches(pairs: CalibrationPairs, how: Settings, device: torch.device) -> It
 class Gain:
     """What training won back on a metric: ``lost`` and ``won`` samples against the model before it.
 
-    ``p`` is the one-sided p-value of the paired test (exact McNemar, with clusters the sign test over them) that the
-    model got better, adjusted by Holm's procedure over the metrics looked at; ``alpha`` is that of the metric's budget.
+    ``p`` is the one-sided p-value of the paired test (exact McNemar, with clusters the sign test
+    over them) that the model got better, adjusted by Holm's procedure over the metrics looked at;
+    ``alpha`` is that of the metric's budget.
     """
 
     task: str
@@ -147,13 +166,17 @@ class Gain:
 
     def __str__(self) -> str:
         return (
-            f"{self.task} ({self.metric}): FP16 {self.reference:.2%}, quantized {self.before:.2%}, fine-tuned "
+            f"{self.task} ({self.metric}): FP16 {self.reference:.2%}, quantized {self.before:.2%}, "
+            f"fine-tuned "
             f"{self.after:.2%}: {self.won} won and {self.lost} lost, p(no gain) {self.p:.3g}"
         )
 
 
-def gains(before: Family, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]) -> list[Gain]:
-    """The gain on every metric whose verdict in *before* is no PASS; empty if there is nothing to win back.
+def gains(
+    before: Family, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]
+) -> list[Gain]:
+    """The gain on every metric whose verdict in *before* is no PASS; empty if there is nothing to
+    win back.
 
     Args:
         before: the verdicts on the quantized model.
@@ -161,8 +184,13 @@ def gains(before: Family, quantized: Mapping[str, TaskRun], trained: Mapping[str
         trained: those of the fine-tuned model on the same samples.
     """
     open_ = [v for v in before.verdicts if v.decision is not Decision.PASS]
-    found = [_gain(v, quantized[v.task].outcomes[v.metric], trained[v.task].outcomes[v.metric]) for v in open_]
-    adjusted = paired.holm([gain.p for gain in found], [gain.alpha for gain in found]) if found else []
+    found = [
+        _gain(v, quantized[v.task].outcomes[v.metric], trained[v.task].outcomes[v.metric])
+        for v in open_
+    ]
+    adjusted = (
+        paired.holm([gain.p for gain in found], [gain.alpha for gain in found]) if found else []
+    )
     return [replace(gain, p=p) for gain, p in zip(found, adjusted, strict=True)]
 
 

@@ -1,12 +1,13 @@
 """Slices on the workers of a Ray cluster (``--cluster ADDRESS|local``).
 
-A worker reads the reference and the data from its own disk, where they must lie under the same paths as here.  A
-quantized model is sent to it: calibrated once, here, saved and restored as the checkpoint suite does it.  Were each
-worker to calibrate for itself, 64 of them would spend more on that than on the pictures, and on a GPU nothing promises
-that all would get the same ranges.
+A worker reads the reference and the data from its own disk, where they must lie under the same
+paths as here.  A quantized model is sent to it: calibrated once, here, saved and restored as the
+checkpoint suite does it.  Were each worker to calibrate for itself, 64 of them would spend more on
+that than on the pictures, and on a GPU nothing promises that all would get the same ranges.
 
-Before it computes anything, a worker says what its answers hang on: releases, sources, device, data, weights, ranges.
-Where that is not what this run says, the run stops and names the node and the difference.
+Before it computes anything, a worker says what its answers hang on: releases, sources, device,
+data, weights, ranges. Where that is not what this run says, the run stops and names the node and
+the difference.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ LOCAL = "local"
 #: Workers that may die over one slice before the run gives up on it.
 TRIES = 4
 _MEND_JOIN = (
-    "It needs the same releases of Ray and Python here as there, and, where it asks for a token, RAY_AUTH_MODE=token "
+    "It needs the same releases of Ray and Python here as there, and, where it asks for a token, "
+    "RAY_AUTH_MODE=token "
     "with its RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
 )
 _MEND = "Give the address of a Ray head (HOST:PORT, `ray start --head` prints it), or local."
@@ -59,7 +61,8 @@ class ClusterError(Exception):
 
 
 def check(address: str) -> None:
-    """Refuse an address that cannot be used; a head that does not answer is found by :meth:`Cluster.start`.
+    """Refuse an address that cannot be used; a head that does not answer is found by
+    :meth:`Cluster.start`.
 
     Raises:
         UsageError: Ray is not installed, or the address has no usable form.
@@ -91,15 +94,18 @@ class Order:
 
 
 class Cluster:
-    """The engine: every slice an order, given to whichever worker is free, and to another where one dies over it.
+    """The engine: every slice an order, given to whichever worker is free, and to another where one
+    dies over it.
 
-    A worker has one GPU, or as many CPU cores as torch has threads here: the number of threads is part of what equal
-    bits hang on.
+    A worker has one GPU, or as many CPU cores as torch has threads here: the number of threads is
+    part of what equal bits hang on.
     """
 
     at_once: int | None = None
 
-    def __init__(self, address: str, device: torch.device, batch_size: int, data_root: Path | None) -> None:
+    def __init__(
+        self, address: str, device: torch.device, batch_size: int, data_root: Path | None
+    ) -> None:
         self.address = address
         self._device = device
         self._batch_size = batch_size
@@ -115,11 +121,13 @@ class Cluster:
         Raises:
             UsageError: nothing answers, it cannot be joined, or no node has room for a worker.
         """
-        # Read when Ray is imported; neither a report on its use nor a dashboard belongs into a test run.
+        # Read when Ray is imported; neither a report on its use nor a dashboard belongs into a test
+        # run.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if self.address == LOCAL and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-            # Ray's ports take code from whoever knows the token; by itself Ray would write one into the home folder.
+            # Ray's ports take code from whoever knows the token; by itself Ray would write one into
+            # the home folder.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         import ray
 
@@ -136,11 +144,16 @@ class Cluster:
                     what = f"cannot be joined ({' '.join(str(error).split())[:300]})"
                     raise UsageError(f"--cluster {self.address}", what, _MEND_JOIN) from error
             self._started = True
-        kind, amount = ("GPU", 1) if self._device.type == "cuda" else ("CPU", torch.get_num_threads())
+        kind, amount = (
+            ("GPU", 1) if self._device.type == "cuda" else ("CPU", torch.get_num_threads())
+        )
         nodes = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
         if not any(there >= amount for there in nodes):
             what = f"no node has {amount} {kind}, which a worker takes (they have {sorted(nodes)})"
-            mend = "Choose --device, or the threads of this process with OMP_NUM_THREADS, to fit the nodes."
+            mend = (
+                "Choose --device, or the threads of this process with OMP_NUM_THREADS, to fit the "
+                "nodes."
+            )
             raise UsageError(f"--cluster {self.address}", what, mend)
 
     def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
@@ -151,9 +164,18 @@ class Cluster:
         import ray
 
         died = ray.exceptions
-        lost = (died.WorkerCrashedError, died.OutOfMemoryError, died.NodeDiedError, died.ObjectLostError)
+        lost = (
+            died.WorkerCrashedError,
+            died.OutOfMemoryError,
+            died.NodeDiedError,
+            died.ObjectLostError,
+        )
         packed, order_of = self._sent(subject), self._orders(subject)
-        room = {"num_gpus": 1} if self._device.type == "cuda" else {"num_cpus": torch.get_num_threads()}
+        room = (
+            {"num_gpus": 1}
+            if self._device.type == "cuda"
+            else {"num_cpus": torch.get_num_threads()}
+        )
         # Deaths are counted and told here, so Ray does not try again by itself.
         work = ray.remote(max_retries=0, **room)(answer)
         pending = {work.remote(order_of(one), packed): (one, 1) for one in slices}
@@ -167,11 +189,16 @@ class Cluster:
                         self._died[str(one)] += 1
                         if tries == TRIES:
                             why = " ".join(str(error).split())[:300]
-                            raise ClusterError(f"{one}: {tries} workers died over it, the last so: {why}") from error
+                            raise ClusterError(
+                                f"{one}: {tries} workers died over it, the last so: {why}"
+                            ) from error
                         pending[work.remote(order_of(one), packed)] = one, tries + 1
                         continue
                     if isinstance(found, str):
-                        mend = "Every node needs the data, the model and the releases that this process has."
+                        mend = (
+                            "Every node needs the data, the model and the releases that this "
+                            "process has."
+                        )
                         raise UsageError(f"--cluster {self.address}, node {node}", found, mend)
                     self._computed[node] += 1
                     yield one, found
@@ -184,9 +211,13 @@ class Cluster:
         lines = []
         if self._computed:
             nodes = ", ".join(f"{node} {count}" for node, count in sorted(self._computed.items()))
-            lines.append(f"cluster {self.address}: {self._computed.total()} slices computed ({nodes})")
+            lines.append(
+                f"cluster {self.address}: {self._computed.total()} slices computed ({nodes})"
+            )
         for one, count in self._died.items():
-            lines.append(f"cluster {self.address}: {count} worker(s) died over {one}: given to another")
+            lines.append(
+                f"cluster {self.address}: {count} worker(s) died over {one}: given to another"
+            )
         return lines
 
     def close(self) -> None:
@@ -215,12 +246,16 @@ class Cluster:
 
         def of(one: Slice) -> Order:
             bound = {"data": one.task.data_hash} | order.bound
-            return replace(order, task=one.task.name, side=one.side, part=(one.start, one.stop), bound=bound)
+            return replace(
+                order, task=one.task.name, side=one.side, part=(one.start, one.stop), bound=bound
+            )
 
         return of
 
     def _sent(self, subject: Subject) -> Any:
-        """A handle to the quantized model in the cluster's memory, put there once; None for a reference."""
+        """A handle to the quantized model in the cluster's memory, put there once; None for a
+        reference.
+        """
         import ray
 
         if subject.quantization is None:
@@ -237,7 +272,9 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--cluster {address}", f"nothing answers there ({error})", _MEND) from error
+        raise UsageError(
+            f"--cluster {address}", f"nothing answers there ({error})", _MEND
+        ) from error
 
 
 def pack(made: Quantization) -> Packed:
@@ -264,7 +301,7 @@ def unpack(packed: Packed, reference: Reference, attention: str) -> nn.Module:
     return found
 
 
-# -- in the worker ------------------------------------------------------------------------------------------------
+# -- in the worker ---------------------------------------------------------------------------------
 
 
 def answer(order: Order, packed: Packed | None) -> tuple[str, Floats | str]:
@@ -302,7 +339,8 @@ def embedded(order: Order, packed: Packed | None) -> Floats | str:
 
 def _differing(wanted: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     return [
-        f"{name} is {digests.short(value)} there, {digests.short(wanted.get(name, 'none'))} in this run"
+        f"{name} is {digests.short(value)} there, {digests.short(wanted.get(name, 'none'))} in "
+        f"this run"
         for name, value in here.items()
         if wanted.get(name) != value
     ]

@@ -1,8 +1,8 @@
 """Stopping a task as soon as a sequential test has decided (``--early-stop``).
 
-A task's clusters are taken in seeded random order, a block at a time; both models see a block, and the betting test
-of ``harness.statistics.sequential`` looks at every one.  Its error rate holds at any number of looks.  Retrieval is not
-stopped
+A task's clusters are taken in seeded random order, a block at a time; both models see a block, and
+the betting test of ``harness.statistics.sequential`` looks at every one.  Its error rate holds at
+any number of looks.  Retrieval is not stopped
 early: there every picture is a candidate for every caption.
 """
 
@@ -20,7 +20,8 @@ from harness.evaluation.shards import Side
 from harness.statistics.sequential import Sequential, shuffled
 from harness.statistics.verdicts import Budget, Verdict
 
-#: Samples a block: about what a GPU takes in one batch, and small against a task that is worth stopping.
+#: Samples a block: about what a GPU takes in one batch, and small against a task that is worth
+#: stopping.
 BLOCK = 256
 
 
@@ -30,7 +31,9 @@ def can_stop(task: Task) -> bool:
 
 
 def blocks(task: Task) -> Iterator[Task]:
-    """The samples of *task* in random order of their clusters, whole clusters together, about BLOCK at a time."""
+    """The samples of *task* in random order of their clusters, whole clusters together, about BLOCK
+    at a time.
+    """
     order = shuffled(task.clusters)
     ends = np.flatnonzero(np.diff(task.clusters[order], append=-1)) + 1
     start = 0
@@ -44,7 +47,8 @@ def blocks(task: Task) -> Iterator[Task]:
 class Evaluation:
     """One model on the blocks of one task, each evaluated when it is first asked for and then kept.
 
-    *embed* gives the model's unit embeddings of a task's pictures or candidates in words, float32 (n, d).
+    *embed* gives the model's unit embeddings of a task's pictures or candidates in words, float32
+    (n, d).
     """
 
     def __init__(self, embed: Callable[[Task, Side], npt.NDArray[np.float32]], task: Task) -> None:
@@ -59,7 +63,11 @@ class Evaluation:
             if self._texts is None:
                 self._texts = self._embed(self._task, "texts")
             images = self._embed(block, "images")
-            self._runs.append(TaskRun(self._task.name, tasks.score(block, images, self._texts), images, self._texts))
+            self._runs.append(
+                TaskRun(
+                    self._task.name, tasks.score(block, images, self._texts), images, self._texts
+                )
+            )
         return self._runs[number]
 
     def joined(self, count: int) -> TaskRun:
@@ -93,14 +101,23 @@ class Stopped:
     verdict: Verdict
 
 
-def judge(task: Task, metric: str, budget: Budget, reference: Evaluation, quantized: Evaluation) -> Stopped:
+def judge(
+    task: Task, metric: str, budget: Budget, reference: Evaluation, quantized: Evaluation
+) -> Stopped:
     """Evaluate block after block until the sequential test decides, or the task ends."""
     largest = int(np.unique(task.clusters, return_counts=True)[1].max())
     test = Sequential(budget, largest)
     count = 0
     for count, block in enumerate(blocks(task), 1):
-        before, after = (side.run(count - 1, block).outcomes[metric] for side in (reference, quantized))
-        if test.update(before.correct & ~after.correct, after.correct & ~before.correct, before.clusters) is not None:
+        before, after = (
+            side.run(count - 1, block).outcomes[metric] for side in (reference, quantized)
+        )
+        if (
+            test.update(
+                before.correct & ~after.correct, after.correct & ~before.correct, before.clusters
+            )
+            is not None
+        ):
             break
     runs = reference.joined(count), quantized.joined(count)
     verdict = test.verdict(runs[0].outcomes[metric], runs[1].outcomes[metric], len(task.sample_ids))

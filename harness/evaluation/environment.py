@@ -35,8 +35,9 @@ OTHER_PACKAGES = (
 )
 
 
-#: Instruction sets that decide which kernels run, so which bits come out.  Other CPU flags (mitigations, virtual
-#: machines) come and go with the kernel of the operating system and are left out.
+#: Instruction sets that decide which kernels run, so which bits come out.  Other CPU flags
+#: (mitigations, virtual machines) come and go with the kernel of the operating system and are left
+#: out.
 _VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|f16c|amx|asimd|sve|sme|fphp|bf16|i8mm|neon)\w*")
 
 
@@ -57,10 +58,12 @@ class Nearness(Enum):
 
 @dataclass(frozen=True)
 class DeviceKey:
-    """Where a measurement ran: the exact device (CPU model and its vector units, or GPU name) and its architecture.
+    """Where a measurement ran: the exact device (CPU model and its vector units, or GPU name) and
+    its architecture.
 
-    Both consist of lower-case letters, digits, ``.``, ``_`` and ``-``: ``xeon-platinum-8488c-1f3a9c2e`` on
-    ``x86_64-avx512``, ``nvidia-h200`` on ``sm90``, ``neoverse-v2-77ab01c3`` on ``aarch64-sve256``.
+    Both consist of lower-case letters, digits, ``.``, ``_`` and ``-``:
+    ``xeon-platinum-8488c-1f3a9c2e`` on ``x86_64-avx512``, ``nvidia-h200`` on ``sm90``,
+    ``neoverse-v2-77ab01c3`` on ``aarch64-sve256``.
 
     Raises:
         ValueError: another character.
@@ -89,13 +92,19 @@ class DeviceKey:
         if device.type == "cpu":
             name, flags = _cpu()
             digest = of_text(" ".join(flags))[:8]
-            return cls(f"{slug(name)}-{digest}", _cpu_architecture(torch.backends.cpu.get_cpu_capability()))
+            return cls(
+                f"{slug(name)}-{digest}", _cpu_architecture(torch.backends.cpu.get_cpu_capability())
+            )
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             rocm = getattr(properties, "gcnArchName", "") if torch.version.hip else ""
-            architecture = slug(rocm.split(":")[0]) if rocm else f"sm{properties.major}{properties.minor}"
+            architecture = (
+                slug(rocm.split(":")[0]) if rocm else f"sm{properties.major}{properties.minor}"
+            )
             return cls(slug(properties.name), architecture)
-        return cls(slug(f"{device.type}-{platform.processor() or platform.machine()}"), slug(device.type))
+        return cls(
+            slug(f"{device.type}-{platform.processor() or platform.machine()}"), slug(device.type)
+        )
 
     def __str__(self) -> str:
         return f"{self.exact} ({self.architecture})"
@@ -110,10 +119,13 @@ def _cpu() -> tuple[str, list[str]]:
             key, _, value = line.partition(":")
             info.setdefault(key.strip().lower(), value.strip())
     name = info.get("model name") or _arm_name(info) or platform.processor() or platform.machine()
-    # A virtual machine may hide the model behind a generic name: family and model number tell more of them apart.
+    # A virtual machine may hide the model behind a generic name: family and model number tell more
+    # of them apart.
     numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
     flags = (info.get("flags") or info.get("features") or "").split()
-    return "-".join([name, *numbers]), sorted({flag for flag in flags if _VECTOR_FLAGS.fullmatch(flag)})
+    return "-".join([name, *numbers]), sorted(
+        {flag for flag in flags if _VECTOR_FLAGS.fullmatch(flag)}
+    )
 
 
 def _arm_name(info: dict[str, str]) -> str:
@@ -123,16 +135,21 @@ def _arm_name(info: dict[str, str]) -> str:
 
 def _cpu_architecture(capability: str) -> str:
     """``x86_64-avx512``: the machine, and the vector unit that torch dispatches to."""
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine().lower()
+    )
     vector = slug(capability)
-    return slug(machine) if vector in ("default", "no-avx", "unknown") else f"{slug(machine)}-{vector}"
+    return (
+        slug(machine) if vector in ("default", "no-avx", "unknown") else f"{slug(machine)}-{vector}"
+    )
 
 
 def bits_condition(device: torch.device, batch: int | None) -> str | None:
-    """What must agree, beside the device, before equal inputs may be expected to give equal bits; None: nothing helps.
+    """What must agree, beside the device, before equal inputs may be expected to give equal bits;
+    None: nothing helps.
 
-    A CPU computes the same bits for the same build, number of threads and batch size.  CUDA does only with
-    ``torch.use_deterministic_algorithms(True)``.
+    A CPU computes the same bits for the same build, number of threads and batch size.  CUDA does
+    only with ``torch.use_deterministic_algorithms(True)``.
     """
     import torch
 
@@ -146,9 +163,11 @@ def bits_condition(device: torch.device, batch: int | None) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Release of every package that binds a baseline, without the build suffix: ``{"torch": "2.13.0", ...}``.
+    """Release of every package that binds a baseline, without the build suffix: ``{"torch":
+    "2.13.0", ...}``.
 
-    ``2.13.0+cpu`` and ``2.13.0+cu130`` are one release on two kinds of device; ``bits_condition`` tells builds apart.
+    ``2.13.0+cpu`` and ``2.13.0+cu130`` are one release on two kinds of device; ``bits_condition``
+    tells builds apart.
     """
     return {name: _version(name).partition("+")[0] for name in BINDING_PACKAGES}
 
@@ -156,7 +175,12 @@ def versions() -> dict[str, str]:
 def facts() -> dict[str, str]:
     """What does not bind, but explains: Python, platform and the packages that prepare the data."""
     named = {name: found for name in OTHER_PACKAGES if (found := _version(name)) != "not installed"}
-    return {"python": platform.python_version(), "system": platform.system().lower(), "cpu": _cpu()[0], **named}
+    return {
+        "python": platform.python_version(),
+        "system": platform.system().lower(),
+        "cpu": _cpu()[0],
+        **named,
+    }
 
 
 @functools.cache
@@ -183,7 +207,9 @@ def _version(package: str) -> str:
 
 
 def conditions(device: torch.device, batch_size: int) -> dict[str, str]:
-    """What embeddings hang on in the process that computes them: releases, sources, device, and how it is used."""
+    """What embeddings hang on in the process that computes them: releases, sources, device, and how
+    it is used.
+    """
     return {
         **versions(),
         **facts(),

@@ -1,7 +1,9 @@
-"""Who runs a model over tasks: this process alone, several that share a folder, or the workers of a cluster.
+"""Who runs a model over tasks: this process alone, several that share a folder, or the workers of a
+cluster.
 
-All three answer alike (:class:`Evaluator`), sample by sample.  The first takes a task whole.  The others take slices:
-each slice's embeddings come from an :class:`Engine`, and the whole is scored here, as without them.
+All three answer alike (:class:`Evaluator`), sample by sample.  The first takes a task whole.  The
+others take slices: each slice's embeddings come from an :class:`Engine`, and the whole is scored
+here, as without them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Alone:
     batch_size: int
     progress: bool = False
 
-    def evaluate(self, subject: Subject, among: Sequence[Task], *, keep: bool = True) -> dict[str, TaskRun]:
+    def evaluate(
+        self, subject: Subject, among: Sequence[Task], *, keep: bool = True
+    ) -> dict[str, TaskRun]:
         """As :class:`Evaluator`."""
         isolation.check()
         known = Known()
@@ -76,7 +80,10 @@ class Here:
         known = self._known.setdefault(subject, Known())
         for one in slices:
             part = one.start, one.stop
-            yield one, side_embeddings(subject.model, one.task, one.side, self.batch_size, part, known)
+            yield (
+                one,
+                side_embeddings(subject.model, one.task, one.side, self.batch_size, part, known),
+            )
 
     def notes(self) -> list[str]:
         """There is nothing to tell."""
@@ -90,7 +97,8 @@ class Here:
 class Sliced:
     """Slices from an engine, each computed once by all processes that share a store.
 
-    ``visible`` is entered while the bar is shown: where output is captured, it lets the bar through.
+    ``visible`` is entered while the bar is shown: where output is captured, it lets the bar
+    through.
     """
 
     engine: Engine
@@ -102,13 +110,17 @@ class Sliced:
     pictures: int = shards.PICTURES
     prompts: int = shards.PROMPTS
 
-    def evaluate(self, subject: Subject, among: Sequence[Task], *, keep: bool = True) -> dict[str, TaskRun]:
+    def evaluate(
+        self, subject: Subject, among: Sequence[Task], *, keep: bool = True
+    ) -> dict[str, TaskRun]:
         """As :class:`Evaluator`."""
         slices = {task.name: shards.cut(task, self.pictures, self.prompts) for task in among}
         found = self._embeddings(subject, [one for cut in slices.values() for one in cut], keep)
         runs = {}
         for task in among:
-            images, texts = (_joined(found, slices[task.name], side) for side in ("images", "texts"))
+            images, texts = (
+                _joined(found, slices[task.name], side) for side in ("images", "texts")
+            )
             runs[task.name] = TaskRun(task.name, tasks.score(task, images, texts), images, texts)
         return runs
 
@@ -129,7 +141,9 @@ class Sliced:
         """As :class:`Evaluator`."""
         self.engine.close()
 
-    def _embeddings(self, subject: Subject, slices: Sequence[Slice], keep: bool) -> dict[Slice, Floats]:
+    def _embeddings(
+        self, subject: Subject, slices: Sequence[Slice], keep: bool
+    ) -> dict[Slice, Floats]:
         from tqdm import tqdm
 
         found: dict[Slice, Floats] = {}
@@ -137,7 +151,12 @@ class Sliced:
             total = sum(one.n for one in slices)
             often = 0.1 if sys.stderr.isatty() else 10.0  # a log keeps every line
             with tqdm(
-                total=total, desc=subject.name, leave=False, unit="sample", mininterval=often, disable=not self.progress
+                total=total,
+                desc=subject.name,
+                leave=False,
+                unit="sample",
+                mininterval=often,
+                disable=not self.progress,
             ) as bar:
                 for one, array in self._each(subject, slices, self.store if keep else None):
                     assert one not in found, f"{one} came twice"
@@ -145,8 +164,12 @@ class Sliced:
                     bar.update(one.n)
         return found
 
-    def _each(self, subject: Subject, slices: Sequence[Slice], store: Store | None) -> Iterator[tuple[Slice, Floats]]:
-        """Every slice once, in any order: from the store, computed here, or taken over from who computes it now."""
+    def _each(
+        self, subject: Subject, slices: Sequence[Slice], store: Store | None
+    ) -> Iterator[tuple[Slice, Floats]]:
+        """Every slice once, in any order: from the store, computed here, or taken over from who
+        computes it now.
+        """
         if store is None:
             yield from self.engine.compute(subject, slices)
             return
@@ -170,12 +193,15 @@ class Sliced:
                 late = {one: store.read(places[one], bounds[one], one.n) for one in mine}
                 kept |= {one: array for one, array in late.items() if array is not None}
                 yield from kept.items()
-                for one, array in self.engine.compute(subject, [one for one in mine if one not in kept]):
+                for one, array in self.engine.compute(
+                    subject, [one for one in mine if one not in kept]
+                ):
                     store.write(places[one], bounds[one], array)
                     yield one, array
             missing = [one for one in missing if one not in mine and one not in kept]
             if missing and not mine and not kept:
-                # Other processes compute all that is left.  One that dies leaves its claim, and the shard missing.
+                # Other processes compute all that is left.  One that dies leaves its claim, and the
+                # shard missing.
                 with store.claimed(places[missing[0]], wait=True):
                     pass
 
@@ -194,7 +220,9 @@ def evaluator(
     progress: bool = False,
     visible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluator:
-    """The process alone; with a *store* one of several, or one that may be interrupted; or a *cluster*."""
+    """The process alone; with a *store* one of several, or one that may be interrupted; or a
+    *cluster*.
+    """
     size = batch_size or inputs.default_batch_size(device)
     if cluster is not None:
         engine = Cluster(cluster, device, size, data_root)

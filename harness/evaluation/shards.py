@@ -1,11 +1,13 @@
-"""Slices of a task, and the folder that keeps what a model made of them: shared by processes, left to the next run.
+"""Slices of a task, and the folder that keeps what a model made of them: shared by processes, left
+to the next run.
 
 A shard is the unit embeddings of one slice of a task under one model.  Outcomes are not kept:
-``harness.data.tasks.score`` makes them from embeddings, the same in every process, and only the whole of a task can be
-scored.
+``harness.data.tasks.score`` makes them from embeddings, the same in every process, and only the
+whole of a task can be scored.
 
-A shard lies at a place that people can read (model, recipe, task, slice) and carries all that its numbers hang on.
-What does not belong to this run is left out, named and written anew, so nothing stale is ever used.
+A shard lies at a place that people can read (model, recipe, task, slice) and carries all that its
+numbers hang on. What does not belong to this run is left out, named and written anew, so nothing
+stale is ever used.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ Side = Literal["images", "texts"]
 Floats = npt.NDArray[np.float32]
 Bound = Mapping[str, str]
 
-#: Pictures a slice: half a second of a large GPU, so that a worker's death costs little and many workers have work.
+#: Pictures a slice: half a second of a large GPU, so that a worker's death costs little and many
+#: workers have work.
 PICTURES = 1024
 #: Prompts a slice of the candidates in words, which a text tower takes several times as fast.
 PROMPTS = 4096
@@ -96,17 +99,27 @@ class Store:
         # The blocks of an early stop are tasks of their own beside the whole one.
         part = one.task.data_hash.partition("[")[2]
         apart = f"-{digests.of_text(part)[:8]}" if part else ""
-        return folder / _name(one.task.name) / f"{one.side}-{one.start:08}-{one.stop:08}{apart}{_SUFFIX}"
+        return (
+            folder
+            / _name(one.task.name)
+            / f"{one.side}-{one.start:08}-{one.stop:08}{apart}{_SUFFIX}"
+        )
 
     def read(self, place: Path, bound: Bound, rows: int) -> Floats | None:
-        """The embeddings at *place*: (rows, d); None where there are none, or not of what *bound* says."""
+        """The embeddings at *place*: (rows, d); None where there are none, or not of what *bound*
+        says.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(place, "numpy") as file:
                 said, array = file.metadata() or {}, file.get_tensor("embeddings")
             kept = json.loads(said["bound"])
-            if said["sha256"] != _digest(array) or array.shape[:1] != (rows,) or not isinstance(kept, dict):
+            if (
+                said["sha256"] != _digest(array)
+                or array.shape[:1] != (rows,)
+                or not isinstance(kept, dict)
+            ):
                 raise ValueError("its contents are not those that were written")
         except FileNotFoundError:
             return None
@@ -114,8 +127,12 @@ class Store:
             self._damaged[place] = " ".join(str(error).split())
             return None
         if kept != dict(bound):
-            what = next(name for name in sorted({*kept, *bound}) if kept.get(name) != bound.get(name))
-            was, now = (digests.short(str(side.get(what, "not recorded"))) for side in (kept, bound))
+            what = next(
+                name for name in sorted({*kept, *bound}) if kept.get(name) != bound.get(name)
+            )
+            was, now = (
+                digests.short(str(side.get(what, "not recorded"))) for side in (kept, bound)
+            )
             self._foreign[place] = f"{what} {was}; this run has {now}"
             return None
         self._resumed += said.get("run") != self.run
@@ -123,10 +140,16 @@ class Store:
         return found
 
     def write(self, place: Path, bound: Bound, array: Floats) -> None:
-        """Put *array* (rows, d) at *place*, whole or not at all.  A folder that takes no file is only noted."""
+        """Put *array* (rows, d) at *place*, whole or not at all.  A folder that takes no file is
+        only noted.
+        """
         from safetensors.numpy import save
 
-        said = {"bound": json.dumps(dict(bound), sort_keys=True), "sha256": _digest(array), "run": self.run}
+        said = {
+            "bound": json.dumps(dict(bound), sort_keys=True),
+            "sha256": _digest(array),
+            "run": self.run,
+        }
         try:
             content = save({"embeddings": np.ascontiguousarray(array)}, said)
             files.write_whole(place, content, temporary=".part-", durable=False)
@@ -135,10 +158,11 @@ class Store:
 
     @contextmanager
     def claimed(self, place: Path, *, wait: bool) -> Iterator[bool]:
-        """Whether the shard at *place* is this process's to compute, within the block; *wait* until it is.
+        """Whether the shard at *place* is this process's to compute, within the block; *wait* until
+        it is.
 
-        The operating system takes the claim of a process that dies.  Where no file can be locked, all is one's own:
-        shards are then computed more than once, never wrongly.
+        The operating system takes the claim of a process that dies.  Where no file can be locked,
+        all is one's own: shards are then computed more than once, never wrongly.
         """
         from filelock import FileLock, Timeout
 
@@ -158,15 +182,23 @@ class Store:
             lock.release()
 
     def notes(self) -> list[str]:
-        """What a person should know of the shards that were there: taken, left out, damaged; a line each."""
+        """What a person should know of the shards that were there: taken, left out, damaged; a line
+        each.
+        """
         lines = []
         if self._resumed:
             what = "1 shard" if self._resumed == 1 else f"{self._resumed} shards"
             lines.append(f"went on where an earlier run stopped: {what} taken from {self.folder}")
-        for (folder, why), count in Counter((place.parent, why) for place, why in self._foreign.items()).items():
-            shards, places = ("shard belongs", "its place") if count == 1 else ("shards belong", "their places")
+        for (folder, why), count in Counter(
+            (place.parent, why) for place, why in self._foreign.items()
+        ).items():
+            shards, places = (
+                ("shard belongs", "its place") if count == 1 else ("shards belong", "their places")
+            )
             lines.append(f"{folder}: {count} {shards} to {why}: left out, {places} written anew")
-        lines += [f"{place}: is damaged ({why}): computed again" for place, why in self._damaged.items()]
+        lines += [
+            f"{place}: is damaged ({why}): computed again" for place, why in self._damaged.items()
+        ]
         return lines + [self._unwritten] * bool(self._unwritten)
 
 

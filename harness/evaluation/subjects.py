@@ -27,7 +27,9 @@ STATE = "weights and calibrated ranges"
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a subject came from its reference; ``model`` is as it came out of quantizing, not folded."""
+    """How a subject came from its reference; ``model`` is as it came out of quantizing, not
+    folded.
+    """
 
     recipe: Recipe
     attention: str
@@ -68,16 +70,25 @@ class Subject:
 
 
 def state_digest(model: nn.Module) -> str:
-    """SHA-256 over *model*'s parameters, buffers (calibrated ranges among them) and what its quantizers are set to."""
+    """SHA-256 over *model*'s parameters, buffers (calibrated ranges among them) and what its
+    quantizers are set to.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             digest.update(f"{name}\0{tensor!r}\0".encode())
             continue
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     for name, q in maps.tensor_quantizers(model).items():
-        setting = maps.format_name(q), maps.granularity(q), bool(q.is_enabled), getattr(q, "_dynamic", None)
+        setting = (
+            maps.format_name(q),
+            maps.granularity(q),
+            bool(q.is_enabled),
+            getattr(q, "_dynamic", None),
+        )
         digest.update(f"{name}\0{setting}\0".encode())
     return digest.hexdigest()
 
@@ -85,8 +96,12 @@ def state_digest(model: nn.Module) -> str:
 class Evaluator(Protocol):
     """Runs a model over tasks."""
 
-    def evaluate(self, subject: Subject, among: Sequence[Task], *, keep: bool = True) -> dict[str, TaskRun]:
-        """*subject* on each task of *among*, by the task's name; *keep* says whether another process may want it."""
+    def evaluate(
+        self, subject: Subject, among: Sequence[Task], *, keep: bool = True
+    ) -> dict[str, TaskRun]:
+        """*subject* on each task of *among*, by the task's name; *keep* says whether another
+        process may want it.
+        """
         ...
 
     def embed(self, subject: Subject, task: Task, side: Side) -> Floats:
@@ -123,7 +138,8 @@ def side_embeddings(
     *known* is what the model has made of other tasks' samples.
 
     Raises:
-        UsageError: a function of torch is not torch's own, so that the embeddings would not be the model's.
+        UsageError: a function of torch is not torch's own, so that the embeddings would not be the
+            model's.
     """
     isolation.check()
     size = max(2, batch_size)

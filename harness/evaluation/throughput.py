@@ -1,7 +1,9 @@
-"""What a forward costs: one tower under pytest-benchmark, the quantized one in turn with its reference.
+"""What a forward costs: one tower under pytest-benchmark, the quantized one in turn with its
+reference.
 
-The ratio of the two is what is kept and held against the baseline (:mod:`harness.statistics.speed`); the times are for
-the eye, and for pytest-benchmark's own comparison on one machine.
+The ratio of the two is what is kept and held against the baseline
+(:mod:`harness.statistics.speed`); the times are for the eye, and for pytest-benchmark's own
+comparison on one machine.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from harness.statistics.speed import Effort, Ratio, WallClock
 
 #: Rows of the batch that is timed.
 ROWS = 32
-#: A gate has many towers to time: a tenth is near enough, and what is not known after 16 rounds says so.
+#: A gate has many towers to time: a tenth is near enough, and what is not known after 16 rounds
+#: says so.
 EFFORT = Effort(first=8, most=16, width=0.1, warm=1)
 
 
@@ -40,7 +43,9 @@ class Forward:
 
 @dataclass(frozen=True)
 class Speed:
-    """A quantized tower beside its reference: samples a second of each (medians), and how many times faster it is."""
+    """A quantized tower beside its reference: samples a second of each (medians), and how many
+    times faster it is.
+    """
 
     reference_per_second: float
     quantized_per_second: float
@@ -48,16 +53,25 @@ class Speed:
 
     def as_dict(self) -> dict[str, Any]:
         """A plain record for JSON: the ratio's parts beside the rates."""
-        rates = {"reference_per_second": self.reference_per_second, "quantized_per_second": self.quantized_per_second}
+        rates = {
+            "reference_per_second": self.reference_per_second,
+            "quantized_per_second": self.quantized_per_second,
+        }
         ratio = self.ratio
-        return rates | {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "rounds": ratio.rounds}
+        return rates | {
+            "ratio": ratio.value,
+            "low": ratio.low,
+            "high": ratio.high,
+            "rounds": ratio.rounds,
+        }
 
 
 def forward_of(model: nn.Module, tower: str, batch: Mapping[str, Tensor]) -> Forward:
-    """A forward of *tower* (``vision`` or ``text``) over the first ROWS pictures or texts of *batch*.
+    """A forward of *tower* (``vision`` or ``text``) over the first ROWS pictures or texts of
+    *batch*.
 
-    It runs as it does over the tasks: see :func:`harness.models.halves.half_products` for a CPU without FP16
-    arithmetic.
+    It runs as it does over the tasks: see :func:`harness.models.halves.half_products` for a CPU
+    without FP16 arithmetic.
     """
     tensor = batch[families.INPUTS[tower]][:ROWS]
 
@@ -79,19 +93,26 @@ def measure(benchmark: Any, forward: Forward, facts: Mapping[str, Any]) -> None:
 
 
 def compare(
-    benchmark: Any, forward: Forward, reference: Forward, facts: Mapping[str, Any], known: Ratio | None = None
+    benchmark: Any,
+    forward: Forward,
+    reference: Forward,
+    facts: Mapping[str, Any],
+    known: Ratio | None = None,
 ) -> Speed | None:
-    """Run *forward* under pytest-benchmark, each round behind one of *reference*, until their ratio is decided.
+    """Run *forward* under pytest-benchmark, each round behind one of *reference*, until their ratio
+    is decided.
 
     Args:
         benchmark: pytest-benchmark's fixture; its statistics hold every round of *forward*.
         forward: of the quantized tower.
         reference: of the same tower unquantized.
         facts: what the times belong to.
-        known: the ratio of the baseline: more rounds are run only while this one may still be the same.
+        known: the ratio of the baseline: more rounds are run only while this one may still be the
+            same.
 
     Returns:
-        None where pytest-benchmark measures nothing (``--benchmark-disable``, or several processes).
+        None where pytest-benchmark measures nothing (``--benchmark-disable``, or several
+        processes).
     """
     clock, base = WallClock(), list[float]()
 
@@ -99,7 +120,13 @@ def compare(
         base.append(clock.time(reference.run))
 
     benchmark.group = f"{forward.tower} tower"
-    benchmark.pedantic(forward.run, setup=reference_first, rounds=EFFORT.first, iterations=1, warmup_rounds=EFFORT.warm)
+    benchmark.pedantic(
+        forward.run,
+        setup=reference_first,
+        rounds=EFFORT.first,
+        iterations=1,
+        warmup_rounds=EFFORT.warm,
+    )
     if benchmark.stats is None:
         return None
     stats = benchmark.stats.stats

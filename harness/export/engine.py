@@ -22,7 +22,9 @@ _WARM, _TIMED = 10, 50
 
 @dataclass(frozen=True)
 class Measured:
-    """One tower of a deployed graph: least cosine with fake quantization on the same GPU, and samples a second."""
+    """One tower of a deployed graph: least cosine with fake quantization on the same GPU, and
+    samples a second.
+    """
 
     tower: str
     cosine: float
@@ -49,7 +51,8 @@ def missing() -> str | None:
 class Engine:
     """A TensorRT engine of one tower, for batches up to the size of *example*'s.
 
-    The network is strongly typed: the graph's own types and Q/DQ decide the precision, nothing else does.
+    The network is strongly typed: the graph's own types and Q/DQ decide the precision, nothing else
+    does.
 
     Raises:
         RuntimeError: TensorRT refused the graph; the message is its own.
@@ -60,20 +63,29 @@ class Engine:
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
         builder = tensorrt.Builder(logger)
-        network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = builder.create_network(
+            1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        )
         parser = tensorrt.OnnxParser(network, logger)
         with files.as_argument(proto) as given:
-            parsed = parser.parse_from_file(given) if isinstance(given, str) else parser.parse(given)
+            parsed = (
+                parser.parse_from_file(given) if isinstance(given, str) else parser.parse(given)
+            )
         if not parsed:
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-            raise RuntimeError(f"TensorRT {tensorrt.__version__} does not read the {tower} tower: {'; '.join(errors)}")
+            raise RuntimeError(
+                f"TensorRT {tensorrt.__version__} does not read the {tower} tower: "
+                f"{'; '.join(errors)}"
+            )
         config, profile = builder.create_builder_config(), builder.create_optimization_profile()
         shape = tuple(example.shape)
         profile.set_shape(TOWERS[tower], (1, *shape[1:]), shape, shape)
         config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise RuntimeError(f"TensorRT {tensorrt.__version__} builds no engine of the {tower} tower")
+            raise RuntimeError(
+                f"TensorRT {tensorrt.__version__} builds no engine of the {tower} tower"
+            )
         self._runtime = tensorrt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         self._context = self._engine.create_execution_context()
@@ -83,7 +95,9 @@ class Engine:
         """Features (batch, d) of rows *x* on the GPU, both in the graph's types."""
         x = x.contiguous()
         self._context.set_input_shape(self._input, tuple(x.shape))
-        features = torch.empty(tuple(self._context.get_tensor_shape(OUTPUT)), dtype=torch.float16, device=x.device)
+        features = torch.empty(
+            tuple(self._context.get_tensor_shape(OUTPUT)), dtype=torch.float16, device=x.device
+        )
         self._context.set_tensor_address(self._input, x.data_ptr())
         self._context.set_tensor_address(OUTPUT, features.data_ptr())
         stream = torch.cuda.current_stream(x.device)
@@ -94,9 +108,14 @@ class Engine:
 
 
 def measure(
-    proto: onnx.ModelProto, tower: str, quantized: nn.Module, reference: nn.Module, batch: dict[str, Tensor]
+    proto: onnx.ModelProto,
+    tower: str,
+    quantized: nn.Module,
+    reference: nn.Module,
+    batch: dict[str, Tensor],
 ) -> Measured:
-    """Build an engine of the float16 graph *proto* and run *batch* through it and through torch, on the GPU.
+    """Build an engine of the float16 graph *proto* and run *batch* through it and through torch, on
+    the GPU.
 
     Args:
         proto: the tower in float16.
@@ -109,7 +128,11 @@ def measure(
     engine = Engine(proto, tower, x)
     encode, plain = Tower(quantized.cuda(), tower), Tower(reference.cuda(), tower)
     with torch.inference_mode():
-        cosine = torch.nn.functional.cosine_similarity(engine(x).double(), encode(x).double(), dim=1).min().item()
+        cosine = (
+            torch.nn.functional.cosine_similarity(engine(x).double(), encode(x).double(), dim=1)
+            .min()
+            .item()
+        )
         rates = [len(x) / _seconds(run, x) for run in (engine, plain)]
     return Measured(tower, cosine, *rates)
 

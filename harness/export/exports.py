@@ -51,14 +51,19 @@ class Exports:
         return check(self.graph(tower, dtype), self.model, tower)
 
     def published(self) -> list[Problem] | str:
-        """What is wrong in the graphs of ModelOpt's own export, its domain made standard; or why there are none."""
+        """What is wrong in the graphs of ModelOpt's own export, its domain made standard; or why
+        there are none.
+        """
         found = []
         # The smaller tower first: where one does not export, neither does the other.
         for tower in reversed(families.of(self.model).towers):
             try:
                 proto = modelopt.published(self.model, tower)
             except Exception as error:
-                return f"ModelOpt {version('nvidia-modelopt')}: {type(error).__name__}: {str(error).splitlines()[0]}"
+                return (
+                    f"ModelOpt {version('nvidia-modelopt')}: {type(error).__name__}: "
+                    f"{str(error).splitlines()[0]}"
+                )
             found += check(modelopt.standard(proto), self.model, tower)
         return found
 
@@ -70,7 +75,9 @@ class Exports:
     def parity(self, tower: str, optimize: bool) -> Parity:
         """A tower in ONNX Runtime against torch, given the codes."""
         if (tower, optimize) not in self._parities:
-            made = parity.compare(self.graph(tower), self.single, tower, self.inputs, optimize=optimize)
+            made = parity.compare(
+                self.graph(tower), self.single, tower, self.inputs, optimize=optimize
+            )
             self._parities[tower, optimize] = made
         return self._parities[tower, optimize]
 

@@ -1,7 +1,8 @@
-"""Graphs of any size: beyond two gibibytes their constants are written next to them, as ONNX's external data.
+"""Graphs of any size: beyond two gibibytes their constants are written next to them, as ONNX's
+external data.
 
-Protobuf takes no message of two gibibytes or more, so such a graph exists in memory but cannot be made into bytes: it
-is written, checked and loaded by its path.
+Protobuf takes no message of two gibibytes or more, so such a graph exists in memory but cannot be
+made into bytes: it is written, checked and loaded by its path.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import onnx
 
-#: Bytes of constants from which they are written next to the graph.  Protobuf's limit is 2**31 for everything; nodes
-#: and names take the rest.
+#: Bytes of constants from which they are written next to the graph.  Protobuf's limit is 2**31 for
+#: everything; nodes and names take the rest.
 LIMIT = 2**31 - 2**26
 
 
 def constant_bytes(proto: onnx.ModelProto) -> int:
-    """Bytes that the constants of *proto* take, from their shapes and types: measuring them would need a message."""
+    """Bytes that the constants of *proto* take, from their shapes and types: measuring them would
+    need a message.
+    """
     return sum(
         math.prod(held.dims) * onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize
         for held in proto.graph.initializer
@@ -33,7 +36,9 @@ def is_large(proto: onnx.ModelProto) -> bool:
 
 
 def write(proto: onnx.ModelProto, path: Path) -> None:
-    """Write *proto* to *path*; the constants of a large one to a second file, *path* with ``.data`` behind it."""
+    """Write *proto* to *path*; the constants of a large one to a second file, *path* with ``.data``
+    behind it.
+    """
     if not is_large(proto):
         onnx.save(proto, path)
         return
@@ -46,7 +51,9 @@ def write(proto: onnx.ModelProto, path: Path) -> None:
 
 @contextlib.contextmanager
 def as_argument(proto: onnx.ModelProto) -> Iterator[bytes | str]:
-    """*proto* as ONNX Runtime and TensorRT take it, within the block: as bytes, or the path of a large one."""
+    """*proto* as ONNX Runtime and TensorRT take it, within the block: as bytes, or the path of a
+    large one.
+    """
     if not is_large(proto):
         yield proto.SerializeToString()
         return

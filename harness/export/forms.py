@@ -1,4 +1,6 @@
-"""What of a quantizer standard ONNX can hold: an element type, a scale, and the codes of a weight."""
+"""What of a quantizer standard ONNX can hold: an element type, a scale, and the codes of a
+weight.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,22 @@ from harness.quantization.maps import range_of
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
-#: At or below this, ModelOpt takes the amax of an E4M3 quantizer for one and that of an integer one for zero.
+#: At or below this, ModelOpt takes the amax of an E4M3 quantizer for one and that of an integer one
+#: for zero.
 _ZERO = 2.0**-24
 
 
 class NoFormError(Exception):
-    """A quantized model that standard ONNX cannot express; the message names the quantizers and the reason."""
+    """A quantized model that standard ONNX cannot express; the message names the quantizers and the
+    reason.
+    """
 
 
 @dataclass(frozen=True)
 class Element:
-    """An element type of Q/DQ: ONNX's name, the NumPy dtype of its codes, its largest number, the opset it needs."""
+    """An element type of Q/DQ: ONNX's name, the NumPy dtype of its codes, its largest number, the
+    opset it needs.
+    """
 
     name: str
     dtype: npt.DTypeLike
@@ -45,8 +52,8 @@ _ELEMENTS = {(4, 3): E4M3, 8: INT8, 4: INT4}
 class Form:
     """How one quantizer stands in a graph.
 
-    ``amax`` is float32: (1,) a tensor, (n,) along ``axis``, or with ``block`` the shape of the tensor, its ``axis``
-    shortened to the number of blocks.
+    ``amax`` is float32: (1,) a tensor, (n,) along ``axis``, or with ``block`` the shape of the
+    tensor, its ``axis`` shortened to the number of blocks.
     """
 
     element: Element
@@ -56,7 +63,8 @@ class Form:
 
     @property
     def scale(self) -> Float32:
-        """The step between codes, amax / largest, evaluated in double precision and rounded once to float32.
+        """The step between codes, amax / largest, evaluated in double precision and rounded once to
+        float32.
 
         Where amax counts as zero every code is zero too, and any scale will do: that of amax one.
         """
@@ -64,9 +72,11 @@ class Form:
         return (amax / self.element.largest).astype(np.float32)
 
     def codes(self, weight: Tensor) -> Array:
-        """The codes of *weight* (any float dtype), evaluated as ModelOpt's fake quantization evaluates them.
+        """The codes of *weight* (any float dtype), evaluated as ModelOpt's fake quantization
+        evaluates them.
 
-        E4M3: ``cast(clip(w * (1/amax * 448)))``; integers: ``clip(rint(w * (largest / amax)))``, all in float32.
+        E4M3: ``cast(clip(w * (1/amax * 448)))``; integers: ``clip(rint(w * (largest / amax)))``,
+        all in float32.
         """
         w = weight.detach().float().cpu()
         amax = torch.from_numpy(self._spread(tuple(w.shape)))
@@ -75,9 +85,18 @@ class Form:
             factor = torch.where(zero, torch.ones_like(amax), amax).reciprocal() * 448.0
             cast = (w * factor).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
             return cast.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
-        # number / tensor would multiply with the reciprocal in torch, and ties would fall the other way.
-        factor = torch.where(zero, torch.zeros_like(amax), torch.full_like(amax, self.element.largest).div(amax))
-        return (w * factor).round().clamp(self.element.lowest, self.element.largest).numpy().astype(self.element.dtype)
+        # number / tensor would multiply with the reciprocal in torch, and ties would fall the other
+        # way.
+        factor = torch.where(
+            zero, torch.zeros_like(amax), torch.full_like(amax, self.element.largest).div(amax)
+        )
+        return (
+            (w * factor)
+            .round()
+            .clamp(self.element.lowest, self.element.largest)
+            .numpy()
+            .astype(self.element.dtype)
+        )
 
     def _spread(self, shape: tuple[int, ...]) -> Float32:
         """The amax in a shape that broadcasts against a tensor of *shape*."""
@@ -105,15 +124,29 @@ def of(quantizer: Any, shape: tuple[int, ...] | None) -> Form:
     element = _ELEMENTS.get(bits)
     amax = range_of(quantizer)
     if element is None or blocks.get("scale_bits") is not None:
-        raise NoFormError(f"QuantizeLinear before opset 23 has no {_bits(bits)} with block scales of their own format")
+        raise NoFormError(
+            f"QuantizeLinear before opset 23 has no {_bits(bits)} with block scales of their own "
+            f"format"
+        )
     if quantizer.unsigned or quantizer.narrow_range:
-        raise NoFormError("an unsigned or narrow range is not the one that QuantizeLinear saturates to")
+        raise NoFormError(
+            "an unsigned or narrow range is not the one that QuantizeLinear saturates to"
+        )
     if amax is None or bool(getattr(quantizer, "_dynamic", False)):
-        raise NoFormError("its scale is computed from each tensor, and QuantizeLinear takes a constant")
+        raise NoFormError(
+            "its scale is computed from each tensor, and QuantizeLinear takes a constant"
+        )
     if shape is None and amax.numel() != 1:
-        raise NoFormError("an activation with more than one scale has no axis that is known when the graph is written")
+        raise NoFormError(
+            "an activation with more than one scale has no axis that is known when the graph is "
+            "written"
+        )
     values = amax.detach().float().cpu().numpy()
-    if not np.isfinite(values).all() or (values < 0).any() or (shape is None and (values <= _ZERO).any()):
+    if (
+        not np.isfinite(values).all()
+        or (values < 0).any()
+        or (shape is None and (values <= _ZERO).any())
+    ):
         raise NoFormError("its amax is no range (see the insertion suite)")
     if sizes:
         return _blocked(element, values, sizes, shape)
@@ -124,7 +157,9 @@ def of(quantizer: Any, shape: tuple[int, ...] | None) -> Form:
     return Form(element, values.reshape(-1), axis % len(shape), None)
 
 
-def _blocked(element: Element, amax: Float32, sizes: dict[int, int], shape: tuple[int, ...] | None) -> Form:
+def _blocked(
+    element: Element, amax: Float32, sizes: dict[int, int], shape: tuple[int, ...] | None
+) -> Form:
     if shape is None or len(sizes) != 1:
         raise NoFormError("ONNX knows blocks along one axis of a weight only")
     ((axis, size),) = ((a % len(shape), s) for a, s in sizes.items())

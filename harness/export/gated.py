@@ -1,8 +1,9 @@
-"""An exported graph against the quantizer map: the same quantizers, in the same places, with the same numbers.
+"""An exported graph against the quantizer map: the same quantizers, in the same places, with the
+same numbers.
 
-A pair is found by what it is, QuantizeLinear and DequantizeLinear or a DequantizeLinear of stored codes, in any
-standard graph whose nodes carry the module paths that torch gives them.  Its name says which quantizer it means to be;
-where it really sits is read off the graph around it.
+A pair is found by what it is, QuantizeLinear and DequantizeLinear or a DequantizeLinear of stored
+codes, in any standard graph whose nodes carry the module paths that torch gives them.  Its name
+says which quantizer it means to be; where it really sits is read off the graph around it.
 """
 
 from __future__ import annotations
@@ -94,10 +95,13 @@ class Graph:
         for node in self.nodes:
             if node.op_type == "DequantizeLinear":
                 before = self.producer.get(node.input[0])
-                quantize = before if before is not None and before.op_type == "QuantizeLinear" else None
+                quantize = (
+                    before if before is not None and before.op_type == "QuantizeLinear" else None
+                )
                 named = Pair(quantizer_name((quantize or node).name), quantize, node)
                 if "_quantizer" not in named.name:
-                    # ModelOpt writes some from within the attention block: the name tells no more than the block.
+                    # ModelOpt writes some from within the attention block: the name tells no more
+                    # than the block.
                     named = replace(named, name=self.place(named) or named.name)
                 yield named
 
@@ -115,14 +119,19 @@ class Graph:
         standard = ("", "ai.onnx")
         return Counter(f"{n.domain}::{n.op_type}" for n in self.nodes if n.domain not in standard)
 
-    # -- where a pair sits ------------------------------------------------------------------------------------------
+    # -- where a pair sits -------------------------------------------------------------------------
 
     def place(self, pair: Pair) -> str | None:
-        """The quantizer whose place this pair has, read off its neighbours; None where they do not tell."""
+        """The quantizer whose place this pair has, read off its neighbours; None where they do not
+        tell.
+        """
         source = self.producer.get(pair.quantize.input[0]) if pair.quantize is not None else None
         if source is not None and self._follows_softmax(source):
             return f"{_module(source)}.bmm2_output_quantizer"
-        found = {self._read_by(node, position) for node, position in self._readers(pair.dequantize.output[0])}
+        found = {
+            self._read_by(node, position)
+            for node, position in self._readers(pair.dequantize.output[0])
+        }
         return found.pop() if len(found) == 1 else None
 
     def _readers(self, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
@@ -164,7 +173,11 @@ class Graph:
         node = self.producer.get(name)
         if node is None:
             return False
-        return node.op_type in {*_TRANSPARENT, "QuantizeLinear", "DequantizeLinear"} and self._fixed(node.input[0])
+        return node.op_type in {
+            *_TRANSPARENT,
+            "QuantizeLinear",
+            "DequantizeLinear",
+        } and self._fixed(node.input[0])
 
     def _follows_softmax(self, node: onnx.NodeProto) -> bool:
         """Whether *node* is the second product of an attention block."""
@@ -174,7 +187,13 @@ class Graph:
         while (before := self.producer.get(name)) is not None:
             if before.op_type == "Softmax":
                 return True
-            if before.op_type not in {*_TRANSPARENT, "Where", "Dropout", "QuantizeLinear", "DequantizeLinear"}:
+            if before.op_type not in {
+                *_TRANSPARENT,
+                "Where",
+                "Dropout",
+                "QuantizeLinear",
+                "DequantizeLinear",
+            }:
                 return False
             # Where(isnan(p), 0, p) guards rows that are masked throughout.
             name = before.input[2] if before.op_type == "Where" else before.input[0]
@@ -182,7 +201,9 @@ class Graph:
 
 
 def quantizer_name(node: str) -> str:
-    """The quantizer that a node's name means: ``/a/layers.0/fc1/input_quantizer/QuantizeLinear`` and ours alike."""
+    """The quantizer that a node's name means: ``/a/layers.0/fc1/input_quantizer/QuantizeLinear``
+    and ours alike.
+    """
     path = node.rpartition("/")[0].strip("/").replace("/", ".")
     return re.sub(r"^model\.", "", path)
 
@@ -194,8 +215,9 @@ def _module(node: onnx.NodeProto) -> str:
 def check(proto: onnx.ModelProto, model: nn.Module, tower: str) -> list[Problem]:
     """What in *proto* is not the *tower* of *model*, quantizer by quantizer.
 
-    Each enabled quantizer has one pair and a disabled one none; pairs sit where their quantizers are called; both nodes
-    have a zero point of the right type; scales are amax / largest to the last bit, codes of weights the oracle's.
+    Each enabled quantizer has one pair and a disabled one none; pairs sit where their quantizers
+    are called; both nodes have a zero point of the right type; scales are amax / largest to the
+    last bit, codes of weights the oracle's.
 
     Args:
         proto: an exported tower, in float32 or float16.
@@ -204,7 +226,9 @@ def check(proto: onnx.ModelProto, model: nn.Module, tower: str) -> list[Problem]
     """
     graph = Graph(proto)
     family = families.of(model)
-    quantizers = {n: q for n, q in tensor_quantizers(model).items() if families.tower_of(family, n) == tower}
+    quantizers = {
+        n: q for n, q in tensor_quantizers(model).items() if families.tower_of(family, n) == tower
+    }
     pairs = list(graph.pairs())
     problems = [*_counted(graph, pairs, quantizers), *_placed(graph, pairs)]
     known = [pair for pair in pairs if pair.name in quantizers]
@@ -214,7 +238,10 @@ def check(proto: onnx.ModelProto, model: nn.Module, tower: str) -> list[Problem]
         for what, line in _numbers(graph, pair, quantizers[pair.name], model):
             wrong[what].append(line)
     if wrong["scales"]:
-        what = f"{len(wrong['scales'])} scales are not their quantizer's amax divided by the format's largest number:"
+        what = (
+            f"{len(wrong['scales'])} scales are not their quantizer's amax divided by the format's "
+            f"largest number:"
+        )
         problems.append(Problem("scale is not the amax", what, _some(wrong["scales"]), _REPAIR))
     if wrong["codes"]:
         what = f"{len(wrong['codes'])} weights have other codes than their format gives them:"
@@ -225,19 +252,34 @@ def check(proto: onnx.ModelProto, model: nn.Module, tower: str) -> list[Problem]
 def _counted(graph: Graph, pairs: list[Pair], quantizers: dict[str, Any]) -> Iterator[Problem]:
     if foreign := graph.foreign():
         names = tuple(f"{name}, {count} times" for name, count in foreign.items())
-        yield Problem("operators outside the standard", "the graph needs operators that ONNX does not have:", names,
-                      "Only an engine that knows this domain can read it.")  # fmt: skip
+        yield Problem(
+            "operators outside the standard",
+            "the graph needs operators that ONNX does not have:",
+            names,
+            "Only an engine that knows this domain can read it.",
+        )
     counts = Counter(pair.name for pair in pairs)
     on = {name for name, q in quantizers.items() if q.is_enabled}
     loose = [quantizer_name(node.name) for node in graph.loose()]
     groups: tuple[tuple[str, str, set[str]], ...] = (
         ("Q/DQ dropped", "enabled quantizers have no Q/DQ pair in the graph:", on - set(counts)),
-        ("Q/DQ twice", "quantizers have more than one Q/DQ pair:", {n for n, c in counts.items() if c > 1}),
-        ("disabled but exported", "quantizers are disabled in the model and have a Q/DQ pair in the graph:",
-         (set(counts) & set(quantizers)) - on),
-        ("Q/DQ of no quantizer", "Q/DQ pairs belong to no quantizer of the model:", set(counts) - set(quantizers)),
+        (
+            "Q/DQ twice",
+            "quantizers have more than one Q/DQ pair:",
+            {n for n, c in counts.items() if c > 1},
+        ),
+        (
+            "disabled but exported",
+            "quantizers are disabled in the model and have a Q/DQ pair in the graph:",
+            (set(counts) & set(quantizers)) - on,
+        ),
+        (
+            "Q/DQ of no quantizer",
+            "Q/DQ pairs belong to no quantizer of the model:",
+            set(counts) - set(quantizers),
+        ),
         ("Q without DQ", "QuantizeLinear nodes have no DequantizeLinear behind them:", set(loose)),
-    )  # fmt: skip
+    )
     for rule, what, meant in groups:
         if meant:
             ordered = tuple(n for n in dict.fromkeys([*quantizers, *counts, *loose]) if n in meant)
@@ -274,17 +316,26 @@ def _zero_points(graph: Graph, pairs: list[Pair], quantizers: dict[str, Any]) ->
                 lines.append(f"{pair.name}: {node.op_type} has one of another type, or not zero")
     if lines:
         what = f"{len(lines)} nodes lack the zero point that says which format they mean:"
-        mend = "Without it the format is the runtime's to guess, and ONNX Runtime's optimisations compute garbage."
+        mend = (
+            "Without it the format is the runtime's to guess, and ONNX Runtime's optimisations "
+            "compute garbage."
+        )
         yield Problem("zero point", what, _some(lines), mend)
 
 
-def _numbers(graph: Graph, pair: Pair, quantizer: Any, model: nn.Module) -> Iterator[tuple[str, str]]:
+def _numbers(
+    graph: Graph, pair: Pair, quantizer: Any, model: nn.Module
+) -> Iterator[tuple[str, str]]:
     """(``scales`` or ``codes``, what is wrong) of one pair."""
     step = _step(quantizer)
     if step.amax is None:
         return
     amax = formats.to_numpy(step.amax).astype(np.float64).ravel()
-    scales = [graph.constant(node.input[1]) for node in (pair.quantize, pair.dequantize) if node is not None]
+    scales = [
+        graph.constant(node.input[1])
+        for node in (pair.quantize, pair.dequantize)
+        if node is not None
+    ]
     for found in scales:
         if found is None:
             yield "scales", f"{pair.name}: not a constant"
@@ -294,43 +345,62 @@ def _numbers(graph: Graph, pair: Pair, quantizer: Any, model: nn.Module) -> Iter
         flat = (found.T if step.block_sizes and _turned(graph, pair) else found).ravel()
         apart = amax > 2.0**-24
         if flat.shape != expected.shape or not np.array_equal(flat[apart], expected[apart]):
-            at = 0 if flat.shape != expected.shape else int(np.flatnonzero((flat != expected) & apart)[0])
+            at = (
+                0
+                if flat.shape != expected.shape
+                else int(np.flatnonzero((flat != expected) & apart)[0])
+            )
             yield (
                 "scales",
-                f"{pair.name}: {flat[at]:.9g}, not {amax[at]:.9g} / {step.format.max:g} = {expected[at]:.9g}",
+                f"{pair.name}: {flat[at]:.9g}, not {amax[at]:.9g} / {step.format.max:g} = "
+                f"{expected[at]:.9g}",
             )
             return
     if pair.is_weight:
         codes = _codes(graph, pair, step)
         if codes is None:
             return
-        wanted = _oracle_codes(step, model.get_submodule(pair.name.partition(".weight_quantizer")[0]).weight)  # type: ignore[arg-type]
+        wanted = _oracle_codes(
+            step, model.get_submodule(pair.name.partition(".weight_quantizer")[0]).weight
+        )  # type: ignore[arg-type]
         got = codes.astype(np.float32)
         got = got.T if got.shape != wanted.shape or _turned(graph, pair) else got
         if got.shape != wanted.shape:
-            yield "codes", f"{pair.name}: a tensor of shape {got.shape}, the weight has {wanted.shape}"
+            yield (
+                "codes",
+                f"{pair.name}: a tensor of shape {got.shape}, the weight has {wanted.shape}",
+            )
         elif differing := int((got != wanted).sum()):
             where = tuple(int(i) for i in np.argwhere(got != wanted)[0])
             line = (
-                f"{differing} of {got.size} differ; at {list(where)} {got[where]:g}, the definition {wanted[where]:g}"
+                f"{differing} of {got.size} differ; at {list(where)} {got[where]:g}, the "
+                f"definition {wanted[where]:g}"
             )
             yield "codes", f"{pair.name}: {line}"
 
 
 def _codes(graph: Graph, pair: Pair, step: Step) -> Array | None:
-    """A weight's codes: stored, or what QuantizeLinear makes of a stored weight by its definition, x / scale."""
+    """A weight's codes: stored, or what QuantizeLinear makes of a stored weight by its definition,
+    x / scale.
+    """
     if pair.quantize is None:
         return graph.constant(pair.dequantize.input[0])
     weight, scale = (graph.constant(name) for name in pair.quantize.input[:2])
     if weight is None or scale is None:
         return None
     axis = next((a.i for a in pair.quantize.attribute if a.name == "axis"), 1)
-    spread = scale if scale.ndim == 0 else scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
+    spread = (
+        scale
+        if scale.ndim == 0
+        else scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
+    )
     return step.format.round(weight.astype(np.float32) / spread.astype(np.float32))
 
 
 def _turned(graph: Graph, pair: Pair) -> bool:
-    """Whether a product reads the weight's codes as they are stored, [in, out], and not through a transposition."""
+    """Whether a product reads the weight's codes as they are stored, [in, out], and not through a
+    transposition.
+    """
     if pair.quantize is not None:
         return False
     return any(c.op_type == "MatMul" for c, _ in graph.consumers[pair.dequantize.output[0]])

@@ -1,7 +1,7 @@
 """What ModelOpt's own, published way to ONNX gives, and its defects, each in one place.
 
-Verified with ModelOpt 0.47.0 and torch 2.13; `tests/harness/export/test_export_graph.py` holds a test for each
-defect that fails when it is gone.
+Verified with ModelOpt 0.47.0 and torch 2.13; `tests/harness/export/test_export_graph.py` holds a
+test for each defect that fails when it is gone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def published(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) 
 
 
 def standard(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """*proto* with ModelOpt's E4M3 operators, which only TensorRT knows, as standard ones (ModelOpt 0.47).
+    """*proto* with ModelOpt's E4M3 operators, which only TensorRT knows, as standard ones (ModelOpt
+    0.47).
 
-    ``trt::TRT_FP8QuantizeLinear`` and its inverse have no zero point, and a QuantizeLinear without one means UINT8.
+    ``trt::TRT_FP8QuantizeLinear`` and its inverse have no zero point, and a QuantizeLinear without
+    one means UINT8.
     """
     found = onnx.ModelProto()
     found.CopyFrom(proto)

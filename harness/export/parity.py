@@ -1,22 +1,24 @@
 """Does the exported graph compute what fake quantization promised?
 
-Two floating-point libraries never agree to the last bit: they sum in another order.  Between quantizers that is
-harmless, but a quantizer turns the smallest difference into a whole step where a value lies on the boundary of two
-codes, and what follows then differs by as much as quantization itself.  A tolerance on the output alone is therefore
-either too tight to hold or too wide to mean anything.  So outputs are compared *given the codes* (:func:`compare`):
+Two floating-point libraries never agree to the last bit: they sum in another order.  Between
+quantizers that is harmless, but a quantizer turns the smallest difference into a whole step where a
+value lies on the boundary of two codes, and what follows then differs by as much as quantization
+itself.  A tolerance on the output alone is therefore either too tight to hold or too wide to mean
+anything.  So outputs are compared *given the codes* (:func:`compare`):
 
-* on its way through torch, each activation takes the code that the runtime chose, if that code is a right one: the
-  quantizer's own output for some input within ``bound * amax`` of the one that torch computed.  A code that is not is
-  counted against the graph, by the quantizer's name;
+* on its way through torch, each activation takes the code that the runtime chose, if that code is a
+  right one: the quantizer's own output for some input within ``bound * amax`` of the one that torch
+  computed.  A code that is not is counted against the graph, by the quantizer's name;
 * what is left is rounding.  The outputs must agree within ``bound`` times their norm.
 
-``bound`` is that of a chain of D products of up to n terms in float32, ``D * sqrt(n) * 2**-24``: each sum of n terms
-deviates by about sqrt(n) unit roundoffs (Higham and Mary, "A new approach to probabilistic rounding error analysis",
-SIAM J. Sci. Comput. 41(5), 2019), and D of them at most add up.  For the embedded model:
-6e-5 (vision) and 3e-5 (text).
+``bound`` is that of a chain of D products of up to n terms in float32, ``D * sqrt(n) * 2**-24``:
+each sum of n terms deviates by about sqrt(n) unit roundoffs (Higham and Mary, "A new approach to
+probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5), 2019), and D of them at most add
+up.  For the embedded model: 6e-5 (vision) and 3e-5 (text).
 
-Answers are compared sample by sample over a task in the same way (:func:`answers`).  What the codes on a boundary cost
-is reported beside, as the drop from exporting: accuracy of the graph against fake quantization by itself.
+Answers are compared sample by sample over a task in the same way (:func:`answers`).  What the codes
+on a boundary cost is reported beside, as the drop from exporting: accuracy of the graph against
+fake quantization by itself.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ SAMPLES, ROWS = 64, 64
 class Parity:
     """One tower in one runtime against fake quantization in torch, on one batch, given the codes.
 
-    ``error`` is the largest distance of two output rows over the norm of torch's, ``bound`` its limit.  Of ``elements``
-    quantized activations, ``moved`` have another code than torch chose and rightly so, ``wrong`` one that no rounding
-    explains, by quantizer in ``culprits``.
+    ``error`` is the largest distance of two output rows over the norm of torch's, ``bound`` its
+    limit.  Of ``elements`` quantized activations, ``moved`` have another code than torch chose and
+    rightly so, ``wrong`` one that no rounding explains, by quantizer in ``culprits``.
     """
 
     tower: str
@@ -78,7 +80,11 @@ class Parity:
         return asdict(self) | {"holds": self.holds}
 
     def __str__(self) -> str:
-        codes = f"{self.moved} of {self.elements} codes on a boundary" if self.elements else "no activation quantized"
+        codes = (
+            f"{self.moved} of {self.elements} codes on a boundary"
+            if self.elements
+            else "no activation quantized"
+        )
         text = f"{self.tower}: relative error {self.error:.2g}, bound {self.bound:.2g}; {codes}"
         for name, count in list(self.culprits.items())[:3]:
             text += f"\n  {name}: {count} codes that no rounding explains"
@@ -96,7 +102,9 @@ def single(model: nn.Module) -> nn.Module:
 
 
 def bound(proto: onnx.ModelProto) -> float:
-    """What float32 leaves open in the graph: the number of products times the root of the longest, in roundoffs."""
+    """What float32 leaves open in the graph: the number of products times the root of the longest,
+    in roundoffs.
+    """
     graph = Graph(proto)
     lengths = []
     for node in graph.nodes:
@@ -120,7 +128,8 @@ def _weight_shape(graph: Graph, name: str) -> tuple[int, ...] | None:
 
 
 class Runtimes:
-    """One tower in ONNX Runtime and in torch side by side, torch taking the codes that the runtime chose.
+    """One tower in ONNX Runtime and in torch side by side, torch taking the codes that the runtime
+    chose.
 
     Args:
         proto: the tower in float32.
@@ -129,10 +138,14 @@ class Runtimes:
         optimize: whether the runtime may rewrite the graph.
     """
 
-    def __init__(self, proto: onnx.ModelProto, model: nn.Module, tower: str, *, optimize: bool = False) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, model: nn.Module, tower: str, *, optimize: bool = False
+    ) -> None:
         self.tower, self.optimize, self.limit = tower, optimize, bound(proto)
         pairs = Graph(proto).pairs()
-        self._watched = {p.name: p.dequantize.output[0] for p in pairs if p.quantize and not p.is_weight}
+        self._watched = {
+            p.name: p.dequantize.output[0] for p in pairs if p.quantize and not p.is_weight
+        }
         self._session = session(_showing(proto, list(self._watched.values())), optimize)
         self._model, self._module = model, Tower(model, tower)
         self._error, self._elements, self._moved = 0.0, 0, 0
@@ -141,10 +154,14 @@ class Runtimes:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(the runtime's, torch's given its codes) features of rows *x*, float32 (n, d) each."""
         features, *seen = self._session.run(None, {TOWERS[self.tower]: x.numpy()})
-        chosen = {name: torch.from_numpy(values) for name, values in zip(self._watched, seen, strict=True)}
+        chosen = {
+            name: torch.from_numpy(values) for name, values in zip(self._watched, seen, strict=True)
+        }
         self._elements += sum(v.numel() for v in chosen.values())
         theirs, ours = torch.from_numpy(features), self._given(x, chosen)
-        error = ((theirs.double() - ours.double()).norm(dim=1) / ours.double().norm(dim=1)).max().item()
+        error = (
+            ((theirs.double() - ours.double()).norm(dim=1) / ours.double().norm(dim=1)).max().item()
+        )
         self._error = max(self._error, error) if math.isfinite(error) else math.inf
         return theirs, ours
 
@@ -162,31 +179,50 @@ class Runtimes:
         """What all rows so far have shown."""
         wrong = dict(self._wrong)
         return Parity(
-            self.tower, self.optimize, self._error, self.limit, self._elements, self._moved, sum(wrong.values()), wrong
+            self.tower,
+            self.optimize,
+            self._error,
+            self.limit,
+            self._elements,
+            self._moved,
+            sum(wrong.values()),
+            wrong,
         )
 
     @torch.no_grad()
     def _given(self, x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
         quantizers = tensor_quantizers(self._model)
-        with after_each({name: quantizers[name] for name in chosen}, partial(self._replaced, chosen)):
+        with after_each(
+            {name: quantizers[name] for name in chosen}, partial(self._replaced, chosen)
+        ):
             features: Tensor = self._module(x)
         return features
 
     def _replaced(
-        self, chosen: dict[str, Tensor], name: str, quantizer: Any, args: tuple[Tensor, ...], output: Tensor
+        self,
+        chosen: dict[str, Tensor],
+        name: str,
+        quantizer: Any,
+        args: tuple[Tensor, ...],
+        output: Tensor,
     ) -> Tensor:
         """*output* with the runtime's value of *chosen* wherever that one is as right."""
         theirs = chosen.pop(name)
         if theirs.shape != output.shape:
             self._wrong[name] += theirs.numel()
             return output
-        # A code times its scale may differ by an ulp or two from the code times the inverse of the inverse scale.
+        # A code times its scale may differ by an ulp or two from the code times the inverse of the
+        # inverse scale.
         other = (theirs - output).abs() > 4 * UNIT * output.abs()
         if not other.any():
             return output
-        before = args[0] if quantizer.pre_quant_scale is None else args[0] * quantizer.pre_quant_scale
+        before = (
+            args[0] if quantizer.pre_quant_scale is None else args[0] * quantizer.pre_quant_scale
+        )
         room = self.limit * quantizer._get_amax(before).float()
-        low, high = (quantizer._fake_quantize(edge) for edge in (before[other] - room, before[other] + room))
+        low, high = (
+            quantizer._fake_quantize(edge) for edge in (before[other] - room, before[other] + room)
+        )
         slack = 4 * UNIT * theirs[other].abs()
         right = (theirs[other] >= low - slack) & (theirs[other] <= high + slack)
         self._moved += int(right.sum())
@@ -202,12 +238,19 @@ def _showing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
     for name in names:
-        shown.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        shown.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        )
     return shown
 
 
 def compare(
-    proto: onnx.ModelProto, model: nn.Module, tower: str, batch: Mapping[str, Tensor], *, optimize: bool = False
+    proto: onnx.ModelProto,
+    model: nn.Module,
+    tower: str,
+    batch: Mapping[str, Tensor],
+    *,
+    optimize: bool = False,
 ) -> Parity:
     """One *batch* through :class:`Runtimes`."""
     x = batch[TOWERS[tower]].cpu()
@@ -220,10 +263,11 @@ def compare(
 class Answers:
     """A classification task through the exported towers, on its first ``n`` samples.
 
-    ``torch`` and ``runtime`` are the accuracies of fake quantization and of the graph, as fractions, ``changed`` counts
-    the answers in which they differ.  ``differing`` are those that differ though torch takes the runtime's codes, and
-    though torch's first two candidates are further apart than ``tie`` logits: there must be none.  ``ties`` counts
-    those that differ within it.
+    ``torch`` and ``runtime`` are the accuracies of fake quantization and of the graph, as
+    fractions, ``changed`` counts the answers in which they differ.  ``differing`` are those that
+    differ though torch takes the runtime's codes, and though torch's first two candidates are
+    further apart than ``tie`` logits: there must be none.  ``ties`` counts those that differ within
+    it.
     """
 
     task: str
@@ -244,21 +288,28 @@ class Answers:
 
     def as_dict(self) -> dict[str, Any]:
         """A plain record for JSON."""
-        return asdict(self) | {"drop": self.drop, "towers": {p.tower: p.as_dict() for p in self.towers}}
+        return asdict(self) | {
+            "drop": self.drop,
+            "towers": {p.tower: p.as_dict() for p in self.towers},
+        }
 
     def problems(self) -> list[str]:
         """What no rounding explains, a paragraph each."""
         found = [str(parity) for parity in self.towers if not parity.holds]
         if self.differing:
             found.append(
-                f"{len(self.differing)} of {self.n} answers of the graph on {self.task} ({self.metric}) are not fake "
-                f"quantization's, given the same codes and further than {self.tie:.2g} logits from a tie: "
+                f"{len(self.differing)} of {self.n} answers of the graph on {self.task} "
+                f"({self.metric}) are not fake "
+                f"quantization's, given the same codes and further than {self.tie:.2g} logits from "
+                f"a tie: "
                 f"{', '.join(self.differing[:5])}"
             )
         return found
 
 
-def answers(graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task, n: int = SAMPLES) -> Answers:
+def answers(
+    graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task, n: int = SAMPLES
+) -> Answers:
     """The first *n* samples of a classification *task*, answered by the graphs and by torch.
 
     Args:
@@ -272,9 +323,12 @@ def answers(graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task,
     images = _pictures(part, runtimes["vision"]) if "vision" in runtimes else _given(part, "vision")
     texts = _classes(part, runtimes["text"]) if "text" in runtimes else _given(part, "text")
     (metric,) = part.metrics
-    theirs, given, alone = (tasks.score(part, i.numpy(), t.numpy())[metric] for i, t in zip(images, texts, strict=True))
+    theirs, given, alone = (
+        tasks.score(part, i.numpy(), t.numpy())[metric] for i, t in zip(images, texts, strict=True)
+    )
     towers = tuple(runtime.parity for runtime in runtimes.values())
-    # A unit vector's error is at most twice the relative one, a cosine's the sum of two, a gap's twice that.
+    # A unit vector's error is at most twice the relative one, a cosine's the sum of two, a gap's
+    # twice that.
     tie = 100 * 4 * sum(parity.error for parity in towers)
     assert given.scores is not None
     best = -np.sort(-given.scores, axis=1)
@@ -283,9 +337,17 @@ def answers(graphs: Mapping[str, onnx.ModelProto], model: nn.Module, task: Task,
     differing = np.flatnonzero(other & ~(gaps <= tie))
     changed = int((theirs.answers != alone.answers).sum())
     return Answers(
-        task.name, metric, part.n(metric), alone.accuracy, theirs.accuracy, changed,
-        tuple(part.sample_ids[k] for k in differing), int((other & (gaps <= tie)).sum()), tie, towers,
-    )  # fmt: skip
+        task.name,
+        metric,
+        part.n(metric),
+        alone.accuracy,
+        theirs.accuracy,
+        changed,
+        tuple(part.sample_ids[k] for k in differing),
+        int((other & (gaps <= tie)).sum()),
+        tie,
+        towers,
+    )
 
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -301,11 +363,17 @@ def _given(task: Task, tower: str) -> Three:
 def _unit(task: Task, features: Tensor) -> Tensor:
     """Unit embeddings of features, projected where the model has no projection of its own."""
     with torch.no_grad():
-        return inputs.unit(features if task.projection is None else copy.deepcopy(task.projection).float()(features))
+        return inputs.unit(
+            features
+            if task.projection is None
+            else copy.deepcopy(task.projection).float()(features)
+        )
 
 
 def _pictures(task: Task, run: Runtimes) -> Three:
-    """Unit embeddings of the pictures: the runtime's, torch's given its codes, torch's alone; float32 (n, d) each."""
+    """Unit embeddings of the pictures: the runtime's, torch's given its codes, torch's alone;
+    float32 (n, d) each.
+    """
     parts = []
     for batch in task.pictures.batches(ROWS, task.start, task.start + len(task.sample_ids)):
         pixels = inputs.pixel_values(batch, task.shades.float())

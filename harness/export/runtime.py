@@ -19,7 +19,8 @@ def session(proto: onnx.ModelProto, optimize: bool = False, threads: int = 0) ->
 
     Args:
         proto: from :func:`harness.export.tower`.
-        optimize: True: all of the runtime's graph optimisations; False: none, every operator computes as it is written.
+        optimize: True: all of the runtime's graph optimisations; False: none, every operator
+            computes as it is written.
         threads: inside an operator; 0: as many as torch uses.
     """
     import onnxruntime

@@ -1,13 +1,16 @@
-"""Reference quantize-dequantize, written from the definitions of the formats and independent of ModelOpt.
+"""Reference quantize-dequantize, written from the definitions of the formats and independent of
+ModelOpt.
 
-    y = formats.quantize_dequantize(x, "E4M3", amax)                   # NumPy or torch, same dtype back
-    y = formats.quantize_dequantize(w, "INT4", block_sizes={-1: 128})  # amax from the blocks
-    y = formats.from_quantizer(module.input_quantizer)(x)              # what this quantizer must return, to the last
-    bit
+    # NumPy or torch, same dtype back
+    y = formats.quantize_dequantize(x, "E4M3", amax)
+    # amax from the blocks
+    y = formats.quantize_dequantize(w, "INT4", block_sizes={-1: 128})
+    # what this quantizer must return, to the last bit
+    y = formats.from_quantizer(module.input_quantizer)(x)
 
-`formats` holds the sets of numbers, `layout` says which elements share a scale, `arithmetic` scales and rounds,
-`oracle` puts them together, `nf4` does so where scales are quantized too, `quantizer` reads a ModelOpt quantizer's
-attributes, `deviations` lists where ModelOpt differs.
+`formats` holds the sets of numbers, `layout` says which elements share a scale, `arithmetic` scales
+and rounds, `oracle` puts them together, `nf4` does so where scales are quantized too, `quantizer`
+reads a ModelOpt quantizer's attributes, `deviations` lists where ModelOpt differs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Where ModelOpt differs from the definition of a format: each case by name, with a reproducer and the version it was
-seen on.
+"""Where ModelOpt differs from the definition of a format: each case by name, with a reproducer and
+the version it was seen on.
 
-`modelopt_rules` gives the arithmetic under which the oracle equals ModelOpt bit for bit.  `KNOWN` lists what that
-arithmetic, or something no arithmetic describes, does to numbers that the definition treats otherwise: a test holds
-ModelOpt to each, so that a repair is noticed as well as growth.
+`modelopt_rules` gives the arithmetic under which the oracle equals ModelOpt bit for bit.  `KNOWN`
+lists what that arithmetic, or something no arithmetic describes, does to numbers that the
+definition treats otherwise: a test holds ModelOpt to each, so that a repair is noticed as well as
+growth.
 """
 
 from __future__ import annotations
@@ -26,18 +27,25 @@ from harness.formats.oracle import quantize_dequantize, same_bits
 _FLOAT = Rules(amax_floor=2.0**-24, zero_amax_acts_as=1.0, negative_amax_is_zero=True)
 _INT = Rules(amax_floor=2.0**-24)
 
-# What follows was read in the CUDA sources of ModelOpt 0.47, under modelopt/torch/kernels/quantization; this project
-# did not run it on a device.
-#: gemm/tensor_quant_gpu.cu, fake_tensor_quant_device: ``if (amax < EPSILON) return 0.f``, EPSILON = 2**-24.
-_INT_ON_CUDA = Rules(amax_floor=float(np.nextafter(np.float32(2.0**-24), np.float32(0))), zero_amax_gives_zero=True)
-#: common/nvfp4_quant.py, fp4_round_magnitude: no comparison holds for NaN, so that it gets the last number, and
-#: ``where(x >= 0, y, -y)`` makes that negative.  Triton compiles -y to fma(-scale, q, +0), which is never -0.
-#: tl.max and tl.minimum return the number where the other is NaN.
-_NVFP4_RULES = Rules(nan_is_local=True, nan_element=-6.0, keeps_negative_zero=False, constant_division="multiply")
-#: gemm/fp4_kernel_hopper.py, fp4_fake_quant_kernel: ``where(block_max_quant >= 1e-5, block_max_quant, 1.0)``.
+# What follows was read in the CUDA sources of ModelOpt 0.47, under
+# modelopt/torch/kernels/quantization; this project did not run it on a device.
+#: gemm/tensor_quant_gpu.cu, fake_tensor_quant_device: ``if (amax < EPSILON) return 0.f``, EPSILON =
+#: 2**-24.
+_INT_ON_CUDA = Rules(
+    amax_floor=float(np.nextafter(np.float32(2.0**-24), np.float32(0))), zero_amax_gives_zero=True
+)
+#: common/nvfp4_quant.py, fp4_round_magnitude: no comparison holds for NaN, so that it gets the last
+#: number, and ``where(x >= 0, y, -y)`` makes that negative.  Triton compiles -y to fma(-scale, q,
+#: +0), which is never -0. tl.max and tl.minimum return the number where the other is NaN.
+_NVFP4_RULES = Rules(
+    nan_is_local=True, nan_element=-6.0, keeps_negative_zero=False, constant_division="multiply"
+)
+#: gemm/fp4_kernel_hopper.py, fp4_fake_quant_kernel: ``where(block_max_quant >= 1e-5,
+#: block_max_quant, 1.0)``.
 _DYNAMIC_TWO_LEVEL = replace(_NVFP4_RULES, block_scale_floor=1e-5)
-#: gemm/fp4_kernel.py, compute_fp4_scales (the scales are E4M3's own fake quantization), and common/nvfp4_quant.py,
-#: nvfp4_scalar_quant: a scale that is NaN acts as 1, and one of zero makes zeros.
+#: gemm/fp4_kernel.py, compute_fp4_scales (the scales are E4M3's own fake quantization), and
+#: common/nvfp4_quant.py, nvfp4_scalar_quant: a scale that is NaN acts as 1, and one of zero makes
+#: zeros.
 _STATIC_TWO_LEVEL = replace(
     _NVFP4_RULES,
     amax_floor=2.0**-24,
@@ -45,15 +53,17 @@ _STATIC_TWO_LEVEL = replace(
     negative_amax_is_zero=True,
     block_scale_order="reciprocal",
 )
-#: gemm/tensor_quant_mx.cu: fmaxf leaves NaN out of a block's amax (compute_max), an amax of 0 or NaN has the scale 1
-#: (compute_scale), infinity is clamped to FLT_MAX, and quantize() sets no sign where x is neither < 0 nor > 0.
+#: gemm/tensor_quant_mx.cu: fmaxf leaves NaN out of a block's amax (compute_max), an amax of 0 or
+#: NaN has the scale 1 (compute_scale), infinity is clamped to FLT_MAX, and quantize() sets no sign
+#: where x is neither < 0 nor > 0.
 _MX = Rules(nan_is_local=True, zero_sign_is_open=True)
-#: gemm/tensor_quant_mx.h: convert_to_table_types gives NaN the last number of the table, convert_int8_saturating the
-#: integer that the device casts NaN to, which is 0.  E4M3 and E5M2 have a code for NaN.
+#: gemm/tensor_quant_mx.h: convert_to_table_types gives NaN the last number of the table,
+#: convert_int8_saturating the integer that the device casts NaN to, which is 0.  E4M3 and E5M2 have
+#: a code for NaN.
 _MX_NAN = {"E2M1": 6.0, "E3M2": 28.0, "E2M3": 7.5, "MXINT8": 0.0}
 
-#: The arithmetic of ModelOpt's packed tensors, by class.  MXFP4QTensor and MXFP8QTensor follow the definition up to
-#: `KNOWN`.
+#: The arithmetic of ModelOpt's packed tensors, by class.  MXFP4QTensor and MXFP8QTensor follow the
+#: definition up to `KNOWN`.
 PACKED_RULES: dict[str, Rules] = {
     "FP8QTensor": Rules(order=Order.STEP, working="input"),
     "INT8QTensor": Rules(order=Order.STEP, working="input", keeps_negative_zero=False),
@@ -65,10 +75,30 @@ PACKED_RULES: dict[str, Rules] = {
 
 
 #: ModelOpt's sixteen levels of NF4: four decimals of QLoRA's, held in bfloat16.
-NF4_LEVELS = np.asarray(
-    [-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0,
-     0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1]
-).astype(ml_dtypes.bfloat16).astype(np.float32)  # fmt: skip
+NF4_LEVELS = (
+    np.asarray(
+        [
+            -1,
+            -0.6962,
+            -0.5251,
+            -0.3949,
+            -0.2844,
+            -0.1848,
+            -0.0911,
+            0,
+            0.0796,
+            0.1609,
+            0.2461,
+            0.3379,
+            0.4407,
+            0.5626,
+            0.7230,
+            1,
+        ]
+    )
+    .astype(ml_dtypes.bfloat16)
+    .astype(np.float32)
+)
 #: The arithmetic of ModelOpt's packed NF4 with double-quantized scales.
 PACKED_NF4 = NF4Rules(levels=NF4_LEVELS, padding_counts=True, zero_block_level=0, reciprocal=True)
 
@@ -82,7 +112,8 @@ def modelopt_rules(
         element: the format of the elements.
         scale_format: the format of block scales; those in E8M0 and E4M3 are computed on CUDA only.
         dynamic: whether block scales are made at run time.
-        cuda: whether the kernel of integers on a CUDA device is meant, and not the function for a CPU.
+        cuda: whether the kernel of integers on a CUDA device is meant, and not the function for a
+            CPU.
     """
     if scale_format == "E8M0":
         return replace(_MX, nan_element=_MX_NAN.get(element.name))
@@ -95,8 +126,8 @@ def modelopt_rules(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What ModelOpt returned, what it is known to return, and what the definition asks for: arrays of one shape and
-    dtype.
+    """What ModelOpt returned, what it is known to return, and what the definition asks for: arrays
+    of one shape and dtype.
     """
 
     found: NDArray[Any]
@@ -116,8 +147,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Deviation:
-    """One known difference.  `measured_on` is the version of ModelOpt that `reproduce` was last seen to hold on, on a
-    CPU.
+    """One known difference.  `measured_on` is the version of ModelOpt that `reproduce` was last
+    seen to hold on, on a CPU.
     """
 
     name: str
@@ -128,18 +159,27 @@ class Deviation:
     reproduce: Callable[[], Evidence]
 
     def state(self) -> str:
-        """What the installed ModelOpt does: ``as recorded``, ``as defined``, ``gives [...]`` or ``fails: ...``."""
+        """What the installed ModelOpt does: ``as recorded``, ``as defined``, ``gives [...]`` or
+        ``fails: ...``.
+        """
         try:
             evidence = self.reproduce()
         except Exception as error:  # whatever a release raises is what it does
             return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
         if not evidence.deviates:
             return "as defined"
-        return "as recorded" if evidence.unchanged else f"gives {evidence.found.flatten()[:8].tolist()}"
+        return (
+            "as recorded"
+            if evidence.unchanged
+            else f"gives {evidence.found.flatten()[:8].tolist()}"
+        )
 
 
 def _fake(
-    x: torch.Tensor | NDArray[np.float32], amax: Any, bits: int | tuple[int, int], axis: int | None = None
+    x: torch.Tensor | NDArray[np.float32],
+    amax: Any,
+    bits: int | tuple[int, int],
+    axis: int | None = None,
 ) -> torch.Tensor:
     """What a TensorQuantizer of ModelOpt makes of `x` in float32."""
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
@@ -153,13 +193,19 @@ def _fake(
 
 
 def packed(kind: str, x: torch.Tensor, block_size: int | None = None) -> torch.Tensor:
-    """`x` stored in ModelOpt's packed class of that name and read back.  INT4, MXFP4 and NVFP4 need a block size."""
+    """`x` stored in ModelOpt's packed class of that name and read back.  INT4, MXFP4 and NVFP4 need
+    a block size.
+    """
     from modelopt.torch.quantization import qtensor
 
     from harness import compat  # noqa: F401  (before modelopt imports transformers)
 
     # Not one of the names that the package exports.
-    module = importlib.import_module(f"{qtensor.__name__}.mxfp8_tensor") if kind == "MXFP8QTensor" else qtensor
+    module = (
+        importlib.import_module(f"{qtensor.__name__}.mxfp8_tensor")
+        if kind == "MXFP8QTensor"
+        else qtensor
+    )
     cls = getattr(module, kind)
     if kind in ("FP8QTensor", "INT8QTensor"):
         blocks = {-1: block_size} if block_size else None
@@ -181,7 +227,9 @@ def packed_nf4(x: torch.Tensor, block: int, scale_block: int, scale_bits: int = 
 
     stored, scales = NF4QTensor.quantize(x, block, scale_block)
     scale, double_scale, zero = NF4QTensor.double_quantization(scales, scale_block, scale_bits)
-    found = stored.dequantize(scale=scale, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero)
+    found = stored.dequantize(
+        scale=scale, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero
+    )
     return torch.as_tensor(found)
 
 
@@ -231,7 +279,9 @@ def _nvfp4_smallest_block_scale() -> Evidence:
 
 def _mxfp4_ties() -> Evidence:
     x = torch.tensor([[6.0, 0.75, 1.75, 3.5] * 8])
-    return _evidence(packed("MXFP4QTensor", x, 32), [[6.0, 0.5, 1.5, 3.0] * 8], [[6.0, 1.0, 2.0, 4.0] * 8])
+    return _evidence(
+        packed("MXFP4QTensor", x, 32), [[6.0, 0.5, 1.5, 3.0] * 8], [[6.0, 1.0, 2.0, 4.0] * 8]
+    )
 
 
 def _mxfp4_zero() -> Evidence:
@@ -280,7 +330,9 @@ def _packed_is_not_fake(kind: str, num_bits: int | tuple[int, int]) -> Callable[
 
 
 def _nf4(rows: int, scale_block: int, rules: NF4Rules, zeros: int = 0) -> Callable[[], Evidence]:
-    """Rows of one block of 64 each, the last *zeros* of them zero; *rules* is ModelOpt's arithmetic there."""
+    """Rows of one block of 64 each, the last *zeros* of them zero; *rules* is ModelOpt's arithmetic
+    there.
+    """
 
     def reproduce() -> Evidence:
         x = torch.linspace(-1.1, 1.3, rows * 64).reshape(rows, 64)
@@ -309,7 +361,11 @@ def _nf4_fake() -> Evidence:
     x = torch.linspace(-1.1, 1.3, 4 * 64).reshape(4, 64)
     blocks = {-1: 64, "scale_bits": 8, "scale_block_sizes": {-1: 4}}
     found = TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes=blocks))(x)
-    return _evidence(found, quantize_dequantize(x.numpy(), 4, block_sizes={-1: 64}), double_quantized(x, 64, 4, 8))
+    return _evidence(
+        found,
+        quantize_dequantize(x.numpy(), 4, block_sizes={-1: 64}),
+        double_quantized(x, 64, 4, 8),
+    )
 
 
 _NF4 = "qtensor.NF4QTensor"
@@ -323,48 +379,142 @@ _NVFP4, _MXFP4, _MXFP8 = (
 KNOWN: tuple[Deviation, ...] = tuple(
     Deviation(name, where, definition, modelopt, "0.47.0", reproduce)
     for name, where, definition, modelopt, reproduce in (
-        ("fp8-zero-amax", "tensor_quant._fp8_eager", "amax 0 spans nothing: all becomes 0", "acts as amax 1",
-         _amax_acts_as_one(0.0)),
-        ("fp8-tiny-amax", "tensor_quant._fp8_eager", "a positive amax is a range", "up to 2**-24 it acts as amax 1",
-         _amax_acts_as_one(2.0**-24)),
-        ("fp8-negative-amax", "tensor_quant._fp8_eager", "no magnitude is negative: an error", "acts as amax 1",
-         _amax_acts_as_one(-2.0)),
-        ("int-tiny-amax", "tensor_quant._tensor_quant", "a positive amax is a range", "up to 2**-24 all becomes 0",
-         _tiny_integer_amax),
-        ("int-nan-amax", "tensor_quant._tensor_quant", "channels do not know each other",
-         "a NaN amax in one makes zeros in channels of amax 0 NaN", _nan_amax_reaches_other_channels),
-        ("fp8-packed-zeros", "qtensor.FP8QTensor", "zeros stay zeros", "a tensor of zeros becomes NaN",
-         _zeros_become_nan("FP8QTensor")),
-        ("nvfp4-packed-zeros", _NVFP4, "zeros stay zeros", "a tensor of zeros becomes NaN",
-         _zeros_become_nan("NVFP4QTensor", 16)),
-        ("nvfp4-packed-negative-zero", _NVFP4, "code 1000 is -0", "it is read back as +0", _nvfp4_sign_of_zero),
-        ("nvfp4-packed-smallest-scale", _NVFP4, "a block scale below E4M3's range rounds to 0", "it is raised to 2**-9",
-         _nvfp4_smallest_block_scale),
+        (
+            "fp8-zero-amax",
+            "tensor_quant._fp8_eager",
+            "amax 0 spans nothing: all becomes 0",
+            "acts as amax 1",
+            _amax_acts_as_one(0.0),
+        ),
+        (
+            "fp8-tiny-amax",
+            "tensor_quant._fp8_eager",
+            "a positive amax is a range",
+            "up to 2**-24 it acts as amax 1",
+            _amax_acts_as_one(2.0**-24),
+        ),
+        (
+            "fp8-negative-amax",
+            "tensor_quant._fp8_eager",
+            "no magnitude is negative: an error",
+            "acts as amax 1",
+            _amax_acts_as_one(-2.0),
+        ),
+        (
+            "int-tiny-amax",
+            "tensor_quant._tensor_quant",
+            "a positive amax is a range",
+            "up to 2**-24 all becomes 0",
+            _tiny_integer_amax,
+        ),
+        (
+            "int-nan-amax",
+            "tensor_quant._tensor_quant",
+            "channels do not know each other",
+            "a NaN amax in one makes zeros in channels of amax 0 NaN",
+            _nan_amax_reaches_other_channels,
+        ),
+        (
+            "fp8-packed-zeros",
+            "qtensor.FP8QTensor",
+            "zeros stay zeros",
+            "a tensor of zeros becomes NaN",
+            _zeros_become_nan("FP8QTensor"),
+        ),
+        (
+            "nvfp4-packed-zeros",
+            _NVFP4,
+            "zeros stay zeros",
+            "a tensor of zeros becomes NaN",
+            _zeros_become_nan("NVFP4QTensor", 16),
+        ),
+        (
+            "nvfp4-packed-negative-zero",
+            _NVFP4,
+            "code 1000 is -0",
+            "it is read back as +0",
+            _nvfp4_sign_of_zero,
+        ),
+        (
+            "nvfp4-packed-smallest-scale",
+            _NVFP4,
+            "a block scale below E4M3's range rounds to 0",
+            "it is raised to 2**-9",
+            _nvfp4_smallest_block_scale,
+        ),
         ("mxfp4-packed-ties", _MXFP4, "ties to even", "ties towards zero", _mxfp4_ties),
         ("mxfp4-packed-zero", _MXFP4, "+0 stays +0", "it becomes -0", _mxfp4_zero),
         ("mxfp4-packed-infinity", _MXFP4, "infinity saturates", "it becomes -0", _mxfp4_infinity),
-        ("mxfp8-packed-nan", _MXFP8, "a block with a NaN is NaN", "the others saturate at scale 2**-127", _mxfp8_nan),
-        ("mxfp8-packed-exponent", _MXFP8, "the smallest power of two that covers the block",
-         "log2 in float32 rounds down: a block just above a power of two saturates",
-         _logarithm_rounds_down("MXFP8QTensor", "E4M3", 448.0)),
-        ("mxfp4-packed-exponent", _MXFP4, "the smallest power of two that covers the block",
-         "log2 in float32 rounds down: a block just above a power of two saturates",
-         _logarithm_rounds_down("MXFP4QTensor", "E2M1", 6.0)),
-        ("nf4-packed-levels", _NF4, "QLoRA's sixteen levels", "four decimals of them, rounded to bfloat16",
-         _nf4(4, 4, PACKED_NF4)),
-        ("nf4-packed-scale-padding", _NF4, "the mean of a weight's scales",
-         "zeros that fill up the block of scales count in the mean", _nf4(5, 8, PACKED_NF4)),
-        ("nf4-packed-zero-block", _NF4, "zeros stay zeros", "0 / 0 takes the level -1 of a scale that is not quite 0",
-         _nf4(4, 4, PACKED_NF4, zeros=1)),
-        ("nf4-packed-second-scale-block", _NF4, "scales are read back block by block",
-         "with more than one block of scales reading back raises (here: NaN)", _nf4_second_scale_block),
-        ("nf4-packed-is-not-fake", "TensorQuantizer", "one format, one result",
-         "scale_bits and scale_block_sizes are ignored: plain INT4 blocks", _nf4_fake),
-        ("int4-packed-is-not-fake", "qtensor.INT4QTensor", "one format, one result: s = 7 / amax",
-         "s = (1 / amax) * 7: compressed weights differ from fake-quantized ones in the last bit",
-         _packed_is_not_fake("INT4QTensor", 4)),
-        ("fp8-packed-is-not-fake", "qtensor.FP8QTensor", "one format, one result",
-         "x / (amax / 448): compressed weights differ from fake-quantized ones", _packed_is_not_fake("FP8QTensor", (4,
-         3))),
+        (
+            "mxfp8-packed-nan",
+            _MXFP8,
+            "a block with a NaN is NaN",
+            "the others saturate at scale 2**-127",
+            _mxfp8_nan,
+        ),
+        (
+            "mxfp8-packed-exponent",
+            _MXFP8,
+            "the smallest power of two that covers the block",
+            "log2 in float32 rounds down: a block just above a power of two saturates",
+            _logarithm_rounds_down("MXFP8QTensor", "E4M3", 448.0),
+        ),
+        (
+            "mxfp4-packed-exponent",
+            _MXFP4,
+            "the smallest power of two that covers the block",
+            "log2 in float32 rounds down: a block just above a power of two saturates",
+            _logarithm_rounds_down("MXFP4QTensor", "E2M1", 6.0),
+        ),
+        (
+            "nf4-packed-levels",
+            _NF4,
+            "QLoRA's sixteen levels",
+            "four decimals of them, rounded to bfloat16",
+            _nf4(4, 4, PACKED_NF4),
+        ),
+        (
+            "nf4-packed-scale-padding",
+            _NF4,
+            "the mean of a weight's scales",
+            "zeros that fill up the block of scales count in the mean",
+            _nf4(5, 8, PACKED_NF4),
+        ),
+        (
+            "nf4-packed-zero-block",
+            _NF4,
+            "zeros stay zeros",
+            "0 / 0 takes the level -1 of a scale that is not quite 0",
+            _nf4(4, 4, PACKED_NF4, zeros=1),
+        ),
+        (
+            "nf4-packed-second-scale-block",
+            _NF4,
+            "scales are read back block by block",
+            "with more than one block of scales reading back raises (here: NaN)",
+            _nf4_second_scale_block,
+        ),
+        (
+            "nf4-packed-is-not-fake",
+            "TensorQuantizer",
+            "one format, one result",
+            "scale_bits and scale_block_sizes are ignored: plain INT4 blocks",
+            _nf4_fake,
+        ),
+        (
+            "int4-packed-is-not-fake",
+            "qtensor.INT4QTensor",
+            "one format, one result: s = 7 / amax",
+            "s = (1 / amax) * 7: compressed weights differ from fake-quantized ones in the last "
+            "bit",
+            _packed_is_not_fake("INT4QTensor", 4),
+        ),
+        (
+            "fp8-packed-is-not-fake",
+            "qtensor.FP8QTensor",
+            "one format, one result",
+            "x / (amax / 448): compressed weights differ from fake-quantized ones",
+            _packed_is_not_fake("FP8QTensor", (4, 3)),
+        ),
     )
-)  # fmt: skip
+)

@@ -1,10 +1,11 @@
 """The number formats: which values exist, and how a real number becomes one of them.
 
-A format is a finite set of numbers.  Rounding is the same mathematics for each of them: saturate to the range, then
-take the nearest element of the set, and of two equally near ones the one with the even significand.
+A format is a finite set of numbers.  Rounding is the same mathematics for each of them: saturate to
+the range, then take the nearest element of the set, and of two equally near ones the one with the
+even significand.
 
-Sources: OCP 8-bit Floating Point Specification (OFP8) 1.0 for E4M3 and E5M2; OCP Microscaling Formats (MX) 1.0 for
-E3M2, E2M3, E2M1, INT8 with six fraction bits, and the scale format E8M0.
+Sources: OCP 8-bit Floating Point Specification (OFP8) 1.0 for E4M3 and E5M2; OCP Microscaling
+Formats (MX) 1.0 for E3M2, E2M3, E2M1, INT8 with six fraction bits, and the scale format E8M0.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ _EXPONENT = np.uint32(0x7F80_0000)
 class Format:
     """A set of numbers with at most sixteen bits a code.
 
-    A *float* with m = `mantissa_bits` has the elements ``+-k * 2**(max(e, min_exponent) - m)``, k < 2**(m+1), up to
-    `max`: an exponent below `min_exponent` is a subnormal.  An *int* has the elements ``k * step`` from `lowest` to
-    `max`. `specials` tells what the codes beyond the finite ones hold: ``"none"``; ``"nan"`` (the last code of each
-    sign, OFP8's E4M3); ``"ieee"`` (infinity and NaNs in the last exponent, E5M2).
+    A *float* with m = `mantissa_bits` has the elements ``+-k * 2**(max(e, min_exponent) - m)``, k <
+    2**(m+1), up to `max`: an exponent below `min_exponent` is a subnormal.  An *int* has the
+    elements ``k * step`` from `lowest` to `max`. `specials` tells what the codes beyond the finite
+    ones hold: ``"none"``; ``"nan"`` (the last code of each sign, OFP8's E4M3); ``"ieee"`` (infinity
+    and NaNs in the last exponent, E5M2).
     """
 
     name: str
@@ -52,13 +54,21 @@ class Format:
     @property
     def smallest(self) -> float:
         """The smallest positive element."""
-        return self.step if self.kind == "int" else float(2.0 ** (self.min_exponent - self.mantissa_bits))
+        return (
+            self.step
+            if self.kind == "int"
+            else float(2.0 ** (self.min_exponent - self.mantissa_bits))
+        )
 
-    def round(self, values: Any, out: Float32 | None = None, scratch: NDArray[np.uint32] | None = None) -> Float32:
-        """The nearest element for each value: saturating, ties to even, NaN stays NaN, the sign of zero is kept.
+    def round(
+        self, values: Any, out: Float32 | None = None, scratch: NDArray[np.uint32] | None = None
+    ) -> Float32:
+        """The nearest element for each value: saturating, ties to even, NaN stays NaN, the sign of
+        zero is kept.
 
-        `values` is anything NumPy turns into float32, of any shape.  `out` and `scratch` (two arrays of uint32
-        stacked, the shape of `values` behind the first axis) save allocations; `out` may be `values` itself.
+        `values` is anything NumPy turns into float32, of any shape.  `out` and `scratch` (two
+        arrays of uint32 stacked, the shape of `values` behind the first axis) save allocations;
+        `out` may be `values` itself.
         """
         given = np.asarray(values, dtype=np.float32)
         v = np.array(given, dtype=np.float32, order="C") if out is None else out
@@ -82,12 +92,12 @@ class Format:
         return v
 
     def _round_float(self, v: Float32, scratch: NDArray[np.uint32]) -> None:
-        """In place.  Let 2**e be the binade of |v| (for subnormals that of the smallest normal) and c = 2**(e + 23 -
-        m).
+        """In place.  Let 2**e be the binade of |v| (for subnormals that of the smallest normal) and
+        c = 2**(e + 23 - m).
 
-        The float32 ulp at c is 2**(e - m), which is the gap of the format around v, and |v| < c: so (|v| + c) - c
-        lets the processor's own rounding, nearest and ties to even, do the work; c is an even multiple of the gap, so
-        "even" stays what it was.
+        The float32 ulp at c is 2**(e - m), which is the gap of the format around v, and |v| < c: so
+        (|v| + c) - c lets the processor's own rounding, nearest and ties to even, do the work; c is
+        an even multiple of the gap, so "even" stays what it was.
         """
         bits = v.view(np.uint32)
         sign, carrier = scratch[0], scratch[1]
@@ -103,8 +113,8 @@ class Format:
         np.bitwise_or(bits, sign, out=bits)
 
     def decode(self, codes: Any) -> Float32:
-        """The number each code stands for, float32.  Codes are integers: sign, exponent, significand (floats), two's
-        complement (ints).
+        """The number each code stands for, float32.  Codes are integers: sign, exponent,
+        significand (floats), two's complement (ints).
         """
         c = np.asarray(codes, dtype=np.int64)
         if self.kind == "int":
@@ -121,22 +131,29 @@ class Format:
         if self.specials == "nan":
             value = np.where(magnitude == last, np.nan, value)
         elif self.specials == "ieee":
-            value = np.where(exponent == last >> m, np.where(significand == 0, np.inf, np.nan), value)
-        return np.asarray(np.copysign(value, np.where(c >> (self.bits - 1), -1.0, 1.0)), dtype=np.float32)
+            value = np.where(
+                exponent == last >> m, np.where(significand == 0, np.inf, np.nan), value
+            )
+        return np.asarray(
+            np.copysign(value, np.where(c >> (self.bits - 1), -1.0, 1.0)), dtype=np.float32
+        )
 
     @cached_property
     def code_points(self) -> Float32:
         """All finite elements, ascending, zero once: float32 of shape (k,)."""
         if self.kind == "int":
-            return np.arange(round(self.lowest / self.step), round(self.max / self.step) + 1).astype(
-                np.float32
-            ) * np.float32(self.step)
+            return np.arange(
+                round(self.lowest / self.step), round(self.max / self.step) + 1
+            ).astype(np.float32) * np.float32(self.step)
         values = self.decode(np.arange(1 << self.bits))
         return np.unique(values[np.isfinite(values)] + np.float32(0))
 
 
 def _float(
-    name: str, exponent_bits: int, mantissa_bits: int, specials: Literal["none", "nan", "ieee"] = "none"
+    name: str,
+    exponent_bits: int,
+    mantissa_bits: int,
+    specials: Literal["none", "nan", "ieee"] = "none",
 ) -> Format:
     """A format with bias 2**(exponent_bits - 1) - 1."""
     bias = 2 ** (exponent_bits - 1) - 1
@@ -144,14 +161,23 @@ def _float(
     top_significand = 2 ** (mantissa_bits + 1) - 1 - (1 if specials == "nan" else 0)
     largest = float(top_significand * 2.0 ** (top_exponent - mantissa_bits))
     return Format(
-        name, "float", 1 + exponent_bits + mantissa_bits, largest, -largest, mantissa_bits, 1 - bias, specials
+        name,
+        "float",
+        1 + exponent_bits + mantissa_bits,
+        largest,
+        -largest,
+        mantissa_bits,
+        1 - bias,
+        specials,
     )
 
 
 def integer(bits: int, *, unsigned: bool = False, narrow_range: bool = False) -> Format:
-    """The integer format of `bits` bits: [-2**(b-1), 2**(b-1) - 1]; narrow: symmetric; unsigned: [0, 2**b - 1].
+    """The integer format of `bits` bits: [-2**(b-1), 2**(b-1) - 1]; narrow: symmetric; unsigned:
+    [0, 2**b - 1].
 
-    `bits` from 2 to 16 (unsigned from 1): beyond that float32 arithmetic would no longer be exact enough to define it.
+    `bits` from 2 to 16 (unsigned from 1): beyond that float32 arithmetic would no longer be exact
+    enough to define it.
     """
     if not (1 if unsigned else 2) <= bits <= 16:
         raise ValueError(f"integer formats have {1 if unsigned else 2} to 16 bits, not {bits}")
@@ -159,7 +185,11 @@ def integer(bits: int, *, unsigned: bool = False, narrow_range: bool = False) ->
         return Format(f"UINT{bits}", "int", bits, 2.0**bits - 1, 0.0)
     top = 2.0 ** (bits - 1) - 1
     return Format(
-        f"INT{bits}" + ("-narrow" if narrow_range else ""), "int", bits, top, -top if narrow_range else -top - 1
+        f"INT{bits}" + ("-narrow" if narrow_range else ""),
+        "int",
+        bits,
+        top,
+        -top if narrow_range else -top - 1,
     )
 
 
@@ -168,22 +198,40 @@ E5M2 = _float("E5M2", 5, 2, "ieee")
 E3M2 = _float("E3M2", 3, 2)
 E2M3 = _float("E2M3", 2, 3)
 E2M1 = _float("E2M1", 2, 1)
-#: MX's INT8 is a fixed-point number with six fraction bits; -2 is left out so that the format is symmetric.
-MXINT8 = replace(integer(8, narrow_range=True), name="MXINT8", max=127 / 64, lowest=-127 / 64, step=2.0**-6)
+#: MX's INT8 is a fixed-point number with six fraction bits; -2 is left out so that the format is
+#: symmetric.
+MXINT8 = replace(
+    integer(8, narrow_range=True), name="MXINT8", max=127 / 64, lowest=-127 / 64, step=2.0**-6
+)
 
 #: Formats by name; further integer formats come from `integer` or `find`.
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        E4M3, E5M2, E3M2, E2M3, E2M1, MXINT8, integer(8), integer(4), integer(8, unsigned=True), integer(4,
-        unsigned=True), integer(8, narrow_range=True), integer(4, narrow_range=True),
+        E4M3,
+        E5M2,
+        E3M2,
+        E2M3,
+        E2M1,
+        MXINT8,
+        integer(8),
+        integer(4),
+        integer(8, unsigned=True),
+        integer(4, unsigned=True),
+        integer(8, narrow_range=True),
+        integer(4, narrow_range=True),
     )
-}  # fmt: skip
+}
 
 
-def find(which: str | int | tuple[int, int] | Format, *, unsigned: bool = False, narrow_range: bool = False) -> Format:
-    """The format meant by a name (``"E4M3"``, ``"INT4"``), a number of bits (8) or a pair of exponent and mantissa
-    bits ((4, 3)).
+def find(
+    which: str | int | tuple[int, int] | Format,
+    *,
+    unsigned: bool = False,
+    narrow_range: bool = False,
+) -> Format:
+    """The format meant by a name (``"E4M3"``, ``"INT4"``), a number of bits (8) or a pair of
+    exponent and mantissa bits ((4, 3)).
 
     Raises ValueError for what does not exist.
     """
@@ -200,13 +248,16 @@ def find(which: str | int | tuple[int, int] | Format, *, unsigned: bool = False,
     return FORMATS[name]
 
 
-def e8m0_exponent(amax: Any, element: Format, rule: Literal["ceil", "floor"] = "ceil") -> NDArray[np.int32]:
-    """The exponent E of the shared scale 2**E of a block, clamped to [-127, 127]; int32, the shape of `amax`
-    (non-negative, not NaN).
+def e8m0_exponent(
+    amax: Any, element: Format, rule: Literal["ceil", "floor"] = "ceil"
+) -> NDArray[np.int32]:
+    """The exponent E of the shared scale 2**E of a block, clamped to [-127, 127]; int32, the shape
+    of `amax` (non-negative, not NaN).
 
-    ``ceil`` (NVIDIA's rule): the smallest E with ``amax <= max(element) * 2**E``, so nothing saturates.
-    ``floor`` (MX 1.0, section 6.3): ``floor(log2(amax)) - floor(log2(max(element)))``.
-    Both are exact: significands are compared, no logarithm is rounded.  Zero gives -127, infinity 127.
+    ``ceil`` (NVIDIA's rule): the smallest E with ``amax <= max(element) * 2**E``, so nothing
+    saturates. ``floor`` (MX 1.0, section 6.3): ``floor(log2(amax)) - floor(log2(max(element)))``.
+    Both are exact: significands are compared, no logarithm is rounded.  Zero gives -127, infinity
+    127.
     """
     a = np.asarray(amax, dtype=np.float32)
     significand, exponent = np.frexp(np.where(np.isfinite(a), a, np.float32(1)))

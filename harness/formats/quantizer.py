@@ -1,6 +1,8 @@
-"""The oracle's arguments read off a ModelOpt quantizer, so that any quantizer's output can be checked on any tensor.
+"""The oracle's arguments read off a ModelOpt quantizer, so that any quantizer's output can be
+checked on any tensor.
 
-Only attributes are read (duck typing); ModelOpt is not imported here and none of its arithmetic runs.
+Only attributes are read (duck typing); ModelOpt is not imported here and none of its arithmetic
+runs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from harness.formats import deviations
 from harness.formats.arithmetic import Rules
 from harness.formats.layout import plan
 from harness.formats.number_formats import Format, find
-from harness.formats.oracle import quantize_dequantize, same_bits, saturation_fraction, to_numpy, underflow_fraction
+from harness.formats.oracle import (
+    quantize_dequantize,
+    same_bits,
+    saturation_fraction,
+    to_numpy,
+    underflow_fraction,
+)
 
 #: ModelOpt's `scale_bits` to the formats that block scales are stored in.
 _SCALE_FORMATS = {(8, 0): "E8M0", (4, 3): "E4M3"}
@@ -29,8 +37,9 @@ _MX_INT8 = "MXINT8"
 class Step:
     """One quantizer of a chain: what it does to a tensor, all taken from its attributes.
 
-    `amax` is float32 (any shape with the right number of elements) or None where it is computed from each tensor.
-    `pre_quant_scale` multiplies the tensor first (SmoothQuant, AWQ); `enabled` False: nothing else happens.
+    `amax` is float32 (any shape with the right number of elements) or None where it is computed
+    from each tensor. `pre_quant_scale` multiplies the tensor first (SmoothQuant, AWQ); `enabled`
+    False: nothing else happens.
     """
 
     format: Format
@@ -58,13 +67,21 @@ class Step:
         if not self.enabled:
             return x
         return quantize_dequantize(
-            x, self.format, self.amax, axis=self.axis, block_sizes=self.block_sizes, scale_format=self.scale_format,
-            global_amax=self.global_amax, scale_max=self.scale_max,
+            x,
+            self.format,
+            self.amax,
+            axis=self.axis,
+            block_sizes=self.block_sizes,
+            scale_format=self.scale_format,
+            global_amax=self.global_amax,
+            scale_max=self.scale_max,
             rules=self.rules_on_cuda if x.is_cuda else self.rules,
-        )  # fmt: skip
+        )
 
     def range(self, x: torch.Tensor) -> Any:
-        """The amax in force for `x` (already scaled): the stored one, or max |x| a channel or block."""
+        """The amax in force for `x` (already scaled): the stored one, or max |x| a channel or
+        block.
+        """
         layout = plan(tuple(x.shape), self.axis, self.block_sizes)
         return layout.amax(layout.cut(to_numpy(x))) if self.amax is None else to_numpy(self.amax)
 
@@ -81,8 +98,11 @@ class QuantizerOracle:
             x = step(x)
         return x
 
-    def equal(self, x: torch.Tensor, found: torch.Tensor, expected: torch.Tensor) -> NDArray[np.bool_]:
-        """Element by element, whether *found* has the bits of *expected*, which this oracle returned for *x*.
+    def equal(
+        self, x: torch.Tensor, found: torch.Tensor, expected: torch.Tensor
+    ) -> NDArray[np.bool_]:
+        """Element by element, whether *found* has the bits of *expected*, which this oracle
+        returned for *x*.
 
         Where nothing is said of the sign of a zero, or of what NaN becomes, the magnitude decides.
         """
@@ -93,8 +113,8 @@ class QuantizerOracle:
         return same
 
     def fractions(self, x: torch.Tensor) -> tuple[float, float]:
-        """The share of elements that the first enabled quantizer saturates, and of non-zero ones that the chain turns
-        to zero.
+        """The share of elements that the first enabled quantizer saturates, and of non-zero ones
+        that the chain turns to zero.
         """
         before, saturated = x, 0.0
         for step in self.steps:
@@ -110,8 +130,9 @@ class QuantizerOracle:
 def from_quantizer(quantizer: Any) -> QuantizerOracle:
     """The oracle of a ModelOpt TensorQuantizer or SequentialQuantizer, as it stands now.
 
-    Raises NotImplementedError, naming the attribute, where the quantizer does something that quantize-dequantize is
-    not: an affine bias, a rotation, a custom backend, real (packed) quantization.
+    Raises NotImplementedError, naming the attribute, where the quantizer does something that
+    quantize-dequantize is not: an affine bias, a rotation, a custom backend, real (packed)
+    quantization.
     """
     chain: Iterable[Any] = [quantizer] if hasattr(quantizer, "num_bits") else list(quantizer)
     return QuantizerOracle(tuple(_step(q) for q in chain))
@@ -123,7 +144,9 @@ def _step(q: Any) -> Step:
     blocks = dict(q.block_sizes or {})
     sizes = {k: v for k, v in blocks.items() if isinstance(k, int)} or None
     scale_bits = blocks.get("scale_bits")
-    scale_format = _SCALE_FORMATS.get(tuple(scale_bits)) if isinstance(scale_bits, (tuple, list)) else None
+    scale_format = (
+        _SCALE_FORMATS.get(tuple(scale_bits)) if isinstance(scale_bits, (tuple, list)) else None
+    )
     dynamic = blocks.get("type") == "dynamic" and scale_format is not None
     element = find(q.num_bits, unsigned=bool(q.unsigned), narrow_range=bool(q.narrow_range))
     if scale_format == "E8M0" and element.kind == "int":
@@ -142,12 +165,16 @@ def _step(q: Any) -> Step:
         pre_quant_scale=q.pre_quant_scale,
         enabled=enabled,
         rules=deviations.modelopt_rules(element, scale_format, dynamic=dynamic),
-        rules_on_cuda=deviations.modelopt_rules(element, scale_format, dynamic=dynamic, cuda=_has_kernel(amax)),
+        rules_on_cuda=deviations.modelopt_rules(
+            element, scale_format, dynamic=dynamic, cuda=_has_kernel(amax)
+        ),
     )
 
 
 def _has_kernel(amax: torch.Tensor | None) -> bool:
-    """Whether ModelOpt's kernel takes such an amax: one, or several along one axis (its ``fake_quant_impl``)."""
+    """Whether ModelOpt's kernel takes such an amax: one, or several along one axis (its
+    ``fake_quant_impl``).
+    """
     return amax is None or amax.numel() == 1 or amax.numel() in amax.shape
 
 
@@ -165,5 +192,6 @@ def _refuse_what_is_not_qdq(q: Any) -> None:
     }
     if named := [name for name, there in found.items() if there]:
         raise NotImplementedError(
-            f"no oracle for a quantizer with {', '.join(named)}: it does more than quantize-dequantize"
+            f"no oracle for a quantizer with {', '.join(named)}: it does more than "
+            f"quantize-dequantize"
         )

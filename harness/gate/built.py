@@ -14,7 +14,8 @@ _FAILED = "_failed"
 
 
 class built(cached_property[T]):  # noqa: N801 - a decorator
-    """A cached property that remembers an error as well: what could not be built is not tried again.
+    """A cached property that remembers an error as well: what could not be built is not tried
+    again.
 
     A usage error ends the run and is not remembered.
     """
@@ -32,7 +33,9 @@ class built(cached_property[T]):  # noqa: N801 - a decorator
 
 
 def attempt(owner: object, name: str, make: Callable[[], T]) -> T:
-    """Return what *make* returns; where it raised before for *owner* under this name, raise the same error again."""
+    """Return what *make* returns; where it raised before for *owner* under this name, raise the
+    same error again.
+    """
     failed: dict[str, Exception] = vars(owner).setdefault(_FAILED, {})
     if name in failed:
         raise failed[name]
@@ -46,7 +49,9 @@ def attempt(owner: object, name: str, make: Callable[[], T]) -> T:
 
 
 def forget_frames(owner: object) -> None:
-    """Drop what the frames of *owner*'s remembered errors hold: models of cases that came before."""
+    """Drop what the frames of *owner*'s remembered errors hold: models of cases that came
+    before.
+    """
     for error in vars(owner).get(_FAILED, {}).values():
         errors.forget_frames(error)
 

@@ -79,7 +79,7 @@ class Case:
     def __repr__(self) -> str:
         return f"<Case {self.id}>"
 
-    # -- what it is made from -----------------------------------------------------------------------------------
+    # -- what it is made from ----------------------------------------------------------------------
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -107,16 +107,20 @@ class Case:
 
     @cached_property
     def left_out(self) -> tuple[tuple[str, str], ...]:
-        """(tower, kind of layer) pairs that the budgets file declares to stay unquantized under the recipe."""
+        """(tower, kind of layer) pairs that the budgets file declares to stay unquantized under the
+        recipe.
+        """
         return self.setting.policy.left_out(self.recipe.name)
 
     def not_gated(self, *, structure: bool = False) -> str | None:
-        """Why there is no verdict on the recipe on this device, or None; *structure* needs no device."""
+        """Why there is no verdict on the recipe on this device, or None; *structure* needs no
+        device.
+        """
         if structure and self.recipe.candidates:
             return "what a search chooses hangs on weights and data"
         return judged.not_gated(self.recipe, "cuda" if structure else self.setting.device.type)
 
-    # -- the quantized model ------------------------------------------------------------------------------------
+    # -- the quantized model -----------------------------------------------------------------------
 
     @property
     def quantized(self) -> Quantized:
@@ -141,7 +145,8 @@ class Case:
         return Quantized(reference, search.chosen(model, recipe), model, sample, seconds)
 
     def calibrated(self, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-        """The reference quantized with *recipe* and calibrated, and inputs that it was shown to run on.
+        """The reference quantized with *recipe* and calibrated, and inputs that it was shown to run
+        on.
 
         Raises:
             QuantizationError: ModelOpt refused the recipe, or the model does not run.
@@ -151,7 +156,8 @@ class Case:
         model = quantize.quantize(self.shared.model, recipe, loop, self.setting.options.attention)
         sample = {name: tensor[:PROBED] for name, tensor in next(iter(batches)).items()}
         with quantize.blamed_on(recipe), torch.no_grad():
-            # The first forward after calibration: formats that need CUDA raise here, once, and not in every check.
+            # The first forward after calibration: formats that need CUDA raise here, once, and not
+            # in every check.
             families.forward(model, sample)
         return model, sample
 
@@ -177,14 +183,16 @@ class Case:
 
     @built
     def packed_weights(self) -> tuple[list[Problem], int]:
-        """Problems of the weights in a block format that needs CUDA, and how many such weights there are."""
+        """Problems of the weights in a block format that needs CUDA, and how many such weights
+        there are.
+        """
         return packed.problems(self.shared.model, self.recipe, self.setting.options.attention)
 
     def structure(self, architecture: str) -> QuantizerMap:
         """The map of the recipe on an architecture without weights."""
         return self.setting.structure(self.recipe, architecture)
 
-    # -- accuracy -----------------------------------------------------------------------------------------------
+    # -- accuracy ----------------------------------------------------------------------------------
 
     @property
     def subject(self) -> Subject:
@@ -193,7 +201,9 @@ class Case:
         return self.subject_of(made.recipe, made.model, made.folded)
 
     def subject_of(self, recipe: Recipe, model: nn.Module, folded: nn.Module) -> Subject:
-        """*model*, which *recipe* made of the reference, and its *folded* copy as a subject of evaluation."""
+        """*model*, which *recipe* made of the reference, and its *folded* copy as a subject of
+        evaluation.
+        """
         how = Quantization(recipe, self.setting.options.attention, self.calibration, model)
         return Subject(self.reference, folded, how)
 
@@ -209,7 +219,9 @@ class Case:
 
     @built
     def stopped(self) -> dict[str, early.Stopped]:
-        """What was evaluated of each task that may stop early; empty where that was not asked for."""
+        """What was evaluated of each task that may stop early; empty where that was not asked
+        for.
+        """
         if not self.setting.options.early_stop:
             return {}
         subject, stopped = self.subject, {}
@@ -217,23 +229,33 @@ class Case:
             (metric,) = task.metrics
             after = early.Evaluation(partial(self.setting.evaluator.embed, subject), task)
             budget = self.budget(task.name, metric)
-            stopped[task.name] = early.judge(task, metric, budget, self.shared.in_blocks(task), after)
+            stopped[task.name] = early.judge(
+                task, metric, budget, self.shared.in_blocks(task), after
+            )
         return stopped
 
     @built
     def runs(self) -> tuple[dict[str, TaskRun], dict[str, TaskRun]]:
-        """Reference and quantized model on every task, the same samples each: all, or those up to an early stop."""
+        """Reference and quantized model on every task, the same samples each: all, or those up to
+        an early stop.
+        """
         stopped = self.stopped
         if not stopped:
             return self.reference_runs, self.quantized_runs
         whole = tuple(task for task in self.tasks if task.name not in stopped)
         after = self.setting.evaluator.evaluate(self.subject, whole)
-        before = self.shared.runs_without_stop | {name: one.reference for name, one in stopped.items()}
-        return self.shared.sane(before), after | {name: one.quantized for name, one in stopped.items()}
+        before = self.shared.runs_without_stop | {
+            name: one.reference for name, one in stopped.items()
+        }
+        return self.shared.sane(before), after | {
+            name: one.quantized for name, one in stopped.items()
+        }
 
     def budget(self, task: str, metric: str) -> verdicts.Budget:
         """The budget of a metric of a task under the recipe."""
-        return self.setting.policy.budget(task, metric, recipe=self.recipe.name, model=short(self.name.model))
+        return self.setting.policy.budget(
+            task, metric, recipe=self.recipe.name, model=short(self.name.model)
+        )
 
     @built
     def verdicts(self) -> Family:
@@ -248,7 +270,9 @@ class Case:
         after: Mapping[str, TaskRun],
         known: Mapping[str, Verdict] | None = None,
     ) -> list[Verdict]:
-        """A verdict for every metric of every task; *known* are those that there are already, by task."""
+        """A verdict for every metric of every task; *known* are those that there are already, by
+        task.
+        """
         found = []
         for guess in sanity.guesses(before):
             task, metric = guess.task, guess.metric
@@ -256,7 +280,9 @@ class Case:
                 verdict = known[task]
             else:
                 budget = self.budget(task, metric)
-                verdict = verdicts.compare(before[task].outcomes[metric], after[task].outcomes[metric], budget)
+                verdict = verdicts.compare(
+                    before[task].outcomes[metric], after[task].outcomes[metric], budget
+                )
             found.append(sanity.doubted(verdict, guess) if guess.at_chance else verdict)
         return found
 
@@ -273,10 +299,12 @@ class Case:
         return self._measurements[task]
 
     def beyond(self, task: str, metric: str) -> dict[str, float]:
-        """Measures that accuracy does not show, by name; those of embeddings belong to every metric of the task."""
+        """Measures that accuracy does not show, by name; those of embeddings belong to every metric
+        of the task.
+        """
         return {m.name: m.value for m in self.measurements(task) if m.metric in ("", metric)}
 
-    # -- baselines ----------------------------------------------------------------------------------------------
+    # -- baselines ---------------------------------------------------------------------------------
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -295,9 +323,13 @@ class Case:
         )
 
     def record(self, *, accuracy: bool = True) -> Record:
-        """What this run measured of the case, as the store keeps it; without tasks if *accuracy* is False."""
+        """What this run measured of the case, as the store keeps it; without tasks if *accuracy* is
+        False.
+        """
         records = tuple(map(self._task_record, self.verdicts.verdicts)) if accuracy else ()
-        return Record(self.provenance, quantizers=tuple(q.as_dict() for q in self.map), tasks=records)
+        return Record(
+            self.provenance, quantizers=tuple(q.as_dict() for q in self.map), tasks=records
+        )
 
     def _task_record(self, verdict: Verdict) -> TaskRecord:
         task, metric = verdict.task, verdict.metric
@@ -319,7 +351,9 @@ class Case:
         return self.setting.store.find(self.model_name, self.recipe_name, self.setting.device_key)
 
     def drift(self, task: str | None = None, metric: str | None = None) -> Comparison:
-        """The case against its stored record: the quantizer map alone, or one metric of one task with it."""
+        """The case against its stored record: the quantizer map alone, or one metric of one task
+        with it.
+        """
         if (task, metric) not in self.comparisons:
             self.comparisons[task, metric] = self._compare(task, metric)
         return self.comparisons[task, metric]
@@ -336,17 +370,21 @@ class Case:
 
     @property
     def to_store(self) -> Record | None:
-        """What this run measured of the case, as far as it was compared with the store; None where it was not."""
+        """What this run measured of the case, as far as it was compared with the store; None where
+        it was not.
+        """
         if not self.comparisons:
             return None
         record = self.record(accuracy=any(task is not None for task, _ in self.comparisons))
         ratios = {tower: speed.ratio for tower, speed in self.speeds.items()}
         return replace(record, throughput=ratios or None)
 
-    # -- throughput ---------------------------------------------------------------------------------------------
+    # -- throughput --------------------------------------------------------------------------------
 
     def stored_ratio(self, tower: str) -> Ratio | None:
-        """The baseline's ratio of a tower, if it was measured on this device: on another it is another number."""
+        """The baseline's ratio of a tower, if it was measured on this device: on another it is
+        another number.
+        """
         record = self.stored
         if isinstance(record, Missing) or record.provenance.device != self.setting.device_key:
             return None

@@ -23,7 +23,8 @@ class Graphs:
         self._shared = shared
         #: What in a tower's graph is not what the quantizers say, by tower and type.
         self.problems: dict[tuple[str, torch.dtype], list[Problem]] = {}
-        #: Towers in ONNX Runtime against fake quantization, by tower and whether they were optimised.
+        #: Towers in ONNX Runtime against fake quantization, by tower and whether they were
+        #: optimised.
         self.parities: dict[tuple[str, bool], export.Parity] = {}
         #: Towers in TensorRT.
         self.engines: dict[str, engine.Measured] = {}
@@ -57,11 +58,15 @@ class Graphs:
         return self.parities[tower, optimize]
 
     def engine(self, tower: str) -> engine.Measured:
-        """A tower's float16 graph in TensorRT: its answers against fake quantization, its speed against FP16."""
+        """A tower's float16 graph in TensorRT: its answers against fake quantization, its speed
+        against FP16.
+        """
         if tower not in self.engines:
             graph = self._exported.graph(tower, torch.float16)
             batch = dict(next(iter(self._shared.batches(torch.float16))))
-            self.engines[tower] = engine.measure(graph, tower, self._quantized().model, self._shared.model, batch)
+            self.engines[tower] = engine.measure(
+                graph, tower, self._quantized().model, self._shared.model, batch
+            )
         return self.engines[tower]
 
     def answers_on(self, task: Task) -> export.Answers:

@@ -1,4 +1,6 @@
-"""Which cases, tasks and metrics the options ask for, under names and test ids of their own; nothing is loaded."""
+"""Which cases, tasks and metrics the options ask for, under names and test ids of their own;
+nothing is loaded.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from harness.recipes import names
 
 @dataclass(frozen=True)
 class CaseName:
-    """A recipe on a model (or, for structure alone, on an architecture), both as the person named them.
+    """A recipe on a model (or, for structure alone, on an architecture), both as the person named
+    them.
 
-    ``recipe_name`` and ``model_name`` are what they are called in this run (:mod:`harness.recipes.names`): no other
-    recipe or model of it is.
+    ``recipe_name`` and ``model_name`` are what they are called in this run
+    (:mod:`harness.recipes.names`): no other recipe or model of it is.
     """
 
     recipe: str
@@ -64,20 +67,28 @@ def cases_of(options: Options) -> list[CaseName]:
 def structures_of(options: Options) -> list[CaseName]:
     """Every recipe on every published architecture of the models' families."""
     families_of = [references.family_of(ref) for ref in options.clip_models]
-    known = [name for family in dict.fromkeys(families_of) for name in architectures.of_family(family)]
+    known = [
+        name for family in dict.fromkeys(families_of) for name in architectures.of_family(family)
+    ]
     return _cases(options, {name: name for name in known})
 
 
 def _cases(options: Options, models_named: Mapping[str, str]) -> list[CaseName]:
     recipes_named = names.of_recipes(options.recipes, options.recipes_root)
-    found = [CaseName(r, m, recipes_named[r], models_named[m]) for m in models_named for r in recipes_named]
+    found = [
+        CaseName(r, m, recipes_named[r], models_named[m])
+        for m in models_named
+        for r in recipes_named
+    ]
     counts = Counter(case.id for case in found)
     # "a-b" on "c" and "a" on "b-c" would have one id; no recipe's name has an @.
     return [case if counts[case.id] == 1 else replace(case, joint="@") for case in found]
 
 
 def to_train(options: Options) -> list[CaseName]:
-    """The cases that are fine-tuned: those of the options, or one whose recipe fails on the stressed model."""
+    """The cases that are fine-tuned: those of the options, or one whose recipe fails on the
+    stressed model.
+    """
     if options.is_default:
         return [CaseName("int8", "embedded+outliers")]
     return cases_of(options)
@@ -90,7 +101,11 @@ def metrics_of(options: Options) -> list[tuple[str, str]]:
         UsageError: a task is unknown or its data are not there.
     """
     known = options.tasks or tasks.EMBEDDED_TASKS
-    return [(name, metric) for name in known for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))]
+    return [
+        (name, metric)
+        for name in known
+        for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))
+    ]
 
 
 def metric_ids(metrics: Sequence[tuple[str, str]]) -> list[str]:
@@ -113,7 +128,8 @@ def words_of(options: Options, case: CaseName | None = None) -> list[str]:
     if case is not None:
         alone = names.of_recipes([case.recipe], options.recipes_root), names.of_models([case.model])
         named = (alone[0][case.recipe], alone[1][case.model], "-")
-        # Next to others of their names they have longer ones; alone they would be called something else.
+        # Next to others of their names they have longer ones; alone they would be called something
+        # else.
         if named == (case.recipe_name, case.model_name, case.joint):
             recipes_given, models_given = (case.recipe,), (case.model,)
     if case is None and recipes_given == plain.recipes:
@@ -124,7 +140,9 @@ def words_of(options: Options, case: CaseName | None = None) -> list[str]:
     for name in _REPEATED:
         value = getattr(options, name)
         if value and value != getattr(plain, name):
-            words += _option(name.replace("_", "-"), ",".join(value) if isinstance(value, tuple) else str(value))
+            words += _option(
+                name.replace("_", "-"), ",".join(value) if isinstance(value, tuple) else str(value)
+            )
     return words
 
 

@@ -37,6 +37,12 @@ class Options:
 
     @property
     def is_default(self) -> bool:
-        """Whether this is what a plain run gates: all default recipes on the default models and tasks."""
+        """Whether this is what a plain run gates: all default recipes on the default models and
+        tasks.
+        """
         plain = Options()
-        return (self.recipes, self.clip_models, self.tasks) == (plain.recipes, plain.clip_models, plain.tasks)
+        return (self.recipes, self.clip_models, self.tasks) == (
+            plain.recipes,
+            plain.clip_models,
+            plain.tasks,
+        )

@@ -1,4 +1,6 @@
-"""What was given can be used: recipes, models, data, budgets and baselines, looked at before anything is computed."""
+"""What was given can be used: recipes, models, data, budgets and baselines, looked at before
+anything is computed.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ def preflight(gate: Gate, *, accuracy: bool, decode: bool = False) -> None:
     Args:
         gate: the run.
         accuracy: look at the tasks and their budgets as well.
-        decode: decode the pictures that this process will need, and keep them: one that cannot be decoded is found
-            before a model is quantized.
+        decode: decode the pictures that this process will need, and keep them: one that cannot be
+            decoded is found before a model is quantized.
 
     Raises:
         UsageError: something cannot be used.
@@ -59,7 +61,9 @@ def preflight(gate: Gate, *, accuracy: bool, decode: bool = False) -> None:
 
 
 def _check_fit(case: Case) -> None:
-    """Refuse a recipe that ModelOpt cannot apply to the tensors of the case's model, before it tries."""
+    """Refuse a recipe that ModelOpt cannot apply to the tensors of the case's model, before it
+    tries.
+    """
     if case.not_gated() is not None:
         return
     survey = case.shared.survey
@@ -77,7 +81,9 @@ def _decode(gate: Gate, accuracy: bool) -> None:
 
 
 def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> list[UsageError]:
-    """Every budget that its task's samples cannot resolve, from the counts alone: no picture is read."""
+    """Every budget that its task's samples cannot resolve, from the counts alone: no picture is
+    read.
+    """
     counts = tasks.sample_counts(gate.options.tasks, gate.options.data_root)
     refused: list[UsageError] = []
     plans: dict[str, dict[str, budgets.Plan]] = {}
@@ -97,6 +103,9 @@ def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> li
             mean = n / counts[task, tasks.TEXT_RECALL] if metric == tasks.IMAGE_RECALL else 1.0
             known = plans.setdefault(task, {})
             others = known[metric].budgets if metric in known else ()
-            # Captions of one picture move together: half of what they would if they were one sample.
+            # Captions of one picture move together: half of what they would if they were one
+            # sample.
             known[metric] = budgets.Plan(task, metric, n, (1 + mean) / 2, (*others, budget))
-    return refused + [budgets.no_entry(gate.policy, task, list(found.values())) for task, found in plans.items()]
+    return refused + [
+        budgets.no_entry(gate.policy, task, list(found.values())) for task, found in plans.items()
+    ]

@@ -20,13 +20,19 @@ class Quantized:
     """A quantized model with its map, and what is derived from both once."""
 
     def __init__(
-        self, reference: Reference, recipe: Recipe, model: nn.Module, inputs: Mapping[str, Tensor], seconds: float = 0.0
+        self,
+        reference: Reference,
+        recipe: Recipe,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        seconds: float = 0.0,
     ) -> None:
         self.reference = reference
         #: What was applied: of a search, what it chose.
         self.recipe = recipe
         self.model = model
-        #: One batch of real pictures and words, which the map's calls and the numerics are taken from.
+        #: One batch of real pictures and words, which the map's calls and the numerics are taken
+        #: from.
         self.inputs = inputs
         #: What quantizing and calibrating took.
         self.seconds = seconds
@@ -43,7 +49,9 @@ class Quantized:
 
     @cached_property
     def folded(self) -> nn.Module:
-        """A copy whose weights are quantized once and for all: the same bits, without the work on every forward."""
+        """A copy whose weights are quantized once and for all: the same bits, without the work on
+        every forward.
+        """
         return quantize.fold(self.model)
 
     @cached_property

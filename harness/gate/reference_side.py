@@ -28,7 +28,9 @@ from harness.statistics import sanity
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run takes over of one model, instead of building it: the run it comes from has the same options."""
+    """What a run takes over of one model, instead of building it: the run it comes from has the
+    same options.
+    """
 
     reference: Reference | None = None
     calibration: CalibrationPairs | None = None
@@ -45,12 +47,16 @@ class ReferenceSide:
         #: The model as the person named it.
         self.source = source
         self._early: dict[str, early.Evaluation] = {}
-        vars(self).update({name: value for name, value in vars(prepared).items() if value is not None})
+        vars(self).update(
+            {name: value for name, value in vars(prepared).items() if value is not None}
+        )
 
     def prepared(self, names: Collection[str]) -> Prepared:
         """What has been built so far of *names*, for another run to take over."""
         known = {field.name for field in fields(Prepared)}
-        return Prepared(**{name: vars(self)[name] for name in known & set(names) if is_built(self, name)})
+        return Prepared(
+            **{name: vars(self)[name] for name in known & set(names) if is_built(self, name)}
+        )
 
     @built
     def reference(self) -> Reference:
@@ -64,12 +70,17 @@ class ReferenceSide:
         return module
 
     def lacks(self, *, tower: str | None = None, accuracy: bool = False) -> str | None:
-        """Reason to skip a *tower*, or any task's *accuracy*, for this model; None where it has them."""
+        """Reason to skip a *tower*, or any task's *accuracy*, for this model; None where it has
+        them.
+        """
         reference = self.reference
         if tower is not None and tower not in families.of(reference.model).towers:
             return f"{reference.name} has no {tower} tower"
         if accuracy and reference.whole is None and len(families.of(reference.model).towers) == 1:
-            return f"{reference.name} is a single tower: give the checkpoint that it belongs to as DIR+CLASS"
+            return (
+                f"{reference.name} is a single tower: give the checkpoint that it belongs to as "
+                f"DIR+CLASS"
+            )
         return None
 
     @property
@@ -77,7 +88,7 @@ class ReferenceSide:
         """SHA-256 over the image processor's settings."""
         return digests.of_json(self.reference.image_processor.to_dict())
 
-    # -- calibration --------------------------------------------------------------------------------------------
+    # -- calibration -------------------------------------------------------------------------------
 
     @built
     def calibration(self) -> CalibrationPairs:
@@ -88,11 +99,14 @@ class ReferenceSide:
     def batches(self, dtype: torch.dtype | None = None) -> Batches:
         """The calibration pairs as inputs of the reference, or in another *dtype*.
 
-        A smaller batch size than the device's usual one is taken; a larger one is for the evaluation alone.
+        A smaller batch size than the device's usual one is taken; a larger one is for the
+        evaluation alone.
         """
         device = self.setting.device
         size = min(self.setting.batch_size, inputs.default_batch_size(device))
-        return self.calibration.batches(device, dtype or self.reference.dtype, size, self.setting.options.progress)
+        return self.calibration.batches(
+            device, dtype or self.reference.dtype, size, self.setting.options.progress
+        )
 
     def tower_forward(self, model: nn.Module, tower: str) -> throughput.Forward:
         """A forward of one tower of *model* on a batch of the calibration data."""
@@ -100,32 +114,44 @@ class ReferenceSide:
 
     @built
     def magnitudes(self) -> Magnitudes:
-        """What the calibration data give at every place of the reference: one pass for all recipes."""
-        return Magnitudes(quantize.insert(self.model, self.setting.options.attention), self.batches())
+        """What the calibration data give at every place of the reference: one pass for all
+        recipes.
+        """
+        return Magnitudes(
+            quantize.insert(self.model, self.setting.options.attention), self.batches()
+        )
 
-    # -- places for quantizers ----------------------------------------------------------------------------------
+    # -- places for quantizers ---------------------------------------------------------------------
 
     @built
     def places(self) -> QuantizerMap:
-        """Every quantizer that ModelOpt has a place for in the model, all off: what patterns can match."""
+        """Every quantizer that ModelOpt has a place for in the model, all off: what patterns can
+        match.
+        """
         return maps.quantizer_map(quantize.insert(self.model, self.setting.options.attention))
 
     @built
     def beyond_places(self) -> dict[str, Any]:
-        """What a pattern may mean though the model has no quantizer there: hidden or absent blocks, another tower."""
+        """What a pattern may mean though the model has no quantizer there: hidden or absent blocks,
+        another tower.
+        """
         family = families.of(self.model)
         elsewhere: QuantizerMap = ()
         if len(family.towers) == 1:
             whole = quantize.insert(architectures.build("embedded"), self.setting.options.attention)
             elsewhere = tuple(q for q in maps.quantizer_map(whole) if q.tower not in family.towers)
-        return {"hidden": families.hidden_in(self.model), "elsewhere": elsewhere, "absent": family.absent}
+        return {
+            "hidden": families.hidden_in(self.model),
+            "elsewhere": elsewhere,
+            "absent": family.absent,
+        }
 
     @built
     def survey(self) -> fit.Survey:
         """The tensors that recipes quantize, by which a recipe is refused before it is tried."""
         return fit.survey(self.model, self.setting.options.attention)
 
-    # -- answers ------------------------------------------------------------------------------------------------
+    # -- answers -----------------------------------------------------------------------------------
 
     @built
     def tasks(self) -> tuple[Task, ...]:
@@ -155,7 +181,9 @@ class ReferenceSide:
     def in_blocks(self, task: Task) -> early.Evaluation:
         """The reference on *task*, as far as early stops need it."""
         if task.name not in self._early:
-            self._early[task.name] = early.Evaluation(partial(self.setting.evaluator.embed, self.subject), task)
+            self._early[task.name] = early.Evaluation(
+                partial(self.setting.evaluator.embed, self.subject), task
+            )
         return self._early[task.name]
 
     @built

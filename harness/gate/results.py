@@ -1,9 +1,10 @@
-"""What one run of the gate found, as plain data: the one thing that reports, summaries and other processes read.
+"""What one run of the gate found, as plain data: the one thing that reports, summaries and other
+processes read.
 
-A run is a list of cases, one per recipe and model.  A case has sections (``insertion``, ``numerics``,
-``accuracy``, ``checkpoint``, ``throughput``, ``drift``, ``blame``, ``export``), each filled by the suite of that
-name, and ``checks``: how the tests of the case ended.  Everything is JSON: a worker process hands its part to the
-one that reports.
+A run is a list of cases, one per recipe and model.  A case has sections (``insertion``,
+``numerics``, ``accuracy``, ``checkpoint``, ``throughput``, ``drift``, ``blame``, ``export``), each
+filled by the suite of that name, and ``checks``: how the tests of the case ended.  Everything is
+JSON: a worker process hands its part to the one that reports.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class CheckResult:
         message: the first line of what it said.
         recipe: the name of the recipe that it is about, or empty.
         model: the name of the model (or architecture) that it is about, or empty.
-        gated: whether recipe and model are a case of the run; a published architecture alone is not.
+        gated: whether recipe and model are a case of the run; a published architecture alone is
+            not.
         about_baseline: whether it compares with a stored record: such a record is never changed by
             ``--new-baselines-only``.
         see: of a dependent check, the id of the test that says why.
@@ -116,13 +118,21 @@ class Checks:
         self.every.append(check)
 
     def as_dict(self) -> dict[str, Json]:
-        """Plain values: how many ended how, those that fell short one by one, and which of them others depend on."""
+        """Plain values: how many ended how, those that fell short one by one, and which of them
+        others depend on.
+        """
         keys = ("test", "suite", "outcome", "message")
-        failed = [{key: check.as_dict()[key] for key in keys} for check in self.every if check.outcome in LISTED]
+        failed = [
+            {key: check.as_dict()[key] for key in keys}
+            for check in self.every
+            if check.outcome in LISTED
+        ]
         return {
             "counts": dict(Counter(check.outcome.value for check in self.every)),
             "failed": failed,
-            "depending": dict(Counter(check.see for check in self.every if check.outcome is Outcome.DEPENDENT)),
+            "depending": dict(
+                Counter(check.see for check in self.every if check.outcome is Outcome.DEPENDENT)
+            ),
         }
 
 
@@ -158,8 +168,8 @@ class Results:
     def add(self, check: CheckResult) -> None:
         """Keep how one check ended.
 
-        A published architecture becomes a case of its own only where something of it fell short: what holds on all of
-        them would fill the report.
+        A published architecture becomes a case of its own only where something of it fell short:
+        what holds on all of them would fill the report.
         """
         of_case = check.recipe and check.model and (check.gated or check.outcome in LISTED)
         if not of_case:
@@ -169,8 +179,13 @@ class Results:
         self.checks.setdefault((check.recipe, check.model), Checks()).add(check)
 
     def merge(self, other: dict[str, Json]) -> None:
-        """Take over what another process found (its ``as_dict``), but for its checks, whose reports come singly."""
-        expected = [side.get("expected_differences", {}) for side in (self.environment, other["environment"])]
+        """Take over what another process found (its ``as_dict``), but for its checks, whose reports
+        come singly.
+        """
+        expected = [
+            side.get("expected_differences", {})
+            for side in (self.environment, other["environment"])
+        ]
         self.environment = other["environment"] | self.environment
         if any(expected):
             self.environment["expected_differences"] = expected[0] | expected[1]

@@ -34,7 +34,8 @@ class Gate(Setting):
     Args:
         options: what was chosen.
         evaluator: who runs models over tasks; by default what the options say.
-        prepared: what of each model is taken over from another run, by the model as the person named it.
+        prepared: what of each model is taken over from another run, by the model as the person
+            named it.
     """
 
     def __init__(
@@ -70,10 +71,14 @@ class Gate(Setting):
 
     def forget_frames(self) -> None:
         """Drop what the frames of remembered errors hold: models of cases that came before."""
-        for owner in (*self._cases.values(), *(case.graphs for case in self._cases.values()), *self._sides.values()):
+        for owner in (
+            *self._cases.values(),
+            *(case.graphs for case in self._cases.values()),
+            *self._sides.values(),
+        ):
             forget_frames(owner)
 
-    # -- the store ----------------------------------------------------------------------------------------------
+    # -- the store ---------------------------------------------------------------------------------
 
     def measured(self) -> dict[Case, Record]:
         """What this run measured of every case that was compared with the store."""
@@ -104,9 +109,13 @@ class Gate(Setting):
             self.store.update(record, reason=reason, new_only=new_only, show=show)
 
     def orphans(self) -> tuple[baselines.Orphan, ...]:
-        """Records in the store that none of this run's cases uses, nor further recipes or the stressed model."""
+        """Records in the store that none of this run's cases uses, nor further recipes or the
+        stressed model.
+        """
         named = list(names.of_models(self.options.clip_models).values())
         named += [model + outliers.SUFFIX for model in named]
         used = [(model, recipe) for model in named for recipe in (*finding.DEFAULT, *finding.MORE)]
         used += [(name.model_name, name.recipe_name) for name in listing.cases_of(self.options)]
-        return self.store.orphans(used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks)
+        return self.store.orphans(
+            used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks
+        )

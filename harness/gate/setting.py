@@ -43,7 +43,8 @@ class Setting:
             progress=options.progress,
         )
         self.store = Store(options.baselines, self._command_options)
-        #: Expected differences between releases that known deviations met, with how often, by deviation.
+        #: Expected differences between releases that known deviations met, with how often, by
+        #: deviation.
         self.deviations_met: dict[str, Mapping[str, int]] = {}
         self._recipes: dict[str, Recipe] = {}
         self._architectures: dict[str, nn.Module] = {}
@@ -52,7 +53,9 @@ class Setting:
 
     def _command_options(self, model: str, recipe: str) -> list[str]:
         """The options of a command that gates the case of these names again."""
-        named = {(name.model_name, name.recipe_name): name for name in listing.cases_of(self.options)}
+        named = {
+            (name.model_name, name.recipe_name): name for name in listing.cases_of(self.options)
+        }
         return listing.words_of(self.options, named.get((model, recipe)))
 
     @property
@@ -76,18 +79,24 @@ class Setting:
         return differences.load(self.options.baselines)
 
     def deviation(self, known: Deviation) -> list[str]:
-        """How the installed ModelOpt differs in a known deviation from what it was recorded, or is expected, to do."""
-        met, found = carried.deviation(known, self.expected, environment.versions(), self.device.type)
+        """How the installed ModelOpt differs in a known deviation from what it was recorded, or is
+        expected, to do.
+        """
+        met, found = carried.deviation(
+            known, self.expected, environment.versions(), self.device.type
+        )
         self.deviations_met[known.name] = met
         return found
 
-    # -- built once for all cases -------------------------------------------------------------------------------
+    # -- built once for all cases ------------------------------------------------------------------
 
     def recipe(self, reference: str) -> Recipe:
         """A recipe, loaded once."""
         if reference not in self._recipes:
             self._recipes[reference] = attempt(
-                self, f"recipe {reference}", lambda: loading.load(reference, self.options.recipes_root)
+                self,
+                f"recipe {reference}",
+                lambda: loading.load(reference, self.options.recipes_root),
             )
         return self._recipes[reference]
 
@@ -111,7 +120,9 @@ class Setting:
         return self._structures[key]
 
     def latest(self, owner: object, make: Callable[[], Quantized]) -> Quantized:
-        """The quantized model of *owner*, made where the latest one is another's: only one stays in memory."""
+        """The quantized model of *owner*, made where the latest one is another's: only one stays in
+        memory.
+        """
         if self._latest is None or self._latest[0] is not owner:
             self._latest = None
             self.forget_frames()

@@ -1,1 +1,3 @@
-"""The half of the gate that imports neither torch nor ModelOpt: what a recipe's text alone shows to be wrong."""
+"""The half of the gate that imports neither torch nor ModelOpt: what a recipe's text alone shows to
+be wrong.
+"""

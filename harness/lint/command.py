@@ -14,18 +14,31 @@ from harness.lint.run import lint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0: no problems, 1: problems, 4: something cannot be read, or is not a path."""
-    parser = argparse.ArgumentParser(prog="clip-gate", description="A regression gate for quantization recipes.")
+    """Run the command; 0: no problems, 1: problems, 4: something cannot be read, or is not a
+    path.
+    """
+    parser = argparse.ArgumentParser(
+        prog="clip-gate", description="A regression gate for quantization recipes."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser(
         "lint",
         help="say what is wrong with recipes by their text alone",
-        description="Say what is wrong with recipes by their text alone, without torch, ModelOpt or a model.",
-        epilog="Exit codes: 0 no problems (notes are none), 1 problems, 4 something cannot be read.",
+        description=(
+            "Say what is wrong with recipes by their text alone, without torch, ModelOpt or a "
+            "model."
+        ),
+        epilog="Exit codes: 0 no problems (notes do not count), 1 problems, 4 unreadable input.",
     )
-    add.add_argument("paths", nargs="+", metavar="PATH", help="a recipe, a snippet, or a tree of them")
-    add.add_argument("--format", choices=sorted(FORMATS), default="text", help="of what is printed (text)")
-    add.add_argument("--recipes-root", type=Path, metavar="DIR", help="resolve $imports in this tree of recipes")
+    add.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a recipe, a snippet, or a tree of them"
+    )
+    add.add_argument(
+        "--format", choices=sorted(FORMATS), default="text", help="of what is printed (text)"
+    )
+    add.add_argument(
+        "--recipes-root", type=Path, metavar="DIR", help="resolve $imports in this tree of recipes"
+    )
     try:
         options = parser.parse_args(arguments)
     except SystemExit as error:

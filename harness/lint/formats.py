@@ -13,7 +13,9 @@ from harness.escaping import shown, visible
 from harness.lint.rules import RULES, level
 from harness.lint.run import LintProblem
 
-SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+SARIF_SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 _NAME = "quantized-clip-gate"
 
 
@@ -28,7 +30,9 @@ def text(problems: Sequence[LintProblem]) -> str:
 
 
 def as_json(problems: Sequence[LintProblem]) -> str:
-    """Return a list of objects with ``file``, ``line``, ``column``, ``rule``, ``level``, ``what`` and ``fix``."""
+    """Return a list of objects with ``file``, ``line``, ``column``, ``rule``, ``level``, ``what``
+    and ``fix``.
+    """
     found = [
         {
             "file": one.path,
@@ -56,7 +60,9 @@ def github(problems: Sequence[LintProblem]) -> str:
 
 
 def _message(value: object) -> str:
-    """*value* as the message of a workflow command, by the rules of GitHub's toolkit; controls made visible."""
+    """*value* as the message of a workflow command, by the rules of GitHub's toolkit; controls made
+    visible.
+    """
     return visible(value).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -90,7 +96,9 @@ def sarif(problems: Sequence[LintProblem]) -> str:
     log = {
         "$schema": SARIF_SCHEMA,
         "version": "2.1.0",
-        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+        "runs": [
+            {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+        ],
     }
     return json.dumps(log, indent=1, ensure_ascii=True) + "\n"
 

@@ -1,4 +1,5 @@
-"""What is known of ModelOpt without importing it: schemas, and names of quantizers by family and release.
+"""What is known of ModelOpt without importing it: schemas, and names of quantizers by family and
+release.
 
 The file is written by ``python -m harness.tools.known``.
 """
@@ -22,7 +23,8 @@ FILE = Path(__file__).parent / "data" / "known.json.gz"
 class Place:
     """A place for a quantizer: its name, and the module that holds it.
 
-    ``shape`` are the sizes of the weight, or the last size alone of what enters a linear layer; None: not known.
+    ``shape`` are the sizes of the weight, or the last size alone of what enters a linear layer;
+    None: not known.
     """
 
     name: str
@@ -60,7 +62,11 @@ class Release:
     @cached_property
     def samples(self) -> list[Place]:
         """One place of those that differ in the number of a layer alone, of each architecture."""
-        rows = {tuple(map(str, row)): row for one in self.data["architectures"].values() for row in one["places"]}
+        rows = {
+            tuple(map(str, row)): row
+            for one in self.data["architectures"].values()
+            for row in one["places"]
+        }
         return [next(_places(*row)) for row in rows.values()]
 
     @cached_property
@@ -89,13 +95,17 @@ def releases() -> dict[str, Release]:
 
 
 def installed() -> Release:
-    """Return the release whose schemas count: the installed one, or else the nearest older one that is known."""
+    """Return the release whose schemas count: the installed one, or else the nearest older one that
+    is known.
+    """
     known = [release for release in releases().values() if "types" in release.data]
     try:
         here = _numbers(metadata.version("nvidia-modelopt"))
     except metadata.PackageNotFoundError:
         return known[-1]
-    return next((release for release in reversed(known) if _numbers(release.version) <= here), known[0])
+    return next(
+        (release for release in reversed(known) if _numbers(release.version) <= here), known[0]
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -103,7 +113,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _places(
-    name: str, ranges: Sequence[Sequence[int]], module_class: str, module_kind: str, shape: Sequence[int] | None
+    name: str,
+    ranges: Sequence[Sequence[int]],
+    module_class: str,
+    module_kind: str,
+    shape: Sequence[int] | None,
 ) -> Iterator[Place]:
     sizes = None if shape is None else tuple(shape)
     if not ranges:

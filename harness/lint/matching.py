@@ -1,8 +1,10 @@
-"""Which quantizers of the known families the entries of a recipe touch, fast enough for a whole tree of recipes.
+"""Which quantizers of the known families the entries of a recipe touch, fast enough for a whole
+tree of recipes.
 
-A family has thousands of names, and ModelOpt's rules of matching (:mod:`harness.recipes.applied`) go through all of
-them for every entry.  Quantizers that the entries of a recipe do not tell apart end alike, so one of each kind is
-enough: names are compared once per pattern, and the rules run on one name of each group.
+A family has thousands of names, and ModelOpt's rules of matching (:mod:`harness.recipes.applied`)
+go through all of them for every entry.  Quantizers that the entries of a recipe do not tell apart
+end alike, so one of each kind is enough: names are compared once per pattern, and the rules run on
+one name of each group.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from harness.lint.known import Place
 from harness.recipes import applied
 from harness.recipes.applied import Applied, Entry
 
-#: A pattern without these treats every number of a layer alike: a digit behind a letter ("bmm2") is not one of those.
+#: A pattern without these treats every number of a layer alike: a digit behind a letter ("bmm2") is
+#: not one of those.
 _TELLS_NUMBERS = re.compile(r"(?<![A-Za-z_0-9])\d|\?|\[[^\]]*[-!\d]")
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 @dataclass(frozen=True)
 class Touched:
-    """What a recipe's entries make of one family: of one place of each group, and by its name the bits of the group."""
+    """What a recipe's entries make of one family: of one place of each group, and by its name the
+    bits of the group.
+    """
 
     applied: Applied
     groups: dict[str, int]
@@ -35,7 +40,9 @@ class Family:
     def __init__(self, name: str, places: Sequence[Place]) -> None:
         self.name = name
         self.places = tuple(places)
-        self.modules = frozenset(part for place in places for part in place.name.split(".") if not part.isdigit())
+        self.modules = frozenset(
+            part for place in places for part in place.name.split(".") if not part.isdigit()
+        )
         self.all = (1 << len(self.places)) - 1
         rows: dict[tuple[str, str], list[int]] = {}
         for index, place in enumerate(self.places):
@@ -46,7 +53,9 @@ class Family:
         self._of_class = lru_cache(maxsize=64)(self._find_class)
 
     def touched(self, entries: Sequence[Entry]) -> Touched:
-        """Return what ModelOpt makes of *entries* here, by one place of each group that they do not tell apart."""
+        """Return what ModelOpt makes of *entries* here, by one place of each group that they do not
+        tell apart.
+        """
         groups = [self.all] if self.all else []
         for mask in dict.fromkeys(mask for entry in entries for mask in self._masks(entry)):
             groups = [part for group in groups for part in (group & mask, group & ~mask) if part]
@@ -63,7 +72,9 @@ class Family:
         return [place for index, place in enumerate(self.places) if group >> index & 1]
 
     def _masks(self, entry: Entry) -> list[int]:
-        """The places that *entry* speaks of, and those of which it speaks as the parts of a sequence."""
+        """The places that *entry* speaks of, and those of which it speaks as the parts of a
+        sequence.
+        """
         of_class = self._of_class(entry.parent_class)
         masks = [self.matching(entry.pattern, "")]
         if "_quantizer." in entry.pattern or isinstance(entry.cfg, list):
@@ -72,7 +83,11 @@ class Family:
 
     def _matching(self, pattern: str, part: str) -> int:
         if _TELLS_NUMBERS.search(pattern):
-            return _bits(n for n, place in enumerate(self.places) if applied.matches(pattern, place.name + part))
+            return _bits(
+                n
+                for n, place in enumerate(self.places)
+                if applied.matches(pattern, place.name + part)
+            )
         mask = 0
         for first, row in self._rows:
             if applied.matches(pattern, self.places[first].name + part):
@@ -80,7 +95,11 @@ class Family:
         return mask
 
     def _find_class(self, parent_class: str | None) -> int:
-        return _bits(n for n, place in enumerate(self.places) if applied.is_of(parent_class, place.module_class))
+        return _bits(
+            n
+            for n, place in enumerate(self.places)
+            if applied.is_of(parent_class, place.module_class)
+        )
 
 
 def _bits(indices: Iterable[int]) -> int:

@@ -1,4 +1,6 @@
-"""What was recorded of ModelOpt's schemas, asked instead of ModelOpt: each complaint on the line that causes it."""
+"""What was recorded of ModelOpt's schemas, asked instead of ModelOpt: each complaint on the line
+that causes it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class FileSettingError(UsageError):
 
 
 class Recorded:
-    """The schemas of one release.  What they refuse is kept in ``problems``; what can be read of a part is returned."""
+    """The schemas of one release.  What they refuse is kept in ``problems``; what can be read of a
+    part is returned.
+    """
 
     def __init__(self, release: Release) -> None:
         self.release = release
@@ -43,7 +47,9 @@ class Recorded:
         return config_form.single_lines(quant_cfg, list(quant_cfg))
 
     def entries(self, line: Any, place: str) -> list[schema.Fields]:
-        """As :class:`harness.recipes.checking.Schema`; a line of a snippet is checked once for all recipes."""
+        """As :class:`harness.recipes.checking.Schema`; a line of a snippet is checked once for all
+        recipes.
+        """
         if id(line) not in self._entries:
             outside, self.problems = self.problems, []
             found = list(self._of_line(line, place))
@@ -97,7 +103,9 @@ class Recorded:
         given = plain(data)["auto_quantize"]
         if not given.get("candidate_formats") and not given.get("module_search_spaces"):
             where = place_at(data, ["auto_quantize"], str(path))
-            raise UsageError(where, "auto_quantize has no candidate_formats", "List the formats to search among.")
+            raise UsageError(
+                where, "auto_quantize has no candidate_formats", "List the formats to search among."
+            )
         filled = self._defaults(f"{_RECIPE}.AutoQuantizeConfig") | given
         return Search(
             dict(given["constraints"]),
@@ -130,8 +138,12 @@ class Recorded:
             if found is not None:
                 yield found
 
-    def _usable(self, entry: dict[str, Any], line: Mapping[str, Any], place: str) -> schema.Fields | None:
-        """The fields of an *entry* of the right types, or None: ModelOpt's validators, or the gate, refuse it."""
+    def _usable(
+        self, entry: dict[str, Any], line: Mapping[str, Any], place: str
+    ) -> schema.Fields | None:
+        """The fields of an *entry* of the right types, or None: ModelOpt's validators, or the gate,
+        refuse it.
+        """
         for attributes in limits.attributes_of(entry):
             attributes.update(self._coerced(attributes))
         problem = limits.refused_entry(entry)
@@ -144,7 +156,9 @@ class Recorded:
         try:
             return schema.fields(entry, place, lambda: self.release.data["classes"])
         except UsageError as error:
-            self.problems.append(UsageError(named_place(line, error.what, place), error.what, error.fix))
+            self.problems.append(
+                UsageError(named_place(line, error.what, place), error.what, error.fix)
+            )
             return None
 
     def _coerced(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +177,9 @@ class Recorded:
         return found
 
     def _as_far_as_known(self, entry: Mapping[str, Any]) -> schema.Fields | None:
-        """The fields of an entry that is refused for its attributes: what it names may be wrong as well."""
+        """The fields of an entry that is refused for its attributes: what it names may be wrong as
+        well.
+        """
         pattern, parent = entry.get("quantizer_name"), entry.get("parent_class")
         try:
             schema.check_pattern(pattern, "")
@@ -193,7 +209,10 @@ class Recorded:
         algorithms.check_keys(settings, names, place)
         for setting in judged.file_settings(one):
             where = place_at(one, setting.split("."), place)
-            what = f"{setting} names a file or folder, which ModelOpt would read or write while it calibrates"
+            what = (
+                f"{setting} names a file or folder, which ModelOpt would read or write while it "
+                f"calibrates"
+            )
             self.problems.append(FileSettingError(where, what, f"Remove {setting}."))
         if self._complain(f"method {name}", plain(given), one, place, list(properties)):
             return
@@ -213,7 +232,13 @@ class Recorded:
     # -- JSON Schema --
 
     def _complain(
-        self, name: str, data: Any, located: Any, place: str, known: Sequence[str], outer: Sequence[str] = ()
+        self,
+        name: str,
+        data: Any,
+        located: Any,
+        place: str,
+        known: Sequence[str],
+        outer: Sequence[str] = (),
     ) -> int:
         """Keep what the schema *name* says against *data*; return how much that is.
 
@@ -230,13 +255,17 @@ class Recorded:
             keys = [key for key in (*outer, *complaint["loc"]) if not outer or key != "cfg"]
             if complaint["type"] == "missing":
                 keys = keys[:-1]
-            self.problems.append(UsageError(place_at(located, keys, place), *schema.told(complaint, [data], known)))
+            self.problems.append(
+                UsageError(place_at(located, keys, place), *schema.told(complaint, [data], known))
+            )
         return len(found)
 
     def _validator(self, name: str) -> Any:
         if name not in self._validators:
             types, methods = self.release.data["types"], self.release.data["methods"]
-            of = methods[name.removeprefix("method ")] if name.startswith("method ") else types[name]
+            of = (
+                methods[name.removeprefix("method ")] if name.startswith("method ") else types[name]
+            )
             self._validators[name] = _Lax({**of, "definitions": self.release.data["definitions"]})
         return self._validators[name]
 
@@ -250,7 +279,12 @@ class Recorded:
         return dict(self.release.data["types"].get(name, {}).get("properties", {}))
 
     def _attribute_names(self) -> list[str]:
-        return ["quantizer_name", "parent_class", "cfg", *self._names(f"{_CONFIG}.QuantizerAttributeConfig")]
+        return [
+            "quantizer_name",
+            "parent_class",
+            "cfg",
+            *self._names(f"{_CONFIG}.QuantizerAttributeConfig"),
+        ]
 
 
 def named_place(value: Any, what: str, place: str) -> str:
@@ -262,7 +296,11 @@ def named_place(value: Any, what: str, place: str) -> str:
 
 def _find_named(value: Any, what: str, found: list[tuple[int, str]]) -> None:
     for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        match = re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", what) if isinstance(key, str) else None
+        match = (
+            re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", what)
+            if isinstance(key, str)
+            else None
+        )
         if match is not None and isinstance(value, Located) and key in value.places:
             found.append((match.start(), value.places[key]))
         if isinstance(item, (Mapping, LocatedList)):
@@ -273,13 +311,19 @@ def _no_name(line: Mapping[str, Any], place: str) -> UsageError:
     """The refusal of an entry whose key ``quantizer_name`` is missing or misspelt."""
     key = next((one for one in line if one not in ("cfg", "enable", "parent_class")), "")
     what = f"the entry has no quantizer_name{f' (it has {key!r:.80})' if key else ''}"
-    return UsageError(place_at(line, [key], place), what, "Write quantizer_name, and cfg or enable.")
+    return UsageError(
+        place_at(line, [key], place), what, "Write quantizer_name, and cfg or enable."
+    )
 
 
 def _without_formats(data: Any) -> Any:
     """Plain *data* without what is checked line by line: each ``quant_cfg`` and ``algorithm``."""
     if isinstance(data, Mapping):
-        return {key: _without_formats(item) for key, item in data.items() if key not in ("quant_cfg", "algorithm")}
+        return {
+            key: _without_formats(item)
+            for key, item in data.items()
+            if key not in ("quant_cfg", "algorithm")
+        }
     return [_without_formats(item) for item in data] if isinstance(data, list) else data
 
 
@@ -287,7 +331,7 @@ def _truth(value: Any) -> bool:
     return value.lower() not in _FALSE if isinstance(value, str) else bool(value)
 
 
-# -- the types that pydantic takes for one another ------------------------------------------------------------------
+# -- the types that pydantic takes for one another -------------------------------------------------
 
 
 def _is_number(_: Any, value: Any) -> bool:
@@ -322,7 +366,9 @@ _Lax = validators.extend(Draft202012Validator, type_checker=_TYPES)
 
 
 def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:
-    """What a schema says against data, in pydantic's form; of a union what its member says that was meant."""
+    """What a schema says against data, in pydantic's form; of a union what its member says that was
+    meant.
+    """
     for error in errors:
         loc = list(error.absolute_path)
         if error.validator in ("anyOf", "oneOf") and (meant := _meant(error)):
@@ -331,21 +377,35 @@ def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:
             known = error.schema.get("properties", {})
             for key in error.instance:
                 if key not in known:
-                    yield {"type": "extra_forbidden", "loc": [*loc, key], "msg": "", "input": error.instance[key]}
+                    yield {
+                        "type": "extra_forbidden",
+                        "loc": [*loc, key],
+                        "msg": "",
+                        "input": error.instance[key],
+                    }
         elif error.validator == "required":
             name = next(key for key in error.validator_value if key not in error.instance)
-            yield {"type": "missing", "loc": [*loc, name], "msg": f"{name} is missing", "input": error.instance}
+            yield {
+                "type": "missing",
+                "loc": [*loc, name],
+                "msg": f"{name} is missing",
+                "input": error.instance,
+            }
         else:
             yield {"type": "value", "loc": loc, "msg": _expected(error), "input": error.instance}
 
 
 def _meant(error: ValidationError) -> list[ValidationError]:
-    """The errors of the member of a union whose type *error*'s value has; none if no member has it."""
+    """The errors of the member of a union whose type *error*'s value has; none if no member has
+    it.
+    """
     members: dict[Any, list[ValidationError]] = {}
     for one in error.context or ():
         members.setdefault(one.schema_path[0], []).append(one)
     fitting = [
-        found for found in members.values() if not any(e.validator == "type" and not e.relative_path for e in found)
+        found
+        for found in members.values()
+        if not any(e.validator == "type" and not e.relative_path for e in found)
     ]
     return min(fitting, key=len, default=[])
 

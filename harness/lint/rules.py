@@ -1,4 +1,6 @@
-"""What a recipe's entries show to be wrong, by the names of quantizers that the known families of model have."""
+"""What a recipe's entries show to be wrong, by the names of quantizers that the known families of
+model have.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ RULES = {
     "schema": ("ModelOpt's schema, or the gate, refuses a part of the recipe.", "error"),
     "unknown-attribute": ("There is no attribute or setting of this name.", "error"),
     "no-match": ("A pattern matches no quantizer of any known family of model.", "error"),
-    "overridden": ("Entries have no effect, because later ones set again all that they set.", "error"),
+    "overridden": (
+        "Entries have no effect, because later ones set again all that they set.",
+        "error",
+    ),
     "no-deny-all": ("Quantizers that no entry names run as INT8, ModelOpt's default.", "error"),
     "block-size": ("Blocks do not divide the tensors that they are for.", "error"),
     "files": ("The algorithm would read or write a file.", "error"),
@@ -62,11 +67,15 @@ class Families:
     @cached_property
     def names(self) -> frozenset[str]:
         """One name of quantizers that differ in the number of a layer alone, of every family."""
-        return frozenset(family.places[first].name for family in self.every for first in family.first_of_rows)
+        return frozenset(
+            family.places[first].name for family in self.every for first in family.first_of_rows
+        )
 
     @cached_property
     def places(self) -> list[Place]:
-        """One place of those that differ in the number of a layer alone, of every family; CLIP's come first."""
+        """One place of those that differ in the number of a layer alone, of every family; CLIP's
+        come first.
+        """
         found: dict[str, Place] = {}
         for family in sorted(self.every, key=lambda one: one.name):
             for first in family.first_of_rows:
@@ -85,11 +94,18 @@ class Families:
 
     def is_of_others(self, entry: Entry) -> bool:
         """Whether *entry*, which matches nothing here, is spelt as one for another family."""
-        if entry.parent_class is not None and entry.parent_class.rpartition(".")[2] not in self.classes:
+        if (
+            entry.parent_class is not None
+            and entry.parent_class.rpartition(".")[2] not in self.classes
+        ):
             return True
         kinds = [word for word in re.split(r"[*?.]+", entry.pattern) if "quant" in word]
-        known_kind = all(any(fnmatch.fnmatch(kind, f"*{word}*") for kind in self.kinds) for word in kinds)
-        return known_kind and all(any(word in known for known in self.words) for word in judged.words_of(entry.pattern))
+        known_kind = all(
+            any(fnmatch.fnmatch(kind, f"*{word}*") for kind in self.kinds) for word in kinds
+        )
+        return known_kind and all(
+            any(word in known for known in self.words) for word in judged.words_of(entry.pattern)
+        )
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -115,7 +131,9 @@ def check(recipe: Recipe, families: Families) -> Iterator[Found]:
 
 
 def _is_for_others(recipe: Recipe) -> bool:
-    """Whether *recipe* is one of ModelOpt's that are for every family, or for one that is none of CLIP's."""
+    """Whether *recipe* is one of ModelOpt's that are for every family, or for one that is none of
+    CLIP's.
+    """
     path = recipe.path.as_posix() if recipe.path else ""
     return judged.kept_elsewhere(recipe) or "/general/" in path
 
@@ -136,7 +154,9 @@ def _unmatched(recipe: Recipe, touched: dict[str, Touched], families: Families) 
     for number in numbers:
         entry = recipe.entries[number]
         unknown = families.names_unknown(entry.pattern)
-        if (unknown and foreign) or ((shared or not patterns.is_own(recipe, entry)) and families.is_of_others(entry)):
+        if (unknown and foreign) or (
+            (shared or not patterns.is_own(recipe, entry)) and families.is_of_others(entry)
+        ):
             others.append(entry)
             continue
         what = (
@@ -145,9 +165,16 @@ def _unmatched(recipe: Recipe, touched: dict[str, Touched], families: Families) 
         )
         yield Found("no-match", entry, what, patterns.unmatched_hint(entry, families.places, {}))
     if others:
-        named = ", ".join(repr(entry.shown) for entry in others[:3]) + (", ..." if len(others) > 3 else "")
+        named = ", ".join(repr(entry.shown) for entry in others[:3]) + (
+            ", ..." if len(others) > 3 else ""
+        )
         what = f"{named} name parts that no known family of CLIP models has"
-        yield Found("other-family", others[0], what, "The gate judges the rest of the recipe, if there is any.")
+        yield Found(
+            "other-family",
+            others[0],
+            what,
+            "The gate judges the rest of the recipe, if there is any.",
+        )
 
 
 def _earlier(entry: Entry) -> str:
@@ -160,9 +187,15 @@ def _earlier(entry: Entry) -> str:
 
 
 def _overridden(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
-    """Findings of :func:`patterns.overridden` that hold in every family in which the entries matter."""
+    """Findings of :func:`patterns.overridden` that hold in every family in which the entries
+    matter.
+    """
     by_family = {
-        name: {(one.rule, one.entry, number): one for one in _findings(recipe, here) for number in one.victims}
+        name: {
+            (one.rule, one.entry, number): one
+            for one in _findings(recipe, here)
+            for number in one.victims
+        }
         for name, here in touched.items()
     }
     seen: set[tuple[str, int]] = set()
@@ -174,7 +207,9 @@ def _overridden(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
             everywhere = all(any(key[2] == victim for key in by_family[name]) for name in matters)
             if everywhere and (rule, entry) not in seen:
                 seen.add((rule, entry))
-                yield Found("overridden", recipe.entries[entry], finding.what.rstrip("."), finding.fix)
+                yield Found(
+                    "overridden", recipe.entries[entry], finding.what.rstrip("."), finding.fix
+                )
 
 
 def _findings(recipe: Recipe, here: Touched) -> list[patterns.Finding]:
@@ -185,9 +220,14 @@ def _without_deny_all(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[F
     """A recipe that leaves quantizers as ModelOpt makes them: on, as INT8."""
     if any(map(patterns.denies_all, recipe.entries)):
         return
-    if all(set(here.groups) <= set(map(place_of, here.applied.settings)) for here in touched.values()):
+    if all(
+        set(here.groups) <= set(map(place_of, here.applied.settings)) for here in touched.values()
+    ):
         return
-    what = "no entry turns everything off: quantizers that no entry names run as INT8, ModelOpt's default"
+    what = (
+        "no entry turns everything off: quantizers that no entry names run as INT8, ModelOpt's "
+        "default"
+    )
     fix = "Write - {quantizer_name: '*', enable: false} as the first entry."
     yield Found("no-deny-all", recipe.entries[0], what, fix)
 
@@ -198,7 +238,12 @@ def _one_family(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
         where = {_whole(name) for name, here in touched.items() if here.applied.touched[number]}
         if len(where) == 1 and patterns.is_own(recipe, entry):
             what = f"the pattern {entry.shown!r} matches quantizers of {where.pop()} models only"
-            yield Found("one-family", entry, what, "If other families are meant too, name their modules as well.")
+            yield Found(
+                "one-family",
+                entry,
+                what,
+                "If other families are meant too, name their modules as well.",
+            )
 
 
 def _cuda(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
@@ -233,7 +278,12 @@ def _blocks(recipe: Recipe, touched: dict[str, Touched], families: Families) -> 
         name, size, width = bad[min(bad)]
         example = f"blocks of {size} do not divide {name} of {min(bad)}, whose size is {width}"
         if len(bad) == len(asked):
-            yield Found("block-size", entry, example, f"Write a size that divides {width}, such as {_divisor(width)}.")
+            yield Found(
+                "block-size",
+                entry,
+                example,
+                f"Write a size that divides {width}, such as {_divisor(width)}.",
+            )
         else:
             shown = ", ".join(sorted(bad))
             what = f"{example}; the same in {len(bad)} of {len(asked)} architectures: {shown}"
@@ -245,19 +295,27 @@ def _block_sizes(entry: Entry) -> dict[int, int]:
     found: dict[int, int] = {}
     for cfg in entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]:
         blocks = cfg.get("block_sizes") or {}
-        found |= {key: size for key, size in blocks.items() if isinstance(key, int) and isinstance(size, int)}
+        found |= {
+            key: size
+            for key, size in blocks.items()
+            if isinstance(key, int) and isinstance(size, int)
+        }
     return found
 
 
 def _shaped_by(number: int, touched: dict[str, Touched], families: Families) -> list[Place]:
-    """The linear layers' places, in every family, that end with the attributes of the entry *number* and enabled."""
+    """The linear layers' places, in every family, that end with the attributes of the entry
+    *number* and enabled.
+    """
     found: list[Place] = []
     for family in families.every:
         here = touched[family.name]
         group = 0
         for name, members in here.groups.items():
             settings = [
-                one for full, one in here.applied.settings.items() if full == name or full.startswith(f"{name}.")
+                one
+                for full, one in here.applied.settings.items()
+                if full == name or full.startswith(f"{name}.")
             ]
             if any(one.enable and one.shaped == number for one in settings):
                 group |= members

@@ -45,7 +45,9 @@ class LintProblem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the lint found: problems by place, the reasons why files cannot be read, the recipes looked at."""
+    """What a run of the lint found: problems by place, the reasons why files cannot be read, the
+    recipes looked at.
+    """
 
     problems: tuple[LintProblem, ...]
     unreadable: tuple[UsageError, ...]
@@ -64,7 +66,8 @@ def lint(paths: Sequence[str | Path], root: Path | None = None) -> Outcome:
 
     Args:
         paths: files and folders.
-        root: the tree in which imports are looked up; None: the tree that a file is in, or the installed ModelOpt's.
+        root: the tree in which imports are looked up; None: the tree that a file is in, or the
+            installed ModelOpt's.
 
     Raises:
         UsageError: a path does not exist, or holds no recipe.
@@ -79,9 +82,18 @@ def lint(paths: Sequence[str | Path], root: Path | None = None) -> Outcome:
         else:
             run.file(given)
     if not run.looked_at and not run.problems and not run.unreadable:
-        raise UsageError(", ".join(map(str, paths)), "holds no recipe", "Give recipe files, or a tree of recipes.")
-    problems = {(one.path, one.line, one.column, one.rule): one for one in sorted(run.problems, reverse=True)}
-    return Outcome(tuple(sorted(problems.values())), tuple(run.unreadable.values()), len(run.looked_at))
+        raise UsageError(
+            ", ".join(map(str, paths)),
+            "holds no recipe",
+            "Give recipe files, or a tree of recipes.",
+        )
+    problems = {
+        (one.path, one.line, one.column, one.rule): one
+        for one in sorted(run.problems, reverse=True)
+    }
+    return Outcome(
+        tuple(sorted(problems.values())), tuple(run.unreadable.values()), len(run.looked_at)
+    )
 
 
 class _Run:
@@ -198,7 +210,9 @@ class _Run:
             try:
                 with reading(path):
                     for found in check(recipe, self.families):
-                        self._report(UsageError(found.entry.origin, found.what, found.fix), found.rule, path)
+                        self._report(
+                            UsageError(found.entry.origin, found.what, found.fix), found.rule, path
+                        )
             except UsageError as error:
                 self._report(error, "schema", path)
 
@@ -241,7 +255,9 @@ class _Run:
                 where, line, column = place.path, place.line, place.column
             else:
                 where, line, column = _file_and_line(str(place), path)
-            self.problems.append(LintProblem(_shown(where), line, column, rule, one.what.rstrip("."), one.fix))
+            self.problems.append(
+                LintProblem(_shown(where), line, column, rule, one.what.rstrip("."), one.fix)
+            )
 
 
 @lru_cache(maxsize=2)
@@ -251,12 +267,17 @@ def _families(version: str) -> Families:
 
 
 def root_of(path: Path) -> Path:
-    """Return the tree of recipes that *path* is in, or the installed ModelOpt's, or else the folder of *path*."""
+    """Return the tree of recipes that *path* is in, or the installed ModelOpt's, or else the folder
+    of *path*.
+    """
     real = _real(path)
     for folder in (real, *real.parents):
         if folder.name == "modelopt_recipes" and files.is_folder(folder):
             return folder
-        if files.is_folder(folder / "configs" / "ptq") or sum(files.is_folder(folder / one) for one in _PARTS) > 1:
+        if (
+            files.is_folder(folder / "configs" / "ptq")
+            or sum(files.is_folder(folder / one) for one in _PARTS) > 1
+        ):
             return folder
     try:
         return installed_root()
@@ -265,7 +286,8 @@ def root_of(path: Path) -> Path:
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
-    """The YAML files below *folder* by name, without hidden folders; links to folders are not followed.
+    """The YAML files below *folder* by name, without hidden folders; links to folders are not
+    followed.
 
     Raises:
         UsageError: there are far too many files.
@@ -275,8 +297,14 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         seen += len(names) + 1
         if seen > MAX_FILES:
-            raise UsageError(folder, f"holds more than {MAX_FILES:,} files", "Give the tree of recipes.")
-        yield from (Path(at, name) for name in sorted(names) if name.endswith(SUFFIXES) and not name.startswith("."))
+            raise UsageError(
+                folder, f"holds more than {MAX_FILES:,} files", "Give the tree of recipes."
+            )
+        yield from (
+            Path(at, name)
+            for name in sorted(names)
+            if name.endswith(SUFFIXES) and not name.startswith(".")
+        )
 
 
 def _declares(document: Document) -> bool:

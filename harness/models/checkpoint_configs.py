@@ -1,8 +1,9 @@
 """The keys of a checkpoint's configuration files that are read, with their types and bounds.
 
-``config.json``, ``preprocessor_config.json``, ``model.safetensors.index.json`` and ``open_clip_config.json`` hold many
-more keys, which are left alone; what is here decides which classes are built and how large they become.  Defaults are
-those of transformers and open_clip, which omit them when they write.
+``config.json``, ``preprocessor_config.json``, ``model.safetensors.index.json`` and
+``open_clip_config.json`` hold many more keys, which are left alone; what is here decides which
+classes are built and how large they become.  Defaults are those of transformers and open_clip,
+which omit them when they write.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 Words = Annotated[int, Field(ge=1, le=1 << 22)]
 Token = Annotated[int, Field(ge=0, lt=1 << 22)]
 Channels = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
-Deviations = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+Deviations = Annotated[
+    list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)
+]
 
 
 class Keys(BaseModel):
-    """Base of all: numbers are numbers, ``true`` is not 1, and keys that are not read are left alone."""
+    """Base of all: numbers are numbers, ``true`` is not 1, and keys that are not read are left
+    alone.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -38,7 +43,7 @@ class Expected:
     keys: str
 
 
-# -- config.json of transformers ------------------------------------------------------------------------------------
+# -- config.json of transformers -------------------------------------------------------------------
 
 
 class Encoder(Keys):
@@ -56,7 +61,8 @@ class Encoder(Keys):
     def _heads(self) -> Encoder:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
             )
         return self
 
@@ -65,7 +71,9 @@ class Encoder(Keys):
         width = self.hidden_size
         return {
             "encoder.layers.0.self_attn.q_proj.weight": Expected((width, width), "hidden_size"),
-            "encoder.layers.0.mlp.fc1.weight": Expected((self.intermediate_size, width), "intermediate_size"),
+            "encoder.layers.0.mlp.fc1.weight": Expected(
+                (self.intermediate_size, width), "intermediate_size"
+            ),
         }
 
 
@@ -82,7 +90,9 @@ class Vision(Encoder):
     @model_validator(mode="after")
     def _patches(self) -> Vision:
         if self.patch_size > self.side:
-            raise ValueError(f"patch_size {self.patch_size} is larger than the picture, {self.side} pixels")
+            raise ValueError(
+                f"patch_size {self.patch_size} is larger than the picture, {self.side} pixels"
+            )
         return self
 
     @property
@@ -144,7 +154,10 @@ class ClipText(Text):
     @model_validator(mode="after")
     def _end(self) -> ClipText:
         if self.eos_token_id >= self.vocab_size:
-            raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary of {self.vocab_size} words")
+            raise ValueError(
+                f"eos_token_id {self.eos_token_id} is not in the vocabulary of {self.vocab_size} "
+                f"words"
+            )
         return self
 
 
@@ -183,14 +196,18 @@ class Whole(Keys):
 class Clip(Whole):
     """``clip``."""
 
-    vision_config: Annotated[ClipVision, BeforeValidator(_or_empty)] = Field(default_factory=ClipVision)
+    vision_config: Annotated[ClipVision, BeforeValidator(_or_empty)] = Field(
+        default_factory=ClipVision
+    )
     text_config: Annotated[ClipText, BeforeValidator(_or_empty)] = Field(default_factory=ClipText)
     projection_dim: Width = 512
 
     @model_validator(mode="before")
     @classmethod
     def _old_form(cls, content: Any) -> Any:
-        """Checkpoints of 2021 hold their towers twice; what is under ``..._config_dict`` counts, defaults included."""
+        """Checkpoints of 2021 hold their towers twice; what is under ``..._config_dict`` counts,
+        defaults included.
+        """
         if not isinstance(content, dict):
             return content
         merged = dict(content)
@@ -216,12 +233,16 @@ class Siglip(Whole):
 class Siglip2(Whole):
     """``siglip2``."""
 
-    vision_config: Annotated[Siglip2Vision, BeforeValidator(_or_empty)] = Field(default_factory=Siglip2Vision)
+    vision_config: Annotated[Siglip2Vision, BeforeValidator(_or_empty)] = Field(
+        default_factory=Siglip2Vision
+    )
     text_config: Annotated[Text, BeforeValidator(_or_empty)] = Field(default_factory=Text)
 
 
 class Kind(Keys):
-    """What ``config.json`` says of any model: its type, and what would have other files read or weights changed."""
+    """What ``config.json`` says of any model: its type, and what would have other files read or
+    weights changed.
+    """
 
     model_type: str
     architectures: list[str] | None = None
@@ -229,11 +250,13 @@ class Kind(Keys):
     transformers_weights: Any = None
 
 
-# -- preprocessor_config.json ---------------------------------------------------------------------------------------
+# -- preprocessor_config.json ----------------------------------------------------------------------
 
 
 class Size(Keys):
-    """A size of pictures: of the shortest edge, of both sides, or a number, whose meaning the class decides."""
+    """A size of pictures: of the shortest edge, of both sides, or a number, whose meaning the class
+    decides.
+    """
 
     number: Side | None = None
     shortest_edge: Side | None = None
@@ -266,7 +289,9 @@ OPENAI_MEAN, OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26
 
 
 class Preprocessing(Keys):
-    """How a picture becomes numbers, as transformers' image processors write it; ``null`` switches are defaults."""
+    """How a picture becomes numbers, as transformers' image processors write it; ``null`` switches
+    are defaults.
+    """
 
     do_resize: Switch = True
     size: Size = Field(default_factory=lambda: Size.model_validate(224))
@@ -282,7 +307,9 @@ class Preprocessing(Keys):
 
 
 class FlatPatches(Keys):
-    """What is read of SigLIP 2's preprocessing: its pictures are brought to one square whatever else it says."""
+    """What is read of SigLIP 2's preprocessing: its pictures are brought to one square whatever
+    else it says.
+    """
 
     resample: Annotated[int, Field(ge=0, le=5)] | None = 2
     image_mean: Channels = Field(default_factory=lambda: [0.5] * 3)
@@ -290,12 +317,14 @@ class FlatPatches(Keys):
 
 
 class Processor(Keys):
-    """``processor_config.json``, which from transformers 5 on may hold the preprocessing in one of its keys."""
+    """``processor_config.json``, which from transformers 5 on may hold the preprocessing in one of
+    its keys.
+    """
 
     image_processor: dict[str, Any] | None = None
 
 
-# -- weights --------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
 class Index(Keys):
@@ -312,7 +341,7 @@ class Tensor(Keys):
     data_offsets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 
 
-# -- open_clip_config.json ------------------------------------------------------------------------------------------
+# -- open_clip_config.json -------------------------------------------------------------------------
 
 
 class _OpenClipKeys(Keys):
@@ -334,9 +363,16 @@ class OpenClipVision(_OpenClipKeys):
     @model_validator(mode="after")
     def _usable(self) -> OpenClipVision:
         if isinstance(self.image_size, list) and self.image_size[0] != self.image_size[1]:
-            raise ValueError(f"image_size is {self.image_size}; pictures that are not square are not supported")
-        if self.timm_model_name and not self.timm_model_name.replace("_", "").replace(".", "").isalnum():
-            raise ValueError(f"timm_model_name is {self.timm_model_name!r}; only timm's own names are built")
+            raise ValueError(
+                f"image_size is {self.image_size}; pictures that are not square are not supported"
+            )
+        if (
+            self.timm_model_name
+            and not self.timm_model_name.replace("_", "").replace(".", "").isalnum()
+        ):
+            raise ValueError(
+                f"timm_model_name is {self.timm_model_name!r}; only timm's own names are built"
+            )
         return self
 
     @property
@@ -360,7 +396,10 @@ class OpenClipText(_OpenClipKeys):
     @model_validator(mode="after")
     def _own_tower(self) -> OpenClipText:
         if self.hf_model_name:
-            what = f"hf_model_name is {self.hf_model_name!r}: its text tower would be asked of a hub, which is not done"
+            what = (
+                f"hf_model_name is {self.hf_model_name!r}: its text tower would be asked of a hub, "
+                f"which is not done"
+            )
             raise ValueError(what)
         return self
 

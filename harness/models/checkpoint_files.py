@@ -1,8 +1,8 @@
 """The files of a checkpoint: which of them are read, what they say, and whether they fit together.
 
-Nothing here needs torch or transformers: :func:`look` refuses a checkpoint that cannot be used within a fraction of a
-second, before anything is built or allocated.  ``harness.models.references`` and ``harness.models.openclip`` load what
-it accepts.
+Nothing here needs torch or transformers: :func:`look` refuses a checkpoint that cannot be used
+within a fraction of a second, before anything is built or allocated.  ``harness.models.references``
+and ``harness.models.openclip`` load what it accepts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,33 @@ from pydantic import TypeAdapter
 from harness import files
 from harness.errors import UsageError
 from harness.models import checkpoint_configs, checkpoint_weights
-from harness.models.checkpoint_configs import Encoder, Keys, OpenClip, Preprocessing, Text, Vision, Whole
-from harness.models.checkpoint_weights import CONFIG, FIX, FIX_SIZES, INDEX, OPEN_CLIP_WEIGHTS, WEIGHTS
+from harness.models.checkpoint_configs import (
+    Encoder,
+    Keys,
+    OpenClip,
+    Preprocessing,
+    Text,
+    Vision,
+    Whole,
+)
+from harness.models.checkpoint_weights import (
+    CONFIG,
+    FIX,
+    FIX_SIZES,
+    INDEX,
+    OPEN_CLIP_WEIGHTS,
+    WEIGHTS,
+)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "clip"
 #: What a reference may end in: activation outliers, or one tower of a whole CLIP.
 OUTLIERS = "outliers"
-PARTS = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPTextModel", "CLIPTextModelWithProjection")
+PARTS = (
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+)
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
@@ -40,8 +60,8 @@ _REVISION_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 class Form:
     """A form of checkpoint by its ``model_type``.
 
-    ``models`` are transformers' classes that it may be saved as, the usual one first; ``tokenizer`` and
-    ``image_processor`` the classes that prepare its inputs, empty where it has no such tower.
+    ``models`` are transformers' classes that it may be saved as, the usual one first; ``tokenizer``
+    and ``image_processor`` the classes that prepare its inputs, empty where it has no such tower.
     """
 
     config: type[Keys]
@@ -58,13 +78,22 @@ class Form:
 FORMS = {
     "clip": Form(checkpoint_configs.Clip, ("CLIPModel",), "CLIPTokenizer", "CLIPImageProcessor"),
     "clip_vision_model": Form(
-        checkpoint_configs.ClipVision, ("CLIPVisionModel", "CLIPVisionModelWithProjection"), "", "CLIPImageProcessor"
+        checkpoint_configs.ClipVision,
+        ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+        "",
+        "CLIPImageProcessor",
     ),
     "clip_text_model": Form(
-        checkpoint_configs.ClipText, ("CLIPTextModel", "CLIPTextModelWithProjection"), "CLIPTokenizer"
+        checkpoint_configs.ClipText,
+        ("CLIPTextModel", "CLIPTextModelWithProjection"),
+        "CLIPTokenizer",
     ),
-    "siglip": Form(checkpoint_configs.Siglip, ("SiglipModel",), "AutoTokenizer", "SiglipImageProcessor"),
-    "siglip2": Form(checkpoint_configs.Siglip2, ("Siglip2Model",), "AutoTokenizer", "Siglip2ImageProcessor"),
+    "siglip": Form(
+        checkpoint_configs.Siglip, ("SiglipModel",), "AutoTokenizer", "SiglipImageProcessor"
+    ),
+    "siglip2": Form(
+        checkpoint_configs.Siglip2, ("Siglip2Model",), "AutoTokenizer", "Siglip2ImageProcessor"
+    ),
 }
 _OPEN_CLIP = Form(OpenClip, ("open_clip",))
 
@@ -73,8 +102,8 @@ _OPEN_CLIP = Form(OpenClip, ("open_clip",))
 class Checkpoint:
     """A checkpoint that can be loaded, as far as its files tell without being loaded.
 
-    ``tokenizer`` and ``image_processor`` are the folders of these, None where the model has no such tower or brings
-    its own; ``weights`` the safetensors files that are read.
+    ``tokenizer`` and ``image_processor`` are the folders of these, None where the model has no such
+    tower or brings its own; ``weights`` the safetensors files that are read.
     """
 
     folder: Path
@@ -103,11 +132,13 @@ class Checkpoint:
         return revision(*(place for place in places if place is not None))
 
 
-# -- references -----------------------------------------------------------------------------------------------------
+# -- references ------------------------------------------------------------------------------------
 
 
 def split(ref: str) -> tuple[str, tuple[str, ...]]:
-    """Split a model reference into the checkpoint and what ``+SUFFIX`` asks to be done with it, in order."""
+    """Split a model reference into the checkpoint and what ``+SUFFIX`` asks to be done with it, in
+    order.
+    """
     suffixes: list[str] = []
     while "+" in ref and not files.is_folder(ref):
         base, _, suffix = ref.rpartition("+")
@@ -119,10 +150,12 @@ def split(ref: str) -> tuple[str, tuple[str, ...]]:
 
 
 def look(ref: str) -> Checkpoint:
-    """Return the checkpoint that the model reference *ref* means, once its files are known to fit together.
+    """Return the checkpoint that the model reference *ref* means, once its files are known to fit
+    together.
 
     Raises:
-        UsageError: it is not there, incomplete, damaged, of a form that is not gated, already quantized, or too large.
+        UsageError: it is not there, incomplete, damaged, of a form that is not gated, already
+            quantized, or too large.
     """
     base, suffixes = split(ref)
     folder = locate(base)
@@ -131,7 +164,9 @@ def look(ref: str) -> Checkpoint:
     except UsageError as error:
         if not files.is_folder(base) and base != "embedded":  # the user did not name this folder
             fix = f"Repair the cached copy: hf download {base} --force-download."
-            raise UsageError(f"--clip-model {base}", f"its cached copy cannot be used: {error}", fix) from error
+            raise UsageError(
+                f"--clip-model {base}", f"its cached copy cannot be used: {error}", fix
+            ) from error
         raise
     parts = [suffix for suffix in suffixes if suffix in PARTS]
     if parts and checkpoint.form.model != "CLIPModel":
@@ -139,12 +174,15 @@ def look(ref: str) -> Checkpoint:
         raise UsageError(f"--clip-model {ref}", what, "Give a CLIPModel before the plus.")
     if OUTLIERS in suffixes and checkpoint.is_open_clip:
         fix = "Convert it first: python -m harness.models.openclip DIR OUT."
-        raise UsageError(f"--clip-model {ref}", "outliers cannot be planted in open_clip's form", fix)
+        raise UsageError(
+            f"--clip-model {ref}", "outliers cannot be planted in open_clip's form", fix
+        )
     return checkpoint
 
 
 def locate(base: str) -> Path:
-    """Return the folder of a checkpoint: ``embedded``, a directory, or a hub id, which is fetched if need be.
+    """Return the folder of a checkpoint: ``embedded``, a directory, or a hub id, which is fetched
+    if need be.
 
     Raises:
         UsageError: there is no such directory, or the hub id is neither cached nor to be fetched.
@@ -157,20 +195,30 @@ def locate(base: str) -> Path:
     name = base.rpartition("+")[0] or base
     if "+" in base and (name == "embedded" or files.is_folder(name)):
         known = ", ".join(f"+{suffix}" for suffix in (OUTLIERS, *PARTS))
-        raise UsageError(f"--clip-model {base}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}.")
+        raise UsageError(
+            f"--clip-model {base}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}."
+        )
     if not is_hub_id(base):
         raise UsageError(f"--clip-model {base}", "is not a directory", FIX)
     return _from_hub(base)
 
 
 def is_hub_id(base: str) -> bool:
-    """Return whether a reference without suffixes can only be the name of a repository of the hub."""
+    """Return whether a reference without suffixes can only be the name of a repository of the
+    hub.
+    """
     is_path = base.startswith((".", "/", "~")) or base.count("/") != 1
-    return base != "embedded" and not is_path and not files.exists(files.expand(base, option="--clip-model"))
+    return (
+        base != "embedded"
+        and not is_path
+        and not files.exists(files.expand(base, option="--clip-model"))
+    )
 
 
 def _from_hub(name: str) -> Path:
-    """The snapshot directory of a hub id: the cached one if it is whole, else what the hub gives."""
+    """The snapshot directory of a hub id: the cached one if it is whole, else what the hub
+    gives.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -189,33 +237,47 @@ def _from_hub(name: str) -> Path:
     try:
         fetched = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
-        # Whatever the hub's client raises without a network, for an unknown name or a closed repository.
-        what = f"is not in the local cache and the hub gave nothing ({type(error).__name__}: {error})"
+        # Whatever the hub's client raises without a network, for an unknown name or a closed
+        # repository.
+        what = (
+            f"is not in the local cache and the hub gave nothing ({type(error).__name__}: {error})"
+        )
         if lacking:
-            what = f"its cached copy is incomplete ({lacking}) and the hub gave nothing ({type(error).__name__})"
+            what = (
+                f"its cached copy is incomplete ({lacking}) and the hub gave nothing "
+                f"({type(error).__name__})"
+            )
         raise UsageError(where, what, fix) from error
     lacking = _lacking(fetched)
     if lacking:
-        what = f"its cached copy is incomplete ({lacking}); the hub gave no more, or was not reached"
-        raise UsageError(where, what, f"{fix} Weights in other forms than safetensors are not read.")
+        what = (
+            f"its cached copy is incomplete ({lacking}); the hub gave no more, or was not reached"
+        )
+        raise UsageError(
+            where, what, f"{fix} Weights in other forms than safetensors are not read."
+        )
     return fetched
 
 
 def _lacking(folder: Path) -> str:
     """What a snapshot of a hub's repository lacks to be a checkpoint; empty for a whole one."""
     if files.is_file(folder / OPEN_CLIP_CONFIG) and not files.is_file(folder / CONFIG):
-        return "" if files.is_file(folder / OPEN_CLIP_WEIGHTS) else f"{OPEN_CLIP_WEIGHTS} is missing"
+        return (
+            "" if files.is_file(folder / OPEN_CLIP_WEIGHTS) else f"{OPEN_CLIP_WEIGHTS} is missing"
+        )
     if not files.is_file(folder / CONFIG):
         return f"{CONFIG} is missing"
     if files.is_file(folder / WEIGHTS):
         return ""
     if not files.is_file(folder / INDEX):
         return f"{WEIGHTS} is missing"
-    missing = [path.name for path in checkpoint_weights.shards_of(folder) if not files.is_file(path)]
+    missing = [
+        path.name for path in checkpoint_weights.shards_of(folder) if not files.is_file(path)
+    ]
     return f"{', '.join(missing[:3])} missing" if missing else ""
 
 
-# -- what a folder holds --------------------------------------------------------------------------------------------
+# -- what a folder holds ---------------------------------------------------------------------------
 
 
 def is_open_clip(folder: Path) -> bool:
@@ -257,7 +319,9 @@ def family_model(folder: Path) -> str:
     Raises:
         UsageError: it has no configuration of a form that is gated.
     """
-    kind = files.validate_json(_config_text(folder), folder / CONFIG, checkpoint_configs.Kind, fix=FIX)
+    kind = files.validate_json(
+        _config_text(folder), folder / CONFIG, checkpoint_configs.Kind, fix=FIX
+    )
     return _form(folder, kind).model
 
 
@@ -271,7 +335,8 @@ def towers(config: Keys) -> dict[str, Encoder]:
 
 
 def revision(*folders: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's files: configuration, weights, tokenizer.
+    """SHA-256 over the names and contents of a checkpoint's files: configuration, weights,
+    tokenizer.
 
     Args:
         folders: that of the checkpoint, and others that tokenizer and preprocessing are read from.
@@ -280,7 +345,11 @@ def revision(*folders: Path) -> str:
     for place in folders:
         for name in files.names(place):
             path = place / name
-            if path.suffix not in _REVISION_SUFFIXES or name == "training.json" or files.is_folder(path):
+            if (
+                path.suffix not in _REVISION_SUFFIXES
+                or name == "training.json"
+                or files.is_folder(path)
+            ):
                 continue
             with files.opened(path, fix=FIX) as file:
                 digest.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
@@ -291,7 +360,15 @@ def revision(*folders: Path) -> str:
 
 def _check_names(folder: Path) -> None:
     """Refuse what has the name of a file that is read and is not one: a pipe would never end."""
-    known = (*_TOKENIZER, *_PREPROCESSING, CONFIG, WEIGHTS, INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)
+    known = (
+        *_TOKENIZER,
+        *_PREPROCESSING,
+        CONFIG,
+        WEIGHTS,
+        INDEX,
+        OPEN_CLIP_CONFIG,
+        OPEN_CLIP_WEIGHTS,
+    )
     for name in files.names(folder, fix=FIX):
         path = folder / name
         if name in known or (path.suffix in _SUFFIXES and not files.is_folder(path)):
@@ -313,12 +390,12 @@ def _form(folder: Path, kind: checkpoint_configs.Kind) -> Form:
     return replace(form, models=(own[0],)) if own else form
 
 
-# -- tokenizer and preprocessing ------------------------------------------------------------------------------------
+# -- tokenizer and preprocessing -------------------------------------------------------------------
 
 
 def _tokenizer_folder(folder: Path, form: Form) -> Path:
-    """The folder of the tokenizer: the checkpoint itself or, for a pipeline's ``text_encoder``, ``tokenizer`` next to
-    it.
+    """The folder of the tokenizer: the checkpoint itself or, for a pipeline's ``text_encoder``,
+    ``tokenizer`` next to it.
     """
     place = _first_with(folder, _TOKENIZER, ("text_encoder",), ("tokenizer",))
     if place is None:
@@ -328,7 +405,9 @@ def _tokenizer_folder(folder: Path, form: Form) -> Path:
     present = [name for name in _TOKENIZER if files.is_file(place / name)]
     fix = "Restore the tokenizer's files."
     if "tokenizer.json" in present:
-        files.read_json(place / "tokenizer.json", dict[str, Any], limit=files.MAX_TOKENIZER, fix=fix)
+        files.read_json(
+            place / "tokenizer.json", dict[str, Any], limit=files.MAX_TOKENIZER, fix=fix
+        )
     elif "vocab.json" in present:
         files.read_json(place / "vocab.json", dict[str, int], limit=files.MAX_TOKENIZER, fix=fix)
         files.read_text(place / "merges.txt", limit=files.MAX_TOKENIZER, fix=fix)
@@ -340,27 +419,35 @@ def _tokenizer_folder(folder: Path, form: Form) -> Path:
         what = "a tokenizer of sentencepiece, which is not installed"
         raise UsageError(place / pieces[0], what, "pip install sentencepiece")
     if form.tokenizer == "CLIPTokenizer" and pieces == present:
-        raise UsageError(place, "the tokenizer (tokenizer.json, or vocab.json and merges.txt) is missing", FIX)
+        raise UsageError(
+            place, "the tokenizer (tokenizer.json, or vocab.json and merges.txt) is missing", FIX
+        )
     return place
 
 
 def _preprocessing_folder(folder: Path) -> Path:
-    """The folder of the preprocessing: the checkpoint itself or, for a pipeline's ``image_encoder``,
-    ``feature_extractor`` or ``image_processor`` next to it.
+    """The folder of the preprocessing: the checkpoint itself or, for a pipeline's
+    ``image_encoder``, ``feature_extractor`` or ``image_processor`` next to it.
     """
-    place = _first_with(folder, _PREPROCESSING, ("image_encoder",), ("feature_extractor", "image_processor"))
+    place = _first_with(
+        folder, _PREPROCESSING, ("image_encoder",), ("feature_extractor", "image_processor")
+    )
     if place is None:
-        raise UsageError(folder, f"the preprocessing ({' or '.join(_PREPROCESSING)}) is missing", FIX)
+        raise UsageError(
+            folder, f"the preprocessing ({' or '.join(_PREPROCESSING)}) is missing", FIX
+        )
     if place != folder:
         _check_names(place)
     return place
 
 
-def _first_with(folder: Path, wanted: tuple[str, ...], own: tuple[str, ...], others: tuple[str, ...]) -> Path | None:
+def _first_with(
+    folder: Path, wanted: tuple[str, ...], own: tuple[str, ...], others: tuple[str, ...]
+) -> Path | None:
     """The first of *folder* and its neighbours that holds one of the files *wanted*.
 
-    Neighbours are named as *folder* is with *own* replaced by one of *others*: those next to it and, where *folder* is
-    a link, those next to what it leads to.
+    Neighbours are named as *folder* is with *own* replaced by one of *others*: those next to it
+    and, where *folder* is a link, those next to what it leads to.
     """
     places = [folder]
     for here in dict.fromkeys((folder.absolute(), folder.resolve())):
@@ -375,7 +462,9 @@ def _first_with(folder: Path, wanted: tuple[str, ...], own: tuple[str, ...], oth
 
 
 def _check_preprocessing(place: Path, form: Form, side: int) -> None:
-    """Refuse preprocessing that is not usable, or makes pictures of another size than the model's *side*."""
+    """Refuse preprocessing that is not usable, or makes pictures of another size than the model's
+    *side*.
+    """
     path = place / "preprocessor_config.json"
     nested: dict[str, Any] | None = None
     if files.exists(place / "processor_config.json"):
@@ -385,7 +474,9 @@ def _check_preprocessing(place: Path, form: Form, side: int) -> None:
         ).image_processor
         path = processor if nested is not None else path
     shape: type[Keys] = (
-        checkpoint_configs.FlatPatches if form.image_processor == "Siglip2ImageProcessor" else Preprocessing
+        checkpoint_configs.FlatPatches
+        if form.image_processor == "Siglip2ImageProcessor"
+        else Preprocessing
     )
     fix = "Give the preprocessing that the model was trained with."
     if nested is not None:
@@ -401,7 +492,9 @@ def _check_preprocessing(place: Path, form: Form, side: int) -> None:
 
 
 def _sides(found: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
-    """Height and width of the pictures that the preprocessing makes; *crops* where it does so unless it says no."""
+    """Height and width of the pictures that the preprocessing makes; *crops* where it does so
+    unless it says no.
+    """
     fix = "Give size, and crop_size where it crops, as they were in training."
     size = found.size
     if found.do_resize is False:
@@ -411,20 +504,26 @@ def _sides(found: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
     resized = size.pair or ((size.number, size.number) if size.number and not crops else None)
     if not (crops if found.do_center_crop is None else found.do_center_crop):
         if resized is None:
-            raise UsageError(path, "resizes the shortest edge and crops nothing: pictures differ in size", fix)
+            raise UsageError(
+                path, "resizes the shortest edge and crops nothing: pictures differ in size", fix
+            )
         return resized
-    crop = checkpoint_configs.Size.model_validate(224) if found.crop_size is None else found.crop_size
+    crop = (
+        checkpoint_configs.Size.model_validate(224) if found.crop_size is None else found.crop_size
+    )
     made = crop.pair or ((crop.number, crop.number) if crop.number else None)
     if made is None:
         raise UsageError(f"{path} (crop_size)", "has no height and width", fix)
     edge = shortest or min(resized or made)
     if edge < max(made):
-        what = f"resizes pictures to {edge} pixels and then crops {max(made)}: the rest would be black"
+        what = (
+            f"resizes pictures to {edge} pixels and then crops {max(made)}: the rest would be black"
+        )
         raise UsageError(path, what, fix)
     return made
 
 
-# -- open_clip ------------------------------------------------------------------------------------------------------
+# -- open_clip -------------------------------------------------------------------------------------
 
 
 def _inspect_open_clip(folder: Path) -> Checkpoint:

@@ -1,7 +1,9 @@
-"""The weights of a checkpoint as far as their headers tell: which files hold them, and whether they fit its sizes.
+"""The weights of a checkpoint as far as their headers tell: which files hold them, and whether they
+fit its sizes.
 
-Only safetensors are read: a pickle is a program.  Every size that ``config.json`` asks for is compared with the shapes
-in the headers before a model is built, which could otherwise take any amount of memory.
+Only safetensors are read: a pickle is a program.  Every size that ``config.json`` asks for is
+compared with the shapes in the headers before a model is built, which could otherwise take any
+amount of memory.
 """
 
 from __future__ import annotations
@@ -30,10 +32,21 @@ _PICKLED_WEIGHTS = re.compile(r"(open_clip_)?(pytorch_)?model.*\.(bin|pt|pth|ckp
 _QUANTIZED_FILES = ("modelopt_state.pth", "hf_quant_config.json")
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _ITEM_SIZES = _FLOATS | {
-    "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1,
-    "F8_E5M2": 1, "F8_E8M0": 1,
-}  # fmt: skip
-#: The program that writes safetensors (its first argument) from pickled weights (the others), nothing changed.
+    "I64": 8,
+    "U64": 8,
+    "I32": 4,
+    "U32": 4,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+}
+#: The program that writes safetensors (its first argument) from pickled weights (the others),
+#: nothing changed.
 _CONVERSION = (
     "import sys, torch, safetensors.torch as s; "
     "w = {k: v.clone().contiguous() for f in sys.argv[2:] "
@@ -44,7 +57,10 @@ _CONVERSION = (
 _MAX_HEADER = 100_000_000
 _MAX_SHARDS = 1000
 
-FIX = "Give a directory that holds a saved CLIPModel, tokenizer and image processor, a hub id, or 'embedded'."
+FIX = (
+    "Give a directory that holds a saved CLIPModel, tokenizer and image processor, a hub id, or "
+    "'embedded'."
+)
 FIX_SIZES = "Give the configuration that these weights were saved with."
 
 
@@ -55,15 +71,23 @@ def weights_of(folder: Path, kind: checkpoint_configs.Kind) -> tuple[Path, ...]:
         UsageError: they are missing, pickled, or not all in the folder.
     """
     if kind.transformers_weights is not None:
-        what = f"transformers_weights is {files.shown(kind.transformers_weights)}, which is not read"
-        raise UsageError(folder / CONFIG, what, f"Remove that key, and save the weights as {WEIGHTS}.")
+        what = (
+            f"transformers_weights is {files.shown(kind.transformers_weights)}, which is not read"
+        )
+        raise UsageError(
+            folder / CONFIG, what, f"Remove that key, and save the weights as {WEIGHTS}."
+        )
     if files.exists(folder / "adapter_config.json"):
         what = "an adapter of PEFT, which is not read"
-        raise UsageError(folder / "adapter_config.json", what, "Merge it into the weights and save the model.")
+        raise UsageError(
+            folder / "adapter_config.json", what, "Merge it into the weights and save the model."
+        )
     if files.exists(folder / WEIGHTS):
         return (files.regular_file(folder / WEIGHTS, fix=FIX),)
     if files.exists(folder / INDEX):
-        return tuple(files.regular_file(path, what="file of weights", fix=FIX) for path in shards_of(folder))
+        return tuple(
+            files.regular_file(path, what="file of weights", fix=FIX) for path in shards_of(folder)
+        )
     raise _no_weights(folder, WEIGHTS)
 
 
@@ -80,11 +104,20 @@ def shards_of(folder: Path) -> list[Path]:
         if name.endswith(_PICKLES):
             fix = "Save the model again: transformers' save_pretrained writes safetensors."
             raise UsageError(path, f"names {files.shown(name)}: pickled weights are not read", fix)
-        if "/" in name or "\\" in name or name in ("", ".", "..") or not name.endswith(".safetensors"):
+        if (
+            "/" in name
+            or "\\" in name
+            or name in ("", ".", "..")
+            or not name.endswith(".safetensors")
+        ):
             fix = "Put every file of weights next to the index, and save it again."
-            raise UsageError(path, f"names {files.shown(name)}, not a safetensors file of its own folder", fix)
+            raise UsageError(
+                path, f"names {files.shown(name)}, not a safetensors file of its own folder", fix
+            )
     if len(shards) > _MAX_SHARDS:
-        raise UsageError(path, f"names {len(shards)} files of weights, the limit is {_MAX_SHARDS}", FIX)
+        raise UsageError(
+            path, f"names {len(shards)} files of weights, the limit is {_MAX_SHARDS}", FIX
+        )
     return [folder / name for name in shards]
 
 
@@ -100,7 +133,9 @@ def open_clip_weights(folder: Path) -> tuple[Path, ...]:
 
 
 def _no_weights(folder: Path, wanted: str) -> UsageError:
-    """The refusal of a folder without the file *wanted*, with the command that writes it from pickled weights."""
+    """The refusal of a folder without the file *wanted*, with the command that writes it from
+    pickled weights.
+    """
     pickles = [name for name in files.names(folder) if _PICKLED_WEIGHTS.fullmatch(name)]
     if not pickles:
         return UsageError(folder, f"{wanted} is missing", FIX)
@@ -135,7 +170,9 @@ def _header(path: Path) -> dict[str, Tensor]:
     try:
         text = header.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(path, f"its header is not UTF-8 at byte {error.start}: it does not load", fix) from error
+        raise UsageError(
+            path, f"its header is not UTF-8 at byte {error.start}: it does not load", fix
+        ) from error
     content: Mapping[str, Any] = files.validate_json(text, path, dict[str, Any], fix=fix)
     content = {name: value for name, value in content.items() if name != "__metadata__"}
     tensors = files.validate_python(content, path, TypeAdapter(dict[str, Tensor]), fix=fix)
@@ -143,9 +180,14 @@ def _header(path: Path) -> dict[str, Tensor]:
         begin, end = tensor.data_offsets
         item = _ITEM_SIZES.get(tensor.dtype)
         if item is not None and math.prod(tensor.shape) * item != end - begin:
-            raise UsageError(path, f"tensor {files.shown(name)} has {end - begin} bytes for {tensor.shape}", fix)
+            raise UsageError(
+                path, f"tensor {files.shown(name)} has {end - begin} bytes for {tensor.shape}", fix
+            )
         if end > size - 8 - length:
-            what = f"is cut off: it does not load, {size:,} bytes where its header asks for {8 + length + end:,}"
+            what = (
+                f"is cut off: it does not load, {size:,} bytes where its header asks for "
+                f"{8 + length + end:,}"
+            )
             raise UsageError(path, what, fix)
     return tensors
 
@@ -160,7 +202,9 @@ def check_unquantized(folder: Path, kind: checkpoint_configs.Kind) -> None:
         if files.exists(folder / name):
             raise UsageError(folder / name, "the model is already quantized", _FIX_QUANTIZED)
     if kind.quantization_config is not None:
-        raise UsageError(folder / CONFIG, "quantization_config: the model is already quantized", _FIX_QUANTIZED)
+        raise UsageError(
+            folder / CONFIG, "quantization_config: the model is already quantized", _FIX_QUANTIZED
+        )
 
 
 def check_floats(place: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -177,7 +221,11 @@ def check_floats(place: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_sizes(
-    folder: Path, model: str, config: Keys, tensors: Mapping[str, Tensor], towers: Mapping[str, Encoder]
+    folder: Path,
+    model: str,
+    config: Keys,
+    tensors: Mapping[str, Tensor],
+    towers: Mapping[str, Encoder],
 ) -> None:
     """Refuse weights of other sizes than the configuration's, before a model of these is built.
 
@@ -188,7 +236,9 @@ def check_sizes(
     expected: dict[str, tuple[str, Expected]] = {}
     for tower_name, tower in towers.items():
         place = f" ({tower_name}_config)" if isinstance(config, Whole) else ""
-        expected |= {f"{tower.prefix}{name}": (place, shape) for name, shape in tower.tensors().items()}
+        expected |= {
+            f"{tower.prefix}{name}": (place, shape) for name, shape in tower.tensors().items()
+        }
         layers = _layers(tensors, tower.prefix, whole=isinstance(config, Whole))
         if layers != tower.num_hidden_layers:
             what = f"num_hidden_layers is {tower.num_hidden_layers}, the weights have {layers}"
@@ -209,7 +259,12 @@ def check_sizes(
 def _layers(tensors: Mapping[str, Tensor], prefix: str, *, whole: bool) -> int:
     """Encoder layers that the weights hold under *prefix*; a tower alone may leave it out."""
     starts = [f"{prefix}encoder.layers."] + ([] if whole else ["encoder.layers."])
-    numbers = {name[len(start) :].partition(".")[0] for name in tensors for start in starts if name.startswith(start)}
+    numbers = {
+        name[len(start) :].partition(".")[0]
+        for name in tensors
+        for start in starts
+        if name.startswith(start)
+    }
     return len(numbers)
 
 
@@ -217,7 +272,9 @@ def _projections(model: str, config: Keys) -> dict[str, Expected]:
     """The projections into the space that pictures and words share, where the class has them."""
     if isinstance(config, checkpoint_configs.Clip):
         return {
-            f"{kind}_projection.weight": Expected((config.projection_dim, tower.hidden_size), "projection_dim")
+            f"{kind}_projection.weight": Expected(
+                (config.projection_dim, tower.hidden_size), "projection_dim"
+            )
             for kind, tower in (("visual", config.vision_config), ("text", config.text_config))
         }
     if model.endswith("WithProjection") and isinstance(
@@ -225,5 +282,7 @@ def _projections(model: str, config: Keys) -> dict[str, Expected]:
     ):
         kind = "visual" if isinstance(config, Vision) else "text"
         width = config.projection_dim or config.hidden_size
-        return {f"{kind}_projection.weight": Expected((width, config.hidden_size), "projection_dim")}
+        return {
+            f"{kind}_projection.weight": Expected((width, config.hidden_size), "projection_dim")
+        }
     return {}

@@ -1,10 +1,12 @@
-"""What each family of model consists of: the one table that other modules read instead of branching.
+"""What each family of model consists of: the one table that other modules read instead of
+branching.
 
-A row names the towers of a family, how each is fed and where it gives its embedding, the class of its attention
-blocks, and what ModelOpt cannot reach in it.  Supporting another family means another row.
+A row names the towers of a family, how each is fed and where it gives its embedding, the class of
+its attention blocks, and what ModelOpt cannot reach in it.  Supporting another family means another
+row.
 
-Inputs have one form for all: ``pixel_values``, (n, 3, h, w) in the model's dtype, and ``input_ids``, int64
-(n, context); a tower takes the one that is its own.
+Inputs have one form for all: ``pixel_values``, (n, 3, h, w) in the model's dtype, and
+``input_ids``, int64 (n, context); a tower takes the one that is its own.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 class Tower:
     """One tower of a family.
 
-    ``prefixes`` are the module paths that belong to it.  ``encode`` is the method that takes the input to the
-    embedding, empty where the model is nothing but this tower; ``argument`` the name that the method gives its input.
-    ``completed_by`` names the projection of the whole checkpoint that a tower without its own lacks, and
-    ``as_arguments`` makes the method's arguments of an input that is not passed as it is.
+    ``prefixes`` are the module paths that belong to it.  ``encode`` is the method that takes the
+    input to the embedding, empty where the model is nothing but this tower; ``argument`` the name
+    that the method gives its input. ``completed_by`` names the projection of the whole checkpoint
+    that a tower without its own lacks, and ``as_arguments`` makes the method's arguments of an
+    input that is not passed as it is.
     """
 
     prefixes: tuple[str, ...]
@@ -45,11 +48,12 @@ class Tower:
 class Family:
     """One row.
 
-    ``model_classes`` are the classes of its models, ``attention_classes`` those of the attention blocks that ModelOpt
-    converts when it is told to.  ``hidden`` holds classes whose products ModelOpt cannot quantize, with the reason and
-    what helps: full insertion leaves them out, and the gate says so.  ``patch_embedding`` is what the path of the
-    patch embedding contains.  ``absent`` are classes of layer, as recipes write them, that this family alone has none
-    of.  ``text_is_causal``: whether what follows the end token of a text can be cut off.
+    ``model_classes`` are the classes of its models, ``attention_classes`` those of the attention
+    blocks that ModelOpt converts when it is told to.  ``hidden`` holds classes whose products
+    ModelOpt cannot quantize, with the reason and what helps: full insertion leaves them out, and
+    the gate says so.  ``patch_embedding`` is what the path of the patch embedding contains.
+    ``absent`` are classes of layer, as recipes write them, that this family alone has none of.
+    ``text_is_causal``: whether what follows the end token of a text can be cut off.
     """
 
     name: str
@@ -63,7 +67,9 @@ class Family:
 
 
 def _patches(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-    """Pictures as the flat patches of SigLIP 2's NaFlex form, every one at its full square size: no mask is needed."""
+    """Pictures as the flat patches of SigLIP 2's NaFlex form, every one at its full square size: no
+    mask is needed.
+    """
     config: Any = model.config
     side = config.vision_config.patch_size
     n, channels, height, width = pixels.shape
@@ -72,17 +78,22 @@ def _patches(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     return {
         "pixel_values": grid.reshape(n, rows * columns, side * side * channels),
         # Read as numbers in the forward, so there even where the pictures are not.
-        "spatial_shapes": torch.tensor([[rows, columns]] * n, device="cpu" if pixels.is_meta else pixels.device),
+        "spatial_shapes": torch.tensor(
+            [[rows, columns]] * n, device="cpu" if pixels.is_meta else pixels.device
+        ),
     }
 
 
 _POOLING = (
-    "the pooling head attends with nn.MultiheadAttention, which keeps its projections in one parameter and its "
+    "the pooling head attends with nn.MultiheadAttention, which keeps its projections in one "
+    "parameter and its "
     "products in one function: ModelOpt has no quantizer for either"
 )
 _PACKED = (
-    "nn.MultiheadAttention keeps its projections in one parameter and its products in one function (or in a fused "
-    "kernel that skips quantizers): ModelOpt has no quantizer for either.  `python -m harness.models.openclip DIR OUT` "
+    "nn.MultiheadAttention keeps its projections in one parameter and its products in one function "
+    "(or in a fused "
+    "kernel that skips quantizers): ModelOpt has no quantizer for either.  `python -m "
+    "harness.models.openclip DIR OUT` "
     "converts the checkpoint to a CLIPModel, whose attention can be quantized"
 )
 _CLIP_ATTENTION = ("CLIPAttention",)
@@ -101,18 +112,34 @@ FAMILIES = (
         name="clip",
         model_classes=("CLIPModel",),
         towers={
-            "vision": Tower(("vision_model.", "visual_projection"), "get_image_features", "pixel_values"),
+            "vision": Tower(
+                ("vision_model.", "visual_projection"), "get_image_features", "pixel_values"
+            ),
             "text": Tower(("text_model.", "text_projection"), "get_text_features", "input_ids"),
         },
         attention_classes=_CLIP_ATTENTION,
     ),
-    Family("clip-vision", ("CLIPVisionModelWithProjection",), _alone("vision", "pixel_values"), _CLIP_ATTENTION),
-    Family("clip-text", ("CLIPTextModelWithProjection",), _alone("text", "input_ids"), _CLIP_ATTENTION),
     Family(
-        "clip-vision-encoder", ("CLIPVisionModel",), _alone("vision", "pixel_values", "visual_projection"),
+        "clip-vision",
+        ("CLIPVisionModelWithProjection",),
+        _alone("vision", "pixel_values"),
         _CLIP_ATTENTION,
     ),
-    Family("clip-text-encoder", ("CLIPTextModel",), _alone("text", "input_ids", "text_projection"), _CLIP_ATTENTION),
+    Family(
+        "clip-text", ("CLIPTextModelWithProjection",), _alone("text", "input_ids"), _CLIP_ATTENTION
+    ),
+    Family(
+        "clip-vision-encoder",
+        ("CLIPVisionModel",),
+        _alone("vision", "pixel_values", "visual_projection"),
+        _CLIP_ATTENTION,
+    ),
+    Family(
+        "clip-text-encoder",
+        ("CLIPTextModel",),
+        _alone("text", "input_ids", "text_projection"),
+        _CLIP_ATTENTION,
+    ),
     Family(
         name="siglip",
         model_classes=("SiglipModel",),
@@ -125,26 +152,33 @@ FAMILIES = (
         name="siglip2",
         model_classes=("Siglip2Model",),
         towers=_SIGLIP
-        | {"vision": Tower(("vision_model.",), "get_image_features", "pixel_values", as_arguments=_patches)},
+        | {
+            "vision": Tower(
+                ("vision_model.",), "get_image_features", "pixel_values", as_arguments=_patches
+            )
+        },
         attention_classes=("Siglip2Attention",),
         hidden={"MultiheadAttention": _POOLING},
         absent=("nn.Conv2d",),  # its patch embedding is a Linear over flat patches
         text_is_causal=False,
     ),
     Family(
-        # open_clip's class and its variant with a text tower of its own (EVA, SigLIP), of the library of that name.
+        # open_clip's class and its variant with a text tower of its own (EVA, SigLIP), of the
+        # library of that name.
         name="open_clip",
         model_classes=("CLIP", "CustomTextCLIP"),
         towers={
             "vision": Tower(("visual.",), "encode_image", "image"),
-            "text": Tower(("transformer.", "text.", "token_embedding", "ln_final"), "encode_text", "text"),
+            "text": Tower(
+                ("transformer.", "text.", "token_embedding", "ln_final"), "encode_text", "text"
+            ),
         },
         attention_classes=("Attention", "EvaAttention", "AttentionPoolLatent"),
         hidden={"MultiheadAttention": _PACKED},
         patch_embedding="visual.conv1|patch_embed",
         text_is_causal=False,
     ),
-)  # fmt: skip
+)
 
 #: The family that the embedded model is of.
 CLIP = FAMILIES[0]
@@ -153,7 +187,8 @@ _LAYER = re.compile(r"\.(?:layers|blocks|resblocks)\.(\d+)(?:\.|$)")
 
 
 def of(model: nn.Module) -> Family:
-    """The row of *model*, by the name of its class or of a class it derives from (ModelOpt wraps classes).
+    """The row of *model*, by the name of its class or of a class it derives from (ModelOpt wraps
+    classes).
 
     Raises:
         TypeError: no row has it.
@@ -177,7 +212,9 @@ def named(model_class: str) -> str:
 
 def tower_of(family: Family, module: str) -> str:
     """The tower that the module path *module* lies in, or ``none``."""
-    return next((name for name, tower in family.towers.items() if module.startswith(tower.prefixes)), "none")
+    return next(
+        (name for name, tower in family.towers.items() if module.startswith(tower.prefixes)), "none"
+    )
 
 
 def layer_of(module: str) -> int | None:
@@ -197,14 +234,16 @@ def hidden_in(model: nn.Module) -> dict[str, str]:
     return found
 
 
-# -- forwards -------------------------------------------------------------------------------------------------------
+# -- forwards --------------------------------------------------------------------------------------
 
 
 def encode(model: nn.Module, tower: str, x: Tensor) -> Tensor:
-    """The embedding (n, d) that *model*'s *tower* gives for its input *x*, in the model's dtype, of any length.
+    """The embedding (n, d) that *model*'s *tower* gives for its input *x*, in the model's dtype, of
+    any length.
 
-    That of a tower without a projection is what its pooling gives.  Every forward of the gate comes through here, and
-    none leaves the functions of torch otherwise than it found them (:mod:`harness.isolation`).
+    That of a tower without a projection is what its pooling gives.  Every forward of the gate comes
+    through here, and none leaves the functions of torch otherwise than it found them
+    (:mod:`harness.isolation`).
 
     Raises:
         UsageError: there is not enough memory for a forward of as many rows.
@@ -224,20 +263,27 @@ def encode(model: nn.Module, tower: str, x: Tensor) -> Tensor:
 def _too_many_rows(tower: str, rows: int, error: Exception) -> UsageError:
     what = f"out of memory in a forward of the {tower} tower over {rows} rows ({one_line(error)})"
     # The evaluation runs two rows at least.
-    fix = f"Take fewer rows: --batch-size {rows // 2}." if rows > 2 else "Run on a machine with more memory."
+    fix = (
+        f"Take fewer rows: --batch-size {rows // 2}."
+        if rows > 2
+        else "Run on a machine with more memory."
+    )
     return UsageError("--batch-size", what, fix)
 
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One forward of every tower: embeddings (n, d) by tower, of ``pixel_values`` and ``input_ids`` in *inputs*."""
+    """One forward of every tower: embeddings (n, d) by tower, of ``pixel_values`` and ``input_ids``
+    in *inputs*.
+    """
     return {tower: encode(model, tower, inputs[INPUTS[tower]]) for tower in of(model).towers}
 
 
 def feature(output: Any) -> Tensor:
     """The embedding in what a tower returns: (n, d).
 
-    A tensor, or an output object: of a tower with its projection, of one without, or (from transformers 5 on) of
-    ``get_image_features`` and ``get_text_features``, whose ``pooler_output`` is projected.
+    A tensor, or an output object: of a tower with its projection, of one without, or (from
+    transformers 5 on) of ``get_image_features`` and ``get_text_features``, whose ``pooler_output``
+    is projected.
     """
     if isinstance(output, Tensor):
         return output
@@ -250,7 +296,9 @@ def feature(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model's inputs look like: pixels a side, tokens a text, words of the vocabulary, the end token."""
+    """What a model's inputs look like: pixels a side, tokens a text, words of the vocabulary, the
+    end token.
+    """
 
     image: int = 0
     context: int = 0
@@ -273,19 +321,31 @@ def sizes(model: nn.Module) -> Sizes:
         text = getattr(config, "text_config", config)
         # Old checkpoints say 2 and mean the last word of the vocabulary.
         last = text.vocab_size - 1
-        end = text.eos_token_id if text.eos_token_id not in (None, 2) and text.eos_token_id <= last else last
-        found |= {"context": text.max_position_embeddings, "vocabulary": text.vocab_size, "end": end}
+        end = (
+            text.eos_token_id
+            if text.eos_token_id not in (None, 2) and text.eos_token_id <= last
+            else last
+        )
+        found |= {
+            "context": text.max_position_embeddings,
+            "vocabulary": text.vocab_size,
+            "end": end,
+        }
     return Sizes(**found)
 
 
 def _open_clip_sizes(model: Any) -> Sizes:
     size = model.visual.image_size
     words = (model if hasattr(model, "token_embedding") else model.text).vocab_size
-    return Sizes(size[0] if isinstance(size, (tuple, list)) else size, model.context_length, words, words - 1)
+    return Sizes(
+        size[0] if isinstance(size, (tuple, list)) else size, model.context_length, words, words - 1
+    )
 
 
 def sample_inputs(model: nn.Module, batch: int = 2) -> dict[str, Tensor]:
-    """Inputs of the right shapes for one forward of every tower, on the model's device: seeded noise and tokens."""
+    """Inputs of the right shapes for one forward of every tower, on the model's device: seeded
+    noise and tokens.
+    """
     found = sizes(model)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -294,7 +354,9 @@ def sample_inputs(model: nn.Module, batch: int = 2) -> dict[str, Tensor]:
         pixels = torch.randn(batch, 3, found.image, found.image, generator=generator)
         inputs["pixel_values"] = pixels.to(parameter.device, parameter.dtype)
     if found.context:
-        ids = torch.randint(1, max(2, found.vocabulary - 2), (batch, found.context), generator=generator)
+        ids = torch.randint(
+            1, max(2, found.vocabulary - 2), (batch, found.context), generator=generator
+        )
         ids[:, -1] = found.end
         inputs["input_ids"] = ids.to(parameter.device)
     return inputs

@@ -14,18 +14,23 @@ Key = TypeVar("Key")
 
 @contextmanager
 def after_each(modules: Mapping[Key, nn.Module], see: Callable[..., Any]) -> Iterator[None]:
-    """Within the block, call ``see(key, module, arguments, output)`` after each forward of each module.
+    """Within the block, call ``see(key, module, arguments, output)`` after each forward of each
+    module.
 
     What *see* returns takes the place of the output, unless it is None.
     """
-    with _removed(module.register_forward_hook(partial(see, key)) for key, module in modules.items()):
+    with _removed(
+        module.register_forward_hook(partial(see, key)) for key, module in modules.items()
+    ):
         yield
 
 
 @contextmanager
 def before_each(modules: Mapping[Key, nn.Module], see: Callable[..., None]) -> Iterator[None]:
     """Within the block, call ``see(key, module, arguments)`` before each forward of each module."""
-    with _removed(module.register_forward_pre_hook(partial(see, key)) for key, module in modules.items()):
+    with _removed(
+        module.register_forward_pre_hook(partial(see, key)) for key, module in modules.items()
+    ):
         yield
 
 

@@ -1,12 +1,15 @@
-"""open_clip checkpoints: read as they are, and converted to a ``CLIPModel`` whose attention can be quantized.
+"""open_clip checkpoints: read as they are, and converted to a ``CLIPModel`` whose attention can be
+quantized.
 
-An open_clip checkpoint directory holds ``open_clip_config.json`` and ``open_clip_model.safetensors``.  Its attention
-is ``nn.MultiheadAttention``, which ModelOpt has no quantizers for; a standard vision transformer with a standard text
-transformer is, renamed, a Hugging Face ``CLIPModel``::
+An open_clip checkpoint directory holds ``open_clip_config.json`` and
+``open_clip_model.safetensors``.  Its attention is ``nn.MultiheadAttention``, which ModelOpt has no
+quantizers for; a standard vision transformer with a standard text transformer is, renamed, a
+Hugging Face ``CLIPModel``::
 
     python -m harness.models.openclip DIR OUT
 
-writes that checkpoint, with the tokenizer and the preprocessing, and refuses what it cannot convert exactly.
+writes that checkpoint, with the tokenizer and the preprocessing, and refuses what it cannot convert
+exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from harness.models.checkpoint_weights import open_clip_weights, tensors_of
 
 CONFIG, WEIGHTS = checkpoint_files.OPEN_CLIP_CONFIG, checkpoint_weights.OPEN_CLIP_WEIGHTS
 _FIX = f"Give a directory with {CONFIG} and {WEIGHTS}."
-#: Largest relative error of an embedding that rounding in float32 explains, for towers of up to 48 layers.
+#: Largest relative error of an embedding that rounding in float32 explains, for towers of up to 48
+#: layers.
 ROUNDING = 1e-4
 
 Json = dict[str, Any]
@@ -55,14 +59,17 @@ def configuration(folder: Path) -> Json:
 
 
 def build(model_cfg: Json) -> nn.Module:
-    """The model that a ``model_cfg`` describes, on torch's default device, with random weights; nothing is fetched.
+    """The model that a ``model_cfg`` describes, on torch's default device, with random weights;
+    nothing is fetched.
 
     It carries its configuration in the attribute ``open_clip_config``.
     """
     from open_clip import CLIP, CustomTextCLIP
 
     cfg = {key: value for key, value in model_cfg.items() if key != "custom_text"}
-    if cfg["vision_cfg"].get("timm_model_pretrained"):  # would ask a hub for weights that the checkpoint's replace
+    if cfg["vision_cfg"].get(
+        "timm_model_pretrained"
+    ):  # would ask a hub for weights that the checkpoint's replace
         cfg["vision_cfg"] = cfg["vision_cfg"] | {"timm_model_pretrained": False}
     model: nn.Module = (CustomTextCLIP if model_cfg.get("custom_text") else CLIP)(**cfg)
     model.open_clip_config = model_cfg  # type: ignore[assignment]
@@ -89,19 +96,24 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     try:
         with torch.device("meta"):
             blank = build(cfg)
-        _check_shapes(blank, {name: tuple(tensor.shape) for name, tensor in tensors_of((path,)).items()})
+        _check_shapes(
+            blank, {name: tuple(tensor.shape) for name, tensor in tensors_of((path,)).items()}
+        )
         model = build(cfg)
         model.load_state_dict(safetensors.torch.load_file(path))
     except UsageError:
         raise
     except Exception as error:
         # Whatever open_clip, safetensors or torch find wrong in these files is the person's input.
-        raise UsageError(folder, f"does not load as an open_clip checkpoint ({_line(error)})", _FIX) from error
+        raise UsageError(
+            folder, f"does not load as an open_clip checkpoint ({_line(error)})", _FIX
+        ) from error
     return model.to(dtype)
 
 
 def _check_shapes(blank: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights of other names or shapes than those of *blank*, before a model is built that takes memory.
+    """Refuse weights of other names or shapes than those of *blank*, before a model is built that
+    takes memory.
 
     Raises:
         ValueError: the first that differs.
@@ -144,7 +156,8 @@ def image_processor(folder: Path) -> Any:
 
 
 def tokenizer(folder: Path) -> Any:
-    """The checkpoint's tokenizer, of transformers: open_clip's own byte-pair vocabulary, or what lies beside it.
+    """The checkpoint's tokenizer, of transformers: open_clip's own byte-pair vocabulary, or what
+    lies beside it.
 
     Raises:
         UsageError: the checkpoint names a tokenizer of the hub and does not hold it.
@@ -154,10 +167,14 @@ def tokenizer(folder: Path) -> Any:
     text = configuration(folder)["model_cfg"]["text_cfg"]
     if text.get("hf_tokenizer_name") or files.is_file(folder / "tokenizer.json"):
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             what = f"its tokenizer, {text.get('hf_tokenizer_name')}, is not there ({_line(error)})"
-            raise UsageError(folder, what, "Put the files of that tokenizer beside the weights.") from error
+            raise UsageError(
+                folder, what, "Put the files of that tokenizer beside the weights."
+            ) from error
     return _byte_pairs(text.get("context_length", 77))
 
 
@@ -169,21 +186,28 @@ def _byte_pairs(context: int) -> Any:
     begin, end = "<|startoftext|>", "<|endoftext|>"
     vocabulary = dict(theirs.encoder)
     for number, name in ((theirs.sot_token_id, begin), (theirs.eot_token_id, end)):
-        vocabulary = {name if index == number else word: index for word, index in vocabulary.items()}
+        vocabulary = {
+            name if index == number else word: index for word, index in vocabulary.items()
+        }
     merges = [" ".join(pair) for pair in theirs.bpe_ranks]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the way in which transformers reads these files
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of the way in which transformers reads these files
         (Path(place) / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
         (Path(place) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
         return CLIPTokenizer.from_pretrained(place, model_max_length=context, local_files_only=True)
 
 
-# -- conversion -----------------------------------------------------------------------------------------------------
+# -- conversion ------------------------------------------------------------------------------------
 
 _BLOCK = {
-    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
-}  # fmt: skip
+}
 _OUTER = {
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -196,11 +220,15 @@ _OUTER = {
     "logit_scale": "logit_scale",
 }
 #: open_clip multiplies with these from the right, transformers keeps them as Linears.
-_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_TRANSPOSED = {
+    "visual.proj": "visual_projection.weight",
+    "text_projection": "text_projection.weight",
+}
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of open_clip's ``CLIP`` under the names of transformers' ``CLIPModel``: same numbers, packed ones split.
+    """Weights of open_clip's ``CLIP`` under the names of transformers' ``CLIPModel``: same numbers,
+    packed ones split.
 
     Raises:
         KeyError: a weight has no counterpart.
@@ -211,7 +239,9 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         stem, _, leaf = name.rpartition(".")
         if block:
             layer = f"{'vision' if block[1] else 'text'}_model.encoder.layers.{block[2]}"
-            found |= {f"{layer}.{inner}": part for inner, part in _in_block(block[3], weight).items()}
+            found |= {
+                f"{layer}.{inner}": part for inner, part in _in_block(block[3], weight).items()
+            }
         elif name in _TRANSPOSED:
             found[_TRANSPOSED[name]] = weight.T.contiguous()
         elif name in _OUTER:
@@ -243,26 +273,44 @@ def _clip_config(cfg: Json, state: dict[str, Tensor]) -> Any:
     image = vision.get("image_size", 224)
 
     def tower(width: int, layers: int, heads: int, ratio: float) -> Json:
-        return {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-                "intermediate_size": int(width * ratio), "hidden_act": activation,
-                "projection_dim": projection}  # fmt: skip
+        return {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": int(width * ratio),
+            "hidden_act": activation,
+            "projection_dim": projection,
+        }
 
     width = vision.get("width", 768)
     heads = width // vision.get("head_width", 64)
     return CLIPConfig(
         vision_config=tower(width, vision.get("layers", 12), heads, vision.get("mlp_ratio", 4.0))
-        | {"image_size": image[0] if isinstance(image, list) else image, "patch_size": vision.get("patch_size", 16)},
-        text_config=tower(text.get("width", 512), text.get("layers", 12), text.get("heads", 8),
-                          text.get("mlp_ratio", 4.0))
-        | {"vocab_size": words, "max_position_embeddings": text.get("context_length", 77),
-           "bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1},
+        | {
+            "image_size": image[0] if isinstance(image, list) else image,
+            "patch_size": vision.get("patch_size", 16),
+        },
+        text_config=tower(
+            text.get("width", 512),
+            text.get("layers", 12),
+            text.get("heads", 8),
+            text.get("mlp_ratio", 4.0),
+        )
+        | {
+            "vocab_size": words,
+            "max_position_embeddings": text.get("context_length", 77),
+            "bos_token_id": words - 2,
+            "eos_token_id": words - 1,
+            "pad_token_id": words - 1,
+        },
         projection_dim=projection,
         logit_scale_init_value=float(state["logit_scale"]),
-    )  # fmt: skip
+    )
 
 
 def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module:
-    """The ``CLIPModel`` that computes what *model*, an open_clip ``CLIP``, computes: same weights, in float32.
+    """The ``CLIPModel`` that computes what *model*, an open_clip ``CLIP``, computes: same weights,
+    in float32.
 
     Both are run on the same inputs before it is returned.
 
@@ -274,8 +322,15 @@ def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module
     fix = "Gate it as it is: the gate says what ModelOpt cannot quantize in it."
     cfg: Json = model.open_clip_config  # type: ignore[assignment]
     state = {name: weight.float() for name, weight in model.state_dict().items()}
-    if cfg.get("custom_text") or "timm_model_name" in cfg["vision_cfg"] or "visual.class_embedding" not in state:
-        what = "is no standard vision transformer with a standard text transformer (timm, EVA, SigLIP, ResNet, CoCa)"
+    if (
+        cfg.get("custom_text")
+        or "timm_model_name" in cfg["vision_cfg"]
+        or "visual.class_embedding" not in state
+    ):
+        what = (
+            "is no standard vision transformer with a standard text transformer (timm, EVA, "
+            "SigLIP, ResNet, CoCa)"
+        )
         raise UsageError(place, what, fix)
     config = _clip_config(cfg, state)
     config._attn_implementation = "sdpa"
@@ -283,27 +338,37 @@ def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module
     try:
         made.load_state_dict(renamed(state))
     except (KeyError, RuntimeError) as error:
-        raise UsageError(place, f"has weights that a CLIPModel has no place for ({_line(error)})", fix) from error
+        raise UsageError(
+            place, f"has weights that a CLIPModel has no place for ({_line(error)})", fix
+        ) from error
     off = difference(model, made)
     if not off <= ROUNDING:
-        what = f"computes something else than the CLIPModel of its weights: relative error {off:.2g}"
+        what = (
+            f"computes something else than the CLIPModel of its weights: relative error {off:.2g}"
+        )
         raise UsageError(place, what, fix)
     return made.requires_grad_(False)
 
 
 @torch.no_grad()
 def difference(model: nn.Module, converted: nn.Module) -> float:
-    """The largest relative error of *converted*'s embeddings against *model*'s, both in float32 on sample inputs."""
+    """The largest relative error of *converted*'s embeddings against *model*'s, both in float32 on
+    sample inputs.
+    """
     plain = build(model.open_clip_config)  # type: ignore[arg-type]
     plain.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
     inputs = families.sample_inputs(converted)
     expected, found = families.forward(plain.eval(), inputs), families.forward(converted, inputs)
-    errors = [(found[t].double() - e.double()).norm(dim=1) / e.double().norm(dim=1) for t, e in expected.items()]
+    errors = [
+        (found[t].double() - e.double()).norm(dim=1) / e.double().norm(dim=1)
+        for t, e in expected.items()
+    ]
     return float(torch.cat(errors).max())
 
 
 def write(folder: Path, out: Path) -> nn.Module:
-    """Convert the checkpoint in *folder* and write it, whole, to the new folder *out*, in the dtype of its weights.
+    """Convert the checkpoint in *folder* and write it, whole, to the new folder *out*, in the dtype
+    of its weights.
 
     Raises:
         UsageError: it cannot be converted, or *out* exists.
@@ -339,7 +404,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ERROR: {error}", file=sys.stderr)
         return 4
     count = sum(p.numel() for p in made.parameters())
-    print(f"wrote {options.out}: a CLIPModel of {count:,} parameters; gate it with --clip-model {options.out}")
+    print(
+        f"wrote {options.out}: a CLIPModel of {count:,} parameters; gate it with --clip-model "
+        f"{options.out}"
+    )
     return 0
 
 

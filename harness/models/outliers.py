@@ -1,13 +1,15 @@
 """Activation outliers, planted in a CLIP without changing what it computes.
 
-Small models lack the few huge activation channels that make large CLIPs hard to quantize (Dettmers et al. 2022,
-arXiv 2208.07339).  A LayerNorm's gain and bias can be multiplied by k in chosen channels if the Linears that read it
-divide the matching input columns by k (the inverse of SmoothQuant's migration, Xiao et al. 2022, arXiv 2211.10438)::
+Small models lack the few huge activation channels that make large CLIPs hard to quantize (Dettmers
+et al. 2022, arXiv 2208.07339).  A LayerNorm's gain and bias can be multiplied by k in chosen
+channels if the Linears that read it divide the matching input columns by k (the inverse of
+SmoothQuant's migration, Xiao et al. 2022, arXiv 2211.10438)::
 
     y_j = sum_c W[j, c] * LN(x)[c] = sum_c (W[j, c] / k_c) * (k_c * LN(x)[c])
 
-With k a power of two both factors are exact, but for numbers that leave the dtype's normal range: the model computes
-the same, and a per-tensor integer scale of the LayerNorm's output now wastes log2 k of its bits.
+With k a power of two both factors are exact, but for numbers that leave the dtype's normal range:
+the model computes the same, and a per-tensor integer scale of the LayerNorm's output now wastes
+log2 k of its bits.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from harness.models import families
 
 #: What a model reference ends in to have outliers planted: ``embedded+outliers``.
 SUFFIX = "+outliers"
-#: The LayerNorms of an encoder layer whose output goes to Linears and nowhere else, and these Linears.
+#: The LayerNorms of an encoder layer whose output goes to Linears and nowhere else, and these
+#: Linears.
 READERS = {
     "layer_norm1": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "layer_norm2": ("mlp.fc1",),
@@ -32,10 +35,11 @@ READERS = {
 
 @dataclass(frozen=True)
 class Outliers:
-    """What is planted: in every encoder layer of every tower, *share* of the channels *factor* times as large.
+    """What is planted: in every encoder layer of every tower, *share* of the channels *factor*
+    times as large.
 
-    The channels are drawn from *seed* once a tower and stay the same through its layers, as outliers of large models
-    do; at least one is chosen.
+    The channels are drawn from *seed* once a tower and stay the same through its layers, as
+    outliers of large models do; at least one is chosen.
     """
 
     factor: float = 64.0
@@ -49,7 +53,9 @@ class Outliers:
             ValueError: the factor is no power of two above 1, or the share not in (0, 1).
         """
         if self.factor <= 1 or not math.log2(self.factor).is_integer():
-            raise ValueError(f"factor is {self.factor}; a power of two above 1 leaves the function as it is")
+            raise ValueError(
+                f"factor is {self.factor}; a power of two above 1 leaves the function as it is"
+            )
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}, not between 0 and 1")
 
@@ -80,18 +86,32 @@ def plant(model: nn.Module, outliers: Outliers | None = None) -> dict[str, list[
         found = False
         for path, norm in list(model.named_modules()):
             holder, _, name = path.rpartition(".")
-            if name not in READERS or not path.startswith(tower.prefixes) or not isinstance(norm, nn.LayerNorm):
+            if (
+                name not in READERS
+                or not path.startswith(tower.prefixes)
+                or not isinstance(norm, nn.LayerNorm)
+            ):
                 continue
             layer = model.get_submodule(holder)
             channels = outliers.channels(norm.normalized_shape[-1], number)
-            _scale(norm, [layer.get_submodule(reader) for reader in READERS[name]], channels, outliers.factor)
+            _scale(
+                norm,
+                [layer.get_submodule(reader) for reader in READERS[name]],
+                channels,
+                outliers.factor,
+            )
             planted[path], found = channels, True
         if not found:
-            raise ValueError(f"the {side} tower of {type(model).__name__} has no {' or '.join(READERS)} to plant in")
+            raise ValueError(
+                f"the {side} tower of {type(model).__name__} has no {' or '.join(READERS)} to "
+                f"plant in"
+            )
     return planted
 
 
-def _scale(norm: nn.LayerNorm, readers: list[nn.Module], channels: list[int], factor: float) -> None:
+def _scale(
+    norm: nn.LayerNorm, readers: list[nn.Module], channels: list[int], factor: float
+) -> None:
     for parameter in (norm.weight, norm.bias):
         if parameter is not None:
             parameter[channels] *= factor

@@ -1,10 +1,11 @@
 """References: the FP16 model that a recipe is applied to.
 
-A reference is ``embedded`` (the small trained CLIP of this package), a checkpoint directory (Hugging Face's form of a
-CLIP or SigLIP, whole or a single tower, or open_clip's), or a hub id.  All end as a local directory; nothing here knows
-which one it was.  Each may end in ``+outliers``, the same function with activation outliers planted
-(``harness.models.outliers``), and a whole CLIP in ``+CLIPVisionModel`` or another class of a single tower: that part of
-it alone, as conditioning encoders use it.
+A reference is ``embedded`` (the small trained CLIP of this package), a checkpoint directory
+(Hugging Face's form of a CLIP or SigLIP, whole or a single tower, or open_clip's), or a hub id.
+All end as a local directory; nothing here knows which one it was.  Each may end in ``+outliers``,
+the same function with activation outliers planted (``harness.models.outliers``), and a whole CLIP
+in ``+CLIPVisionModel`` or another class of a single tower: that part of it alone, as conditioning
+encoders use it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from harness.models.checkpoint_files import revision as revision
 from harness.models.checkpoint_weights import FIX
 from harness.recipes import names
 
-#: attention implementation under which both attention classes of ModelOpt see their quantizers (S3, S4).
+#: attention implementation under which both attention classes of ModelOpt see their quantizers (S3,
+#: S4).
 SDPA = "sdpa"
 
 
@@ -42,10 +44,11 @@ SDPA = "sdpa"
 class Reference:
     """The unquantized model, with what turns pictures and words into its inputs.
 
-    ``name`` is what test ids and baseline folders show, ``source`` what the person asked for, ``revision`` the
-    SHA-256 over configuration, weights, tokenizer and preprocessing: two references with one revision are the
-    same model, whatever their paths.  A single tower has no use for the tokenizer or the image processor of the other
-    and may have None.  ``whole`` is the model that a single tower was cut out of.
+    ``name`` is what test ids and baseline folders show, ``source`` what the person asked for,
+    ``revision`` the SHA-256 over configuration, weights, tokenizer and preprocessing: two
+    references with one revision are the same model, whatever their paths.  A single tower has no
+    use for the tokenizer or the image processor of the other and may have None.  ``whole`` is the
+    model that a single tower was cut out of.
     """
 
     name: str
@@ -70,38 +73,58 @@ def resolve_device(name: str) -> torch.device:
         UsageError: CUDA is asked for and torch sees none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda", "torch sees no CUDA device", "Use --device cpu, or install a CUDA torch.")
+        raise UsageError(
+            "--device cuda",
+            "torch sees no CUDA device",
+            "Use --device cpu, or install a CUDA torch.",
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load(
-    ref: str, device: torch.device, dtype: torch.dtype = torch.float16, attn_implementation: str = SDPA
+    ref: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float16,
+    attn_implementation: str = SDPA,
 ) -> Reference:
-    """Load the reference *ref* onto *device* in evaluation mode, parameters in *dtype*, no gradients.
+    """Load the reference *ref* onto *device* in evaluation mode, parameters in *dtype*, no
+    gradients.
 
     Raises:
-        UsageError: the directory is incomplete or damaged, or the hub id is neither cached nor reachable.
+        UsageError: the directory is incomplete or damaged, or the hub id is neither cached nor
+            reachable.
     """
     base, suffixes = checkpoint_files.split(ref)
     if suffixes:
         checkpoint_files.look(ref)
         whole = load("+".join((base, *suffixes[:-1])), device, dtype, attn_implementation)
         return (
-            _with_outliers(whole, ref) if suffixes[-1] == checkpoint_files.OUTLIERS else _part(whole, suffixes[-1], ref)
+            _with_outliers(whole, ref)
+            if suffixes[-1] == checkpoint_files.OUTLIERS
+            else _part(whole, suffixes[-1], ref)
         )
     checkpoint = checkpoint_files.look(ref)
     if checkpoint.is_open_clip:
         model = openclip.load(checkpoint.folder, dtype)
-        words, pictures = openclip.tokenizer(checkpoint.folder), openclip.image_processor(checkpoint.folder)
+        words, pictures = (
+            openclip.tokenizer(checkpoint.folder),
+            openclip.image_processor(checkpoint.folder),
+        )
     else:
         model, words, pictures = _from_transformers(checkpoint, dtype, attn_implementation)
     _check_inputs(checkpoint, model, words, pictures)
     model = model.to(device).eval().requires_grad_(False)
-    return Reference(names.of_model(ref), ref, model, words, pictures, device, checkpoint.revision())
+    return Reference(
+        names.of_model(ref), ref, model, words, pictures, device, checkpoint.revision()
+    )
 
 
-def _from_transformers(checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and image processor (None where its form has none) of a Hugging Face checkpoint."""
+def _from_transformers(
+    checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str
+) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor (None where its form has none) of a Hugging Face
+    checkpoint.
+    """
     import transformers
 
     form, folder = checkpoint.form, checkpoint.folder
@@ -132,7 +155,9 @@ def _from_transformers(checkpoint: Checkpoint, dtype: torch.dtype, attn_implemen
 
 
 def _prepared(name: str, place: Path | None) -> Any:
-    """Transformers' object of class *name* (a tokenizer or an image processor) from the files in *place*; or None."""
+    """Transformers' object of class *name* (a tokenizer or an image processor) from the files in
+    *place*; or None.
+    """
     import transformers
 
     if not name or place is None:
@@ -146,18 +171,25 @@ def _prepared(name: str, place: Path | None) -> Any:
 
 
 def _check_inputs(checkpoint: Checkpoint, model: Any, tokenizer: Any, image_processor: Any) -> None:
-    """Refuse a tokenizer whose ids the model does not know, and pictures of a size that it does not take."""
+    """Refuse a tokenizer whose ids the model does not know, and pictures of a size that it does not
+    take.
+    """
     sizes = families.sizes(model)
     if image_processor is not None:
         picture = np.zeros((5, 7, 3), np.uint8)
         try:
-            shape = np.asarray(image_processor(picture, return_tensors="np")["pixel_values"]).shape[-2:]
+            shape = np.asarray(image_processor(picture, return_tensors="np")["pixel_values"]).shape[
+                -2:
+            ]
         except Exception as error:
             place = checkpoint.image_processor or checkpoint.folder
             raise UsageError(place, f"its preprocessing does not work ({error})", FIX) from error
         if shape != (sizes.image, sizes.image):
             place = checkpoint.image_processor or checkpoint.folder
-            what = f"its preprocessing makes pictures of {shape[0]} x {shape[1]} pixels, the model needs {sizes.image}"
+            what = (
+                f"its preprocessing makes pictures of {shape[0]} x {shape[1]} pixels, the model "
+                f"needs {sizes.image}"
+            )
             raise UsageError(place, what, FIX)
     if tokenizer is not None:
         place = checkpoint.tokenizer or checkpoint.folder
@@ -166,7 +198,9 @@ def _check_inputs(checkpoint: Checkpoint, model: Any, tokenizer: Any, image_proc
         except Exception as error:
             raise UsageError(place, f"its tokenizer does not work ({error})", FIX) from error
         if max(ids, default=0) >= sizes.vocabulary:
-            what = f"its tokenizer gives the id {max(ids)}, the model knows {sizes.vocabulary} words"
+            what = (
+                f"its tokenizer gives the id {max(ids)}, the model knows {sizes.vocabulary} words"
+            )
             raise UsageError(place, what, "Give the tokenizer that the model was trained with.")
         at_end = families.of(model).name.startswith("clip")
         if at_end and sizes.end not in ids:
@@ -175,17 +209,22 @@ def _check_inputs(checkpoint: Checkpoint, model: Any, tokenizer: Any, image_proc
 
 
 def _square(naflex: Any, side: int) -> Any:
-    """SigLIP 2's preprocessing with every picture brought to one square, as its fixed-size checkpoints do it."""
+    """SigLIP 2's preprocessing with every picture brought to one square, as its fixed-size
+    checkpoints do it.
+    """
     from transformers import SiglipImageProcessor
 
     return SiglipImageProcessor(
-        size={"height": side, "width": side}, resample=naflex.resample, image_mean=naflex.image_mean,
+        size={"height": side, "width": side},
+        resample=naflex.resample,
+        image_mean=naflex.image_mean,
         image_std=naflex.image_std,
-    )  # fmt: skip
+    )
 
 
 def family_of(ref: str) -> str:
-    """The family of the reference *ref*, from its name and configuration alone; ``clip`` where they do not tell.
+    """The family of the reference *ref*, from its name and configuration alone; ``clip`` where they
+    do not tell.
 
     What is wrong with it, loading it says.
     """
@@ -203,7 +242,9 @@ def family_of(ref: str) -> str:
 
 
 def absolute(ref: str) -> str:
-    """The reference *ref* as a process with another working directory finds it: a folder's whole path."""
+    """The reference *ref* as a process with another working directory finds it: a folder's whole
+    path.
+    """
     base, suffixes = checkpoint_files.split(ref)
     if base != "embedded" and files.is_folder(base):
         base = str(files.expand(base).absolute())
@@ -215,8 +256,12 @@ def _with_outliers(base: Reference, ref: str) -> Reference:
     try:
         outliers.plant(base.model, planted)
     except ValueError as error:
-        raise UsageError(f"--clip-model {ref}", str(error), "Give a CLIPModel or a SiglipModel.") from error
-    return replace(base, name=base.name + outliers.SUFFIX, source=ref, revision=planted.revision(base.revision))
+        raise UsageError(
+            f"--clip-model {ref}", str(error), "Give a CLIPModel or a SiglipModel."
+        ) from error
+    return replace(
+        base, name=base.name + outliers.SUFFIX, source=ref, revision=planted.revision(base.revision)
+    )
 
 
 def _part(base: Reference, name: str, ref: str) -> Reference:
@@ -224,7 +269,11 @@ def _part(base: Reference, name: str, ref: str) -> Reference:
     import transformers
 
     if families.of(base.model).name != "clip":
-        raise UsageError(f"--clip-model {ref}", f"has no part of class {name}", "Give a CLIPModel before the plus.")
+        raise UsageError(
+            f"--clip-model {ref}",
+            f"has no part of class {name}",
+            "Give a CLIPModel before the plus.",
+        )
     tower = "vision" if "Vision" in name else "text"
     config = copy.deepcopy(getattr(base.model.config, f"{tower}_config"))
     config.projection_dim = base.model.config.projection_dim
@@ -233,15 +282,22 @@ def _part(base: Reference, name: str, ref: str) -> Reference:
         part = getattr(transformers, name)(config)
     state = base.model.state_dict()
     # From transformers 5 on a tower without projection has no prefix in its own names.
-    own = {key: state[key if key in state else f"{tower}_model.{key}"].clone() for key in part.state_dict()}
+    own = {
+        key: state[key if key in state else f"{tower}_model.{key}"].clone()
+        for key in part.state_dict()
+    }
     part = part.to_empty(device=base.device).to(base.dtype)
     _restore_buffers(part, base.model.get_submodule(f"{tower}_model"))
     part.load_state_dict(own)
     revision = digests.of_text(f"{base.revision}\0{name}")
     return replace(
-        base, name=f"{base.name}+{name}", source=ref, model=part.eval().requires_grad_(False), revision=revision,
+        base,
+        name=f"{base.name}+{name}",
+        source=ref,
+        model=part.eval().requires_grad_(False),
+        revision=revision,
         whole=base.model,
-    )  # fmt: skip
+    )
 
 
 def _restore_buffers(part: nn.Module, tower: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Forwards on the meta device, where shapes are all that flows.
 
-torch derives the shape of a linear layer's, a normalisation's or an attention's output there by running its Python
-decomposition: hundreds of small operations, which are half of what the structure of a published architecture costs.
+torch derives the shape of a linear layer's, a normalisation's or an attention's output there by
+running its Python decomposition: hundreds of small operations, which are half of what the structure
+of a published architecture costs.
 """
 
 from __future__ import annotations
@@ -37,10 +38,16 @@ _RULES: dict[Any, Callable[..., Tensor]] = {
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Within the block meta tensors take a short way through the layers that _RULES name; no other tensor does."""
+    """Within the block meta tensors take a short way through the layers that _RULES name; no other
+    tensor does.
+    """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """*func* of *args*, or an empty tensor of its result's shape."""
         rule = _RULES.get(func)

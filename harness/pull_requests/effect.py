@@ -1,7 +1,9 @@
-"""What a change of a recipe does to CLIP, before anything is calibrated or evaluated: the difference of two maps.
+"""What a change of a recipe does to CLIP, before anything is calibrated or evaluated: the
+difference of two maps.
 
-Base and head are quantized without weights on the embedded architecture and on ViT-L/14, so the answer takes seconds
-and no data.  A change that leaves every quantizer and the algorithm as they were needs no accuracy run.
+Base and head are quantized without weights on the embedded architecture and on ViT-L/14, so the
+answer takes seconds and no data.  A change that leaves every quantizer and the algorithm as they
+were needs no accuracy run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Structures = dict[str, tuple[QuantizerMap, Attributes]]
 
 @dataclass(frozen=True)
 class Effect:
-    """Lines by architecture (see ``maps.diff``), and changes that no map shows (algorithm, other attributes)."""
+    """Lines by architecture (see ``maps.diff``), and changes that no map shows (algorithm, other
+    attributes).
+    """
 
     recipe: str
     by_architecture: dict[str, tuple[str, ...]]
@@ -44,7 +48,10 @@ class Effect:
             return f"{self.recipe}: no effect on CLIP"
         lines = [f"{self.recipe}:"]
         for architecture, changes in self.by_architecture.items():
-            lines += [f"  {architecture}:", *(f"    {line}" for line in changes or ("no quantizer changes",))]
+            lines += [
+                f"  {architecture}:",
+                *(f"    {line}" for line in changes or ("no quantizer changes",)),
+            ]
         return "\n".join([*lines, *(f"  {line}" for line in self.beyond_map)])
 
 
@@ -61,7 +68,8 @@ def _places(attention: str = "diffusers") -> QuantizerMap:
 
 
 def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -> Effect | None:
-    """The effect of *head* where *base* was, or None where it cannot be seen: *base* was not there, or refused.
+    """The effect of *head* where *base* was, or None where it cannot be seen: *base* was not there,
+    or refused.
 
     Nor can that of a recipe that searches for formats.
 
@@ -84,7 +92,9 @@ def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -
 
 
 def refusal(head: Recipe, error: QuantizationError) -> str:
-    """Why ModelOpt refuses *head* on CLIP, in one line: the entry that turns everything off, if one does."""
+    """Why ModelOpt refuses *head* on CLIP, in one line: the entry that turns everything off, if one
+    does.
+    """
     on: set[str] = set()
     last = None
     for number, entry in enumerate(head.entries, 1):
@@ -92,7 +102,10 @@ def refusal(head: Recipe, error: QuantizationError) -> str:
         if entry.enable:
             on |= touched
         elif on and on <= touched:
-            on, last = set(), f"entry {number} `{entry.pattern}` ({entry.origin}) turns everything off"
+            on, last = (
+                set(),
+                f"entry {number} `{entry.pattern}` ({entry.origin}) turns everything off",
+            )
         else:
             on -= touched
     if last is not None and not on:
@@ -133,11 +146,17 @@ def _structures(recipe: Recipe, attention: str) -> Structures:
     return {name: _structure(name, recipe, attention) for name in ARCHITECTURES}
 
 
-def _structure(architecture: str, recipe: Recipe, attention: str) -> tuple[QuantizerMap, Attributes]:
+def _structure(
+    architecture: str, recipe: Recipe, attention: str
+) -> tuple[QuantizerMap, Attributes]:
     model = quantize.structure(_blank(architecture), recipe, attention)
     found = maps.tensor_quantizers(model)
     # What a disabled quantizer would do has no effect.
-    attributes = {name: q.get_modelopt_state(properties_only=True) for name, q in found.items() if q.is_enabled}
+    attributes = {
+        name: q.get_modelopt_state(properties_only=True)
+        for name, q in found.items()
+        if q.is_enabled
+    }
     return maps.quantizer_map(model), attributes
 
 

@@ -1,8 +1,8 @@
 """Which recipes a change reaches through ``$import``, and which of them the gate can judge.
 
-A pull request edits a file deep in a tree; the recipes it changes are those whose imports lead there.  Selection is by
-the graph of imports of the working tree.  An import that leads nowhere still counts: the file that it would have found
-may be the one that was removed.
+A pull request edits a file deep in a tree; the recipes it changes are those whose imports lead
+there.  Selection is by the graph of imports of the working tree.  An import that leads nowhere
+still counts: the file that it would have found may be the one that was removed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,21 @@ _SNIPPETS = {
     *(f"modelopt.recipe.config.{name}" for name in ("LayerPatternList", "RecipeMetadataConfig")),
     *(
         f"modelopt.torch.quantization.config.{name}"
-        for name in ("QuantizeConfig", "QuantizerAttributeConfig", "QuantizerCfgEntry", "QuantizerCfgListConfig")
+        for name in (
+            "QuantizeConfig",
+            "QuantizerAttributeConfig",
+            "QuantizerCfgEntry",
+            "QuantizerCfgListConfig",
+        )
     ),
 }
 
 
 @dataclass(frozen=True)
 class Reach:
-    """One way from a recipe to a changed file: ``chain`` runs from the recipe's file to it, relative to the root."""
+    """One way from a recipe to a changed file: ``chain`` runs from the recipe's file to it,
+    relative to the root.
+    """
 
     chain: tuple[str, ...]
     change: str
@@ -43,9 +50,10 @@ class Reach:
 class Affected:
     """A recipe that a change reaches.
 
-    ``recipe`` is what the tree calls it, ``path`` the file (or folder) to load; ``reaches`` holds the shortest way to
-    each changed file, nearest first.  ``broken`` says why the recipe can no longer be resolved, if so; ``removed`` that
-    it is gone (``path`` is then None).  ``untold`` says why nobody can say whether it is a recipe, if so.
+    ``recipe`` is what the tree calls it, ``path`` the file (or folder) to load; ``reaches`` holds
+    the shortest way to each changed file, nearest first.  ``broken`` says why the recipe can no
+    longer be resolved, if so; ``removed`` that it is gone (``path`` is then None).  ``untold`` says
+    why nobody can say whether it is a recipe, if so.
     """
 
     recipe: str
@@ -68,14 +76,16 @@ class Affected:
 
 
 def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
-    """The recipes under *root* that the difference between *rev* and the working tree reaches, by name.
+    """The recipes under *root* that the difference between *rev* and the working tree reaches, by
+    name.
 
-    The difference is the one to the merge base of *rev* and HEAD.  Every kind of recipe is listed, the ones that the
-    gate does not judge too (see :func:`not_gated`).  *presets* adds the complete quantization configs that ModelOpt
-    offers as ``mtq.*_CFG``, which are no recipes by themselves.
+    The difference is the one to the merge base of *rev* and HEAD.  Every kind of recipe is listed,
+    the ones that the gate does not judge too (see :func:`not_gated`).  *presets* adds the complete
+    quantization configs that ModelOpt offers as ``mtq.*_CFG``, which are no recipes by themselves.
 
     Raises:
-        UsageError: *root* is no directory of a git checkout, *rev* no commit of it, or the tree is far too large.
+        UsageError: *root* is no directory of a git checkout, *rev* no commit of it, or the tree is
+            far too large.
     """
     tree = Tree(root)
     comparison = compare(tree.root, rev)
@@ -83,7 +93,9 @@ def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
         return reached(tree, Tree(base), comparison, presets)
 
 
-def reached(tree: Tree, base: Tree, comparison: Comparison, presets: bool = False) -> list[Affected]:
+def reached(
+    tree: Tree, base: Tree, comparison: Comparison, presets: bool = False
+) -> list[Affected]:
     """As :func:`affected`, of the working tree and what it was compared with, *base*."""
     changed = comparison.changes
     paths = _recipe_files(tree, comparison.files)
@@ -92,11 +104,15 @@ def reached(tree: Tree, base: Tree, comparison: Comparison, presets: bool = Fals
     selected += _untold_snippets(tree, comparison, selected)
     moved = {f"renamed to {_name(tree, one.path)}" for one in selected if one.path}
     selected += _removed(base, changed, moved)
-    return sorted((one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe)
+    return sorted(
+        (one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe
+    )
 
 
 def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
-    """Of the files *compared*: recipes, folders that hold one, and what cannot be read and might be one."""
+    """Of the files *compared*: recipes, folders that hold one, and what cannot be read and might be
+    one.
+    """
     found: list[Path] = []
     for path in (tree.root / name for name in compared):
         if sections := section_files(path.parent):
@@ -116,7 +132,9 @@ def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
 def _each_once(selected: Iterable[Affected]) -> list[Affected]:
     """*selected* without links to a recipe that is selected by itself, or by another link."""
     found: dict[Path, Affected] = {}
-    for one in sorted(selected, key=lambda one: (one.path is not None and _is_linked(one.path), one.recipe)):
+    for one in sorted(
+        selected, key=lambda one: (one.path is not None and _is_linked(one.path), one.recipe)
+    ):
         assert one.path is not None, "what is removed is added later"
         found.setdefault(_real(one.path), one)
     return list(found.values())
@@ -133,8 +151,12 @@ def _real(path: Path) -> Path:
         return path
 
 
-def _untold_snippets(tree: Tree, comparison: Comparison, selected: Iterable[Affected]) -> list[Affected]:
-    """Changed files with a schema that nobody here knows, which no selected recipe imports: snippets or recipes?"""
+def _untold_snippets(
+    tree: Tree, comparison: Comparison, selected: Iterable[Affected]
+) -> list[Affected]:
+    """Changed files with a schema that nobody here knows, which no selected recipe imports:
+    snippets or recipes?
+    """
     seen = {name for one in selected for reach in one.reaches for name in reach.chain}
     found = []
     for name in comparison.files:
@@ -145,19 +167,30 @@ def _untold_snippets(tree: Tree, comparison: Comparison, selected: Iterable[Affe
             document = tree.read(path)
         except UsageError:
             continue  # selected as a recipe
-        if document.schema is not None and document.schema not in _SNIPPETS and kind_of(document) is None:
-            why = f"it declares {document.schema}, which is not a kind of snippet or recipe that is known here"
+        if (
+            document.schema is not None
+            and document.schema not in _SNIPPETS
+            and kind_of(document) is None
+        ):
+            why = (
+                f"it declares {document.schema}, which is not a kind of snippet or recipe that is "
+                f"known here"
+            )
             reach = Reach((name,), comparison.changes[name])
             found.append(Affected(_recipe_name(tree, path), path, "unknown", (reach,), untold=why))
     return found
 
 
 def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
-    """*path*'s recipe with the changes that it reaches, or None; breadth first, so that chains are the shortest."""
+    """*path*'s recipe with the changes that it reaches, or None; breadth first, so that chains are
+    the shortest.
+    """
     reaches: dict[str, Reach] = {}
     broken: str | None = None
     starts = section_files(path) or (path,)
-    queue: deque[tuple[Path, tuple[str, ...]]] = deque((start, (_name(tree, start),)) for start in starts)
+    queue: deque[tuple[Path, tuple[str, ...]]] = deque(
+        (start, (_name(tree, start),)) for start in starts
+    )
     seen = set(starts)
     while queue:
         file, chain = queue.popleft()
@@ -166,7 +199,11 @@ def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
             if change and name not in reaches:
                 reaches[name] = Reach(chain if name == chain[-1] else (*chain, name), change)
         try:
-            imports = tree.read(file).imports.values() if tree.holds(file, file) and files.exists(file) else ()
+            imports = (
+                tree.read(file).imports.values()
+                if tree.holds(file, file) and files.exists(file)
+                else ()
+            )
             for target in imports:
                 for found in _probed(tree, target, file):
                     if found not in seen:
@@ -188,19 +225,27 @@ def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
         broken = broken or str(UsageError(repr(path.name), "is no plain file name", "Rename it."))
     if untold and any(part.startswith(".") for part in path.relative_to(tree.root).parts):
         return None  # a configuration of some tool, such as .pre-commit-config.yaml
-    return Affected(_recipe_name(tree, path), path, kind, tuple(reaches.values()), broken, untold=untold)
+    return Affected(
+        _recipe_name(tree, path), path, kind, tuple(reaches.values()), broken, untold=untold
+    )
 
 
 def _untold(document: Document, kind: str) -> str | None:
-    """Why nobody can say whether *document* is a recipe, or None: it says so itself, or its folder does."""
-    declared = document.schema is not None or (isinstance(document.body, dict) and "metadata" in document.body)
+    """Why nobody can say whether *document* is a recipe, or None: it says so itself, or its folder
+    does.
+    """
+    declared = document.schema is not None or (
+        isinstance(document.body, dict) and "metadata" in document.body
+    )
     if declared or kind in judged.JUDGED or any(map(kind.startswith, judged.OTHER_KINDS)):
         return None
     return "it says neither by metadata.recipe_type nor by a modelopt-schema comment what it is"
 
 
 def states_type(tree: Tree, path: Path) -> bool:
-    """Whether the recipe at *path* names its kind in the way that every release of ModelOpt reads."""
+    """Whether the recipe at *path* names its kind in the way that every release of ModelOpt
+    reads.
+    """
     try:
         body = None if files.is_folder(path) else tree.read(path).body
     except UsageError:
@@ -209,17 +254,23 @@ def states_type(tree: Tree, path: Path) -> bool:
 
 
 def _change(comparison: Comparison, name: str) -> str | None:
-    """What happened to the file *name*; of a part that is not compared, nobody can say that it is as it was."""
+    """What happened to the file *name*; of a part that is not compared, nobody can say that it is
+    as it was.
+    """
     if name in comparison.changes:
         return comparison.changes[name]
     for part in comparison.left_out:
-        if part.changed and (name == part.path or (part.path.endswith("/") and name.startswith(part.path))):
+        if part.changed and (
+            name == part.path or (part.path.endswith("/") and name.startswith(part.path))
+        ):
             return f"in {part.path}, {part.why}" if part.path.endswith("/") else part.why
     return None
 
 
 def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
-    """The files that decide what an import of *target* finds: the first that exists, and those looked for before it."""
+    """The files that decide what an import of *target* finds: the first that exists, and those
+    looked for before it.
+    """
     for candidate in tree.candidates(target, where):
         yield candidate
         if tree.holds(candidate, where) and files.is_file(candidate):
@@ -227,7 +278,9 @@ def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
 
 
 def _footprint(tree: Tree, file: Path) -> Iterator[str]:
-    """Names whose change changes what is read at *file*: itself, the symbolic links on the way, and where they lead."""
+    """Names whose change changes what is read at *file*: itself, the symbolic links on the way, and
+    where they lead.
+    """
     yield _name(tree, file)
     for folder in file.parents:
         if folder == tree.root:
@@ -247,17 +300,21 @@ def _name(tree: Tree, path: Path) -> str:
 
 
 def _recipe_name(tree: Tree, path: Path) -> str:
-    """The name that ModelOpt and :func:`harness.recipes.finding.find` give it: without suffix, where that is not
-    ambiguous.
+    """The name that ModelOpt and :func:`harness.recipes.finding.find` give it: without suffix,
+    where that is not ambiguous.
     """
     short = path.with_suffix("")
     others = [short, *(Path(f"{short}{suffix}") for suffix in SUFFIXES)]
-    alone = path.suffix in SUFFIXES and not any(files.exists(other) for other in others if other != path)
+    alone = path.suffix in SUFFIXES and not any(
+        files.exists(other) for other in others if other != path
+    )
     return _name(tree, short if alone else path)
 
 
 def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> list[Affected]:
-    """Recipes of the base that are gone; not those that are a recipe elsewhere now (*moved*: what such became)."""
+    """Recipes of the base that are gone; not those that are a recipe elsewhere now (*moved*: what
+    such became).
+    """
     gone: dict[Path, Affected] = {}
     for name, what in changed.items():
         path = base.root / name
@@ -271,12 +328,16 @@ def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> lis
         if path in (section_files(path.parent) or ()):
             path, kind = path.parent, "ptq"
         if kind is not None:
-            gone[path] = Affected(_recipe_name(base, path), None, kind, (Reach((name,), what),), removed=True)
+            gone[path] = Affected(
+                _recipe_name(base, path), None, kind, (Reach((name,), what),), removed=True
+            )
     return list(gone.values())
 
 
 def describe(selection: Iterable[Affected]) -> str:
-    """*selection* for a terminal: each recipe, and below it the imports that lead to each change."""
+    """*selection* for a terminal: each recipe, and below it the imports that lead to each
+    change.
+    """
     lines = []
     for one in selection:
         kind = "" if one.kind == "ptq" else f" ({one.kind})"
@@ -292,7 +353,8 @@ def describe(selection: Iterable[Affected]) -> str:
 def not_gated(one: Affected) -> str | None:
     """Why the gate has no verdict on a selected recipe, as far as its kind says it, or None.
 
-    One that gets None is to be loaded and asked about again: :func:`harness.recipes.judged.not_gated`.
+    One that gets None is to be loaded and asked about again:
+    :func:`harness.recipes.judged.not_gated`.
     """
     if one.removed:
         return "the recipe was removed"

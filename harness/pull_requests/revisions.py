@@ -1,9 +1,11 @@
-"""What git knows of a tree of recipes: which files changed since a revision, and the tree as it was then.
+"""What git knows of a tree of recipes: which files changed since a revision, and the tree as it was
+then.
 
-File names are data: git is called without a shell, its output is read with ``-z``, and nothing of a revision is
-written outside the folder made for it.  Only commands that run nothing of the repository are used: no filter, hook,
-text conversion, pager or fetch.  The contents of the working tree are hashed here and compared with the names of
-git's objects, because ``git diff`` would run filters and refresh the index.
+File names are data: git is called without a shell, its output is read with ``-z``, and nothing of a
+revision is written outside the folder made for it.  Only commands that run nothing of the
+repository are used: no filter, hook, text conversion, pager or fetch.  The contents of the working
+tree are hashed here and compared with the names of git's objects, because ``git diff`` would run
+filters and refresh the index.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ _KEPT = {
     "GIT_DISCOVERY_ACROSS_FILESYSTEM",
     "GIT_EXEC_PATH",
 }
-#: Settings of the repository that could run or fetch something, each turned off.  An empty fsmonitor is none in every
-#: release of git; "false" was the name of a command up to 2.35.
+#: Settings of the repository that could run or fetch something, each turned off.  An empty
+#: fsmonitor is none in every release of git; "false" was the name of a command up to 2.35.
 _OFF = (
     *("core.fsmonitor=", "core.untrackedCache=false", f"core.hooksPath={os.devnull}"),
     *("core.sshCommand=false", "credential.helper=", "protocol.allow=never"),
@@ -56,7 +58,8 @@ class LeftOut:
         path: relative to the root; a folder ends in ``/``.
         why: what it is, e.g. ``ignored by git``.
         mend: how to have it compared, where it may be a part of the change; else empty.
-        changed: whether a recipe that imports from it counts as changed, since nobody can say that it is not.
+        changed: whether a recipe that imports from it counts as changed, since nobody can say that
+            it is not.
     """
 
     path: str
@@ -70,10 +73,11 @@ class Comparison:
     """The difference between a revision and the working tree.
 
     Attributes:
-        commit: what the working tree is compared with, in full: the merge base of the revision and HEAD.
+        commit: what the working tree is compared with, in full: the merge base of the revision and
+            HEAD.
         note: one line that says so.
-        changes: path relative to the root -> ``modified``, ``added``, ``removed``, ``changed type``, ``changed mode``,
-            ``renamed from OLD`` (OLD itself is then ``renamed to NEW``).
+        changes: path relative to the root -> ``modified``, ``added``, ``removed``, ``changed
+            type``, ``changed mode``, ``renamed from OLD`` (OLD itself is then ``renamed to NEW``).
         renamed: new path -> old path.
         files: the YAML files of the working tree that were compared.
         left_out: what was not.
@@ -89,7 +93,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file as git has it: the mode, and the name of its contents (empty where they cannot be read)."""
+    """A file as git has it: the mode, and the name of its contents (empty where they cannot be
+    read).
+    """
 
     mode: str
     blob: str
@@ -110,20 +116,32 @@ def compare(root: Path, rev: str) -> Comparison:
     YAML files and symbolic links count, those too that git does not track yet and does not ignore.
 
     Raises:
-        UsageError: *root* is in no git repository, *rev* is no commit of it or has no merge base with HEAD, the tree is
-            far too large, or it holds nothing that can be compared.
+        UsageError: *root* is in no git repository, *rev* is no commit of it or has no merge base
+            with HEAD, the tree is far too large, or it holds nothing that can be compared.
     """
     root = root.resolve()
     commit, note = base_of(root, rev)
     committed, index = _committed(root, commit), _index(root)
     before = {name: entry for name, entry in committed.items() if _counts(name, entry)}
     submodules = {name for name, (_, entry) in index.items() if entry.mode.startswith(_SUBMODULE)}
-    gone = {name for name, entry in before.items() if entry.mode.startswith(_SUBMODULE) and name not in submodules}
-    left_out = [_submodule(root, name, before.get(name), index) for name in sorted(submodules | gone)]
+    gone = {
+        name
+        for name, entry in before.items()
+        if entry.mode.startswith(_SUBMODULE) and name not in submodules
+    }
+    left_out = [
+        _submodule(root, name, before.get(name), index) for name in sorted(submodules | gone)
+    ]
     walked, others = _walk(root, {*before, *index}, submodules)
     left_out += others
-    before = {name: entry for name, entry in before.items() if not entry.mode.startswith(_SUBMODULE)}
-    absent = {name for name, (tag, _) in index.items() if tag == "S" and name not in walked and _is_yaml(name)}
+    before = {
+        name: entry for name, entry in before.items() if not entry.mode.startswith(_SUBMODULE)
+    }
+    absent = {
+        name
+        for name, (tag, _) in index.items()
+        if tag == "S" and name not in walked and _is_yaml(name)
+    }
     left_out += _sparse(absent, before, index)
     now = {name: _entry(root / name, len(commit), before.get(name)) for name in walked}
     _check_size(root, now)
@@ -134,7 +152,11 @@ def compare(root: Path, rev: str) -> Comparison:
         raise UsageError(root, what, [*mends, "Give the recipe tree of a git checkout."][0])
     found, renamed = _differences(root, before, now, index, absent)
     # A recipe that loses its suffix has moved as well.
-    others_now = {entry.blob: name for name, (_, entry) in index.items() if name not in committed and name not in now}
+    others_now = {
+        entry.blob: name
+        for name, (_, entry) in index.items()
+        if name not in committed and name not in now
+    }
     for name, what in found.items():
         if what == "removed" and before[name].blob in others_now.keys() - _EMPTY:
             found[name] = f"renamed to {others_now[before[name].blob]}"
@@ -146,7 +168,8 @@ def compare(root: Path, rev: str) -> Comparison:
 
 
 def base_of(root: Path, rev: str) -> tuple[str, str]:
-    """The merge base of *rev* and HEAD in *root*'s repository, and one line that says what is compared with.
+    """The merge base of *rev* and HEAD in *root*'s repository, and one line that says what is
+    compared with.
 
     Raises:
         UsageError: no such repository or commit, or the two have no common ancestor here.
@@ -160,9 +183,15 @@ def base_of(root: Path, rev: str) -> tuple[str, str]:
         return base, f"compared with {base[:12]}, the merge base of {rev} and HEAD"
     if _git(root, "rev-parse", "--is-shallow-repository").strip() == b"true":
         what = "has no common ancestor with HEAD in this shallow clone"
-        raise UsageError(f"--changed-since {rev}", what, "Fetch the history: git fetch --unshallow (fetch-depth: 0).")
+        raise UsageError(
+            f"--changed-since {rev}",
+            what,
+            "Fetch the history: git fetch --unshallow (fetch-depth: 0).",
+        )
     what = "has no common ancestor with HEAD"
-    raise UsageError(f"--changed-since {rev}", what, "Give a commit of the history that is checked out.")
+    raise UsageError(
+        f"--changed-since {rev}", what, "Give a commit of the history that is checked out."
+    )
 
 
 def resolve(root: Path, rev: str) -> str:
@@ -173,7 +202,9 @@ def resolve(root: Path, rev: str) -> str:
     """
     if not rev or rev.startswith("-") or not rev.isprintable():
         raise UsageError(
-            f"--changed-since {rev!r}", "is not a revision", "Give a branch, tag or commit, e.g. origin/main."
+            f"--changed-since {rev!r}",
+            "is not a revision",
+            "Give a branch, tag or commit, e.g. origin/main.",
         )
     _git(root, "rev-parse", "--show-toplevel")
     try:
@@ -186,7 +217,8 @@ def resolve(root: Path, rev: str) -> str:
 
 @contextmanager
 def at_revision(root: Path, rev: str) -> Iterator[Path]:
-    """*root*'s YAML files as they were at *rev*, in a read-only directory that is gone after the block.
+    """*root*'s YAML files as they were at *rev*, in a read-only directory that is gone after the
+    block.
 
     A tree that did not exist then is an empty directory.
 
@@ -205,7 +237,9 @@ def at_revision(root: Path, rev: str) -> Iterator[Path]:
 
 
 def _export(root: Path, commit: str, directory: Path) -> None:
-    """Write the tree's YAML files and, after them so that none is written through, its symbolic links."""
+    """Write the tree's YAML files and, after them so that none is written through, its symbolic
+    links.
+    """
     files: list[tuple[Path, str]] = []
     links: list[tuple[Path, str]] = []
     for name, entry in _committed(root, commit).items():
@@ -216,7 +250,9 @@ def _export(root: Path, commit: str, directory: Path) -> None:
     sizes = _sizes(root, [blob for _, blob in (*files, *links)])
     size = sum(sizes[blob] for _, blob in files)
     if size > MAX_TREE_BYTES or len(files) + len(links) > MAX_FILES:
-        what = f"holds over {MAX_TREE_BYTES >> 20} MiB of YAML, or {MAX_FILES} files, at {commit[:12]}"
+        what = (
+            f"holds over {MAX_TREE_BYTES >> 20} MiB of YAML, or {MAX_FILES} files, at {commit[:12]}"
+        )
         raise UsageError(root, what, "Give the modelopt_recipes tree itself.")
     links = [(path, blob) for path, blob in links if sizes[blob] <= MAX_LINK_BYTES]
     contents = _blobs(root, [blob for _, blob in (*files, *links)])
@@ -260,7 +296,9 @@ def _committed(root: Path, commit: str) -> dict[str, _Entry]:
 
 
 def _index(root: Path) -> dict[str, tuple[str, _Entry]]:
-    """The files of the tree that git's index has: tag (``S``: left out of a sparse checkout) and entry by path."""
+    """The files of the tree that git's index has: tag (``S``: left out of a sparse checkout) and
+    entry by path.
+    """
     found = {}
     for line in _git(root, "ls-files", "-z", "-s", "-t", "--", ".").split(b"\0"):
         meta, _, raw = line.partition(b"\t")
@@ -276,7 +314,12 @@ def _sizes(root: Path, names: Collection[str]) -> dict[str, int]:
     Raises:
         UsageError: an object is not in this clone.
     """
-    output = _git(root, "cat-file", "--batch-check", standard_input="".join(f"{name}\n" for name in names).encode())
+    output = _git(
+        root,
+        "cat-file",
+        "--batch-check",
+        standard_input="".join(f"{name}\n" for name in names).encode(),
+    )
     lines = [line.split() for line in output.decode().splitlines()]
     if any(fields[1] == "missing" for fields in lines):
         raise _partial(root)
@@ -285,7 +328,9 @@ def _sizes(root: Path, names: Collection[str]) -> dict[str, int]:
 
 def _blobs(root: Path, names: list[str]) -> dict[str, bytes]:
     """The contents of git objects, read in one go; all of them exist."""
-    output = _git(root, "cat-file", "--batch", standard_input="".join(f"{name}\n" for name in names).encode())
+    output = _git(
+        root, "cat-file", "--batch", standard_input="".join(f"{name}\n" for name in names).encode()
+    )
     contents: dict[str, bytes] = {}
     position = 0
     for name in names:
@@ -305,16 +350,23 @@ def _is_yaml(name: str) -> bool:
 
 def _counts(name: str, entry: _Entry) -> bool:
     """Whether a change of the file can change what a recipe is."""
-    return entry.mode.startswith((_LINK, _SUBMODULE)) or (entry.mode.startswith(_FILE) and _is_yaml(name))
+    return entry.mode.startswith((_LINK, _SUBMODULE)) or (
+        entry.mode.startswith(_FILE) and _is_yaml(name)
+    )
 
 
-def _walk(root: Path, known: Collection[str], submodules: Collection[str]) -> tuple[list[str], list[LeftOut]]:
-    """YAML files and symbolic links that git has (*known*) or would add, and the folders and files that it would not.
+def _walk(
+    root: Path, known: Collection[str], submodules: Collection[str]
+) -> tuple[list[str], list[LeftOut]]:
+    """YAML files and symbolic links that git has (*known*) or would add, and the folders and files
+    that it would not.
 
     Submodules are not entered.
     """
     listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", ".").split(b"\0")
-    untracked = {os.fsdecode(raw) for raw in listed if raw}  # "folder/" is a repository inside this one
+    untracked = {
+        os.fsdecode(raw) for raw in listed if raw
+    }  # "folder/" is a repository inside this one
     ours = {*known, *untracked}
     holding_ours = {str(parent) for name in ours for parent in PurePosixPath(name).parents}
     found: list[str] = []
@@ -330,7 +382,9 @@ def _walk(root: Path, known: Collection[str], submodules: Collection[str]) -> tu
                 files.append(name)
             elif f"{path}/" in untracked:
                 mend = f"Give it as --recipes-root {root / path}, or have git ignore it."
-                left_out += _unless_empty(root / path, LeftOut(f"{path}/", "a git repository of its own", mend))
+                left_out += _unless_empty(
+                    root / path, LeftOut(f"{path}/", "a git repository of its own", mend)
+                )
             elif path in holding_ours:
                 entered.append(name)
             else:
@@ -350,16 +404,24 @@ def _walk(root: Path, known: Collection[str], submodules: Collection[str]) -> tu
 
 
 def _unreadable(error: OSError) -> None:
-    raise UsageError(str(error.filename), f"cannot be read ({error.strerror})", "Look at the rights.") from error
+    raise UsageError(
+        str(error.filename), f"cannot be read ({error.strerror})", "Look at the rights."
+    ) from error
 
 
 def _unless_empty(folder: Path, part: LeftOut) -> list[LeftOut]:
     """*part* if its *folder* holds YAML, else nothing: no recipe is missed there."""
-    return [part] if any(_is_yaml(name) for _, _, files in os.walk(folder) for name in files) else []
+    return (
+        [part] if any(_is_yaml(name) for _, _, files in os.walk(folder) for name in files) else []
+    )
 
 
-def _submodule(root: Path, name: str, before: _Entry | None, index: Mapping[str, tuple[str, _Entry]]) -> LeftOut:
-    """What there is to say about the submodule *name*: that nothing of it is compared, and whether its commit moved."""
+def _submodule(
+    root: Path, name: str, before: _Entry | None, index: Mapping[str, tuple[str, _Entry]]
+) -> LeftOut:
+    """What there is to say about the submodule *name*: that nothing of it is compared, and whether
+    its commit moved.
+    """
     was = before.blob if before and before.mode.startswith(_SUBMODULE) else ""
     now = index[name][1].blob if name in index else ""
     if now and os.path.lexists(root / name / ".git"):
@@ -382,12 +444,16 @@ def _sparse(
     rest = sorted(set(absent) - set(changed))
     if rest:
         more = f", with {len(rest) - 1} more files" if len(rest) > 1 else ""
-        found.append(LeftOut(rest[0], f"left out of this sparse checkout{more}, as before", changed=False))
+        found.append(
+            LeftOut(rest[0], f"left out of this sparse checkout{more}, as before", changed=False)
+        )
     return found
 
 
 def _entry(path: Path, digits: int, before: _Entry | None) -> _Entry:
-    """A file of the working tree as git would have it; with *before*'s contents where only line endings differ."""
+    """A file of the working tree as git would have it; with *before*'s contents where only line
+    endings differ.
+    """
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
@@ -400,13 +466,19 @@ def _entry(path: Path, digits: int, before: _Entry | None) -> _Entry:
     except OSError:
         return _Entry("100644", "")
     name = _blob_name(data, digits)
-    if before and name != before.blob and _blob_name(data.replace(b"\r\n", b"\n"), digits) == before.blob:
+    if (
+        before
+        and name != before.blob
+        and _blob_name(data.replace(b"\r\n", b"\n"), digits) == before.blob
+    ):
         name = before.blob
     return _Entry("100644", name)
 
 
 def _blob_name(data: bytes, digits: int) -> str:
-    """The name of git's object with the contents *data*, in a repository whose names have so many *digits*."""
+    """The name of git's object with the contents *data*, in a repository whose names have so many
+    *digits*.
+    """
     digest = hashlib.sha256() if digits == 64 else hashlib.sha1(usedforsecurity=False)
     digest.update(b"blob %d\0" % len(data))
     digest.update(data)
@@ -418,8 +490,13 @@ _EMPTY = {_blob_name(b"", 40), _blob_name(b"", 64), ""}
 
 
 def _check_size(root: Path, now: Mapping[str, _Entry]) -> None:
-    names = [name for name, entry in now.items() if _is_yaml(name) and not entry.mode.startswith(_LINK)]
-    if len(names) > MAX_TREE_FILES or sum((root / name).lstat().st_size for name in names) > MAX_TREE_BYTES:
+    names = [
+        name for name, entry in now.items() if _is_yaml(name) and not entry.mode.startswith(_LINK)
+    ]
+    if (
+        len(names) > MAX_TREE_FILES
+        or sum((root / name).lstat().st_size for name in names) > MAX_TREE_BYTES
+    ):
         what = f"holds over {MAX_TREE_FILES} YAML files, or {MAX_TREE_BYTES >> 20} MiB of them"
         raise UsageError(root, what, "Give the modelopt_recipes tree itself.")
 
@@ -455,11 +532,17 @@ def _differences(
 
 
 def _renames(root: Path, gone: Mapping[str, _Entry], new: Mapping[str, _Entry]) -> dict[str, str]:
-    """New name -> old name of files that moved: those of equal contents first, then those of similar lines."""
+    """New name -> old name of files that moved: those of equal contents first, then those of
+    similar lines.
+    """
     left = dict(gone)
     renamed: dict[str, str] = {}
     for name, entry in sorted(new.items()):
-        equal = [old for old, was in left.items() if was == _Entry(was.mode, entry.blob) and entry.blob not in _EMPTY]
+        equal = [
+            old
+            for old, was in left.items()
+            if was == _Entry(was.mode, entry.blob) and entry.blob not in _EMPTY
+        ]
         if equal:
             renamed[name] = min(equal, key=lambda old: (Path(old).name != Path(name).name, old))
             del left[renamed[name]]
@@ -469,7 +552,9 @@ def _renames(root: Path, gone: Mapping[str, _Entry], new: Mapping[str, _Entry]) 
         return renamed
     _sizes(root, [left[old].blob for old in old_names])
     contents = _blobs(root, [left[old].blob for old in old_names])
-    lines = {name: Counter((root / name).read_bytes().splitlines()) for name in rest if new[name].blob}
+    lines = {
+        name: Counter((root / name).read_bytes().splitlines()) for name in rest if new[name].blob
+    }
     scores = [
         (_similarity(Counter(contents[left[old].blob].splitlines()), lines[name]), old, name)
         for old in old_names
@@ -499,17 +584,28 @@ def _git(root: Path, *arguments: str, standard_input: bytes = b"") -> bytes:
     if done.returncode != 0:
         if b"promisor remote" in done.stderr:
             raise _partial(root)
-        reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit code {done.returncode}"
-        raise UsageError(root, f"git {arguments[0]} failed: {reason[:300]}", "Give a tree in a git checkout.")
+        reason = (
+            " ".join(done.stderr.decode(errors="replace").split()) or f"exit code {done.returncode}"
+        )
+        raise UsageError(
+            root, f"git {arguments[0]} failed: {reason[:300]}", "Give a tree in a git checkout."
+        )
     return done.stdout
 
 
 def _partial(root: Path) -> UsageError:
-    what = "some files as they were then are not in this clone (a partial one), and the gate fetches nothing"
-    return UsageError(root, what, "Fetch them: git fetch --refetch --no-filter, or clone without --filter.")
+    what = (
+        "some files as they were then are not in this clone (a partial one), and the gate fetches "
+        "nothing"
+    )
+    return UsageError(
+        root, what, "Fetch them: git fetch --refetch --no-filter, or clone without --filter."
+    )
 
 
-def _run(root: Path, *arguments: str, standard_input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def _run(
+    root: Path, *arguments: str, standard_input: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
     """A git command run in *root*, with nothing of the repository or of a calling git in its way.
 
     Raises:
@@ -517,8 +613,13 @@ def _run(root: Path, *arguments: str, standard_input: bytes = b"") -> subprocess
     """
     settings = [word for setting in _OFF for word in ("-c", setting)]
     options = ["--no-pager", "--no-replace-objects", "--no-optional-locks", "--literal-pathspecs"]
-    # What `git rev-parse --local-env-vars` lists, and more: a hook that runs the gate has set some of these.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in _KEPT}
+    # What `git rev-parse --local-env-vars` lists, and more: a hook that runs the gate has set some
+    # of these.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name in _KEPT
+    }
     environment |= {
         "GIT_ALLOW_PROTOCOL": "none",
         "GIT_NO_LAZY_FETCH": "1",
@@ -535,4 +636,6 @@ def _run(root: Path, *arguments: str, standard_input: bytes = b"") -> subprocess
             env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(root, f"git cannot be run there ({error})", "Install git, and give a checkout.") from error
+        raise UsageError(
+            root, f"git cannot be run there ({error})", "Install git, and give a checkout."
+        ) from error

@@ -1,4 +1,6 @@
-"""What of a pull request has to be gated: the recipes its diff reaches, less those that it does not change for CLIP."""
+"""What of a pull request has to be gated: the recipes its diff reaches, less those that it does not
+change for CLIP.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,19 @@ from harness.recipes.tree import Tree
 
 @dataclass(frozen=True)
 class Selection:
-    """What a pull request reaches, and what is to be done about it.  Recipes go by their names in the tree.
+    """What a pull request reaches, and what is to be done about it.  Recipes go by their names in
+    the tree.
 
     Attributes:
         compared: one line that says what the working tree was compared with.
         gated: the recipes to gate; those that are refused are among them, since they must not pass.
-        effects: what the change does to the quantizer maps of CLIP, one per recipe where that can be seen.
+        effects: what the change does to the quantizer maps of CLIP, one per recipe where that can
+            be seen.
         not_gated: recipes without a verdict -> the reason.
-        refused: recipes that cannot be loaded, or that ModelOpt refuses on CLIP -> the reason, in one line.
-        undecided: files of which nobody can say whether they are a recipe, and parts of the tree that were not
-            compared although they may have changed -> what they are, and the fix.
+        refused: recipes that cannot be loaded, or that ModelOpt refuses on CLIP -> the reason, in
+            one line.
+        undecided: files of which nobody can say whether they are a recipe, and parts of the tree
+            that were not compared although they may have changed -> what they are, and the fix.
         left_out: other parts of the tree that were not compared -> what they are.
         unused: changed files that no recipe imports -> what happened to them.
         affected: every recipe that the change reaches, and how.
@@ -47,14 +52,22 @@ class Selection:
 
     @property
     def unloadable(self) -> dict[str, str]:
-        """The refused recipes that no test can load -> the reason.  A cause that several share is there once."""
-        reasons = {one.recipe: one.broken for one in self.affected if one.broken and one.recipe in self.refused}
+        """The refused recipes that no test can load -> the reason.  A cause that several share is
+        there once.
+        """
+        reasons = {
+            one.recipe: one.broken
+            for one in self.affected
+            if one.broken and one.recipe in self.refused
+        }
         return {_first_of(names): why for why, names in _by_reason(reasons).items()}
 
     @property
     def paths(self) -> dict[str, Path]:
         """Where each recipe that can be loaded is."""
-        return {one.recipe: one.path for one in self.affected if one.path is not None and not one.broken}
+        return {
+            one.recipe: one.path for one in self.affected if one.path is not None and not one.broken
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """The selection as plain data: what ``environment.selection`` of the results holds."""
@@ -68,7 +81,11 @@ class Selection:
             "unused": self.unused,
             "effects": [asdict(change) for change in self.effects],
             "affected": [
-                {"recipe": one.recipe, "kind": one.kind, "reaches": [asdict(way) for way in one.reaches]}
+                {
+                    "recipe": one.recipe,
+                    "kind": one.kind,
+                    "reaches": [asdict(way) for way in one.reaches],
+                }
                 for one in self.affected
             ],
         }
@@ -139,13 +156,21 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
         found = reach.reached(tree, Tree(base), comparison)
         judged = [_judge(one, tree.root, base, comparison, attention, device) for one in found]
     reached = {name for one in found for way in one.reaches for name in way.chain}
-    unused = [name for name in comparison.files if name in comparison.changes and name not in reached]
+    unused = [
+        name for name in comparison.files if name in comparison.changes and name not in reached
+    ]
     undecided = {one.recipe.recipe: one.undecided for one in judged if one.undecided}
-    undecided |= {part.path: f"{part.why}. {part.mend}" for part in comparison.left_out if part.mend}
+    undecided |= {
+        part.path: f"{part.why}. {part.mend}" for part in comparison.left_out if part.mend
+    }
     return Selection(
         compared=comparison.note,
         gated=tuple(one.recipe.recipe for one in judged if one.gated),
-        effects=tuple(replace(one.effect, recipe=one.recipe.recipe) for one in judged if one.effect is not None),
+        effects=tuple(
+            replace(one.effect, recipe=one.recipe.recipe)
+            for one in judged
+            if one.effect is not None
+        ),
         not_gated={one.recipe.recipe: one.not_gated for one in judged if one.not_gated},
         refused={one.recipe.recipe: one.refused for one in judged if one.refused},
         undecided=undecided,
@@ -156,18 +181,24 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
 
 
 def references(selected: Selection, root: Path) -> list[str]:
-    """What ``--recipe`` takes for each recipe of *selected* that can be loaded: its path below *root*.
+    """What ``--recipe`` takes for each recipe of *selected* that can be loaded: its path below
+    *root*.
 
-    A name could mean another file, and one from a pull request could even be read as ``module:ATTRIBUTE``.
+    A name could mean another file, and one from a pull request could even be read as
+    ``module:ATTRIBUTE``.
     """
     top = Tree(root).root
-    paths = [selected.paths[name].relative_to(top) for name in selected.gated if name in selected.paths]
+    paths = [
+        selected.paths[name].relative_to(top) for name in selected.gated if name in selected.paths
+    ]
     return [str(root / path) if root.is_absolute() else f"./{root / path}" for path in paths]
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """A recipe with what is to be done about it: exactly one of the reasons, or none and it is gated."""
+    """A recipe with what is to be done about it: exactly one of the reasons, or none and it is
+    gated.
+    """
 
     recipe: Affected
     not_gated: str | None = None
@@ -180,8 +211,12 @@ class _Judged:
         return self.not_gated is None and self.undecided is None
 
 
-def _judge(one: Affected, root: Path, base: Path, comparison: Comparison, attention: str, device: str) -> _Judged:
-    """Load *one*, and compare what it does to CLIP with what it did at the revision whose tree is *base*."""
+def _judge(
+    one: Affected, root: Path, base: Path, comparison: Comparison, attention: str, device: str
+) -> _Judged:
+    """Load *one*, and compare what it does to CLIP with what it did at the revision whose tree is
+    *base*.
+    """
     reason = reach.not_gated(one)
     if reason is not None:
         return _Judged(one, not_gated=reason)
@@ -203,13 +238,23 @@ def _judge(one: Affected, root: Path, base: Path, comparison: Comparison, attent
         change = effect.of_change(_before(one.path, root, base, comparison), head, attention)
     except QuantizationError as error:
         return _Judged(one, refused=effect.refusal(head, error))
-    if change is not None and change.none and one.path.relative_to(root).as_posix() not in comparison.renamed:
-        return _Judged(one, not_gated="no effect on CLIP: quantizers and algorithm are as they were", effect=change)
+    if (
+        change is not None
+        and change.none
+        and one.path.relative_to(root).as_posix() not in comparison.renamed
+    ):
+        return _Judged(
+            one,
+            not_gated="no effect on CLIP: quantizers and algorithm are as they were",
+            effect=change,
+        )
     return _Judged(one, effect=change)
 
 
 def _before(path: Path, root: Path, base: Path, comparison: Comparison) -> Recipe | None:
-    """The recipe at *path* as it was, under its old name if it was renamed; None where it was not there or broken."""
+    """The recipe at *path* as it was, under its old name if it was renamed; None where it was not
+    there or broken.
+    """
     name = path.relative_to(root).as_posix()
     try:
         return loading.load_file(base / comparison.renamed.get(name, name), base)

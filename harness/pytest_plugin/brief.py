@@ -1,8 +1,8 @@
 """What a failing run shows without ``-v``: for one recipe at most 60 lines, each cause once.
 
-Reports keep all that a test said, and so do the JUnit file, ``--gate-report`` and ``-v``.  Only while pytest
-writes its summary, the failed tests of the gate are put together by test function, and their messages
-are cut to what is needed first: what is wrong, the numbers, the fix.
+Reports keep all that a test said, and so do the JUnit file, ``--gate-report`` and ``-v``.  Only
+while pytest writes its summary, the failed tests of the gate are put together by test function, and
+their messages are cut to what is needed first: what is wrong, the numbers, the fix.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BRIEF = pytest.StashKey["_Brief"]()
 _PROGRESS = pytest.StashKey[int]()
 
 
-# -- what of a message is needed first ------------------------------------------------------------------------
+# -- what of a message is needed first -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def _ranked(lines: Sequence[str], *, first: bool) -> list[Piece]:
     found = []
     for place, line in enumerate(lines):
         rank = _rank(line, last=place == len(lines) - 1 and not is_list)
-        found.append(Piece(line, (0 if first else 2) if place == 0 else rank if first else rank + 2))
+        found.append(
+            Piece(line, (0 if first else 2) if place == 0 else rank if first else rank + 2)
+        )
     return found
 
 
@@ -95,8 +97,14 @@ def _rank(line: str, *, last: bool) -> int:
 
 
 def _of_blame(lines: Sequence[str]) -> list[Piece]:
-    """Of the quantizers at fault: the entries that would help, then the conclusion, then who is worst."""
-    table = [place for place, line in enumerate(lines) if line.startswith("  ") and not line.startswith("    ")]
+    """Of the quantizers at fault: the entries that would help, then the conclusion, then who is
+    worst.
+    """
+    table = [
+        place
+        for place, line in enumerate(lines)
+        if line.startswith("  ") and not line.startswith("    ")
+    ]
     behind = table[-1] + 1 if table else 1
     ranks = [5] * behind + [2] * (len(lines) - behind)
     ranks[0] = 3
@@ -106,16 +114,20 @@ def _of_blame(lines: Sequence[str]) -> list[Piece]:
 
 
 def said(report: Any) -> str:
-    """What a failed test said; of an assertion pytest's explanation, without the source around it."""
+    """What a failed test said; of an assertion pytest's explanation, without the source around
+    it.
+    """
     text = str(report.longreprtext)
     explained = [line[1:].removeprefix("  ") for line in text.splitlines() if line.startswith("E ")]
     crash = getattr(report.longrepr, "reprcrash", None)
     if explained and crash is not None:
-        return "\n".join([*(line.strip() for line in explained), f"  at {crash.path}:{crash.lineno}"])
+        return "\n".join(
+            [*(line.strip() for line in explained), f"  at {crash.path}:{crash.lineno}"]
+        )
     return text
 
 
-# -- groups of failed tests -----------------------------------------------------------------------------------
+# -- groups of failed tests ------------------------------------------------------------------------
 
 
 @dataclass
@@ -193,7 +205,8 @@ def share_out(groups: Sequence[Group], room: int) -> list[list[str]]:
 
     Args:
         groups: the failed tests.
-        room: lines for all of them; each takes two more, its head line and one in pytest's short summary.
+        room: lines for all of them; each takes two more, its head line and one in pytest's short
+            summary.
 
     Returns:
         The lines of each group; a group beyond those that the room holds has none.
@@ -201,7 +214,11 @@ def share_out(groups: Sequence[Group], room: int) -> list[list[str]]:
     held = max(1, room // 3)
     room -= 2 * len(groups[:held])
     chosen: list[set[int]] = [set() for _ in groups]
-    ranked = [(piece.rank, n, at) for n, group in enumerate(groups[:held]) for at, piece in enumerate(group.pieces)]
+    ranked = [
+        (piece.rank, n, at)
+        for n, group in enumerate(groups[:held])
+        for at, piece in enumerate(group.pieces)
+    ]
     for _, n, at in sorted(ranked)[: max(room, 0)]:
         chosen[n].add(at)
     return [
@@ -211,17 +228,21 @@ def share_out(groups: Sequence[Group], room: int) -> list[list[str]]:
 
 
 def _cut(piece: Piece) -> str:
-    from harness.report import summary  # when something failed: every run of pytest imports this module
+    from harness.report import (
+        summary,
+    )  # when something failed: every run of pytest imports this module
 
     return summary.middle(piece.text, FIRST if piece.rank == 0 else WIDE)
 
 
-# -- while pytest writes its summary --------------------------------------------------------------------------
+# -- while pytest writes its summary ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Brief:
-    """What stands in the terminal already: the failed tests, and a line about what is left out of them."""
+    """What stands in the terminal already: the failed tests, and a line about what is left out of
+    them.
+    """
 
     tests: frozenset[str]
     hint: str
@@ -240,12 +261,16 @@ def hint(config: pytest.Config) -> list[str]:
 
 
 def is_brief(config: pytest.Config) -> bool:
-    """Whether this run shows what is needed first, and not all: ``-v`` and ``--tb`` of another style ask for all."""
+    """Whether this run shows what is needed first, and not all: ``-v`` and ``--tb`` of another
+    style ask for all.
+    """
     return config.getoption("verbose") <= 0 and config.getoption("tbstyle") in ("auto", "short")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the lines that pytest's progress takes: one per row of letters, and one per change of module."""
+    """Count the lines that pytest's progress takes: one per row of letters, and one per change of
+    module.
+    """
     if is_worker(session.config):
         return
     width = session.config.get_terminal_writer().fullwidth - len(" [100%]")
@@ -284,7 +309,9 @@ def _replaced(terminal: pytest.TerminalReporter, stats: dict[str, list[Any]]) ->
         terminal.stats.update(before)
 
 
-def _in_short(terminal: Any, config: pytest.Config, groups: Sequence[Group]) -> dict[str, list[Any]]:
+def _in_short(
+    terminal: Any, config: pytest.Config, groups: Sequence[Group]
+) -> dict[str, list[Any]]:
     """Reports by kind, with one for each group in the place of its members."""
     shown = {
         kind: [one for one in terminal.stats[kind] if not hasattr(one, "gate_check")]
@@ -309,7 +336,9 @@ def _in_short(terminal: Any, config: pytest.Config, groups: Sequence[Group]) -> 
 
 
 def _dependents(reports: Sequence[Any]) -> list[Any]:
-    """Reports of tests that were not judged because another one failed, alike where they point to the same test."""
+    """Reports of tests that were not judged because another one failed, alike where they point to
+    the same test.
+    """
     found, pointers = [], []
     for report in reports:
         see = getattr(report, "gate_check", {}).get("see", "")
@@ -319,14 +348,19 @@ def _dependents(reports: Sequence[Any]) -> list[Any]:
             pointers.append(see)
         path, reason = see.partition("::")[0], f"not judged, the cause is reported by {see}"
         if pointers.index(see) >= POINTERS:
-            path, reason = pointers[0].partition("::")[0], "not judged, their causes are reported by other failed tests"
+            path, reason = (
+                pointers[0].partition("::")[0],
+                "not judged, their causes are reported by other failed tests",
+            )
         made = copy.copy(report)
         made.longrepr = (path, None, reason)
         found.append(made)
     return found
 
 
-def _room(terminal: Any, config: pytest.Config, shown: dict[str, list[Any]], groups: Sequence[Group]) -> int:
+def _room(
+    terminal: Any, config: pytest.Config, shown: dict[str, list[Any]], groups: Sequence[Group]
+) -> int:
     """Lines that are left for failed tests, their lines in pytest's short summary included."""
     from harness.report import summary
 
@@ -336,13 +370,16 @@ def _room(terminal: Any, config: pytest.Config, shown: dict[str, list[Any]], gro
     pointers = {one.longrepr for one in shown.get("skipped", ()) if hasattr(one, "gate_check")}
     headings = {group.kind for group in groups} - {"inconclusive"}
     notes = len(notes_of(config)) + bool(config.getoption("xmlpath", None))
-    # A blank line, the headings, the hint, the notes, the table, and pytest's short summary with its end.
+    # A blank line, the headings, the hint, the notes, the table, and pytest's short summary with
+    # its end.
     used = 1 + len(headings) + 1 + notes + len(table) + 1 + len(pointers) + 1
     return max(LEAST, MOST - header - config.stash.get(_PROGRESS, 8) - used)
 
 
 def _with_times(config: pytest.Config, room: int) -> int:
-    """*room* without pytest-benchmark's table, which is shown only where there is room for it as well."""
+    """*room* without pytest-benchmark's table, which is shown only where there is room for it as
+    well.
+    """
     session = private.benchmark_session(config)
     if session is None or not session.groups or session.quiet:
         return room
@@ -360,6 +397,9 @@ def _hint(config: pytest.Config, left_out: Sequence[Group]) -> str:
     where = "-v shows" if folder is None else f"-v and {folder}/report.html show"
     text = f"Not all is shown above: {where} the rest."
     if left_out:
-        names = [f"{g.reports[0].nodeid.partition('[')[0].rpartition('::')[2]} ({len(g.reports)})" for g in left_out]
+        names = [
+            f"{g.reports[0].nodeid.partition('[')[0].rpartition('::')[2]} ({len(g.reports)})"
+            for g in left_out
+        ]
         text = f"Also failed: {', '.join(names)}. {text}"
     return summary.middle(text, FIRST)

@@ -1,4 +1,6 @@
-"""What checks return becomes outcomes of tests, and what a run measured becomes the results that reports show."""
+"""What checks return becomes outcomes of tests, and what a run measured becomes the results that
+reports show.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +71,16 @@ def keep_problems(item: pytest.Item, problems: list[object]) -> None:
 
 
 def quantized(case: Case, notes: Notes) -> Quantized:
-    """The case's quantized model; for a report, the error of every layer is measured while it is in memory."""
+    """The case's quantized model; for a report, the error of every layer is measured while it is in
+    memory.
+    """
     model = case.quantized
     if case.setting.options.report and case not in notes.layer_errors:
         from harness.diagnosis import layers
 
-        notes.layer_errors[case] = layers.layer_errors(model.reference.model, model.model, model.inputs)
+        notes.layer_errors[case] = layers.layer_errors(
+            model.reference.model, model.model, model.inputs
+        )
     return model
 
 
@@ -86,7 +92,7 @@ def tuned(case: Case, notes: Notes) -> FineTuned:
     return notes.tuned[case]
 
 
-# -- results ------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------
 
 
 def describe(gate: Gate, results: Results) -> None:
@@ -113,7 +119,9 @@ def collect(gate: Gate, results: Results, notes: Notes) -> None:
     for counted in (*(case.expected_met for case in gate.touched()), *gate.deviations_met.values()):
         met.update(counted)
     if met:
-        reasons = {record.name: " ".join(record.difference.reason.split()) for record in gate.expected}
+        reasons = {
+            record.name: " ".join(record.difference.reason.split()) for record in gate.expected
+        }
         told = {name: {"count": count, "reason": reasons[name]} for name, count in met.items()}
         results.environment["expected_differences"] = told
 
@@ -124,7 +132,10 @@ def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if case.seconds is not None:
-        found["quantize"] = {"seconds": round(case.seconds, 3), "calibration_size": case.calibration.n}
+        found["quantize"] = {
+            "seconds": round(case.seconds, 3),
+            "calibration_size": case.calibration.n,
+        }
     if case in notes.layer_errors:
         found["layer_error"] = notes.layer_errors[case]
     if is_built(case, "map"):
@@ -146,7 +157,11 @@ def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
 
 
 def _records(problems: Sequence[object]) -> list[dict[str, Any]]:
-    return [asdict(problem) for problem in problems if is_dataclass(problem) and not isinstance(problem, type)]
+    return [
+        asdict(problem)
+        for problem in problems
+        if is_dataclass(problem) and not isinstance(problem, type)
+    ]
 
 
 def _insertion(case: Case) -> dict[str, Any]:
@@ -181,9 +196,13 @@ def _accuracy(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {
         "decision": family.decision.value,
         "headline": family.headline(),
-        "verdicts": [asdict(verdict) | {"decision": verdict.decision.value} for verdict in family.verdicts],
+        "verdicts": [
+            asdict(verdict) | {"decision": verdict.decision.value} for verdict in family.verdicts
+        ],
         "beyond": {f"{v.task}/{v.metric}": case.beyond(v.task, v.metric) for v in family.verdicts},
-        "limits": [measurement.as_dict() for measurement in limits if measurement.limit is not None],
+        "limits": [
+            measurement.as_dict() for measurement in limits if measurement.limit is not None
+        ],
     }
     if case.setting.options.report:
         found["changed"] = gallery.of_case(case)
@@ -192,7 +211,10 @@ def _accuracy(case: Case) -> dict[str, Any]:
 
 def _drift(case: Case) -> dict[str, Any]:
     return {
-        "map" if task is None else f"{task}/{metric}": {"kind": compared.word, "headline": compared.headline}
+        "map" if task is None else f"{task}/{metric}": {
+            "kind": compared.word,
+            "headline": compared.headline,
+        }
         for (task, metric), compared in case.comparisons.items()
     }
 
@@ -205,12 +227,16 @@ def _export(graphs: Graphs) -> dict[str, Any]:
     if is_built(graphs, "no_form"):
         found.update(no_form=graphs.no_form, runtime=export.RUNTIME)
     for (tower, dtype), problems in graphs.problems.items():
-        found.setdefault("problems", {})[f"{tower}/{str(dtype).removeprefix('torch.')}"] = _records(problems)
+        found.setdefault("problems", {})[f"{tower}/{str(dtype).removeprefix('torch.')}"] = _records(
+            problems
+        )
     for (tower, optimized), parity in graphs.parities.items():
         found.setdefault("optimized" if optimized else "parity", {})[tower] = parity.as_dict()
     if is_built(graphs, "published"):
         published = graphs.published
-        found["published"] = published if isinstance(published, str) else [str(problem) for problem in published]
+        found["published"] = (
+            published if isinstance(published, str) else [str(problem) for problem in published]
+        )
     if graphs.engines:
         found["engine"] = {tower: measured.as_dict() for tower, measured in graphs.engines.items()}
     for answers in graphs.answers.values():
@@ -219,7 +245,9 @@ def _export(graphs: Graphs) -> dict[str, Any]:
 
 
 def _speed(case: Case, tower: str) -> dict[str, Any]:
-    """A quantized tower's speed next to its reference's, and where the ratio moved against the baseline."""
+    """A quantized tower's speed next to its reference's, and where the ratio moved against the
+    baseline.
+    """
     from harness.statistics.speed import moved
 
     speed, stored = case.speeds[tower], case.stored_ratio(tower)

@@ -1,7 +1,8 @@
-"""What pytest-benchmark keeps of the machine, so that times of two machines are never compared silently.
+"""What pytest-benchmark keeps of the machine, so that times of two machines are never compared
+silently.
 
-A saved run lies under a key that carries the CPU's model or the GPU's name, and says which device, how many threads and
-which torch it was measured with.  Its times are compared on that device alone.
+A saved run lies under a key that carries the CPU's model or the GPU's name, and says which device,
+how many threads and which torch it was measured with.  Its times are compared on that device alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _ELSEWHERE = pytest.StashKey[str]()
 
 
 def key_storage(config: pytest.Config) -> None:
-    """Have pytest-benchmark store and look for runs under a key with this device in it, for the length of the session.
+    """Have pytest-benchmark store and look for runs under a key with this device in it, for the
+    length of the session.
 
     To be called before pytest-benchmark is configured, which has no hook for its key.
     """
@@ -44,7 +46,9 @@ def no_times(config: pytest.Config) -> str:
     """Why pytest-benchmark takes no times in this run; empty where it does."""
     if os.environ.get("PYTEST_XDIST_WORKER") or getattr(config.option, "numprocesses", None):
         return "times are not taken with -n"
-    if config.getoption("benchmark_disable", False) and not config.getoption("benchmark_enable", False):
+    if config.getoption("benchmark_disable", False) and not config.getoption(
+        "benchmark_enable", False
+    ):
         return "times are not taken with --benchmark-disable"
     return ""
 
@@ -56,20 +60,28 @@ def check_processes(config: pytest.Config) -> None:
         UsageError: one of pytest-benchmark's options asks for what cannot be had.
     """
     why = no_times(config)
-    given = [name for name in (*_OPTIONS, "benchmark_compare_fail") if getattr(config.option, name, None)]
+    given = [
+        name for name in (*_OPTIONS, "benchmark_compare_fail") if getattr(config.option, name, None)
+    ]
     if why and given:
         other = why.rpartition(" ")[2]
-        raise UsageError(f"--{given[0].replace('_', '-')}", why, f"Leave out one of it and {other}.")
+        raise UsageError(
+            f"--{given[0].replace('_', '-')}", why, f"Leave out one of it and {other}."
+        )
 
 
 def check_comparison(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Refuse a comparison in which there is nothing to compare, before any test runs.
 
     Raises:
-        UsageError: there is no saved run, it is of another machine, or it holds none of these tests.
+        UsageError: there is no saved run, it is of another machine, or it holds none of these
+            tests.
     """
     check_processes(config)
-    option, fail = config.getoption("benchmark_compare", None), config.getoption("benchmark_compare_fail", None)
+    option, fail = (
+        config.getoption("benchmark_compare", None),
+        config.getoption("benchmark_compare_fail", None),
+    )
     session = private.benchmark_session(config)
     if (not option and not fail) or session is None:
         return
@@ -85,7 +97,11 @@ def check_comparison(config: pytest.Config, items: Sequence[pytest.Item]) -> Non
     # The reference is timed whatever the recipe is called: those of a recipe are what is asked for.
     of_recipes = [item.nodeid for item in items if item.nodeid in timed and _has_case(item)]
     if not timed:
-        raise UsageError("--benchmark-compare", "none of the selected tests takes times", "Select them: -m throughput.")
+        raise UsageError(
+            "--benchmark-compare",
+            "none of the selected tests takes times",
+            "Select them: -m throughput.",
+        )
     saved = {name for tests in session.compared_mapping.values() for name in tests}
     if not saved & set(of_recipes or timed):
         what = f"the saved run holds none of these tests ({(of_recipes or timed)[0]}, ...)"
@@ -99,10 +115,15 @@ def _has_case(item: pytest.Item) -> bool:
 def regressions(config: pytest.Config) -> list[tuple[str, str]]:
     """Tests that became slower than ``--benchmark-compare-fail`` allows, and by how much.
 
-    pytest-benchmark would raise them as a traceback behind the terminal's summary; told here, it does not any more.
+    pytest-benchmark would raise them as a traceback behind the terminal's summary; told here, it
+    does not any more.
     """
     session = private.benchmark_session(config)
-    found = [] if session is None else [(str(name), str(what)) for name, what in session.performance_regressions]
+    found = (
+        []
+        if session is None
+        else [(str(name), str(what)) for name, what in session.performance_regressions]
+    )
     if session is not None:
         session.performance_regressions.clear()
     return found
@@ -125,7 +146,9 @@ def facts(config: pytest.Config) -> dict[str, str]:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     """Add what times belong to; leave out what never is the same twice."""
     machine_info.update(facts(config))
     for name in _FICKLE:
@@ -134,7 +157,10 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_benchmark_compare_machine_info(
-    config: pytest.Config, benchmarksession: Any, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+    config: pytest.Config,
+    benchmarksession: Any,
+    machine_info: dict[str, Any],
+    compared_benchmark: dict[str, Any],
 ) -> None:
     """Take a run of another device out of the comparison, and say so in one line.
 
@@ -148,10 +174,15 @@ def pytest_benchmark_compare_machine_info(
     saved = f"the run saved {compared_benchmark.get('datetime', 'without a date')}"
     what = f"{saved} is of {theirs}, this is {ours}: times of two machines are not compared"
     if config.getoption("benchmark_compare_fail"):
-        mend = "Save a run on this machine first (--benchmark-save NAME), or leave --benchmark-compare-fail out."
+        mend = (
+            "Save a run on this machine first (--benchmark-save NAME), or leave "
+            "--benchmark-compare-fail out."
+        )
         raise pytest.UsageError(str(UsageError("--benchmark-compare", what, mend)))
     config.stash[_ELSEWHERE] = what
-    benchmarksession.logger.info(f"--benchmark-compare: {what}; the ratios of each row's extra_info may be.")
+    benchmarksession.logger.info(
+        f"--benchmark-compare: {what}; the ratios of each row's extra_info may be."
+    )
     compared_benchmark["benchmarks"] = []
     # pytest-benchmark's own warning would print every fact of both machines on top.
     compared_benchmark["machine_info"] = machine_info

@@ -1,4 +1,5 @@
-"""What is refused on the command line alone: values that cannot be used, and options that cancel each other.
+"""What is refused on the command line alone: values that cannot be used, and options that cancel
+each other.
 
 Nothing here imports torch or ModelOpt: a mistyped option is answered at once.
 """
@@ -73,20 +74,23 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
     (
         "early_stop",
         "update_baselines",
-        "does not go with --update-baselines: a baseline is of all samples, and not all are evaluated",
+        "does not go with --update-baselines: a baseline is of all samples, and not all are "
+        "evaluated",
         "Leave out one of them.",
     ),
     (
         "early_stop",
         "new_baselines_only",
-        "does not go with --new-baselines-only: a baseline is of all samples, and not all are evaluated",
+        "does not go with --new-baselines-only: a baseline is of all samples, and not all are "
+        "evaluated",
         "Leave out one of them.",
     ),
 )
 
 
 def check_options(config: pytest.Config) -> None:
-    """Refuse what cannot be used, and put paths where text was given; looks at no file but the places named.
+    """Refuse what cannot be used, and put paths where text was given; looks at no file but the
+    places named.
 
     Raises:
         UsageError: a value cannot be used, or two options cancel each other.
@@ -124,7 +128,9 @@ def _check_text(text: str, option: str, *, bounded: bool) -> None:
         text.encode()
     except UnicodeEncodeError:
         fix = "Rename what it names, or give it in UTF-8."
-        raise UsageError(f"{option} {shortened(text)}", "holds bytes that are not UTF-8", fix) from None
+        raise UsageError(
+            f"{option} {shortened(text)}", "holds bytes that are not UTF-8", fix
+        ) from None
     if "\0" in text:
         raise UsageError(f"{option} {shortened(text)}", "holds a NUL character", "Leave it out.")
     if bounded and len(text) > _MOST:
@@ -154,7 +160,9 @@ def _check_reason(reason: str) -> None:
     if not reason:
         raise UsageError("--update-baselines", "has no reason", fix)
     if reason == PLACEHOLDER:
-        raise UsageError(f"--reason {PLACEHOLDER!r}", "stands for a reason in printed commands", fix)
+        raise UsageError(
+            f"--reason {PLACEHOLDER!r}", "stands for a reason in printed commands", fix
+        )
 
 
 def _check_pairs(config: pytest.Config) -> None:
@@ -169,10 +177,14 @@ def _check_pairs(config: pytest.Config) -> None:
         what = "is of no use: no baseline is stored"
         raise UsageError("--reason", what, "Give --update-baselines with it, or leave it out.")
     if get("changed_since") is not None and get("recipes_root") is None:
-        raise UsageError("--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout.")
+        raise UsageError(
+            "--changed-since", "needs a recipe tree", "Give --recipes-root DIR in a git checkout."
+        )
     if get("list_affected") and get("changed_since") is None:
         raise UsageError(
-            "--list-affected", "has nothing to list", "It needs --changed-since REV and --recipes-root DIR."
+            "--list-affected",
+            "has nothing to list",
+            "It needs --changed-since REV and --recipes-root DIR.",
         )
     if get("data_root") is not None and get("tasks") is None:
         what = "is read by no task: those of a plain run are the embedded ones"
@@ -182,12 +194,19 @@ def _check_pairs(config: pytest.Config) -> None:
         raise UsageError("--blame", "does not go with --no-blame", "Choose one.")
     workers = getattr(config.option, "numprocesses", None)
     stored = get("update_baselines") or get("new_baselines_only")
-    # By case is how the gate itself hands out tests (harness.pytest_plugin.workers): "load" stands for it.
+    # By case is how the gate itself hands out tests (harness.pytest_plugin.workers): "load" stands
+    # for it.
     if stored and workers and config.getoption("dist", "load") not in ("load", "loadgroup", "no"):
         how = config.getoption("dist")
-        what = f"does not go with --dist {how}: a worker would store a case without knowing what failed in another"
-        raise UsageError(_option("update_baselines" if get("update_baselines") else "new_baselines_only"), what,
-                         "Leave --dist out.")  # fmt: skip
+        what = (
+            f"does not go with --dist {how}: a worker would store a case without knowing what "
+            f"failed in another"
+        )
+        raise UsageError(
+            _option("update_baselines" if get("update_baselines") else "new_baselines_only"),
+            what,
+            "Leave --dist out.",
+        )
 
 
 def _option(name: str) -> str:
@@ -198,16 +217,24 @@ def _check_places(config: pytest.Config) -> None:
     get = config.getoption
     for name in ("recipes_root", "data_root"):
         path = get(name)
-        pattern = name == "data_root" and "{dataset" in str(path)  # filled in for each task, and looked for then
+        pattern = name == "data_root" and "{dataset" in str(
+            path
+        )  # filled in for each task, and looked for then
         if path is not None and not pattern and not files.is_folder(path):
-            raise UsageError(f"{_option(name)} {path}", "is not a directory", "Give an existing directory.")
+            raise UsageError(
+                f"{_option(name)} {path}", "is not a directory", "Give an existing directory."
+            )
     path = get("calibration_data")
     if path is not None and not files.is_folder(path) and not files.is_file(path):
         what = "is neither a directory nor a file"
-        raise UsageError(f"--calibration-data {path}", what, "Give an existing directory, or an annotation file.")
+        raise UsageError(
+            f"--calibration-data {path}", what, "Give an existing directory, or an annotation file."
+        )
     folder = get("gate_report")
     if folder is not None and files.exists(folder) and not files.is_folder(folder):
-        raise UsageError(f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free.")
+        raise UsageError(
+            f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free."
+        )
 
 
 def _check_store(config: pytest.Config) -> None:
@@ -232,11 +259,16 @@ def _check_cluster(config: pytest.Config) -> None:
         raise UsageError("--cluster", what, "Leave out one of them.")
     if address == cluster.LOCAL and getattr(config.option, "numprocesses", None):
         what = "does not go with -n, which starts processes on this machine itself"
-        raise UsageError("--cluster local", what, "Leave out one of them, or give the address of a running cluster.")
+        raise UsageError(
+            "--cluster local",
+            what,
+            "Leave out one of them, or give the address of a running cluster.",
+        )
 
 
 def check_given(config: pytest.Config) -> None:
-    """Refuse all that names, YAML and configurations of models tell by themselves; torch is not imported for it.
+    """Refuse all that names, YAML and configurations of models tell by themselves; torch is not
+    imported for it.
 
     A model that may have to be fetched from the hub is not looked for here.
 
@@ -248,7 +280,9 @@ def check_given(config: pytest.Config) -> None:
 
     get = config.getoption
     root, models = get("recipes_root"), get("gate_models") or ()
-    looks: list[tuple[str, Callable[[], object]]] = [("--clip-model", partial(names.of_models, models))]
+    looks: list[tuple[str, Callable[[], object]]] = [
+        ("--clip-model", partial(names.of_models, models))
+    ]
     for model in models:
         if not checkpoint_files.is_hub_id(checkpoint_files.split(model)[0]):
             looks.append((f"--clip-model {model}", partial(checkpoint_files.look, model)))
@@ -295,7 +329,8 @@ def check_stored(config: pytest.Config, tests: Iterable[str]) -> None:
 
 
 def prepare_report(config: pytest.Config) -> None:
-    """Make the folder of the report and try to write into it: after the tests it would be too late to find out.
+    """Make the folder of the report and try to write into it: after the tests it would be too late
+    to find out.
 
     Raises:
         UsageError: nothing can be written there.
@@ -305,7 +340,11 @@ def prepare_report(config: pytest.Config) -> None:
         return
     where, fix = f"--gate-report {folder}", "Give a folder that can be written."
     for path in _in_the_way(folder):
-        raise UsageError(where, f"{path.name} in it is not a regular file", "Move it away, or give another folder.")
+        raise UsageError(
+            where,
+            f"{path.name} in it is not a regular file",
+            "Move it away, or give another folder.",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,8 +1,9 @@
 """How the gate's tests ended: each check under its case, and each cause as one failure.
 
-A cause (a recipe that ModelOpt refuses, a baseline that is missing, an error while a model is built) is reported by the
-first test that meets it.  Tests that meet the same cause later did not find anything new: they are skipped, with the id
-of the first.  Reports carry what is needed for that between processes, so a run with ``-n`` is treated alike.
+A cause (a recipe that ModelOpt refuses, a baseline that is missing, an error while a model is
+built) is reported by the first test that meets it.  Tests that meet the same cause later did not
+find anything new: they are skipped, with the id of the first.  Reports carry what is needed for
+that between processes, so a run with ``-n`` is treated alike.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ SUITES = {
     "proof": "plant faults and count what is caught (not in a plain run)",
     "qat": "fine-tune the quantized model and prove the gain (not in a plain run)",
 }
-#: Parameters of a test that name a case of the run; ``structure_case`` names a published architecture.
+#: Parameters of a test that name a case of the run; ``structure_case`` names a published
+#: architecture.
 CASES = ("case", "weights_case", "trained_case")
 #: Characters of the first line of a message in a pointer.
 SHORT = 110
@@ -62,9 +64,13 @@ class NotHeld(Failed):
         about_baseline: whether it compares with a stored record.
     """
 
-    __module__ = "builtins"  # as of what pytest.fail raises: pytest shows the name of the class, and no path
+    __module__ = (
+        "builtins"  # as of what pytest.fail raises: pytest shows the name of the class, and no path
+    )
 
-    def __init__(self, message: str, causes: Iterable[str] = (), *, about_baseline: bool = False) -> None:
+    def __init__(
+        self, message: str, causes: Iterable[str] = (), *, about_baseline: bool = False
+    ) -> None:
         super().__init__(message, pytrace=False)
         self.causes = tuple(causes)
         self.about_baseline = about_baseline
@@ -77,7 +83,9 @@ class Inconclusive(Failed):
 
 
 class Causes:
-    """Which test reported each cause first; safe to use from the threads that receive workers' reports."""
+    """Which test reported each cause first; safe to use from the threads that receive workers'
+    reports.
+    """
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
@@ -85,12 +93,14 @@ class Causes:
         self._lock = threading.Lock()
 
     def first_of(self, test: str, causes: Sequence[Sequence[str]], see: str) -> str:
-        """The test that has reported the same already, or *see*, or an empty string: then *test* is the one to see.
+        """The test that has reported the same already, or *see*, or an empty string: then *test* is
+        the one to see.
 
         Args:
             test: the id of the failed test.
             causes: sets of causes, each of which explains the failure by itself.
-            see: the test that another process points to; that one may depend on a test that was seen here earlier.
+            see: the test that another process points to; that one may depend on a test that was
+                seen here earlier.
         """
         with self._lock:
             first = next(filter(None, (self._known(test, group) for group in causes)), "")
@@ -102,7 +112,9 @@ class Causes:
             return first or self._moved.get(see, see)
 
     def _known(self, test: str, causes: Sequence[str]) -> str:
-        """The test that reported the first of *causes*, if other tests than *test* have reported all of them."""
+        """The test that reported the first of *causes*, if other tests than *test* have reported
+        all of them.
+        """
         found = [self._first.get(cause, test) for cause in causes]
         return found[0] if found and test not in found else ""
 
@@ -112,22 +124,32 @@ def keep_gate(config: pytest.Config, gate: Gate) -> None:
     config.stash[_GATE] = gate
 
 
-# -- which tests are the gate's -----------------------------------------------------------------------------------
+# -- which tests are the gate's --------------------------------------------------------------------
 
 
 def uses_gate(item: pytest.Item) -> bool:
-    """Whether a test asks for one of the gate's own fixtures (a project may have fixtures of the same names)."""
+    """Whether a test asks for one of the gate's own fixtures (a project may have fixtures of the
+    same names).
+    """
     functions = private.fixture_functions(item)
-    return any(getattr(one, "__module__", "") == "harness.pytest_plugin.plugin" for one in functions)
+    return any(
+        getattr(one, "__module__", "") == "harness.pytest_plugin.plugin" for one in functions
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Remember the modules of the gate's suites before anything is deselected; refuse a marker that selects nothing."""
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    """Remember the modules of the gate's suites before anything is deselected; refuse a marker that
+    selects nothing.
+    """
     config.stash[_OURS] = {item.path for item in items if in_suites(item.path) or uses_gate(item)}
     expression, before = config.getoption("markexpr"), len(items)
     yield
-    selected = config.getoption("gate_recipes") != []  # of a pull request that broke every recipe nothing is left
+    selected = (
+        config.getoption("gate_recipes") != []
+    )  # of a pull request that broke every recipe nothing is left
     if expression and config.stash[_OURS] and not items and selected and not is_worker(config):
         what = f"selects none of the {before} tests"
         fix = f"The gate's markers are {', '.join(SUITES)}."
@@ -135,7 +157,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def address_of(item: pytest.Item) -> str:
-    """The word by which pytest runs *item* again: its id, or the module's name in an installed gate."""
+    """The word by which pytest runs *item* again: its id, or the module's name in an installed
+    gate.
+    """
     if not places.INSTALLED or item.path.parent != places.SUITES:
         return item.nodeid
     return f"{places.SUITES_PACKAGE}.{item.path.stem}::{item.nodeid.partition('::')[2]}"
@@ -158,18 +182,24 @@ def is_ours(item: pytest.Item) -> bool:
 
 @contextmanager
 def refusing(config: pytest.Config) -> Iterator[None]:
-    """End the run with exit code 4 where what was given cannot be used: it is said in the report as well."""
+    """End the run with exit code 4 where what was given cannot be used: it is said in the report as
+    well.
+    """
     try:
         with reading("what was given"):
             yield
     except UsageError as error:
-        if isinstance(error, UnforeseenError) and error.__cause__ and config.getoption("verbose") > 0:
+        if (
+            isinstance(error, UnforeseenError)
+            and error.__cause__
+            and config.getoption("verbose") > 0
+        ):
             traceback.print_exception(error.__cause__)
         results_of(config).refused = str(error)
         raise pytest.UsageError(*error.lines) from error
 
 
-# -- from a test's report to a check ------------------------------------------------------------------------------
+# -- from a test's report to a check ---------------------------------------------------------------
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -183,11 +213,14 @@ def pytest_runtest_makereport(
         _mark(item, report, error)
     crash = getattr(report.longrepr, "reprcrash", None)
     if isinstance(error, Failed) and not error.pytrace and crash is not None:
-        # Where CI is set, pytest's short summary repeats whole messages: pages of what stands right above it.
+        # Where CI is set, pytest's short summary repeats whole messages: pages of what stands right
+        # above it.
         crash.message = first_line(str(error), SHORT)
     if is_ours(item):
         if report.when == "setup" and report.failed:
-            report.when = "call"  # what a fixture builds is part of the check: it failed, it is not broken
+            report.when = (
+                "call"  # what a fixture builds is part of the check: it failed, it is not broken
+            )
         outcome = _outcome(report)
         if outcome is not None:
             report.gate_check = _check(item, report, outcome, error).as_dict()  # type: ignore[attr-defined]
@@ -197,7 +230,9 @@ def pytest_runtest_makereport(
 
 
 def _mark(item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
-    """Put usage errors, refusals and errors of the gate itself into words, without a chain of tracebacks."""
+    """Put usage errors, refusals and errors of the gate itself into words, without a chain of
+    tracebacks.
+    """
     if isinstance(error, UsageError):
         report.user_properties += [(_USAGE_ERROR, line) for line in error.lines]
         if not is_worker(item.config):
@@ -217,12 +252,17 @@ def _told(item: pytest.Item, error: Exception) -> str:
 
     if isinstance(error, QuantizationError):
         return _explained(item, error)
-    if item.config.getoption("verbose") > 0 or item.config.getoption("tbstyle") not in ("auto", "short", "line"):
+    if item.config.getoption("verbose") > 0 or item.config.getoption("tbstyle") not in (
+        "auto",
+        "short",
+        "line",
+    ):
         return ""
     lines = [
         f"{type(error).__name__}: {first_line(str(error), 400)}",
         *(f"  {place}" for place in _places(error)),
-        "This is no verdict on the recipe: the gate, or a library under it, raised where it should not. Run with -v"
+        "This is no verdict on the recipe: the gate, or a library under it, raised where it should "
+        "not. Run with -v"
         " for the traceback, and report it.",
     ]
     return "\n".join(lines)
@@ -251,7 +291,10 @@ def _places(error: BaseException, most: int = 3) -> list[str]:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames[:-1] if f"{Path(__file__).parents[1]}" in frame.filename]
     chosen = [*own[-most:], *frames[-1:]]
-    return [f"{Path(f.filename).parent.name}/{Path(f.filename).name}:{f.lineno} in {f.name}" for f in chosen]
+    return [
+        f"{Path(f.filename).parent.name}/{Path(f.filename).name}:{f.lineno} in {f.name}"
+        for f in chosen
+    ]
 
 
 def _outcome(report: pytest.TestReport) -> Outcome | None:
@@ -270,11 +313,15 @@ def _outcome(report: pytest.TestReport) -> Outcome | None:
 def case_of(item: pytest.Item) -> CaseName | None:
     """The case that a test is about, a published architecture's included."""
     params = getattr(getattr(item, "callspec", None), "params", {})
-    found: CaseName | None = next((params[name] for name in (*CASES, "structure_case") if name in params), None)
+    found: CaseName | None = next(
+        (params[name] for name in (*CASES, "structure_case") if name in params), None
+    )
     return found
 
 
-def _check(item: pytest.Item, report: pytest.TestReport, outcome: Outcome, error: BaseException | None) -> CheckResult:
+def _check(
+    item: pytest.Item, report: pytest.TestReport, outcome: Outcome, error: BaseException | None
+) -> CheckResult:
     case = case_of(item)
     params = getattr(getattr(item, "callspec", None), "params", {})
     message = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else _message(report, error)
@@ -294,7 +341,9 @@ def _message(report: pytest.TestReport, error: BaseException | None) -> str:
     """The first line of what a failed test says."""
     if isinstance(report.longrepr, str) or (isinstance(error, Failed) and not error.pytrace):
         return first_line(report.longreprtext)
-    return first_line(f"{type(error).__name__}: {error}" if error is not None else report.longreprtext)
+    return first_line(
+        f"{type(error).__name__}: {error}" if error is not None else report.longreprtext
+    )
 
 
 def first_line(text: str, width: int = 400) -> str:
@@ -303,17 +352,26 @@ def first_line(text: str, width: int = 400) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def _causes(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[list[str]]:
-    """What a failure is due to, as keys that are the same for every test that meets it: sets that each explain it."""
+def _causes(
+    item: pytest.Item, report: pytest.TestReport, error: BaseException | None
+) -> list[list[str]]:
+    """What a failure is due to, as keys that are the same for every test that meets it: sets that
+    each explain it.
+    """
     case = case_of(item)
     if isinstance(error, NotHeld):
         return [list(error.causes)]
-    if not isinstance(error, Exception) or isinstance(error, (AssertionError, UsageError)) or case is None:
+    if (
+        not isinstance(error, Exception)
+        or isinstance(error, (AssertionError, UsageError))
+        or case is None
+    ):
         return []
     from harness.quantization.quantize import QuantizationError
 
     if isinstance(error, QuantizationError):
-        # Before ModelOpt's own reason stand the problems of the recipe's entries, which are checks of their own.
+        # Before ModelOpt's own reason stand the problems of the recipe's entries, which are checks
+        # of their own.
         problems = str(report.longrepr).split("\n\n")[:-1]
         return [[refused(case.recipe)], [f"{case.recipe}: {first_line(text)}" for text in problems]]
     # Numbers (addresses, free memory) differ from one attempt to the next.
@@ -321,11 +379,13 @@ def _causes(item: pytest.Item, report: pytest.TestReport, error: BaseException |
 
 
 def refused(recipe: str) -> str:
-    """The cause that ModelOpt refuses a recipe: one failure, on however many models and architectures."""
+    """The cause that ModelOpt refuses a recipe: one failure, on however many models and
+    architectures.
+    """
     return f"{recipe}: refused"
 
 
-# -- one cause, one failure ---------------------------------------------------------------------------------------
+# -- one cause, one failure ------------------------------------------------------------------------
 
 
 @pytest.hookimpl(wrapper=True)
@@ -354,14 +414,18 @@ def _once(config: pytest.Config, report: Any) -> None:
 
 
 class Recorder:
-    """Keeps how each check ended; reports of workers come to the process that reports, and count there."""
+    """Keeps how each check ended; reports of workers come to the process that reports, and count
+    there.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record the check; end the run with exit code 4 where a test, here or in a worker, met a usage error."""
+        """Record the check; end the run with exit code 4 where a test, here or in a worker, met a
+        usage error.
+        """
         errors = [str(text) for name, text in report.user_properties if name == _USAGE_ERROR]
         if errors and hasattr(report, "node"):
             results_of(self._config).refused = "\n".join(errors)
@@ -371,18 +435,21 @@ class Recorder:
             results_of(self._config).add(CheckResult.of_dict(check))
 
 
-def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, Any] | None:
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> tuple[str, str, Any] | None:
     """``INCONCLUSIVE`` has its own letter and word."""
     if ("outcome", "inconclusive") in getattr(report, "user_properties", ()):
         return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
     return None
 
 
-# -- the end of a run ---------------------------------------------------------------------------------------------
+# -- the end of a run ------------------------------------------------------------------------------
 
 
 def fell_short(results: Results, case: Case | CaseName) -> str:
-    """Why what was measured of *case* is not a baseline: what did not hold of it; empty where all held.
+    """Why what was measured of *case* is not a baseline: what did not hold of it; empty where all
+    held.
 
     A difference from the stored record is no reason: that record is kept as it is in any case.
     """
@@ -400,7 +467,9 @@ def fell_short(results: Results, case: Case | CaseName) -> str:
 
 
 def conclude(session: pytest.Session) -> None:
-    """Give the run its one word: the exit code follows it, the JUnit file and the report carry it."""
+    """Give the run its one word: the exit code follows it, the JUnit file and the report carry
+    it.
+    """
     from harness.report import cases
 
     config, results = session.config, results_of(session.config)
@@ -408,14 +477,22 @@ def conclude(session: pytest.Session) -> None:
         results.interrupted = "the run did not come to its end: what it says is of a part"
     for test, what in machine.regressions(config):
         results.add(
-            CheckResult(test, "throughput", Outcome.FAILED, f"slower than --benchmark-compare-fail allows: {what}")
+            CheckResult(
+                test,
+                "throughput",
+                Outcome.FAILED,
+                f"slower than --benchmark-compare-fail allows: {what}",
+            )
         )
     found = results.as_dict()
     word = Word(cases.run_decision(found))
     notes = config.stash.setdefault(_NOTES, [])
     if session.exitstatus == pytest.ExitCode.OK and word.falls_short:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        notes.append(f"exit code 1: no selected test failed, and the run is {word.value} all the same, as below")
+        notes.append(
+            f"exit code 1: no selected test failed, and the run is {word.value} all the same, as "
+            f"below"
+        )
     elif session.exitstatus == pytest.ExitCode.OK and word is Word.NOTHING and results.has_checks:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         notes.append("exit code 5: every selected test was skipped, so nothing was judged")

@@ -1,6 +1,8 @@
-"""The pytest side of the gate: options, parametrisation, fixtures, and how results reach the terminal.
+"""The pytest side of the gate: options, parametrisation, fixtures, and how results reach the
+terminal.
 
-No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate`` builds each thing once.
+No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate`` builds each
+thing once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ import pytest
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
 from harness.pytest_plugin import brief, collector, machine, outcomes, private, workers
-from harness.pytest_plugin.options import check_given, check_options, check_stored, prepare_report, shortened
+from harness.pytest_plugin.options import (
+    check_given,
+    check_options,
+    check_stored,
+    prepare_report,
+    shortened,
+)
 from harness.pytest_plugin.outcomes import (
     Inconclusive,
     NotHeld,
@@ -71,7 +79,9 @@ def _whole_number(text: str) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """The command line of the gate; what another plugin has taken already is refused when it runs."""
+    """The command line of the gate; what another plugin has taken already is refused when it
+    runs.
+    """
     group = parser.getgroup("quantized CLIP gate")
     config: Any = pluginmanager.get_plugin("pytestconfig")
     taken = config.stash.setdefault(_TAKEN, [])
@@ -90,7 +100,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         dest="gate_recipes",
         help="recipe to gate; repeatable: a name from harness/recipes/library, a ModelOpt name "
         "(huggingface/vit/ptq/fp8), a "
-        "YAML path, or module:ATTRIBUTE for a Python quant_cfg (default: the recipes of harness/recipes/library)",
+        "YAML path, or module:ATTRIBUTE for a Python quant_cfg (default: the recipes of "
+        "harness/recipes/library)",
     )
     add(
         "--recipes-root",
@@ -107,7 +118,10 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     add(
         "--tasks",
         metavar="NAME[,NAME]",
-        help="CLIP_benchmark tasks (cifar100, imagenet1k, mscoco_captions, wds/...; default: the embedded three)",
+        help=(
+            "CLIP_benchmark tasks (cifar100, imagenet1k, mscoco_captions, wds/...; default: the "
+            "embedded three)"
+        ),
     )
     add("--data-root", metavar="DIR", help="where the tasks' data lie")
     add(
@@ -126,34 +140,72 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         "--batch-size",
         type=_whole_number,
         metavar="N",
-        help="rows per forward (default: what suits the device); fewer need less memory, and a baseline measured "
-        "with another number is compared by verdicts instead of bits",
+        help="rows per forward (default: what suits the device); fewer need less memory, and a "
+        "baseline measured with another number is compared by verdicts instead of bits",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the models run (default: auto)",
+    )
     add(
         "--attention",
         choices=("modelopt", "diffusers"),
         default="diffusers",
-        help="attention class that ModelOpt puts in (default: diffusers, which the published recipe means)",
+        help=(
+            "attention class that ModelOpt puts in (default: diffusers, which the published recipe "
+            "means)"
+        ),
     )
-    add("--baselines", metavar="DIR", help="the store of records and budgets (default: the gate's own)")
-    add("--update-baselines", action="store_true", help="accept what this run measures; needs --reason")
-    add("--new-baselines-only", action="store_true", help="store records that are missing; never change one")
+    add(
+        "--baselines",
+        metavar="DIR",
+        help="the store of records and budgets (default: the gate's own)",
+    )
+    add(
+        "--update-baselines",
+        action="store_true",
+        help="accept what this run measures; needs --reason",
+    )
+    add(
+        "--new-baselines-only",
+        action="store_true",
+        help="store records that are missing; never change one",
+    )
     add("--reason", metavar="TEXT", help="why the baselines change; kept in the record's history")
     add(
         "--changed-since",
         metavar="REV",
-        help="gate only recipes of --recipes-root that the git diff since REV reaches through $import",
+        help=(
+            "gate only recipes of --recipes-root that the git diff since REV reaches through "
+            "$import"
+        ),
     )
-    add("--list-affected", action="store_true", help="with --changed-since: list those recipes and stop")
-    add("--blame", action="store_true", default=None, help="find the quantizers at fault, also on a pass")
-    add("--no-blame", dest="blame", action="store_false", help="do not look for the quantizers at fault")
+    add(
+        "--list-affected",
+        action="store_true",
+        help="with --changed-since: list those recipes and stop",
+    )
+    add(
+        "--blame",
+        action="store_true",
+        default=None,
+        help="find the quantizers at fault, also on a pass",
+    )
+    add(
+        "--no-blame",
+        dest="blame",
+        action="store_false",
+        help="do not look for the quantizers at fault",
+    )
     add("--early-stop", action="store_true", help="stop a task once a sequential test has decided")
     add(
         "--cluster",
         metavar="ADDRESS|local",
-        help="evaluate the accuracy suite's tasks in slices on the workers of this Ray cluster (HOST:PORT of its "
-        "head), or of one started on this machine (local); needs the extra 'cluster'",
+        help="evaluate the accuracy suite's tasks in slices on the workers of this Ray cluster "
+        "(HOST:PORT of its head), or of one started on this machine (local); needs the extra "
+        "'cluster'",
     )
     add("--gate-report", metavar="DIR", help="write report.html, summary.md and results.json here")
 
@@ -166,14 +218,17 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to gate."""
+    """Select what a git diff reaches; stop there if only that was asked, or if nothing is left to
+    gate.
+    """
     try:
         _refuse_taken(config)
         check_options(config)
     except UsageError as error:
         raise pytest.UsageError(*error.lines) from error
     if is_worker(config):
-        # Cleared by the process that reports; a worker that starts later would clear what others have left since.
+        # Cleared by the process that reports; a worker that starts later would clear what others
+        # have left since.
         config.option.cacheclear = False
         take_selection(config)
         return None
@@ -188,7 +243,11 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     try:
         if config.getoption("gate_recipes"):
             revisions.resolve(Tree(root).root, rev)
-            raise UsageError("--recipe", "does not go with --changed-since, which selects the recipes", "Choose one.")
+            raise UsageError(
+                "--recipe",
+                "does not go with --changed-since, which selects the recipes",
+                "Choose one.",
+            )
         device = references.resolve_device(config.getoption("device"))
         selected = selection.select(root, rev, config.getoption("attention"), device.type)
     except UsageError as error:
@@ -215,7 +274,9 @@ def _refuse_taken(config: pytest.Config) -> None:
     taken = config.stash.get(_TAKEN, [])
     if taken:
         what = "another pytest plugin that is installed here defines this too"
-        fix = "Run the gate without that plugin: -p no:NAME (pytest --trace-config lists the names)."
+        fix = (
+            "Run the gate without that plugin: -p no:NAME (pytest --trace-config lists the names)."
+        )
         raise UsageError(", ".join(taken), what, fix)
 
 
@@ -223,7 +284,9 @@ def _undecided(selected: Selection) -> UsageError:
     (name, why), *others = selected.undecided.items()
     more = f" (and {len(others)} more)" if others else ""
     what = f"nobody can say whether {name} has to be gated{more}: {why}"
-    return UsageError("--changed-since", what, "Declare what it is, or give it to the gate by itself.")
+    return UsageError(
+        "--changed-since", what, "Declare what it is, or give it to the gate by itself."
+    )
 
 
 def _report_nothing_gated(config: pytest.Config) -> int:
@@ -247,7 +310,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for module in (machine, collector, outcomes, workers, brief):
         if not config.pluginmanager.has_plugin(module.__name__):
             config.pluginmanager.register(module, module.__name__)
-    config.pluginmanager.register(outcomes.Recorder(config), "harness.pytest_plugin.outcomes.Recorder")
+    config.pluginmanager.register(
+        outcomes.Recorder(config), "harness.pytest_plugin.outcomes.Recorder"
+    )
     with refusing(config):
         prepare_report(config)
         machine.key_storage(config)
@@ -268,13 +333,17 @@ def _print_meanings(config: pytest.Config) -> None:
             print(shown(line, None))  # pytest's terminal is not set up yet
 
 
-# -- which tests there are ----------------------------------------------------------------------------------------
+# -- which tests there are -------------------------------------------------------------------------
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a recipe and model, and where asked for, a metric or an architecture."""
     # A test that has its own fixture or parameter of that name is none of the gate's suites.
-    own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark.args[0])}
+    own = {
+        name
+        for mark in metafunc.definition.iter_markers("parametrize")
+        for name in _names(mark.args[0])
+    }
     wanted = {*_CASES, "metric"} & set(metafunc.fixturenames)
     wanted -= own | private.own_fixtures(metafunc)
     if not wanted:
@@ -295,10 +364,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     }
     for name in wanted - {"metric"}:
         ids = [names.plain(c.model_name) if name == "model_case" else c.id for c in ways[name]]
-        metafunc.parametrize(name, ways[name] or [_NO_CASE], ids=ids or ["no case"], scope="session")
+        metafunc.parametrize(
+            name, ways[name] or [_NO_CASE], ids=ids or ["no case"], scope="session"
+        )
     if "metric" in wanted:
         metrics = listing.metrics_of(options)
-        # Not of the scope of the session: pytest would then order by metric as well, and quantize a case twice.
+        # Not of the scope of the session: pytest would then order by metric as well, and quantize a
+        # case twice.
         metafunc.parametrize("metric", metrics, ids=listing.metric_ids(metrics))
 
 
@@ -308,12 +380,16 @@ def _names(given: str | Iterable[str]) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only on request, and what no recipe of this run gives anything to look at."""
+    """Leave out what runs only on request, and what no recipe of this run gives anything to look
+    at.
+    """
     expression = config.getoption("markexpr") or ""
     unasked = [name for name in ON_REQUEST if name not in expression]
     empty = [item for item in items if _has_no_case(item)]
     ours = [item for item in items if is_ours(item)]
-    dropped = empty + [item for item in ours if any(item.get_closest_marker(name) for name in unasked)]
+    dropped = empty + [
+        item for item in ours if any(item.get_closest_marker(name) for name in unasked)
+    ]
     if config.getoption("gate_recipes") == []:  # nothing of the selection can be loaded
         dropped = ours
     if dropped:
@@ -322,17 +398,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _has_no_case(item: pytest.Item) -> bool:
-    """True for a test of the gate that has nothing to look at; a parameter may be an array: by identity."""
+    """True for a test of the gate that has nothing to look at; a parameter may be an array: by
+    identity.
+    """
     params = getattr(getattr(item, "callspec", None), "params", {})
     return any(params.get(name) is _NO_CASE for name in _CASES)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Look at everything that was given before the first model runs: a usage error stops the run with exit code 4.
+    """Look at everything that was given before the first model runs: a usage error stops the run
+    with exit code 4.
 
-    After the last test come the recipes that a pull request broke: earlier, pytest would take them for failures of
-    its collection.
+    After the last test come the recipes that a pull request broke: earlier, pytest would take them
+    for failures of its collection.
     """
     _look_at_everything(session)
     result = yield
@@ -342,7 +421,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def _look_at_everything(session: pytest.Session) -> None:
-    config, items = session.config, [item for item in getattr(session, "items", []) if uses_gate(item)]
+    config, items = (
+        session.config,
+        [item for item in getattr(session, "items", []) if uses_gate(item)],
+    )
     if not items or config.option.collectonly or is_worker(config):
         return
     fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
@@ -360,14 +442,19 @@ def _look_at_everything(session: pytest.Session) -> None:
 
 
 def _report_refused(config: pytest.Config) -> None:
-    """One failure per recipe that the pull request broke, in every report that a failing test has."""
+    """One failure per recipe that the pull request broke, in every report that a failing test
+    has.
+    """
     from harness.escaping import shown
 
     for name, why in config.stash.get(_REFUSED, {}).items():
         nodeid = f"{shown(name)}::can be loaded"
         location = (shown(name), None, "can be loaded")
         config.hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
-        for when, outcome, text in (("call", "failed", f"refused: {why}"), ("teardown", "passed", None)):
+        for when, outcome, text in (
+            ("call", "failed", f"refused: {why}"),
+            ("teardown", "passed", None),
+        ):
             report = pytest.TestReport(nodeid, location, {}, outcome, text, when)  # type: ignore[arg-type]
             if outcome == "failed":
                 check = CheckResult(nodeid, "", Outcome.FAILED, str(text))
@@ -377,10 +464,20 @@ def _report_refused(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what this device or this gate has no verdict on, with the reason; its structure is checked all the same."""
-    if "benchmark" in getattr(item, "fixturenames", ()) and uses_gate(item) and (why := machine.no_times(item.config)):
+    """Skip what this device or this gate has no verdict on, with the reason; its structure is
+    checked all the same.
+    """
+    if (
+        "benchmark" in getattr(item, "fixturenames", ())
+        and uses_gate(item)
+        and (why := machine.no_times(item.config))
+    ):
         pytest.skip(why)
-    params: Any = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    params: Any = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
     found = [name for name in _CASES if name in params]
     if _GATE not in item.config.stash or not found:
         return
@@ -392,7 +489,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"not gated: {reason}")
 
 
-# -- fixtures -----------------------------------------------------------------------------------------------------
+# -- fixtures --------------------------------------------------------------------------------------
 
 
 def _gate(config: pytest.Config) -> Gate:
@@ -418,7 +515,9 @@ def _gate(config: pytest.Config) -> Gate:
 
 
 def _progress(config: pytest.Config, options: Options) -> dict[str, Any]:
-    """How an evaluation shows its progress: that on a cluster, which is a long one, through pytest's capture too."""
+    """How an evaluation shows its progress: that on a cluster, which is a long one, through
+    pytest's capture too.
+    """
     if options.cluster is None or is_worker(config) or config.getoption("verbose") < 0:
         return {"progress": options.progress}
     return {"progress": True, "visible": partial(private.uncaptured, config)}
@@ -443,7 +542,9 @@ def tuned(pytestconfig: pytest.Config, gate: Gate, trained_case: CaseName) -> Fi
 
 
 class Check:
-    """Turns what the library found into a test's outcome, with the commands that rerun the case and accept it."""
+    """Turns what the library found into a test's outcome, with the commands that rerun the case and
+    accept it.
+    """
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._nodeid = address_of(request.node)
@@ -458,11 +559,17 @@ class Check:
         collector.keep_problems(self._request.node, problems)
         texts = [str(problem) for problem in problems]
         if texts:
-            parts = [heading] * bool(heading) + texts + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
+            parts = (
+                [heading] * bool(heading)
+                + texts
+                + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
+            )
             raise NotHeld("\n\n".join(parts), self._causes(texts))
 
     def verdict(self, verdict: Verdict) -> None:
-        """Fail where the loss is over its budget, and, under its own word, where the data cannot tell."""
+        """Fail where the loss is over its budget, and, under its own word, where the data cannot
+        tell.
+        """
         from harness.baselines import rerun_command
         from harness.statistics.verdicts import Decision
 
@@ -478,9 +585,12 @@ class Check:
             raise NotHeld(message)
 
     def drift(self, drift: Comparison) -> None:
-        """Fail where there is no baseline, where it belongs to something else, or where something moved."""
+        """Fail where there is no baseline, where it belongs to something else, or where something
+        moved.
+        """
         get = self._request.config.getoption
-        # --new-baselines-only stores what is missing; a record that moved stays as it is and still fails.
+        # --new-baselines-only stores what is missing; a record that moved stays as it is and still
+        # fails.
         if get("update_baselines") or (get("new_baselines_only") and drift.only_adds):
             return
         if drift.failed:
@@ -488,7 +598,9 @@ class Check:
             raise NotHeld(message, self._causes(drift.causes), about_baseline=True)
 
     def limits(self, found: list[str], metric: tuple[str, str]) -> None:
-        """Fail where measures beyond accuracy passed their limits, and say which quantizers did it."""
+        """Fail where measures beyond accuracy passed their limits, and say which quantizers did
+        it.
+        """
         if not found:
             return
         from harness.baselines import rerun_command
@@ -500,9 +612,11 @@ class Check:
         raise NotHeld("\n\n".join(parts), self._causes(found))
 
     def _causes(self, texts: Iterable[str]) -> list[str]:
-        """The first lines of *texts* as causes of this test's recipe; none where it is about no recipe.
+        """The first lines of *texts* as causes of this test's recipe; none where it is about no
+        recipe.
 
-        What is wrong on one model or architecture is wrong on the next: a first line says what, and not where.
+        What is wrong on one model or architecture is wrong on the next: a first line says what, and
+        not where.
         """
         case = case_of(self._request.node)
         return [] if case is None else [f"{case.recipe}: {first_line(text)}" for text in texts]
@@ -540,12 +654,14 @@ def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> 
     return listing.words_of(options_of(config), case)
 
 
-# -- the end of a run ---------------------------------------------------------------------------------------------
+# -- the end of a run ------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Store what was measured where that was asked for; a worker hands its findings to the process that reports."""
+    """Store what was measured where that was asked for; a worker hands its findings to the process
+    that reports.
+    """
     config = session.config
     lines = []
     if _GATE in config.stash:
@@ -565,7 +681,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def _collect(session: pytest.Session) -> list[str]:
-    """Add what this process measured to the results; what a report shows in addition may be refused there."""
+    """Add what this process measured to the results; what a report shows in addition may be refused
+    there.
+    """
     config = session.config
     results = results_of(config)
     try:
@@ -578,7 +696,9 @@ def _collect(session: pytest.Session) -> list[str]:
 
 
 def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
-    """Store this process's measurements, each change shown before it is stored; a worker's lines are returned."""
+    """Store this process's measurements, each change shown before it is stored; a worker's lines
+    are returned.
+    """
     lines: list[str] = []
     config, get = session.config, session.config.getoption
     results = results_of(config)
@@ -605,7 +725,9 @@ def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
     return lines
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """The messages of inconclusive tests, and one line per recipe and task."""
     from harness.report import summary
 

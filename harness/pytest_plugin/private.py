@@ -1,7 +1,8 @@
 """Every private interface of pytest and of its plugins that the gate needs, each with the reason.
 
 Nothing else in ``harness`` and ``tests`` imports ``_pytest`` or reads an underscore of pytest's
-objects; ``tests/harness/pytest_plugin/test_private.py`` tries each function here against the installed pytest.
+objects; ``tests/harness/pytest_plugin/test_private.py`` tries each function here against the
+installed pytest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    # pytest.fail.Exception is this class, and a variable to a type checker: nothing derives from a variable.
+    # pytest.fail.Exception is this class, and a variable to a type checker: nothing derives from a
+    # variable.
     from _pytest.outcomes import Failed as Failed
 else:
     Failed = pytest.fail.Exception
@@ -31,16 +33,21 @@ def has_option(parser: Any, name: str, dest: str) -> bool:
     return any(name in option.names() or option.dest == dest for option in options)
 
 
-def read_command_line_again(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> None:
+def read_command_line_again(
+    config: pytest.Config, parser: pytest.Parser, args: Sequence[str]
+) -> None:
     """Have the words of the command line told apart by the options that were just added.
 
     pytest does so itself after it has loaded plugins, and only then.
     """
-    config.known_args_namespace = parser.parse_known_args(list(args), namespace=copy.copy(config.option))
+    config.known_args_namespace = parser.parse_known_args(
+        list(args), namespace=copy.copy(config.option)
+    )
 
 
 def find_configuration_again(config: Any) -> None:
-    """Look for the configuration file again, now that the gate's options and their values are known.
+    """Look for the configuration file again, now that the gate's options and their values are
+    known.
 
     Before plugins are loaded, pytest takes an existing folder behind an option it does not know
     (``--data-root /data``) for a place with tests, and looks there for its configuration instead of
@@ -68,7 +75,9 @@ def find_configuration_again(config: Any) -> None:
 
 
 def own_fixtures(metafunc: pytest.Metafunc) -> set[str]:
-    """Names that a test asks for and its project has fixtures of; no public attribute tells them."""
+    """Names that a test asks for and its project has fixtures of; no public attribute tells
+    them.
+    """
     return set(metafunc._arg2fixturedefs)
 
 
@@ -77,12 +86,16 @@ def fixture_functions(item: pytest.Item) -> list[Callable[..., object]]:
 
     ``item.fixturenames`` has the names only, and a project may have fixtures of the same names.
     """
-    definitions: Mapping[str, Sequence[Any]] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    definitions: Mapping[str, Sequence[Any]] = getattr(
+        getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}
+    )
     return [found[-1].func for found in definitions.values() if found]
 
 
 def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
-    """A context in which output reaches the terminal; pytest has a fixture for it, and no function."""
+    """A context in which output reaches the terminal; pytest has a fixture for it, and no
+    function.
+    """
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     if capture is None:
         return nullcontext()
@@ -91,7 +104,9 @@ def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
 
 
 def add_junit_property(config: pytest.Config, name: str, value: str) -> None:
-    """Put a property into the JUnit file, if one is written; pytest's own way is a fixture of a test."""
+    """Put a property into the JUnit file, if one is written; pytest's own way is a fixture of a
+    test.
+    """
     from _pytest.junitxml import xml_key
 
     xml = config.stash.get(xml_key, None)

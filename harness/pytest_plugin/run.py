@@ -1,4 +1,6 @@
-"""What every part of the plugin asks of a run: its options, its results, and whether another process reports."""
+"""What every part of the plugin asks of a run: its options, its results, and whether another
+process reports.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def options_of(config: pytest.Config) -> Options:
         "baselines": get("baselines"),
     }
     given = {name: value for name, value in given.items() if value}
-    if get("gate_recipes") is not None:  # an empty list where a pull request broke all that it touched
+    if (
+        get("gate_recipes") is not None
+    ):  # an empty list where a pull request broke all that it touched
         given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
     return Options(
         **given,
@@ -52,7 +56,9 @@ def options_of(config: pytest.Config) -> Options:
         cluster=get("cluster"),
         report=get("gate_report") is not None,
         # What pytest captures nobody sees move; it would only clutter the reports of failing tests.
-        progress=config.getoption("verbose") >= 0 and config.getoption("capture") == "no" and not is_worker(config),
+        progress=config.getoption("verbose") >= 0
+        and config.getoption("capture") == "no"
+        and not is_worker(config),
     )
 
 

@@ -1,4 +1,6 @@
-"""The gate in several processes (pytest-xdist): what was given is looked at once, and every worker's findings join."""
+"""The gate in several processes (pytest-xdist): what was given is looked at once, and every
+worker's findings join.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def cuda_device(worker: str, count: int) -> int:
 
 
 def take_device(config: pytest.Config) -> None:
-    """Make this worker's GPU the one that ``cuda`` means in this process; the process alone keeps the first."""
+    """Make this worker's GPU the one that ``cuda`` means in this process; the process alone keeps
+    the first.
+    """
     import torch
 
     if is_worker(config) and config.getoption("device") != "cpu" and torch.cuda.is_available():
@@ -53,7 +57,9 @@ def take_device(config: pytest.Config) -> None:
 
 
 def store_of(config: pytest.Config) -> Store | None:
-    """Where shards are kept: in pytest's cache, else, for several processes, in a folder of this run; else nowhere."""
+    """Where shards are kept: in pytest's cache, else, for several processes, in a folder of this
+    run; else nowhere.
+    """
     from harness.evaluation.shards import Store
 
     if _STORE not in config.stash:
@@ -79,7 +85,9 @@ def _folder(config: pytest.Config) -> Path | None:
 
 
 def settle(session: pytest.Session, exitstatus: int) -> None:
-    """Remove the shards of a run that came to its end; what is left of any other lets the next one go on."""
+    """Remove the shards of a run that came to its end; what is left of any other lets the next one
+    go on.
+    """
     from harness.evaluation import shards
 
     config = session.config
@@ -87,7 +95,9 @@ def settle(session: pytest.Session, exitstatus: int) -> None:
     if not came_to_its_end or session.shouldstop or session.shouldfail:
         return
     store = config.stash.get(_STORE, None)
-    shards.discard(config.stash.get(_TOUCHED, set()) | (store.touched if store is not None else set()))
+    shards.discard(
+        config.stash.get(_TOUCHED, set()) | (store.touched if store is not None else set())
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -108,11 +118,14 @@ def hand_over(config: pytest.Config, lines: Sequence[str]) -> None:
     output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
     store = config.stash.get(_STORE, None)
     touched = [] if store is None else sorted(map(str, store.touched))
-    output[_HANDED] = json.dumps({"results": results_of(config).as_dict(), "lines": list(lines), "shards": touched})
+    output[_HANDED] = json.dumps(
+        {"results": results_of(config).as_dict(), "lines": list(lines), "shards": touched}
+    )
 
 
 def group_by_case(config: pytest.Config) -> None:
-    """Where tests are handed out one by one, hand out all tests of a case together: its model is built once.
+    """Where tests are handed out one by one, hand out all tests of a case together: its model is
+    built once.
 
     Another ``--dist`` is obeyed.
     """
@@ -147,7 +160,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Look at all that was given before a worker runs its first test: a worker cannot end the run with exit code 4."""
+    """Look at all that was given before a worker runs its first test: a worker cannot end the run
+    with exit code 4.
+    """
     from harness.gate import listing
     from harness.gate.preflight import preflight
     from harness.gate.session import Gate
@@ -160,7 +175,9 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     if not any(case in one for case in _case_ids(config) for one in ids):
         return
     with refusing(config):
-        check_stored(config, [one for one in ids if in_suites(config.rootpath / one.partition("::")[0])])
+        check_stored(
+            config, [one for one in ids if in_suites(config.rootpath / one.partition("::")[0])]
+        )
         machine.check_processes(config)
         options = options_of(config)
         metrics = tuple(f"{one}]" for one in listing.metric_ids(listing.metrics_of(options)))
@@ -183,8 +200,12 @@ def pytest_testnodedown(node: Any) -> None:
     if handed["results"]["cases"]:
         results = results_of(config)
         results.merge(handed["results"])
-        order = {(case.recipe_name, case.model_name): place for place, case in enumerate(_cases(config))}
-        results.cases = dict(sorted(results.cases.items(), key=lambda item: order.get(item[0], len(order))))
+        order = {
+            (case.recipe_name, case.model_name): place for place, case in enumerate(_cases(config))
+        }
+        results.cases = dict(
+            sorted(results.cases.items(), key=lambda item: order.get(item[0], len(order)))
+        )
     tell(config, handed["lines"])
 
 

@@ -21,18 +21,22 @@ ATTENTIONS = ("diffusers", "modelopt")
 
 @contextmanager
 def attention_registered(model: nn.Module, attention: str) -> Iterator[None]:
-    """Have ModelOpt convert *model*'s attention blocks to the class that *attention* names, within the block.
+    """Have ModelOpt convert *model*'s attention blocks to the class that *attention* names, within
+    the block.
 
-    ``diffusers``: q, k, v, softmax and bmm2_output quantizers around ``scaled_dot_product_attention``, which the
-    published recipe means.  ``modelopt``: what ModelOpt registers by itself, q, k, v and p without an output
-    quantizer.  The registry is global to the process, so it is put back on leaving.
+    ``diffusers``: q, k, v, softmax and bmm2_output quantizers around
+    ``scaled_dot_product_attention``, which the published recipe means.  ``modelopt``: what ModelOpt
+    registers by itself, q, k, v and p without an output quantizer.  The registry is global to the
+    process, so it is put back on leaving.
     """
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
     if attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}, not one of {', '.join(ATTENTIONS)}")
-    classes = {type(m) for m in model.modules() if type(m).__name__ in families.of(model).attention_classes}
+    classes = {
+        type(m) for m in model.modules() if type(m).__name__ in families.of(model).attention_classes
+    }
     with isolation.registrations_kept():
         for cls in classes:
             if QuantModuleRegistry.get(cls) is not None:
@@ -43,11 +47,15 @@ def attention_registered(model: nn.Module, attention: str) -> Iterator[None]:
 
 
 def diffusers_plugin() -> Any:
-    """ModelOpt's plugin module for diffusers, which holds the attention class that the published recipe means."""
+    """ModelOpt's plugin module for diffusers, which holds the attention class that the published
+    recipe means.
+    """
     plugins = "modelopt.torch.quantization.plugins"
     try:
         return importlib.import_module(f"{plugins}.diffusion.diffusers")
-    except ImportError:  # its place up to ModelOpt 0.42, where the package's attribute of that name is the library
+    except (
+        ImportError
+    ):  # its place up to ModelOpt 0.42, where the package's attribute of that name is the library
         return importlib.import_module(f"{plugins}.diffusers")
 
 

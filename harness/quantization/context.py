@@ -20,7 +20,8 @@ from harness import (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run ModelOpt: it prints nothing, and what it changes in the process is put back on leaving the block.
+    """Run ModelOpt: it prints nothing, and what it changes in the process is put back on leaving
+    the block.
 
     What its warnings could say, the suites check.
     """
@@ -33,8 +34,8 @@ def quiet() -> Iterator[None]:
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of *model* on the CPU in a float *dtype*, SVDQuant's low-rank branch with it.
 
-    ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to`` passes by: the first
-    forward in another dtype raises.
+    ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to``
+    passes by: the first forward in another dtype raises.
     """
     made = copy.deepcopy(model).cpu().to(dtype).eval()
     for module in made.modules():

@@ -18,7 +18,8 @@ from harness.quantization.attention import diffusers_plugin
 
 
 def contrastive(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
-    """CLIP's loss of *n* pairs: the mean cross-entropy of each picture among the words and of each text among pictures.
+    """CLIP's loss of *n* pairs: the mean cross-entropy of each picture among the words and of each
+    text among pictures.
 
     Args:
         embeddings: (n, d) by tower, of any length; row i of both towers is one pair.
@@ -28,7 +29,9 @@ def contrastive(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
 
 
 def similarities(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor:
-    """The logits (n, n) of :func:`contrastive`: each picture's cosine with every text, times *temperature*."""
+    """The logits (n, n) of :func:`contrastive`: each picture's cosine with every text, times
+    *temperature*.
+    """
     pictures, words = (F.normalize(embeddings[tower], dim=-1) for tower in ("vision", "text"))
     return temperature * pictures @ words.T
 
@@ -43,8 +46,9 @@ def matched(logits: Tensor) -> Tensor:
 def differentiable_attention() -> Iterator[None]:
     """Within the block gradients pass through diffusers' attention class.
 
-    ModelOpt 0.47 wraps ``scaled_dot_product_attention`` into an autograd function without a backward, so that no model
-    with that class can be trained, whatever its format.  Forward it computes the same.
+    ModelOpt 0.47 wraps ``scaled_dot_product_attention`` into an autograd function without a
+    backward, so that no model with that class can be trained, whatever its format.  Forward it
+    computes the same.
     """
     plugin = diffusers_plugin()
 

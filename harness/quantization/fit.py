@@ -1,9 +1,10 @@
 """Does a recipe fit the tensors of a model?  Asked before anything is calibrated.
 
-ModelOpt looks at an axis or a block only when a tensor arrives.  An axis that the tensor lacks is passed over without a
-word, one that runs along the batch raises when the last batch is smaller, a list of quantizers where one is expected
-raises in the middle of a forward.  Here the shapes come from two forwards of a copy without weights, of batches of two
-sizes: what differs between them depends on the batch.
+ModelOpt looks at an axis or a block only when a tensor arrives.  An axis that the tensor lacks is
+passed over without a word, one that runs along the batch raises when the last batch is smaller, a
+list of quantizers where one is expected raises in the middle of a forward.  Here the shapes come
+from two forwards of a copy without weights, of batches of two sizes: what differs between them
+depends on the batch.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from harness.recipes.algorithms import steps
 from harness.recipes.applied import Applied, Setting, applied_to, place_of
 from harness.recipes.loading import Entry, Recipe
 
-#: Quantizers that ModelOpt's FP8 attention of diffusers asks for a range, which a list of quantizers has not.
+#: Quantizers that ModelOpt's FP8 attention of diffusers asks for a range, which a list of
+#: quantizers has not.
 _ONE_QUANTIZER = ("q_bmm", "k_bmm", "v_bmm")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What arrives at a quantizer: the sizes of the tensor, and the dimensions whose size depends on the batch."""
+    """What arrives at a quantizer: the sizes of the tensor, and the dimensions whose size depends
+    on the batch.
+    """
 
     sizes: tuple[int, ...]
     of_batch: frozenset[int]
@@ -45,7 +49,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Survey:
-    """The places that a model has for quantizers, and the shapes of what arrives at those that a forward reaches."""
+    """The places that a model has for quantizers, and the shapes of what arrives at those that a
+    forward reaches.
+    """
 
     places: QuantizerMap
     shapes: Mapping[str, Shape]
@@ -60,7 +66,9 @@ def survey(model: nn.Module, attention: str = "diffusers") -> Survey:
 
 
 def _different(one: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
-    return frozenset(n for n, (here, there) in enumerate(zip(one, other, strict=True)) if here != there)
+    return frozenset(
+        n for n, (here, there) in enumerate(zip(one, other, strict=True)) if here != there
+    )
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -111,9 +119,13 @@ def check(recipe: Recipe, seen: Survey, attention: str = "diffusers") -> None:
 
 def _problems(cfg: Mapping[str, Any], name: str, shape: Shape) -> Iterator[tuple[str, str]]:
     """What of the attributes *cfg* does not fit the tensor at *name*, with the fix."""
-    blocks = {key: size for key, size in (cfg.get("block_sizes") or {}).items() if isinstance(key, int)}
+    blocks = {
+        key: size for key, size in (cfg.get("block_sizes") or {}).items() if isinstance(key, int)
+    }
     axis = cfg.get("axis")
-    named = list(blocks) or (list(axis) if isinstance(axis, (list, tuple)) else [] if axis is None else [axis])
+    named = list(blocks) or (
+        list(axis) if isinstance(axis, (list, tuple)) else [] if axis is None else [axis]
+    )
     attribute = "block_sizes" if blocks else "axis"
     where = f"{name}, whose tensor has {shape.rank} dimensions"
     for one in named:
@@ -121,21 +133,33 @@ def _problems(cfg: Mapping[str, Any], name: str, shape: Shape) -> Iterator[tuple
             yield f"{attribute} names dimension {one}, which is not there at {where}", _fix(shape)
     at = {one % shape.rank for one in named}
     if not blocks and len(at) == shape.rank:
-        yield f"axis names every dimension at {where}: ModelOpt takes one range for all then", _fix(shape)
+        yield (
+            f"axis names every dimension at {where}: ModelOpt takes one range for all then",
+            _fix(shape),
+        )
     if not shape.of_batch:
         return
     whole = bool(blocks) and all(size is None for size in blocks.values())
     if blocks and not whole:
         if (cfg.get("block_sizes") or {}).get("type") != "dynamic":
-            what = f"blocks of a fixed size at {name}, whose tensor changes its shape with the batch"
+            what = (
+                f"blocks of a fixed size at {name}, whose tensor changes its shape with the batch"
+            )
             yield what, "Write axis: null for one range, or axis: -1 for one per channel."
         return
     kept = set(range(shape.rank)) - at if whole else at
     constant = cfg.get("use_constant_amax") or cfg.get("constant_amax") is not None
     if kept & shape.of_batch and cfg.get("type") != "dynamic" and not constant:
         batch = min(kept & shape.of_batch)
-        what = f"a range for each sample of the batch (dimension {batch}) at {name}, which no calibration can give"
-        yield what, "Write type: dynamic next to num_bits, or axis: -1 for a range per channel, or axis: null for one."
+        what = (
+            f"a range for each sample of the batch (dimension {batch}) at {name}, which no "
+            f"calibration can give"
+        )
+        yield (
+            what,
+            "Write type: dynamic next to num_bits, or axis: -1 for a range per channel, or axis: "
+            "null for one.",
+        )
 
 
 def _fix(shape: Shape) -> str:
@@ -147,10 +171,15 @@ def _fix(shape: Shape) -> str:
 def _check_sequences(recipe: Recipe, done: Applied, attention: str) -> None:
     """Refuse lists of quantizers where ModelOpt nests them, or expects one."""
     for place in done.nested:
-        lists = [n for n, e in enumerate(recipe.entries) if isinstance(e.cfg, list) and place in done.touched[n]]
+        lists = [
+            n
+            for n, e in enumerate(recipe.entries)
+            if isinstance(e.cfg, list) and place in done.touched[n]
+        ]
         first, last = lists[0], lists[-1]
         what = (
-            f"a list of attributes for {place}, of which entry {first + 1}, {recipe.entries[first].shown!r}, made "
+            f"a list of attributes for {place}, of which entry {first + 1}, "
+            f"{recipe.entries[first].shown!r}, made "
             "a list already: ModelOpt puts the new one into each of its parts"
         )
         raise UsageError(recipe.entries[last].origin, what, "Give the list in one entry only.")
@@ -159,8 +188,12 @@ def _check_sequences(recipe: Recipe, done: Applied, attention: str) -> None:
     for name, setting in done.settings.items():
         place = place_of(name)
         if name != place and setting.enable and kind_of(place) in _ONE_QUANTIZER:
-            what = f"a list of attributes for {place}, of which diffusers' attention class takes one"
-            raise UsageError(_origin(recipe.entries, setting), what, "Give it one mapping, not a list.")
+            what = (
+                f"a list of attributes for {place}, of which diffusers' attention class takes one"
+            )
+            raise UsageError(
+                _origin(recipe.entries, setting), what, "Give it one mapping, not a list."
+            )
 
 
 def _origin(entries: Sequence[Entry], setting: Setting) -> str:
@@ -168,15 +201,26 @@ def _origin(entries: Sequence[Entry], setting: Setting) -> str:
 
 
 def _check_history(recipe: Recipe, done: Applied, name: str, setting: Setting) -> None:
-    """Refuse ranges per channel where an earlier entry fixed one: ModelOpt keeps the buffer, whose shape is another."""
+    """Refuse ranges per channel where an earlier entry fixed one: ModelOpt keeps the buffer, whose
+    shape is another.
+    """
     cfg = setting.cfg or {}
-    if cfg.get("constant_amax") is not None or (cfg.get("axis") is None and not cfg.get("block_sizes")):
+    if cfg.get("constant_amax") is not None or (
+        cfg.get("axis") is None and not cfg.get("block_sizes")
+    ):
         return
     for index, entry in enumerate(recipe.entries[: setting.shaped]):
         given = entry.cfg if isinstance(entry.cfg, Mapping) else {}
         if given.get("constant_amax") is not None and place_of(name) in done.touched[index]:
-            what = f"constant_amax for {name}, to which entry {(setting.shaped or 0) + 1} gives a range per channel"
-            raise UsageError(entry.origin, what, "Remove constant_amax, or leave these quantizers out of that entry.")
+            what = (
+                f"constant_amax for {name}, to which entry {(setting.shaped or 0) + 1} gives a "
+                f"range per channel"
+            )
+            raise UsageError(
+                entry.origin,
+                what,
+                "Remove constant_amax, or leave these quantizers out of that entry.",
+            )
 
 
 def _check_skipped(recipe: Recipe, done: Applied) -> None:
@@ -186,15 +230,23 @@ def _check_skipped(recipe: Recipe, done: Applied) -> None:
         for one in steps(recipe.algorithm)
     )
     for name, setting in done.settings.items() if skips else ():
-        if setting.enable and kind_of(name).startswith("weight") and (setting.cfg or {}).get("block_sizes"):
-            what = "skip_layers of svdquant leaves weights in blocks, and ModelOpt's forward fails on those"
+        if (
+            setting.enable
+            and kind_of(name).startswith("weight")
+            and (setting.cfg or {}).get("block_sizes")
+        ):
+            what = (
+                "skip_layers of svdquant leaves weights in blocks, and ModelOpt's forward fails on "
+                "those"
+            )
             fix = "Remove skip_layers, or turn these layers off in quant_cfg."
             raise UsageError(_origin(recipe.entries, setting), what, fix)
 
 
 @torch.no_grad()
 def check_weights(recipe: Recipe, seen: Survey, model: nn.Module, source: str) -> None:
-    """Refuse SmoothQuant on a weight that has a column of zeros: ModelOpt divides by what it takes for its size.
+    """Refuse SmoothQuant on a weight that has a column of zeros: ModelOpt divides by what it takes
+    for its size.
 
     Raises:
         UsageError: with the layer and the column.
@@ -212,6 +264,12 @@ def check_weights(recipe: Recipe, seen: Survey, model: nn.Module, source: str) -
         weight: Tensor = model.get_parameter(f"{holder}.weight")
         empty = (weight == 0).all(0).nonzero().flatten() if weight.dim() == 2 else torch.tensor([])
         if len(empty):
-            what = f"column {int(empty[0])} of {holder}.weight is all zeros, on which ModelOpt's smoothquant fails"
-            fix = f"Turn '{holder}.*' off in the recipe, or write algorithm: {{method: smoothquant, alpha: 1.0}}."
+            what = (
+                f"column {int(empty[0])} of {holder}.weight is all zeros, on which ModelOpt's "
+                f"smoothquant fails"
+            )
+            fix = (
+                f"Turn '{holder}.*' off in the recipe, or write algorithm: "
+                f"{{method: smoothquant, alpha: 1.0}}."
+            )
             raise UsageError(source, what, fix)

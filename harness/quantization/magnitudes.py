@@ -1,4 +1,6 @@
-"""The largest magnitudes that reach each quantizer's place while the calibration data run through the reference."""
+"""The largest magnitudes that reach each quantizer's place while the calibration data run through
+the reference.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ Axes = tuple[int, ...]
 
 
 class Magnitudes:
-    """The largest magnitudes that reach each quantizer's place while *batches* run through *plain*, computed once.
+    """The largest magnitudes that reach each quantizer's place while *batches* run through *plain*,
+    computed once.
 
-    Under max calibration nothing but the data, the reference and the place decides them, so that one pass serves every
-    recipe on a model.  What one recipe's model computes with its quantizers off is :func:`with_reference`'s matter.
+    Under max calibration nothing but the data, the reference and the place decides them, so that
+    one pass serves every recipe on a model.  What one recipe's model computes with its quantizers
+    off is :func:`with_reference`'s matter.
 
     Args:
-        plain: the reference with every quantizer inserted and off (:func:`harness.quantization.quantize.insert`).
-        batches: of the calibration, as :func:`harness.quantization.quantize.forward_loop_over` takes them.
+        plain: the reference with every quantizer inserted and off
+            (:func:`harness.quantization.quantize.insert`).
+        batches: of the calibration, as :func:`harness.quantization.quantize.forward_loop_over`
+            takes them.
     """
 
     def __init__(self, plain: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -35,9 +41,11 @@ class Magnitudes:
         self._seen: dict[tuple[str, Axes], Tensor] = {}
 
     def along(self, axes: Mapping[str, Axes]) -> dict[str, Tensor]:
-        """Largest magnitude at each place that was reached, along the dimensions kept in *axes*: float32, by name.
+        """Largest magnitude at each place that was reached, along the dimensions kept in *axes*:
+        float32, by name.
 
-        *axes* holds names of quantizers.  The parts of a sequential quantizer (``weight_quantizer.0``) share a place.
+        *axes* holds names of quantizers.  The parts of a sequential quantizer
+        (``weight_quantizer.0``) share a place.
         """
         if not self._seen:
             self._watch({(name, ()) for name in tensor_quantizers(self._plain)})
@@ -47,9 +55,13 @@ class Magnitudes:
         if missing:
             self._watch(missing)
         weights = {
-            name: _largest(self._weights[at], kept) for name, (at, kept) in wanted.items() if at in self._weights
+            name: _largest(self._weights[at], kept)
+            for name, (at, kept) in wanted.items()
+            if at in self._weights
         }
-        return weights | {name: self._seen[key] for name, key in wanted.items() if key in self._seen}
+        return weights | {
+            name: self._seen[key] for name, key in wanted.items() if key in self._seen
+        }
 
     @torch.no_grad()
     def _watch(self, wanted: Iterable[tuple[str, Axes]]) -> None:

@@ -1,7 +1,7 @@
 """The quantizer map: every quantizer of a model, and the difference of two maps.
 
-ModelOpt prints a summary of what is *configured*.  The map says what *happens*: it is taken from the model's own
-modules after calibration, with the calls of one forward of every tower counted.
+ModelOpt prints a summary of what is *configured*.  The map says what *happens*: it is taken from
+the model's own modules after calibration, with the calls of one forward of every tower counted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ FUSED_KINDS = ("q_bmm", "k_bmm", "v_bmm", "bmm2_output")
 class Amax:
     """A quantizer's range: how many values, their extremes, and the SHA-256 of their fp32 bytes.
 
-    ``empty`` of the values are zero because the part of the weight that they belong to is all zeros (a pruned
-    channel): zeros stay zeros, so the extremes are those of the other values, where there are any.
+    ``empty`` of the values are zero because the part of the weight that they belong to is all zeros
+    (a pruned channel): zeros stay zeros, so the extremes are those of the other values, where there
+    are any.
     """
 
     count: int
@@ -45,7 +46,9 @@ class Amax:
 
     @classmethod
     def of(cls, amax: Tensor, empty: Tensor | None = None) -> Amax:
-        """Summarise an amax tensor of any shape and float dtype; *empty* marks the values of parts without a number."""
+        """Summarise an amax tensor of any shape and float dtype; *empty* marks the values of parts
+        without a number.
+        """
         values = amax.detach().float().cpu().contiguous().flatten()
         digest = digests.of_bytes(values.numpy().tobytes())[:16]
         rest = values if empty is None or bool(empty.all()) else values[~empty]
@@ -55,15 +58,18 @@ class Amax:
     @property
     def usable(self) -> bool:
         """Every value finite and above zero."""
-        return self.count > 0 and math.isfinite(self.high) and math.isfinite(self.low) and self.low > 0
+        return (
+            self.count > 0 and math.isfinite(self.high) and math.isfinite(self.low) and self.low > 0
+        )
 
 
 @dataclass(frozen=True)
 class Quantizer:
     """One quantizer.
 
-    ``calls`` are those of one forward of every tower.  ``amax`` is its range, None where there is none; ``constant``
-    says that the recipe fixes the range (``use_constant_amax``, ``constant_amax``) instead of having it calibrated.
+    ``calls`` are those of one forward of every tower.  ``amax`` is its range, None where there is
+    none; ``constant`` says that the recipe fixes the range (``use_constant_amax``,
+    ``constant_amax``) instead of having it calibrated.
     """
 
     name: str
@@ -86,7 +92,9 @@ class Quantizer:
         return self.name.partition("_quantizer")[0].rpartition(".")[0]
 
     def as_dict(self) -> dict[str, Any]:
-        """A plain record for JSON, without ``constant`` and ``empty`` where there is nothing of the kind."""
+        """A plain record for JSON, without ``constant`` and ``empty`` where there is nothing of the
+        kind.
+        """
         record = asdict(self)
         if not self.constant:
             del record["constant"]
@@ -99,7 +107,9 @@ QuantizerMap = tuple[Quantizer, ...]
 
 
 def of_dict(attributes: Mapping[str, Any]) -> Quantizer:
-    """A quantizer from its ``as_dict``; what another version of the harness kept beside it, or did not, is left out."""
+    """A quantizer from its ``as_dict``; what another version of the harness kept beside it, or did
+    not, is left out.
+    """
     amax = attributes.get("amax")
     known: dict[str, Any] = {f.name: attributes.get(f.name) for f in fields(Quantizer)}
     known["constant"] = bool(known["constant"])
@@ -113,12 +123,21 @@ def tensor_quantizers(model: nn.Module) -> dict[str, Any]:
     """Every leaf ``TensorQuantizer`` of *model* by its module path."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, TensorQuantizer)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, TensorQuantizer)
+    }
 
 
 def outline(model: nn.Module) -> str:
-    """SHA-256 over the names and classes of *model*'s modules: all that decides where ModelOpt puts a quantizer."""
-    lines = (f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules())
+    """SHA-256 over the names and classes of *model*'s modules: all that decides where ModelOpt puts
+    a quantizer.
+    """
+    lines = (
+        f"{name} {type(module).__module__}.{type(module).__qualname__}"
+        for name, module in model.named_modules()
+    )
     return digests.of_text("\n".join(lines))
 
 
@@ -134,7 +153,9 @@ def count_calls(model: nn.Module, forward: Callable[[nn.Module], object]) -> dic
     return calls
 
 
-def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | None = None) -> QuantizerMap:
+def quantizer_map(
+    model: nn.Module, forward: Callable[[nn.Module], object] | None = None
+) -> QuantizerMap:
     """The map of *model*, in module order.
 
     Args:
@@ -171,12 +192,14 @@ def quantizer_map(model: nn.Module, forward: Callable[[nn.Module], object] | Non
 def is_constant(quantizer: Any) -> bool:
     """Whether the recipe fixes the range of this TensorQuantizer, so that nothing calibrates it."""
     return (
-        bool(getattr(quantizer, "_use_constant_amax", False)) or getattr(quantizer, "_constant_amax", None) is not None
+        bool(getattr(quantizer, "_use_constant_amax", False))
+        or getattr(quantizer, "_constant_amax", None) is not None
     )
 
 
 def range_of(quantizer: Any) -> Tensor | None:
-    """The range that this TensorQuantizer works with, in whatever shape it is kept; None where it has none of its own.
+    """The range that this TensorQuantizer works with, in whatever shape it is kept; None where it
+    has none of its own.
 
     ``use_constant_amax`` means E4M3's largest number, which ModelOpt keeps in no buffer.
     """
@@ -193,17 +216,27 @@ def _amax(module: nn.Module, kind: str, quantizer: Any) -> Amax | None:
     weight = getattr(module, "weight", None) if kind.partition(".")[0] == "weight" else None
     if not isinstance(weight, Tensor) or weight.is_meta or bool((found != 0).all()):
         return Amax.of(found)
-    return Amax.of(found, (found == 0).flatten().cpu() & _all_zeros(module, quantizer, found.numel()))
+    return Amax.of(
+        found, (found == 0).flatten().cpu() & _all_zeros(module, quantizer, found.numel())
+    )
 
 
 @torch.no_grad()
 def _all_zeros(module: nn.Module, quantizer: Any, count: int) -> Tensor:
-    """Which of the *count* parts of a weight that have a range each are all zeros; none if there are not that many."""
+    """Which of the *count* parts of a weight that have a range each are all zeros; none if there
+    are not that many.
+    """
     weight = module.get_parameter("weight").detach().float().cpu().numpy()
-    sizes = {axis: size for axis, size in (quantizer.block_sizes or {}).items() if isinstance(axis, int)}
+    sizes = {
+        axis: size for axis, size in (quantizer.block_sizes or {}).items() if isinstance(axis, int)
+    }
     layout = plan(weight.shape, None if sizes else quantizer.axis, sizes or None)
     largest = layout.amax(layout.cut(weight)).ravel()
-    return torch.from_numpy(largest == 0) if largest.size == count else torch.zeros(count, dtype=torch.bool)
+    return (
+        torch.from_numpy(largest == 0)
+        if largest.size == count
+        else torch.zeros(count, dtype=torch.bool)
+    )
 
 
 def holder_of(name: str) -> str:
@@ -212,7 +245,9 @@ def holder_of(name: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """The kind of the quantizer *name*: ``weight``, ``q_bmm``; of a part of a sequence ``weight.0``."""
+    """The kind of the quantizer *name*: ``weight``, ``q_bmm``; of a part of a sequence
+    ``weight.0``.
+    """
     return _split(name)[1]
 
 
@@ -227,11 +262,15 @@ def _split(name: str) -> tuple[str, str]:
 
 def original_class(module: nn.Module) -> str:
     """The class that ModelOpt's dynamic one stands for: ``QuantLinear`` is a ``Linear``."""
-    return next(c.__name__ for c in type(module).__mro__ if not c.__module__.startswith("modelopt."))
+    return next(
+        c.__name__ for c in type(module).__mro__ if not c.__module__.startswith("modelopt.")
+    )
 
 
 def module_kind_of(family: families.Family, module: nn.Module, kind: str, path: str) -> str:
-    """What the *module* at *path* is, which holds a quantizer of that *kind*: ``linear``, ``patch_embedding`` ..."""
+    """What the *module* at *path* is, which holds a quantizer of that *kind*: ``linear``,
+    ``patch_embedding`` ...
+    """
     if kind in ATTENTION_KINDS:
         return "attention"
     if isinstance(module, (nn.Conv2d, nn.Linear)) and re.search(family.patch_embedding, path):
@@ -239,13 +278,22 @@ def module_kind_of(family: families.Family, module: nn.Module, kind: str, path: 
     if isinstance(module, nn.Conv2d):
         return "conv"
     classes = {nn.Linear: "linear", nn.Embedding: "embedding", nn.LayerNorm: "layernorm"}
-    return next((label for cls, label in classes.items() if isinstance(module, cls)), type(module).__name__.lower())
+    return next(
+        (label for cls, label in classes.items() if isinstance(module, cls)),
+        type(module).__name__.lower(),
+    )
 
 
 def format_name(quantizer: Any) -> str:
-    """``E4M3``, ``INT8``, ``UINT8``, ``E2M1/E4M3`` (element / block scale) ... of a TensorQuantizer."""
+    """``E4M3``, ``INT8``, ``UINT8``, ``E2M1/E4M3`` (element / block scale) ... of a
+    TensorQuantizer.
+    """
     bits = quantizer.num_bits
-    name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, tuple) else f"{'U' if quantizer.unsigned else ''}INT{bits}"
+    name = (
+        f"E{bits[0]}M{bits[1]}"
+        if isinstance(bits, tuple)
+        else f"{'U' if quantizer.unsigned else ''}INT{bits}"
+    )
     scale = (quantizer.block_sizes or {}).get("scale_bits")
     return f"{name}/E{scale[0]}M{scale[1]}" if isinstance(scale, (tuple, list)) else name
 
@@ -267,8 +315,11 @@ def _dynamic_blocks(quantizer: Any) -> bool:
     return bool((quantizer.block_sizes or {}).get("type") == "dynamic")
 
 
-def diff(before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | None = None) -> list[str]:
-    """What changed from *before* to *after*, grouped so that a person reads lines and not quantizers.
+def diff(
+    before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | None = None
+) -> list[str]:
+    """What changed from *before* to *after*, grouped so that a person reads lines and not
+    quantizers.
 
     Args:
         before: the map as it was.
@@ -276,7 +327,8 @@ def diff(before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | N
         amax_tolerance: relative; None leaves amax out of the comparison, 0.0 asks for equal bits.
 
     Returns:
-        Lines such as ``24 quantizers change: vision q_bmm E4M3 per-tensor to off, layers 0..23``; empty if equal.
+        Lines such as ``24 quantizers change: vision q_bmm E4M3 per-tensor to off, layers 0..23``;
+            empty if equal.
     """
     old, new = ({q.name: q for q in m} for m in (before, after))
     groups: dict[tuple[str, str, str, str], list[Quantizer]] = defaultdict(list)
@@ -300,12 +352,16 @@ def diff(before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | N
         total = sum(count for _, count in places)
         where = f", layers {number_ranges(layers).strip('{}')}" if layers else ""
         count = f"{total} quantizer{'s' if total > 1 else ''} change{'' if total > 1 else 's'}"
-        lines.append(f"{count}: {tower} {_fold_places([place for place, _ in places])} {was} to {now}{where}")
+        lines.append(
+            f"{count}: {tower} {_fold_places([place for place, _ in places])} {was} to {now}{where}"
+        )
     return lines
 
 
 def _fold_places(places: Sequence[str]) -> str:
-    """``self_attn.q_proj input``, ``self_attn.k_proj input`` ... to ``self_attn.{q,k}_proj {input,weight}``."""
+    """``self_attn.q_proj input``, ``self_attn.k_proj input`` ... to ``self_attn.{q,k}_proj
+    {input,weight}``.
+    """
     kinds: dict[str, list[str]] = defaultdict(list)
     for place in places:
         module, _, kind = place.rpartition(" ")
@@ -314,11 +370,16 @@ def _fold_places(places: Sequence[str]) -> str:
     for module, found in kinds.items():
         holder, dot, leaf = module.rpartition(".")
         modules[holder + dot, fold_leaves(found)].append(leaf)
-    return ", ".join(f"{holder}{fold_leaves(leaves)} {leaf}".strip() for (holder, leaf), leaves in modules.items())
+    return ", ".join(
+        f"{holder}{fold_leaves(leaves)} {leaf}".strip()
+        for (holder, leaf), leaves in modules.items()
+    )
 
 
 def state(q: Quantizer | None) -> str:
-    """What a difference of maps shows of a quantizer: ``absent``, ``off``, or its format and what is unusual."""
+    """What a difference of maps shows of a quantizer: ``absent``, ``off``, or its format and what
+    is unusual.
+    """
     if q is None:
         return "absent"
     if not q.enabled:
@@ -335,8 +396,10 @@ def _amax_change(a: Quantizer, b: Quantizer, tolerance: float) -> tuple[str, str
         return "", ""
     if a.amax is None or b.amax is None:
         return ("no amax", "an amax") if a.amax is None else ("an amax", "no amax")
-    close = all(math.isclose(x, y, rel_tol=tolerance) for x, y in
-                ((a.amax.low, b.amax.low), (a.amax.high, b.amax.high)))  # fmt: skip
+    close = all(
+        math.isclose(x, y, rel_tol=tolerance)
+        for x, y in ((a.amax.low, b.amax.low), (a.amax.high, b.amax.high))
+    )
     if tolerance > 0 and a.amax.count == b.amax.count and close:
         return "", ""
     return f"amax {a.amax.high:.6g}", f"{b.amax.high:.6g}"

@@ -1,9 +1,10 @@
-"""What quantized weights weigh: in memory and on the disk, before and after ``mtq.compress``, against bits times
-parameters.
+"""What quantized weights weigh: in memory and on the disk, before and after ``mtq.compress``,
+against bits times parameters.
 
-Fake quantization saves nothing: a weight that is quantized to eight bits still lies there in sixteen.  ``mtq.compress``
-packs it.  Here every weight with an enabled quantizer is held against its format, one by one, so that the one which
-compression passed over has a name; and the file against what the weights have become.
+Fake quantization saves nothing: a weight that is quantized to eight bits still lies there in
+sixteen.  ``mtq.compress`` packs it.  Here every weight with an enabled quantizer is held against
+its format, one by one, so that the one which compression passed over has a name; and the file
+against what the weights have become.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from harness.problems import Problem
 from harness.quantization.context import quiet
 from harness.quantization.maps import format_name, tensor_quantizers
 
-#: What a file may hold beyond its tensors' savings: names, shapes and ModelOpt's state, as a share and in bytes.
+#: What a file may hold beyond its tensors' savings: names, shapes and ModelOpt's state, as a share
+#: and in bytes.
 _SHARE, _OVERHEAD = 0.05, 64 << 10
 
 
@@ -32,7 +34,9 @@ class NotCompressedError(Exception):
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a model's parameters and buffers in memory, each storage counted once, and of its checkpoint."""
+    """Bytes of a model's parameters and buffers in memory, each storage counted once, and of its
+    checkpoint.
+    """
 
     memory: int
     disk: int
@@ -40,7 +44,9 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Weight:
-    """One quantized weight after compression: its numbers, the bits of each in its format, and the bytes it takes."""
+    """One quantized weight after compression: its numbers, the bits of each in its format, and the
+    bytes it takes.
+    """
 
     name: str
     format: str
@@ -56,7 +62,9 @@ class Weight:
 
 @dataclass(frozen=True)
 class Compression:
-    """A model before and after ``mtq.compress``; ``scales`` are the bytes of the scales that it added."""
+    """A model before and after ``mtq.compress``; ``scales`` are the bytes of the scales that it
+    added.
+    """
 
     before: Footprint
     after: Footprint
@@ -65,35 +73,55 @@ class Compression:
     scales: int
 
     def problems(self) -> list[Problem]:
-        """Weights that take more, or less, than their bits, and a checkpoint that did not shrink as they did."""
+        """Weights that take more, or less, than their bits, and a checkpoint that did not shrink as
+        they did.
+        """
         wrong = [w for w in self.weights if w.found != w.expected]
         found = []
         if wrong:
             lines = tuple(
-                f"{w.name} ({w.format}): {w.found} bytes for {w.numbers} numbers of {w.bits} bits" for w in wrong
+                f"{w.name} ({w.format}): {w.found} bytes for {w.numbers} numbers of {w.bits} bits"
+                for w in wrong
             )
-            what = f"{len(wrong)} of {len(self.weights)} quantized weights do not take their bits after mtq.compress:"
+            what = (
+                f"{len(wrong)} of {len(self.weights)} quantized weights do not take their bits "
+                f"after mtq.compress:"
+            )
             found.append(Problem("weight not compressed", what, lines, _MEND))
         saved, shrunk = self.before.memory - self.after.memory, self.before.disk - self.after.disk
         if saved - shrunk > max(_OVERHEAD, _SHARE * saved):
-            what = f"the checkpoint shrinks by {shrunk:,} bytes, the weights in memory by {saved:,}."
+            what = (
+                f"the checkpoint shrinks by {shrunk:,} bytes, the weights in memory by {saved:,}."
+            )
             mend = "Look at what mto.save writes: a second copy of the weights, or unpacked ones."
             found.append(Problem("checkpoint not compressed", what, (), mend))
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """A plain record for JSON."""
-        totals = {"numbers": sum(w.numbers for w in self.weights), "bytes": sum(w.found for w in self.weights),
-                  "expected": sum(w.expected for w in self.weights)}  # fmt: skip
-        return {"before": asdict(self.before), "after": asdict(self.after), "parameters": self.parameters,
-                "scales": self.scales, "quantized": totals}  # fmt: skip
+        totals = {
+            "numbers": sum(w.numbers for w in self.weights),
+            "bytes": sum(w.found for w in self.weights),
+            "expected": sum(w.expected for w in self.weights),
+        }
+        return {
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "parameters": self.parameters,
+            "scales": self.scales,
+            "quantized": totals,
+        }
 
 
-_MEND = "Compare mtq.compress's patterns and the formats that ModelOpt packs with the recipe's weight quantizers."
+_MEND = (
+    "Compare mtq.compress's patterns and the formats that ModelOpt packs with the recipe's weight "
+    "quantizers."
+)
 
 
 def compressed(model: nn.Module, leave_out: Sequence[str] = ()) -> nn.Module:
-    """A copy of a quantized *model*, its weights packed but for those whose quantizers match globs of *leave_out*.
+    """A copy of a quantized *model*, its weights packed but for those whose quantizers match globs
+    of *leave_out*.
 
     Raises:
         NotCompressedError: ModelOpt packs no weight of one of its formats.
@@ -107,7 +135,9 @@ def compressed(model: nn.Module, leave_out: Sequence[str] = ()) -> nn.Module:
         try:
             mtq.compress(packed, CompressConfig(compress=patterns))
         except (AssertionError, NotImplementedError, ValueError) as error:
-            raise NotCompressedError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise NotCompressedError(
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
     return packed
 
 
@@ -119,11 +149,18 @@ def compare(model: nn.Module, packed: nn.Module) -> Compression:
         for name, (weight, format_, bits) in weights.items()
     )
     scales = sum(_bytes(b) for b in packed.buffers()) - sum(_bytes(b) for b in model.buffers())
-    return Compression(footprint(model), footprint(packed), found, sum(p.numel() for p in model.parameters()), scales)
+    return Compression(
+        footprint(model),
+        footprint(packed),
+        found,
+        sum(p.numel() for p in model.parameters()),
+        scales,
+    )
 
 
 def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, str, int]]:
-    """Every weight with an enabled quantizer: the weight, its format's name and bits, by the parameter's name.
+    """Every weight with an enabled quantizer: the weight, its format's name and bits, by the
+    parameter's name.
 
     Of a chain of quantizers (W4A8) the first one's numbers are what is stored.
     """
@@ -132,7 +169,11 @@ def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, str, int]]:
         holder, is_weight, rest = name.partition("weight_quantizer")
         if not is_weight or rest not in ("", ".0") or not quantizer.is_enabled:
             continue
-        found[f"{holder}weight"] = model.get_parameter(f"{holder}weight"), format_name(quantizer), _bits(quantizer)
+        found[f"{holder}weight"] = (
+            model.get_parameter(f"{holder}weight"),
+            format_name(quantizer),
+            _bits(quantizer),
+        )
     return found
 
 
@@ -149,7 +190,9 @@ def footprint(model: nn.Module) -> Footprint:
     """What *model* takes in memory, and what ``mto.save`` writes of it."""
     import modelopt.torch.opt as mto
 
-    storages = {t.untyped_storage().data_ptr(): _bytes(t) for t in (*model.parameters(), *model.buffers())}
+    storages = {
+        t.untyped_storage().data_ptr(): _bytes(t) for t in (*model.parameters(), *model.buffers())
+    }
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "model.pth"
         mto.save(model, path)

@@ -1,4 +1,6 @@
-"""What every quantizer of a model really computes, against the oracle, on the tensors that flow through it."""
+"""What every quantizer of a model really computes, against the oracle, on the tensors that flow
+through it.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ from harness.quantization.maps import tensor_quantizers
 class Observation:
     """One enabled quantizer in one forward.
 
-    ``elements`` went in, ``mismatches`` came out with other bits than the oracle's; ``first`` describes one of them.
-    ``saturation`` is the share beyond the range, ``underflow`` the share of non-zero elements that became zero.
-    ``unsupported`` says why the oracle could not speak.
+    ``elements`` went in, ``mismatches`` came out with other bits than the oracle's; ``first``
+    describes one of them. ``saturation`` is the share beyond the range, ``underflow`` the share of
+    non-zero elements that became zero. ``unsupported`` says why the oracle could not speak.
     """
 
     name: str
@@ -37,8 +39,11 @@ class Observation:
         return asdict(self)
 
 
-def observe(model: nn.Module, forward: Callable[[nn.Module], object] | None = None) -> tuple[Observation, ...]:
-    """Compare every enabled quantizer's output with the oracle's, bit for bit, during one forward of *model*.
+def observe(
+    model: nn.Module, forward: Callable[[nn.Module], object] | None = None
+) -> tuple[Observation, ...]:
+    """Compare every enabled quantizer's output with the oracle's, bit for bit, during one forward
+    of *model*.
 
     Args:
         model: quantized, not folded: folding hides the weight quantizers.
@@ -47,7 +52,11 @@ def observe(model: nn.Module, forward: Callable[[nn.Module], object] | None = No
     found: dict[str, Observation] = {}
 
     def see(name: str, quantizer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if name not in found and isinstance(output, Tensor) and getattr(quantizer, "is_enabled", False):
+        if (
+            name not in found
+            and isinstance(output, Tensor)
+            and getattr(quantizer, "is_enabled", False)
+        ):
             found[name] = _compare(name, quantizer, args[0], output)
 
     with torch.no_grad(), after_each(tensor_quantizers(model), see):

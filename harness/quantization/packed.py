@@ -1,13 +1,15 @@
 """What a CPU can show of the block formats that ModelOpt's fake quantization computes on CUDA only.
 
-NVFP4 and the MX formats fail in their first forward on a CPU, after ``mtq.quantize`` has succeeded.  Three things
-need no forward: the map on the meta device (``Gate.structure_problems``), the oracle, and ModelOpt's packed tensors.
-Here the last two are held against each other on the weights of the model at hand, in the blocks of the recipe:
+NVFP4 and the MX formats fail in their first forward on a CPU, after ``mtq.quantize`` has succeeded.
+Three things need no forward: the map on the meta device (``Gate.structure_problems``), the oracle,
+and ModelOpt's packed tensors. Here the last two are held against each other on the weights of the
+model at hand, in the blocks of the recipe:
 
-* every number that the oracle (``harness.formats``) returns is one of the format's, times its block's scale, and none
-  is nearer to the weight: found by search through the format's numbers, apart from the oracle's rounding;
-* ModelOpt's packed tensor of the weight, read back, has the oracle's bits, but where ``formats.deviations`` says
-  otherwise.
+* every number that the oracle (``harness.formats``) returns is one of the format's, times its
+  block's scale, and none is nearer to the weight: found by search through the format's numbers,
+  apart from the oracle's rounding;
+* ModelOpt's packed tensor of the weight, read back, has the oracle's bits, but where
+  ``formats.deviations`` says otherwise.
 
 E3M2 (MXFP6) and MXINT8 have no packed tensor in ModelOpt 0.47: of them only the first can be shown.
 """
@@ -38,9 +40,11 @@ CLASSES = {
 }
 
 
-def weights(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> Iterator[tuple[str, Tensor, Any]]:
-    """Every weight of *model* whose enabled quantizer has quantized block scales: (quantizer's name, weight, oracle's
-    step).  Nothing is calibrated and no quantizer runs.
+def weights(
+    model: nn.Module, recipe: Recipe, attention: str = "diffusers"
+) -> Iterator[tuple[str, Tensor, Any]]:
+    """Every weight of *model* whose enabled quantizer has quantized block scales: (quantizer's
+    name, weight, oracle's step).  Nothing is calibrated and no quantizer runs.
     """
     made = quantize.structure(model, recipe, attention)
     for name, quantizer in tensor_quantizers(made).items():
@@ -51,8 +55,12 @@ def weights(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> I
             yield name, made.get_parameter(name.removesuffix("_quantizer")).detach().cpu(), step
 
 
-def problems(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> tuple[list[Problem], int]:
-    """What is wrong with the numbers of *model*'s weights under *recipe*, and how many weights were looked at."""
+def problems(
+    model: nn.Module, recipe: Recipe, attention: str = "diffusers"
+) -> tuple[list[Problem], int]:
+    """What is wrong with the numbers of *model*'s weights under *recipe*, and how many weights were
+    looked at.
+    """
     far, other, count = [], [], 0
     for name, weight, step in weights(model, recipe, attention):
         count += 1
@@ -61,12 +69,24 @@ def problems(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> 
         if wrong := unlike_packed(weight, step):
             other.append(f"{name}: {wrong} of {weight.numel()} numbers differ")
     found = (
-        ("oracle is not nearest", "the oracle does not give the nearest number of the format:", far,
-         "harness.formats is wrong: compare harness/formats/number_formats.py with the format's specification."),
-        ("packed tensor differs", "ModelOpt's packed tensors do not hold what the format's definition says:", other,
-         "Weights that are compressed with this ModelOpt are not those that the recipe was judged on."),
-    )  # fmt: skip
-    return [Problem(rule, what, tuple(lines), mend) for rule, what, lines, mend in found if lines], count
+        (
+            "oracle is not nearest",
+            "the oracle does not give the nearest number of the format:",
+            far,
+            "harness.formats is wrong: compare harness/formats/number_formats.py with the format's "
+            "specification.",
+        ),
+        (
+            "packed tensor differs",
+            "ModelOpt's packed tensors do not hold what the format's definition says:",
+            other,
+            "Weights that are compressed with this ModelOpt are not those that the recipe was "
+            "judged on.",
+        ),
+    )
+    return [
+        Problem(rule, what, tuple(lines), mend) for rule, what, lines, mend in found if lines
+    ], count
 
 
 def _layout(step: Any) -> dict[str, Any]:
@@ -74,12 +94,15 @@ def _layout(step: Any) -> dict[str, Any]:
 
 
 def not_nearest(weight: Tensor, step: Any) -> int:
-    """Numbers that the oracle rounds *weight* to although another number of the format lies nearer, or that are none.
+    """Numbers that the oracle rounds *weight* to although another number of the format lies nearer,
+    or that are none.
 
-    *weight* float (rows, columns).  Distances are float64; two that differ by less than the weight dtype's and the
-    scale's rounding count as equal.
+    *weight* float (rows, columns).  Distances are float64; two that differ by less than the weight
+    dtype's and the scale's rounding count as equal.
     """
-    found = formats.quantize_dequantize(weight.float(), step.format, scale_max=step.scale_max, **_layout(step)).numpy()
+    found = formats.quantize_dequantize(
+        weight.float(), step.format, scale_max=step.scale_max, **_layout(step)
+    ).numpy()
     values = weight.float().numpy()
     layout = plan(values.shape, None, step.block_sizes)
     cut, result = layout.cut(values), layout.cut(found)
@@ -88,7 +111,9 @@ def not_nearest(weight: Tensor, step: Any) -> int:
         scale = e8m0_scale(amax, step.format)
     else:
         scale = block_scale(amax, layout, step.format, None, step.scale_max)
-    scale = np.broadcast_to(np.where(scale == 0, np.float32(1), scale), cut.shape).astype(np.float64)
+    scale = np.broadcast_to(np.where(scale == 0, np.float32(1), scale), cut.shape).astype(
+        np.float64
+    )
     points = step.format.code_points.astype(np.float64)
     nearest = _distance(cut / scale, points)
     slack = 2.0**-20 * step.format.max
@@ -103,8 +128,8 @@ def _distance(values: NDArray[np.float64], points: NDArray[np.float64]) -> NDArr
 
 
 def unlike_packed(weight: Tensor, step: Any) -> int:
-    """Numbers of ModelOpt's packed tensor of *weight* that have other bits than the oracle's, known deviations aside;
-    0 where ModelOpt packs no such format.
+    """Numbers of ModelOpt's packed tensor of *weight* that have other bits than the oracle's, known
+    deviations aside; 0 where ModelOpt packs no such format.
     """
     kind = CLASSES.get((step.format.name, step.scale_format))
     if kind is None:
@@ -115,7 +140,10 @@ def unlike_packed(weight: Tensor, step: Any) -> int:
     expected = formats.quantize_dequantize(weight, step.format, rules=rules, **_layout(step))
     if kind != "MXFP4QTensor":
         return int(np.count_nonzero(~formats.same_bits(found, expected)))
-    # mxfp4-packed-ties and -zero: ties go towards zero, where a number a little smaller goes too; 0 loses its sign.
+    # mxfp4-packed-ties and -zero: ties go towards zero, where a number a little smaller goes too; 0
+    # loses its sign.
     amax = weight.abs().reshape(len(weight), -1, size).amax(-1)
-    inward = formats.quantize_dequantize(weight.double() * (1 - 2.0**-20), step.format, amax, **_layout(step))
+    inward = formats.quantize_dequantize(
+        weight.double() * (1 - 2.0**-20), step.format, amax, **_layout(step)
+    )
     return int((found != inward.to(weight.dtype)).sum())

@@ -1,7 +1,9 @@
-"""From a reference and a recipe to a quantized model: attention registration, calibration, ``mtq.quantize``.
+"""From a reference and a recipe to a quantized model: attention registration, calibration,
+``mtq.quantize``.
 
-The three steps have an order that ModelOpt does not enforce: the attention class must be registered before the
-model is converted, and the calibration must drive both towers (S4, S7).  They are one function here.
+The three steps have an order that ModelOpt does not enforce: the attention class must be registered
+before the model is converted, and the calibration must drive both towers (S4, S7).  They are one
+function here.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ class QuantizationError(Exception):
     Args:
         recipe: what was applied.
         error: what ModelOpt raised.
-        in_forward: whether the quantized model raised in its forward, be it in calibration or later, instead of
-            ModelOpt while it converted the model.
+        in_forward: whether the quantized model raised in its forward, be it in calibration or
+            later, instead of ModelOpt while it converted the model.
     """
 
     def __init__(self, recipe: Recipe, error: Exception, *, in_forward: bool = False) -> None:
@@ -58,12 +60,14 @@ class QuantizationError(Exception):
 
 @contextmanager
 def blamed_on(recipe: Recipe) -> Iterator[None]:
-    """Turn what is raised within the block into a :class:`QuantizationError` if *recipe* is the cause of it.
+    """Turn what is raised within the block into a :class:`QuantizationError` if *recipe* is the
+    cause of it.
 
     The gate's own errors, and whatever came out of the calibration data, pass through as they are.
 
     Raises:
-        QuantizationError: ModelOpt refused the recipe, or the quantized model raised in its forward.
+        QuantizationError: ModelOpt refused the recipe, or the quantized model raised in its
+            forward.
         UsageError: there was not enough memory.
     """
     try:
@@ -92,12 +96,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _came_through(error: BaseException, function: Callable[..., Any]) -> bool:
     """Whether *error* was raised within a call of *function*."""
-    return any(frame.f_code is function.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_code is function.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Drive:
-    """A ModelOpt ``forward_loop`` that feeds each batch (pixel_values and input_ids) to every tower."""
+    """A ModelOpt ``forward_loop`` that feeds each batch (pixel_values and input_ids) to every
+    tower.
+    """
 
     batches: Iterable[Batch]
 
@@ -125,14 +133,16 @@ def quantize(
     Args:
         model: the reference's model, unquantized.
         recipe: what to quantize and how.
-        forward_loop: drives every tower over the calibration data, or None (nothing is calibrated but weights).  A
-            recipe that searches for formats needs the one of :func:`forward_loop_over`, whose batches it scores on.
+        forward_loop: drives every tower over the calibration data, or None (nothing is calibrated
+            but weights).  A recipe that searches for formats needs the one of
+            :func:`forward_loop_over`, whose batches it scores on.
         attention: one of ATTENTIONS.
 
     Raises:
-        QuantizationError: ModelOpt refused the recipe on this model, or its forward raised during calibration.
-        UsageError: a function of torch was replaced before, or there was not enough memory; and whatever the
-            calibration data raise.
+        QuantizationError: ModelOpt refused the recipe on this model, or its forward raised during
+            calibration.
+        UsageError: a function of torch was replaced before, or there was not enough memory; and
+            whatever the calibration data raise.
     """
     isolation.check()
     config = copy.deepcopy(recipe.quant_cfg)
@@ -145,13 +155,19 @@ def quantize(
     return made.eval().requires_grad_(False)
 
 
-def _applied(model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_loop: ForwardLoop | None) -> nn.Module:
-    """*model* quantized in place, by the recipe's formats (*config*) or by those that a search finds."""
+def _applied(
+    model: nn.Module, recipe: Recipe, config: dict[str, Any], forward_loop: ForwardLoop | None
+) -> nn.Module:
+    """*model* quantized in place, by the recipe's formats (*config*) or by those that a search
+    finds.
+    """
     import modelopt.torch.quantization as mtq
 
     if recipe.kind == SEARCHED:
         if not isinstance(forward_loop, Drive):
-            raise ValueError("a search for formats needs calibration batches: pass forward_loop_over(batches)")
+            raise ValueError(
+                "a search for formats needs calibration batches: pass forward_loop_over(batches)"
+            )
         return search.run(model, recipe, forward_loop)
     made: nn.Module = mtq.quantize(model, config, forward_loop=forward_loop)
     return made
@@ -163,13 +179,18 @@ def insert(model: nn.Module, attention: str = "diffusers") -> nn.Module:
 
     converted = copy.deepcopy(model)
     with quiet(), attention_registered(converted, attention):
-        everything_off = config_form.accepted([{"quantizer_name": "*", "enable": False}], "everything off")
-        found: nn.Module = mtq.quantize(converted, {"quant_cfg": everything_off, "algorithm": None}, forward_loop=None)
+        everything_off = config_form.accepted(
+            [{"quantizer_name": "*", "enable": False}], "everything off"
+        )
+        found: nn.Module = mtq.quantize(
+            converted, {"quant_cfg": everything_off, "algorithm": None}, forward_loop=None
+        )
         return found
 
 
 def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> nn.Module:
-    """*recipe*'s quantizers on a copy of *model* without calibration: what a model on the meta device can show.
+    """*recipe*'s quantizers on a copy of *model* without calibration: what a model on the meta
+    device can show.
 
     Raises:
         QuantizationError: ModelOpt refused the recipe on this model.
@@ -177,22 +198,27 @@ def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") ->
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     if recipe.kind == SEARCHED:
-        raise QuantizationError(recipe, ValueError("what a search chooses hangs on weights and data"))
+        raise QuantizationError(
+            recipe, ValueError("what a search chooses hangs on weights and data")
+        )
     bare = dataclasses.replace(recipe, quant_cfg=dict(recipe.quant_cfg) | {"algorithm": None})
     made = quantize(model, bare, None, attention)
     for module in made.modules():
         if isinstance(module, TensorQuantizer):
-            # Enabled and called, but computing nothing: INT8's range check asks a meta tensor for its value.
+            # Enabled and called, but computing nothing: INT8's range check asks a meta tensor for
+            # its value.
             module.disable_quant()
     return made
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of *model* with its weights quantized in place and their quantizers off: equal bits, less work.
+    """A copy of *model* with its weights quantized in place and their quantizers off: equal bits,
+    less work.
 
-    Not so with SVDQuant: ModelOpt adds the low-rank branch to the weight there and rounds the sum to the weight's
-    dtype.  Such a copy computes something else, so it is left unfolded.  Nor with double quantization, which is stored
-    in another format than it fake-quantizes: the copy has the stored numbers (:mod:`harness.quantization.stored`).
+    Not so with SVDQuant: ModelOpt adds the low-rank branch to the weight there and rounds the sum
+    to the weight's dtype.  Such a copy computes something else, so it is left unfolded.  Nor with
+    double quantization, which is stored in another format than it fake-quantizes: the copy has the
+    stored numbers (:mod:`harness.quantization.stored`).
     """
     import modelopt.torch.quantization as mtq
 

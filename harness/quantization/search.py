@@ -1,9 +1,9 @@
 """Recipes that search: ``mtq.auto_quantize`` on CLIP, and the recipe that its choice amounts to.
 
-ModelOpt tries every candidate format on every layer, scores what each does to the loss and spends the allowed bits
-where they matter.  The loss here is CLIP's own over the calibration pairs.  What the search settles on is read back
-from the model and stated as a ptq recipe, an entry a quantizer, so that the suites judge it like one that a person
-wrote.
+ModelOpt tries every candidate format on every layer, scores what each does to the loss and spends
+the allowed bits where they matter.  The loss here is CLIP's own over the calibration pairs.  What
+the search settles on is read back from the model and stated as a ptq recipe, an entry a quantizer,
+so that the suites judge it like one that a person wrote.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from harness.recipes import applied
 from harness.recipes.loading import SEARCHED, Entry, Recipe
 
 Batch = Mapping[str, Tensor]
-#: What the loss of an FP16 model is multiplied with, so that its gradients stay above FP16's smallest number.  Scores
-#: grow by the square, all alike, and the choice does not change.
+#: What the loss of an FP16 model is multiplied with, so that its gradients stay above FP16's
+#: smallest number.  Scores grow by the square, all alike, and the choice does not change.
 LOSS_SCALE = 1024.0
 
 
@@ -37,7 +37,8 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
     Args:
         model: with a tower for pictures and one for words, its attention registered.
         recipe: of kind auto_quantize.
-        batches: of the calibration; all calibrate each format, and the first ``score_size`` pairs score it.
+        batches: of the calibration; all calibrate each format, and the first ``score_size`` pairs
+            score it.
 
     Raises:
         ValueError: the model has one tower only, so that there is no loss to score by.
@@ -57,7 +58,9 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
     def logits(quantized: nn.Module, batch: Batch) -> Tensor:
         with half_products():
             found = families.forward(quantized, batch)
-        return similarities({tower: features.float() for tower, features in found.items()}, temperature)
+        return similarities(
+            {tower: features.float() for tower, features in found.items()}, temperature
+        )
 
     def loss(found: Tensor, _: Batch) -> Tensor:
         return matched(found) * scale
@@ -77,10 +80,12 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
 
 
 def chosen(model: nn.Module, recipe: Recipe) -> Recipe:
-    """What *recipe* came to on *model*: itself, or for a search the ptq recipe of the formats that it chose.
+    """What *recipe* came to on *model*: itself, or for a search the ptq recipe of the formats that
+    it chose.
 
-    Each format is applied to a layer by itself, as ModelOpt does it: patterns see ``weight_quantizer``, no path.
-    Entries for what is no layer (the quantizers around attention) apply in a fixed baseline only.
+    Each format is applied to a layer by itself, as ModelOpt does it: patterns see
+    ``weight_quantizer``, no path. Entries for what is no layer (the quantizers around attention)
+    apply in a fixed baseline only.
 
     Args:
         model: as :func:`harness.quantization.quantize.quantize` made it from *recipe*.
@@ -90,7 +95,9 @@ def chosen(model: nn.Module, recipe: Recipe) -> Recipe:
         return recipe
     fixed = _fixed(recipe)
     entries = list(fixed.entries) if fixed else [Entry("*", None, False, None, recipe.source)]
-    entries += [Entry(p, None, False, None, recipe.source) for p in recipe.quant_cfg["disabled_layers"]]
+    entries += [
+        Entry(p, None, False, None, recipe.source) for p in recipe.quant_cfg["disabled_layers"]
+    ]
     for name, part in _decided(model, recipe):
         entries += _at_layer(model, name, part, recipe.source)
     listed = [
@@ -100,14 +107,16 @@ def chosen(model: nn.Module, recipe: Recipe) -> Recipe:
         for e in entries
     ]
     cfg = {"quant_cfg": listed, "algorithm": recipe.algorithm or "max"}
-    return dataclasses.replace(recipe, quant_cfg=cfg, entries=tuple(entries), kind="ptq", candidates=())
+    return dataclasses.replace(
+        recipe, quant_cfg=cfg, entries=tuple(entries), kind="ptq", candidates=()
+    )
 
 
 def problems(model: nn.Module, recipe: Recipe) -> list[Problem]:
     """Layers for which the search chose, and billed, a format that quantizes no weight there.
 
-    A format whose entries do not match a layer (``parent_class``, a path in a pattern) costs it nothing and counts as
-    compression, so the search takes it first.
+    A format whose entries do not match a layer (``parent_class``, a path in a pattern) costs it
+    nothing and counts as compression, so the search takes it first.
     """
     if recipe.kind != SEARCHED:
         return []
@@ -115,25 +124,36 @@ def problems(model: nn.Module, recipe: Recipe) -> list[Problem]:
         name
         for name, part in _decided(model, recipe)
         if part is not None
-        and not any(e.enable and "weight_quantizer" in e.pattern for e in _at_layer(model, name, part, ""))
+        and not any(
+            e.enable and "weight_quantizer" in e.pattern for e in _at_layer(model, name, part, "")
+        )
     ]
     if not empty:
         return []
-    what = f"the search of recipe {recipe.name} chose for {len(empty)} layers a format that quantizes no weight there:"
+    what = (
+        f"the search of recipe {recipe.name} chose for {len(empty)} layers a format that quantizes "
+        f"no weight there:"
+    )
     mend = (
-        "It counts them as compressed and they stay as they are. Give the format entries that match these layers "
-        "(formats apply layer by layer, so a pattern sees 'weight_quantizer' and no path), or exclude the layers: "
+        "It counts them as compressed and they stay as they are. Give the format entries that "
+        "match these layers "
+        "(formats apply layer by layer, so a pattern sees 'weight_quantizer' and no path), or "
+        "exclude the layers: "
         "auto_quantize.disabled_layers."
     )
     return [Problem("format without effect", what, tuple(empty), mend)]
 
 
 def _fixed(recipe: Recipe) -> Recipe | None:
-    return recipe.candidates[0] if recipe.quant_cfg["fixed_quantization_config"] is not None else None
+    return (
+        recipe.candidates[0] if recipe.quant_cfg["fixed_quantization_config"] is not None else None
+    )
 
 
 def _decided(model: nn.Module, recipe: Recipe) -> Iterator[tuple[str, Recipe | None]]:
-    """(layer, the candidate that the search chose for it) in the model's order; None: left as it is."""
+    """(layer, the candidate that the search chose for it) in the model's order; None: left as it
+    is.
+    """
     from modelopt.torch.opt.utils import named_hparams
     from modelopt.torch.quantization.algorithms import QuantRecipe, QuantRecipeHparam
 
@@ -148,14 +168,20 @@ def _decided(model: nn.Module, recipe: Recipe) -> Iterator[tuple[str, Recipe | N
 
 
 def _at_layer(model: nn.Module, name: str, part: Recipe | None, source: str) -> list[Entry]:
-    """What *part* says of the quantizers of the layer *name*: an entry each, the last one of *part* that matches."""
+    """What *part* says of the quantizers of the layer *name*: an entry each, the last one of *part*
+    that matches.
+    """
     layer = model.get_submodule(name)
     found = []
-    for attribute in dict.fromkeys(n.partition(".")[0] for n, _ in layer.named_modules() if "quantizer" in n):
+    for attribute in dict.fromkeys(
+        n.partition(".")[0] for n, _ in layer.named_modules() if "quantizer" in n
+    ):
         off, last = Entry(f"{name}.{attribute}", None, False, None, source), None
         cfg = None
         for entry in part.entries if part else ():
             if applied.speaks_of(entry, attribute, original_class(layer)):
                 last, cfg = entry, entry.cfg if entry.cfg is not None else cfg
-        found.append(off if last is None else Entry(off.pattern, None, last.enable, cfg, last.origin))
+        found.append(
+            off if last is None else Entry(off.pattern, None, last.enable, cfg, last.origin)
+        )
     return found

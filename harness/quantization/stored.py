@@ -1,8 +1,10 @@
-"""Weights that ModelOpt stores in another format than its fake quantization computes: double quantization (S14).
+"""Weights that ModelOpt stores in another format than its fake quantization computes: double
+quantization (S14).
 
-A weight quantizer with ``scale_bits`` and ``scale_block_sizes`` fake-quantizes as plain INT4 blocks; ``mtq.compress``
-stores NF4 with integer scales.  What is deployed is what is stored, so accuracy is measured on that: the packed tensor
-read back, or, where ModelOpt cannot read it back, the numbers of the definition.
+A weight quantizer with ``scale_bits`` and ``scale_block_sizes`` fake-quantizes as plain INT4
+blocks; ``mtq.compress`` stores NF4 with integer scales.  What is deployed is what is stored, so
+accuracy is measured on that: the packed tensor read back, or, where ModelOpt cannot read it back,
+the numbers of the definition.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from harness.quantization.context import quiet
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(layer's name, layer) for each enabled weight quantizer of *model* with integer scales in blocks."""
+    """(layer's name, layer) for each enabled weight quantizer of *model* with integer scales in
+    blocks.
+    """
     for name, module in model.named_modules():
         quantizer = getattr(module, "weight_quantizer", None)
         blocks = getattr(quantizer, "block_sizes", None) or {}
@@ -34,14 +38,18 @@ def sizes(quantizer: Any) -> tuple[int, int, int]:
 
 
 def read_back(weight: Tensor, block: int, scale_block: int, scale_bits: int) -> Tensor | None:
-    """*weight* as ModelOpt's packed NF4 tensor holds it, in its own dtype; None where ModelOpt cannot read it back."""
+    """*weight* as ModelOpt's packed NF4 tensor holds it, in its own dtype; None where ModelOpt
+    cannot read it back.
+    """
     from modelopt.torch.quantization.qtensor import NF4QTensor
 
     with quiet():
         packed, scales = NF4QTensor.quantize(weight, block, scale_block)
         stored, double_scale, zero = NF4QTensor.double_quantization(scales, scale_block, scale_bits)
     try:
-        found = packed.dequantize(scale=stored, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero)
+        found = packed.dequantize(
+            scale=stored, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero
+        )
     except RuntimeError:  # more than one block of scales (ModelOpt 0.47)
         return None
     return torch.as_tensor(found)
@@ -49,7 +57,9 @@ def read_back(weight: Tensor, block: int, scale_block: int, scale_bits: int) -> 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> None:
-    """Put the stored numbers in the place of *model*'s weights of this kind, and turn their quantizers off."""
+    """Put the stored numbers in the place of *model*'s weights of this kind, and turn their
+    quantizers off.
+    """
     for _, module in list(weights(model)):
         layout = sizes(module.weight_quantizer)
         found = read_back(module.weight, *layout)
@@ -61,7 +71,9 @@ def fold(model: nn.Module) -> None:
 
 @torch.no_grad()
 def problems(model: nn.Module) -> list[Problem]:
-    """Weights of *model* (not folded) whose fake quantization is not what is stored, or that cannot be read back."""
+    """Weights of *model* (not folded) whose fake quantization is not what is stored, or that cannot
+    be read back.
+    """
     other, lost = [], []
     for name, module in weights(model):
         found = read_back(module.weight, *sizes(module.weight_quantizer))
@@ -70,13 +82,28 @@ def problems(model: nn.Module) -> list[Problem]:
         elif not torch.equal(found, module.weight_quantizer(module.weight)):
             other.append(name)
     told = (
-        ("fake quantization is not what is stored", other,
-         "weights are stored as NF4 with integer scales and fake-quantized as plain INT4 blocks:",
-         "ModelOpt's fake quantization ignores scale_bits and scale_block_sizes, so what is measured or fine-tuned "
-         "with it is another format. Accuracy here is that of what is stored. Take both settings out to deploy INT4."),
-        ("stored weights cannot be read back", lost,
-         "weights are stored as NF4 with more than one block of scales, which ModelOpt cannot read back:",
-         "Give scale_block_sizes a block that holds all scales of a weight (elements / block size). Accuracy here is "
-         "that of the definition's numbers (harness/formats/nf4.py)."),
-    )  # fmt: skip
-    return [Problem(rule, f"{len(names)} {what}", tuple(names), mend) for rule, names, what, mend in told if names]
+        (
+            "fake quantization is not what is stored",
+            other,
+            "weights are stored as NF4 with integer scales and fake-quantized as plain INT4 "
+            "blocks:",
+            "ModelOpt's fake quantization ignores scale_bits and scale_block_sizes, so what is "
+            "measured or fine-tuned "
+            "with it is another format. Accuracy here is that of what is stored. Take both "
+            "settings out to deploy INT4.",
+        ),
+        (
+            "stored weights cannot be read back",
+            lost,
+            "weights are stored as NF4 with more than one block of scales, which ModelOpt cannot "
+            "read back:",
+            "Give scale_block_sizes a block that holds all scales of a weight (elements / block "
+            "size). Accuracy here is "
+            "that of the definition's numbers (harness/formats/nf4.py).",
+        ),
+    )
+    return [
+        Problem(rule, f"{len(names)} {what}", tuple(names), mend)
+        for rule, names, what, mend in told
+        if names
+    ]

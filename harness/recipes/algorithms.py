@@ -1,7 +1,8 @@
 """The key ``algorithm`` of a recipe, as ModelOpt reads it: one method, a list of them, or none.
 
-This is the one place that knows the forms.  A method is a name (``max``) or a mapping with the key ``method``; a list
-runs its methods in order.  A recipe without the key means ``max``, which is the default of ModelOpt's schema.
+This is the one place that knows the forms.  A method is a name (``max``) or a mapping with the key
+``method``; a list runs its methods in order.  A recipe without the key means ``max``, which is the
+default of ModelOpt's schema.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ MAX_METHODS = 8  # of one recipe; each runs over all calibration data
 
 
 def methods(algorithm: Any) -> tuple[str, ...]:
-    """Return the names of the methods that *algorithm* runs, in order; empty where nothing is calibrated."""
+    """Return the names of the methods that *algorithm* runs, in order; empty where nothing is
+    calibrated.
+    """
     names = [one.get("method") if isinstance(one, Mapping) else one for one in steps(algorithm)]
     return tuple(name for name in names if name is not None)
 
@@ -33,7 +36,8 @@ def check(algorithm: Any, place: str) -> None:
     """Hold *algorithm* against ModelOpt's methods and their settings.
 
     Raises:
-        UsageError: ModelOpt has no such method, the method no such setting, or the setting a value that cannot run.
+        UsageError: ModelOpt has no such method, the method no such setting, or the setting a value
+            that cannot run.
     """
     found = steps(algorithm)
     check_count(found, place)
@@ -49,11 +53,15 @@ def check_count(methods: Sequence[Any], place: str) -> None:
         UsageError: there are too many.
     """
     if len(methods) > MAX_METHODS:
-        raise UsageError(place, f"algorithm lists {len(methods)} methods", f"Write at most {MAX_METHODS}.")
+        raise UsageError(
+            place, f"algorithm lists {len(methods)} methods", f"Write at most {MAX_METHODS}."
+        )
 
 
 def _check_method(one: Any, place: str) -> None:
-    from harness.recipes.installed import modelopt_config  # it imports ModelOpt, which takes seconds
+    from harness.recipes.installed import (
+        modelopt_config,
+    )  # it imports ModelOpt, which takes seconds
     from harness.recipes.schema import explained
 
     modelopt_config()
@@ -62,13 +70,17 @@ def _check_method(one: Any, place: str) -> None:
     known = [name.removesuffix("_calibrate") for name in CalibrateModeRegistry._name2descriptor]
     method, settings = split(one, known, place)
     where = Place.of(place, f", algorithm {method}")
-    schema = CalibrateModeRegistry[f"{method}_calibrate" if method is not None else "_no_calibrate"].config_class
+    schema = CalibrateModeRegistry[
+        f"{method}_calibrate" if method is not None else "_no_calibrate"
+    ].config_class
     names = [name for name in schema.model_fields if name != "method"]
     check_keys(settings, names, where)
     try:
         checked = schema(method=method, **settings)
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(where, *explained(error, [settings], tuple(schema.model_fields))) from error
+        raise UsageError(
+            where, *explained(error, [settings], tuple(schema.model_fields))
+        ) from error
     if problem := limits.algorithm_problem(_settings(checked)):
         raise UsageError(where, *problem)
 
@@ -78,7 +90,8 @@ def split(one: Any, known: Collection[str], place: str) -> tuple[str | None, dic
 
     Args:
         one: a name, or a mapping with the key ``method``.
-        known: the names of ModelOpt's methods; ``_no`` is what ``{method: null}`` means, which calibrates nothing.
+        known: the names of ModelOpt's methods; ``_no`` is what ``{method: null}`` means, which
+            calibrates nothing.
         place: where it stands.
 
     Raises:
@@ -87,12 +100,18 @@ def split(one: Any, known: Collection[str], place: str) -> tuple[str | None, dic
     settings = dict(one) if isinstance(one, Mapping) else {"method": one}
     named = "method" in settings
     method = settings.pop("method", None)
-    if named and isinstance(method, (str, type(None))) and (method if method is not None else "_no") in known:
+    if (
+        named
+        and isinstance(method, (str, type(None)))
+        and (method if method is not None else "_no") in known
+    ):
         return method, settings
     listed = ", ".join(name for name in sorted(known) if not name.startswith("_"))
     missing = "" if named else " (the key 'method' is missing)"
     raise UsageError(
-        place, f"there is no calibration algorithm {method!r:.80}{missing}", f"This ModelOpt has {listed}."
+        place,
+        f"there is no calibration algorithm {method!r:.80}{missing}",
+        f"This ModelOpt has {listed}.",
     )
 
 
@@ -103,12 +122,18 @@ def check_keys(settings: Mapping[Any, Any], names: Sequence[str], where: str) ->
         UsageError: one is not.
     """
     if odd := next((key for key in settings if not isinstance(key, str)), None):
-        raise UsageError(where, f"the key {odd!r:.80} is not a name", f"Known settings: {', '.join(names)}.")
+        raise UsageError(
+            where, f"the key {odd!r:.80} is not a name", f"Known settings: {', '.join(names)}."
+        )
 
 
 def _settings(checked: Any) -> limits.Settings:
     """The settings in an instance of ModelOpt's configuration class, nested ones too."""
     fields = type(checked).model_fields
     values = {name: getattr(checked, name) for name in fields}
-    nested = {name: _settings(value) for name, value in values.items() if hasattr(type(value), "model_fields")}
+    nested = {
+        name: _settings(value)
+        for name, value in values.items()
+        if hasattr(type(value), "model_fields")
+    }
     return limits.Settings(values | nested, {name: field.default for name, field in fields.items()})

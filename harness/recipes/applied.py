@@ -1,14 +1,17 @@
-"""What ModelOpt makes of the entries of a ``quant_cfg``: which quantizers each one touches, and what they end as.
+"""What ModelOpt makes of the entries of a ``quant_cfg``: which quantizers each one touches, and
+what they end as.
 
-This is the one place in which ModelOpt's rules of matching are written down a second time (``_match_quantizer`` and
-``set_quantizer_by_cfg`` of ``modelopt.torch.quantization.conversion``).  The tests compare it with ModelOpt's own
-answer on every recipe that ModelOpt ships.
+This is the one place in which ModelOpt's rules of matching are written down a second time
+(``_match_quantizer`` and ``set_quantizer_by_cfg`` of ``modelopt.torch.quantization.conversion``).
+The tests compare it with ModelOpt's own answer on every recipe that ModelOpt ships.
 
 * Entries apply in order; each sets what it names, so the last one that touches a quantizer wins.
 * A pattern is a glob over a quantizer's whole name.  Braces mean nothing.
-* ``parent_class`` asks for the class of the module that holds the quantizer, subclasses not included.
-* A list of attributes makes a sequence: ``weight_quantizer.0``, ``weight_quantizer.1``.  Its parts have names of their
-  own, which later entries can match; weights' and inputs' parts match by the name of the sequence as well.
+* ``parent_class`` asks for the class of the module that holds the quantizer, subclasses not
+  included.
+* A list of attributes makes a sequence: ``weight_quantizer.0``, ``weight_quantizer.1``.  Its parts
+  have names of their own, which later entries can match; weights' and inputs' parts match by the
+  name of the sequence as well.
 * An entry without attributes only switches; one with attributes replaces all of them.
 """
 
@@ -20,7 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-#: The class of the module that holds a quantizer, by the quantizer's name (without the number of a part).
+#: The class of the module that holds a quantizer, by the quantizer's name (without the number of a
+#: part).
 Places = Mapping[str, str]
 Attributes = dict[str, Any]
 
@@ -49,7 +53,9 @@ class Entry(Protocol):
 
 
 class Placed(Protocol):
-    """What is asked of a quantizer (a row of the quantizer map): its name, and the module that holds it."""
+    """What is asked of a quantizer (a row of the quantizer map): its name, and the module that
+    holds it.
+    """
 
     @property
     def name(self) -> str:
@@ -76,8 +82,8 @@ class Placed(Protocol):
 class Setting:
     """What the entries leave of one quantizer.
 
-    ``cfg`` are its attributes as written (None: ModelOpt's defaults); ``switched`` is the index of the entry that
-    turned it on or off, ``shaped`` of the one that gave the attributes.
+    ``cfg`` are its attributes as written (None: ModelOpt's defaults); ``switched`` is the index of
+    the entry that turned it on or off, ``shaped`` of the one that gave the attributes.
     """
 
     enable: bool
@@ -90,8 +96,9 @@ class Setting:
 class Applied:
     """The entries of a recipe, applied to the places of a model.
 
-    ``touched`` holds for each entry the places that it names; ``settings`` what each quantizer ends as, by its full
-    name, if any entry touched it; ``nested`` the places where an entry made a sequence within a sequence.
+    ``touched`` holds for each entry the places that it names; ``settings`` what each quantizer ends
+    as, by its full name, if any entry touched it; ``nested`` the places where an entry made a
+    sequence within a sequence.
     """
 
     touched: tuple[frozenset[str], ...]
@@ -118,7 +125,9 @@ def is_of(parent_class: str | None, module_class: str) -> bool:
 
 
 def speaks_of(entry: Entry, name: str, module_class: str) -> bool:
-    """Whether *entry* touches the quantizer *name* of a module of that class, itself or through its sequence."""
+    """Whether *entry* touches the quantizer *name* of a module of that class, itself or through its
+    sequence.
+    """
     if not is_of(entry.parent_class, module_class):
         return False
     return matches(entry.pattern, name) or matches(entry.pattern, place_of(name))
@@ -134,8 +143,11 @@ def apply(entries: Sequence[Entry], places: Places) -> Applied:
         for place, module_class in places.items():
             for path, node in list(roots[place].walk()):
                 name = ".".join((place, *map(str, path)))
-                # The module that holds a part is the sequence, which is of no class that an entry can ask for.
-                is_class = entry.parent_class is None or (not path and is_of(entry.parent_class, module_class))
+                # The module that holds a part is the sequence, which is of no class that an entry
+                # can ask for.
+                is_class = entry.parent_class is None or (
+                    not path and is_of(entry.parent_class, module_class)
+                )
                 if is_class and matches(entry.pattern, name):
                     found.add(place)
                     _set(roots, place, path, node, entry, index, nested)
@@ -157,7 +169,9 @@ class _Node:
         self.setting: Setting | None = None
 
     def walk(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], _Node]]:
-        """Yield the node and those below it, in the order of ``named_modules``, each with its path."""
+        """Yield the node and those below it, in the order of ``named_modules``, each with its
+        path.
+        """
         yield path, self
         for number, part in enumerate(self.parts or ()):
             yield from part.walk((*path, number))
@@ -180,9 +194,17 @@ class _Node:
 
 
 def _set(
-    roots: dict[str, _Node], place: str, path: tuple[int, ...], node: _Node, entry: Entry, index: int, nested: set[str]
+    roots: dict[str, _Node],
+    place: str,
+    path: tuple[int, ...],
+    node: _Node,
+    entry: Entry,
+    index: int,
+    nested: set[str],
 ) -> None:
-    """Apply *entry* to the quantizer or sequence *node*, which is replaced where its form changes."""
+    """Apply *entry* to the quantizer or sequence *node*, which is replaced where its form
+    changes.
+    """
     siblings, last = _holder(roots, place, path)
     if siblings is None or siblings[last] is not node:
         return  # a part of what this entry has just replaced
@@ -205,7 +227,9 @@ def _set(
 
 
 def _holder(roots: dict[str, _Node], place: str, path: tuple[int, ...]) -> tuple[Any, Any]:
-    """Where the node at *path* of *place* is kept: a container and the key in it; (None, None) if there is none."""
+    """Where the node at *path* of *place* is kept: a container and the key in it; (None, None) if
+    there is none.
+    """
     if not path:
         return roots, place
     node = roots[place]
@@ -219,10 +243,11 @@ def _holder(roots: dict[str, _Node], place: str, path: tuple[int, ...]) -> tuple
 
 
 def matched(quantizers: Iterable[Placed], entry: Entry) -> set[str]:
-    """Names of the quantizers that *entry* speaks of, as they are now: globs over whole names, case and all.
+    """Names of the quantizers that *entry* speaks of, as they are now: globs over whole names, case
+    and all.
 
-    Parts of a sequential quantizer also go by their holder's name.  What an entry names while the entries before it
-    are applied is :func:`applied_to`'s to say.
+    Parts of a sequential quantizer also go by their holder's name.  What an entry names while the
+    entries before it are applied is :func:`applied_to`'s to say.
     """
     return {q.name for q in quantizers if speaks_of(entry, q.name, q.module_class)}
 
@@ -233,5 +258,7 @@ def applied_to(quantizers: Iterable[Placed], entries: Sequence[Entry]) -> Applie
 
 
 def places(names: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Places, by the names of quantizers (parts of sequences among them) and the classes of their modules."""
+    """Places, by the names of quantizers (parts of sequences among them) and the classes of their
+    modules.
+    """
     return {place_of(name): module_class for name, module_class in names}

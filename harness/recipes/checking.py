@@ -1,8 +1,8 @@
 """What decides whether the parts of a recipe are such as ModelOpt takes.
 
-The gate asks the installed ModelOpt (:class:`Installed`).  The lint, which imports none, asks what was recorded of it
-(:class:`harness.lint.recorded.Recorded`).  Everything else about a recipe's form is in :mod:`harness.recipes.loading`,
-for both.
+The gate asks the installed ModelOpt (:class:`Installed`).  The lint, which imports none, asks what
+was recorded of it (:class:`harness.lint.recorded.Recorded`).  Everything else about a recipe's form
+is in :mod:`harness.recipes.loading`, for both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Search:
 
 
 class Schema(Protocol):
-    """What is asked about a recipe's parts.  Each method may raise a UsageError that names the place."""
+    """What is asked about a recipe's parts.  Each method may raise a UsageError that names the
+    place.
+    """
 
     def lines(self, quant_cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a quant_cfg in dict form as single-key lines, in the order in which they apply."""
@@ -84,7 +86,9 @@ class Installed:
         """As :class:`Schema`."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the dict form, of which the gate says by itself what it does
+                warnings.simplefilter(
+                    "ignore"
+                )  # of the dict form, of which the gate says by itself what it does
                 given = {"algorithm": algorithms.DEFAULT} | plain(section)
                 given["quant_cfg"] = config_form.accepted(given["quant_cfg"], str(path))
                 checked = modelopt_config().QuantizeConfig(**given).model_dump(exclude_unset=True)
@@ -103,7 +107,9 @@ class Installed:
                 warnings.simplefilter("ignore")
                 checked = ModelOptAutoQuantizeRecipe(**plain(data)).auto_quantize
         except config_form.REFUSALS as error:
-            raise UsageError(path, f"ModelOpt refuses it: {first_line(error)}", "Correct its sections.") from error
+            raise UsageError(
+                path, f"ModelOpt refuses it: {first_line(error)}", "Correct its sections."
+            ) from error
         return Search(
             checked.constraints.model_dump(exclude_none=True),
             checked.disabled_layers,

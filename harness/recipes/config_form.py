@@ -1,8 +1,10 @@
-"""The form of ``quant_cfg`` that the installed ModelOpt takes: the one place that knows there are two.
+"""The form of ``quant_cfg`` that the installed ModelOpt takes: the one place that knows there are
+two.
 
-Since 0.44 it is a list of entries, each with its ``quantizer_name``.  Up to 0.43 it is a dict from pattern to
-attributes; a class (``nn.Linear``) has a dict of its own, and ``default`` applies before everything else wherever it
-stands.  The gate speaks in lists.  For an older ModelOpt they are written as a dict, as far as a dict can say the same.
+Since 0.44 it is a list of entries, each with its ``quantizer_name``.  Up to 0.43 it is a dict from
+pattern to attributes; a class (``nn.Linear``) has a dict of its own, and ``default`` applies before
+everything else wherever it stands.  The gate speaks in lists.  For an older ModelOpt they are
+written as a dict, as far as a dict can say the same.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from harness.recipes.yaml_reading import Located, place_at
 
 Line = dict[str, Any]
 
-#: What ModelOpt's schema raises where it refuses a value: its validators look up keys that are not there.
+#: What ModelOpt's schema raises where it refuses a value: its validators look up keys that are not
+#: there.
 REFUSALS = (ValueError, TypeError, AttributeError, LookupError)
 
 
@@ -27,7 +30,9 @@ def takes_lists() -> bool:
 
 
 def lines(quant_cfg: Mapping[str, Any]) -> list[Line]:
-    """A ``quant_cfg`` in dict form as single-key lines, in the order in which the installed ModelOpt applies them."""
+    """A ``quant_cfg`` in dict form as single-key lines, in the order in which the installed
+    ModelOpt applies them.
+    """
     names = list(quant_cfg)
     if not takes_lists():
         names.sort(key=lambda name: name != "default")
@@ -35,7 +40,9 @@ def lines(quant_cfg: Mapping[str, Any]) -> list[Line]:
 
 
 def single_lines(quant_cfg: Mapping[str, Any], names: Iterable[str]) -> list[Line]:
-    """The entries of a dict as single-key lines in the order of *names*, each with its place in the file."""
+    """The entries of a dict as single-key lines in the order of *names*, each with its place in the
+    file.
+    """
     lines: list[Line] = []
     for name in names:
         line = Located({name: quant_cfg[name]})
@@ -48,7 +55,8 @@ def normalized(line: Line) -> list[Any]:
     """The entries that one line means, of either form, checked by ModelOpt's schema.
 
     Raises:
-        ValueError, TypeError, AttributeError, LookupError: the schema refuses it (:data:`REFUSALS`).
+        ValueError, TypeError, AttributeError, LookupError: the schema refuses it
+            (:data:`REFUSALS`).
     """
     config = modelopt_config()
     if takes_lists():
@@ -57,7 +65,9 @@ def normalized(line: Line) -> list[Any]:
     for entry in entries:
         unknown = entry.keys() - {"quantizer_name", "parent_class", "enable", "cfg"}
         if unknown or (entry.get("cfg") is None and entry.get("enable", True)):
-            raise ValueError(f"an entry has a pattern, and attributes or enable: false; this is {entry}")
+            raise ValueError(
+                f"an entry has a pattern, and attributes or enable: false; this is {entry}"
+            )
         for attributes in _each(entry.get("cfg")):
             config.QuantizerAttributeConfig(**attributes)
     return entries
@@ -80,14 +90,19 @@ def accepted(quant_cfg: Any, place: str) -> Any:
 
 def entries_of(line: Line) -> list[Line]:
     """The entries that one line means: itself, or one for each key of the dict form."""
-    return [dict(line)] if "quantizer_name" in line else [entry for item in line.items() for entry in _of_key(*item)]
+    return (
+        [dict(line)]
+        if "quantizer_name" in line
+        else [entry for item in line.items() for entry in _of_key(*item)]
+    )
 
 
 def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
     """*entries* as one dict that means the same, applied in its order.
 
     Raises:
-        UsageError: a dict has no place for a pattern twice, nor for a class before and after other patterns.
+        UsageError: a dict has no place for a pattern twice, nor for a class before and after other
+            patterns.
     """
     found: dict[str, Any] = {}
     last: str | None = None
@@ -98,7 +113,8 @@ def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
         if again or pattern in inner:
             raise UsageError(
                 place,
-                f"ModelOpt {metadata.version('nvidia-modelopt')} takes quant_cfg as a dict, which cannot come back to "
+                f"ModelOpt {metadata.version('nvidia-modelopt')} takes quant_cfg as a dict, which "
+                f"cannot come back to "
                 f"{parent or pattern!r} after other entries",
                 "Put its entries together, or install nvidia-modelopt 0.44 or newer.",
             )
@@ -109,7 +125,11 @@ def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
 
 def _of_key(key: str, value: Any) -> list[Line]:
     if key.startswith("nn."):
-        return [{"parent_class": key} | entry for item in dict(value).items() for entry in _of_key(*item)]
+        return [
+            {"parent_class": key} | entry
+            for item in dict(value).items()
+            for entry in _of_key(*item)
+        ]
     name = "*" if key == "default" else key
     if not isinstance(value, Mapping):
         return [{"quantizer_name": name, "cfg": value}]
@@ -119,7 +139,9 @@ def _of_key(key: str, value: Any) -> list[Line]:
 
 
 def _attributes(entry: Line) -> Any:
-    """What an entry says of its quantizers: on or off beside the attributes, of each in a sequence."""
+    """What an entry says of its quantizers: on or off beside the attributes, of each in a
+    sequence.
+    """
     cfg, enable = entry.get("cfg"), bool(entry.get("enable", True))
     if isinstance(cfg, (list, tuple)):
         return [dict(attributes) | {"enable": enable} for attributes in cfg]

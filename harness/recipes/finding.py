@@ -23,7 +23,8 @@ DEFAULT = (
 )
 #: Recipes that search for formats: what they choose hangs on weights and data.
 SEARCHES = ("auto-fp8-int4",)
-#: Further recipes, in the folder ``more``: gated by name (``--recipe svdquant``), not by a plain ``pytest``.
+#: Further recipes, in the folder ``more``: gated by name (``--recipe svdquant``), not by a plain
+#: ``pytest``.
 MORE = (
     "fp8-mse",
     "int4-block",
@@ -73,7 +74,9 @@ def path_of(ref: str, root: Path | None = None) -> Path | None:
     """
     if not isinstance(ref, str) or not ref or not ref.isprintable():
         raise UsageError(
-            f"--recipe {ref!r}", "is not a name of a recipe", f"Give one of {', '.join(DEFAULT + MORE)}, or a path."
+            f"--recipe {ref!r}",
+            "is not a name of a recipe",
+            f"Give one of {', '.join(DEFAULT + MORE)}, or a path.",
         )
     if _PYTHON.match(ref) and not files.exists(ref):
         return None
@@ -83,9 +86,10 @@ def path_of(ref: str, root: Path | None = None) -> Path | None:
 def find(ref: str, tree: Tree, given: bool = False) -> Path:
     """The file, or the directory with metadata and quantize files, that *ref* means.
 
-    What is written as a path (``./fp8``, ``/data/fp8.yaml``, ``~/fp8``) is one.  Any other name is looked up in the
-    *given* tree, if there is one; then, if it has no folder and no suffix, among this package's recipes; then it is a
-    path from the working directory; then a name in the installed tree.
+    What is written as a path (``./fp8``, ``/data/fp8.yaml``, ``~/fp8``) is one.  Any other name is
+    looked up in the *given* tree, if there is one; then, if it has no folder and no suffix, among
+    this package's recipes; then it is a path from the working directory; then a name in the
+    installed tree.
 
     Args:
         ref: as for :func:`load`.
@@ -101,7 +105,8 @@ def find(ref: str, tree: Tree, given: bool = False) -> Path:
     raise UsageError(
         f"--recipe {ref}",
         f"names no recipe of harness/recipes/library, of {tree.root}, and no file",
-        f"Give one of {', '.join(DEFAULT + MORE)}, a name in the tree, a YAML path or module:ATTRIBUTE.",
+        f"Give one of {', '.join(DEFAULT + MORE)}, a name in the tree, a YAML path or "
+        f"module:ATTRIBUTE.",
     )
 
 
@@ -126,15 +131,23 @@ def also_means(ref: str, root: Path | None = None) -> str | None:
 def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
     """Every recipe that *ref* may mean, the one that counts first."""
     path = files.expand(ref, option="--recipe")
-    if path.parts[:1] and path.parts[0].startswith("~"):  # "./~x": a file of that name, not to be expanded again
+    if path.parts[:1] and path.parts[0].startswith(
+        "~"
+    ):  # "./~x": a file of that name, not to be expanded again
         path = path.absolute()
     typed = _with_suffixes(path)
     if path.is_absolute() or ref.startswith(("./", "../")):
         return [file for file in typed if _exists(file)]
     inside: list[Path] = []
     if ".." not in path.parts:
-        in_tree = re.sub(r"^huggingface/models/", "models/", ref)  # where ModelOpt moved them; old names still count
-        inside = [file for file in _with_suffixes(tree.root / in_tree) if _exists(file) and tree.holds(file, ref)]
+        in_tree = re.sub(
+            r"^huggingface/models/", "models/", ref
+        )  # where ModelOpt moved them; old names still count
+        inside = [
+            file
+            for file in _with_suffixes(tree.root / in_tree)
+            if _exists(file) and tree.holds(file, ref)
+        ]
     own: list[Path] = []
     if "/" not in ref and not ref.endswith(SUFFIXES):
         own = [HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml"]
@@ -155,7 +168,10 @@ def _exists(path: Path) -> bool:
 
 def section_files(directory: Path) -> tuple[Path, Path] | None:
     """The metadata and quantize files of a recipe kept as a directory, or None: it is none."""
-    found = [next((p for s in SUFFIXES if files.is_file(p := directory / f"{n}{s}")), None) for n in SECTIONS]
+    found = [
+        next((p for s in SUFFIXES if files.is_file(p := directory / f"{n}{s}")), None)
+        for n in SECTIONS
+    ]
     return (found[0], found[1]) if found[0] and found[1] else None
 
 
@@ -167,15 +183,24 @@ def own_name(path: Path) -> str | None:
 
 
 def own_reference(name: str, root: Path) -> str:
-    """What means this package's recipe *name* where the tree *root* may hold a file of that name."""
+    """What means this package's recipe *name* where the tree *root* may hold a file of that
+    name.
+    """
     path = path_of(name, root)
     if path is not None and own_name(path) == name:
         return name
-    return str(next(own for own in (HERE / f"{name}.yaml", HERE / "more" / f"{name}.yaml") if files.is_file(own)))
+    return str(
+        next(
+            own
+            for own in (HERE / f"{name}.yaml", HERE / "more" / f"{name}.yaml")
+            if files.is_file(own)
+        )
+    )
 
 
 def place_of(path: Path, root: Path | None = None) -> tuple[Path, str]:
-    """The folder below which the recipe at *path* is named, and its path from there with its suffix.
+    """The folder below which the recipe at *path* is named, and its path from there with its
+    suffix.
 
     The folder is the tree for one of its recipes, links followed, and any other's own folder.
     """
@@ -192,7 +217,9 @@ def fit(text: str) -> str:
 
 
 def short_name(path: Path, root: Path) -> str:
-    """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with dots."""
+    """Short and fit for test ids and folder names: ``fp8``; for a recipe of the tree its path with
+    dots.
+    """
     shown = place_of(path, root)[1]
     bare = Path(shown).with_suffix("").as_posix() if files.is_file(path) else shown
     name = fit(bare.replace("/", "."))

@@ -26,17 +26,26 @@ def not_gated(recipe: Recipe, device: str, names: Collection[str] = ()) -> str |
     Args:
         recipe: a loaded recipe.
         device: ``cpu`` or ``cuda``.
-        names: the quantizers' names of the model at hand; without them no recipe is taken to be for another family.
+        names: the quantizers' names of the model at hand; without them no recipe is taken to be for
+            another family.
     """
     if recipe.kind not in JUDGED:
         return kind_not_gated(recipe.kind)
     if named := [setting for part in recipe.parts for setting in file_settings(part.algorithm)]:
-        return f"its algorithm reads or writes files ({', '.join(dict.fromkeys(named))}), which a gate does not"
+        return (
+            f"its algorithm reads or writes files ({', '.join(dict.fromkeys(named))}), which a "
+            f"gate does not"
+        )
     entries = [entry for part in recipe.parts for entry in part.entries]
     if names and (foreign := foreign_patterns(recipe, names)):
-        return f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part of this one"
+        return (
+            f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part "
+            f"of this one"
+        )
     asked = [e for e in entries if e.enable and (not names or fnmatch.filter(names, e.pattern))]
-    if device.partition(":")[0] != "cuda" and (formats := sorted({f for e in asked for f in cuda_formats(e)})):
+    if device.partition(":")[0] != "cuda" and (
+        formats := sorted({f for e in asked for f in cuda_formats(e)})
+    ):
         return f"{', '.join(formats)} needs CUDA, and this is {device}"
     return None
 
@@ -48,12 +57,15 @@ def kind_not_gated(kind: str) -> str:
     return f"kind {kind}: {why}; the gate judges ptq and {SEARCHED} recipes"
 
 
-#: Settings of an algorithm that name a file or folder, which ModelOpt would read or write: known ones, and by rule.
+#: Settings of an algorithm that name a file or folder, which ModelOpt would read or write: known
+#: ones, and by rule.
 _FILE_SETTING = re.compile(r"(^|_)(dir|dirs|directory|folder|path|paths|file|files|filename)$")
 
 
 def file_settings(algorithm: Any) -> list[str]:
-    """Return the settings of *algorithm* that name a file or folder, dotted: ``layerwise.checkpoint_dir``."""
+    """Return the settings of *algorithm* that name a file or folder, dotted:
+    ``layerwise.checkpoint_dir``.
+    """
     found: list[str] = []
     if isinstance(algorithm, (list, tuple)):
         for one in algorithm:
@@ -68,7 +80,9 @@ def file_settings(algorithm: Any) -> list[str]:
 
 
 def cuda_formats(entry: Entry) -> Iterator[str]:
-    """Yield the formats of *entry* that ModelOpt computes on CUDA only (measured): NVFP4 and the MX formats."""
+    """Yield the formats of *entry* that ModelOpt computes on CUDA only (measured): NVFP4 and the MX
+    formats.
+    """
     for cfg in entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]:
         bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes") or {}
         scale = blocks.get("scale_bits")
@@ -80,29 +94,43 @@ def cuda_formats(entry: Entry) -> Iterator[str]:
 
 
 def foreign_patterns(recipe: Recipe, names: Collection[str]) -> list[str]:
-    """Patterns that mean parts which no quantizer of *names* has, where they are what the recipe is about.
+    """Patterns that mean parts which no quantizer of *names* has, where they are what the recipe is
+    about.
 
-    A pattern is foreign if it matches nothing, ends in a kind of quantizer that exists, and names a module that
-    resembles none here (a typo resembles one).  One foreign line in a recipe for this family is that recipe's defect,
-    and insertion will say so; so a recipe counts as foreign only if nothing it enables is a weight here, or if it is
-    kept in another family's folder.
+    A pattern is foreign if it matches nothing, ends in a kind of quantizer that exists, and names a
+    module that resembles none here (a typo resembles one).  One foreign line in a recipe for this
+    family is that recipe's defect, and insertion will say so; so a recipe counts as foreign only if
+    nothing it enables is a weight here, or if it is kept in another family's folder.
     """
     asked = [e for part in recipe.parts for e in part.entries if e.enable]
     modules = {part for name in names for part in name.split(".")}
-    foreign = [e.pattern for e in asked if not fnmatch.filter(names, e.pattern) and names_unknown(e.pattern, modules)]
-    weights = any(n.endswith("weight_quantizer") for e in asked for n in fnmatch.filter(names, e.pattern))
+    foreign = [
+        e.pattern
+        for e in asked
+        if not fnmatch.filter(names, e.pattern) and names_unknown(e.pattern, modules)
+    ]
+    weights = any(
+        n.endswith("weight_quantizer") for e in asked for n in fnmatch.filter(names, e.pattern)
+    )
     return foreign if foreign and (kept_elsewhere(recipe) or not weights) else []
 
 
 def kept_elsewhere(recipe: Recipe) -> bool:
     """Whether *recipe* is in the folder of a family that is none of CLIP's."""
     path = recipe.path.as_posix() if recipe.path else ""
-    return re.search(r"/(?:huggingface|models|model_type)/(?!clip/|vit/|siglip)[^/]+/", path) is not None
+    return (
+        re.search(r"/(?:huggingface|models|model_type)/(?!clip/|vit/|siglip)[^/]+/", path)
+        is not None
+    )
 
 
 def words_of(pattern: str) -> list[str]:
     """Return the words of *pattern* that name parts of modules."""
-    words = [w for w in re.split(r"[*?.]+|\[[^\]]*\]", pattern) if len(w) > 2 and not w.lstrip("_").isdigit()]
+    words = [
+        w
+        for w in re.split(r"[*?.]+|\[[^\]]*\]", pattern)
+        if len(w) > 2 and not w.lstrip("_").isdigit()
+    ]
     return [w for w in words if not re.search(r"quantizers?$", w)]
 
 

@@ -1,8 +1,10 @@
-"""Values of a recipe that ModelOpt's schema accepts and that ModelOpt cannot run, or not in reasonable time and memory.
+"""Values of a recipe that ModelOpt's schema accepts and that ModelOpt cannot run, or not in
+reasonable time and memory.
 
-Every rule was measured with ModelOpt 0.47: without it the value ends in a traceback inside ModelOpt, hours, gigabytes,
-or in numbers that are not those of the format.  A rule looks at the values alone; what depends on the shape of a tensor
-is in :mod:`harness.quantization.fit`.  Each function returns (what is wrong, the fix), or None.
+Every rule was measured with ModelOpt 0.47: without it the value ends in a traceback inside
+ModelOpt, hours, gigabytes, or in numbers that are not those of the format.  A rule looks at the
+values alone; what depends on the shape of a tensor is in :mod:`harness.quantization.fit`.  Each
+function returns (what is wrong, the fix), or None.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ MAX_LOW_RANK = 1024  # of SVDQuant; ModelOpt pads smaller weights up to it
 MAX_CLIP_BATCH = 2**18  # output channels times tokens at once; four times ModelOpt's default
 MAX_GPTQ_BLOCK = 1 << 16
 MAX_REGEX = 256  # characters of a pattern in shared_states
-MAX_REPEATS = 3  # of '*', '+' and '{' in one: each one more multiplies the time of matching by a name's length
+# of '*', '+' and '{' in one: each one more multiplies the time of matching by a name's length
+MAX_REPEATS = 3
 #: FP16's largest number; and what ModelOpt takes for a range of zero.
 LARGEST_AMAX, NO_AMAX = 65504.0, 2.0**-24
 
@@ -36,24 +39,32 @@ _AXIS_FIX = "Write axis: null for one range, or axis: 0 for one per row of a wei
 _CONSTANT_FIX = "Write a number between 2**-24 and 65504."
 
 
-# -- attributes of a quantizer ----------------------------------------------------------------------------------------
+# -- attributes of a quantizer ---------------------------------------------------------------------
 
 
 def attribute_problem(cfg: Attributes) -> Finding:
-    """The first attribute of *cfg* (as ModelOpt's schema returns it) that ModelOpt or the gate cannot work with."""
+    """The first attribute of *cfg* (as ModelOpt's schema returns it) that ModelOpt or the gate
+    cannot work with.
+    """
     rules = (_not_judged, _bits, _axis, _blocks, _scales, _calibrator, _constant)
     return next((problem for rule in rules if (problem := rule(cfg))), None)
 
 
 def _not_judged(cfg: Attributes) -> Finding:
-    """What does more, or less, than quantize and dequantize: the gate has no definition to compare it with."""
+    """What does more, or less, than quantize and dequantize: the gate has no definition to compare
+    it with.
+    """
     rotate = cfg.get("rotate")
-    rotates = rotate.get("enable") if isinstance(rotate, Mapping) else getattr(rotate, "enable", rotate)
+    rotates = (
+        rotate.get("enable") if isinstance(rotate, Mapping) else getattr(rotate, "enable", rotate)
+    )
     found = {
         "rotate": rotates and "turns the tensor before it is quantized",
         "bias": cfg.get("bias") is not None and "shifts the range (affine quantization)",
-        "backend": cfg.get("backend") is not None and f"is {cfg.get('backend')!r:.60}, a quantizer of its own",
-        "fake_quant": cfg.get("fake_quant") is False and "is false: numbers would be stored packed, not simulated",
+        "backend": cfg.get("backend") is not None
+        and f"is {cfg.get('backend')!r:.60}, a quantizer of its own",
+        "fake_quant": cfg.get("fake_quant") is False
+        and "is false: numbers would be stored packed, not simulated",
     }
     for name, what in found.items():
         if what:
@@ -64,7 +75,11 @@ def _not_judged(cfg: Attributes) -> Finding:
 def _bits(cfg: Attributes) -> Finding:
     bits = cfg.get("num_bits", 8)
     if isinstance(bits, str):
-        fix = f"Write {bits} without quotes." if bits.isdigit() else "Write a number from 2 to 16, or (4, 3) for FP8."
+        fix = (
+            f"Write {bits} without quotes."
+            if bits.isdigit()
+            else "Write a number from 2 to 16, or (4, 3) for FP8."
+        )
         return f"num_bits is the text {bits!r:.40}, expected a number or a format", fix
     if isinstance(bits, int) and bits not in INTEGER_BITS:
         return f"num_bits is {bits}, integers have 2 to 16 bits", "Write 8, or e4m3 for FP8."
@@ -93,12 +108,18 @@ def _blocks(cfg: Attributes) -> Finding:
     if far := [key for key in sizes if key not in DIMENSIONS]:
         return f"block_sizes names dimension {far[0]}, and no tensor here has that one", _BLOCK_FIX
     if len({size is None for size in sizes.values()}) > 1:
-        return "block_sizes mixes null and numbers, which ModelOpt reads otherwise than it says", _BLOCK_FIX
+        return (
+            "block_sizes mixes null and numbers, which ModelOpt reads otherwise than it says",
+            _BLOCK_FIX,
+        )
     for size in sizes.values():
         if size is not None and not 1 <= size <= MAX_BLOCK:
             return f"block_sizes asks for blocks of {size}, expected 1 to {MAX_BLOCK}", _BLOCK_FIX
     if blocks.get("type") not in (None, "static", "dynamic"):
-        return f"block_sizes has the type {blocks['type']!r:.40}", "Write type: static or type: dynamic."
+        return (
+            f"block_sizes has the type {blocks['type']!r:.40}",
+            "Write type: static or type: dynamic.",
+        )
     return None
 
 
@@ -109,25 +130,50 @@ def _scales(cfg: Attributes) -> Finding:
     scale = blocks.get("scale_bits")
     scale = tuple(scale) if isinstance(scale, list) else scale
     if scale not in (None, 8, _E4M3, _E8M0):
-        return f"scale_bits is {scale!r:.40}, ModelOpt has e4m3, e8m0 and 8", "Write scale_bits: e4m3."
+        return (
+            f"scale_bits is {scale!r:.40}, ModelOpt has e4m3, e8m0 and 8",
+            "Write scale_bits: e4m3.",
+        )
     for size in (blocks.get("scale_block_sizes") or {}).values():
         if not isinstance(size, int) or not 1 <= size <= 1 << 20:
-            return f"scale_block_sizes asks for blocks of {size!r:.40}", "Write scale_block_sizes: {-1: 256}."
-    dynamic = blocks.get("type") == "dynamic" and any(isinstance(k, int) and size for k, size in blocks.items())
+            return (
+                f"scale_block_sizes asks for blocks of {size!r:.40}",
+                "Write scale_block_sizes: {-1: 256}.",
+            )
+    dynamic = blocks.get("type") == "dynamic" and any(
+        isinstance(k, int) and size for k, size in blocks.items()
+    )
     if dynamic and (scale not in (_E4M3, _E8M0) or (isinstance(bits, int) and bits != 8)):
         name = f"INT{bits}" if isinstance(bits, int) else "this format"
-        what = f"block_sizes has type: dynamic, which ModelOpt has for NVFP4 and MX only, not for {name}"
-        return what, "Write type: static, or a format with scale_bits (NVFP4: num_bits: e2m1, scale_bits: e4m3)."
+        what = (
+            f"block_sizes has type: dynamic, which ModelOpt has for NVFP4 and MX only, not for "
+            f"{name}"
+        )
+        return (
+            what,
+            "Write type: static, or a format with scale_bits (NVFP4: num_bits: e2m1, scale_bits: "
+            "e4m3).",
+        )
     if bits == _E2M1 and not dynamic and scale != _E4M3:
-        fix = "Write block_sizes: {-1: 16, type: dynamic, scale_bits: e4m3} (NVFP4), or num_bits: e4m3."
-        return "num_bits is e2m1 without blocks that have a scale of e4m3, which ModelOpt cannot compute", fix
+        fix = (
+            "Write block_sizes: {-1: 16, type: dynamic, scale_bits: e4m3} (NVFP4), or num_bits: "
+            "e4m3."
+        )
+        return (
+            "num_bits is e2m1 without blocks that have a scale of e4m3, which ModelOpt cannot "
+            "compute",
+            fix,
+        )
     return None
 
 
 def _calibrator(cfg: Attributes) -> Finding:
     calibrator = cfg.get("calibrator", "max")
     if calibrator == "histogram":
-        return "calibrator is histogram, which no algorithm of ModelOpt can evaluate", "Write calibrator: max."
+        return (
+            "calibrator is histogram, which no algorithm of ModelOpt can evaluate",
+            "Write calibrator: max.",
+        )
     is_constructor = isinstance(calibrator, Sequence) and not isinstance(calibrator, str)
     if is_constructor and not callable(next(iter(calibrator), None)):
         return f"the calibrator {list(calibrator)!r:.80} is no class", "Write calibrator: max."
@@ -140,7 +186,10 @@ def _constant(cfg: Attributes) -> Finding:
         return None
     name = "use_constant_amax" if fixed else "constant_amax"
     if cfg.get("type") == "dynamic":
-        return f"{name} fixes the range and type: dynamic computes it from each tensor", "Remove one of the two."
+        return (
+            f"{name} fixes the range and type: dynamic computes it from each tensor",
+            "Remove one of the two.",
+        )
     if amax is not None and not NO_AMAX < amax <= LARGEST_AMAX:
         return f"constant_amax is {amax:g}", _CONSTANT_FIX
     return None
@@ -160,11 +209,16 @@ def attributes_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def refused_entry(entry: Mapping[str, Any]) -> Finding:
-    """What ModelOpt's validators refuse in an entry that has the right types; see :func:`refused_attributes`."""
+    """What ModelOpt's validators refuse in an entry that has the right types; see
+    :func:`refused_attributes`.
+    """
     cfg = entry.get("cfg")
     is_empty = cfg in ({}, []) or (isinstance(cfg, list) and all(one == {} for one in cfg))
     if cfg is not None and is_empty and entry.get("enable", True):
-        return "cfg is empty", "Write attributes, such as num_bits: e4m3, or remove cfg and write enable: true."
+        return (
+            "cfg is empty",
+            "Write attributes, such as num_bits: e4m3, or remove cfg and write enable: true.",
+        )
     if "cfg" not in entry and "enable" not in entry:
         return "the entry says neither cfg nor enable", "Write cfg: {...}, or enable: false."
     return None
@@ -173,7 +227,8 @@ def refused_entry(entry: Mapping[str, Any]) -> Finding:
 def refused_attributes(cfg: Attributes) -> Finding:
     """What ModelOpt's validators refuse in attributes that have the right types.
 
-    For the lint, which does not import ModelOpt; where ModelOpt is there it decides itself, and a test compares.
+    For the lint, which does not import ModelOpt; where ModelOpt is there it decides itself, and a
+    test compares.
     """
     if cfg.get("enable") is True and len(cfg) == 1:
         return "cfg holds enable: true alone", "Write the attributes, such as num_bits: e4m3."
@@ -182,7 +237,10 @@ def refused_attributes(cfg: Attributes) -> Finding:
     blocks = blocks if isinstance(blocks, Mapping) else None
     if isinstance(bits, tuple) and cfg.get("backend") is None:
         if bits not in _FORMATS:
-            return f"num_bits is {bits}, which is not a format of ModelOpt", "Write e4m3, e5m2, e3m2, e2m3 or e2m1."
+            return (
+                f"num_bits is {bits}, which is not a format of ModelOpt",
+                "Write e4m3, e5m2, e3m2, e2m3 or e2m1.",
+            )
         if bits not in (_E4M3, _E2M1) and (blocks or {}).get("type") != "dynamic":
             fix = "Write block_sizes: {-1: 32, type: dynamic, scale_bits: e8m0}."
             return f"num_bits is {bits}, which ModelOpt has in dynamic blocks only", fix
@@ -192,7 +250,10 @@ def refused_attributes(cfg: Attributes) -> Finding:
         return "use_constant_amax and constant_amax are both set", "Remove one of the two."
     if cfg.get("learn_amax") is True:
         return "learn_amax is true, which ModelOpt no longer has", "Remove learn_amax."
-    if isinstance(calibrator := cfg.get("calibrator", "max"), str) and calibrator not in ("max", "histogram"):
+    if isinstance(calibrator := cfg.get("calibrator", "max"), str) and calibrator not in (
+        "max",
+        "histogram",
+    ):
         return f"calibrator is {calibrator!r:.40}", "Write calibrator: max."
     return None
 
@@ -201,21 +262,32 @@ def _refused_blocks(cfg: Attributes, blocks: Mapping[Any, Any]) -> Finding:
     if cfg.get("axis") is not None:
         return "axis and block_sizes are both set", "Remove one of the two."
     if unknown := [key for key in blocks if isinstance(key, str) and key not in _BLOCK_KEYS]:
-        return f"block_sizes has the key {unknown[0]!r:.40}", f"Known: dimensions, {', '.join(_BLOCK_KEYS)}."
+        return (
+            f"block_sizes has the key {unknown[0]!r:.40}",
+            f"Known: dimensions, {', '.join(_BLOCK_KEYS)}.",
+        )
     sizes = [key for key in blocks if not isinstance(key, str)]
     if odd := [key for key in sizes if not isinstance(blocks[key], (int, type(None)))]:
-        return f"block_sizes asks for blocks of {blocks[odd[0]]!r:.40}", "Write block_sizes: {-1: 16}."
+        return (
+            f"block_sizes asks for blocks of {blocks[odd[0]]!r:.40}",
+            "Write block_sizes: {-1: 16}.",
+        )
     if blocks.get("type") == "dynamic" and len(sizes) != 1:
-        return "block_sizes has type: dynamic, which needs one dimension", "Write block_sizes: {-1: 16, type: dynamic}."
+        return (
+            "block_sizes has type: dynamic, which needs one dimension",
+            "Write block_sizes: {-1: 16, type: dynamic}.",
+        )
     return None
 
 
-# -- settings of an algorithm -----------------------------------------------------------------------------------------
+# -- settings of an algorithm ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a method: their values with ModelOpt's defaults filled in (nested ones too), and these defaults."""
+    """Settings of a method: their values with ModelOpt's defaults filled in (nested ones too), and
+    these defaults.
+    """
 
     values: Mapping[str, Any]
     defaults: Mapping[str, Any]
@@ -229,8 +301,15 @@ def algorithm_problem(settings: Settings) -> Finding:
         if is_number and value is None:
             return f"{name} is null, expected a number", f"Remove {name}, for ModelOpt's {default}."
         if isinstance(value, float) and not math.isfinite(value):
-            return f"{name} is {value}, expected a finite number", f"Remove {name}, for ModelOpt's {default}."
-        if isinstance(value, Settings) and name != "layerwise" and (inner := algorithm_problem(value)):
+            return (
+                f"{name} is {value}, expected a finite number",
+                f"Remove {name}, for ModelOpt's {default}.",
+            )
+        if (
+            isinstance(value, Settings)
+            and name != "layerwise"
+            and (inner := algorithm_problem(value))
+        ):
             return f"{name}: {inner[0]}", inner[1]
     rules = (_candidates, _clip, _low_rank, _gptq, _regexes)
     return next((problem for rule in rules if (problem := rule(settings.values))), None)
@@ -245,7 +324,9 @@ def _candidates(values: Mapping[str, Any]) -> Finding:
             return f"start_multiplier is {start:g}, above stop_multiplier, {stop:g}", fix
         if problem := _too_many("step_size", values["step_size"], stop - start):
             return problem
-    if (step := values.get("alpha_step")) is not None and (problem := _too_many("alpha_step", step, 1.0)):
+    if (step := values.get("alpha_step")) is not None and (
+        problem := _too_many("alpha_step", step, 1.0)
+    ):
         return problem
     if (step := values.get("shrink_step")) is not None:
         return _too_many("shrink_step", step, 1.0 - values["min_clip_ratio"])
@@ -276,7 +357,10 @@ def _clip(values: Mapping[str, Any]) -> Finding:
 def _low_rank(values: Mapping[str, Any]) -> Finding:
     rank = values.get("lowrank")
     if rank is not None and not 1 <= rank <= MAX_LOW_RANK:
-        return f"lowrank is {rank:,}, expected 1 to {MAX_LOW_RANK:,}", "Write lowrank: 32, ModelOpt's own."
+        return (
+            f"lowrank is {rank:,}, expected 1 to {MAX_LOW_RANK:,}",
+            "Write lowrank: 32, ModelOpt's own.",
+        )
     return None
 
 
@@ -293,6 +377,13 @@ def _regexes(values: Mapping[str, Any]) -> Finding:
         for pattern in state.get("patterns", []):
             repeats = len(re.findall(r"[*+{]", pattern))
             if len(pattern) > MAX_REGEX or repeats > MAX_REPEATS or re.search(r"\)[*+{]", pattern):
-                what = f"the regular expression {pattern!r:.60} in shared_states can take for ever to match"
-                return what, f"Write one with at most {MAX_REPEATS} of '*', '+' and '{{', none behind a group."
+                what = (
+                    f"the regular expression {pattern!r:.60} in shared_states can take for ever to "
+                    f"match"
+                )
+                return (
+                    what,
+                    f"Write one with at most {MAX_REPEATS} of '*', '+' and "
+                    f"'{{', none behind a group.",
+                )
     return None

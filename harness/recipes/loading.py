@@ -1,9 +1,10 @@
-"""Recipes: what to quantize and how, from YAML in ModelOpt's schema or from a Python ``quant_cfg``, in one form.
+"""Recipes: what to quantize and how, from YAML in ModelOpt's schema or from a Python ``quant_cfg``,
+in one form.
 
 A recipe is named as in ``--recipe REF``: one of this package's (``fp8``), one of ModelOpt's
-(``huggingface/vit/ptq/fp8``), a YAML path, or ``module:ATTRIBUTE``.  YAML is untrusted: it is read by
-:mod:`harness.recipes.tree` and only its resolved, plain data is handed to ModelOpt's schema.  A Python reference is
-imported, as the person who typed it asked for.
+(``huggingface/vit/ptq/fp8``), a YAML path, or ``module:ATTRIBUTE``.  YAML is untrusted: it is read
+by :mod:`harness.recipes.tree` and only its resolved, plain data is handed to ModelOpt's schema.  A
+Python reference is imported, as the person who typed it asked for.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ _PRESET = "modelopt.torch.quantization.config.QuantizeConfig"
 class Entry:
     """One line of a resolved ``quant_cfg``; lines apply in order and the last that matches wins.
 
-    ``cfg`` holds quantizer attributes (num_bits, axis, block_sizes, ...; a list for a sequential quantizer), or None
-    where the line only switches.  ``origin`` is ``file:line``, or what is known of it.  ``written`` is the key that the
-    author wrote where that is not the pattern: ``default`` in the older dict form.
+    ``cfg`` holds quantizer attributes (num_bits, axis, block_sizes, ...; a list for a sequential
+    quantizer), or None where the line only switches.  ``origin`` is ``file:line``, or what is known
+    of it.  ``written`` is the key that the author wrote where that is not the pattern: ``default``
+    in the older dict form.
     """
 
     pattern: str
@@ -64,15 +66,17 @@ class Entry:
 class Recipe:
     """A loaded recipe.
 
-    ``quant_cfg`` is exactly what ``mtq.quantize`` takes, in the form it was published in (a list, or the older dict
-    with its order); ``entries`` is the same in application order.  ``algorithm`` is what ModelOpt will calibrate with
-    (see :mod:`harness.recipes.algorithms`): ``max`` where a recipe does not say, None where nothing is calibrated.
-    ``files`` are the recipe's file and all it imports.  ``hash`` is the sha256 (hex) of the canonical JSON of entries
-    and algorithm, so comments, file layout and dict-or-list form leave it alone.
-    ``kind`` is ``ptq``, or ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg
-    is then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search has chosen
-    (:func:`harness.quantization.search.chosen`), and ``candidates`` are the formats as recipes of their own, a fixed
-    baseline first. Any other kind has no quant_cfg and no entries: ``harness.recipes.judged.not_gated`` says why.
+    ``quant_cfg`` is exactly what ``mtq.quantize`` takes, in the form it was published in (a list,
+    or the older dict with its order); ``entries`` is the same in application order.  ``algorithm``
+    is what ModelOpt will calibrate with (see :mod:`harness.recipes.algorithms`): ``max`` where a
+    recipe does not say, None where nothing is calibrated. ``files`` are the recipe's file and all
+    it imports.  ``hash`` is the sha256 (hex) of the canonical JSON of entries and algorithm, so
+    comments, file layout and dict-or-list form leave it alone. ``kind`` is ``ptq``, or
+    ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg is
+    then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search
+    has chosen (:func:`harness.quantization.search.chosen`), and ``candidates`` are the formats as
+    recipes of their own, a fixed baseline first. Any other kind has no quant_cfg and no entries:
+    ``harness.recipes.judged.not_gated`` says why.
     """
 
     name: str
@@ -88,7 +92,9 @@ class Recipe:
 
     @property
     def parts(self) -> tuple[Recipe, ...]:
-        """The recipes with entries that an author wrote: the candidates of a search, or this one."""
+        """The recipes with entries that an author wrote: the candidates of a search, or this
+        one.
+        """
         return self.candidates or (self,)
 
 
@@ -96,11 +102,14 @@ def load(ref: str, root: Path | None = None) -> Recipe:
     """The recipe that *ref* names, resolved, checked against ModelOpt's schema and in one form.
 
     Args:
-        ref: a name in harness/recipes/library, a name in the tree, a YAML path, or ``module:ATTRIBUTE``.
-        root: the tree in which ModelOpt's names and ``$import`` are looked up; None: the installed one.
+        ref: a name in harness/recipes/library, a name in the tree, a YAML path, or
+            ``module:ATTRIBUTE``.
+        root: the tree in which ModelOpt's names and ``$import`` are looked up; None: the installed
+            one.
 
     Raises:
-        UsageError: there is no such recipe, or it cannot be used: with the file, the place in it and the mend.
+        UsageError: there is no such recipe, or it cannot be used: with the file, the place in it
+            and the mend.
     """
     path = path_of(ref, root)
     if path is None:
@@ -109,10 +118,12 @@ def load(ref: str, root: Path | None = None) -> Recipe:
 
 
 def look(ref: str, root: Path | None = None) -> None:
-    """Read the files that *ref* means and what they import; ModelOpt, which knows the rest, is not imported.
+    """Read the files that *ref* means and what they import; ModelOpt, which knows the rest, is not
+    imported.
 
     Raises:
-        UsageError: there is no such recipe, or a file is not YAML, not a recipe, or imports what is not there.
+        UsageError: there is no such recipe, or a file is not YAML, not a recipe, or imports what is
+            not there.
     """
     path = path_of(ref, root)
     if path is None:
@@ -151,9 +162,10 @@ def load_in(path: Path, tree: Tree, schema: Schema | None = None) -> Recipe:
 def kind_of(document: Document, tree: Tree | None = None) -> str | None:
     """The kind of recipe that *document* is, or None for a snippet that recipes import.
 
-    ``metadata.recipe_type`` names it, or, from ModelOpt 0.48 on, the schema that its comment declares; a complete
-    QuantizeConfig is a ``preset``.  A document that is nothing but an ``$import`` is what it imports, which *tree*
-    looks up; what declares neither is called after its folder (``distillation``).
+    ``metadata.recipe_type`` names it, or, from ModelOpt 0.48 on, the schema that its comment
+    declares; a complete QuantizeConfig is a ``preset``.  A document that is nothing but an
+    ``$import`` is what it imports, which *tree* looks up; what declares neither is called after its
+    folder (``distillation``).
 
     Raises:
         UsageError: it has metadata that names no kind, or imports a recipe that cannot be read.
@@ -177,7 +189,11 @@ def _declared_kind(document: Document) -> str | None:
     if isinstance(body, dict) and "metadata" in body:
         kind = body["metadata"].get("recipe_type") if isinstance(body["metadata"], dict) else None
         if not isinstance(kind, str) or not _WORD.match(kind):
-            raise UsageError(document.path, "its metadata has no recipe_type", "Write 'metadata: {recipe_type: ptq}'.")
+            raise UsageError(
+                document.path,
+                "its metadata has no recipe_type",
+                "Write 'metadata: {recipe_type: ptq}'.",
+            )
         return kind
     if document.schema == _PRESET:
         return "preset"
@@ -186,7 +202,8 @@ def _declared_kind(document: Document) -> str | None:
     return None
 
 
-#: The classes that a recipe's ``modelopt-schema`` comment can name instead of a recipe_type (ModelOpt 0.48).
+#: The classes that a recipe's ``modelopt-schema`` comment can name instead of a recipe_type
+#: (ModelOpt 0.48).
 _RECIPE_SCHEMA = re.compile(r"^modelopt\.recipe\.config\.ModelOpt(\w+)Recipe$")
 _KIND_OF_SCHEMA = {
     "PTQ": "ptq",
@@ -198,7 +215,9 @@ _KIND_OF_SCHEMA = {
 
 
 def _imported(document: Document, tree: Tree) -> Document | None:
-    """The document that *document*, which is nothing but an ``$import``, means in the end; None for any other one."""
+    """The document that *document*, which is nothing but an ``$import``, means in the end; None for
+    any other one.
+    """
     seen = {document.path}
     found: Document | None = None
     while (target := _only_import(found or document)) is not None:
@@ -215,12 +234,18 @@ def _imported(document: Document, tree: Tree) -> Document | None:
 def _only_import(document: Document) -> str | None:
     """The path that *document* imports as a whole, or None."""
     body = document.body
-    name = body.get("$import") if isinstance(body, dict) and not {"quantize", "auto_quantize"} & set(body) else None
+    name = (
+        body.get("$import")
+        if isinstance(body, dict) and not {"quantize", "auto_quantize"} & set(body)
+        else None
+    )
     return document.imports.get(name) if isinstance(name, str) else None
 
 
 def declares_without_metadata() -> bool:
-    """Whether the installed ModelOpt loads a recipe that has no ``metadata.recipe_type`` (0.48 and later)."""
+    """Whether the installed ModelOpt loads a recipe that has no ``metadata.recipe_type`` (0.48 and
+    later).
+    """
     numbers = re.findall(r"\d+", metadata.version("nvidia-modelopt"))[:2]
     return tuple(map(int, numbers)) >= (0, 48)
 
@@ -237,9 +262,13 @@ def _from_yaml(ref: str, path: Path, tree: Tree, schema: Schema) -> Recipe:
         assert kind is not None, "a snippet declares no metadata"
         if isinstance(document.body, dict) and "metadata" in document.body:
             schema.kind(kind, path)
-        return Recipe(name, ref, path, {}, None, (), resolved.files, _digest(plain(resolved.data)), kind)
+        return Recipe(
+            name, ref, path, {}, None, (), resolved.files, _digest(plain(resolved.data)), kind
+        )
     if document.documents > 1:
-        raise UsageError(path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them.")
+        raise UsageError(
+            path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them."
+        )
     for snippet, data in resolved.snippets:
         schema.snippet(snippet, data)
     if kind == SEARCHED:
@@ -249,7 +278,8 @@ def _from_yaml(ref: str, path: Path, tree: Tree, schema: Schema) -> Recipe:
 
 
 def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
-    """Refuse a document that says of itself in no way the installed ModelOpt knows that it is a recipe.
+    """Refuse a document that says of itself in no way the installed ModelOpt knows that it is a
+    recipe.
 
     Raises:
         UsageError: it is a snippet, or only a later release of ModelOpt loads it.
@@ -263,13 +293,24 @@ def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
     if by_schema or by_import:
         if declares_without_metadata():
             return
-        how = "says what it is by its modelopt-schema alone" if by_schema else "is nothing but an $import of a recipe"
+        how = (
+            "says what it is by its modelopt-schema alone"
+            if by_schema
+            else "is nothing but an $import of a recipe"
+        )
         release = metadata.version("nvidia-modelopt")
-        fix = "Install nvidia-modelopt 0.48 or newer, or write 'metadata: {recipe_type: ptq}' and a section 'quantize'."
+        fix = (
+            "Install nvidia-modelopt 0.48 or newer, or write 'metadata: {recipe_type: ptq}' and a "
+            "section 'quantize'."
+        )
         raise UsageError(path, f"{how}, which ModelOpt {release} cannot load", fix)
     nameless = kind in (None, "ptq", "unknown") or not isinstance(body, dict) or not body
     if nameless or tree.root not in path.parents:
-        raise UsageError(path, "is not a recipe: it has no metadata.recipe_type", "Add 'metadata: {recipe_type: ptq}'.")
+        raise UsageError(
+            path,
+            "is not a recipe: it has no metadata.recipe_type",
+            "Add 'metadata: {recipe_type: ptq}'.",
+        )
 
 
 def _from_directory(ref: str, name: str, path: Path, tree: Tree, schema: Schema) -> Recipe:
@@ -287,22 +328,39 @@ def _section(data: dict[str, Any], path: Path) -> Any:
     for key in data:
         if key not in SECTIONS:
             where = place_at(data, [key], str(path))
-            raise UsageError(where, f"has the unknown section {key!r}", "A ptq recipe holds metadata and quantize.")
+            raise UsageError(
+                where,
+                f"has the unknown section {key!r}",
+                "A ptq recipe holds metadata and quantize.",
+            )
     described = data.get("metadata", {})
     extra = set(described) - {"recipe_type", "description"}
     if extra or not isinstance(described.get("description", ""), str):
-        raise UsageError(path, f"has metadata that ModelOpt does not know: {sorted(map(str, extra))}", "Remove it.")
+        raise UsageError(
+            path,
+            f"has metadata that ModelOpt does not know: {sorted(map(str, extra))}",
+            "Remove it.",
+        )
     if "quantize" not in data:
         raise UsageError(path, "has no section 'quantize'", "Add it: quant_cfg and algorithm.")
     return data["quantize"]
 
 
-def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...], schema: Schema) -> Recipe:
+def _build(
+    name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...], schema: Schema
+) -> Recipe:
     """A ptq recipe from its resolved ``quantize`` section."""
     if not isinstance(section, dict) or "quant_cfg" not in section:
-        mend = "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its entries."
-        raise UsageError(getattr(section, "place", "") or path, "its quantize section has no quant_cfg", mend)
-    entries = _entries(section["quant_cfg"], place_at(section, ["quant_cfg"], str(path)), path, schema)
+        mend = (
+            "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its "
+            "entries."
+        )
+        raise UsageError(
+            getattr(section, "place", "") or path, "its quantize section has no quant_cfg", mend
+        )
+    entries = _entries(
+        section["quant_cfg"], place_at(section, ["quant_cfg"], str(path)), path, schema
+    )
     algorithm = section.get("algorithm", algorithms.DEFAULT)
     schema.algorithm(algorithm, place_at(section, ["algorithm"], str(path)))
     quant_cfg = schema.section(section, path)
@@ -310,16 +368,26 @@ def _build(name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...
     return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
 
 
-def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tuple[Path, ...], schema: Schema) -> Recipe:
-    """An auto_quantize recipe: its formats by themselves, and all that ``mtq.auto_quantize`` takes."""
+def _searched(
+    name: str, ref: str, path: Path, data: dict[str, Any], files: tuple[Path, ...], schema: Schema
+) -> Recipe:
+    """An auto_quantize recipe: its formats by themselves, and all that ``mtq.auto_quantize``
+    takes.
+    """
     search = schema.search(data, path)
     given = data["auto_quantize"]
     if search.has_kv_cache:
         what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
-        raise UsageError(place_at(given, ["kv_cache"], str(path)), what, "Take it out: CLIP has no KV cache.")
+        raise UsageError(
+            place_at(given, ["kv_cache"], str(path)), what, "Take it out: CLIP has no KV cache."
+        )
     if search.score_size < 1:
         where = place_at(given, ["score_size"], str(path))
-        raise UsageError(where, f"score_size is {search.score_size}, expected 1 or more", "Write score_size: 128.")
+        raise UsageError(
+            where,
+            f"score_size is {search.score_size}, expected 1 or more",
+            "Write score_size: 128.",
+        )
     spaces = given.get("module_search_spaces") or ()
     for pattern in (
         *search.disabled_layers,
@@ -332,16 +400,35 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
         return _build(f"{name} {what}", ref, path, section, files, schema)
 
     fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
-    formats = [built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)]
+    formats = [
+        built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)
+    ]
     searched = [
-        (space, [built(one, f"space {n} format {m}") for m, one in enumerate(space["candidate_formats"], 1)])
+        (
+            space,
+            [
+                built(one, f"space {n} format {m}")
+                for m, one in enumerate(space["candidate_formats"], 1)
+            ],
+        )
         for n, space in enumerate(spaces, 1)
     ]
-    candidates = (*([fixed] if fixed else []), *formats, *(one for _, found in searched for one in found))
+    candidates = (
+        *([fixed] if fixed else []),
+        *formats,
+        *(one for _, found in searched for one in found),
+    )
     if len(candidates) > MAX_FORMATS:
-        raise UsageError(path, f"has {len(candidates)} formats to search among", f"Write at most {MAX_FORMATS}.")
-    if listed := next((one for one in candidates if isinstance(one.algorithm, (list, tuple))), None):
-        what = f"{listed.name.removeprefix(name).strip()} has a list as its algorithm, which a search does not take"
+        raise UsageError(
+            path, f"has {len(candidates)} formats to search among", f"Write at most {MAX_FORMATS}."
+        )
+    if listed := next(
+        (one for one in candidates if isinstance(one.algorithm, (list, tuple))), None
+    ):
+        what = (
+            f"{listed.name.removeprefix(name).strip()} has a list as its algorithm, which a search "
+            f"does not take"
+        )
         raise UsageError(path, what, "Write one method, such as algorithm: max.")
     constraints = search.constraints
     if search.cost_excluded_layers:
@@ -363,20 +450,30 @@ def _searched(name: str, ref: str, path: Path, data: dict[str, Any], files: tupl
         "method": search.method,
         "score_size": search.score_size,
     }
-    methods = {json.dumps(_canonical(one.algorithm), sort_keys=True): one.algorithm for one in candidates}
+    methods = {
+        json.dumps(_canonical(one.algorithm), sort_keys=True): one.algorithm for one in candidates
+    }
     algorithm = next(iter(methods.values())) if len(methods) == 1 else None
-    return Recipe(name, ref, path, arguments, algorithm, (), files, _digest(arguments), SEARCHED, candidates)
+    return Recipe(
+        name, ref, path, arguments, algorithm, (), files, _digest(arguments), SEARCHED, candidates
+    )
 
 
 def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> tuple[Entry, ...]:
-    """The lines of *quant_cfg* in application order, each checked where it stands; dict form becomes lines too."""
+    """The lines of *quant_cfg* in application order, each checked where it stands; dict form
+    becomes lines too.
+    """
     lines = schema.lines(quant_cfg) if isinstance(quant_cfg, Mapping) else quant_cfg
     if not isinstance(lines, list):
-        raise UsageError(where, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines.")
+        raise UsageError(
+            where, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines."
+        )
     if len(lines) > MAX_ENTRIES:
         raise UsageError(where, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
     return tuple(
-        Entry(*fields, origin=place, written="default" if "default" in line and len(line) == 1 else "")
+        Entry(
+            *fields, origin=place, written="default" if "default" in line and len(line) == 1 else ""
+        )
         for number, line in enumerate(lines, 1)
         for place in [getattr(line, "place", "") or f"{source} entry {number}"]
         for fields in schema.entries(line, place)
@@ -387,14 +484,20 @@ def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> 
 
 
 def _from_python(ref: str) -> Recipe:
-    """A ``quant_cfg`` published as Python: the dict or list that ``mtq.quantize`` took, order and traps included."""
+    """A ``quant_cfg`` published as Python: the dict or list that ``mtq.quantize`` took, order and
+    traps included.
+    """
     value = copy.deepcopy(_attribute(ref))
     if hasattr(value, "model_dump"):  # ModelOpt's own QuantizeConfig, which fills in its defaults
         value = {"algorithm": algorithms.DEFAULT} | value.model_dump(exclude_unset=True)
     if isinstance(value, list) or (isinstance(value, dict) and "quant_cfg" not in value):
         value = {"quant_cfg": value, "algorithm": algorithms.DEFAULT}
     if not isinstance(value, dict) or not value["quant_cfg"]:
-        raise UsageError(f"--recipe {ref}", "is no quant_cfg", "Name a dict with the keys quant_cfg and algorithm.")
+        raise UsageError(
+            f"--recipe {ref}",
+            "is no quant_cfg",
+            "Name a dict with the keys quant_cfg and algorithm.",
+        )
     entries = _entries(value["quant_cfg"], ref, ref, Installed())
     algorithm = value.get("algorithm")
     algorithms.check(algorithm, ref)
@@ -411,13 +514,17 @@ def _attribute(ref: str) -> Any:
                 value = getattr(value, part)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"--recipe {ref}", f"cannot be imported ({reason})", "Correct module:ATTRIBUTE.") from error
+        raise UsageError(
+            f"--recipe {ref}", f"cannot be imported ({reason})", "Correct module:ATTRIBUTE."
+        ) from error
     return value
 
 
 @contextmanager
 def _importable_from_here() -> Iterator[None]:
-    """Modules of the working directory can be named, as ``python -m pytest`` allows and ``pytest`` does not."""
+    """Modules of the working directory can be named, as ``python -m pytest`` allows and ``pytest``
+    does not.
+    """
     here = str(Path.cwd())
     sys.path.append(here)
     try:
@@ -448,7 +555,9 @@ def _digest(value: Any) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """*value* as JSON has it: names for keys, lists for pairs, the qualified name of what only Python can hold."""
+    """*value* as JSON has it: names for keys, lists for pairs, the qualified name of what only
+    Python can hold.
+    """
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

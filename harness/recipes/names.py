@@ -1,9 +1,10 @@
 """Names of recipes, models and tasks: short, and different for whatever is different in one run.
 
-A name is shown in test ids and results, and is a folder of the baselines.  It is the last part of a path, as long as
-nothing else in the run has it; then as much of the folders above it is added as tells the two apart.  What is the same
-thing is told by the file or folder, not by the spelling: ``clip``, ``./clip/`` and a link to it are one model.  The
-names of what this package holds (``embedded``, ``fp8``) are never given to anything else.
+A name is shown in test ids and results, and is a folder of the baselines.  It is the last part of a
+path, as long as nothing else in the run has it; then as much of the folders above it is added as
+tells the two apart.  What is the same thing is told by the file or folder, not by the spelling:
+``clip``, ``./clip/`` and a link to it are one model.  The names of what this package holds
+(``embedded``, ``fp8``) are never given to anything else.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def of_recipes(references: Iterable[str], root: Path | None = None) -> dict[str,
         UsageError: a name that cannot be shown.
     """
     things = [_recipe(reference, root) for reference in references]
-    return _distinct(things, ".", lambda name: folder_name(name, "recipe").casefold(), _is_kept_recipe)
+    return _distinct(
+        things, ".", lambda name: folder_name(name, "recipe").casefold(), _is_kept_recipe
+    )
 
 
 def of_models(references: Iterable[str]) -> dict[str, str]:
@@ -68,7 +71,9 @@ def of_models(references: Iterable[str]) -> dict[str, str]:
         UsageError: a name that cannot be shown, such as one with a line break.
     """
     things = [_model(reference) for reference in references]
-    return _distinct(things, "/", lambda name: folder_name(name, "model").casefold(), _is_kept_model)
+    return _distinct(
+        things, "/", lambda name: folder_name(name, "model").casefold(), _is_kept_model
+    )
 
 
 def of_tasks(tasks: Iterable[str]) -> dict[str, str]:
@@ -85,7 +90,9 @@ def of_model(reference: str) -> str:
     return of_models([reference])[reference]
 
 
-def notes(recipes_given: Iterable[str], models_given: Iterable[str], root: Path | None = None) -> list[str]:
+def notes(
+    recipes_given: Iterable[str], models_given: Iterable[str], root: Path | None = None
+) -> list[str]:
     """One line about each reference that could have meant something else as well.
 
     Raises:
@@ -93,31 +100,55 @@ def notes(recipes_given: Iterable[str], models_given: Iterable[str], root: Path 
     """
     found = [finding.also_means(reference, root) for reference in recipes_given]
     if EMBEDDED in models_given and files.is_folder(EMBEDDED):
-        found.append(f"--clip-model {EMBEDDED} means the model of this package; for the folder, give ./{EMBEDDED}")
+        found.append(
+            f"--clip-model {EMBEDDED} means the model of this package; for the folder, give "
+            f"./{EMBEDDED}"
+        )
     return [line for line in found if line is not None]
 
 
 def plain(name: str) -> str:
-    """*name* as a part of a test id: as it is, if it is short and of ASCII, else as the baselines' folder is called."""
+    """*name* as a part of a test id: as it is, if it is short and of ASCII, else as the baselines'
+    folder is called.
+    """
     return name if name.isascii() and len(name) <= MAX_LENGTH else folder_name(name, "name")
 
 
 def folder_name(name: str, what: str) -> str:
-    """The folder of a model or recipe: its name, ``/`` written ``--``, and a hash of it where more had to change.
+    """The folder of a model or recipe: its name, ``/`` written ``--``, and a hash of it where more
+    had to change.
 
     Raises:
-        UsageError: empty, absolute, with ``..`` or control characters, or a name that the store keeps for itself.
+        UsageError: empty, absolute, with ``..`` or control characters, or a name that the store
+            keeps for itself.
 
     """
     parts = re.split(r"[/\\]", name)
     if not name.strip() or not name.isprintable():
-        raise UsageError(f"{what} {name!r}", "its name is empty or holds control characters", "Give it a plain name")
+        raise UsageError(
+            f"{what} {name!r}",
+            "its name is empty or holds control characters",
+            "Give it a plain name",
+        )
     if not all(parts) or {".", ".."} & set(parts) or re.match(r"[A-Za-z]:[/\\]", name):
-        raise UsageError(f"{what} {name!r}", "its name leads out of the folder of baselines", "Give it a plain name")
+        raise UsageError(
+            f"{what} {name!r}",
+            "its name leads out of the folder of baselines",
+            "Give it a plain name",
+        )
     if name.casefold() == KEPT.get(what, ("",))[0]:
-        raise UsageError(f"{what} {name!r}", f"the baselines keep this name for {KEPT[what][1]}", "Rename the file")
+        raise UsageError(
+            f"{what} {name!r}",
+            f"the baselines keep this name for {KEPT[what][1]}",
+            "Rename the file",
+        )
     fit = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--"))
-    if fit == name.replace("/", "--") and fit[0] not in ".-" and fit[-1] != "." and len(fit) <= MAX_LENGTH:
+    if (
+        fit == name.replace("/", "--")
+        and fit[0] not in ".-"
+        and fit[-1] != "."
+        and len(fit) <= MAX_LENGTH
+    ):
         return fit
     return f"{fit.strip('.-')[:80] or 'unnamed'}-{_digest(name)}"
 
@@ -130,7 +161,9 @@ def _recipe(reference: str, root: Path | None) -> _Thing:
         path = finding.path_of(reference, root)
     except UsageError:  # loading it says so
         bare = reference.removesuffix(".yaml").removesuffix(".yml").strip("/")
-        parts = tuple(filter(None, map(finding.fit, bare.split("/")))) or (f"recipe-{_digest(reference)}",)
+        parts = tuple(filter(None, map(finding.fit, bare.split("/")))) or (
+            f"recipe-{_digest(reference)}",
+        )
         depth = 1 if bare != reference else len(parts)  # a name of a tree is shown whole
         return _Thing(reference, reference, parts, depth, reference)
     if path is None:
@@ -152,14 +185,22 @@ def _model(reference: str) -> _Thing:
         base, plus, last = base.rpartition("+")
         suffix = f"{plus}{last}{suffix}"
     if not files.is_folder(base) and base != EMBEDDED:  # a hub id, or nothing
-        parts = tuple(part for part in base.split("/") if part not in ("", ".", "..")) or (reference,)
+        parts = tuple(part for part in base.split("/") if part not in ("", ".", "..")) or (
+            reference,
+        )
         return _Thing(reference, (parts, suffix), parts, 1, parts[-1], suffix=suffix)
     folder = files.expand(base)
     if base == EMBEDDED or _file(folder) == _file(_EMBEDDED_FOLDER):
-        return _Thing(reference, (EMBEDDED, suffix), (EMBEDDED,), 1, EMBEDDED, own=True, suffix=suffix)
+        return _Thing(
+            reference, (EMBEDDED, suffix), (EMBEDDED,), 1, EMBEDDED, own=True, suffix=suffix
+        )
     # A link has the name that the person knows it by; ``.`` and ``..`` have none.
     named = folder.name not in ("", "..")
-    whole = folder.parent.resolve() / folder.name if named and ".." in folder.parts else folder.absolute()
+    whole = (
+        folder.parent.resolve() / folder.name
+        if named and ".." in folder.parts
+        else folder.absolute()
+    )
     parts = (whole if named else folder.resolve()).parts[1:] or ("root",)
     return _Thing(reference, (_file(folder), suffix), parts, 1, parts[-1], suffix=suffix)
 
@@ -172,7 +213,9 @@ def _file(path: Path) -> tuple[int, int]:
 
 def _is_kept_recipe(name: str) -> bool:
     """Whether only a recipe of this package, or the store, has the name *name*."""
-    return name.casefold() in {kept.casefold() for kept in (*finding.DEFAULT, *finding.MORE, KEPT["recipe"][0])}
+    return name.casefold() in {
+        kept.casefold() for kept in (*finding.DEFAULT, *finding.MORE, KEPT["recipe"][0])
+    }
 
 
 def _is_kept_model(name: str) -> bool:
@@ -184,7 +227,10 @@ def _is_kept_model(name: str) -> bool:
 
 
 def _distinct(
-    things: Collection[_Thing], joint: str, key: Callable[[str], str], is_kept: Callable[[str], bool]
+    things: Collection[_Thing],
+    joint: str,
+    key: Callable[[str], str],
+    is_kept: Callable[[str], bool],
 ) -> dict[str, str]:
     """The name of each of *things*, of those that are the same the first one's.
 
@@ -208,7 +254,9 @@ def _distinct(
     while True:
         keys = {thing: key(name(thing)) for thing in left if thing.own or not is_kept(name(thing))}
         counts = Counter(keys.values())
-        clashing = [one for one in left if not one.own and (one not in keys or counts[keys[one]] > 1)]
+        clashing = [
+            one for one in left if not one.own and (one not in keys or counts[keys[one]] > 1)
+        ]
         if not clashing:
             return {thing.reference: name(thing) for thing in left}
         growing = [thing for thing in clashing if depths[thing] < len(thing.parts)]

@@ -1,7 +1,8 @@
-"""Entries of a recipe that do nothing on a model: patterns without a match, and entries that later ones override.
+"""Entries of a recipe that do nothing on a model: patterns without a match, and entries that later
+ones override.
 
-The lint and the insertion suite ask the same functions: the lint of the names of quantizers that each family of model
-is known to have, the suite of the quantizer map of the model at hand.
+The lint and the insertion suite ask the same functions: the lint of the names of quantizers that
+each family of model is known to have, the suite of the quantizer map of the model at hand.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from harness.recipes.applied import Applied, Placed, applied_to, matched, place_
 from harness.recipes.loading import Entry, Recipe
 
 #: Names of the rules, as the gate reports them.
-NO_MATCH, OVERRIDDEN, TOO_EARLY = "pattern matches nothing", "pattern overridden", "exception before what it excepts"
+NO_MATCH, OVERRIDDEN, TOO_EARLY = (
+    "pattern matches nothing",
+    "pattern overridden",
+    "exception before what it excepts",
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,12 @@ def unmatched_patterns(
 ) -> list[Problem]:
     """Patterns of the recipe that name no quantizer of the model (S8).
 
-    A pattern that only switches off and that the recipe imports belongs to a deny-list shared between families; it
-    may match nothing.  One that the recipe's author wrote may not, unless it speaks of quantizers *elsewhere*: those of
-    the tower that the model, a single one, lacks.  *hidden* are the model's blocks that ModelOpt cannot quantize
-    (``families.hidden_in``): what asks for quantizers around attention may mean them.  An entry for modules of a class
-    in *absent* (``families.Family.absent``) speaks of other families.
+    A pattern that only switches off and that the recipe imports belongs to a deny-list shared
+    between families; it may match nothing.  One that the recipe's author wrote may not, unless it
+    speaks of quantizers *elsewhere*: those of the tower that the model, a single one, lacks.
+    *hidden* are the model's blocks that ModelOpt cannot quantize (``families.hidden_in``): what
+    asks for quantizers around attention may mean them.  An entry for modules of a class in *absent*
+    (``families.Family.absent``) speaks of other families.
     """
     problems = []
     for part in recipe.parts:
@@ -62,10 +68,13 @@ def unmatched_patterns(
             if entry.parent_class in absent:
                 continue
             what = (
-                f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), matches none of the "
+                f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), "
+                f"matches none of the "
                 f"{len(quantizers)} quantizers of this model{of_class(entry)}."
             )
-            problems.append(Problem(NO_MATCH, what, (), unmatched_hint(entry, quantizers, hidden or {})))
+            problems.append(
+                Problem(NO_MATCH, what, (), unmatched_hint(entry, quantizers, hidden or {}))
+            )
     return problems
 
 
@@ -90,7 +99,9 @@ def is_own(recipe: Recipe, entry: Entry) -> bool:
 def denies_all(entry: Entry) -> bool:
     """Whether *entry* turns every quantizer of every model off."""
     return (
-        not entry.enable and entry.parent_class is None and entry.pattern.strip("*") in ("", "_quantizer", "quantizer")
+        not entry.enable
+        and entry.parent_class is None
+        and entry.pattern.strip("*") in ("", "_quantizer", "quantizer")
     )
 
 
@@ -106,30 +117,43 @@ def unmatched_hint(entry: Entry, quantizers: Sequence[Placed], hidden: Mapping[s
         path, reason = next(iter(hidden.items()))
         return f"{path} and {len(hidden) - 1} more: {reason}."
     if "bmm2_output" in pattern:
-        return "ModelOpt's own attention class has no output quantizer. Register diffusers': --attention diffusers"
+        return (
+            "ModelOpt's own attention class has no output quantizer. Register diffusers': "
+            "--attention diffusers"
+        )
     if "p_bmm" in pattern:
         return (
-            "Remove the entry: diffusers' attention class has no p_bmm quantizer, and ModelOpt's never runs under sdpa."
+            "Remove the entry: diffusers' attention class has no p_bmm quantizer, and ModelOpt's "
+            "never runs under sdpa."
         )
     candidates = (replace(entry, pattern=one) for one in _corrections(pattern, quantizers))
     meant = next((one.pattern for one in candidates if matched(quantizers, one)), None)
     if "{" in pattern:
         instead = f"Did you mean {meant!r}?" if meant else "Write one entry for each."
-        return f"Patterns are globs, which have no braces: write [0-3] for {{0..3}}, [qk] for {{q,k}}. {instead}"
+        return (
+            f"Patterns are globs, which have no braces: write [0-3] for {{0..3}}, [qk] for "
+            f"{{q,k}}. {instead}"
+        )
     endings = ", ".join(sorted({f"{q.kind}_quantizer" for q in quantizers}))
     if meant:
-        return f"Did you mean {meant!r}? Patterns are globs over whole names, which end in: {endings}."
+        return (
+            f"Did you mean {meant!r}? Patterns are globs over whole names, which end in: {endings}."
+        )
     return f"Correct the pattern or remove it. Quantizer names end in: {endings}."
 
 
 def _corrections(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
-    """Patterns that may have been meant instead of one that matches nothing, the likeliest first."""
+    """Patterns that may have been meant instead of one that matches nothing, the likeliest
+    first.
+    """
     without_braces = re.sub(r"\{([^{}]*)\}", _as_characters, pattern)
     if without_braces != pattern:
         yield without_braces
     if "{" in without_braces:
         return
-    yield re.sub(r"(_quantizer)\.\d+(\*?)$", r"\1\2", without_braces)  # a part, where there is no sequence
+    yield re.sub(
+        r"(_quantizer)\.\d+(\*?)$", r"\1\2", without_braces
+    )  # a part, where there is no sequence
     yield from _with_missing_folders(without_braces, quantizers)
     yield from _with_words_corrected(without_braces, quantizers)
     if re.search(r"\w", pattern) and not any(c in without_braces for c in "*?["):
@@ -141,7 +165,9 @@ def _corrections(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
 
 
 def _as_characters(braces: re.Match[str]) -> str:
-    """``{0..3}`` and ``{q,k}``, as the gate's own messages fold names, in a glob's characters; or as they are."""
+    """``{0..3}`` and ``{q,k}``, as the gate's own messages fold names, in a glob's characters; or
+    as they are.
+    """
     found = []
     for part in braces[1].split(","):
         first, dots, last = part.strip().partition("..")
@@ -152,7 +178,9 @@ def _as_characters(braces: re.Match[str]) -> str:
 
 
 def _with_missing_folders(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
-    """*pattern* with the parts of a path put in that its author left out: ``vision_model.[encoder.]layers.0``."""
+    """*pattern* with the parts of a path put in that its author left out:
+    ``vision_model.[encoder.]layers.0``.
+    """
     start = re.match(r"[\w.]*", pattern)
     given = start[0].strip(".").split(".") if start else []
     rest = pattern[len(".".join(given)) :]
@@ -183,21 +211,25 @@ def overridden_patterns(
 ) -> list[Problem]:
     """Entries that have no effect, because later ones set again all that they set (S2, S15).
 
-    An entry that enables quantizers, of which a later deny-all (or a deny-list that the recipe only imports) leaves
-    none on: taking back a part of what was enabled is how recipes are written, a deny-all behind everything else is
-    the trap.  And an exception that is written before what it excepts: an entry of the author's own that turns off, or
-    gives other attributes to, what later entries set again.
+    An entry that enables quantizers, of which a later deny-all (or a deny-list that the recipe only
+    imports) leaves none on: taking back a part of what was enabled is how recipes are written, a
+    deny-all behind everything else is the trap.  And an exception that is written before what it
+    excepts: an entry of the author's own that turns off, or gives other attributes to, what later
+    entries set again.
 
     Args:
         quantizers: the map of the model.
         recipe: what was asked for.
-        elsewhere: of the tower that the model, a single one, lacks; an entry may have its effect there.
+        elsewhere: of the tower that the model, a single one, lacks; an entry may have its effect
+            there.
     """
     problems = []
     for part in recipe.parts:
         done = applied_to((*quantizers, *elsewhere), part.entries)
         count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
-        problems += [Problem(one.rule, one.what, (), one.fix) for one in overridden(part, done, count)]
+        problems += [
+            Problem(one.rule, one.what, (), one.fix) for one in overridden(part, done, count)
+        ]
     return problems
 
 
@@ -210,7 +242,10 @@ def overridden(recipe: Recipe, done: Applied, count: int, counted: bool = True) 
         count: the number of places for quantizers that this model has.
         counted: whether messages say how many quantizers that is about.
     """
-    return [*_turned_off_again(recipe, done, count, counted), *_exceptions_too_early(recipe, done, count, counted)]
+    return [
+        *_turned_off_again(recipe, done, count, counted),
+        *_exceptions_too_early(recipe, done, count, counted),
+    ]
 
 
 def _turned_off_again(recipe: Recipe, done: Applied, count: int, counted: bool) -> list[Finding]:
@@ -236,23 +271,35 @@ def _turned_off_again(recipe: Recipe, done: Applied, count: int, counted: bool) 
         everything = " everything" if len(done.touched[later]) == count else ""
         number = f"{total} quantizers, of " if counted else ""
         what = (
-            f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.origin}), stands behind the entries "
+            f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.origin}), stands "
+            f"behind the entries "
             f"that enable and turns{everything} off again: {number}"
             f"{'entry' if len(indices) == 1 else 'entries'} {named}."
         )
         front = " to the front," if everything else ""
-        fix = f"Entries apply in order, the last one wins: move {other.shown!r}{front} before {first.shown!r}."
+        fix = (
+            f"Entries apply in order, the last one wins: move {other.shown!r}{front} before "
+            f"{first.shown!r}."
+        )
         findings.append(Finding(OVERRIDDEN, later, tuple(indices), what, fix))
     return findings
 
 
-def _exceptions_too_early(recipe: Recipe, done: Applied, count: int, counted: bool) -> list[Finding]:
+def _exceptions_too_early(
+    recipe: Recipe, done: Applied, count: int, counted: bool
+) -> list[Finding]:
     """Entries of the author's own whose every setting is replaced by entries behind them."""
     findings = []
     for index, entry in enumerate(recipe.entries):
-        if not done.touched[index] or len(done.touched[index]) == count or not is_own(recipe, entry):
+        if (
+            not done.touched[index]
+            or len(done.touched[index]) == count
+            or not is_own(recipe, entry)
+        ):
             continue
-        behind = _replaced_by(recipe, done, index) if entry.enable else _undone_by(recipe, done, index)
+        behind = (
+            _replaced_by(recipe, done, index) if entry.enable else _undone_by(recipe, done, index)
+        )
         if behind is None:
             continue
         does = "turns off" if not entry.enable else "gives attributes to"
@@ -262,24 +309,33 @@ def _exceptions_too_early(recipe: Recipe, done: Applied, count: int, counted: bo
             f"{number}quantizers, and entries behind it set all of them again: it has no effect."
         )
         fix = (
-            f"Entries apply in order, the last one wins: move {entry.shown!r} behind entry {behind + 1}, "
+            f"Entries apply in order, the last one wins: move {entry.shown!r} behind entry "
+            f"{behind + 1}, "
             f"{recipe.entries[behind].shown!r}, or remove it."
         )
         if done.touched[behind] == done.touched[index]:
-            fix = f"Entries apply in order, the last one wins: remove entry {index + 1}, or entry {behind + 1}."
+            fix = (
+                f"Entries apply in order, the last one wins: remove entry {index + 1}, or entry "
+                f"{behind + 1}."
+            )
         findings.append(Finding(TOO_EARLY, index, (index,), what, fix))
     return findings
 
 
 def _undone_by(recipe: Recipe, done: Applied, index: int) -> int | None:
-    """The last entry that turns on again what the entry *index* turns off, if nothing is left of what that one does."""
+    """The last entry that turns on again what the entry *index* turns off, if nothing is left of
+    what that one does.
+    """
     ends_on = {place_of(name) for name, setting in done.settings.items() if setting.enable}
     touched = done.touched[index]
-    # What is turned on by an entry within it (an output among all outputs) is a refinement, not an exception undone.
+    # What is turned on by an entry within it (an output among all outputs) is a refinement, not an
+    # exception undone.
     undoing = [
         n
         for n in range(index + 1, len(recipe.entries))
-        if recipe.entries[n].enable and done.touched[n] & touched & ends_on and not done.touched[n] < touched
+        if recipe.entries[n].enable
+        and done.touched[n] & touched & ends_on
+        and not done.touched[n] < touched
     ]
     if not undoing:
         return None
@@ -298,6 +354,10 @@ def _replaced_by(recipe: Recipe, done: Applied, index: int) -> int | None:
         return None
     for later in range(index + 1, len(recipe.entries)):
         other = recipe.entries[later]
-        if other.enable and other.cfg not in (None, entry.cfg) and done.touched[index] <= done.touched[later]:
+        if (
+            other.enable
+            and other.cfg not in (None, entry.cfg)
+            and done.touched[index] <= done.touched[later]
+        ):
             return later
     return None

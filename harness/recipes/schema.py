@@ -1,7 +1,9 @@
-"""Recipes against ModelOpt's own schema: each entry where it stands, with the attribute meant in the message.
+"""Recipes against ModelOpt's own schema: each entry where it stands, with the attribute meant in
+the message.
 
-ModelOpt's pydantic models decide; this module asks them entry by entry, so that a refusal can name a line instead of
-the whole list.  Importing ModelOpt costs seconds, so every function does it for itself.
+ModelOpt's pydantic models decide; this module asks them entry by entry, so that a refusal can name
+a line instead of the whole list.  Importing ModelOpt costs seconds, so every function does it for
+itself.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from harness.recipes.yaml_reading import Document
 
 MAX_PATTERN = 256  # characters of a quantizer_name
 MAX_WILDCARDS = 16  # of '*' in one, far above any in use: each one more makes matching slower
-#: The attention classes of the families (``harness.models.families``) that ModelOpt has registered by the time that a
-#: recipe is applied, sorted.
+#: The attention classes of the families (``harness.models.families``) that ModelOpt has registered
+#: by the time that a recipe is applied, sorted.
 ATTENTION_CLASSES = (
     "Attention",
     "AttentionPoolLatent",
@@ -35,11 +37,12 @@ Fields = tuple[str, "str | None", bool, "dict[str, Any] | list[dict[str, Any]] |
 
 
 def check_entry(line: Any, place: str) -> list[Fields]:
-    """(pattern, parent class, enable, attributes) of one line of a quant_cfg; more than one for the older dict forms.
+    """(pattern, parent class, enable, attributes) of one line of a quant_cfg; more than one for the
+    older dict forms.
 
     Raises:
-        UsageError: ModelOpt's schema refuses the line, its pattern could make matching crawl, or it asks for what
-            ModelOpt cannot run (:mod:`harness.recipes.limits`).
+        UsageError: ModelOpt's schema refuses the line, its pattern could make matching crawl, or it
+            asks for what ModelOpt cannot run (:mod:`harness.recipes.limits`).
     """
     if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
         raise not_a_mapping(line, place)
@@ -54,7 +57,11 @@ def check_entry(line: Any, place: str) -> list[Fields]:
 
 def not_a_mapping(line: Any, place: str) -> UsageError:
     """Return the refusal of an entry that is not a mapping."""
-    return UsageError(place, f"the entry {line!r:.80} is no mapping of names", "Write quantizer_name, cfg and enable.")
+    return UsageError(
+        place,
+        f"the entry {line!r:.80} is no mapping of names",
+        "Write quantizer_name, cfg and enable.",
+    )
 
 
 def meanings(line: Mapping[str, Any]) -> list[Any]:
@@ -70,7 +77,8 @@ def _dumped(entry: Any) -> dict[str, Any]:
 
 
 def fields(entry: Mapping[str, Any], place: str, classes: Callable[[], Sequence[str]]) -> Fields:
-    """Return the fields of an *entry* that fits ModelOpt's schema, once they are known to be usable.
+    """Return the fields of an *entry* that fits ModelOpt's schema, once they are known to be
+    usable.
 
     Args:
         entry: as ModelOpt's schema returns it.
@@ -78,8 +86,8 @@ def fields(entry: Mapping[str, Any], place: str, classes: Callable[[], Sequence[
         classes: returns the classes of module that ModelOpt quantizes.
 
     Raises:
-        UsageError: its pattern could make matching crawl, its class is not known, or it asks for what ModelOpt cannot
-            run (:mod:`harness.recipes.limits`).
+        UsageError: its pattern could make matching crawl, its class is not known, or it asks for
+            what ModelOpt cannot run (:mod:`harness.recipes.limits`).
     """
     pattern, parent, cfg = entry["quantizer_name"], entry.get("parent_class"), entry.get("cfg")
     check_pattern(pattern, place)
@@ -101,25 +109,44 @@ def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name")
     Raises:
         UsageError: it is not plain text of a bounded length with a bounded number of wildcards.
     """
-    if not isinstance(pattern, str) or not pattern or not pattern.isprintable() or len(pattern) > MAX_PATTERN:
-        raise UsageError(place, f"{pattern!r:.80} is no pattern of {what}", "Write a glob of plain text.")
+    if (
+        not isinstance(pattern, str)
+        or not pattern
+        or not pattern.isprintable()
+        or len(pattern) > MAX_PATTERN
+    ):
+        raise UsageError(
+            place, f"{pattern!r:.80} is no pattern of {what}", "Write a glob of plain text."
+        )
     if pattern.count("*") > MAX_WILDCARDS:
-        raise UsageError(place, f"the pattern {pattern!r:.80} has over {MAX_WILDCARDS} wildcards", "Use fewer.")
+        raise UsageError(
+            place, f"the pattern {pattern!r:.80} has over {MAX_WILDCARDS} wildcards", "Use fewer."
+        )
 
 
 def _check_class(name: Any, place: str, known: Sequence[str]) -> None:
-    """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is applied."""
+    """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is
+    applied.
+    """
     check_pattern(name, place)
     if name in known:
         return
     by_case = {one.rpartition(".")[2].lower(): one for one in reversed(known)}
     near = difflib.get_close_matches(str(name).rpartition(".")[2].lower(), by_case, 1, 0.6)
-    fix = f"Did you mean {by_case[near[0]]!r}?" if near else "Write a class such as nn.Linear or nn.Conv2d."
-    raise UsageError(place, f"parent_class is {name!r:.80}, which no quantized module of ModelOpt has", fix)
+    fix = (
+        f"Did you mean {by_case[near[0]]!r}?"
+        if near
+        else "Write a class such as nn.Linear or nn.Conv2d."
+    )
+    raise UsageError(
+        place, f"parent_class is {name!r:.80}, which no quantized module of ModelOpt has", fix
+    )
 
 
 def _classes() -> Sequence[str]:
-    """The classes of module that the installed ModelOpt quantizes, and those of CLIP's attention blocks."""
+    """The classes of module that the installed ModelOpt quantizes, and those of CLIP's attention
+    blocks.
+    """
     modelopt_config()
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
@@ -127,10 +154,11 @@ def _classes() -> Sequence[str]:
 
 
 def check_snippet(document: Document, data: Any) -> None:
-    """Hold an imported snippet against the schema that it declares, as ModelOpt does before using it.
+    """Hold an imported snippet against the schema that it declares, as ModelOpt does before using
+    it.
 
-    Only data types of ModelOpt's two config modules are looked up, by name: a schema that names a function, which
-    pydantic would call, is refused.
+    Only data types of ModelOpt's two config modules are looked up, by name: a schema that names a
+    function, which pydantic would call, is refused.
 
     Raises:
         UsageError: no such schema, or the snippet does not fit it.
@@ -163,12 +191,16 @@ def _known(schema: Any) -> list[str]:
 def unknown_schema(document: Document) -> UsageError:
     """Return the refusal of a snippet whose schema this ModelOpt does not have."""
     mend = "Name a type of modelopt.torch.quantization.config, such as QuantizerAttributeConfig."
-    return UsageError(document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", mend)
+    return UsageError(
+        document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", mend
+    )
 
 
 def unknown_kind(kind: str, path: Path, known: Sequence[str]) -> UsageError:
     """Return the refusal of a ``recipe_type`` that this ModelOpt does not have."""
-    return UsageError(path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}.")
+    return UsageError(
+        path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}."
+    )
 
 
 def check_kind(kind: str, path: Path) -> None:
@@ -186,7 +218,8 @@ def check_kind(kind: str, path: Path) -> None:
 
 
 def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
-    """What is wrong and the fix, in one sentence each, from the most telling of a schema's complaints.
+    """What is wrong and the fix, in one sentence each, from the most telling of a schema's
+    complaints.
 
     Args:
         error: what ModelOpt or pydantic raised.
@@ -201,7 +234,8 @@ def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> t
 
 
 def told(complaint: Any, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
-    """What is wrong and the fix, of one complaint: pydantic's, or one of the lint's in the same form.
+    """What is wrong and the fix, of one complaint: pydantic's, or one of the lint's in the same
+    form.
 
     Args:
         complaint: with its ``type``, ``loc`` (keys), ``msg`` and ``input``.
@@ -213,17 +247,25 @@ def told(complaint: Any, given: Sequence[Any], known: Sequence[str]) -> tuple[st
     if complaint["type"] == "extra_forbidden":
         key = str(complaint["loc"][-1])
         if key in REMOVED:
-            return f"unknown attribute {where!r:.120}, which ModelOpt has up to {REMOVED[key][0]}", REMOVED[key][1]
+            return (
+                f"unknown attribute {where!r:.120}, which ModelOpt has up to {REMOVED[key][0]}",
+                REMOVED[key][1],
+            )
         return f"unknown attribute {where!r:.120}", _meant(key, known, inside="cfg" in path[:-1])
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    reason = " ".join(message.split())[:300] or "its keys or values are not of the types that ModelOpt takes"
+    reason = (
+        " ".join(message.split())[:300]
+        or "its keys or values are not of the types that ModelOpt takes"
+    )
     if removed := _removed(complaint, path):
         return removed
     return f"{where} is refused: {reason}", f"It is {complaint['input']!r:.80}; correct it."
 
 
 def _path(loc: Sequence[int | str], given: Any) -> list[int | str]:
-    """The keys of *loc* that lead into *given*: without the names that pydantic gives to alternatives of a union."""
+    """The keys of *loc* that lead into *given*: without the names that pydantic gives to
+    alternatives of a union.
+    """
     keys: list[int | str] = []
     for key in loc:
         is_key = isinstance(given, Mapping) and key in given
@@ -266,11 +308,16 @@ def _removed(complaint: Any, path: Sequence[int | str]) -> tuple[str, str] | Non
     if list(path[-1:]) != ["layerwise"] or not isinstance(complaint["input"], bool):
         return None
     word = "true" if complaint["input"] else "false"
-    return f"layerwise is {word}, a form that ModelOpt has up to 0.46", f"Write layerwise: {{enable: {word}}}."
+    return (
+        f"layerwise is {word}, a form that ModelOpt has up to 0.46",
+        f"Write layerwise: {{enable: {word}}}.",
+    )
 
 
 def _weight(complaint: Any, given: Sequence[Any]) -> tuple[bool, bool, int]:
-    """Rank of a complaint: of a union pydantic reports every member, and only the one the author meant helps."""
+    """Rank of a complaint: of a union pydantic reports every member, and only the one the author
+    meant helps.
+    """
     branches = [str(part) for part in complaint["loc"]]
     is_list = any(isinstance(one, Mapping) and isinstance(one.get("cfg"), list) for one in given)
     meant = any(b.startswith("list[") for b in branches) == is_list
@@ -278,4 +325,9 @@ def _weight(complaint: Any, given: Sequence[Any]) -> tuple[bool, bool, int]:
 
 
 def _attributes() -> list[str]:
-    return ["quantizer_name", "parent_class", "cfg", *modelopt_config().QuantizerAttributeConfig.model_fields]
+    return [
+        "quantizer_name",
+        "parent_class",
+        "cfg",
+        *modelopt_config().QuantizerAttributeConfig.model_fields,
+    ]

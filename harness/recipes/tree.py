@@ -1,9 +1,11 @@
-"""A tree of recipes read as untrusted data: bounded YAML, imports that stay inside the tree, ``$import`` resolution.
+"""A tree of recipes read as untrusted data: bounded YAML, imports that stay inside the tree,
+``$import`` resolution.
 
-ModelOpt's own loader imports whatever module a schema comment names, follows imports to any file of the machine and
-expands aliases without limit.  A pull request's recipe must not reach that code before it was read here.  What this
-module accepts it resolves as ModelOpt does (the tests compare the two on every shipped recipe); it imports neither
-ModelOpt nor torch, so the graph of imports costs milliseconds.
+ModelOpt's own loader imports whatever module a schema comment names, follows imports to any file of
+the machine and expands aliases without limit.  A pull request's recipe must not reach that code
+before it was read here.  What this module accepts it resolves as ModelOpt does (the tests compare
+the two on every shipped recipe); it imports neither ModelOpt nor torch, so the graph of imports
+costs milliseconds.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ MAX_NAME = 512  # characters of a path in ``imports``
 
 @dataclass(frozen=True)
 class Snippet:
-    """An imported document resolved once for all that import it: its data, their size, and its own imports."""
+    """An imported document resolved once for all that import it: its data, their size, and its own
+    imports.
+    """
 
     document: Document
     data: Any
@@ -49,8 +53,8 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A document without ``$import`` markers: its data, every file that went into it (its own first), and the data of
-    each imported snippet, which the schema it declares has yet to check.
+    """A document without ``$import`` markers: its data, every file that went into it (its own
+    first), and the data of each imported snippet, which the schema it declares has yet to check.
     """
 
     data: Any
@@ -65,15 +69,20 @@ class Tree:
         try:
             self.root = root.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UsageError(root, f"no such directory ({error})", "Give the modelopt_recipes tree.") from error
+            raise UsageError(
+                root, f"no such directory ({error})", "Give the modelopt_recipes tree."
+            ) from error
         if not files.is_folder(self.root):
-            raise UsageError(root, "is not a directory", "Give the modelopt_recipes tree of a checkout.")
+            raise UsageError(
+                root, "is not a directory", "Give the modelopt_recipes tree of a checkout."
+            )
         self._documents: dict[Path, Document | UsageError] = {}
         self._bytes = 0
         self.snippets: dict[Path, Snippet | UsageError] = {}
 
     def candidates(self, name: str, where: str | Path) -> list[Path]:
-        """Where an import of *name* may lie, the first that exists counting: lexically inside the tree.
+        """Where an import of *name* may lie, the first that exists counting: lexically inside the
+        tree.
 
         Raises:
             UsageError: the name is absolute, climbs with ``..``, or is no name.
@@ -99,7 +108,9 @@ class Tree:
             if self.holds(candidate, where) and files.is_file(candidate):
                 return candidate
         raise UsageError(
-            where, f"the import {shown(name)} does not exist under {self.root}", "Correct its path, or add the file."
+            where,
+            f"the import {shown(name)} does not exist under {self.root}",
+            "Correct its path, or add the file.",
         )
 
     def holds(self, path: Path, where: str | Path) -> bool:
@@ -112,16 +123,22 @@ class Tree:
         try:
             real = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise UsageError(where, f"{shown(str(path))} cannot be followed ({error})", mend) from error
+            raise UsageError(
+                where, f"{shown(str(path))} cannot be followed ({error})", mend
+            ) from error
         if real != self.root and self.root not in real.parents:
-            raise UsageError(where, f"{shown(str(path))} is a link that leads outside {self.root}", mend)
+            raise UsageError(
+                where, f"{shown(str(path))} is a link that leads outside {self.root}", mend
+            )
         return True
 
     def read(self, path: Path) -> Document:
-        """The parsed file, once a tree.  *path* need not lie inside: a recipe that the user names may import from it.
+        """The parsed file, once a tree.  *path* need not lie inside: a recipe that the user names
+        may import from it.
 
         Raises:
-            UsageError: the file is not readable, too large, not YAML, or not of the shape of a recipe or a snippet.
+            UsageError: the file is not readable, too large, not YAML, or not of the shape of a
+                recipe or a snippet.
         """
         if path not in self._documents:
             try:
@@ -129,11 +146,15 @@ class Tree:
                 self._bytes += len(text)
                 if self._bytes > MAX_TREE_BYTES:
                     raise UnreadableError(
-                        path, f"is one file too many: over {MAX_TREE_BYTES >> 20} MiB were read", SPLIT
+                        path,
+                        f"is one file too many: over {MAX_TREE_BYTES >> 20} MiB were read",
+                        SPLIT,
                     )
                 self._documents[path] = parse(text, path)
             except UsageError as error:
-                self._documents[path] = error  # a defect costs its time once, however many recipes lead to it
+                self._documents[path] = (
+                    error  # a defect costs its time once, however many recipes lead to it
+                )
         return _or_raise(self._documents[path])
 
     def resolve(self, document: Document) -> Resolved:
@@ -162,7 +183,9 @@ def _or_raise(kept: _Kept | UsageError) -> _Kept:
 
 
 class _Resolver:
-    """One resolution: every snippet on the way resolved once, the chain that leads to each watched for circles."""
+    """One resolution: every snippet on the way resolved once, the chain that leads to each watched
+    for circles.
+    """
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -182,14 +205,18 @@ class _Resolver:
                 used[path] = _or_raise(self.tree.snippets[path])
                 self._collect(used[path].imports, used)
 
-    def _document(self, document: Document, chain: tuple[Path, ...]) -> tuple[Any, int, tuple[Path, ...]]:
+    def _document(
+        self, document: Document, chain: tuple[Path, ...]
+    ) -> tuple[Any, int, tuple[Path, ...]]:
         paths = {name: self._import(name, document, chain) for name in document.imports}
         imports = {name: _or_raise(self.tree.snippets[path]) for name, path in paths.items()}
         data, size = _Splicer(document, imports).run()
         return data, size, tuple(dict.fromkeys(paths.values()))
 
     def _import(self, name: str, document: Document, chain: tuple[Path, ...]) -> Path:
-        """The file of the import *name*, its snippet resolved and kept, or the reason kept why it cannot be."""
+        """The file of the import *name*, its snippet resolved and kept, or the reason kept why it
+        cannot be.
+        """
         where = document.import_place(name)
         path = self.tree.locate(document.imports[name], where)
         reals = [known.resolve() for known in chain]
@@ -198,21 +225,33 @@ class _Resolver:
             names = " -> ".join(p.name for p in circle)
             raise UsageError(where, f"the imports run in a circle: {names}", "Break it.")
         if len(chain) > MAX_IMPORT_DEPTH:
-            raise UsageError(where, f"is imported over more than {MAX_IMPORT_DEPTH} files", "Flatten the imports.")
+            raise UsageError(
+                where,
+                f"is imported over more than {MAX_IMPORT_DEPTH} files",
+                "Flatten the imports.",
+            )
         if path not in self.tree.snippets:
             try:
                 snippet = self.tree.read(path)
                 if snippet.schema is None:
                     mend = "Add the comment '# modelopt-schema: ...' that says what the snippet is."
-                    raise UsageError(path, f"is imported by {document.path.name} without declaring a schema", mend)
-                self.tree.snippets[path] = Snippet(snippet, *self._document(snippet, (*chain, path)))
+                    raise UsageError(
+                        path,
+                        f"is imported by {document.path.name} without declaring a schema",
+                        mend,
+                    )
+                self.tree.snippets[path] = Snippet(
+                    snippet, *self._document(snippet, (*chain, path))
+                )
             except UsageError as error:
                 self.tree.snippets[path] = error
         return path
 
 
 class _Splicer:
-    """Replaces the ``$import`` markers of one document by the resolved data of its imports, counting the size."""
+    """Replaces the ``$import`` markers of one document by the resolved data of its imports,
+    counting the size.
+    """
 
     def __init__(self, document: Document, imports: dict[str, Snippet]) -> None:
         self.document = document
@@ -230,7 +269,11 @@ class _Splicer:
     def _lookup(self, name: Any, where: str) -> Any:
         if not isinstance(name, str) or name not in self.imports:
             known = ", ".join(self.imports) or "none"
-            raise UsageError(where, f"$import names {shown(name)}", f"Declare it under imports: (declared: {known}).")
+            raise UsageError(
+                where,
+                f"$import names {shown(name)}",
+                f"Declare it under imports: (declared: {known}).",
+            )
         self._count(self.imports[name].size, where)
         return self.imports[name].data
 
@@ -251,14 +294,20 @@ class _Splicer:
             here = place_at(value, ["$import"], where)
             imported = self._lookup(name, here)
             if not isinstance(imported, dict):
-                raise UsageError(here, f"$import {shown(name)} is a list where a mapping stands", "Import one.")
+                raise UsageError(
+                    here, f"$import {shown(name)} is a list where a mapping stands", "Import one."
+                )
             result.update(imported)
             result.places = getattr(imported, "places", {}) | result.places
-        result.update({key: self._value(item, where) for key, item in value.items() if key != "$import"})
+        result.update(
+            {key: self._value(item, where) for key, item in value.items() if key != "$import"}
+        )
         return result
 
     def _list(self, value: list[Any], where: str) -> list[Any]:
-        """A list: an item that is only an import is spliced in (a list) or stands there (a mapping)."""
+        """A list: an item that is only an import is spliced in (a list) or stands there (a
+        mapping).
+        """
         result = LocatedList()
         for number, item in enumerate(value):
             place = place_at(value, [number], where)
@@ -275,7 +324,9 @@ class _Splicer:
 
 
 def plain(value: Any) -> Any:
-    """A deep copy of resolved data in dicts, lists and tuples of Python's own: what ModelOpt is handed."""
+    """A deep copy of resolved data in dicts, lists and tuples of Python's own: what ModelOpt is
+    handed.
+    """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,9 @@
-"""One YAML file of a recipe read as untrusted data: bounded in size, depth and expansion, every line kept.
+"""One YAML file of a recipe read as untrusted data: bounded in size, depth and expansion, every
+line kept.
 
-PyYAML's safe loader executes nothing, but it expands aliases without limit, recurses as deep as a file nests, and
-keeps the last of two equal keys without a word.  Here each of these is a refusal that names the line.
+PyYAML's safe loader executes nothing, but it expands aliases without limit, recurses as deep as a
+file nests, and keeps the last of two equal keys without a word.  Here each of these is a refusal
+that names the line.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ class Place(str):
 
 
 class Located(dict[Any, Any]):
-    """A mapping that knows its place, which lets a message name the place of an entry, and those of its keys."""
+    """A mapping that knows its place, which lets a message name the place of an entry, and those of
+    its keys.
+    """
 
     place: str = ""
 
@@ -89,7 +93,8 @@ class LocatedList(list[Any]):
 
 
 def place_at(value: Any, keys: Iterable[Any], place: str) -> str:
-    """Return the place of what is in *value* at *keys*: of the last one on the way there whose place is known.
+    """Return the place of what is in *value* at *keys*: of the last one on the way there whose
+    place is known.
 
     Args:
         value: data of a file, with their places.
@@ -112,9 +117,9 @@ def place_at(value: Any, keys: Iterable[Any], place: str) -> str:
 class Document:
     """One parsed YAML file, its imports not yet resolved.
 
-    ``body`` is a mapping or a list without the ``imports`` section, ``schema`` what its ``modelopt-schema`` comment
-    names (a name only: nothing is imported), ``documents`` how many YAML documents the file holds (two: a header with
-    ``imports`` and a body).
+    ``body`` is a mapping or a list without the ``imports`` section, ``schema`` what its
+    ``modelopt-schema`` comment names (a name only: nothing is imported), ``documents`` how many
+    YAML documents the file holds (two: a header with ``imports`` and a body).
     """
 
     path: Path
@@ -140,7 +145,8 @@ def parse(text: str, path: Path) -> Document:
     """*text*, read from *path*, as a document.
 
     Raises:
-        UsageError: it is not YAML, exceeds a limit, or is not of the shape of a recipe or a snippet.
+        UsageError: it is not YAML, exceeds a limit, or is not of the shape of a recipe or a
+            snippet.
     """
     schema = _schema_comment(text, path)
     documents = _load_all(text, path)
@@ -148,14 +154,22 @@ def parse(text: str, path: Path) -> Document:
     body: Any = documents[-1] if documents else None
     if len(documents) == 2:
         if not isinstance(documents[0], dict):
-            raise UsageError(path, "the first of its two YAML documents is no mapping", "Put imports: there.")
+            raise UsageError(
+                path, "the first of its two YAML documents is no mapping", "Put imports: there."
+            )
         header = documents[0]
     elif len(documents) > 2:
-        raise UsageError(path, f"holds {len(documents)} YAML documents or more", "One, or imports and a body, fit.")
+        raise UsageError(
+            path,
+            f"holds {len(documents)} YAML documents or more",
+            "One, or imports and a body, fit.",
+        )
     if body is None:
         body = {}
     if not isinstance(body, (dict, list)):
-        raise UsageError(path, f"holds {shown(body)}, no mapping and no list", "Write a recipe or a snippet.")
+        raise UsageError(
+            path, f"holds {shown(body)}, no mapping and no list", "Write a recipe or a snippet."
+        )
     if isinstance(body, dict):
         merged = Located({**header, **body})
         merged.place = getattr(body, "place", str(path))
@@ -166,12 +180,16 @@ def parse(text: str, path: Path) -> Document:
         imports = header.get("imports")
     imports = imports or {}
     if not isinstance(imports, dict) or not all(isinstance(k, str) for k in imports):
-        raise UsageError(path, "'imports' is no mapping of names to paths", "Write imports: {fp8: configs/...}.")
+        raise UsageError(
+            path, "'imports' is no mapping of names to paths", "Write imports: {fp8: configs/...}."
+        )
     return Document(path, schema, imports, _exmy(body), len(documents))
 
 
 def _schema_comment(text: str, path: Path) -> str | None:
-    """The name in the preamble's ``# modelopt-schema:``; never imported, only compared with known ones."""
+    """The name in the preamble's ``# modelopt-schema:``; never imported, only compared with known
+    ones.
+    """
     found: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.strip().startswith("#"):
@@ -179,16 +197,22 @@ def _schema_comment(text: str, path: Path) -> str | None:
         if not (match := _SCHEMA.match(line)):
             continue
         if found is not None:
-            raise UsageError(Place.make(path, number), "a second modelopt-schema comment", "Keep one.")
+            raise UsageError(
+                Place.make(path, number), "a second modelopt-schema comment", "Keep one."
+            )
         found = match[1]
         if not _MODELOPT_NAME.match(found):
             mend = "Name one such as modelopt.torch.quantization.config.QuantizerCfgListConfig."
-            raise UsageError(Place.make(path, number), f"the schema {shown(found)} is none of ModelOpt's", mend)
+            raise UsageError(
+                Place.make(path, number), f"the schema {shown(found)} is none of ModelOpt's", mend
+            )
     return found
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with limits on depth and size (aliases counted expanded), lines kept, doubled keys refused."""
+    """SafeLoader with limits on depth and size (aliases counted expanded), lines kept, doubled keys
+    refused.
+    """
 
     def __init__(self, text: str, path: Path) -> None:
         super().__init__(text)
@@ -201,7 +225,9 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
-                raise yaml.constructor.ConstructorError(None, None, "an alias inside what it names", mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "an alias inside what it names", mark
+                )
             self._count(self.sizes[id(node)], mark)
             return node
         before = self.nodes
@@ -229,7 +255,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int)):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key that is no name", key_node.start_mark
+                )
             if key in seen:
                 problem = f"the key {shown(key)} twice, of which YAML keeps the last"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -245,12 +273,16 @@ class _Loader(yaml.SafeLoader):
     def construct_int(self, node: yaml.ScalarNode) -> int:
         number: int = self.construct_yaml_int(node)
         if number.bit_length() > 63:  # Python itself refuses to print far longer ones
-            raise yaml.constructor.ConstructorError(None, None, "a number of over 63 bits", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "a number of over 63 bits", node.start_mark
+            )
         return number
 
     def refuse(self, node: yaml.Node) -> Any:
         kind = node.tag.rsplit(":", 1)[-1]
-        raise yaml.constructor.ConstructorError(None, None, f"a value of the kind {shown(kind)}", node.start_mark)
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a value of the kind {shown(kind)}", node.start_mark
+        )
 
 
 class _Excess(yaml.MarkedYAMLError):
@@ -266,7 +298,9 @@ for _kind in ("timestamp", "binary", "set", "omap", "pairs", None):  # what JSON
 
 
 def _load_all(text: str, path: Path) -> list[Any]:
-    """Up to three YAML documents of *text* as plain data: the third says only that there are too many."""
+    """Up to three YAML documents of *text* as plain data: the third says only that there are too
+    many.
+    """
     documents: list[Any] = []
     try:
         loader = _Loader(text, path)
@@ -276,12 +310,17 @@ def _load_all(text: str, path: Path) -> list[Any]:
         raise UnreadableError(_at(path, error), str(error.problem), SPLIT) from error
     except yaml.MarkedYAMLError as error:
         problem = error.problem or error.context or "not YAML"
-        raise NotYamlError(_at(path, error), f"is not YAML that a recipe may hold: {problem}", "Correct it.") from error
+        raise NotYamlError(
+            _at(path, error), f"is not YAML that a recipe may hold: {problem}", "Correct it."
+        ) from error
     except yaml.YAMLError as error:  # the reader's: a character that YAML does not allow
         raise NotYamlError(path, f"is not YAML: {error}", "Correct it.") from error
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then trips over them.
-        raise NotYamlError(path, f"holds a value that YAML cannot read: {error}", "Put it in quotes.") from error
+        # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then trips
+        # over them.
+        raise NotYamlError(
+            path, f"holds a value that YAML cannot read: {error}", "Put it in quotes."
+        ) from error
     return documents
 
 
@@ -291,12 +330,18 @@ def _at(path: Path, error: yaml.MarkedYAMLError) -> str:
 
 
 def _exmy(value: Any) -> Any:
-    """*value* with the strings ``e4m3`` at num_bits and scale_bits as pairs (4, 3), as ModelOpt reads them."""
+    """*value* with the strings ``e4m3`` at num_bits and scale_bits as pairs (4, 3), as ModelOpt
+    reads them.
+    """
     if isinstance(value, dict):
         result = Located()
         result.place, result.places = getattr(value, "place", ""), getattr(value, "places", {})
         for key, item in value.items():
-            match = _EXMY.match(item) if key in ("num_bits", "scale_bits") and isinstance(item, str) else None
+            match = (
+                _EXMY.match(item)
+                if key in ("num_bits", "scale_bits") and isinstance(item, str)
+                else None
+            )
             result[key] = (int(match[1]), int(match[2])) if match else _exmy(item)
         return result
     if isinstance(value, list):

@@ -1,4 +1,6 @@
-"""What a run found, as files: a page to look at, a comment for the pull request, and data for other programs."""
+"""What a run found, as files: a page to look at, a comment for the pull request, and data for other
+programs.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ SCHEMA = 1
 
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``report.html``, ``summary.md`` and ``results.json`` of *results* (``Results.as_dict``) into *folder*.
+    """Write ``report.html``, ``summary.md`` and ``results.json`` of *results* (``Results.as_dict``)
+    into *folder*.
 
-    The page is one file that asks for nothing from outside.  The summary is below ``markdown.LIMIT`` characters.  In
-    all three, names are data: nothing in them is read as markup, a terminal's control sequence or a command of a
-    continuous integration runner.
+    The page is one file that asks for nothing from outside.  The summary is below
+    ``markdown.LIMIT`` characters.  In all three, names are data: nothing in them is read as markup,
+    a terminal's control sequence or a command of a continuous integration runner.
 
     Returns:
         The three paths.

@@ -76,7 +76,9 @@ def drift_word(drift: Json | None) -> str:
 
 
 def mismatches(case: Json) -> list[Json]:
-    """Observations of quantizers that do not compute what their format says, or could not be compared."""
+    """Observations of quantizers that do not compute what their format says, or could not be
+    compared.
+    """
     found = (case.get("numerics") or {}).get("observations") or []
     return [o for o in found if o.get("mismatches") or o.get("unsupported")]
 
@@ -102,19 +104,31 @@ def heavy(case: Json) -> list[Json]:
 
 
 def export_faults(case: Json) -> list[str]:
-    """What of the exported graphs does not hold, a few words each; the runtime's own defects are none of these."""
+    """What of the exported graphs does not hold, a few words each; the runtime's own defects are
+    none of these.
+    """
     found = case.get("export") or {}
-    faults = [f"{where}: {p['rule']}" for where, ps in (found.get("problems") or {}).items() for p in ps]
-    faults += [f"{tower}: parity" for tower, p in (found.get("parity") or {}).items() if not p["holds"]]
+    faults = [
+        f"{where}: {p['rule']}" for where, ps in (found.get("problems") or {}).items() for p in ps
+    ]
+    faults += [
+        f"{tower}: parity" for tower, p in (found.get("parity") or {}).items() if not p["holds"]
+    ]
     answers = found.get("answers") or {}
     faults += [f"answers on {answers['task']}"] if answers.get("differing") else []
     # A tower that the task alone caught, on more rows than the probe.
-    faults += [f"{t}: parity on {answers['task']}" for t, p in (answers.get("towers") or {}).items() if not p["holds"]]
+    faults += [
+        f"{t}: parity on {answers['task']}"
+        for t, p in (answers.get("towers") or {}).items()
+        if not p["holds"]
+    ]
     return faults
 
 
 def export_lines(case: Json) -> list[str]:
-    """What exporting to ONNX costs, in sentences: the drop, or why there is no graph, and the runtime's defects."""
+    """What exporting to ONNX costs, in sentences: the drop, or why there is no graph, and the
+    runtime's defects.
+    """
     found = case.get("export") or {}
     if found.get("no_form"):
         return [f"no ONNX form: {found['no_form']}"]
@@ -122,7 +136,8 @@ def export_lines(case: Json) -> list[str]:
     if answers := found.get("answers"):
         drop = number(answers["drop"]) or 0.0
         lines.append(
-            f"drop from exporting: {drop:.2f} points, {answers['changed']} of {answers['n']} answers changed "
+            f"drop from exporting: {drop:.2f} points, {answers['changed']} of {answers['n']} "
+            f"answers changed "
             f"({answers['task']}/{answers['metric']})"
         )
     for tower, p in (found.get("optimized") or {}).items():
@@ -130,7 +145,8 @@ def export_lines(case: Json) -> list[str]:
         if not p["holds"] and same.get("holds", True):
             error, limit = number(p["error"]) or 0.0, number(p["bound"]) or 0.0
             lines.append(
-                f"{tower}, the runtime's defect: with its optimisations on {found.get('runtime', 'it')} is "
+                f"{tower}, the runtime's defect: with its optimisations on "
+                f"{found.get('runtime', 'it')} is "
                 f"{error:.2g} off, {limit:.1g} is rounding"
             )
     return lines
@@ -138,7 +154,9 @@ def export_lines(case: Json) -> list[str]:
 
 @dataclass(frozen=True)
 class Speed:
-    """A tower's speed ratio as it is shown, and the baseline's; ``moved`` is ``slower``, ``faster`` or empty."""
+    """A tower's speed ratio as it is shown, and the baseline's; ``moved`` is ``slower``, ``faster``
+    or empty.
+    """
 
     tower: str
     ratio: str
@@ -147,7 +165,10 @@ class Speed:
 
     def __str__(self) -> str:
         then = f", {self.baseline} in the baseline" if self.baseline else ""
-        return f"{self.tower} runs at {self.ratio} times FP16's speed{then}{f': {self.moved}' if self.moved else ''}"
+        return (
+            f"{self.tower} runs at {self.ratio} times FP16's "
+            f"speed{then}{f': {self.moved}' if self.moved else ''}"
+        )
 
 
 def speeds(case: Json) -> list[Speed]:
@@ -180,7 +201,8 @@ def speed_lines(case: Json) -> list[str]:
 def gain_lines(case: Json) -> list[str]:
     """What fine-tuning won back, a sentence a metric."""
     return [
-        f"fine-tuned, {g['task']}/{g['metric']}: {g['before']:.2%} to {g['after']:.2%} (FP16 {g['reference']:.2%}), "
+        f"fine-tuned, {g['task']}/{g['metric']}: {g['before']:.2%} to {g['after']:.2%} (FP16 "
+        f"{g['reference']:.2%}), "
         f"{g['won']} won and {g['lost']} lost, p(no gain) {g['p']:.2g}"
         for g in (case.get("qat") or {}).get("gains") or []
     ]
@@ -192,12 +214,16 @@ def exceeded(case: Json) -> list[Json]:
 
 
 def exceeded_lines(case: Json) -> list[str]:
-    """The same, one sentence per measure: ``emoji (acc1): kl_mean is 0.31, limit: at most 0.2: EXCEEDED``."""
+    """The same, one sentence per measure: ``emoji (acc1): kl_mean is 0.31, limit: at most 0.2:
+    EXCEEDED``.
+    """
     return [str(m["message"]) for m in exceeded(case)]
 
 
 def failed_checks(part: Json) -> list[Json]:
-    """Checks of a case (or, of a whole run, those of no case) that fell short: test, suite, outcome, first line."""
+    """Checks of a case (or, of a whole run, those of no case) that fell short: test, suite,
+    outcome, first line.
+    """
     return (part.get("checks") or {}).get("failed") or []
 
 
@@ -208,7 +234,9 @@ def depending(part: Json) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Failed:
-    """All failed checks of one test function: its suite, its name, how many, and what the first one said."""
+    """All failed checks of one test function: its suite, its name, how many, and what the first one
+    said.
+    """
 
     suite: str
     name: str
@@ -225,8 +253,12 @@ def failed_functions(part: Json) -> list[Failed]:
     found: dict[tuple[str, str], list[str]] = {}
     for check in failed_checks(part):
         name = str(check["test"]).partition("[")[0].rpartition("::")[2]
-        found.setdefault((str(check.get("suite") or ""), name), []).append(str(check.get("message") or ""))
-    return [Failed(suite, name, len(messages), messages[0]) for (suite, name), messages in found.items()]
+        found.setdefault((str(check.get("suite") or ""), name), []).append(
+            str(check.get("message") or "")
+        )
+    return [
+        Failed(suite, name, len(messages), messages[0]) for (suite, name), messages in found.items()
+    ]
 
 
 def _checked(part: Json) -> Word:
@@ -238,21 +270,33 @@ def _checked(part: Json) -> Word:
 def decision(case: Json) -> str:
     """The worst word of all that was judged of a case, or ``no verdict`` where nothing was.
 
-    Judged are the verdicts, the limits beyond accuracy, what each suite found, and each check that ran: one that
-    failed, or that could not run because another one failed, fails the case whatever its accuracy.
+    Judged are the verdicts, the limits beyond accuracy, what each suite found, and each check that
+    ran: one that failed, or that could not run because another one failed, fails the case whatever
+    its accuracy.
     """
     verdict = str((case.get("accuracy") or {}).get("decision") or "")
     words = [_checked(case), *(word for word in Word if word.value == verdict)]
-    broken = any((case.get("checkpoint") or {}).values()) or heavy(case) or folded(case) or exceeded(case)
+    broken = (
+        any((case.get("checkpoint") or {}).values())
+        or heavy(case)
+        or folded(case)
+        or exceeded(case)
+    )
     if problems(case) or mismatches(case) or export_faults(case) or broken:
         words.append(Word.FAIL)
-    if "insertion" in case or "numerics" in case or {"parity", "answers"} & set(case.get("export") or {}):
+    if (
+        "insertion" in case
+        or "numerics" in case
+        or {"parity", "answers"} & set(case.get("export") or {})
+    ):
         words.append(Word.PASS)
     return worst(words).value
 
 
 def run_decision(results: Json) -> str:
-    """The worst word of all that a run judged: its cases, the checks of no case, and what was refused."""
+    """The worst word of all that a run judged: its cases, the checks of no case, and what was
+    refused.
+    """
     words = [Word(decision(case)) for case in results["cases"]]
     words.append(_checked(results))
     if (results["environment"].get("selection") or {}).get("refused"):
@@ -265,11 +309,15 @@ def run_decision(results: Json) -> str:
 
 
 def run_headline(results: Json) -> str:
-    """What a run came to, in one line without its word: the usage error that ended it, or how many cases ended how."""
+    """What a run came to, in one line without its word: the usage error that ended it, or how many
+    cases ended how.
+    """
     if results.get("refused") or results.get("interrupted"):
         return str(results.get("refused") or results["interrupted"])
     words = [decision(case) for case in results["cases"]]
-    parts = [f"{words.count(word.value)} {word.value}" for word in reversed(Word) if word.value in words]
+    parts = [
+        f"{words.count(word.value)} {word.value}" for word in reversed(Word) if word.value in words
+    ]
     other = failed_checks(results)
     if other:
         parts.append(f"{len(other)} failed of no recipe")
@@ -287,7 +335,8 @@ class Reasons:
     pairs: list[tuple[str, str]]
 
 
-#: The lists of a selection (``harness.pull_requests.selection``), in the order in which they matter.
+#: The lists of a selection (``harness.pull_requests.selection``), in the order in which they
+#: matter.
 _LISTS = {
     "refused": "Refused",
     "not_gated": "Not gated",
@@ -298,17 +347,27 @@ _LISTS = {
 
 
 def reasons(results: Json) -> list[Reasons]:
-    """The recipes and files of a pull request that were refused or not gated, each with its reason."""
+    """The recipes and files of a pull request that were refused or not gated, each with its
+    reason.
+    """
     selection = results["environment"].get("selection") or {}
-    lists = [Reasons(title, list((selection.get(key) or {}).items())) for key, title in _LISTS.items()]
-    by_hand = [(f"{c['recipe']} on {c['model']}", c["not_gated"]) for c in results["cases"] if c.get("not_gated")]
+    lists = [
+        Reasons(title, list((selection.get(key) or {}).items())) for key, title in _LISTS.items()
+    ]
+    by_hand = [
+        (f"{c['recipe']} on {c['model']}", c["not_gated"])
+        for c in results["cases"]
+        if c.get("not_gated")
+    ]
     if by_hand:
         lists.append(Reasons("Not gated on this device", by_hand))
     return [found for found in lists if found.pairs]
 
 
 def map_changes(results: Json) -> list[tuple[str, list[str]]]:
-    """What a pull request does to the quantizer map: (recipe, lines), the architecture before each of its lines."""
+    """What a pull request does to the quantizer map: (recipe, lines), the architecture before each
+    of its lines.
+    """
     found = []
     for effect in (results["environment"].get("selection") or {}).get("effects") or []:
         lines = [
@@ -322,9 +381,17 @@ def map_changes(results: Json) -> list[tuple[str, list[str]]]:
 
 
 def judged(results: Json) -> Json:
-    """*results* with the decision and the headline of the run and of each case written into them."""
-    cases = [case | {"decision": decision(case), "headline": headline(case)} for case in results["cases"]]
-    return results | {"decision": run_decision(results), "headline": run_headline(results), "cases": cases}
+    """*results* with the decision and the headline of the run and of each case written into
+    them.
+    """
+    cases = [
+        case | {"decision": decision(case), "headline": headline(case)} for case in results["cases"]
+    ]
+    return results | {
+        "decision": run_decision(results),
+        "headline": run_headline(results),
+        "cases": cases,
+    }
 
 
 def headline(case: Json) -> str:
@@ -334,10 +401,13 @@ def headline(case: Json) -> str:
     if verdicts:
         counts = Counter(r.decision for r in verdicts)
         parts.append(", ".join(f"{n} {word}" for word, n in counts.items()))
-        deciding = [r for r in verdicts if r.decision == (case["accuracy"].get("decision"))] or verdicts
+        deciding = [
+            r for r in verdicts if r.decision == (case["accuracy"].get("decision"))
+        ] or verdicts
         worst = min(deciding, key=lambda r: r.difference + r.budget)
         parts.append(
-            f"{'closest' if worst.decision == 'PASS' else 'worst'} is {worst.name} at {worst.difference:+.2f} "
+            f"{'closest' if worst.decision == 'PASS' else 'worst'} is {worst.name} at "
+            f"{worst.difference:+.2f} "
             f"[{worst.low:+.2f}, {worst.high:+.2f}], budget {worst.budget:g}"
         )
     if exceeded(case):
@@ -345,14 +415,24 @@ def headline(case: Json) -> str:
     if "insertion" in case:
         parts.append(_count(len(problems(case)), "insertion problem", "insertion holds"))
     if "numerics" in case:
-        parts.append(_count(len(mismatches(case)) + len(folded(case)), "numerics mismatch", "numerics hold"))
+        parts.append(
+            _count(len(mismatches(case)) + len(folded(case)), "numerics mismatch", "numerics hold")
+        )
     if "checkpoint" in case:
-        parts.append(_count(sum(map(bool, case["checkpoint"].values())), "checkpoint problem", "checkpoints hold"))
+        parts.append(
+            _count(
+                sum(map(bool, case["checkpoint"].values())),
+                "checkpoint problem",
+                "checkpoints hold",
+            )
+        )
     if "memory" in case:
         parts.append(_count(len(heavy(case)), "memory problem", "weights take their bits"))
     if {"problems", "parity", "answers"} & set(case.get("export") or {}):
         parts.append(_count(len(export_faults(case)), "export problem", "export holds"))
-    parts += [f"{speed.tower} {speed.moved} than the baseline" for speed in speeds(case) if speed.moved]
+    parts += [
+        f"{speed.tower} {speed.moved} than the baseline" for speed in speeds(case) if speed.moved
+    ]
     words = [drift_word(d) for d in (case.get("drift") or {}).values()]
     moved = [word for word in dict.fromkeys(words) if word not in CALM]
     if moved:
@@ -362,7 +442,9 @@ def headline(case: Json) -> str:
 
 
 def _check_parts(case: Json, *, alone: bool) -> list[str]:
-    """What the headline says of the checks of a case; those that passed only where there is nothing else to say."""
+    """What the headline says of the checks of a case; those that passed only where there is nothing
+    else to say.
+    """
     failed, parts = failed_checks(case), []
     if len(failed) == 1:
         parts.append(f"failed check: {failed[0].get('message') or failed[0]['test']}")

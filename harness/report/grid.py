@@ -12,15 +12,26 @@ from harness.report.cases import Json
 from harness.report.text import number
 
 #: A short sign for the kind of a quantizer, over its column.
-_ROLES = {"weight": "W", "input": "in", "output": "out", "q_bmm": "q", "k_bmm": "k", "v_bmm": "v", "p_bmm": "p",
-          "bmm2_output": "out", "softmax": "sm"}  # fmt: skip
+_ROLES = {
+    "weight": "W",
+    "input": "in",
+    "output": "out",
+    "q_bmm": "q",
+    "k_bmm": "k",
+    "v_bmm": "v",
+    "p_bmm": "p",
+    "bmm2_output": "out",
+    "softmax": "sm",
+}
 #: Shares from which saturation and underflow get a stronger colour.
 _STEPS = (0.0, 0.001, 0.01, 0.1)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One quantizer: a sign, the class that colours it, levels 0 to 4 of saturation and underflow, and all in words."""
+    """One quantizer: a sign, the class that colours it, levels 0 to 4 of saturation and underflow,
+    and all in words.
+    """
 
     sign: str
     style: str
@@ -39,7 +50,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """One tower: ``rows`` are (layer, cells), None where a layer lacks a column; ``outside`` are cells with names."""
+    """One tower: ``rows`` are (layer, cells), None where a layer lacks a column; ``outside`` are
+    cells with names.
+    """
 
     tower: str
     modules: list[tuple[str, int]]
@@ -50,10 +63,14 @@ class Grid:
 
 
 def grids(case: Json) -> list[Grid]:
-    """A grid a tower of *case*; columns and outside quantizers that are off everywhere are counted, not drawn."""
+    """A grid a tower of *case*; columns and outside quantizers that are off everywhere are counted,
+    not drawn.
+    """
     quantizers = (case.get("insertion") or {}).get("map") or []
     seen = {o["name"]: o for o in (case.get("numerics") or {}).get("observations") or []}
-    towers = sorted({q["tower"] for q in quantizers}, key=lambda t: ({"vision": 0, "text": 1}.get(t, 2), t))
+    towers = sorted(
+        {q["tower"] for q in quantizers}, key=lambda t: ({"vision": 0, "text": 1}.get(t, 2), t)
+    )
     return [_grid(tower, [q for q in quantizers if q["tower"] == tower], seen) for tower in towers]
 
 
@@ -68,7 +85,14 @@ def formats(case: Json) -> list[tuple[str, str, int]]:
 
 def style(name: str) -> str:
     """The CSS class of a format: of a fixed list, whatever the format is called."""
-    known = {"E4M3": "e4m3", "E5M2": "e5m2", "INT8": "int8", "UINT8": "int8", "INT4": "int4", "UINT4": "int4"}
+    known = {
+        "E4M3": "e4m3",
+        "E5M2": "e5m2",
+        "INT8": "int8",
+        "UINT8": "int8",
+        "INT4": "int4",
+        "UINT4": "int4",
+    }
     if name.startswith("E2M1"):
         return "f-e2m1"
     return f"f-{known.get(name, 'other')}"
@@ -85,10 +109,16 @@ def _grid(tower: str, quantizers: list[Json], seen: dict[str, Json]) -> Grid:
     for layer in sorted({q["layer"] for q in quantizers if q["layer"] is not None}):
         members = [placed.get((layer, c)) for c in columns]
         rows.append((layer, [None if q is None else cell(q, seen.get(q["name"])) for q in members]))
-    outside = [(_short(q), cell(q, seen.get(q["name"]))) for q in quantizers if q["layer"] is None and q["enabled"]]
+    outside = [
+        (_short(q), cell(q, seen.get(q["name"])))
+        for q in quantizers
+        if q["layer"] is None and q["enabled"]
+    ]
     off = sum(1 for q in quantizers if q["layer"] is None and not q["enabled"])
     modules = [(name, len(list(group))) for name, group in groupby(c.module for c in columns)]
-    return Grid(tower, modules, columns, rows if columns else [], outside, off + len(every) - len(columns))
+    return Grid(
+        tower, modules, columns, rows if columns else [], outside, off + len(every) - len(columns)
+    )
 
 
 def _by_module(columns: list[Column]) -> list[Column]:
@@ -116,7 +146,9 @@ def cell(q: Json, seen: Json | None) -> Cell:
     """The cell of one quantizer of the map, with its observation where there is one."""
     sign, look = _look(q)
     title = "; ".join(_words(q, seen))
-    saturation, underflow = (_level(number((seen or {}).get(key))) for key in ("saturation", "underflow"))
+    saturation, underflow = (
+        _level(number((seen or {}).get(key))) for key in ("saturation", "underflow")
+    )
     return Cell(sign, look, saturation, underflow, title)
 
 

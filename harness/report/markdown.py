@@ -21,11 +21,18 @@ _DRAWN_BY = "Everything else is in report.html and results.json of the same run.
 def summary(results: Json) -> str:
     """*results* (plain, see ``harness.report.text``) as Markdown of less than LIMIT characters.
 
-    Recipes that did not pass come first; where there is no room for all, the parts left out are counted.
+    Recipes that did not pass come first; where there is no room for all, the parts left out are
+    counted.
     """
     order = {"FAIL": 0, "INCONCLUSIVE": 1}
     found = sorted(results["cases"], key=lambda case: order.get(cases.decision(case), 2))
-    parts = [_heading(results), *_refused(results), *_overview(found), *_other(results), *_selection(results)]
+    parts = [
+        _heading(results),
+        *_refused(results),
+        *_overview(found),
+        *_other(results),
+        *_selection(results),
+    ]
     parts += [part for case in found for part in _case(case)]
     return _fitting(parts, _footer(results["environment"]))
 
@@ -46,7 +53,8 @@ def _fitting(parts: list[str], footer: str) -> str:
 def _heading(results: Json) -> str:
     word = cases.run_decision(results)
     sign = _SIGNS.get(word, "")
-    return f"## Quantized CLIP: {sign} {word} ({markdown_text(cases.run_headline(results), 300)})".replace("  ", " ")
+    headline = markdown_text(cases.run_headline(results), 300)
+    return f"## Quantized CLIP: {sign} {word} ({headline})".replace("  ", " ")
 
 
 def _refused(results: Json) -> Iterator[str]:
@@ -67,8 +75,14 @@ def _failed(part: Json, title: str) -> Iterator[str]:
         return
     lines = [f"**{title}**", ""]
     for check in found[:_ROWS]:
-        what = f"{check['suite']}, {check['outcome']}: " if check.get("suite") else f"{check['outcome']}: "
-        lines.append(f"- {markdown_code(check['test'])} {markdown_text(what + check['message'], 400)}")
+        what = (
+            f"{check['suite']}, {check['outcome']}: "
+            if check.get("suite")
+            else f"{check['outcome']}: "
+        )
+        lines.append(
+            f"- {markdown_code(check['test'])} {markdown_text(what + check['message'], 400)}"
+        )
     lines += [f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else []
     for see, count in cases.depending(part).items():
         lines.append(f"- {count} not run for the same cause as {markdown_code(see)}")
@@ -79,11 +93,17 @@ def _selection(results: Json) -> Iterator[str]:
     """What of the pull request was refused or not gated, and what it does to the quantizer map."""
     for found in cases.reasons(results):
         lines = [f"**{found.title}:**", ""]
-        lines += [f"- {markdown_code(name)}: {markdown_text(why, 400)}" for name, why in found.pairs[:_ROWS]]
+        lines += [
+            f"- {markdown_code(name)}: {markdown_text(why, 400)}"
+            for name, why in found.pairs[:_ROWS]
+        ]
         lines += [f"- and {len(found.pairs) - _ROWS} more"] if len(found.pairs) > _ROWS else []
         yield "\n".join(lines)
     for recipe, changes in cases.map_changes(results):
-        title = f"<details><summary>What the change does to the map of {markdown_code(recipe)}</summary>"
+        title = (
+            f"<details><summary>What the change does to the map of "
+            f"{markdown_code(recipe)}</summary>"
+        )
         lines = [f"- {markdown_text(line, 400)}" for line in changes[:_ROWS]]
         lines += [f"- and {len(changes) - _ROWS} more"] if len(changes) > _ROWS else []
         yield "\n".join([title, "", *lines, "", "</details>"])
@@ -96,7 +116,8 @@ def _overview(found: list[Json]) -> Iterator[str]:
         for case in found[begin : begin + _ROWS]:
             word = cases.decision(case)
             lines.append(
-                f"| {markdown_code(case['recipe'])} | {markdown_code(case['model'])} | {_SIGNS.get(word, '')} {word} "
+                f"| {markdown_code(case['recipe'])} | {markdown_code(case['model'])} | "
+                f"{_SIGNS.get(word, '')} {word} "
                 f"| {markdown_text(cases.headline(case), 400)} |"
             )
         yield "\n".join(lines)
@@ -104,7 +125,10 @@ def _overview(found: list[Json]) -> Iterator[str]:
 
 def _case(case: Json) -> Iterator[str]:
     verdicts = cases.rows(case)
-    title = f"### {markdown_code(case['recipe'])} on {markdown_code(case['model'])}: {cases.decision(case)}"
+    title = (
+        f"### {markdown_code(case['recipe'])} on {markdown_code(case['model'])}: "
+        f"{cases.decision(case)}"
+    )
     body = [
         *_verdicts(verdicts),
         *_exceeded(case),
@@ -127,12 +151,14 @@ def _verdicts(rows: list[cases.Row]) -> Iterator[str]:
     if not rows:
         return
     lines = [
-        "| task/metric | FP16 | quantized | difference, points | interval | budget | verdict | drift |",
+        "| task/metric | FP16 | quantized | difference, points | interval | budget | verdict | "
+        "drift |",
         "|---|--:|--:|--:|--:|--:|---|---|",
     ]
     lines += [
         f"| {markdown_code(r.name)} | {r.reference:.2%} | {r.quantized:.2%} | {r.difference:+.2f} "
-        f"| {r.low:+.2f} to {r.high:+.2f} | {r.budget:g} | {_SIGNS.get(r.decision, '')} {markdown_text(r.decision)} "
+        f"| {r.low:+.2f} to {r.high:+.2f} | {r.budget:g} | {_SIGNS.get(r.decision, '')} "
+        f"{markdown_text(r.decision)} "
         f"| {markdown_text(r.drift)} |"
         for r in rows[:_ROWS]
     ]
@@ -143,7 +169,9 @@ def _exceeded(case: Json) -> Iterator[str]:
     found = cases.exceeded_lines(case)
     if found:
         lines = ["**Limits:**", "", *(f"- {markdown_text(line, 300)}" for line in found[:_ROWS])]
-        yield "\n".join([*lines, *([f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else [])])
+        yield "\n".join(
+            [*lines, *([f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else [])]
+        )
 
 
 def _problems(case: Json) -> Iterator[str]:
@@ -162,9 +190,14 @@ def _mismatches(case: Json) -> Iterator[str]:
         return
     lines = ["**Numerics:** these quantizers do not compute what their format says:", ""]
     for o in found[:_NAMES]:
-        what = o["unsupported"] or f"{o['mismatches']} of {o['elements']} elements differ; {o['first']}"
+        what = (
+            o["unsupported"]
+            or f"{o['mismatches']} of {o['elements']} elements differ; {o['first']}"
+        )
         lines.append(f"- {markdown_code(o['name'])}: {markdown_text(what, 300)}")
-    yield "\n".join([*lines, *([f"- and {len(found) - _NAMES} more"] if len(found) > _NAMES else [])])
+    yield "\n".join(
+        [*lines, *([f"- and {len(found) - _NAMES} more"] if len(found) > _NAMES else [])]
+    )
 
 
 def _blame(case: Json) -> Iterator[str]:
@@ -174,7 +207,8 @@ def _blame(case: Json) -> Iterator[str]:
         lines = ["<details><summary>Blame: quantizers ranked by harm</summary>", ""]
         lines += ["| group | turned off: points won | alone: points lost |", "|---|--:|--:|"]
         lines += [
-            f"| {markdown_code(g['name'])} | {_points(g.get('off_points'))} | {_points(g.get('alone_points'))} |"
+            f"| {markdown_code(g['name'])} | {_points(g.get('off_points'))} | "
+            f"{_points(g.get('alone_points'))} |"
             for g in groups[:_NAMES]
         ]
         yield "\n".join([*lines, "", *_more(len(groups) - _NAMES, "group"), "</details>"])
@@ -186,7 +220,12 @@ def _blame(case: Json) -> Iterator[str]:
 def _throughput(case: Json) -> Iterator[str]:
     found = cases.speeds(case)
     if found:
-        lines = ["Speed, in times FP16's:", "", "| tower | ratio | baseline | |", "|---|---|---|---|"]
+        lines = [
+            "Speed, in times FP16's:",
+            "",
+            "| tower | ratio | baseline | |",
+            "|---|---|---|---|",
+        ]
         for speed in found:
             cells = (speed.tower, speed.ratio, speed.baseline, speed.moved)
             lines.append(f"| {' | '.join(map(markdown_text, cells))} |")
@@ -194,7 +233,10 @@ def _throughput(case: Json) -> Iterator[str]:
 
 
 def _export(case: Json) -> Iterator[str]:
-    lines = [*(f"export: {fault}" for fault in cases.export_faults(case)), *cases.export_lines(case)]
+    lines = [
+        *(f"export: {fault}" for fault in cases.export_faults(case)),
+        *cases.export_lines(case),
+    ]
     if lines:
         yield "\n".join(f"- {markdown_text(line, 400)}" for line in lines)
 

@@ -22,29 +22,48 @@ from harness.report.text import number
 _TEMPLATES = Path(__file__).parent / "templates"
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 #: Sections with a place of their own; any other is shown as it is.
-_DRAWN = ("recipe", "model", "quantize", "insertion", "numerics", "accuracy", "drift", "throughput", "layer_error",
-          "blame", "export", "checks", "decision", "headline", "not_gated")  # fmt: skip
+_DRAWN = (
+    "recipe",
+    "model",
+    "quantize",
+    "insertion",
+    "numerics",
+    "accuracy",
+    "drift",
+    "throughput",
+    "layer_error",
+    "blame",
+    "export",
+    "checks",
+    "decision",
+    "headline",
+    "not_gated",
+)
 
 
 def render(results: Json) -> str:
     """The page of *results* (plain, see ``harness.report.text``).
 
-    Everything printed is escaped, control characters are made visible, and the page's own policy lets nothing but
-    its one script run and nothing be fetched.
+    Everything printed is escaped, control characters are made visible, and the page's own policy
+    lets nothing but its one script run and nothing be fetched.
     """
     script, style = (_asset(name) for name in ("report.js", "report.css"))
-    return _environment().get_template("report.html").render(
-        environment=results["environment"],
-        decision=cases.run_decision(results),
-        headline=cases.run_headline(results),
-        failed=cases.failed_checks(results),
-        reasons=cases.reasons(results),
-        map_changes=cases.map_changes(results),
-        cases=[view(case, f"case-{i}") for i, case in enumerate(results["cases"])],
-        script=Markup(script),  # noqa: S704 - this package's own file
-        style=Markup(style),  # noqa: S704
-        script_hash=_hash(script),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            environment=results["environment"],
+            decision=cases.run_decision(results),
+            headline=cases.run_headline(results),
+            failed=cases.failed_checks(results),
+            reasons=cases.reasons(results),
+            map_changes=cases.map_changes(results),
+            cases=[view(case, f"case-{i}") for i, case in enumerate(results["cases"])],
+            script=Markup(script),  # noqa: S704 - this package's own file
+            style=Markup(style),  # noqa: S704
+            script_hash=_hash(script),
+        )
+    )
 
 
 @cache
@@ -57,7 +76,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.filters.update(soft=soft, points=_points, sortable=sortable, share=_share, rate=_rate, exact=_exact)
+    made.filters.update(
+        soft=soft, points=_points, sortable=sortable, share=_share, rate=_rate, exact=_exact
+    )
     return made
 
 
@@ -81,7 +102,10 @@ def view(case: Json, anchor: str) -> Json:
         "headline": cases.headline(case),
         "rows": rows,
         "axis": axis(rows),
-        "verdicts": {f"{v['task']}/{v['metric']}": v for v in (case.get("accuracy") or {}).get("verdicts") or []},
+        "verdicts": {
+            f"{v['task']}/{v['metric']}": v
+            for v in (case.get("accuracy") or {}).get("verdicts") or []
+        },
         "beyond": (case.get("accuracy") or {}).get("beyond") or {},
         "changed": list(gallery(case)),
         "exceeded": cases.exceeded_lines(case),
@@ -99,14 +123,20 @@ def view(case: Json, anchor: str) -> Json:
         "export": cases.export_lines(case),
         "export_faults": cases.export_faults(case),
         "quantize": case.get("quantize") or {},
-        "drift": {key: {"word": cases.drift_word(d), **d} for key, d in (case.get("drift") or {}).items()},
+        "drift": {
+            key: {"word": cases.drift_word(d), **d} for key, d in (case.get("drift") or {}).items()
+        },
         "rest": {name: value for name, value in case.items() if name not in _DRAWN},
     }
 
 
 def axis(rows: list[Row]) -> Json:
-    """The scale that all verdicts of a case share: ``at`` maps points to percent of the width, ``ticks`` label it."""
-    ends = [x for r in rows for x in (r.low, r.high, r.difference, -r.budget, 0.0) if math.isfinite(x)] or [-1.0, 1.0]
+    """The scale that all verdicts of a case share: ``at`` maps points to percent of the width,
+    ``ticks`` label it.
+    """
+    ends = [
+        x for r in rows for x in (r.low, r.high, r.difference, -r.budget, 0.0) if math.isfinite(x)
+    ] or [-1.0, 1.0]
     low, high = min(ends), max(ends)
     pad = max(0.06 * (high - low), 0.1)
     low, high = low - pad, high + pad
@@ -120,10 +150,15 @@ def axis(rows: list[Row]) -> Json:
 
 
 def layers(case: Json) -> list[Json]:
-    """A row an encoder layer: its error, and the worst saturation and underflow of its quantizers."""
+    """A row an encoder layer: its error, and the worst saturation and underflow of its
+    quantizers.
+    """
     found: dict[tuple[str, int], Json] = {}
     for e in case.get("layer_error") or []:
-        found[e["tower"], e["layer"]] = {"sqnr": number(e["sqnr_db"]), "cosine": number(e["cosine"])}
+        found[e["tower"], e["layer"]] = {
+            "sqnr": number(e["sqnr_db"]),
+            "cosine": number(e["cosine"]),
+        }
     seen = {o["name"]: o for o in (case.get("numerics") or {}).get("observations") or []}
     for q in (case.get("insertion") or {}).get("map") or []:
         observed = seen.get(q["name"])
@@ -134,7 +169,11 @@ def layers(case: Json) -> list[Json]:
             share = number(observed[key]) or 0.0
             if share >= row.get(key, (-1.0, ""))[0]:
                 row[key] = (share, q["name"])
-    finite = [row["sqnr"] for row in found.values() if row["sqnr"] is not None and math.isfinite(row["sqnr"])]
+    finite = [
+        row["sqnr"]
+        for row in found.values()
+        if row["sqnr"] is not None and math.isfinite(row["sqnr"])
+    ]
     top = max(finite, default=1.0)
     order = {tower: i for i, tower in enumerate(dict.fromkeys(tower for tower, _ in found))}
     return [
@@ -149,7 +188,9 @@ def layers(case: Json) -> list[Json]:
             if row["sqnr"] is None or math.isnan(row["sqnr"])
             else max(0.0, min(100.0, 100 * row["sqnr"] / max(top, 1e-9))),
         }
-        for (tower, layer), row in sorted(found.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+        for (tower, layer), row in sorted(
+            found.items(), key=lambda item: (order[item[0][0]], item[0][1])
+        )
     ]
 
 
@@ -159,10 +200,17 @@ def blame(case: Json) -> Json | None:
     if not found:
         return None
     groups = [
-        {"name": g["name"], "off": number(g.get("off_points")), "alone": number(g.get("alone_points"))}
+        {
+            "name": g["name"],
+            "off": number(g.get("off_points")),
+            "alone": number(g.get("alone_points")),
+        }
         for g in found.get("groups") or []
     ]
-    top = max((abs(x) for g in groups for x in (g["off"], g["alone"]) if x is not None), default=0.0) or 1.0
+    top = (
+        max((abs(x) for g in groups for x in (g["off"], g["alone"]) if x is not None), default=0.0)
+        or 1.0
+    )
     for g in groups:
         for key in ("off", "alone"):
             g[f"{key}_bar"] = round(100 * max(0.0, g[key] or 0.0) / top, 1)
@@ -176,13 +224,21 @@ def blame(case: Json) -> Json | None:
 
 
 def throughput(case: Json) -> list[Json]:
-    """A row a tower: rates, the ratio to the reference and that of the baseline, with bars on one scale."""
+    """A row a tower: rates, the ratio to the reference and that of the baseline, with bars on one
+    scale.
+    """
     rows, shown = [], {speed.tower: speed for speed in cases.speeds(case)}
     for tower, speed in (case.get("throughput") or {}).items():
         if not isinstance(speed, dict):
             continue
         keys = ("reference_per_second", "quantized_per_second", "ratio", "baseline_ratio")
-        rows.append({"tower": tower, "shown": shown.get(tower), **{key: number(speed.get(key)) for key in keys}})
+        rows.append(
+            {
+                "tower": tower,
+                "shown": shown.get(tower),
+                **{key: number(speed.get(key)) for key in keys},
+            }
+        )
     top = max([1.0, *(r[key] or 0.0 for r in rows for key in ("ratio", "baseline_ratio"))])
     for r in rows:
         for key in ("ratio", "baseline_ratio"):
@@ -192,17 +248,26 @@ def throughput(case: Json) -> list[Json]:
 
 
 def gallery(case: Json) -> Iterator[Json]:
-    """Every changed answer of every metric, pictures checked: what is not a picture is not shown."""
+    """Every changed answer of every metric, pictures checked: what is not a picture is not
+    shown.
+    """
     for where, entries in ((case.get("accuracy") or {}).get("changed") or {}).items():
         for entry in entries:
-            before, after = number(entry.get("reference_margin")), number(entry.get("quantized_margin"))
-            images = {key: picture(entry.get(key)) for key in ("image", "reference_image", "quantized_image")}
+            before, after = (
+                number(entry.get("reference_margin")),
+                number(entry.get("quantized_margin")),
+            )
+            images = {
+                key: picture(entry.get(key))
+                for key in ("image", "reference_image", "quantized_image")
+            }
             yield {
                 "query": None,
                 **entry,
                 **images,
                 "where": where,
-                # Under recall@5 a sample is right by its five first answers, of which only one is shown.
+                # Under recall@5 a sample is right by its five first answers, of which only one is
+                # shown.
                 "deep": "@" in where,
                 "kind": entry["kind"] if entry["kind"] in ("lost", "won") else "changed",
                 "before": before,
@@ -213,7 +278,9 @@ def gallery(case: Json) -> Iterator[Json]:
 
 
 def soft(value: str) -> Markup:
-    """*value*, escaped, with places to break a long name: behind its dots, slashes and underscores."""
+    """*value*, escaped, with places to break a long name: behind its dots, slashes and
+    underscores.
+    """
     parts = re.split(r"(?<=[./_])(?=.)", visible(value))
     return Markup("<wbr>").join(parts)
 

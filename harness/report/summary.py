@@ -1,4 +1,6 @@
-"""The few lines at the end of a run: its word, a headline per recipe, and a line per task and metric."""
+"""The few lines at the end of a run: its word, a headline per recipe, and a line per task and
+metric.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
     import pytest
 
 #: Colours of pytest's terminal writer.
-_COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "INTERRUPTED": "red", "REFUSED": "red"}
+_COLOURS = {
+    "PASS": "green",
+    "FAIL": "red",
+    "INCONCLUSIVE": "yellow",
+    "INTERRUPTED": "red",
+    "REFUSED": "red",
+}
 #: Words of a run that ended before its end.
 _STOPPED = (Word.INTERRUPTED.value, Word.REFUSED.value)
 #: Widest table, in columns.
@@ -27,7 +35,9 @@ _BRIEF_ROWS, _BRIEF_DETAILS = 6, 3
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its heading, what a row shows in it, whether numbers line up, and when it goes (0 never, then last)."""
+    """A column: its heading, what a row shows in it, whether numbers line up, and when it goes (0
+    never, then last).
+    """
 
     heading: str
     show: Callable[[Row], str]
@@ -47,17 +57,22 @@ _COLUMNS = (
 )
 
 
-def write(terminal: pytest.TerminalReporter, results: Json, *, told: Collection[str] | None = None) -> None:
-    """Write the table of *results* (``Results.as_dict``) to pytest's terminal reporter, if there is anything in it.
+def write(
+    terminal: pytest.TerminalReporter, results: Json, *, told: Collection[str] | None = None
+) -> None:
+    """Write the table of *results* (``Results.as_dict``) to pytest's terminal reporter, if there is
+    anything in it.
 
-    The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval, accuracies and budget
-    go, in this order, and names are cut in their middle.  Differences, intervals and budgets are in points.  The word
-    of the whole run is in the line above the table, and is never cut.
+    The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval,
+    accuracies and budget go, in this order, and names are cut in their middle.  Differences,
+    intervals and budgets are in points.  The word of the whole run is in the line above the table,
+    and is never cut.
 
     Args:
         terminal: pytest's terminal reporter.
         results: what the run found.
-        told: the failed tests that stand above it in the terminal, where each case takes a few lines only.
+        told: the failed tests that stand above it in the terminal, where each case takes a few
+            lines only.
     """
     width = min(terminal.config.get_terminal_writer().fullwidth, WIDEST)
     for line in lines(results, width, told=told):
@@ -128,10 +143,14 @@ def _holds(row: Row) -> bool:
 
 
 def _details(case: dict[str, Any], width: int) -> list[str]:
-    """Sentences about a case below its verdicts; those that take more than a line are wrapped where all is shown."""
+    """Sentences about a case below its verdicts; those that take more than a line are wrapped where
+    all is shown.
+    """
     short = [*cases.export_lines(case), *cases.speed_lines(case)]
     long = [*cases.gain_lines(case), *(f"not covered: {name}" for name in cases.not_covered(case))]
-    return [middle(f"  {shown(text, None)}", width) for text in short] + [f"  {shown(text, None)}" for text in long]
+    return [middle(f"  {shown(text, None)}", width) for text in short] + [
+        f"  {shown(text, None)}" for text in long
+    ]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -139,7 +158,9 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _failed(part: Json, width: int, told: Collection[str]) -> list[Line]:
-    """The failed checks of a case, or of none: one line per test function with what the first of them said."""
+    """The failed checks of a case, or of none: one line per test function with what the first of
+    them said.
+    """
     untold = [check for check in cases.failed_checks(part) if check["test"] not in told]
     found = []
     for failed in cases.failed_functions({"checks": {"failed": untold}}):
@@ -153,7 +174,10 @@ def _expected(met: dict[str, Any]) -> list[Line]:
     if not met:
         return []
     heading = Line((("expected differences of this release, met", {}),), is_heading=True)
-    places = (f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}" for name, one in met.items())
+    places = (
+        f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}"
+        for name, one in met.items()
+    )
     return [heading, *map(_plain, places)]
 
 
@@ -162,7 +186,8 @@ def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:
     columns = list(_COLUMNS)
     longest = max((len(shown(r.name)) for r in rows), default=0)
     longest = max(longest, len(_COLUMNS[0].heading))
-    # A name that is cut is still told apart at 24 characters; a column goes only when that is not enough.
+    # A name that is cut is still told apart at 24 characters; a column goes only when that is not
+    # enough.
     for goes in range(1, 6):
         if _fixed(columns, rows) + min(longest, 24) <= width:
             break
@@ -171,7 +196,9 @@ def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:
 
 
 def _fixed(columns: list[_Column], rows: list[Row]) -> int:
-    """Width of a line without the names: indentation, the other columns, two blanks between columns."""
+    """Width of a line without the names: indentation, the other columns, two blanks between
+    columns.
+    """
     return 2 + sum(2 + _width(c, rows) for c in columns[1:])
 
 
@@ -195,7 +222,9 @@ def _row(row: Row, columns: list[_Column], rows: list[Row], name_width: int) -> 
         "drift": {} if row.drift in cases.CALM else {"yellow": True},
     }
     parts: list[tuple[str, dict[str, bool]]] = []
-    for column, cell in zip(columns, _cells(columns, [c.show(row) for c in columns], rows, name_width), strict=True):
+    for column, cell in zip(
+        columns, _cells(columns, [c.show(row) for c in columns], rows, name_width), strict=True
+    ):
         parts += [("  ", {}), (cell, colours.get(column.heading, {}))]
     return Line(tuple(parts))
 
@@ -206,7 +235,10 @@ def _headline(case: dict[str, Any], width: int) -> list[Line]:
     name = middle(shown(f"{case['recipe']} on {case['model']}"), max(12, width // 2))
     colour = {_COLOURS[word]: True} if word in _COLOURS else {}
     text = shown(cases.headline(case), None)
-    first: tuple[tuple[str, dict[str, bool]], ...] = ((f"{name}: ", {}), (word, {"bold": True, **colour}))
+    first: tuple[tuple[str, dict[str, bool]], ...] = (
+        (f"{name}: ", {}),
+        (word, {"bold": True, **colour}),
+    )
     if len(text) <= width - len(name) - len(word) - 4:
         return [Line((*first, (f"  {text}", {})))]
     return [Line(first), _plain(f"  {middle(text, width - 2)}")]

@@ -1,7 +1,8 @@
 """Text from a recipe, a data set or an exception, made safe for where it goes.
 
-Names come from pull requests.  A terminal obeys control characters, GitHub's runner obeys ``::command::`` at the
-beginning of a line of a log and ``##[command]`` anywhere in it, Markdown and HTML obey their markup.
+Names come from pull requests.  A terminal obeys control characters, GitHub's runner obeys
+``::command::`` at the beginning of a line of a log and ``##[command]`` anywhere in it, Markdown and
+HTML obey their markup.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 def plain(value: Any) -> Any:
-    """*value* as JSON has it: enums by value, tuples as lists, numbers of numpy as Python's, no NaN or infinity."""
+    """*value* as JSON has it: enums by value, tuples as lists, numbers of numpy as Python's, no NaN
+    or infinity.
+    """
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, Mapping):
@@ -46,9 +49,16 @@ def number(value: Any) -> float | None:
 
 
 def json_text(value: Any) -> str:
-    """*value* as JSON in ASCII that is inert in HTML and in a log: ``<``, ``>``, ``&`` and ``##[`` are escaped."""
+    """*value* as JSON in ASCII that is inert in HTML and in a log: ``<``, ``>``, ``&`` and ``##[``
+    are escaped.
+    """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
-    for sign, escape in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("##[", "#\\u0023[")):
+    for sign, escape in (
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("&", "\\u0026"),
+        ("##[", "#\\u0023["),
+    ):
         text = text.replace(sign, escape)
     return text + "\n"
 
@@ -58,10 +68,12 @@ _INERT = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 
 def markdown_text(value: object, width: int | None = WIDTH) -> str:
-    """*value* within a line of Markdown: every sign with a meaning as a character reference, ``@`` notifying no one."""
-    return "".join(c if c in _INERT or ord(c) > 127 else _reference(c) for c in shown(value, width)).replace(
-        "www.", "www&#46;"
-    )
+    """*value* within a line of Markdown: every sign with a meaning as a character reference, ``@``
+    notifying no one.
+    """
+    return "".join(
+        c if c in _INERT or ord(c) > 127 else _reference(c) for c in shown(value, width)
+    ).replace("www.", "www&#46;")
 
 
 def _reference(sign: str) -> str:
@@ -74,7 +86,11 @@ def markdown_code(value: object, width: int | None = WIDTH) -> str:
     text = shown(value, width)
     if text and all(c in _INERT or c in "_*:@[]{}#" for c in text) and text == text.strip():
         return f"`{text}`"
-    return "<code>" + "".join(c if c.isalnum() and c.isascii() else f"&#{ord(c)};" for c in text) + "</code>"
+    return (
+        "<code>"
+        + "".join(c if c.isalnum() and c.isascii() else f"&#{ord(c)};" for c in text)
+        + "</code>"
+    )
 
 
 def markdown_block(value: str, language: str = "") -> str:

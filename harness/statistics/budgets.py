@@ -1,12 +1,15 @@
-"""The budgets file: what loss is allowed on which task, and which layers a recipe leaves out on purpose.
+"""The budgets file: what loss is allowed on which task, and which layers a recipe leaves out on
+purpose.
 
-Policy, written and reviewed by people; what was measured lives in the records beside it. Four sections::
+Policy, written and reviewed by people; what was measured lives in the records beside it. Four
+sections::
 
     defaults:       # terms of every budget
       points: 1.0
     tasks:          # by task, and within it by metric
       emoji: {samples: 1632, points: 2.0}
-    overrides:      # in order, a later one wins; recipe, model, task and metric are names or globs, left out: any
+    overrides:      # in order, a later one wins; recipe, model, task and metric are names or globs,
+                    # one that is left out stands for any
       - {recipe: int4-*, task: emoji, points: 4.0, reason: four-bit weights}
     expectations:   # layers that a recipe leaves unquantized
       fp8-linear-only:
@@ -37,13 +40,17 @@ from harness.files import Place
 from harness.statistics.verdicts import MOST_DESIGN_EFFECT, Budget, Limits, resolution
 
 LEAST_ALPHA = 1e-6
-"""Smallest alpha of the file. The tests hold further down; nobody runs a million gates to see it."""
+"""Smallest alpha of the file. The tests hold further down; nobody runs a million gates to see
+it.
+"""
 
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
 def _number(value: object) -> object:
-    """`1e-4` as the number that it is in YAML 1.2; PyYAML, which reads YAML 1.1, takes it for text."""
+    """`1e-4` as the number that it is in YAML 1.2; PyYAML, which reads YAML 1.1, takes it for
+    text.
+    """
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
@@ -56,7 +63,8 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 #: What to do about the file where it is absent, misses a key or has one that does not exist.
 _FIXES = {
-    "absent": f"Point --baselines at the folder that holds it, or begin with a copy of {places.BUDGETS}.",
+    "absent": "Point --baselines at the folder that holds it, or begin with a copy of "
+    f"{places.BUDGETS}.",
     "extra_forbidden": "Correct the name; harness/statistics/budgets.py lists the settings.",
     "missing": "An override and an expectation need a reason; the file needs defaults.",
 }
@@ -141,14 +149,17 @@ class Policy:
         self._place = place
 
     def budget(self, task: str, metric: str, recipe: str = "", model: str = "") -> Budget:
-        """The budget of one metric of one task for a recipe and model (short names, as in test ids).
+        """The budget of one metric of one task for a recipe and model (short names, as in test
+        ids).
 
-        Terms in order, a later one wins: defaults, the task, its metric, the overrides that match. A task that the
-        file does not name by its full name is looked up by the last part of it (`wds/vtab/cifar100`: `cifar100`), else
-        the defaults hold.
+        Terms in order, a later one wins: defaults, the task, its metric, the overrides that match.
+        A task that the file does not name by its full name is looked up by the last part of it
+        (`wds/vtab/cifar100`: `cifar100`), else the defaults hold.
         """
         name = self._task(task)
-        layers: list[tuple[_Terms, tuple[Hashable, ...]]] = [(self._content.defaults, ("defaults",))]
+        layers: list[tuple[_Terms, tuple[Hashable, ...]]] = [
+            (self._content.defaults, ("defaults",))
+        ]
         if name is not None:
             entry = self._content.tasks[name]
             layers.append((entry, ("tasks", name)))
@@ -162,7 +173,9 @@ class Policy:
         return self._merge(layers, "; ".join(reasons))
 
     def samples(self, task: str, metric: str) -> int | None:
-        """Sample count that the file declares for a metric of a task, for planning; None if it does not."""
+        """Sample count that the file declares for a metric of a task, for planning; None if it does
+        not.
+        """
         name = self._task(task)
         if name is None:
             return None
@@ -183,18 +196,28 @@ class Policy:
         return tuple((e.tower, e.module_kind) for e in self.expectations(recipe))
 
     def check_names(self, recipes: Iterable[str], tasks: Iterable[str]) -> None:
-        """UsageError for an override or expectation that matches none of the known recipes or tasks."""
+        """UsageError for an override or expectation that matches none of the known recipes or
+        tasks.
+        """
         known, known_tasks = list(recipes), [*tasks, *self._content.tasks]
         for i, override in enumerate(self._content.overrides):
             for key, names in (("recipe", known), ("task", known_tasks)):
                 pattern = getattr(override, key)
                 if not fnmatch.filter(names, pattern):
                     what = f"{key} {pattern!r} matches none of {', '.join(sorted(names))}"
-                    raise UsageError(self.place("overrides", i, key), what, "Correct the name or remove the override.")
+                    raise UsageError(
+                        self.place("overrides", i, key),
+                        what,
+                        "Correct the name or remove the override.",
+                    )
         for recipe in self._content.expectations:
             if recipe not in known:
                 what = f"there is no recipe {recipe!r} among {', '.join(sorted(known))}"
-                raise UsageError(self.place("expectations", recipe), what, "Correct the name or remove the entry.")
+                raise UsageError(
+                    self.place("expectations", recipe),
+                    what,
+                    "Correct the name or remove the entry.",
+                )
 
     def place(self, *keys: Hashable) -> str:
         """`file:line (dotted.keys)` of an entry."""
@@ -220,7 +243,9 @@ class Policy:
                     self.budget(task, metric, *names)
 
     def _task(self, task: str) -> str | None:
-        return next((name for name in (task, task.rpartition("/")[2]) if name in self._content.tasks), None)
+        return next(
+            (name for name in (task, task.rpartition("/")[2]) if name in self._content.tasks), None
+        )
 
     def _merge(self, layers: list[tuple[_Terms, tuple[Hashable, ...]]], reason: str) -> Budget:
         terms: dict[str, Any] = {}
@@ -233,13 +258,19 @@ class Policy:
             # Where the allowed loss is written is where a maintainer would change it.
             place = keys if "points" in given else place
         if terms.get("points") is None:
-            raise UsageError(self.place("defaults"), "no points are given", "Give the allowed loss: `points: 1.0`.")
+            raise UsageError(
+                self.place("defaults"),
+                "no points are given",
+                "Give the allowed loss: `points: 1.0`.",
+            )
         terms = {k: v for k, v in terms.items() if v is not None or k == "large_margin"}
         return Budget(**terms, limits=Limits(**limits), reason=reason, place=self.place(*place))
 
 
 def load(path: Path) -> Policy:
-    """Read and check a budgets file; UsageError (file, line, place, mend) for anything wrong in it."""
+    """Read and check a budgets file; UsageError (file, line, place, mend) for anything wrong in
+    it.
+    """
     parsed, place = files.read_yaml_with_places(path, _File, what="budgets file", fixes=_FIXES)
     policy = Policy(path, parsed, place)
     policy.check()
@@ -248,7 +279,9 @@ def load(path: Path) -> Policy:
 
 @dataclass(frozen=True)
 class Plan:
-    """Samples of one metric of a task, with the budgets of all recipes that will be judged on it."""
+    """Samples of one metric of a task, with the budgets of all recipes that will be judged on
+    it.
+    """
 
     task: str
     metric: str
@@ -257,46 +290,64 @@ class Plan:
     budgets: tuple[Budget, ...]
 
     def smallest(self) -> float | None:
-        """Smallest budget in half points that these samples resolve under every recipe; None if there is none."""
+        """Smallest budget in half points that these samples resolve under every recipe; None if
+        there is none.
+        """
         points = 0.0
         for budget in self.budgets:
-            plan = resolution(budget, self.samples, design_effect=max(budget.design_effect, self.design_effect))
+            plan = resolution(
+                budget, self.samples, design_effect=max(budget.design_effect, self.design_effect)
+            )
             points = max(points, math.ceil(2 * plan.smallest_points) / 2)
         return points if points < 100 else None
 
 
 def no_entry(policy: Policy, task: str, plans: Sequence[Plan]) -> UsageError:
-    """What to say of a task for which the default budget holds, and which has too few samples for it.
+    """What to say of a task for which the default budget holds, and which has too few samples for
+    it.
 
     The fix is the line to add under `tasks`.
     """
     where = policy.place("tasks") if policy.tasks else str(policy.path)
     counts = ", ".join(f"{plan.samples:,} samples ({plan.metric})" for plan in plans)
     default = max(budget.points for plan in plans for budget in plan.budgets)
-    what = f"{task} has no budget of its own, and its {counts} cannot resolve the default of {default:g} points"
+    what = (
+        f"{task} has no budget of its own, and its {counts} cannot resolve the default of "
+        f"{default:g} points"
+    )
     entries = {}
     for plan in plans:
         smallest = plan.smallest()
         if smallest is None:
-            return UsageError(where, what, f"They resolve no budget: give {task} more samples, or leave it out.")
+            return UsageError(
+                where, what, f"They resolve no budget: give {task} more samples, or leave it out."
+            )
         effect = f", design_effect: {plan.design_effect:g}" if plan.design_effect > 1 else ""
         entries[plan.metric] = f"{{samples: {plan.samples}, points: {smallest:.1f}{effect}}}"
     entry = entries.get("acc1") if len(entries) == 1 else None
     if entry is None:
-        entry = "{metrics: {" + ", ".join(f"{metric}: {terms}" for metric, terms in entries.items()) + "}}"
+        entry = (
+            "{metrics: {"
+            + ", ".join(f"{metric}: {terms}" for metric, terms in entries.items())
+            + "}}"
+        )
     name = task.rpartition("/")[2]
     key = name if re.fullmatch(r"[A-Za-z][\w.-]*", name) else json.dumps(name)
     return UsageError(where, what, f"Write under tasks: `{key}: {entry}`")
 
 
-def _matches(override: _Override, recipe: str, model: str, tasks: tuple[str | None, ...], metric: str) -> bool:
+def _matches(
+    override: _Override, recipe: str, model: str, tasks: tuple[str | None, ...], metric: str
+) -> bool:
     plain = ((override.recipe, recipe), (override.model, model), (override.metric, metric))
     return all(fnmatch.fnmatchcase(value, pattern) for pattern, value in plain) and any(
         fnmatch.fnmatchcase(task, override.task) for task in tasks if task is not None
     )
 
 
-def table(policy: Policy, recipe: str = "", model: str = "", discordance: float | None = None) -> str:
+def table(
+    policy: Policy, recipe: str = "", model: str = "", discordance: float | None = None
+) -> str:
     """What each task's budget resolves at its declared sample count: one line a metric."""
     columns = ("samples", "discord.", "expected", "budget", "resolves", "needs")
     head = f"{'task':16} {'metric':26} " + " ".join(f"{c:>8}" for c in columns) + "  power"
@@ -318,12 +369,16 @@ def table(policy: Policy, recipe: str = "", model: str = "", discordance: float 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what the budgets can resolve, to tune them by."""
-    parser = argparse.ArgumentParser(prog="python -m harness.statistics.budgets", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.statistics.budgets", description=main.__doc__
+    )
     parser.add_argument("file", nargs="?", type=Path, default=Path("baselines/budgets.yaml"))
     parser.add_argument("--recipe", default="", help="apply the overrides of this recipe")
     parser.add_argument("--model", default="embedded", help="apply the overrides of this model")
     parser.add_argument(
-        "--discordance", type=float, help="share of samples right in one model only, in place of the declared"
+        "--discordance",
+        type=float,
+        help="share of samples right in one model only, in place of the declared",
     )
     options = parser.parse_args(arguments)
     try:

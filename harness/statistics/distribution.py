@@ -1,9 +1,10 @@
-"""Beyond accuracy: how far the quantized model's answers and embeddings moved, each number against its own limit.
+"""Beyond accuracy: how far the quantized model's answers and embeddings moved, each number against
+its own limit.
 
-An unchanged accuracy can hide thousands of changed answers ("Accuracy is not all you need", Dutta et al. 2024, arXiv
-2407.09141) and regressions on samples that were safe (negative flips: Yan et al., CVPR 2021). These numbers describe
-the samples at hand, so a limit is plainly kept or not; means carry a bootstrap interval that says how much other
-samples might change them.
+An unchanged accuracy can hide thousands of changed answers ("Accuracy is not all you need", Dutta
+et al. 2024, arXiv 2407.09141) and regressions on samples that were safe (negative flips: Yan et
+al., CVPR 2021). These numbers describe the samples at hand, so a limit is plainly kept or not;
+means carry a bootstrap interval that says how much other samples might change them.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ RESAMPLES = 1999
 """Bootstrap and permutation draws: enough that a p-value of 0.05 has a standard error of 0.005."""
 
 _AT_ONCE = 1 << 20
-"""Samples times permutations that are drawn at once: scipy loops over the samples of each batch in Python."""
+"""Samples times permutations that are drawn at once: scipy loops over the samples of each batch in
+Python.
+"""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number, where it comes from and the limit it keeps or not. `metric` is empty for embeddings.
+    """One number, where it comes from and the limit it keeps or not. `metric` is empty for
+    embeddings.
 
-    `interval` (95 %) and `p` are None where they have no meaning. `at_most` tells which side of `limit` is allowed.
+    `interval` (95 %) and `p` are None where they have no meaning. `at_most` tells which side of
+    `limit` is allowed.
     """
 
     task: str
@@ -70,21 +75,35 @@ class Measurement:
     def message(self) -> str:
         """One line: found, and expected."""
         of = f" ({self.metric})" if self.metric else ""
-        spread = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
-        limit = "no limit" if self.limit is None else f"limit: at {'most' if self.at_most else 'least'} {self.limit:g}"
-        return f"{self.task}{of}: {self.name} is {self.value:.4g}{spread}, {limit}{'' if self.ok else ': EXCEEDED'}"
+        spread = (
+            "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        )
+        limit = (
+            "no limit"
+            if self.limit is None
+            else f"limit: at {'most' if self.at_most else 'least'} {self.limit:g}"
+        )
+        return (
+            f"{self.task}{of}: {self.name} is {self.value:.4g}{spread}, "
+            f"{limit}{'' if self.ok else ': EXCEEDED'}"
+        )
 
 
-def distribution(reference: TaskRun, quantized: TaskRun, budgets: Mapping[str, Budget]) -> tuple[Measurement, ...]:
+def distribution(
+    reference: TaskRun, quantized: TaskRun, budgets: Mapping[str, Budget]
+) -> tuple[Measurement, ...]:
     """All measurements of one task, by metric and then for the embeddings.
 
-    `budgets` maps each metric of the runs to its budget; embeddings take the limits of the first. UsageError if the
-    runs are of different samples or metrics, or a KL limit is set and scores were not kept.
+    `budgets` maps each metric of the runs to its budget; embeddings take the limits of the first.
+    UsageError if the runs are of different samples or metrics, or a KL limit is set and scores were
+    not kept.
     """
     if set(reference.outcomes) != set(quantized.outcomes):
         have, other = sorted(reference.outcomes), sorted(quantized.outcomes)
         raise UsageError(
-            reference.task, f"metrics {have} in the reference, {other} quantized", "Evaluate both in one run."
+            reference.task,
+            f"metrics {have} in the reference, {other} quantized",
+            "Evaluate both in one run.",
         )
     found: list[Measurement] = []
     for metric, outcomes in reference.outcomes.items():
@@ -92,18 +111,21 @@ def distribution(reference: TaskRun, quantized: TaskRun, budgets: Mapping[str, B
     limits = budgets[next(iter(reference.outcomes))].limits
     for side in ("image", "text"):
         name = f"{side}_embeddings"
-        found += cosines(reference.task, side, getattr(reference, name), getattr(quantized, name), limits)
+        found += cosines(
+            reference.task, side, getattr(reference, name), getattr(quantized, name), limits
+        )
     return tuple(found)
 
 
 def answers(reference: Outcomes, quantized: Outcomes, budget: Budget) -> list[Measurement]:
     """What changed in one metric's answers.
 
-    `changed_answers`: share of samples with another first answer. `large_margin_flips`: share that were right by a
-    large reference margin and are wrong now; `borderline_flips`: the other lost samples. `top5_agreement`: share of
-    samples whose five best candidates are the same set. `retrieval_overlap` (retrieval metrics): mean share of the
-    reference's five best that stay among the five best. `margin_change`: mean change of the margin (logits), with a
-    paired permutation p-value. `kl_*`: divergence (nats) of the quantized softmax over candidates from the
+    `changed_answers`: share of samples with another first answer. `large_margin_flips`: share that
+    were right by a large reference margin and are wrong now; `borderline_flips`: the other lost
+    samples. `top5_agreement`: share of samples whose five best candidates are the same set.
+    `retrieval_overlap` (retrieval metrics): mean share of the reference's five best that stay among
+    the five best. `margin_change`: mean change of the margin (logits), with a paired permutation
+    p-value. `kl_*`: divergence (nats) of the quantized softmax over candidates from the
     reference's, where scores were kept.
     """
     check_pair(reference, quantized)
@@ -114,7 +136,15 @@ def answers(reference: Outcomes, quantized: Outcomes, budget: Budget) -> list[Me
 
     def measured(name: str, values: ArrayLike, at_most: bool = True) -> Measurement:
         mean, spread = mean_interval(values, clusters)
-        return Measurement(reference.task, reference.metric, name, mean, getattr(limits, name, None), at_most, spread)
+        return Measurement(
+            reference.task,
+            reference.metric,
+            name,
+            mean,
+            getattr(limits, name, None),
+            at_most,
+            spread,
+        )
 
     found = [
         measured("changed_answers", np.asarray(reference.answers) != np.asarray(quantized.answers)),
@@ -125,12 +155,18 @@ def answers(reference: Outcomes, quantized: Outcomes, budget: Budget) -> list[Me
     if "retrieval" in reference.metric:
         found.append(measured("retrieval_overlap", kept, at_most=False))
     mean, spread, p = paired_change(reference.margins, quantized.margins, clusters)
-    found.append(Measurement(reference.task, reference.metric, "margin_change", mean, None, False, spread, p))
+    found.append(
+        Measurement(reference.task, reference.metric, "margin_change", mean, None, False, spread, p)
+    )
     return found + _divergences(reference, quantized, limits)
 
 
-def cosines(task: str, side: str, reference: ArrayLike, quantized: ArrayLike, limits: Limits) -> list[Measurement]:
-    """Mean, first percentile and minimum of the cosines of paired unit embeddings (n, d); `side` is image or text."""
+def cosines(
+    task: str, side: str, reference: ArrayLike, quantized: ArrayLike, limits: Limits
+) -> list[Measurement]:
+    """Mean, first percentile and minimum of the cosines of paired unit embeddings (n, d); `side` is
+    image or text.
+    """
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(quantized, dtype=np.float64)
     if a.shape != b.shape:
         what = f"{side} embeddings are {a.shape} in the reference, {b.shape} quantized"
@@ -153,18 +189,22 @@ def cosines(task: str, side: str, reference: ArrayLike, quantized: ArrayLike, li
 
 
 def divergence(reference_scores: ArrayLike, quantized_scores: ArrayLike) -> NDArray[np.float64]:
-    """KL(P || Q) in nats of each row: P and Q are the softmax of the logits (n, candidates). NaN where a score is not
-    finite.
+    """KL(P || Q) in nats of each row: P and Q are the softmax of the logits (n, candidates). NaN
+    where a score is not finite.
     """
     log_p, log_q = (
-        special.log_softmax(np.asarray(s, dtype=np.float64), axis=1) for s in (reference_scores, quantized_scores)
+        special.log_softmax(np.asarray(s, dtype=np.float64), axis=1)
+        for s in (reference_scores, quantized_scores)
     )
     # Rounding can leave an equal row a hair under zero.
     return np.asarray(np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0))
 
 
-def mean_interval(values: ArrayLike, clusters: ArrayLike, seed: int = 0) -> tuple[float, tuple[float, float] | None]:
-    """Mean of `values` (n,) and its 95 % percentile bootstrap interval over whole clusters (Efron 1979), seeded.
+def mean_interval(
+    values: ArrayLike, clusters: ArrayLike, seed: int = 0
+) -> tuple[float, tuple[float, float] | None]:
+    """Mean of `values` (n,) and its 95 % percentile bootstrap interval over whole clusters (Efron
+    1979), seeded.
 
     The interval is None for fewer than two clusters or where a value is not finite.
     """
@@ -174,8 +214,12 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike, seed: int = 0) -> tupl
     if len(sums) < 2 or not math.isfinite(mean):
         return mean, None
 
-    def of(total: NDArray[np.float64], count: NDArray[np.float64] | None = None, *, axis: int) -> NDArray[np.float64]:
-        return np.asarray(total.sum(axis=axis) / (len(x) if count is None else count.sum(axis=axis)))
+    def of(
+        total: NDArray[np.float64], count: NDArray[np.float64] | None = None, *, axis: int
+    ) -> NDArray[np.float64]:
+        return np.asarray(
+            total.sum(axis=axis) / (len(x) if count is None else count.sum(axis=axis))
+        )
 
     # Clusters of one size need not be counted anew in each resample, which is half of the work.
     drawn = stats.bootstrap(
@@ -193,11 +237,12 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike, seed: int = 0) -> tupl
 def paired_change(
     reference: ArrayLike, quantized: ArrayLike, clusters: ArrayLike, seed: int = 0
 ) -> tuple[float, tuple[float, float] | None, float | None]:
-    """Mean of quantized - reference (n,), its bootstrap interval, and the two-sided p-value of the paired permutation
-    test.
+    """Mean of quantized - reference (n,), its bootstrap interval, and the two-sided p-value of the
+    paired permutation test.
 
-    The test swaps reference and quantized model cluster by cluster (Fisher 1935): if quantization changed nothing they
-    are exchangeable. Interval and p are None for fewer than two clusters or where a value is not finite.
+    The test swaps reference and quantized model cluster by cluster (Fisher 1935): if quantization
+    changed nothing they are exchangeable. Interval and p are None for fewer than two clusters or
+    where a value is not finite.
     """
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(quantized, dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -226,7 +271,11 @@ def _divergences(reference: Outcomes, quantized: Outcomes, limits: Limits) -> li
     if reference.scores is None or quantized.scores is None:
         if any(getattr(limits, name) is not None for name in names):
             what = "a KL limit is set, but scores were not kept"
-            raise UsageError(f"{reference.task} ({reference.metric})", what, "Evaluate both models with scores kept.")
+            raise UsageError(
+                f"{reference.task} ({reference.metric})",
+                what,
+                "Evaluate both models with scores kept.",
+            )
         return []
     kl = divergence(reference.scores, quantized.scores)
     mean, spread = mean_interval(kl, reference.clusters)

@@ -1,11 +1,14 @@
-"""Is the reference fit to be compared with: finite embeddings, and answers that are better than guesses.
+"""Is the reference fit to be compared with: finite embeddings, and answers that are better than
+guesses.
 
-A model that overflows in FP16, or one whose labels or class names are mixed up, loses nothing by quantization: it had
-nothing to lose. Both are seen in the runs that the verdicts rest on, so that looking costs nothing.
+A model that overflows in FP16, or one whose labels or class names are mixed up, loses nothing by
+quantization: it had nothing to lose. Both are seen in the runs that the verdicts rest on, so that
+looking costs nothing.
 
-A reference that guesses on every task is refused. One that guesses on some task and not on others may be a real model
-on a hard task, or the labels of that task may be wrong: there its verdict is INCONCLUSIVE. A task on which not even a
-model that is always right could be told from guessing is not doubted.
+A reference that guesses on every task is refused. One that guesses on some task and not on others
+may be a real model on a hard task, or the labels of that task may be wrong: there its verdict is
+INCONCLUSIVE. A task on which not even a model that is always right could be told from guessing is
+not doubted.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ class Guess:
 
     def __str__(self) -> str:
         guessed = self.chance * self.n
-        return f"{self.task} ({self.metric}): {self.right:,} of {self.n:,} right, where guessing gives {guessed:.3g}"
+        return (
+            f"{self.task} ({self.metric}): {self.right:,} of {self.n:,} right, where guessing "
+            f"gives {guessed:.3g}"
+        )
 
 
 def guesses(runs: Mapping[str, TaskRun]) -> tuple[Guess, ...]:
@@ -66,13 +72,15 @@ def guesses(runs: Mapping[str, TaskRun]) -> tuple[Guess, ...]:
 def _chance(outcomes: Outcomes) -> float:
     """Expected share of right answers if answers and targets had nothing to do with each other.
 
-    It is the agreement by chance of Cohen (1960, Educational and Psychological Measurement 20:37-46), which allows for
-    classes of unequal size and for candidates that are answered to everything: over candidates, the share of queries
-    that have it among their answers times the share whose target it is.
+    It is the agreement by chance of Cohen (1960, Educational and Psychological Measurement
+    20:37-46), which allows for classes of unequal size and for candidates that are answered to
+    everything: over candidates, the share of queries that have it among their answers times the
+    share whose target it is.
     """
     answers, targets = outcomes.top5[:, : DEPTH[outcomes.metric]], outcomes.targets
     if outcomes.metric == TEXT_RECALL:
-        # Candidates are captions; right is any caption of the picture.  Targets are first captions, in order.
+        # Candidates are captions; right is any caption of the picture.  Targets are first captions,
+        # in order.
         answers = np.where(answers < 0, -1, np.searchsorted(targets, answers, side="right") - 1)
         targets = np.arange(len(targets), dtype=np.int32)
     size = int(max(answers.max(initial=0), targets.max())) + 1
@@ -92,24 +100,31 @@ def check(model: str, runs: Mapping[str, TaskRun], dtype: str) -> None:
         dtype: what it computes in, as a person calls it: ``FP16``.
 
     Raises:
-        UsageError: an embedding is not finite, or no metric tells the reference from one that guesses.
+        UsageError: an embedding is not finite, or no metric tells the reference from one that
+            guesses.
     """
     lost = [told for side in ("image", "text") if (told := _lost(runs, side))]
     if lost:
         what = f"the reference gives no finite embedding for {' and '.join(lost)} in {dtype}"
         fix = (
-            "Check the checkpoint's weights: FP16 holds nothing above 65504, and what is computed from them overflows."
+            "Check the checkpoint's weights: FP16 holds nothing above 65504, and what is computed "
+            "from them overflows."
         )
         raise UsageError(f"--clip-model {model}", what, fix)
     known = [guess for guess in guesses(runs) if guess.can_be_told]
     if known and all(guess.at_chance for guess in known):
         what = f"the reference is at chance: {'; '.join(map(str, known))}"
-        fix = "Check its weights, the labels and the order of the class names: who guesses has nothing to lose."
+        fix = (
+            "Check its weights, the labels and the order of the class names: who guesses has "
+            "nothing to lose."
+        )
         raise UsageError(f"--clip-model {model}", what, fix)
 
 
 def _lost(runs: Mapping[str, TaskRun], side: str) -> str:
-    """``3 of 1,000 pictures of emoji100 (vision tower)``: rows that are not finite; empty where all are."""
+    """``3 of 1,000 pictures of emoji100 (vision tower)``: rows that are not finite; empty where all
+    are.
+    """
     nouns = {"image": ("pictures", "vision"), "text": ("texts", "text")}
     count, total, where = 0, 0, []
     for task, run in runs.items():
@@ -123,6 +138,11 @@ def _lost(runs: Mapping[str, TaskRun], side: str) -> str:
 
 
 def doubted(verdict: Verdict, guess: Guess) -> Verdict:
-    """*verdict* on a metric on which the reference guesses, while it does not on others: nothing can be concluded."""
-    fix = "Look at the labels, the class names and their order: this task does not show what the reference can do."
+    """*verdict* on a metric on which the reference guesses, while it does not on others: nothing
+    can be concluded.
+    """
+    fix = (
+        "Look at the labels, the class names and their order: this task does not show what the "
+        "reference can do."
+    )
     return undecided(verdict, f"the reference is at chance: {guess} (p {guess.p:.2g})", fix)

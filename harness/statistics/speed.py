@@ -1,9 +1,11 @@
-"""How many times faster: sides that run in turn in one process, until the ratio of their times is known.
+"""How many times faster: sides that run in turn in one process, until the ratio of their times is
+known.
 
-An absolute time belongs to one machine in one hour.  What can be held against another day is the ratio of two sides
-that ran in turn: a round runs every side once, so that whatever slows the machine down slows both of a pair.  The
-estimate is the median over the rounds of the ratio within a round, with the interval of order statistics (exact for any
-distribution: Thompson 1936; ``scipy.stats.quantile_test``): a round that was interrupted moves it by one rank at most.
+An absolute time belongs to one machine in one hour.  What can be held against another day is the
+ratio of two sides that ran in turn: a round runs every side once, so that whatever slows the
+machine down slows both of a pair.  The estimate is the median over the rounds of the ratio within a
+round, with the interval of order statistics (exact for any distribution: Thompson 1936;
+``scipy.stats.quantile_test``): a round that was interrupted moves it by one rank at most.
 """
 
 from __future__ import annotations
@@ -63,11 +65,13 @@ def clock_of(device: torch.device) -> Clock:
 
 @dataclass(frozen=True)
 class Effort:
-    """How many rounds: ``first`` ones, then twice as many, again and again while undecided, up to ``most``.
+    """How many rounds: ``first`` ones, then twice as many, again and again while undecided, up to
+    ``most``.
 
-    A ratio is decided once its interval is narrower than ``width`` (its upper end so far above its lower, relative), or
-    lies on one side of a bound.  ``confidence`` holds for all looks together: each interval has its error divided by
-    their number (Bonferroni).  ``warm`` rounds go before and do not count.
+    A ratio is decided once its interval is narrower than ``width`` (its upper end so far above its
+    lower, relative), or lies on one side of a bound.  ``confidence`` holds for all looks together:
+    each interval has its error divided by their number (Bonferroni).  ``warm`` rounds go before and
+    do not count.
     """
 
     first: int = 8
@@ -103,7 +107,8 @@ class Effort:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one side is than another (above 1: faster), from ``rounds`` rounds of both in turn.
+    """How many times faster one side is than another (above 1: faster), from ``rounds`` rounds of
+    both in turn.
 
     ``low`` and ``high`` are None where there are too few rounds for an interval.
     """
@@ -115,14 +120,18 @@ class Ratio:
 
     @classmethod
     def of(cls, base: ArrayLike, side: ArrayLike, confidence: float) -> Ratio:
-        """The ratio of a side to its base, from the seconds of each in the same rounds, (n,) both."""
+        """The ratio of a side to its base, from the seconds of each in the same rounds, (n,)
+        both.
+        """
         from scipy import stats
 
         ratios = np.asarray(base, dtype=np.float64) / np.asarray(side, dtype=np.float64)
         interval = stats.quantile_test(ratios, p=0.5).confidence_interval(confidence)
         low, high = float(interval.low), float(interval.high)
         known = math.isfinite(low) and math.isfinite(high)
-        return cls(float(np.median(ratios)), low if known else None, high if known else None, len(ratios))
+        return cls(
+            float(np.median(ratios)), low if known else None, high if known else None, len(ratios)
+        )
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -134,7 +143,9 @@ class Ratio:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.value:.3g}" + ("" if self.interval is None else f" [{self.low:.3g}, {self.high:.3g}]")
+        return f"{self.value:.3g}" + (
+            "" if self.interval is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        )
 
 
 def moved(was: Ratio, now: Ratio) -> str:
@@ -168,7 +179,11 @@ class Rounds:
 
 
 def in_turn(
-    sides: Mapping[str, Run], base: str, clock: Clock, effort: Effort | None = None, bound: float | None = None
+    sides: Mapping[str, Run],
+    base: str,
+    clock: Clock,
+    effort: Effort | None = None,
+    bound: float | None = None,
 ) -> Rounds:
     """Run every side once a round until each one's ratio to *base* is decided.
 
@@ -188,7 +203,9 @@ def in_turn(
     for rounds in effort.looks:
         while len(seconds) < rounds:
             seconds.append([clock.time(run) for run in sides.values()])
-        found = Rounds(tuple(sides), np.asarray(seconds, dtype=np.float64).reshape(-1, len(sides)), effort)
+        found = Rounds(
+            tuple(sides), np.asarray(seconds, dtype=np.float64).reshape(-1, len(sides)), effort
+        )
         if all(effort.decided(found.ratio(name, base), bound) for name in others):
             break
     return found

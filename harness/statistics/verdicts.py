@@ -1,8 +1,9 @@
 """From paired outcomes to PASS, FAIL or INCONCLUSIVE, with the numbers behind it.
 
-PASS claims that the loss is below the budget, FAIL that it is above; each claim is a one-sided test at the budget's
-alpha, so each is false in at most that share of gates run at the very edge of the budget (docs/error-rates.md measures
-it). What neither test shows is INCONCLUSIVE. The statistics and their sources are in `harness.statistics.paired`.
+PASS claims that the loss is below the budget, FAIL that it is above; each claim is a one-sided test
+at the budget's alpha, so each is false in at most that share of gates run at the very edge of the
+budget (docs/error-rates.md measures it). What neither test shows is INCONCLUSIVE. The statistics
+and their sources are in `harness.statistics.paired`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Decision(str, enum.Enum):
 
 
 LEAST_POINTS = 0.001
-"""Smallest difference, in points, between a budget and the expected loss: ten billion samples show no smaller one."""
+"""Smallest difference, in points, between a budget and the expected loss: ten billion samples show
+no smaller one.
+"""
 
 MOST_DESIGN_EFFECT = 1e6
 """Largest design effect: that of clusters of a million samples."""
@@ -42,10 +45,11 @@ MOST_DESIGN_EFFECT = 1e6
 class Limits:
     """Limits beyond accuracy; None: measured and reported, not limited.
 
-    `changed_answers` and `large_margin_flips` are the largest allowed shares of the samples; `kl_*` the largest
-    allowed divergence (nats) of the quantized answer distribution from the reference's; `*_cosine_*` the smallest
-    allowed cosines of each embedding with the reference's; `top5_agreement` and `retrieval_overlap` the smallest
-    allowed shares (see `harness.statistics.distribution`).
+    `changed_answers` and `large_margin_flips` are the largest allowed shares of the samples; `kl_*`
+    the largest allowed divergence (nats) of the quantized answer distribution from the reference's;
+    `*_cosine_*` the smallest allowed cosines of each embedding with the reference's;
+    `top5_agreement` and `retrieval_overlap` the smallest allowed shares (see
+    `harness.statistics.distribution`).
     """
 
     changed_answers: float | None = None
@@ -65,13 +69,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many points a recipe may lose on a task, and how sure the gate must be. Policy: written by people.
+    """How many points a recipe may lose on a task, and how sure the gate must be. Policy: written
+    by people.
 
-    `points`: allowed loss in percentage points, above 0. `alpha`: largest rate of a false PASS and of a false FAIL,
-    each. `power`: wanted probability of a PASS where the true loss is `expected_loss` (points). `discordance`:
-    expected share of samples right in just one of the two models, `design_effect`: expected inflation of the variance
-    by clusters; both serve the planning before a run, the verdict uses what was measured. `large_margin`: reference
-    margin (logits) from which a lost sample counts as a large-margin flip (None: the median margin of the reference's
+    `points`: allowed loss in percentage points, above 0. `alpha`: largest rate of a false PASS and
+    of a false FAIL, each. `power`: wanted probability of a PASS where the true loss is
+    `expected_loss` (points). `discordance`: expected share of samples right in just one of the two
+    models, `design_effect`: expected inflation of the variance by clusters; both serve the planning
+    before a run, the verdict uses what was measured. `large_margin`: reference margin (logits) from
+    which a lost sample counts as a large-margin flip (None: the median margin of the reference's
     right answers). `reason`: why this budget is not the default; `place`: where it is written.
     """
 
@@ -95,12 +101,21 @@ class Budget:
         ):
             value = getattr(self, name)
             if not low < value < high:
-                raise UsageError(self.place, f"{name} is {value}", f"Give a number above {low:g} and below {high:g}.")
+                raise UsageError(
+                    self.place,
+                    f"{name} is {value}",
+                    f"Give a number above {low:g} and below {high:g}.",
+                )
         if not 0 <= self.expected_loss < self.points:
             what = f"expected_loss is {self.expected_loss} points, the budget {self.points}"
-            raise UsageError(self.place, what, "Expect a loss of at least 0 that is below the budget.")
+            raise UsageError(
+                self.place, what, "Expect a loss of at least 0 that is below the budget."
+            )
         if self.points - self.expected_loss < LEAST_POINTS:
-            what = f"points is {self.points} and expected_loss {self.expected_loss}: no sample count tells them apart"
+            what = (
+                f"points is {self.points} and expected_loss {self.expected_loss}: no sample count "
+                f"tells them apart"
+            )
             raise UsageError(self.place, what, f"Leave {LEAST_POINTS} points between them.")
         if not 1 <= self.design_effect <= MOST_DESIGN_EFFECT:
             fix = f"Give a number of at least 1, at most {MOST_DESIGN_EFFECT:,.0f}."
@@ -114,19 +129,21 @@ class Budget:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A decision about one metric of one task, and what it rests on. Accuracies and shares are fractions, differences
-    points.
+    """A decision about one metric of one task, and what it rests on. Accuracies and shares are
+    fractions, differences points.
 
-    `difference` is quantized minus reference and `interval` its two-sided 1 - 2 alpha interval: PASS has it above
-    -points, FAIL below. `lost` and `won` count samples right only in the reference, only in the quantized model;
-    `changed` those with another first answer. `lost_large` lost samples had a reference margin of at least
-    `large_margin` logits; `lost_borderline` the others. `p_loss`, `p_change`: exact McNemar (with clusters: sign test
-    over clusters), one-sided for a loss and two-sided. `p_noninferior` small: the loss is below the budget;
-    `p_inferior` small: it is above. `samples_needed`: where INCONCLUSIVE, the samples that would decide at the
-    budget's power if the difference measured here is the true one; None if none would. `lost_ids`, `won_ids`: largest
-    reference margin first. `fraction_used` is below 1 after an early stop. `block`: samples that a cluster which is not
-    among the data could lose at once, see `harness.statistics.paired.unseen_block`. `fix`: what to do, where it is not
-    what a verdict of this kind says by itself.
+    `difference` is quantized minus reference and `interval` its two-sided 1 - 2 alpha interval:
+    PASS has it above -points, FAIL below. `lost` and `won` count samples right only in the
+    reference, only in the quantized model; `changed` those with another first answer. `lost_large`
+    lost samples had a reference margin of at least `large_margin` logits; `lost_borderline` the
+    others. `p_loss`, `p_change`: exact McNemar (with clusters: sign test over clusters), one-sided
+    for a loss and two-sided. `p_noninferior` small: the loss is below the budget; `p_inferior`
+    small: it is above. `samples_needed`: where INCONCLUSIVE, the samples that would decide at the
+    budget's power if the difference measured here is the true one; None if none would. `lost_ids`,
+    `won_ids`: largest reference margin first. `fraction_used` is below 1 after an early stop.
+    `block`: samples that a cluster which is not among the data could lose at once, see
+    `harness.statistics.paired.unseen_block`. `fix`: what to do, where it is not what a verdict of
+    this kind says by itself.
     """
 
     task: str
@@ -176,14 +193,18 @@ class Verdict:
         lines = [
             f"{self.task} ({self.metric}): {self.decision.value}: {_SAYS[self.decision]}",
             f"  expected: a loss of at most {b.points:g} points, at alpha {b.alpha:g} ({b.place})",
-            f"  found: reference {self.reference_accuracy:.2%}, quantized {self.quantized_accuracy:.2%}: "
+            f"  found: reference {self.reference_accuracy:.2%}, quantized "
+            f"{self.quantized_accuracy:.2%}: "
             f"{self.difference:+.2f} points, "
             f"{1 - 2 * b.alpha:.0%} interval [{low:+.2f}, {high:+.2f}]",
-            f"    of {self.n} samples{clusters} {self.lost} lost, {self.won} won, {self.changed} answers changed; of "
+            f"    of {self.n} samples{clusters} {self.lost} lost, {self.won} won, {self.changed} "
+            f"answers changed; of "
             "the lost "
-            f"{self.lost_large} had a reference margin of at least {self.large_margin:.2f}, {self.lost_borderline} "
+            f"{self.lost_large} had a reference margin of at least {self.large_margin:.2f}, "
+            f"{self.lost_borderline} "
             "were borderline",
-            f"    p(loss below the budget) {self.p_noninferior:.3g}, p(loss above the budget) {self.p_inferior:.3g}, "
+            f"    p(loss below the budget) {self.p_noninferior:.3g}, p(loss above the budget) "
+            f"{self.p_inferior:.3g}, "
             f"p(no change, exact) {self.p_change:.3g}",
         ]
         if self.fraction_used < 1:
@@ -192,7 +213,9 @@ class Verdict:
             lines.append(f"    {self.note}")
         if self.lost_ids and self.decision is not Decision.PASS:
             more = f" and {len(self.lost_ids) - 5} more" if len(self.lost_ids) > 5 else ""
-            lines.append(f"  where: lost with the largest margins: {', '.join(self.lost_ids[:5])}{more}")
+            lines.append(
+                f"  where: lost with the largest margins: {', '.join(self.lost_ids[:5])}{more}"
+            )
         if self.decision is not Decision.PASS:
             lines.append(f"  what to do: {self._advice()}")
         return "\n".join(lines)
@@ -204,7 +227,10 @@ class Verdict:
         if self.decision is Decision.FAIL:
             return f"`pytest -m accuracy --blame` finds the quantizers at fault; or {policy}."
         if self.samples_needed is None:
-            return f"the measured loss lies on the budget, so no sample size decides; change the recipe, or {policy}."
+            return (
+                f"the measured loss lies on the budget, so no sample size decides; change the "
+                f"recipe, or {policy}."
+            )
         resolved = 100 * paired.smallest_margin(
             self.n,
             self.discordance,
@@ -220,9 +246,11 @@ class Verdict:
             else ""
         )
         return (
-            f"about {self.samples_needed:,} samples would decide (power {self.budget.power:.0%}, if the true "
+            f"about {self.samples_needed:,} samples would decide (power {self.budget.power:.0%}, "
+            f"if the true "
             "difference is the "
-            f"measured {self.difference:+.2f} points){wider}. Add a larger task with --tasks, or {policy}."
+            f"measured {self.difference:+.2f} points){wider}. Add a larger task with --tasks, or "
+            f"{policy}."
         )
 
 
@@ -234,18 +262,30 @@ _SAYS = {
 
 
 def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict:
-    """Verdict on the quantized model's loss, from the outcomes of both models on the same samples in the same order.
+    """Verdict on the quantized model's loss, from the outcomes of both models on the same samples
+    in the same order.
 
-    Samples that share a cluster number (the captions of one picture) are not taken as independent. A quantized model
-    that gives no finite answer for a sample is FAIL. UsageError if the two are not outcomes of the same samples, metric
-    and targets, in the same order, or the reference gives no finite answer for a sample.
+    Samples that share a cluster number (the captions of one picture) are not taken as independent.
+    A quantized model that gives no finite answer for a sample is FAIL. UsageError if the two are
+    not outcomes of the same samples, metric and targets, in the same order, or the reference gives
+    no finite answer for a sample.
     """
     check_pair(reference, quantized)
     broken = not_finite(reference)
     if broken:
-        what = f"the reference gives no finite answer for {broken:,} of {len(reference.margins):,} samples"
-        raise UsageError(f"{reference.task} ({reference.metric})", what, "Check the reference model's weights in FP16.")
-    right, kept = np.asarray(reference.correct, dtype=bool), np.asarray(quantized.correct, dtype=bool)
+        what = (
+            f"the reference gives no finite answer for {broken:,} of {len(reference.margins):,} "
+            f"samples"
+        )
+        raise UsageError(
+            f"{reference.task} ({reference.metric})",
+            what,
+            "Check the reference model's weights in FP16.",
+        )
+    right, kept = (
+        np.asarray(reference.correct, dtype=bool),
+        np.asarray(quantized.correct, dtype=bool),
+    )
     lost, won = right & ~kept, kept & ~right
     b, c, n = int(won.sum()), int(lost.sum()), len(right)
     net, sizes = paired.cluster_sums(won.astype(np.int64) - lost, reference.clusters)
@@ -283,11 +323,15 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         p_change=change[1],
         p_noninferior=test.shown.noninferior,
         p_inferior=test.shown.inferior,
-        samples_needed=_samples_needed(b, c, n, budget, test) if decision is Decision.INCONCLUSIVE else None,
+        samples_needed=_samples_needed(b, c, n, budget, test)
+        if decision is Decision.INCONCLUSIVE
+        else None,
         decision=decision,
         lost_ids=_ids(reference, lost),
         won_ids=_ids(reference, won),
-        note=f"the quantized model gives no finite answer for {gone:,} of {n:,} samples" if gone else "",
+        note=f"the quantized model gives no finite answer for {gone:,} of {n:,} samples"
+        if gone
+        else "",
         block=test.block,
     )
 
@@ -298,7 +342,9 @@ def not_finite(outcomes: Outcomes) -> int:
 
 
 def undecided(verdict: Verdict, note: str, fix: str) -> Verdict:
-    """The same numbers where nothing can be concluded from them: INCONCLUSIVE, with the reason and what to do."""
+    """The same numbers where nothing can be concluded from them: INCONCLUSIVE, with the reason and
+    what to do.
+    """
     low, high = verdict.interval
     edge = -verdict.budget.points
     return replace(
@@ -321,19 +367,23 @@ def decide(p: paired.Shown, alpha: float) -> Decision:
 
 
 def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
-    """UsageError unless both hold the same samples of the same metric, in the same order, with the same targets and
-    clusters.
+    """UsageError unless both hold the same samples of the same metric, in the same order, with the
+    same targets and clusters.
     """
     where = f"{reference.task} ({reference.metric})"
     mend = "Evaluate both models on the same task in the same run."
     if (reference.task, reference.metric) != (quantized.task, quantized.metric):
-        raise UsageError(where, f"the other outcomes are of {quantized.task} ({quantized.metric})", mend)
+        raise UsageError(
+            where, f"the other outcomes are of {quantized.task} ({quantized.metric})", mend
+        )
     n = len(reference.sample_ids)
     if n == 0:
         raise UsageError(where, "it has no samples", "Check the task's data.")
     if n != len(quantized.sample_ids):
         raise UsageError(
-            where, f"{n} samples in the reference, {len(quantized.sample_ids)} in the quantized model", mend
+            where,
+            f"{n} samples in the reference, {len(quantized.sample_ids)} in the quantized model",
+            mend,
         )
     for outcomes, side in ((reference, "reference"), (quantized, "quantized model")):
         for name in ("correct", "answers", "targets", "margins", "clusters"):
@@ -344,7 +394,10 @@ def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
         pairs = zip(reference.sample_ids, quantized.sample_ids, strict=True)
         at, (a, z) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         same = sorted(reference.sample_ids) == sorted(quantized.sample_ids)
-        what = f"the {'order' if same else 'samples'} differ: number {at} is {a!r} in the reference, {z!r} quantized"
+        what = (
+            f"the {'order' if same else 'samples'} differ: number {at} is {a!r} in the reference, "
+            f"{z!r} quantized"
+        )
         raise UsageError(where, what, mend)
     for name in ("targets", "clusters"):
         if not np.array_equal(getattr(reference, name), getattr(quantized, name)):
@@ -356,8 +409,8 @@ def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a task can decide: power of the budget at n samples, smallest budget (points) it resolves, samples this
-    budget needs.
+    """What a task can decide: power of the budget at n samples, smallest budget (points) it
+    resolves, samples this budget needs.
     """
 
     n: int
@@ -372,17 +425,23 @@ def resolution(
 ) -> Resolution:
     """Plan a verdict: what `n` samples resolve at the budget's alpha, power and expected loss.
 
-    `discordance` (share) and `design_effect`: as observed in the baseline; None takes the budget's declared ones.
+    `discordance` (share) and `design_effect`: as observed in the baseline; None takes the budget's
+    declared ones.
     """
-    rate = max(budget.discordance if discordance is None else discordance, budget.expected_loss / 100)
+    rate = max(
+        budget.discordance if discordance is None else discordance, budget.expected_loss / 100
+    )
     inflation = budget.design_effect if design_effect is None else design_effect
     truth = -budget.expected_loss / 100
     return Resolution(
         n=n,
         discordance=rate,
         power=paired.power(n, rate, budget.margin, truth, budget.alpha, inflation),
-        smallest_points=100 * paired.smallest_margin(n, rate, truth, budget.alpha, budget.power, inflation),
-        samples_needed=math.ceil(paired.samples_for(rate, budget.margin, truth, budget.alpha, budget.power, inflation)),
+        smallest_points=100
+        * paired.smallest_margin(n, rate, truth, budget.alpha, budget.power, inflation),
+        samples_needed=math.ceil(
+            paired.samples_for(rate, budget.margin, truth, budget.alpha, budget.power, inflation)
+        ),
     )
 
 
@@ -402,17 +461,19 @@ def resolvable(
     design_effect: float | None = None,
     task: str = "the task",
 ) -> Resolution:
-    """`resolution`, or UsageError where `n` samples cannot resolve the budget: names the sample size and the budget
-    that could.
+    """`resolution`, or UsageError where `n` samples cannot resolve the budget: names the sample
+    size and the budget that could.
     """
     plan = resolution(budget, n, discordance, design_effect)
     if n < plan.samples_needed:
         source = "declared" if discordance is None else "observed"
         raise UsageError(
             budget.place,
-            f"{task} has {n:,} samples, which cannot resolve a budget of {budget.points:g} points at alpha "
+            f"{task} has {n:,} samples, which cannot resolve a budget of {budget.points:g} points "
+            f"at alpha "
             f"{budget.alpha:g}, power "
-            f"{budget.power:g}, expected loss {budget.expected_loss:g} and the {source} discordance of "
+            f"{budget.power:g}, expected loss {budget.expected_loss:g} and the {source} "
+            f"discordance of "
             f"{plan.discordance:.1%}: "
             f"the power is {plan.power:.0%}",
             f"It takes {plan.samples_needed:,} samples, or a budget of "
@@ -424,27 +485,33 @@ def resolvable(
 def judgeable(budget: Budget, n: int, measured: Observed | None = None) -> bool:
     """Whether to run a task of `n` samples against a budget, or to refuse the budget.
 
-    It is run where the discordance that the budget declares can be resolved, where the one that was measured can, and
-    where the difference that was measured is decided with the wanted power, whatever its discordance: a loss far over
-    its budget is to be judged, not refused.
+    It is run where the discordance that the budget declares can be resolved, where the one that was
+    measured can, and where the difference that was measured is decided with the wanted power,
+    whatever its discordance: a loss far over its budget is to be judged, not refused.
     """
     if n >= resolution(budget, n).samples_needed:
         return True
     if measured is None:
         return False
-    rate, difference = (measured.lost + measured.won) / measured.n, (measured.won - measured.lost) / measured.n
+    rate, difference = (
+        (measured.lost + measured.won) / measured.n,
+        (measured.won - measured.lost) / measured.n,
+    )
     if n >= resolution(budget, n, rate).samples_needed:
         return True
-    needed = paired.samples_for(rate, budget.margin, difference, budget.alpha, budget.power, budget.design_effect)
+    needed = paired.samples_for(
+        rate, budget.margin, difference, budget.alpha, budget.power, budget.design_effect
+    )
     return n >= needed
 
 
 @dataclass(frozen=True)
 class Family:
-    """The verdict over all tasks of one recipe on one model; `verdicts` hold the decisions after Holm's correction.
+    """The verdict over all tasks of one recipe on one model; `verdicts` hold the decisions after
+    Holm's correction.
 
-    `alpha` is the largest of the tasks' budgets. `p_inferior` are Holm's adjusted p-values in the order of `verdicts`,
-    each to be compared with the alpha of its own budget.
+    `alpha` is the largest of the tasks' budgets. `p_inferior` are Holm's adjusted p-values in the
+    order of `verdicts`, each to be compared with the alpha of its own budget.
     """
 
     recipe: str
@@ -466,30 +533,38 @@ class Family:
         worst = min(deciding, key=lambda v: v.difference + v.budget.points)
         low, high = worst.interval
         return (
-            f"{name}: {counts}; {'closest' if self.decision is Decision.PASS else 'worst'} is {worst.task} "
+            f"{name}: {counts}; {'closest' if self.decision is Decision.PASS else 'worst'} is "
+            f"{worst.task} "
             f"({worst.metric}) at "
-            f"{worst.difference:+.2f} points [{low:+.2f}, {high:+.2f}], budget {worst.budget.points:g}"
+            f"{worst.difference:+.2f} points [{low:+.2f}, {high:+.2f}], budget "
+            f"{worst.budget.points:g}"
         )
 
 
 def family(
-    verdicts: Sequence[Verdict], alpha: float | None = None, recipe: str = "recipe", model: str = "model"
+    verdicts: Sequence[Verdict],
+    alpha: float | None = None,
+    recipe: str = "recipe",
+    model: str = "model",
 ) -> Family:
-    """Join the verdicts on the tasks of one model, each judged at the alpha of its budget, or all at `alpha`.
+    """Join the verdicts on the tasks of one model, each judged at the alpha of its budget, or all
+    at `alpha`.
 
-    The family is PASS if every task passes at its own alpha. That is an intersection-union test (Berger 1982): it is
-    false only if some task is truly over its budget and passes nevertheless, so its rate is at most that task's alpha,
-    with no correction. The family is FAIL if Holm's procedure over the tasks shows at least one loss above its budget,
-    each task with its own alpha (`paired.holm`): a task within its budget is called FAIL at no more than its alpha,
-    and the chance that *any* task within its budget is, is at most the mean alpha of those tasks, however the tasks
-    depend on each other. A task that fails alone but not after Holm is INCONCLUSIVE.
+    The family is PASS if every task passes at its own alpha. That is an intersection-union test
+    (Berger 1982): it is false only if some task is truly over its budget and passes nevertheless,
+    so its rate is at most that task's alpha, with no correction. The family is FAIL if Holm's
+    procedure over the tasks shows at least one loss above its budget, each task with its own alpha
+    (`paired.holm`): a task within its budget is called FAIL at no more than its alpha, and the
+    chance that *any* task within its budget is, is at most the mean alpha of those tasks, however
+    the tasks depend on each other. A task that fails alone but not after Holm is INCONCLUSIVE.
     """
     if not verdicts:
         raise ValueError("a family needs at least one verdict")
     alphas = [v.budget.alpha if alpha is None else alpha for v in verdicts]
     adjusted = paired.holm([v.p_inferior for v in verdicts], alphas)
     joined = tuple(
-        _in_family(v, level, p, len(verdicts)) for v, level, p in zip(verdicts, alphas, adjusted, strict=True)
+        _in_family(v, level, p, len(verdicts))
+        for v, level, p in zip(verdicts, alphas, adjusted, strict=True)
     )
     decisions = {v.decision for v in joined}
     if Decision.FAIL in decisions:
@@ -507,7 +582,8 @@ def _in_family(verdict: Verdict, alpha: float, adjusted: float, tasks: int) -> V
     if verdict.decision is not Decision.FAIL:
         return replace(verdict, decision=Decision.INCONCLUSIVE)
     note = (
-        f"fails alone (p {verdict.p_inferior:.3g}), not after Holm's correction over {tasks} tasks (p {adjusted:.3g})"
+        f"fails alone (p {verdict.p_inferior:.3g}), not after Holm's correction over {tasks} tasks "
+        f"(p {adjusted:.3g})"
     )
     shown = paired.Shown(verdict.p_noninferior, verdict.p_inferior)
     test = paired.ClusteredTest(shown, verdict.design_effect, verdict.clusters, verdict.block)
@@ -524,12 +600,15 @@ def _interval(
     test: paired.ClusteredTest,
     decision: Decision,
 ) -> tuple[float, float]:
-    """The 1 - 2 alpha interval in points; widened to hold the budget where an exact test withholds a decision."""
+    """The 1 - 2 alpha interval in points; widened to hold the budget where an exact test withholds
+    a decision.
+    """
     n = int(sizes.sum())
     groups = test.groups if len(sizes) < n else None
     low, high = paired.interval(*counts, n, budget.alpha, test.design_effect, groups)
     if len(sizes) < n and sizes.max() > paired.ALIKE * sizes.min():
-        # Unequal clusters: how far the difference may be from 0 depends on the largest, whatever was observed.
+        # Unequal clusters: how far the difference may be from 0 depends on the largest, whatever
+        # was observed.
         ends = paired.bounded_interval(net, sizes, test.block, budget.alpha)
         low, high = min(low, ends[0]), max(high, ends[1])
     if decision is Decision.INCONCLUSIVE:
@@ -537,7 +616,9 @@ def _interval(
     return 100 * low, 100 * high
 
 
-def _samples_needed(won: int, lost: int, n: int, budget: Budget, test: paired.ClusteredTest) -> int | None:
+def _samples_needed(
+    won: int, lost: int, n: int, budget: Budget, test: paired.ClusteredTest
+) -> int | None:
     needed = paired.samples_for(
         (won + lost) / n,
         budget.margin,

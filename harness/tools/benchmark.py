@@ -1,13 +1,15 @@
-"""The gate's own cost, and the speed of what is deployed: ``python -m harness.tools.benchmark`` (``tox -e benchmark``).
+"""The gate's own cost, and the speed of what is deployed: ``python -m harness.tools.benchmark``
+(``tox -e benchmark``).
 
-    python -m harness.tools.benchmark             # all of it, 25 minutes on two cores; stored in .benchmarks/speed.json
-    python -m harness.tools.benchmark gate        # only whole runs of pytest, beside the plain script
+    # all of it, 25 minutes on two cores; stored in .benchmarks/speed.json
+    python -m harness.tools.benchmark
+    python -m harness.tools.benchmark gate        # only whole runs of pytest, and the plain script
     python -m harness.tools.benchmark deployed    # only the towers in ONNX Runtime and torch
     python -m harness.tools.benchmark gpu         # only FP16, fake FP8 and real FP8 on the GPU
     python -m harness.tools.benchmark page        # docs/speed.md from what is stored
 
-A run of pytest is a process of its own: wall time, processor time and peak memory as the operating system accounts for
-them.  Absolute times belong to one machine; what to compare are ratios.
+A run of pytest is a process of its own: wall time, processor time and peak memory as the operating
+system accounts for them.  Absolute times belong to one machine; what to compare are ratios.
 """
 
 from __future__ import annotations
@@ -28,8 +30,18 @@ from harness import files
 
 ROOT = Path(__file__).parents[2]
 STORED, PAGE = ROOT / ".benchmarks" / "speed.json", ROOT / "docs" / "speed.md"
-TEN = ("fp8", "fp8-linear-only", "fp8-patch-embedding-fp16", "fp8-per-channel", "int8", "int8-smoothquant", "int4-awq",
-       "w4a8-awq", "fp8-mse", "int4-block")  # fmt: skip
+TEN = (
+    "fp8",
+    "fp8-linear-only",
+    "fp8-patch-embedding-fp16",
+    "fp8-per-channel",
+    "int8",
+    "int8-smoothquant",
+    "int4-awq",
+    "w4a8-awq",
+    "fp8-mse",
+    "int4-block",
+)
 #: One recipe, and another of the same work.
 ONE, OTHER = "fp8", "fp8-patch-embedding-fp16"
 #: Rows of a batch of each tower, by architecture.
@@ -38,7 +50,16 @@ PLAIN, SINGLE = "plain script, one recipe", "plain script in FP32, one recipe"
 
 
 def _pytest(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-blame", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--no-blame",
+        *arguments,
+    ]
 
 
 def _recipes(*names: str) -> list[str]:
@@ -61,7 +82,9 @@ RUNS: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: ``wall`` and ``cpu`` in seconds, ``memory`` in MiB (the largest process), and the exit code."""
+    """Of one run: ``wall`` and ``cpu`` in seconds, ``memory`` in MiB (the largest process), and the
+    exit code.
+    """
 
     name: str
     wall: float
@@ -73,15 +96,21 @@ class Cost:
 def cost(name: str, command: Sequence[str]) -> Cost:
     """Run *command* once, all its output thrown away."""
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - began
-    return Cost(name, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, process.returncode)
+    return Cost(
+        name, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, process.returncode
+    )
 
 
 def least() -> dict[str, float]:
-    """Seconds of what one more recipe cannot do without: its calibration, and one quantized forward over the tasks."""
+    """Seconds of what one more recipe cannot do without: its calibration, and one quantized forward
+    over the tasks.
+    """
     from harness.data import tasks
     from harness.gate.options import Options
     from harness.gate.session import Gate
@@ -115,7 +144,9 @@ def gate_costs() -> dict[str, Any]:
 
 
 def deployed_rows() -> dict[str, Any]:
-    """Both towers of each architecture in every runtime and precision: INT8 against FP32, FP16 and BF16."""
+    """Both towers of each architecture in every runtime and precision: INT8 against FP32, FP16 and
+    BF16.
+    """
     import torch
 
     from harness.export.graph import TOWERS
@@ -137,16 +168,29 @@ def deployed_rows() -> dict[str, Any]:
             found[name] = []
             for tower, given in TOWERS.items():
                 x = families.sample_inputs(model, rows)[given].numpy()
-                # Seconds a round where FP16 is emulated: of the large architecture only the first look.
-                effort = deployed.EFFORT if name == "embedded" else replace(deployed.EFFORT, most=deployed.EFFORT.first)
-                for row in deployed.measure(tower, sides[tower], x, Path(folder), torch.get_num_threads(), effort):
+                # Seconds a round where FP16 is emulated: of the large architecture only the first
+                # look.
+                effort = (
+                    deployed.EFFORT
+                    if name == "embedded"
+                    else replace(deployed.EFFORT, most=deployed.EFFORT.first)
+                )
+                for row in deployed.measure(
+                    tower, sides[tower], x, Path(folder), torch.get_num_threads(), effort
+                ):
                     found[name].append(row.as_dict())
-                    print(f"{name:<10} {tower:<7} {row.side:<26} {row.per_second:>9.1f}/s  x{row.ratio}", flush=True)
+                    print(
+                        f"{name:<10} {tower:<7} {row.side:<26} {row.per_second:>9.1f}/s  "
+                        f"x{row.ratio}",
+                        flush=True,
+                    )
     return {"threads": torch.get_num_threads(), "rows": found, "bf16": deployed.no_bf16()}
 
 
 def gpu_rows() -> dict[str, Any]:
-    """FP16, fake FP8 and real FP8 of ViT-L/14's architecture by batch size; or why there is nothing to measure."""
+    """FP16, fake FP8 and real FP8 of ViT-L/14's architecture by batch size; or why there is nothing
+    to measure.
+    """
     import torch
 
     from harness.models import architectures
@@ -162,14 +206,21 @@ def gpu_rows() -> dict[str, Any]:
     rows = []
     for row in gpu.sweep(sides, clock_of(device), cache=gpu.cache_bytes(device)):
         rows.append(row.as_dict())
-        print(f"{row.tower:<7} {row.batch:>4} {row.side:<9} {row.per_second:>9.1f}/s  x{row.ratio}", flush=True)
+        print(
+            f"{row.tower:<7} {row.batch:>4} {row.side:<9} {row.per_second:>9.1f}/s  x{row.ratio}",
+            flush=True,
+        )
     return {"conditions": gpu.conditions(device), "rows": rows, "in FP8": gpu.in_fp8(sides.real)}
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"gate": gate_costs, "deployed": deployed_rows, "gpu": gpu_rows}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "gate": gate_costs,
+    "deployed": deployed_rows,
+    "gpu": gpu_rows,
+}
 
 
-# -- the page -------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def page(stored: dict[str, Any]) -> str:
@@ -180,7 +231,8 @@ def page(stored: dict[str, Any]) -> str:
 _HEAD = [
     "# Speed",
     "",
-    "Written by `python -m harness.tools.benchmark page` from `.benchmarks/speed.json`, which `tox -e benchmark` "
+    "Written by `python -m harness.tools.benchmark page` from `.benchmarks/speed.json`, which `tox "
+    "-e benchmark` "
     "measures; "
     "edit neither.",
 ]
@@ -197,29 +249,42 @@ def _gate(stored: dict[str, Any]) -> Iterator[str]:
         yield f"| {one['name']} | {one['wall']:.1f} | {one['cpu']:.1f} | {one['memory']:.0f} |"
     wall = {name: one["wall"] for name, one in costs.items()}
     plain, single, ten = wall[PLAIN], wall[SINGLE], wall["accuracy, ten recipes"]
-    more, least_ = wall["accuracy, two recipes"] - wall["accuracy, one recipe"], sum(part["least"].values())
+    more, least_ = (
+        wall["accuracy, two recipes"] - wall["accuracy, one recipe"],
+        sum(part["least"].values()),
+    )
     yield from (
         "",
-        "The plain script (`harness/tools/plain.py`) is bare ModelOpt with CLIP_benchmark's evaluation of the "
+        "The plain script (`harness/tools/plain.py`) is bare ModelOpt with CLIP_benchmark's "
+        "evaluation of the "
         "checkpoint and "
-        "of the quantized model. It runs once for each recipe and shares nothing. In FP16 it computes what the gate "
+        "of the quantized model. It runs once for each recipe and shares nothing. In FP16 it "
+        "computes what the gate "
         "does; on a CPU without FP16 arithmetic torch is slow there, which the gate goes around "
         "(`harness/models/halves.py`). "
         "FP32 is another model, at this CPU's best.",
         "",
-        f"- Ten recipes, accuracy: {ten:.0f} s, against ten times {plain:.0f} s: **{10 * plain / ten:.1f} times** as "
-        f"fast, with verdicts, measures beyond accuracy and baselines on top. In FP32 ten times {single:.0f} s: "
+        f"- Ten recipes, accuracy: {ten:.0f} s, against ten times {plain:.0f} s: "
+        f"**{10 * plain / ten:.1f} times** as "
+        f"fast, with verdicts, measures beyond accuracy and baselines on top. In FP32 ten times "
+        f"{single:.0f} s: "
         f"{10 * single / ten:.1f} times.",
-        f"- One more recipe: {more:.1f} s, against {part['least']['calibration']:.1f} s of calibration and "
-        f"{part['least']['forward']:.1f} s of one quantized forward over the tasks: **{more / least_:.2f} times** "
+        f"- One more recipe: {more:.1f} s, against {part['least']['calibration']:.1f} s of "
+        f"calibration and "
+        f"{part['least']['forward']:.1f} s of one quantized forward over the tasks: "
+        f"**{more / least_:.2f} times** "
         "(below 1, as pictures and prompts that two tasks share are embedded once).",
         f"- The whole gate of one more recipe, checkpoint, export and numerics on top: "
         f"{wall['whole gate, two recipes'] - wall['whole gate, one recipe']:.1f} s.",
         "",
-        "What is left (profiled with torch 2.13 on an AMD EPYC, two cores). Of an FP8 forward over pictures: matrix "
-        "products 58 %, attention in FP16 18 %, conversions between FP16 and FP32 10 %, looking quantizers up under "
-        "10 %. Beside the forwards, of one recipe: a second of bootstrap and permutation for the measures beyond "
-        "accuracy. Once a run: imports, and 6 s of decoding and tokenising; then the reference's own 7 s.",
+        "What is left (profiled with torch 2.13 on an AMD EPYC, two cores). Of an FP8 forward over "
+        "pictures: matrix "
+        "products 58 %, attention in FP16 18 %, conversions between FP16 and FP32 10 %, looking "
+        "quantizers up under "
+        "10 %. Beside the forwards, of one recipe: a second of bootstrap and permutation for the "
+        "measures beyond "
+        "accuracy. Once a run: imports, and 6 s of decoding and tokenising; then the reference's "
+        "own 7 s.",
     )
 
 
@@ -228,11 +293,14 @@ def _deployed(stored: dict[str, Any]) -> Iterator[str]:
     if part is None:
         return
     yield from (
-        "", "## On a CPU, as deployed", "",
+        "",
+        "## On a CPU, as deployed",
+        "",
         f"On {part['device']}, {part['threads']} threads. Sides run in turn; a ratio is the median "
-        "over the rounds, with its 95 % interval, to ONNX Runtime's FP32. Resident memory is that of a process that "
+        "over the rounds, with its 95 % interval, to ONNX Runtime's FP32. Resident memory is that "
+        "of a process that "
         "holds nothing else. ViT-B/32 has random weights.",
-    )  # fmt: skip
+    )
     for name, rows in part["rows"].items():
         yield from (
             "",
@@ -245,7 +313,8 @@ def _deployed(stored: dict[str, Any]) -> Iterator[str]:
             ratio = row["ratio"]
             span = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
             yield (
-                f"| {row['tower']} | {row['side']} | {row['per_second']:,.1f} | {ratio['value']:.2f}{span} "
+                f"| {row['tower']} | {row['side']} | {row['per_second']:,.1f} | "
+                f"{ratio['value']:.2f}{span} "
                 f"| {row['resident'] / 2**20:,.0f} |"
             )
     if part["bf16"]:
@@ -259,15 +328,22 @@ def _gpu(stored: dict[str, Any]) -> Iterator[str]:
     yield from ("", "## On a GPU", "")
     if "missing" in part:
         yield (
-            f"Not measured: {part['missing']}. `python -m harness.tools.benchmark gpu` measures it where there is one."
+            f"Not measured: {part['missing']}. `python -m harness.tools.benchmark gpu` measures it "
+            f"where there is one."
         )
         return
-    yield f"ViT-L/14's architecture. {', '.join(f'{name} {value}' for name, value in part['conditions'].items())}."
+    yield (
+        f"ViT-L/14's architecture. "
+        f"{', '.join(f'{name} {value}' for name, value in part['conditions'].items())}."
+    )
     yield f"Linears that ran in FP8: {part['in FP8'][0]} of {part['in FP8'][1]}."
     yield from ("", "| tower | batch | side | a second | times FP16 |", "|---|---|---|---|---|")
     for row in part["rows"]:
         ratio = row["ratio"]["value"]
-        yield f"| {row['tower']} | {row['batch']} | {row['side']} | {row['per_second']:,.1f} | {ratio:.2f} |"
+        yield (
+            f"| {row['tower']} | {row['batch']} | {row['side']} | {row['per_second']:,.1f} | "
+            f"{ratio:.2f} |"
+        )
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -279,16 +355,25 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 1 if a run of the gate did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", choices=("all", *PARTS, "page"), default="all")
     parser.add_argument(
-        "--stored", type=Path, default=STORED, help="what was measured (default: .benchmarks/speed.json)"
+        "--stored",
+        type=Path,
+        default=STORED,
+        help="what was measured (default: .benchmarks/speed.json)",
     )
     parser.add_argument("--out", type=Path, default=PAGE, help="the page (default: docs/speed.md)")
     options = parser.parse_args(arguments)
     stored: dict[str, Any] = _stored(options.stored)
     if options.what == "page" and not stored:
-        parser.exit(4, f"{options.stored}: holds no measurement; run `python -m harness.tools.benchmark` first\n")
+        parser.exit(
+            4,
+            f"{options.stored}: holds no measurement; run `python -m harness.tools.benchmark` "
+            f"first\n",
+        )
     if options.what == "page":
         options.out.write_text(page(stored))
         print(f"wrote {options.out}")

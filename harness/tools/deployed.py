@@ -1,8 +1,10 @@
-"""Both towers as they are deployed on a CPU, in every runtime and precision that it has: what quantization gains there.
+"""Both towers as they are deployed on a CPU, in every runtime and precision that it has: what
+quantization gains there.
 
-Fake quantization is slower than what it simulates.  An exported INT8 graph is what runs, so it is what is timed here:
-in turn with the unquantized tower in ONNX Runtime and in torch (:mod:`harness.statistics.speed`), all with as many
-threads, and each once more in a fresh process that tells its resident memory (:mod:`harness.tools.resident`).
+Fake quantization is slower than what it simulates.  An exported INT8 graph is what runs, so it is
+what is timed here: in turn with the unquantized tower in ONNX Runtime and in torch
+(:mod:`harness.statistics.speed`), all with as many threads, and each once more in a fresh process
+that tells its resident memory (:mod:`harness.tools.resident`).
 """
 
 from __future__ import annotations
@@ -46,10 +48,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One side, measured: samples a second (median), how many times faster than BASE, and bytes of memory.
+    """One side, measured: samples a second (median), how many times faster than BASE, and bytes of
+    memory.
 
-    ``resident`` and ``peak`` are those of a fresh process that holds nothing else, ``before`` its bytes before the
-    tower was loaded: what Python and NumPy take.
+    ``resident`` and ``peak`` are those of a fresh process that holds nothing else, ``before`` its
+    bytes before the tower was loaded: what Python and NumPy take.
     """
 
     tower: str
@@ -65,12 +68,15 @@ class Row:
         return {**vars(self), "ratio": self.ratio.as_dict()}
 
 
-def write(reference: nn.Module, quantized: Mapping[str, nn.Module], folder: Path) -> dict[str, list[Side]]:
+def write(
+    reference: nn.Module, quantized: Mapping[str, nn.Module], folder: Path
+) -> dict[str, list[Side]]:
     """Write what the sides of each tower load into *folder*: graphs, and a checkpoint for torch.
 
     Args:
         reference: an unquantized ``CLIPModel`` in float32.
-        quantized: models made from it, by the name of their precision (``INT8``); each has a form in ONNX.
+        quantized: models made from it, by the name of their precision (``INT8``); each has a form
+            in ONNX.
         folder: an empty one.
     """
     with quiet_transformers(), quiet():
@@ -97,7 +103,8 @@ def _torch() -> str:
 def measure(
     tower: str, sides: list[Side], x: Any, folder: Path, threads: int, effort: Effort = EFFORT
 ) -> Iterator[Row]:
-    """Time the *sides* of a tower in turn over the rows of *x*, and weigh each in a process of its own.
+    """Time the *sides* of a tower in turn over the rows of *x*, and weigh each in a process of its
+    own.
 
     Args:
         tower: of the sides.
@@ -116,15 +123,31 @@ def measure(
     del runs
     for side in sides:
         weighed = weigh(side, x, folder, threads)
-        yield Row(tower, side.name, len(x) / rounds.median(side.name), rounds.ratio(side.name, BASE), **weighed)
+        yield Row(
+            tower,
+            side.name,
+            len(x) / rounds.median(side.name),
+            rounds.ratio(side.name, BASE),
+            **weighed,
+        )
 
 
 def weigh(side: Side, x: Any, folder: Path, threads: int) -> dict[str, int]:
     """Bytes that a fresh process takes which holds one side and runs it over *x*."""
     given = folder / "input.npy"
     np.save(given, x)
-    command = [sys.executable, "-m", "harness.tools.resident", side.what, side.path, str(given), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "harness.tools.resident",
+        side.what,
+        side.path,
+        str(given),
+        str(threads),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
+    )
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RuntimeError(f"{side.name} does not run in a process of its own: {why}")
@@ -133,11 +156,17 @@ def weigh(side: Side, x: Any, folder: Path, threads: int) -> dict[str, int]:
 
 
 def no_bf16() -> str | None:
-    """Why ONNX Runtime runs no BF16 tower on a CPU, in its own words, or None: one addition is tried."""
+    """Why ONNX Runtime runs no BF16 tower on a CPU, in its own words, or None: one addition is
+    tried.
+    """
     kind = onnx.TensorProto.BFLOAT16
     a, b, y = (onnx.helper.make_tensor_value_info(name, kind, [1]) for name in "aby")
-    made = onnx.helper.make_graph([onnx.helper.make_node("Add", ["a", "b"], ["y"])], "bf16", [a, b], [y])
-    proto = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", graph.OPSET)], ir_version=9)
+    made = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["a", "b"], ["y"])], "bf16", [a, b], [y]
+    )
+    proto = onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid("", graph.OPSET)], ir_version=9
+    )
     import onnxruntime
 
     try:

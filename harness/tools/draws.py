@@ -1,7 +1,8 @@
-"""Draw outcome pairs whose truth is known, judge them, count what is wrong: the parts of `harness.tools.simulation`.
+"""Draw outcome pairs whose truth is known, judge them, count what is wrong: the parts of
+`harness.tools.simulation`.
 
-Draws are judged by the functions that judge real outcomes; where one decision serves many draws (equal counts) it is
-made once.
+Draws are judged by the functions that judge real outcomes; where one decision serves many draws
+(equal counts) it is made once.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ REFUTED = 1e-3
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition: `groups` clusters of `size` samples, their discordance and true difference (points), the budget
-    (points).
+    """One condition: `groups` clusters of `size` samples, their discordance and true difference
+    (points), the budget (points).
 
-    `together` is the share of clusters whose samples all do the same; the others' samples are independent. `others`
-    are further clusters: how many of how many samples.
+    `together` is the share of clusters whose samples all do the same; the others' samples are
+    independent. `others` are further clusters: how many of how many samples.
     """
 
     groups: int
@@ -72,7 +73,9 @@ class Cell:
 
 
 def skewed(law: Any, count: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Clusters whose sizes are the quantiles of a law, rounded up and at most *largest*: (count, size) by size."""
+    """Clusters whose sizes are the quantiles of a law, rounded up and at most *largest*: (count,
+    size) by size.
+    """
     quantiles = np.ceil(law.ppf((np.arange(count) + 0.5) / count)).clip(1, largest).astype(int)
     sizes, counts = np.unique(quantiles, return_counts=True)
     return tuple((int(n), int(size)) for size, n in zip(sizes, counts, strict=True))
@@ -106,7 +109,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measured:
-    """How often a cell was called PASS and FAIL, by the verdict and by the plain test that it improves on."""
+    """How often a cell was called PASS and FAIL, by the verdict and by the plain test that it
+    improves on.
+    """
 
     cell: Cell
     passed: Rate
@@ -116,7 +121,9 @@ class Measured:
 
 
 def draw(rng: np.random.Generator, cell: Cell, draws: int) -> tuple[Ints, Ints]:
-    """Samples won and lost in each cluster, both (draws, groups); for independent samples their totals, (draws, 1)."""
+    """Samples won and lost in each cluster, both (draws, groups); for independent samples their
+    totals, (draws, 1).
+    """
     truth = cell.truth / 100
     win, lose = (cell.discordance + truth) / 2, (cell.discordance - truth) / 2
     if cell.single:
@@ -156,7 +163,8 @@ def tango(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
 def fixed(won: Ints, lost: Ints, n: int, margin: float, alpha: float) -> tuple[Bools, Bools]:
     """PASS and FAIL (draws,) of the verdict on independent samples.
 
-    Given the number of discordant samples both p-values are monotone in the wins, so one critical count serves all.
+    Given the number of discordant samples both p-values are monotone in the wins, so one critical
+    count serves all.
     """
     z, critical = paired.tango_z(won, lost, n, -margin), stats.norm.isf(alpha)
     passed, failed = np.zeros(won.shape, dtype=bool), np.zeros(won.shape, dtype=bool)
@@ -180,18 +188,21 @@ def clustered(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
     decisions = np.full(b.shape, Decision.INCONCLUSIVE.value, dtype=object)
     # The exact tests can only raise a p-value: elsewhere there is nothing to decide.
     for i in np.flatnonzero(np.abs(z) >= 0.999 * critical):
-        test = paired.clustered_test(won[i] - lost[i], sizes, int(b[i]), int(c[i]), cell.margin, cell.alpha)
+        test = paired.clustered_test(
+            won[i] - lost[i], sizes, int(b[i]), int(c[i]), cell.margin, cell.alpha
+        )
         decisions[i] = decide(test.shown, cell.alpha).value
     return decisions == Decision.PASS.value, decisions == Decision.FAIL.value
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A cell under continuous peeking: decisions of the early stop and of the whole procedure, and samples used.
+    """A cell under continuous peeking: decisions of the early stop and of the whole procedure, and
+    samples used.
 
-    `early_*`: by the sequential test, looking after every bet. `passed`, `failed`: with the fixed-sample test of what
-    is left at the end. `peeked_*`: by Tango's test at every look, as a person would who stops when it looks good.
-    `used`: mean share of samples.
+    `early_*`: by the sequential test, looking after every bet. `passed`, `failed`: with the
+    fixed-sample test of what is left at the end. `peeked_*`: by Tango's test at every look, as a
+    person would who stops when it looks good. `used`: mean share of samples.
     """
 
     cell: Cell
@@ -205,7 +216,9 @@ class Stopped:
 
 
 def peek(cell: Cell, draws: int, seed: int, share: float = 0.5) -> Stopped:
-    """Run the early stop on `draws` tasks of a cell, looking after every sample, or every cluster."""
+    """Run the early stop on `draws` tasks of a cell, looking after every sample, or every
+    cluster.
+    """
     rng = np.random.default_rng(seed)
     counts, used = np.zeros(6, dtype=np.int64), 0.0
     chunk = max(1, 400_000 // cell.groups)
@@ -213,7 +226,9 @@ def peek(cell: Cell, draws: int, seed: int, share: float = 0.5) -> Stopped:
         net, won, lost = _ordered(rng, cell, min(chunk, draws - start))
         kinds = np.arange(-cell.size, cell.size + 1)
         seen = np.stack([np.cumsum(net == k, axis=1) for k in kinds], axis=-1)
-        grown, shrunk = log_wealth(kinds, np.full(len(kinds), cell.size), seen, cell.margin, cell.size)
+        grown, shrunk = log_wealth(
+            kinds, np.full(len(kinds), cell.size), seen, cell.margin, cell.size
+        )
         bound = -math.log(cell.alpha * share)
         first_pass, first_fail = _first(grown >= bound), _first(shrunk >= bound)
         early_pass, early_fail = first_pass < first_fail, first_fail < first_pass
@@ -227,16 +242,30 @@ def peek(cell: Cell, draws: int, seed: int, share: float = 0.5) -> Stopped:
         z = paired.tango_z(b, c, cell.size * np.arange(1, cell.groups + 1), -cell.margin)
         critical = stats.norm.isf(cell.alpha)
         peeked = (_first(z >= critical), _first(z <= -critical))
-        results = (early_pass, early_fail, early_pass | (open_ & end[0]), early_fail | (open_ & end[1]))
+        results = (
+            early_pass,
+            early_fail,
+            early_pass | (open_ & end[0]),
+            early_fail | (open_ & end[1]),
+        )
         looked = (peeked[0] < peeked[1], peeked[1] < peeked[0])
         counts += [int(x.sum()) for x in (*results, *looked)]
-        used += float(np.minimum(np.minimum(first_pass, first_fail) + 1, cell.groups).sum()) / cell.groups
-    early_passed, early_failed, passed, failed, peeked_passed, peeked_failed = (Rate(int(c), draws) for c in counts)
-    return Stopped(cell, early_passed, early_failed, passed, failed, peeked_passed, peeked_failed, used / draws)
+        used += (
+            float(np.minimum(np.minimum(first_pass, first_fail) + 1, cell.groups).sum())
+            / cell.groups
+        )
+    early_passed, early_failed, passed, failed, peeked_passed, peeked_failed = (
+        Rate(int(c), draws) for c in counts
+    )
+    return Stopped(
+        cell, early_passed, early_failed, passed, failed, peeked_passed, peeked_failed, used / draws
+    )
 
 
 def _ordered(rng: np.random.Generator, cell: Cell, draws: int) -> tuple[Ints, Ints, Ints]:
-    """Net wins, won and lost of every bet in order, (draws, groups): `draw`, but with single samples kept apart."""
+    """Net wins, won and lost of every bet in order, (draws, groups): `draw`, but with single
+    samples kept apart.
+    """
     if cell.size > 1:
         won, lost = draw(rng, cell, draws)
     else:
@@ -253,7 +282,9 @@ def _first(hit: Bools) -> Ints:
 
 @dataclass(frozen=True)
 class Joined:
-    """Families of tasks: how often the family was PASS and FAIL, and how often some task alone would have been FAIL."""
+    """Families of tasks: how often the family was PASS and FAIL, and how often some task alone
+    would have been FAIL.
+    """
 
     cells: tuple[Cell, ...]
     passed: Rate
@@ -262,7 +293,9 @@ class Joined:
 
 
 def join(cells: Sequence[Cell], draws: int, seed: int) -> Joined:
-    """Judge `draws` families of independent tasks, one for each cell (without clusters), each at its cell's alpha."""
+    """Judge `draws` families of independent tasks, one for each cell (without clusters), each at
+    its cell's alpha.
+    """
     rng = np.random.default_rng(seed)
     alphas = np.array([cell.alpha for cell in cells])
     p = np.array([_p_values(cell, draws, rng) for cell in cells])  # (tasks, 2, draws)
@@ -270,7 +303,9 @@ def join(cells: Sequence[Cell], draws: int, seed: int) -> Joined:
     for i in range(draws):
         if not ((p[:, 0, i] <= alphas).all() or (p[:, 1, i] <= alphas).any()):
             continue  # Neither PASS nor FAIL is possible.
-        verdicts = [_verdict(cell, float(p[k, 0, i]), float(p[k, 1, i])) for k, cell in enumerate(cells)]
+        verdicts = [
+            _verdict(cell, float(p[k, 0, i]), float(p[k, 1, i])) for k, cell in enumerate(cells)
+        ]
         decision = family(verdicts).decision
         passed += decision is Decision.PASS
         failed += decision is Decision.FAIL
@@ -279,14 +314,18 @@ def join(cells: Sequence[Cell], draws: int, seed: int) -> Joined:
 
 
 def _p_values(cell: Cell, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The two p-values of each draw (2, draws): guarded where they could be at most alpha, Tango's where not."""
+    """The two p-values of each draw (2, draws): guarded where they could be at most alpha, Tango's
+    where not.
+    """
     won, lost = (x[:, 0] for x in draw(rng, cell, draws))
     pairs, index = np.unique(np.stack([won, lost]), axis=1, return_inverse=True)
     z = paired.tango_z(pairs[0], pairs[1], cell.n, -cell.margin)
     p = np.stack([stats.norm.sf(z), stats.norm.cdf(z)])
     for side in (0, 1):
         for k in np.flatnonzero(p[side] <= cell.alpha):
-            exact = paired.exact_p(int(pairs[0, k]), int(pairs[1, k]), cell.n, cell.margin, upper=side == 0)
+            exact = paired.exact_p(
+                int(pairs[0, k]), int(pairs[1, k]), cell.n, cell.margin, upper=side == 0
+            )
             p[side, k] = max(p[side, k], exact)
     return p[:, index.ravel()]
 

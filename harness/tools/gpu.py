@@ -1,8 +1,10 @@
-"""What quantization costs and gains on a GPU: FP16, fake quantization, and FP8 in earnest, by batch size.
+"""What quantization costs and gains on a GPU: FP16, fake quantization, and FP8 in earnest, by batch
+size.
 
-Fake quantization is what the gate judges by; it computes more than FP16.  What it stands for is ModelOpt's real-quant
-Linear after ``mtq.compress``, whose product is ``torch._scaled_mm`` where its backend takes the layer.  Elsewhere it
-unpacks the weight and goes on, which no time would tell, so the Linears that really run in FP8 are counted.
+Fake quantization is what the gate judges by; it computes more than FP16.  What it stands for is
+ModelOpt's real-quant Linear after ``mtq.compress``, whose product is ``torch._scaled_mm`` where its
+backend takes the layer.  Elsewhere it unpacks the weight and goes on, which no time would tell, so
+the Linears that really run in FP8 are counted.
 """
 
 from __future__ import annotations
@@ -27,12 +29,22 @@ BATCHES = (1, 8, 32, 128, 512)
 BASE, FAKE, REAL = "FP16", "fake FP8", "real FP8"
 EFFORT = Effort(first=16, most=64, width=0.03, warm=5)
 #: What nvidia-smi is asked for.
-_ASKED = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+_ASKED = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.limit",
+    "temperature.gpu",
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One side of a tower at one batch size: samples a second (median) and how many times faster than FP16."""
+    """One side of a tower at one batch size: samples a second (median) and how many times faster
+    than FP16.
+    """
 
     tower: str
     batch: int
@@ -47,7 +59,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Models:
-    """The sides as models on one device: the reference, fake quantization (its weights folded) and the packed one."""
+    """The sides as models on one device: the reference, fake quantization (its weights folded) and
+    the packed one.
+    """
 
     reference: nn.Module
     fake: nn.Module
@@ -55,12 +69,16 @@ class Models:
 
     @classmethod
     def of(cls, reference: nn.Module, batches: int = 4, rows: int = 8) -> Models:
-        """FP8 in all Linears of *reference* (FP16), calibrated on noise: speed does not hang on the values.
+        """FP8 in all Linears of *reference* (FP16), calibrated on noise: speed does not hang on the
+        values.
 
-        The patch embedding is not packed: ModelOpt 0.47 packs convolutions and cannot run them packed.
+        The patch embedding is not packed: ModelOpt 0.47 packs convolutions and cannot run them
+        packed.
         """
         noise = [families.sample_inputs(reference, rows)] * batches
-        made = quantize.quantize(reference, loading.load("fp8-linear-only"), quantize.forward_loop_over(noise))
+        made = quantize.quantize(
+            reference, loading.load("fp8-linear-only"), quantize.forward_loop_over(noise)
+        )
         return cls(reference, quantize.fold(made), memory.compressed(made, ["*patch_embedding*"]))
 
 
@@ -79,11 +97,17 @@ def in_fp8(model: nn.Module) -> tuple[int, int]:
 
 def cache_bytes(device: torch.device) -> int:
     """Bytes of the device's last cache, as the driver tells it; 0 where it does not."""
-    return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) if device.type == "cuda" else 0
+    return (
+        int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
+        if device.type == "cuda"
+        else 0
+    )
 
 
 class Pool:
-    """Inputs of one tower that together are larger than a cache: each run takes the next, so none is still in it."""
+    """Inputs of one tower that together are larger than a cache: each run takes the next, so none
+    is still in it.
+    """
 
     def __init__(self, example: Tensor, batch: int, cache: int) -> None:
         """*example* (n, ...) gives shape, type and device; its rows are repeated."""
@@ -106,7 +130,11 @@ class Pool:
 
 
 def sweep(
-    models: Models, clock: Clock, batches: Sequence[int] = BATCHES, cache: int = 0, effort: Effort = EFFORT
+    models: Models,
+    clock: Clock,
+    batches: Sequence[int] = BATCHES,
+    cache: int = 0,
+    effort: Effort = EFFORT,
 ) -> Iterator[Row]:
     """Every side of both towers at every batch size, in turn.
 
@@ -130,14 +158,24 @@ def sweep(
 
 
 def conditions(device: torch.device) -> dict[str, str]:
-    """What times on *device* belong to: name, driver, clocks and limits as nvidia-smi tells them, CUDA, cache."""
+    """What times on *device* belong to: name, driver, clocks and limits as nvidia-smi tells them,
+    CUDA, cache.
+    """
     found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
     if device.type == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(device), "cache": f"{cache_bytes(device) >> 20} MiB"}
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cache": f"{cache_bytes(device) >> 20} MiB",
+        }
     program = shutil.which("nvidia-smi")
     if program is None:
         return found
-    command = [program, f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    command = [
+        program,
+        f"--query-gpu={','.join(_ASKED)}",
+        "--format=csv,noheader",
+        f"--id={device.index or 0}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return found | asked(done.stdout)
 

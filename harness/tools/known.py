@@ -1,9 +1,11 @@
-"""Write what the lint knows of the installed ModelOpt: its schemas, and its quantizers on every known architecture.
+"""Write what the lint knows of the installed ModelOpt: its schemas, and its quantizers on every
+known architecture.
 
     python -m harness.tools.known
 
-The file is ``harness/lint/data/known.json.gz``.  Of earlier releases it holds the names that were measured for CLIP
-(``baselines/versions``), which tell a name that a release has removed from a misspelt one.
+The file is ``harness/lint/data/known.json.gz``.  Of earlier releases it holds the names that were
+measured for CLIP (``baselines/versions``), which tell a name that a release has removed from a
+misspelt one.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def content() -> dict[str, Any]:
     """Return everything that the file holds."""
     releases: dict[str, Any] = {}
     for measured in measurement.every(Path(__file__).parents[2] / "baselines"):
-        releases[measured.release] = {"architectures": {"ViT-L-14": {"family": "clip", "places": _measured(measured)}}}
+        releases[measured.release] = {
+            "architectures": {"ViT-L-14": {"family": "clip", "places": _measured(measured)}}
+        }
     releases[metadata.version("nvidia-modelopt")] = {
         **schemas(),
         "words": words(),
@@ -101,11 +105,13 @@ def _measured(measured: measurement.Measurement) -> list[list[Any]]:
     return _folded(found)
 
 
-# -- schemas ----------------------------------------------------------------------------------------------------------
+# -- schemas ---------------------------------------------------------------------------------------
 
 
 def schemas() -> dict[str, Any]:
-    """Return the installed ModelOpt's schemas as JSON Schema, its methods, kinds of recipe and classes of module."""
+    """Return the installed ModelOpt's schemas as JSON Schema, its methods, kinds of recipe and
+    classes of module.
+    """
     modules = {"modelopt.torch.quantization.config": modelopt_config()}
     from modelopt.recipe import config as recipe_config
     from modelopt.torch.quantization.mode import CalibrateModeRegistry
@@ -120,7 +126,9 @@ def schemas() -> dict[str, Any]:
                 types[f"{module}.{name}"] = _schema(getattr(modules[module], name), definitions)
     modes = CalibrateModeRegistry._name2descriptor
     methods = {
-        name.removesuffix("_calibrate"): _schema(CalibrateModeRegistry[name].config_class, definitions)
+        name.removesuffix("_calibrate"): _schema(
+            CalibrateModeRegistry[name].config_class, definitions
+        )
         for name in sorted(modes)
     }
     return {
@@ -148,7 +156,9 @@ def _without_words(schema: Any, is_properties: bool = False) -> Any:
 
 
 def words() -> list[str]:
-    """Return the words of the patterns of all recipes that the installed ModelOpt ships: parts of any family."""
+    """Return the words of the patterns of all recipes that the installed ModelOpt ships: parts of
+    any family.
+    """
     tree = Tree(installed_root())
     found: set[str] = set()
     for path in sorted(tree.root.rglob("*.yaml")):
@@ -169,11 +179,13 @@ def _patterns(value: Any) -> Iterator[str]:
             yield from _patterns(item)
 
 
-# -- quantizers -------------------------------------------------------------------------------------------------------
+# -- quantizers ------------------------------------------------------------------------------------
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """Return where ModelOpt puts quantizers on an architecture, under both attention classes, and on which weights."""
+    """Return where ModelOpt puts quantizers on an architecture, under both attention classes, and
+    on which weights.
+    """
     model = _tower(*_TOWERS[name]) if name in _TOWERS else architectures.build(name)
     family = families.of(model)
     found: dict[str, tuple[str, str, Any]] = {}
@@ -198,9 +210,13 @@ def _tower(model_class: str, part: str) -> nn.Module:
 
 
 def _shape(module: nn.Module, kind: str) -> list[int] | None:
-    """The sizes of a weight, or of what enters a linear layer as far as they are known: the last one."""
+    """The sizes of a weight, or of what enters a linear layer as far as they are known: the last
+    one.
+    """
     weight = getattr(module, "weight", None)
-    if weight is None or (kind != "weight" and not (kind == "input" and isinstance(module, nn.Linear))):
+    if weight is None or (
+        kind != "weight" and not (kind == "input" and isinstance(module, nn.Linear))
+    ):
         return None
     return list(weight.shape) if kind == "weight" else [weight.shape[-1]]
 
@@ -215,7 +231,10 @@ def _folded(found: dict[str, tuple[str, str, Any]]) -> list[list[Any]]:
         match = _NUMBER.search(f".{name}")
         shown = _NUMBER.sub(r"\1.#", f".{name}", count=1)[1:]
         rows[shown, json.dumps(about)] += [int(match[2])] if match else []
-    return [[name, list(_ranges(numbers)), *json.loads(about)] for (name, about), numbers in rows.items()]
+    return [
+        [name, list(_ranges(numbers)), *json.loads(about)]
+        for (name, about), numbers in rows.items()
+    ]
 
 
 def _ranges(numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -1,9 +1,10 @@
-"""What one would write without the gate (``python -m harness.tools.plain RECIPE [TASK ...]``): quantize, and evaluate.
+"""What one would write without the gate (``python -m harness.tools.plain RECIPE [TASK ...]``):
+quantize, and evaluate.
 
-Bare ModelOpt and CLIP_benchmark's own evaluation, checkpoint and quantized model, accuracy for accuracy.  It
-shares no forward, picture or prompt with the gate: it is what the gate's speed is measured against
-(:mod:`harness.tools.benchmark`).  In FP16, as the gate; ``--fp32`` is what a CPU without FP16 arithmetic would rather
-do.
+Bare ModelOpt and CLIP_benchmark's own evaluation, checkpoint and quantized model, accuracy for
+accuracy.  It shares no forward, picture or prompt with the gate: it is what the gate's speed is
+measured against (:mod:`harness.tools.benchmark`).  In FP16, as the gate; ``--fp32`` is what a CPU
+without FP16 arithmetic would rather do.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class _AsOpenClip:
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embeddings (n, d)."""
-        return self._model.get_image_features(pixel_values=pixels.to(self._model.dtype)).pooler_output  # type: ignore[no-any-return]
+        return self._model.get_image_features(
+            pixel_values=pixels.to(self._model.dtype)
+        ).pooler_output  # type: ignore[no-any-return]
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Embeddings (n, d)."""
@@ -53,14 +56,19 @@ def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
 
     began = time.perf_counter()
     model = CLIPModel.from_pretrained(EMBEDDED, dtype=dtype, attn_implementation="sdpa").eval()
-    processor, words = CLIPImageProcessor.from_pretrained(EMBEDDED), CLIPTokenizer.from_pretrained(EMBEDDED)
+    processor, words = (
+        CLIPImageProcessor.from_pretrained(EMBEDDED),
+        CLIPTokenizer.from_pretrained(EMBEDDED),
+    )
 
     def transform(picture: Any) -> Tensor:
         return processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
 
     def tokenize(texts: list[str]) -> Tensor:
         context = model.config.text_config.max_position_embeddings
-        return words(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt")["input_ids"]  # type: ignore[no-any-return]
+        return words(
+            texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt"
+        )["input_ids"]  # type: ignore[no-any-return]
 
     def loader(name: str, task: str) -> Any:
         dataset = build_dataset(f"wds/{name}", str(DATA / name), transform, "test", task=task)
@@ -79,21 +87,30 @@ def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
             else:
                 # Its evaluate() counts what is right by a conversion that NumPy 2.4 refuses.
                 words_of = zeroshot_classification.zero_shot_classifier
-                classes = words_of(wrapped, tokenize, dataset.classes, dataset.templates, "cpu", amp=False)
-                scores, labels = zeroshot_classification.run_classification(wrapped, classes, batches, "cpu", False)
+                classes = words_of(
+                    wrapped, tokenize, dataset.classes, dataset.templates, "cpu", amp=False
+                )
+                scores, labels = zeroshot_classification.run_classification(
+                    wrapped, classes, batches, "cpu", False
+                )
                 found[f"{name} acc1"] = (scores.argmax(1) == labels).double().mean()
         return {name: float(value) for name, value in found.items()}
 
     def calibrate(of: Any) -> None:
         with torch.no_grad():
             for pixels, texts in loader("calibration", "zeroshot_retrieval")[1]:
-                of(pixel_values=pixels.to(dtype), input_ids=tokenize([captions[0] for captions in texts]))
+                of(
+                    pixel_values=pixels.to(dtype),
+                    input_ids=tokenize([captions[0] for captions in texts]),
+                )
 
     found: dict[str, Any] = {}
     with quiet():
         found["reference"] = accuracies(model)
         mtq.register(CLIPAttention, _QuantAttention)
-        quantized = mtq.quantize(model, dict(loading.load(recipe).quant_cfg), forward_loop=calibrate)
+        quantized = mtq.quantize(
+            model, dict(loading.load(recipe).quant_cfg), forward_loop=calibrate
+        )
         found["quantized"] = accuracies(quantized)
     print(json.dumps(found | {"seconds": time.perf_counter() - began}))
 

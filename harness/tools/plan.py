@@ -1,10 +1,13 @@
-"""What a large evaluation takes: ImageNet-1k, COCO and ten recipes for ViT-L/14 on 1, 8 and 64 GPUs.
+"""What a large evaluation takes: ImageNet-1k, COCO and ten recipes for ViT-L/14 on 1, 8 and 64
+GPUs.
 
-    python -m harness.tools.plan measure    # measure this machine into docs/scale.json; with a GPU, its forwards too
+    # measure this machine into docs/scale.json; with a GPU, its forwards too
+    python -m harness.tools.plan measure
     python -m harness.tools.plan            # write docs/scale.md from docs/scale.json
 
-Work is counted (floating-point operations on the meta device, slices as they are cut), CPU rates are measured here, and
-a GPU that is not at hand is assumed: its peak and utilisation have a source, and a measured rate takes their place.
+Work is counted (floating-point operations on the meta device, slices as they are cut), CPU rates
+are measured here, and a GPU that is not at hand is assumed: its peak and utilisation have a source,
+and a measured rate takes their place.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ CORES = 8
 
 @dataclass(frozen=True)
 class Size:
-    """A task as far as its cost goes; ``pairs`` are scored: queries times candidates, over its metrics."""
+    """A task as far as its cost goes; ``pairs`` are scored: queries times candidates, over its
+    metrics.
+    """
 
     name: str
     pictures: int
@@ -55,7 +60,8 @@ class Size:
 TASKS = (
     # 80 templates a class in CLIP_benchmark; ILSVRC2012_img_val.tar has 6.7 GB.
     Size("ImageNet-1k", 50_000, 1_000, 80_000, 50_000 * 1_000, 6_745_000_000),
-    # The Karpathy test split: five captions a picture; both directions are scored; val2014 has 160 kB a picture.
+    # The Karpathy test split: five captions a picture; both directions are scored; val2014 has 160
+    # kB a picture.
     Size("COCO captions", 5_000, 25_000, 25_000, 2 * 5_000 * 25_000, 800_000_000),
 )
 
@@ -70,15 +76,25 @@ class Assumption:
     source: str
 
 
-PEAK = Assumption("FP16 tensor peak", 989.4e12, "FLOP/s", "NVIDIA H100 SXM data sheet: half of 1,979 T with sparsity")
+PEAK = Assumption(
+    "FP16 tensor peak",
+    989.4e12,
+    "FLOP/s",
+    "NVIDIA H100 SXM data sheet: half of 1,979 T with sparsity",
+)
 TRAINED = Assumption(
-    "CLIP ViT-g/14 trained on 8 H100", 935, "samples/s", "NVIDIA NeMo user guide, CLIP performance: one node of 8"
+    "CLIP ViT-g/14 trained on 8 H100",
+    935,
+    "samples/s",
+    "NVIDIA NeMo user guide, CLIP performance: one node of 8",
 )
 BANDWIDTH = Assumption("memory bandwidth", 3.35e12, "bytes/s", "NVIDIA H100 SXM data sheet")
-NETWORK = Assumption("network to a node", 1.25e9, "bytes/s", "10 Gbit/s Ethernet, taken as the least of a GPU node")
+NETWORK = Assumption(
+    "network to a node", 1.25e9, "bytes/s", "10 Gbit/s Ethernet, taken as the least of a GPU node"
+)
 
 
-# -- what is counted ------------------------------------------------------------------------------------------------
+# -- what is counted -------------------------------------------------------------------------------
 
 
 @cache
@@ -96,7 +112,9 @@ def operations(architecture: str, tokens: int = CONTEXT) -> dict[str, float]:
 
 @cache
 def quantized_elements(architecture: str, recipe: str, tokens: int = CONTEXT) -> dict[str, float]:
-    """Numbers that enabled quantizers take in one sample's forward, by tower; weights are folded and cost nothing."""
+    """Numbers that enabled quantizers take in one sample's forward, by tower; weights are folded
+    and cost nothing.
+    """
     from harness.quantization.maps import tensor_quantizers
 
     model = quantize.structure(architectures.build(architecture), loading.load(recipe))
@@ -122,13 +140,19 @@ def _forwards(model: Any, tokens: int) -> dict[str, Callable[[], object]]:
     """A forward of two samples on the meta device, by tower."""
     size = model.config.vision_config.image_size
     return {
-        "vision": lambda: model.get_image_features(pixel_values=torch.zeros(2, 3, size, size, device="meta")),
-        "text": lambda: model.get_text_features(input_ids=torch.ones(2, tokens, dtype=torch.long, device="meta")),
+        "vision": lambda: model.get_image_features(
+            pixel_values=torch.zeros(2, 3, size, size, device="meta")
+        ),
+        "text": lambda: model.get_text_features(
+            input_ids=torch.ones(2, tokens, dtype=torch.long, device="meta")
+        ),
     }
 
 
 def utilisation() -> float:
-    """Share of the peak that a published training of CLIP reached: a backward pass costs two forwards."""
+    """Share of the peak that a published training of CLIP reached: a backward pass costs two
+    forwards.
+    """
     pair = sum(operations("ViT-g-14").values())
     return 3 * pair * TRAINED.value / 8 / PEAK.value
 
@@ -168,12 +192,13 @@ class Gpu:
         )
 
 
-# -- the plan -------------------------------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on so many GPUs: seconds by part, in the order in which they pass, and those a GPU computes in.
+    """A run on so many GPUs: seconds by part, in the order in which they pass, and those a GPU
+    computes in.
 
     ``asking`` processes gate the recipes side by side (pytest's ``-n``).
     """
@@ -217,7 +242,9 @@ def slices(rates: Rates, gpu: Gpu, *, quantized: bool) -> tuple[list[float], flo
 
     Decoding and computing overlap: the slower one counts.
     """
-    vision, text = (gpu.quantized_vision, gpu.quantized_text) if quantized else (gpu.vision, gpu.text)
+    vision, text = (
+        (gpu.quantized_vision, gpu.quantized_text) if quantized else (gpu.vision, gpu.text)
+    )
     times, computing = [], 0.0
     for task in TASKS:
         for count in _cut(task.pictures, shards.PICTURES):
@@ -233,10 +260,16 @@ def _cut(total: int, step: int) -> list[int]:
 
 
 def plan(rates: Rates, workers: int, asking: int = 1) -> Plan:
-    """The run of ``pytest -m accuracy --cluster ...`` with RECIPES recipes; on one GPU without a cluster."""
+    """The run of ``pytest -m accuracy --cluster ...`` with RECIPES recipes; on one GPU without a
+    cluster.
+    """
     turns = -(-RECIPES // asking)
     gpu = Gpu.of(rates)
-    prepare = rates.start + sum(t.bytes for t in TASKS) / rates.hash + sum(t.prompts for t in TASKS) / rates.tokenize
+    prepare = (
+        rates.start
+        + sum(t.bytes for t in TASKS) / rates.hash
+        + sum(t.prompts for t in TASKS) / rates.tokenize
+    )
     pairs = sum(task.pairs for task in TASKS)
     score = pairs / (rates.score * CORES)
     plain, computed_plain = slices(rates, gpu, quantized=False)
@@ -254,15 +287,18 @@ def plan(rates: Rates, workers: int, asking: int = 1) -> Plan:
     return Plan(workers, asking, parts, computed_plain + RECIPES * (computed_coarse + calibrated))
 
 
-# -- the page -------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 #: What to say of each part, where it is the bottleneck.
 _ABOUT = {
     "start: imports, hashes, tokens": "More recipes a run share it; more GPUs do not shorten it.",
-    "calibrate": "It runs in the process that asks, recipe after recipe; several processes do it side by side.",
-    "send the models": "It is spent once a recipe, whatever the size of the tasks; more GPUs do not shorten it.",
+    "calibrate": "It runs in the process that asks, recipe after recipe; several processes do it "
+    "side by side.",
+    "send the models": "It is spent once a recipe, whatever the size of the tasks; more GPUs do "
+    "not shorten it.",
     "embed pictures and words": "It is what is divided among the GPUs.",
-    "score and judge": "It runs on the CPU of the process that asks; several processes do it side by side.",
+    "score and judge": "It runs on the CPU of the process that asks; several processes do it side "
+    "by side.",
 }
 
 
@@ -270,41 +306,55 @@ def page(rates: Rates) -> str:
     """docs/scale.md."""
     gpu, plans = Gpu.of(rates), [plan(rates, workers, asking) for workers, asking in RUNS]
     command = "pytest -m accuracy --tasks imagenet1k,mscoco_captions"
-    source = "Its rates were measured." if gpu.measured else (
-        "**Its rates are an assumption, not a measurement**: operations that were counted, over a peak and a "
-        "utilisation that have a source (below). `python -m harness.tools.plan measure` on a machine with a GPU puts "
-        "measured rates in their place."
-    )  # fmt: skip
-    return "\n".join([
-        "# Scale",
-        "",
-        "Written by `python -m harness.tools.plan`; do not edit.",
-        "",
-        f"What it takes to gate {RECIPES} recipes on {MODEL} with {' and '.join(task.name for task in TASKS)}, "
-        f"calibrated on {CALIBRATION:,} pairs:",
-        "",
-        f"    {command} ...                                # one GPU",
-        f"    {command} --cluster HOST:PORT ...            # many",
-        f"    {command} --cluster HOST:PORT -n {ASKING} ...       # and {ASKING} processes that ask",
-        "",
-        f"GPU: {gpu.name}. {source}",
-        "",
-        *_table(plans),
-        "",
-        "## The bottleneck",
-        "",
-        *(f"- {_called(p)}: {p.bottleneck.partition(':')[0]}, {p.parts[p.bottleneck] / p.seconds:.0%} of the time. "
-          f"{_ABOUT[p.bottleneck]}" for p in plans),
-        "",
-        f"Soonest done: {_called(min(plans, key=lambda p: p.seconds))}. Fewest GPU hours: "
-        f"{_called(min(plans, key=lambda p: p.gpu_hours))}.",
-        "",
-        *_pictures(rates, gpu),
-        "",
-        *_measured(rates),
-        *([] if gpu.measured else _assumed(gpu)),
-        *_adding(),
-    ])  # fmt: skip
+    source = (
+        "Its rates were measured."
+        if gpu.measured
+        else (
+            "**Its rates are an assumption, not a measurement**: operations that were counted, "
+            "over a peak and a "
+            "utilisation that have a source (below). `python -m harness.tools.plan measure` on a "
+            "machine with a GPU puts "
+            "measured rates in their place."
+        )
+    )
+    return "\n".join(
+        [
+            "# Scale",
+            "",
+            "Written by `python -m harness.tools.plan`; do not edit.",
+            "",
+            f"What it takes to gate {RECIPES} recipes on {MODEL} with "
+            f"{' and '.join(task.name for task in TASKS)}, "
+            f"calibrated on {CALIBRATION:,} pairs:",
+            "",
+            f"    {command} ...                                # one GPU",
+            f"    {command} --cluster HOST:PORT ...            # many",
+            f"    {command} --cluster HOST:PORT -n {ASKING} ...       # and {ASKING} processes "
+            f"that ask",
+            "",
+            f"GPU: {gpu.name}. {source}",
+            "",
+            *_table(plans),
+            "",
+            "## The bottleneck",
+            "",
+            *(
+                f"- {_called(p)}: {p.bottleneck.partition(':')[0]}, "
+                f"{p.parts[p.bottleneck] / p.seconds:.0%} of the time. "
+                f"{_ABOUT[p.bottleneck]}"
+                for p in plans
+            ),
+            "",
+            f"Soonest done: {_called(min(plans, key=lambda p: p.seconds))}. Fewest GPU hours: "
+            f"{_called(min(plans, key=lambda p: p.gpu_hours))}.",
+            "",
+            *_pictures(rates, gpu),
+            "",
+            *_measured(rates),
+            *([] if gpu.measured else _assumed(gpu)),
+            *_adding(),
+        ]
+    )
 
 
 def _table(plans: Sequence[Plan]) -> list[str]:
@@ -322,8 +372,10 @@ def _pictures(rates: Rates, gpu: Gpu) -> list[str]:
     decoded = rates.decode * CORES
     slower = "decoding" if decoded < gpu.quantized_vision else "the GPU"
     return [
-        f"Of pictures, {slower} is the slower half: {CORES} cores decode {decoded:,.0f} a second, the GPU takes "
-        f"{gpu.vision:,.0f} in FP16 and {gpu.quantized_vision:,.0f} under fake quantization. A data set whose pictures "
+        f"Of pictures, {slower} is the slower half: {CORES} cores decode {decoded:,.0f} a second, "
+        f"the GPU takes "
+        f"{gpu.vision:,.0f} in FP16 and {gpu.quantized_vision:,.0f} under fake quantization. A "
+        f"data set whose pictures "
         "fit into 2 GiB is decoded once a process, a larger one once a recipe."
     ]
 
@@ -333,17 +385,26 @@ def _measured(rates: Rates) -> list[str]:
     return [
         "## Measured",
         "",
-        f"On {rates.machine}; in seconds of one core's time, so that what else the machine did does not count.",
+        f"On {rates.machine}; in seconds of one core's time, so that what else the machine did "
+        f"does not count.",
         "",
         "| | |",
         "|---|---:|",
-        _row("JPEG of 500 x 375 decoded, resized and cropped to 224", [f"{rates.decode:,.0f} a second"]),
+        _row(
+            "JPEG of 500 x 375 decoded, resized and cropped to 224",
+            [f"{rates.decode:,.0f} a second"],
+        ),
         _row("data hashed", [f"{rates.hash / 1e6:,.0f} MB a second"]),
         _row("prompts tokenized", [f"{rates.tokenize:,.0f} a second"]),
         _row("pairs of query and candidate scored", [f"{rates.score / 1e6:,.1f} million a second"]),
-        _row("pairs judged (verdict, flips, KL, overlap)", [f"{rates.judge / 1e6:,.1f} million a second"]),
+        _row(
+            "pairs judged (verdict, flips, KL, overlap)",
+            [f"{rates.judge / 1e6:,.1f} million a second"],
+        ),
         _row("imports of a process", [f"{rates.start:.1f} s"]),
-        _row(f"a quantized {MODEL} packed; restored", [f"{rates.pack:.1f} s; {rates.unpack:.1f} s"]),
+        _row(
+            f"a quantized {MODEL} packed; restored", [f"{rates.pack:.1f} s; {rates.unpack:.1f} s"]
+        ),
         *(
             _row(f"the embedded model on this CPU, {name}", [f"{n:,.0f} a second"])
             for name, n in rates.embedded.items()
@@ -357,15 +418,21 @@ def _adding() -> list[str]:
     return [
         "## How it adds up",
         "",
-        f"- A slice is {shards.PICTURES:,} pictures or {shards.PROMPTS:,} prompts. Each goes to the worker that is "
+        f"- A slice is {shards.PICTURES:,} pictures or {shards.PROMPTS:,} prompts. Each goes to "
+        f"the worker that is "
         f"free first; of decoding (on {CORES} cores a GPU) and computing the slower one counts.",
-        f"- Start: imports, {sum(t.bytes for t in TASKS) / 1e9:.1f} GB hashed, {sum(t.prompts for t in TASKS):,} "
-        "prompts tokenized; here, and then in every worker at once. A disk slower than the hash adds to it.",
+        f"- Start: imports, {sum(t.bytes for t in TASKS) / 1e9:.1f} GB hashed, "
+        f"{sum(t.prompts for t in TASKS):,} "
+        "prompts tokenized; here, and then in every worker at once. A disk slower than the hash "
+        "adds to it.",
         "- Calibrate: pairs / rate, in the process that asks; their pictures are decoded once.",
         "- Send: packed here, over the network, restored and hashed in every worker at once.",
-        f"- Score and judge: pairs / rate, in the process that asks; scoring uses its {CORES} cores, judging one.",
-        f"- With -n {ASKING} each process calibrates, scores and judges for its share of the recipes, and the "
-        "reference's slices are computed once for all. Sending and embedding stay as they are, on the same workers.",
+        f"- Score and judge: pairs / rate, in the process that asks; scoring uses its {CORES} "
+        f"cores, judging one.",
+        f"- With -n {ASKING} each process calibrates, scores and judges for its share of the "
+        f"recipes, and the "
+        "reference's slices are computed once for all. Sending and embedding stay as they are, on "
+        "the same workers.",
         "- GPU hours: GPUs times the time in all, whether they compute or not.",
         "",
     ]
@@ -381,20 +448,30 @@ def _assumed(gpu: Gpu) -> list[str]:
         "",
         "| | | source |",
         "|---|---:|---|",
-        *(f"| {a.name} | {_scaled(a.value)} {a.unit} | {a.source} |" for a in (PEAK, TRAINED, BANDWIDTH, NETWORK)),
+        *(
+            f"| {a.name} | {_scaled(a.value)} {a.unit} | {a.source} |"
+            for a in (PEAK, TRAINED, BANDWIDTH, NETWORK)
+        ),
         "",
-        f"Counted on the meta device: a picture costs {counted['vision'] / 1e9:.1f} GFLOP, a text of {CONTEXT} tokens "
-        f"{counted['text'] / 1e9:.1f}, a prompt cut to {PROMPT} tokens {short['text'] / 1e9:.1f}; recipe {RECIPE} "
+        f"Counted on the meta device: a picture costs {counted['vision'] / 1e9:.1f} GFLOP, a text "
+        f"of {CONTEXT} tokens "
+        f"{counted['text'] / 1e9:.1f}, a prompt cut to {PROMPT} tokens {short['text'] / 1e9:.1f}; "
+        f"recipe {RECIPE} "
         f"quantizes {moved / 1e6:.0f} million numbers a picture.",
         "",
-        f"    utilisation = 3 x FLOP of a ViT-g/14 pair x {TRAINED.value:,.0f} / 8 / peak = {used:.1%}",
-        f"    FP16        = peak x utilisation / FLOP                = {gpu.vision:,.0f} pictures/s, "
+        f"    utilisation = 3 x FLOP of a ViT-g/14 pair x {TRAINED.value:,.0f} / 8 / peak = "
+        f"{used:.1%}",
+        f"    FP16        = peak x utilisation / FLOP                = {gpu.vision:,.0f} "
+        f"pictures/s, "
         f"{gpu.text:,.0f} prompts/s",
-        f"    quantized   = 1 / (1 / FP16 + 4 bytes x numbers / bandwidth) = {gpu.quantized_vision:,.0f} pictures/s, "
+        f"    quantized   = 1 / (1 / FP16 + 4 bytes x numbers / bandwidth) = "
+        f"{gpu.quantized_vision:,.0f} pictures/s, "
         f"{gpu.quantized_text:,.0f} prompts/s",
         "",
-        "Three, as a backward pass costs two forwards; four bytes, as ModelOpt's CUDA kernel reads and writes an FP16 "
-        "number once. A training's utilisation is a cautious one for inference; fake quantization without that kernel "
+        "Three, as a backward pass costs two forwards; four bytes, as ModelOpt's CUDA kernel reads "
+        "and writes an FP16 "
+        "number once. A training's utilisation is a cautious one for inference; fake quantization "
+        "without that kernel "
         "is several times as dear.",
         "",
     ]
@@ -423,9 +500,13 @@ def _scaled(value: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", choices=("page", "measure"), default="page")
-    parser.add_argument("--rates", type=Path, default=RATES, help="measured rates (default: docs/scale.json)")
+    parser.add_argument(
+        "--rates", type=Path, default=RATES, help="measured rates (default: docs/scale.json)"
+    )
     parser.add_argument("--out", type=Path, default=PAGE, help="the page (default: docs/scale.md)")
     options = parser.parse_args(arguments)
     if options.what == "measure":

@@ -1,8 +1,9 @@
-"""Proof that the gate catches what it claims to: plant each fault, run the gate, record what kills it first.
+"""Proof that the gate catches what it claims to: plant each fault, run the gate, record what kills
+it first.
 
-And the other side: the gate run again and again on nothing but other batch sizes, thread counts, orders, hash seeds and
-processes must never raise an alarm (A/A).  ``pytest -m proof`` does both and writes ``docs/kill-matrix.md``;
-``python -m harness.tools.proof`` does the same without pytest.
+And the other side: the gate run again and again on nothing but other batch sizes, thread counts,
+orders, hash seeds and processes must never raise an alarm (A/A).  ``pytest -m proof`` does both and
+writes ``docs/kill-matrix.md``; ``python -m harness.tools.proof`` does the same without pytest.
 """
 
 from __future__ import annotations
@@ -44,20 +45,24 @@ CONFIDENCE = 0.95
 MODEL = "embedded"
 #: One task: what it misses, all of them might catch, and a run of all of them would take an hour.
 TASKS = ("emoji100",)
-#: Batch sizes of the A/A runs, of which little of a product's 512 rows and of a task's last batch is filling.
+#: Batch sizes of the A/A runs, of which little of a product's 512 rows and of a task's last batch
+#: is filling.
 BATCHES = (64, 27, 41, 55, 96)
 #: What a clean run shares with a fault that does not touch it.
 SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places"})
 
-# -- the gate's checks, in the order in which they run ---------------------------------------------------------------
+# -- the gate's checks, in the order in which they run ---------------------------------------------
 
-#: Suites that decide about a recipe; the others measure, or need what a planted fault does not have.
+#: Suites that decide about a recipe; the others measure, or need what a planted fault does not
+#: have.
 _DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
 #: Checks that fail no recipe: what they find is a library's defect.
 _OF_LIBRARIES = ("optimisations_change_nothing", "published_export_is_gated_too")
-#: Checks of the insertion suite that come after numerics: what they find, an earlier check may find without them.
+#: Checks of the insertion suite that come after numerics: what they find, an earlier check may find
+#: without them.
 _LATER = ("map_equals_baseline", "structure_of_published_architecture")
-#: Of what the suites look at exhaustively, a few values that tell a wrong function from a right one.
+#: Of what the suites look at exhaustively, a few values that tell a wrong function from a right
+#: one.
 FEW: dict[str, tuple[Any, ...]] = {
     "architecture": ("ViT-L-14",),
     "dtype": (torch.float32, torch.float16),
@@ -68,7 +73,9 @@ FEW: dict[str, tuple[Any, ...]] = {
 
 def _ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
     """*checks* of the deciding suites, cheap ones first, and accuracy's record last."""
-    decide = [check for check in checks if check.suite in _DECIDING and check.name not in _OF_LIBRARIES]
+    decide = [
+        check for check in checks if check.suite in _DECIDING and check.name not in _OF_LIBRARIES
+    ]
     later = [check for check in decide if check.name in _LATER]
     recorded = [check for check in decide if check.recorded and check not in later]
     first = [check for check in decide if check not in later and check not in recorded]
@@ -91,15 +98,15 @@ REFUSED = Check("insertion", "ModelOpt_refuses_the_recipe", _looked_at)
 NOTHING = Check("", "", _looked_at)
 
 
-# -- faults ----------------------------------------------------------------------------------------------------------
+# -- faults ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kill:
     """What became of one planted fault: the check that killed it first, or none.
 
-    ``how`` is "failed", "usage error" (exit code 4) or "error" (the gate's test raised).  ``recorded``: the check needs
-    a baseline.  ``seconds`` of the whole run.
+    ``how`` is "failed", "usage error" (exit code 4) or "error" (the gate's test raised).
+    ``recorded``: the check needs a baseline.  ``seconds`` of the whole run.
     """
 
     fault: str
@@ -117,18 +124,26 @@ class Kill:
 
 
 class Clean:
-    """Runs of the gate with nothing planted: what faults are compared with, and the baselines they are held to."""
+    """Runs of the gate with nothing planted: what faults are compared with, and the baselines they
+    are held to.
+    """
 
-    def __init__(self, folder: Path, recipes: Iterable[str], options: Options | None = None) -> None:
+    def __init__(
+        self, folder: Path, recipes: Iterable[str], options: Options | None = None
+    ) -> None:
         self.folder = folder
         self.baselines = folder / "baselines"
         self.baselines.mkdir(parents=True)
         base = options or Options(tasks=TASKS)
         shutil.copy(base.baselines / "budgets.yaml", self.baselines)
         self.options = Options(
-            recipes=tuple(recipes), clip_models=(MODEL,), tasks=base.tasks, calibration_size=PAIRS,
-            baselines=self.baselines, device="cpu",
-        )  # fmt: skip
+            recipes=tuple(recipes),
+            clip_models=(MODEL,),
+            tasks=base.tasks,
+            calibration_size=PAIRS,
+            baselines=self.baselines,
+            device="cpu",
+        )
         self.gate = Gate(self.options)
 
     def record(self, *, show: Callable[[str], object] = lambda text: None) -> None:
@@ -141,9 +156,17 @@ class Clean:
         return self.gate.side(MODEL).prepared(SHARED - (fault.anew if fault else frozenset()))
 
     def run(self, site: Site, fault: Fault | None = None, **options: Any) -> Case:
-        """A case of a fresh gate over *site*, sharing with the clean one what *fault* does not touch."""
-        given = {**asdict_shallow(self.options), "recipes": (site.recipe,), "baselines": site.baselines}
-        gate = Gate(Options(**(given | options | site.options)), prepared={MODEL: self.prepared(fault)})
+        """A case of a fresh gate over *site*, sharing with the clean one what *fault* does not
+        touch.
+        """
+        given = {
+            **asdict_shallow(self.options),
+            "recipes": (site.recipe,),
+            "baselines": site.baselines,
+        }
+        gate = Gate(
+            Options(**(given | options | site.options)), prepared={MODEL: self.prepared(fault)}
+        )
         return gate.cases()[0]
 
     def site(self, recipe: str) -> Site:
@@ -170,7 +193,9 @@ def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kil
     return Kill(fault.name, check.suite, check.title, how, check.recorded, message, seconds)
 
 
-def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) -> tuple[Check, str, str] | None:
+def _noticed(
+    fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]
+) -> tuple[Check, str, str] | None:
     try:
         case = clean.run(site, fault)
     except UsageError as error:
@@ -195,7 +220,9 @@ def _noticed(fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]) ->
     return None
 
 
-def kills(clean: Clean, faults: Iterable[Fault], show: Callable[[str], object] = print) -> list[Kill]:
+def kills(
+    clean: Clean, faults: Iterable[Fault], show: Callable[[str], object] = print
+) -> list[Kill]:
     """Attempt every fault; *show* gets a line of each."""
     found = []
     for fault in faults:
@@ -209,7 +236,7 @@ def kills(clean: Clean, faults: Iterable[Fault], show: Callable[[str], object] =
     return found
 
 
-# -- A/A ------------------------------------------------------------------------------------------------------------
+# -- A/A -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -226,30 +253,45 @@ class Variation:
 def variations(count: int, process: int, hash_seed: str) -> Iterator[Variation]:
     """*count* variations for one process: BATCHES and thread counts in turn, a new order each time.
 
-    Two threads every third time only: they wait for each other where something else runs beside them.  Each process
-    begins elsewhere among the pairs.
+    Two threads every third time only: they wait for each other where something else runs beside
+    them.  Each process begins elsewhere among the pairs.
     """
     axes = zip(itertools.cycle(BATCHES), itertools.cycle((1, 1, 2)), strict=False)
-    for number, (batch, threads) in enumerate(itertools.islice(axes, process * count, (process + 1) * count)):
+    for number, (batch, threads) in enumerate(
+        itertools.islice(axes, process * count, (process + 1) * count)
+    ):
         yield Variation(batch, threads, 1000 * process + number, hash_seed, process)
 
 
-def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) -> dict[str, list[str]]:
+def alarms(
+    clean: Clean, how: Variation, recipes: Sequence[str], restore: bool
+) -> dict[str, list[str]]:
     """What the gate says under *how* of each clean recipe; nothing, unless it cries wolf."""
     torch.set_num_threads(how.threads)
     rng = random.Random(how.order)
-    # No restored checkpoint, structure without weights, graph or format knows of batch size or order: once a process.
+    # No restored checkpoint, structure without weights, graph or format knows of batch size or
+    # order: once a process.
     once = ("checkpoint: restored", "insertion: structure", "export: ")
-    checks = [c for c in CHECKS if restore or (c.is_of_case and not f"{c.suite}: {c.title}".startswith(once))]
+    checks = [
+        c
+        for c in CHECKS
+        if restore or (c.is_of_case and not f"{c.suite}: {c.title}".startswith(once))
+    ]
     rng.shuffle(checks)
     site = clean.site(recipes[0])
     shuffled = list(clean.gate.side(MODEL).tasks)
     rng.shuffle(shuffled)
     prepared = replace(clean.prepared(), tasks=tuple(shuffled), runs=None)
-    given = {**asdict_shallow(clean.options), "recipes": tuple(recipes), "baselines": site.baselines}
+    given = {
+        **asdict_shallow(clean.options),
+        "recipes": tuple(recipes),
+        "baselines": site.baselines,
+    }
     gate = Gate(Options(**(given | {"batch_size": how.batch_size})), prepared={MODEL: prepared})
     found = {
-        case.name.recipe: [f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(case, FEW)]
+        case.name.recipe: [
+            f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(case, FEW)
+        ]
         for case in gate.cases()
     }
     shutil.rmtree(site.folder)
@@ -257,7 +299,8 @@ def alarms(clean: Clean, how: Variation, recipes: Sequence[str], restore: bool) 
 
 
 def _worker(arguments: argparse.Namespace) -> None:
-    """One process of the A/A runs: its own imports, hash seed, and clean preparations; prints a JSON line a run.
+    """One process of the A/A runs: its own imports, hash seed, and clean preparations; prints a
+    JSON line a run.
 
     As in any run of the gate, recipes under one variation share their reference.
     """
@@ -274,30 +317,49 @@ def _worker(arguments: argparse.Namespace) -> None:
 
 
 def start_worker(process: int, count: int, baselines: Path, recipes: Sequence[str]) -> Any:
-    """A fresh interpreter with a hash seed of its own, running *recipes* in *count* variations against *baselines*."""
-    command = [sys.executable, "-m", "harness.tools.proof", "worker", "--process", str(process), "--count", str(count)]
+    """A fresh interpreter with a hash seed of its own, running *recipes* in *count* variations
+    against *baselines*.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "harness.tools.proof",
+        "worker",
+        "--process",
+        str(process),
+        "--count",
+        str(count),
+    ]
     command += ["--baselines", str(baselines), "--recipe", *recipes]
-    environment = {**os.environ, "PYTHONHASHSEED": str(1 + 7919 * process), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": str(1 + 7919 * process),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     root = Path(__file__).parents[2]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=root)
 
 
-# -- bounds and the document -----------------------------------------------------------------------------------------
+# -- bounds and the document -----------------------------------------------------------------------
 
 
 def lower_bound(killed: int, planted: int) -> float:
     """Clopper and Pearson's (1934) one-sided lower bound of the kill rate, at CONFIDENCE."""
     from scipy.stats import binomtest
 
-    return float(binomtest(killed, planted, alternative="greater").proportion_ci(CONFIDENCE, "exact").low)
+    return float(
+        binomtest(killed, planted, alternative="greater").proportion_ci(CONFIDENCE, "exact").low
+    )
 
 
 def upper_bound(alarmed: int, runs: int) -> float:
     """Clopper and Pearson's one-sided upper bound of the false-alarm rate, at CONFIDENCE."""
     from scipy.stats import binomtest
 
-    return float(binomtest(alarmed, runs, alternative="less").proportion_ci(CONFIDENCE, "exact").high)
+    return float(
+        binomtest(alarmed, runs, alternative="less").proportion_ci(CONFIDENCE, "exact").high
+    )
 
 
 def headline(found: Sequence[Kill]) -> str:
@@ -305,7 +367,8 @@ def headline(found: Sequence[Kill]) -> str:
     killed = sum(not kill.survived for kill in found)
     return (
         f"{killed} of {len(found)} faults killed: {killed / len(found):.1%}, "
-        f"at least {lower_bound(killed, len(found)):.1%} with {CONFIDENCE:.0%} confidence (Clopper-Pearson)"
+        f"at least {lower_bound(killed, len(found)):.1%} with {CONFIDENCE:.0%} confidence "
+        f"(Clopper-Pearson)"
     )
 
 
@@ -313,7 +376,8 @@ def calm(runs: Sequence[dict[str, Any]]) -> str:
     """``100 A/A runs, 0 alarms: a false alarm in at most 3.0 % of runs ...``."""
     alarmed = sum(bool(run["alarms"]) for run in runs)
     return (
-        f"{len(runs)} A/A runs, {alarmed} alarms: false alarms in at most {upper_bound(alarmed, len(runs)):.1%} "
+        f"{len(runs)} A/A runs, {alarmed} alarms: false alarms in at most "
+        f"{upper_bound(alarmed, len(runs)):.1%} "
         f"of runs with {CONFIDENCE:.0%} confidence (Clopper-Pearson)"
     )
 
@@ -321,26 +385,43 @@ def calm(runs: Sequence[dict[str, Any]]) -> str:
 def document(found: Sequence[Kill], runs: Sequence[dict[str, Any]]) -> str:
     """The kill matrix as Markdown."""
     lines = [
-        "# Kill matrix", "", "Written by `pytest -m proof`. Each fault of `harness/tools/faults` is planted in turn "
-                             "and the",
-        "gate is run on the embedded model; the table says which check notices it first. A star marks a check that",
-        "needs a baseline; no check before it noticed.", "", f"**{headline(found)}.**", "",
-    ]  # fmt: skip
+        "# Kill matrix",
+        "",
+        "Written by `pytest -m proof`. Each fault of `harness/tools/faults` is planted in turn "
+        "and the",
+        "gate is run on the embedded model; the table says which check notices it first. A star "
+        "marks a check that",
+        "needs a baseline; no check before it noticed.",
+        "",
+        f"**{headline(found)}.**",
+        "",
+    ]
     if runs:
         axes = {
             axis: len({run[axis] for run in runs})
             for axis in ("recipe", "batch_size", "threads", "order", "hash_seed", "process")
         }
         lines += [
-            f"**{calm(runs)}.** Varied: {axes['recipe']} recipes, {axes['batch_size']} batch sizes, "
+            f"**{calm(runs)}.** Varied: {axes['recipe']} recipes, {axes['batch_size']} batch "
+            f"sizes, "
             f"{axes['threads']} thread counts, {axes['order']} orders of the checks, "
             f"{axes['hash_seed']} hash seeds in {axes['process']} processes.",
             "",
         ]
-    by_suite = {suite: sum(k.suite == suite for k in found) for suite in dict.fromkeys(k.suite for k in found)}
+    by_suite = {
+        suite: sum(k.suite == suite for k in found)
+        for suite in dict.fromkeys(k.suite for k in found)
+    }
     lines += ["| killed first by | faults |", "|---|---|"]
-    lines += [f"| {suite or 'nothing'} | {count} |" for suite, count in sorted(by_suite.items(), key=lambda x: -x[1])]
-    lines += ["", "| fault | planted in | what is wrong | stands for | killed first by |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {suite or 'nothing'} | {count} |"
+        for suite, count in sorted(by_suite.items(), key=lambda x: -x[1])
+    ]
+    lines += [
+        "",
+        "| fault | planted in | what is wrong | stands for | killed first by |",
+        "|---|---|---|---|---|",
+    ]
     for kill in found:
         fault = CATALOGUE[kill.fault]
         ways = {"failed": "", "usage error": " (usage error)", "error": " (raises)"}
@@ -352,7 +433,9 @@ def document(found: Sequence[Kill], runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m harness.tools.proof faults [NAME ...]``: plant these, or all; ``worker`` is for the A/A runs."""
+    """``python -m harness.tools.proof faults [NAME ...]``: plant these, or all; ``worker`` is for
+    the A/A runs.
+    """
     parser = argparse.ArgumentParser(prog="python -m harness.tools.proof", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     planting = commands.add_parser("faults")
@@ -367,7 +450,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     faults = [CATALOGUE[name] for name in chosen.names] or list(CATALOGUE.values())
     with tempfile.TemporaryDirectory() as folder:
-        clean = Clean(Path(folder) / "clean", dict.fromkeys(["fp8", "int8", *(f.recipe for f in faults)]))
+        clean = Clean(
+            Path(folder) / "clean", dict.fromkeys(["fp8", "int8", *(f.recipe for f in faults)])
+        )
         clean.record()
         found = kills(clean, faults)
     print(headline(found))

@@ -1,6 +1,7 @@
 """What this machine does in a second: the rates that ``harness.tools.plan`` plans with.
 
-CPU rates are taken in processor time of one thread, so that they hold on a machine that does other things as well.
+CPU rates are taken in processor time of one thread, so that they hold on a machine that does other
+things as well.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ _ROWS = 512
 class Rates:
     """What one machine does in a second of one core's time.
 
-    ``decode`` pictures, ``hash`` bytes, ``tokenize`` prompts, ``score`` and ``judge`` pairs of query and candidate.
-    ``start`` (a process's imports), ``pack`` and ``unpack`` (one quantized ViT-L/14) are seconds.  ``embedded`` holds
-    forwards of the embedded model on this CPU.  ``gpu`` holds a measured GPU's samples a second (vision, text,
-    quantized_vision, quantized_text, calibrate) and its name, or is None.
+    ``decode`` pictures, ``hash`` bytes, ``tokenize`` prompts, ``score`` and ``judge`` pairs of
+    query and candidate. ``start`` (a process's imports), ``pack`` and ``unpack`` (one quantized
+    ViT-L/14) are seconds.  ``embedded`` holds forwards of the embedded model on this CPU.  ``gpu``
+    holds a measured GPU's samples a second (vision, text, quantized_vision, quantized_text,
+    calibrate) and its name, or is None.
     """
 
     machine: str
@@ -89,8 +91,12 @@ def measure(seconds: float = 5.0) -> Rates:
         torch.set_num_threads(threads)
 
 
-def _rate(work: Callable[[], int], seconds: float, clock: Callable[[], float] = time.process_time) -> float:
-    """What *work*, which says how much it did, does in a second of *clock*; three digits, more are noise."""
+def _rate(
+    work: Callable[[], int], seconds: float, clock: Callable[[], float] = time.process_time
+) -> float:
+    """What *work*, which says how much it did, does in a second of *clock*; three digits, more are
+    noise.
+    """
     work()
     began, done = clock(), 0
     while (passed := clock() - began) < seconds:
@@ -105,7 +111,9 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def photograph(width: int = 500, height: int = 375) -> bytes:
-    """A JPEG as large as ImageNet's mean one (110 kB): noise whose amplitude falls with its frequency."""
+    """A JPEG as large as ImageNet's mean one (110 kB): noise whose amplitude falls with its
+    frequency.
+    """
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -114,7 +122,9 @@ def photograph(width: int = 500, height: int = 375) -> bytes:
     waves = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, height, width))) * falling).real
     shades = 128 + 50 * waves / waves.std() + rng.normal(scale=6, size=waves.shape)
     stream = io.BytesIO()
-    Image.fromarray(shades.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(stream, "jpeg", quality=90)
+    Image.fromarray(shades.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
+        stream, "jpeg", quality=90
+    )
     return stream.getvalue()
 
 
@@ -160,17 +170,27 @@ def _judging(loaded: tuple[Task, ...], seconds: float) -> tuple[float, float]:
     def units(count: int) -> Any:
         return inputs.unit(torch.from_numpy(rng.normal(size=(count, WIDTH)))).numpy()
 
-    pairs = sum(task.n(metric) * _candidates(task, metric) for task in loaded for metric in task.metrics)
-    images = {task.name: (units(len(task.sample_ids)), units(tasks.texts_of(task))) for task in loaded}
+    pairs = sum(
+        task.n(metric) * _candidates(task, metric) for task in loaded for metric in task.metrics
+    )
+    images = {
+        task.name: (units(len(task.sample_ids)), units(tasks.texts_of(task))) for task in loaded
+    }
 
     def score() -> dict[str, TaskRun]:
-        return {t.name: TaskRun(t.name, tasks.score(t, *images[t.name]), *images[t.name]) for t in loaded}
+        return {
+            t.name: TaskRun(t.name, tasks.score(t, *images[t.name]), *images[t.name])
+            for t in loaded
+        }
 
     before, after = score(), score()
 
     def judge() -> int:
         for name, run in before.items():
-            limits = {metric: budget.budget(name, metric, recipe=RECIPE, model="embedded") for metric in run.outcomes}
+            limits = {
+                metric: budget.budget(name, metric, recipe=RECIPE, model="embedded")
+                for metric in run.outcomes
+            }
             for metric, outcomes in run.outcomes.items():
                 verdicts.compare(outcomes, after[name].outcomes[metric], limits[metric])
             distribution.distribution(run, after[name], limits)
@@ -190,7 +210,10 @@ def _candidates(task: Task, metric: str) -> int:
 def _starting() -> float:
     """Seconds of a process that imports what an evaluation needs."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", "import harness.gate.session, harness.checks.checkpoint_preload"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import harness.gate.session, harness.checks.checkpoint_preload"],
+        check=True,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
 

@@ -1,9 +1,10 @@
-"""One deployed tower in a process of its own: ``python -m harness.tools.resident WHAT PATH INPUT THREADS`` tells its
-memory.
+"""One deployed tower in a process of its own: ``python -m harness.tools.resident WHAT PATH INPUT
+THREADS`` tells its memory.
 
-WHAT is ``onnxruntime``, or a class of transformers with a precision (``CLIPTextModelWithProjection:float16``); PATH the
-graph, or the folder of the checkpoint; INPUT a file of ``numpy.save``.  Nothing is imported that such a process does
-not need: what ONNX Runtime takes is not to be told with torch beside it.
+WHAT is ``onnxruntime``, or a class of transformers with a precision
+(``CLIPTextModelWithProjection:float16``); PATH the graph, or the folder of the checkpoint; INPUT a
+file of ``numpy.save``.  Nothing is imported that such a process does not need: what ONNX Runtime
+takes is not to be told with torch beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ Run = Callable[[], Any]
 
 
 def load(what: str, path: str, x: Any, threads: int) -> Run:
-    """A forward of the tower at *path* over *x* (a NumPy array, in single precision or token ids)."""
+    """A forward of the tower at *path* over *x* (a NumPy array, in single precision or token
+    ids).
+    """
     if what == "onnxruntime":
         return _graph(path, x, threads)
     name, _, precision = what.partition(":")
@@ -35,7 +38,11 @@ def _graph(path: str, x: Any, threads: int) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    fed = {given.name: x.astype({"tensor(float16)": "float16", "tensor(float)": "float32"}.get(given.type, x.dtype))}
+    fed = {
+        given.name: x.astype(
+            {"tensor(float16)": "float16", "tensor(float)": "float32"}.get(given.type, x.dtype)
+        )
+    }
     return lambda: session.run(None, fed)[0]
 
 
@@ -50,7 +57,11 @@ def _checkpoint(name: str, precision: str, path: str, x: Any, threads: int) -> R
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     dtype = getattr(torch, precision)
-    model = getattr(transformers, name).from_pretrained(path, dtype=dtype, attn_implementation="sdpa").eval()
+    model = (
+        getattr(transformers, name)
+        .from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        .eval()
+    )
     fed = torch.from_numpy(x)
     fed = fed.to(dtype) if fed.is_floating_point() else fed
 
@@ -65,11 +76,16 @@ def memory() -> dict[str, int]:
     """Resident memory of this process now, and its peak: bytes, as Linux accounts for them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)
-    return {name: int(found[key].split()[0]) << 10 for name, key in (("resident", "VmRSS"), ("peak", "VmHWM"))}
+    return {
+        name: int(found[key].split()[0]) << 10
+        for name, key in (("resident", "VmRSS"), ("peak", "VmHWM"))
+    }
 
 
 def main(what: str, path: str, given: str, threads: str) -> None:
-    """Load, run three times, and print :func:`memory` as JSON, with what was resident before anything was loaded."""
+    """Load, run three times, and print :func:`memory` as JSON, with what was resident before
+    anything was loaded.
+    """
     import numpy as np
 
     before = memory()["resident"]

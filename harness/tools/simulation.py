@@ -2,8 +2,8 @@
 
     python -m harness.tools.simulation --draws 10000 --seed 1 --output docs/error-rates.md
 
-tests/harness/tools/test_simulation.py does the same small. A rate refutes its promise if the lower end of its 99.9 %
-Clopper-Pearson interval lies above alpha.
+tests/harness/tools/test_simulation.py does the same small. A rate refutes its promise if the lower
+end of its 99.9 % Clopper-Pearson interval lies above alpha.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from harness.statistics import paired
 from harness.tools.draws import Cell, Rate, join, measure, peek, skewed
 
-# The documentation's cells: what the packaged and the published tasks look like, and where the plain tests are weak.
+# The documentation's cells: what the packaged and the published tasks look like, and where the
+# plain tests are weak.
 EDGE = (
     Cell(1000, 0.035, 2.5, -2.5),
     Cell(1632, 0.04, 2.5, -2.5),
@@ -39,8 +40,12 @@ CLUSTERED = (
     Cell(200, 0.035, 2.0, -2.0, 5, 0.5),
     Cell(5000, 0.04, 1.0, -1.0, 5, 0.5),
 )
-_PARETO, _LOG_NORMAL = skewed(stats.pareto(1.2), 2000, 60), skewed(stats.lognorm(1.0, scale=3.0), 2000, 60)
-# The first four come from a report of false passes; in them nothing happens but that whole clusters are lost.
+_PARETO, _LOG_NORMAL = (
+    skewed(stats.pareto(1.2), 2000, 60),
+    skewed(stats.lognorm(1.0, scale=3.0), 2000, 60),
+)
+# The first four come from a report of false passes; in them nothing happens but that whole clusters
+# are lost.
 UNEQUAL = (
     Cell(1000, 0.01, 1.0, -1.0, 1, 1.0, others=((40, 50),)),
     Cell(300, 0.025, 2.5, -2.5, 1, 1.0, others=((20, 30),)),
@@ -87,7 +92,9 @@ class Promises:
         self.broken: list[str] = []
 
     def held(self, rate: Rate, cell: Cell, what: str, alpha: float | None = None) -> str:
-        """The rate as a table shows it, in bold where it is above *alpha*, or the cell's, beyond chance."""
+        """The rate as a table shows it, in bold where it is above *alpha*, or the cell's, beyond
+        chance.
+        """
         if not rate.refutes(cell.alpha if alpha is None else alpha):
             return str(rate)
         self.broken.append(f"{what} of {cell}: {rate}")
@@ -95,7 +102,9 @@ class Promises:
 
 
 def report(draws: int, seed: int, progress: bool = True) -> tuple[str, list[str]]:
-    """The documentation page (Markdown) and the promises that the draws refute (empty: all hold)."""
+    """The documentation page (Markdown) and the promises that the draws refute (empty: all
+    hold).
+    """
     promises = Promises()
     total = sum(map(len, (EDGE, CLUSTERED, UNEQUAL, POWER, PEEKED, FAMILIES)))
     with tqdm(total=total, unit="cell", disable=not progress) as bar:
@@ -143,8 +152,17 @@ def _power_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
     wanted = "PASS" if cell.truth > -cell.points else "FAIL"
     right, wrong = (m.passed, m.failed) if wanted == "PASS" else (m.failed, m.passed)
     promises.held(wrong, cell, "false decision")
-    planned = paired.power(cell.n, cell.discordance, cell.margin, cell.truth / 100, cell.alpha, cell.inflation)
-    return *_truth(cell), f"{cell.inflation:.1f}", f"{cell.truth:+.2f}", wanted, str(right), f"{planned:.2%}"
+    planned = paired.power(
+        cell.n, cell.discordance, cell.margin, cell.truth / 100, cell.alpha, cell.inflation
+    )
+    return (
+        *_truth(cell),
+        f"{cell.inflation:.1f}",
+        f"{cell.truth:+.2f}",
+        wanted,
+        str(right),
+        f"{planned:.2%}",
+    )
 
 
 def _peeked_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
@@ -155,12 +173,22 @@ def _peeked_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
     if cell.truth >= -cell.points:
         failed = promises.held(s.failed, cell, "false FAIL with early stop")
     looked = f"{s.peeked_passed.value:.1%} / {s.peeked_failed.value:.1%}"
-    return *_truth(cell), f"{cell.truth:+.2f}", str(cell.groups), passed, failed, f"{s.used:.0%}", looked
+    return (
+        *_truth(cell),
+        f"{cell.truth:+.2f}",
+        str(cell.groups),
+        passed,
+        failed,
+        f"{s.used:.0%}",
+        looked,
+    )
 
 
 def _family_row(cells: Sequence[Cell], draws: int, seed: int, promises: Promises) -> Row:
     j = join(cells, draws, seed)
-    name = ", ".join("at the edge" if c.truth == -c.points else f"{c.truth:+g} of {-c.points:+g}" for c in cells)
+    name = ", ".join(
+        "at the edge" if c.truth == -c.points else f"{c.truth:+g} of {-c.points:+g}" for c in cells
+    )
     alphas = [cell.alpha for cell in cells]
     edge = [cell.alpha for cell in cells if cell.truth <= -cell.points]
     both = (
@@ -176,19 +204,28 @@ def _truth(cell: Cell) -> tuple[str, ...]:
 
 def _table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
     names = head.split(" | ")
-    lines = [f"| {head} |", "|" + " --- |" * len(names), *("| " + " | ".join(row) + " |" for row in rows)]
+    lines = [
+        f"| {head} |",
+        "|" + " --- |" * len(names),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
     return "\n".join(lines)
 
 
-def _page(draws: int, seed: int, tables: Sequence[Iterable[tuple[str, ...]]], broken: Sequence[str]) -> str:
+def _page(
+    draws: int, seed: int, tables: Sequence[Iterable[tuple[str, ...]]], broken: Sequence[str]
+) -> str:
     basic = "samples | discordance | budget | alpha"
     holds = "No promise is refuted." if not broken else f"Refuted promises, in bold: {len(broken)}."
     return f"""# Error rates of the verdicts, measured
 
 <!-- Generated: do not edit. -->
 
-Written by `python -m harness.tools.simulation --draws {draws} --seed {seed} --output docs/error-rates.md`:
-{draws:,} draws a cell, rates with 99.9 % Clopper-Pearson bounds. Budgets and differences are in points. A promise
+Written by `python -m harness.tools.simulation --draws {draws} --seed {
+        seed
+    } --output docs/error-rates.md`:
+{
+        draws:,} draws a cell, rates with 99.9 % Clopper-Pearson bounds. Budgets and differences are in points. A promise
 counts as refuted where the lower bound lies above alpha. {holds}
 
 ## At the edge of the budget
@@ -204,7 +241,12 @@ p-value where that is larger.
 In a share of the clusters all samples do the same, which gives the design effect; the others' samples are independent.
 The naive test takes all samples as independent.
 
-{_table(f"{basic} | clusters | design effect | false PASS | false FAIL | naive: PASS | FAIL", tables[1])}
+{
+        _table(
+            f"{basic} | clusters | design effect | false PASS | false FAIL | naive: PASS | FAIL",
+            tables[1],
+        )
+    }
 
 ## Clusters of unequal size
 
@@ -238,7 +280,12 @@ Looked at after every sample (every image, where clustered). Half of alpha goes 
 fixed-sample test of a task that ends undecided; the rates are those of both together. The last column is what looking
 at a fixed-sample test every time, and stopping when it decides, would do.
 
-{_table(f"{basic} | true difference | looks | PASS | FAIL | samples used | peeking: PASS / FAIL", tables[4])}
+{
+        _table(
+            f"{basic} | true difference | looks | PASS | FAIL | samples used | peeking: PASS / FAIL",
+            tables[4],
+        )
+    }
 
 ## Families of three tasks
 
@@ -252,9 +299,15 @@ correction.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the error rates of the verdicts and write them as a page of the documentation; 1 if one is refuted."""
-    parser = argparse.ArgumentParser(prog="python -m harness.tools.simulation", description=main.__doc__)
-    parser.add_argument("--draws", type=int, default=10_000, help="draws a cell (default: %(default)s)")
+    """Measure the error rates of the verdicts and write them as a page of the documentation; 1 if
+    one is refuted.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.tools.simulation", description=main.__doc__
+    )
+    parser.add_argument(
+        "--draws", type=int, default=10_000, help="draws a cell (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="file to write (default: standard output)")
     options = parser.parse_args(arguments)

@@ -1,4 +1,6 @@
-"""How long the lint takes: one recipe, and the whole tree of the installed ModelOpt, each in a process of its own."""
+"""How long the lint takes: one recipe, and the whole tree of the installed ModelOpt, each in a
+process of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from harness.recipes.finding import installed_root
 @pytest.mark.benchmark(group="lint")
 @pytest.mark.parametrize("name", ["huggingface/vit/ptq/fp8.yaml", ""], ids=["one recipe", "tree"])
 def test_lint(benchmark: BenchmarkFixture, name: str) -> None:
-    """Seconds from the command line to the exit, imports included; docs/lint.md promises two and five."""
-    command = [sys.executable, "-m", "harness.lint.command", "lint", str(Path(installed_root(), name))]
+    """Seconds from the command line to the exit, imports included; docs/lint.md promises two and
+    five.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "harness.lint.command",
+        "lint",
+        str(Path(installed_root(), name)),
+    ]
 
     benchmark.pedantic(subprocess.run, args=(command,), kwargs={"capture_output": True}, rounds=3)

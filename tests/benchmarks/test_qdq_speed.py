@@ -1,4 +1,6 @@
-"""How fast the oracle is, in elements a second on one core: it must not dominate a numerics suite."""
+"""How fast the oracle is, in elements a second on one core: it must not dominate a numerics
+suite.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_oracle(benchmark: BenchmarkFixture, case: str, dtype: torch.dtype) -> None:
-    """Quantize-dequantize of 4 Mi elements; `extra_info` holds the elements a second of the fastest round."""
+    """Quantize-dequantize of 4 Mi elements; `extra_info` holds the elements a second of the fastest
+    round.
+    """
     x = torch.randn(2048, ELEMENTS // 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
 
-    benchmark.pedantic(formats.quantize_dequantize, args=(x,), kwargs=CASES[case], rounds=5, warmup_rounds=1)
+    benchmark.pedantic(
+        formats.quantize_dequantize, args=(x,), kwargs=CASES[case], rounds=5, warmup_rounds=1
+    )
 
     if benchmark.stats is not None:
         benchmark.extra_info["elements_per_second"] = round(ELEMENTS / benchmark.stats.stats.min)

@@ -1,7 +1,7 @@
 """Imports what nested pytest runs use.
 
-pytest's ``pytester`` forgets the modules that a nested run was the first to import; the next run would import them
-again and find every class and enumeration twice.
+pytest's ``pytester`` forgets the modules that a nested run was the first to import; the next run
+would import them again and find every class and enumeration twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from harness.statistics import paired
 
 @pytest.fixture(autouse=True)
 def uncached() -> None:
-    """Each test computes its own exact p-values, and so judges the code that is there now (docs/mutants.md)."""
+    """Each test computes its own exact p-values, and so judges the code that is there now
+    (docs/mutants.md).
+    """
     paired.exact_p.cache_clear()
 
 

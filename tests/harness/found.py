@@ -52,29 +52,56 @@ def _measured() -> dict[str, Any]:
     for task in case.tasks[:2]:
         part = task.subset(0, 192)
         before, after = (
-            tasks.evaluate(model, part, batch_size=64).outcomes for model in (reference.model, made.folded)
+            tasks.evaluate(model, part, batch_size=64).outcomes
+            for model in (reference.model, made.folded)
         )
         for metric, outcomes in before.items():
             found.append(verdicts.compare(outcomes, after[metric], Budget(points=2.5)))
-            changed[f"{task.name}/{metric}"] = gallery.changed_answers(part, outcomes, after[metric])
+            changed[f"{task.name}/{metric}"] = gallery.changed_answers(
+                part, outcomes, after[metric]
+            )
     family = verdicts.family(found, recipe="fp8", model="embedded")
     section.update(
         decision=family.decision,
         headline=family.headline(),
         verdicts=[asdict(v) for v in family.verdicts],
-        beyond={f"{v.task}/{v.metric}": {"kl_mean": 0.0125, "kl_max": float("inf")} for v in family.verdicts},
+        beyond={
+            f"{v.task}/{v.metric}": {"kl_mean": 0.0125, "kl_max": float("inf")}
+            for v in family.verdicts
+        },
         changed=changed,
     )
     whole: dict[str, Any] = results.as_dict()
-    whole["environment"] = {"versions": {"torch": "2.13.0"}, "device": "cpu", "date": "2026-11-23T07:00:00Z"}
+    whole["environment"] = {
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+        "date": "2026-11-23T07:00:00Z",
+    }
     measured = whole["cases"][0]
     measured["layer_error"] = layers.layer_errors(reference.model, made.model, made.inputs)
     measured["drift"] = {"map": {"kind": "missing", "headline": "no baseline"}}
-    measured["throughput"] = {"vision": {"reference_per_second": 120.0, "quantized_per_second": 40.0, "ratio": 1 / 3,
-                                         "low": 0.32, "high": 0.34, "rounds": 16, "baseline_ratio": 0.5,
-                                         "baseline_low": 0.48, "baseline_high": 0.52, "moved": "slower"}}  # fmt: skip
+    measured["throughput"] = {
+        "vision": {
+            "reference_per_second": 120.0,
+            "quantized_per_second": 40.0,
+            "ratio": 1 / 3,
+            "low": 0.32,
+            "high": 0.34,
+            "rounds": 16,
+            "baseline_ratio": 0.5,
+            "baseline_low": 0.48,
+            "baseline_high": 0.52,
+            "moved": "slower",
+        }
+    }
     measured["blame"] = {
-        "groups": [{"name": "vision_model.encoder.layers.0.mlp linear", "off_points": 1.5, "alone_points": -0.25}],
+        "groups": [
+            {
+                "name": "vision_model.encoder.layers.0.mlp linear",
+                "off_points": 1.5,
+                "alone_points": -0.25,
+            }
+        ],
         "patch": "- quantizer_name: '*layers.0.mlp*'\n  enable: false\n",
         "verified": True,
     }
@@ -83,12 +110,16 @@ def _measured() -> dict[str, Any]:
 
 
 def measured() -> dict[str, Any]:
-    """A run on fp8: map, numerics, layers and changed answers measured on the embedded model, 192 pictures a task."""
+    """A run on fp8: map, numerics, layers and changed answers measured on the embedded model, 192
+    pictures a task.
+    """
     return copy.deepcopy(_measured())
 
 
 def hostile(name: str) -> dict[str, Any]:
-    """The same run with *name* for every name and text that does not come from the gate's own code."""
+    """The same run with *name* for every name and text that does not come from the gate's own
+    code.
+    """
     results = measured()
     kept = {"tower", "image", "reference_image", "quantized_image", "decision"}
 
@@ -105,20 +136,35 @@ def hostile(name: str) -> dict[str, Any]:
 
     wrong: dict[str, Any] = replaced(results)
     case = wrong["cases"][0]
-    case["insertion"]["problems"] = [{"rule": name, "what": name, "names": [name, name], "mend": name}]
+    case["insertion"]["problems"] = [
+        {"rule": name, "what": name, "names": [name, name], "mend": name}
+    ]
     case["numerics"]["observations"][0].update(mismatches=3, first=name)
     case[name or "other"] = {name: [name]}
     case["drift"] = {name: {"kind": name, "headline": name}}
     case["throughput"] = {name: case["throughput"]["vision"]}
-    case["accuracy"]["changed"] = {name: [entry for part in case["accuracy"]["changed"].values() for entry in part]}
+    case["accuracy"]["changed"] = {
+        name: [entry for part in case["accuracy"]["changed"].values() for entry in part]
+    }
     check = {"test": name, "suite": name, "outcome": "failed", "message": name}
-    checks = {"counts": {"failed": 1, "passed": 2, "dependent": 1}, "failed": [check], "depending": {name: 1}}
+    checks = {
+        "counts": {"failed": 1, "passed": 2, "dependent": 1},
+        "failed": [check],
+        "depending": {name: 1},
+    }
     case["checks"], wrong["checks"] = checks, checks
     case["not_gated"] = name
-    case["accuracy"]["limits"] = [{"task": name, "metric": name, "name": name, "exceeded": True, "message": name}]
+    case["accuracy"]["limits"] = [
+        {"task": name, "metric": name, "name": name, "exceeded": True, "message": name}
+    ]
     effect = {"recipe": name, "by_architecture": {name: [name]}, "beyond_map": [name]}
     selection = {"refused": {name: name}, "not_gated": {name: name}, "effects": [effect]}
-    wrong["environment"] = {"versions": {name: name}, "device": name, "date": name, "command": name,
-                            "selection": selection}  # fmt: skip
+    wrong["environment"] = {
+        "versions": {name: name},
+        "device": name,
+        "date": name,
+        "command": name,
+        "selection": selection,
+    }
     wrong["refused"] = name
     return wrong

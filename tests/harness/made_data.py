@@ -44,7 +44,10 @@ def webdataset_captions(root: Path) -> Path:
     """One shard of seven pictures with two captions each."""
     members = []
     for i in range(7):
-        members += [(f"r{i}.webp", file_bytes(noise(i), "webp")), (f"r{i}.txt", f"thing {i}\nan emoji {i}\n".encode())]
+        members += [
+            (f"r{i}.webp", file_bytes(noise(i), "webp")),
+            (f"r{i}.txt", f"thing {i}\nan emoji {i}\n".encode()),
+        ]
     write_shard(root / "test" / "0.tar", members)
     (root / "test" / "nshards.txt").write_text("1")
     (root / "dataset_type.txt").write_text("retrieval\n")

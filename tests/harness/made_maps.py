@@ -27,7 +27,9 @@ def amax(low: float = 1.0, high: float = 1.0, digest: str = "same", count: int =
 
 
 def at(name: str, **other: Any) -> Quantizer:
-    """An enabled static FP8 quantizer that ran once, of a linear layer of the tower that its name begins with."""
+    """An enabled static FP8 quantizer that ran once, of a linear layer of the tower that its name
+    begins with.
+    """
     facts: dict[str, Any] = {
         "name": name,
         "kind": maps.kind_of(name),
@@ -72,9 +74,22 @@ def imported(pattern: str) -> Entry:
     return off(pattern, origin="units/deny.yaml:3")
 
 
-def recipe(*entries: Entry, path: Path | None = OWN, name: str = "r", candidates: tuple[Recipe, ...] = ()) -> Recipe:
+def recipe(
+    *entries: Entry, path: Path | None = OWN, name: str = "r", candidates: tuple[Recipe, ...] = ()
+) -> Recipe:
     """A recipe of *entries*."""
-    return Recipe(name, name, path, {}, "max", entries, (), "", "auto_quantize" if candidates else "ptq", candidates)
+    return Recipe(
+        name,
+        name,
+        path,
+        {},
+        "max",
+        entries,
+        (),
+        "",
+        "auto_quantize" if candidates else "ptq",
+        candidates,
+    )
 
 
 def searching(*formats: tuple[Entry, ...]) -> Recipe:
@@ -99,4 +114,6 @@ HIDDEN = {"vision.head": "it is packed", "vision.pool": "it is packed too"}
 
 def all_off(found: QuantizerMap, *kinds: str) -> QuantizerMap:
     """*found* with the quantizers of modules of *kinds*, or all, off."""
-    return tuple(replace(q, enabled=q.enabled and bool(kinds) and q.module_kind not in kinds) for q in found)
+    return tuple(
+        replace(q, enabled=q.enabled and bool(kinds) and q.module_kind not in kinds) for q in found
+    )

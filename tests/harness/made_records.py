@@ -39,26 +39,43 @@ class Made:
     clusters: NDArray[np.int32]
 
 
-def outcomes(seed: int = 0, n: int = 1000, task: str = "cifar100", metric: str = "acc1", classes: int = 100) -> Made:
+def outcomes(
+    seed: int = 0, n: int = 1000, task: str = "cifar100", metric: str = "acc1", classes: int = 100
+) -> Made:
     """*n* samples of which about 70 % are right."""
     rng = np.random.default_rng(seed)
     targets = np.arange(n, dtype=np.int32) % classes
     correct = rng.random(n) < 0.7
     answers = np.where(correct, targets, (targets + 1) % classes).astype(np.int32)
     margins = (rng.exponential(2.0, n) * np.where(correct, 1, -1)).astype(np.float32)
-    return Made(task, metric, tuple(f"s{i}" for i in range(n)), correct, answers, margins, np.arange(n, dtype=np.int32))
+    return Made(
+        task,
+        metric,
+        tuple(f"s{i}" for i in range(n)),
+        correct,
+        answers,
+        margins,
+        np.arange(n, dtype=np.int32),
+    )
 
 
 def with_changes(made: Made, lose: int = 0, win: int = 0, nudge: float = 0.0) -> Made:
-    """*made* with *lose* right samples wrong, *win* wrong ones right, and all margins moved by *nudge*."""
+    """*made* with *lose* right samples wrong, *win* wrong ones right, and all margins moved by
+    *nudge*.
+    """
     correct, answers = made.correct.copy(), made.answers.copy()
-    for samples, value in ((np.flatnonzero(made.correct)[:lose], False), (np.flatnonzero(~made.correct)[:win], True)):
+    for samples, value in (
+        (np.flatnonzero(made.correct)[:lose], False),
+        (np.flatnonzero(~made.correct)[:win], True),
+    ):
         correct[samples] = value
         answers[samples] += -1 if value else 1
     return replace(made, correct=correct, answers=answers, margins=made.margins + np.float32(nudge))
 
 
-def task_record(reference: Made | None = None, quantized: Made | None = None, **changed: Any) -> TaskRecord:
+def task_record(
+    reference: Made | None = None, quantized: Made | None = None, **changed: Any
+) -> TaskRecord:
     """A task's record; by default quantization loses 30 samples and wins 20 of 1000."""
     reference = reference or outcomes()
     given_: dict[str, Any] = {
@@ -69,7 +86,9 @@ def task_record(reference: Made | None = None, quantized: Made | None = None, **
         "budget": 3.0,
         "beyond": {"kl_mean": 0.0123, "cosine_p1": 0.991},
     }
-    return TaskRecord.of(reference, quantized or with_changes(reference, 30, 20), **{**given_, **changed})
+    return TaskRecord.of(
+        reference, quantized or with_changes(reference, 30, 20), **{**given_, **changed}
+    )
 
 
 def quantizer(layer: int = 0, **changed: Any) -> dict[str, Any]:
@@ -94,7 +113,9 @@ def quantizer(layer: int = 0, **changed: Any) -> dict[str, Any]:
 MAP = tuple(quantizer(layer) for layer in range(12))
 
 
-def record(*tasks: TaskRecord, quantizers: tuple[dict[str, Any], ...] = MAP, **changed: Any) -> Record:
+def record(
+    *tasks: TaskRecord, quantizers: tuple[dict[str, Any], ...] = MAP, **changed: Any
+) -> Record:
     """A fresh record of fp8 on the embedded model."""
     given_: dict[str, Any] = {
         "model": "embedded",
@@ -109,7 +130,9 @@ def record(*tasks: TaskRecord, quantizers: tuple[dict[str, Any], ...] = MAP, **c
         "versions": {"nvidia-modelopt": "0.47.0", "torch": "2.13.0", "transformers": "5.14.1"},
         "facts": {"pillow": "12.0.0", "numpy": "2.4.6"},
     }
-    return Record(Provenance(**{**given_, **changed}), quantizers, tasks, speeds(vision=0.17, text=0.2))
+    return Record(
+        Provenance(**{**given_, **changed}), quantizers, tasks, speeds(vision=0.17, text=0.2)
+    )
 
 
 def speeds(**ratios: float) -> dict[str, Ratio]:
@@ -128,13 +151,20 @@ def stored(store: Store, fresh: Record | None = None, device: DeviceKey = XEON) 
 
 def snapshot(root: Path) -> dict[str, bytes]:
     """Every file under *root* but the lock."""
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in root.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def other_order() -> Made:
     """The default samples from the last to the first."""
     made = outcomes()
-    arrays = {name: getattr(made, name)[::-1].copy() for name in ("correct", "answers", "margins", "clusters")}
+    arrays = {
+        name: getattr(made, name)[::-1].copy()
+        for name in ("correct", "answers", "margins", "clusters")
+    }
     return replace(made, sample_ids=made.sample_ids[::-1], **arrays)
 
 

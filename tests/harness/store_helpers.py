@@ -1,4 +1,6 @@
-"""What tests of the store share: a clock that stands still, what is said of a refusal, devices by name."""
+"""What tests of the store share: a clock that stands still, what is said of a refusal, devices by
+name.
+"""
 
 from __future__ import annotations
 

@@ -18,5 +18,7 @@ from harness import escaping
     ],
 )
 def test_names_are_shown_harmless(name: str, expected: str) -> None:
-    """Control characters are spelled out and a runner's commands are broken up; letters of any script stay."""
+    """Control characters are spelled out and a runner's commands are broken up; letters of any
+    script stay.
+    """
     assert escaping.shown(name) == expected

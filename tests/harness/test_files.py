@@ -57,7 +57,7 @@ def refusal_or_nothing(call: Callable[[], Any]) -> str:
     return ""
 
 
-# -- paths --------------------------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------------
 
 
 def test_home_folders_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,7 +81,9 @@ def test_home_folders_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ],
 )
 def test_what_cannot_be_a_path_is_refused(path: str, part: str) -> None:
-    """An unknown user, a NUL, and a name that is too long are refused in one short line, and do not exist."""
+    """An unknown user, a NUL, and a name that is too long are refused in one short line, and do not
+    exist.
+    """
     line = refusal(lambda: files.expand(path, option="--clip-model"))
 
     assert line.startswith("--clip-model")
@@ -100,9 +102,13 @@ def odd(tmp_path: Path) -> dict[str, Path]:
     (folder / "a folder").mkdir()
     os.mkfifo(folder / "pipe")
     for name, target in {
-        "device": "/dev/zero", "dangling": "nowhere", "loop": "loop", "to the pipe": "pipe",
-        "out": "../outside.txt", "good": "inside.txt",
-    }.items():  # fmt: skip
+        "device": "/dev/zero",
+        "dangling": "nowhere",
+        "loop": "loop",
+        "to the pipe": "pipe",
+        "out": "../outside.txt",
+        "good": "inside.txt",
+    }.items():
         (folder / name).symlink_to(target)
     return {path.name: path for path in folder.iterdir()}
 
@@ -121,7 +127,9 @@ def odd(tmp_path: Path) -> dict[str, Path]:
     ],
 )
 def test_only_regular_files_are_read(odd: dict[str, Path], name: str, part: str) -> None:
-    """A pipe, a device, a folder and links to them are refused at once, by every reader, with what they are."""
+    """A pipe, a device, a folder and links to them are refused at once, by every reader, with what
+    they are.
+    """
     path = odd["inside.txt"].parent / name
 
     line = refusal(lambda: files.regular_file(path, what="picture"))
@@ -133,7 +141,9 @@ def test_only_regular_files_are_read(odd: dict[str, Path], name: str, part: str)
 
 
 def test_links_to_files_are_files_and_stay_inside(odd: dict[str, Path]) -> None:
-    """A link to a regular file is that file; with a folder given, all links followed, it must be in there."""
+    """A link to a regular file is that file; with a folder given, all links followed, it must be in
+    there.
+    """
     folder = odd["good"].parent
 
     assert files.read_text(odd["good"], inside=folder) == "in"
@@ -155,11 +165,13 @@ def test_folders(odd: dict[str, Path]) -> None:
     assert "no such folder" in refusal(lambda: files.folder(folder / "absent"))
 
 
-# -- text ---------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 def test_text_without_its_mark_and_line_ends(tmp_path: Path) -> None:
-    """A byte order mark is dropped, each kind of line end is one, and blank lines keep the numbers right."""
+    """A byte order mark is dropped, each kind of line end is one, and blank lines keep the numbers
+    right.
+    """
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xef\xbb\xbfa\r\n\r\nb\rc\xe2\x80\xa8d\n")
 
@@ -177,8 +189,12 @@ def test_text_without_its_mark_and_line_ends(tmp_path: Path) -> None:
         (b"a" * 1001, "", "larger than 1,000 bytes"),
     ],
 )
-def test_what_is_not_text_is_refused_with_its_place(tmp_path: Path, content: bytes, place: str, part: str) -> None:
-    """The first byte that is not text is named, with its line, and so is a file that is too large."""
+def test_what_is_not_text_is_refused_with_its_place(
+    tmp_path: Path, content: bytes, place: str, part: str
+) -> None:
+    """The first byte that is not text is named, with its line, and so is a file that is too
+    large.
+    """
     path = tmp_path / "names.txt"
     path.write_bytes(content)
 
@@ -192,10 +208,12 @@ def test_what_is_not_text_is_refused_with_its_place(tmp_path: Path, content: byt
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc is Linux's")
 def test_files_that_claim_to_be_empty_are_bounded_too() -> None:
     """The limit holds for what is read, whatever size a file says it has."""
-    assert "larger than 100 bytes" in refusal(lambda: files.read_bytes("/proc/self/status", limit=100))
+    assert "larger than 100 bytes" in refusal(
+        lambda: files.read_bytes("/proc/self/status", limit=100)
+    )
 
 
-# -- JSON and YAML ------------------------------------------------------------------------------------------------
+# -- JSON and YAML ---------------------------------------------------------------------------------
 
 WRONG_JSON = {
     "not JSON": ('{"width": 1,\n  oops}', ":2: is not JSON (column 3"),
@@ -217,7 +235,9 @@ WRONG_JSON = {
 
 @pytest.mark.parametrize("name", WRONG_JSON)
 def test_json_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, name: str) -> None:
-    """What is wrong with a JSON file is said with the line, or the path of the key, and the value."""
+    """What is wrong with a JSON file is said with the line, or the path of the key, and the
+    value.
+    """
     content, part = WRONG_JSON[name]
     path = tmp_path / "config.json"
     path.write_text(content)
@@ -230,7 +250,9 @@ def test_json_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, name: 
 
 
 def test_json_and_yaml_that_fit(tmp_path: Path) -> None:
-    """A model is filled from JSON and from YAML; other types than models serve too; a place knows its line."""
+    """A model is filled from JSON and from YAML; other types than models serve too; a place knows
+    its line.
+    """
     (tmp_path / "a.json").write_text('\ufeff{"width": 64, "names": ["a"], "more": NaN}')
     (tmp_path / "a.yaml").write_text("# sizes\nwidth: 64\nscale: 0.5\n")
 
@@ -245,7 +267,10 @@ def test_json_and_yaml_that_fit(tmp_path: Path) -> None:
 WRONG_YAML = {
     "not YAML": ("width: 1\n: [", ":2"),
     "an alias": ("a: &x [1]\nwidth: *x\n", ":2: is not YAML that can be used: an alias"),
-    "a key twice": ("width: 1\nwidth: 2\n", ":2: is not YAML that can be used: the key 'width' is written twice"),
+    "a key twice": (
+        "width: 1\nwidth: 2\n",
+        ":2: is not YAML that can be used: the key 'width' is written twice",
+    ),
     "too deep": ("[" * 10_000, "nests deeper than 24 levels"),
     "too many": ("[" + "1," * 20_001 + "]", "more than 20,000 values"),
     "a date": ("width: 2024-01-01\n", "a value of the type 'timestamp' (put it in quotes)"),
@@ -275,12 +300,13 @@ def test_yaml_that_does_not_fit_is_refused_with_its_line(tmp_path: Path, name: s
     assert len(line) < 600
 
 
-# -- properties ---------------------------------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------------
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["width", "scale", "names", "x"]), inner)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["width", "scale", "names", "x"]), inner)
     ),
     max_leaves=8,
 )
@@ -298,10 +324,14 @@ CONTENTS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(content=CONTENTS)
 def test_only_usage_errors_come_out(tmp_path: Path, content: bytes) -> None:
-    """Whatever bytes a file holds, each reader returns its content or raises a UsageError of one printable line."""
+    """Whatever bytes a file holds, each reader returns its content or raises a UsageError of one
+    printable line.
+    """
     path = tmp_path / "given"
     path.write_bytes(content)
 
@@ -310,25 +340,49 @@ def test_only_usage_errors_come_out(tmp_path: Path, content: bytes) -> None:
     assert [line for line in lines if not line.isprintable() or len(line) > 900] == []
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.text(max_size=20) | st.text("./~\0 ax", max_size=8) | st.integers(200, 5000).map(lambda n: "n" * n))
-def test_any_name_is_a_path_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whatever a path is called, looking at it and reading it never raises anything else than a UsageError."""
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.text(max_size=20)
+    | st.text("./~\0 ax", max_size=8)
+    | st.integers(200, 5000).map(lambda n: "n" * n)
+)
+def test_any_name_is_a_path_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever a path is called, looking at it and reading it never raises anything else than a
+    UsageError.
+    """
     monkeypatch.chdir(tmp_path)
 
     files.exists(name)
-    looks: tuple[Callable[[Any], Any], ...] = (files.expand, files.regular_file, files.folder, *READERS.values())
+    looks: tuple[Callable[[Any], Any], ...] = (
+        files.expand,
+        files.regular_file,
+        files.folder,
+        *READERS.values(),
+    )
     lines = [refusal_or_nothing(partial(look, name)) for look in looks]
 
     assert [line for line in lines if not line.isprintable() or len(line) > 1200] == []
 
 
-# -- the rule -----------------------------------------------------------------------------------------------------
+# -- the rule --------------------------------------------------------------------------------------
 
 HARNESS = Path(files.__file__).parent
 #: Calls that open or look at a path.
 LOOKING = {"exists", "is_file", "is_dir", "read_text", "read_bytes", "expanduser"}
-OPENING = {"os.open", "io.open", "json.load", "np.load", "numpy.load", "torch.load", "yaml.load", "yaml.safe_load"}
+OPENING = {
+    "os.open",
+    "io.open",
+    "json.load",
+    "np.load",
+    "numpy.load",
+    "torch.load",
+    "yaml.load",
+    "yaml.safe_load",
+}
 #: Modules that may do so all the same, with the reason.
 ALLOWED = {
     "files.py": "the gateway",
@@ -347,7 +401,9 @@ ALLOWED = {
 
 
 def looks(source: str) -> list[str]:
-    """``line: call`` of every call in *source* that opens or looks at a path without the gateway."""
+    """``line: call`` of every call in *source* that opens or looks at a path without the
+    gateway.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
@@ -360,17 +416,36 @@ def looks(source: str) -> list[str]:
 
 
 def test_the_rule_sees_what_goes_around_the_gateway() -> None:
-    """Each way to open or look at a path is seen, the gateway's functions and text in memory are not."""
-    around = ["open(p)", "p.read_text()", "json.load(f)", "Path(x).exists()", "yaml.safe_load(f)", "os.path.isfile(p)"]
-    through = ["files.read_text(p)", "files.exists(p)", "json.loads(text)", "Image.open(io.BytesIO(data))"]
+    """Each way to open or look at a path is seen, the gateway's functions and text in memory are
+    not.
+    """
+    around = [
+        "open(p)",
+        "p.read_text()",
+        "json.load(f)",
+        "Path(x).exists()",
+        "yaml.safe_load(f)",
+        "os.path.isfile(p)",
+    ]
+    through = [
+        "files.read_text(p)",
+        "files.exists(p)",
+        "json.loads(text)",
+        "Image.open(io.BytesIO(data))",
+    ]
 
     assert [len(looks(code)) for code in around] == [1] * len(around)
     assert [looks(code) for code in through] == [[]] * len(through)
 
 
 def test_no_other_module_opens_what_a_user_names() -> None:
-    """Under harness/ only the gateway, and a short list of modules with a reason, opens or looks at a path."""
-    modules = {path.relative_to(HARNESS).as_posix(): looks(path.read_text()) for path in HARNESS.rglob("*.py")}
+    """Under harness/ only the gateway, and a short list of modules with a reason, opens or looks at
+    a path.
+    """
+    modules = {
+        path.relative_to(HARNESS).as_posix(): looks(path.read_text())
+        for path in HARNESS.rglob("*.py")
+    }
     around = {name: calls for name, calls in modules.items() if calls}
 
     assert {name: calls for name, calls in around.items() if name not in ALLOWED} == {}

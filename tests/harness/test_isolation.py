@@ -1,4 +1,6 @@
-"""Nothing of one case reaches another: what ModelOpt and its models change in the process is put back."""
+"""Nothing of one case reaches another: what ModelOpt and its models change in the process is put
+back.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ SOFTMAX = F.softmax
 @pytest.fixture
 def stray() -> Any:
     """A quantized model in whose first attention block the forward raises."""
-    made: Any = quantize.quantize(references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None)
+    made: Any = quantize.quantize(
+        references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None
+    )
 
     def fail(*_: Any) -> Tensor:
         raise ArithmeticError("a layer that raises")
@@ -51,7 +55,9 @@ def run(model: Any) -> None:
 
 
 def test_modelopt_leaves_attention_swapped_when_a_forward_raises(stray: nn.Module) -> None:
-    """The defect that is worked around: when this fails, ModelOpt has fixed it and the workaround can go."""
+    """The defect that is worked around: when this fails, ModelOpt has fixed it and the workaround
+    can go.
+    """
     with isolation.functions_kept():
         run(stray)
         assert F.scaled_dot_product_attention is not SDPA
@@ -77,7 +83,9 @@ def test_a_forward_of_the_gate_that_raises_leaves_the_next_model_alone(stray: nn
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_recipe_whose_calibration_raises_leaves_the_process_as_it_was(attention: str) -> None:
-    """Functions of torch, attention functions of transformers and ModelOpt's registry are as before."""
+    """Functions of torch, attention functions of transformers and ModelOpt's registry are as
+    before.
+    """
     from modelopt.torch.quantization.nn import QuantModuleRegistry
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -85,7 +93,11 @@ def test_a_recipe_whose_calibration_raises_leaves_the_process_as_it_was(attentio
 
     def state() -> tuple[Any, ...]:
         registry = ALL_ATTENTION_FUNCTIONS
-        return isolation.replaced(), dict(registry._local_mapping), dict(QuantModuleRegistry._registry)
+        return (
+            isolation.replaced(),
+            dict(registry._local_mapping),
+            dict(QuantModuleRegistry._registry),
+        )
 
     def loop(model: Any) -> None:
         families.forward(model, families.sample_inputs(model))
@@ -100,7 +112,9 @@ def test_a_recipe_whose_calibration_raises_leaves_the_process_as_it_was(attentio
 
 
 def test_a_class_that_was_registered_before_is_registered_again() -> None:
-    """A person's own quantized class for the model's attention survives the gate's registration of another one."""
+    """A person's own quantized class for the model's attention survives the gate's registration of
+    another one.
+    """
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
@@ -154,19 +168,33 @@ def state() -> list[Any]:
 
     numpy: Any = np.random.get_state()
     return [
-        torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.benchmark, torch.get_rng_state().tolist(), numpy[1].tolist(), random.getstate(),
-        dict(os.environ), list(warnings.filters), torch.bmm, F.softmax, torch.nn.init.zeros_,
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.benchmark,
+        torch.get_rng_state().tolist(),
+        numpy[1].tolist(),
+        random.getstate(),
+        dict(os.environ),
+        list(warnings.filters),
+        torch.bmm,
+        F.softmax,
+        torch.nn.init.zeros_,
         clip.eager_attention_forward,
-    ]  # fmt: skip
+    ]
 
 
-@pytest.mark.parametrize("change", [other_precision, other_numbers, other_environment, other_functions])
+@pytest.mark.parametrize(
+    "change", [other_precision, other_numbers, other_environment, other_functions]
+)
 def test_what_runs_as_modelopt_does_changes_nothing_that_lasts(
     change: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings, random states, environment, warnings and functions are put back, also behind an error."""
+    """Settings, random states, environment, warnings and functions are put back, also behind an
+    error.
+    """
     monkeypatch.setenv("HARNESS_B", "before")
     monkeypatch.setenv("HARNESS_C", "before")
     before = state()
@@ -180,11 +208,15 @@ def test_what_runs_as_modelopt_does_changes_nothing_that_lasts(
 
 
 def test_saving_a_checkpoint_leaves_no_hook_in_transformers(tmp_path: Path) -> None:
-    """Afterwards a folder with ModelOpt's state is loaded as transformers loads it, not as a quantized model."""
+    """Afterwards a folder with ModelOpt's state is loaded as transformers loads it, not as a
+    quantized model.
+    """
     from transformers import PreTrainedModel
 
     made = quantize.quantize(
-        references.load("embedded", torch.device("cpu")).model, loading.load("fp8-linear-only"), None
+        references.load("embedded", torch.device("cpu")).model,
+        loading.load("fp8-linear-only"),
+        None,
     )
     before = dict(vars(PreTrainedModel))
     checkpoint.save(made, tmp_path, "pretrained")
@@ -194,12 +226,15 @@ def test_saving_a_checkpoint_leaves_no_hook_in_transformers(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("holder", "name"), [(F, "scaled_dot_product_attention"), (F, "softmax"), (torch, "bmm"), (F, "linear")]
+    ("holder", "name"),
+    [(F, "scaled_dot_product_attention"), (F, "softmax"), (torch, "bmm"), (F, "linear")],
 )
 def test_a_function_that_is_not_torchs_own_stops_the_run(
     holder: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither is a model quantized nor one evaluated, the reference included: one line says which function it is."""
+    """Neither is a model quantized nor one evaluated, the reference included: one line says which
+    function it is.
+    """
     reference = references.load("embedded", torch.device("cpu"))
     (task,) = tasks.load_tasks(["emoji100"], None, reference)
     subject = Subject(reference, reference.model)
@@ -213,7 +248,9 @@ def test_a_function_that_is_not_torchs_own_stops_the_run(
     ):
         with pytest.raises(UsageError) as raised:
             use()
-        assert f"{holder.__name__}.{name} is {__name__}.other_numbers: not torch's own" in str(raised.value)
+        assert f"{holder.__name__}.{name} is {__name__}.other_numbers: not torch's own" in str(
+            raised.value
+        )
 
 
 def test_a_bound_function_is_described_by_its_name(stray: nn.Module) -> None:

@@ -10,7 +10,9 @@ from harness.problems import Problem, collapse
 
 
 def test_problem_reads_what_where_mend() -> None:
-    """A problem is told in lines: what is wrong, the names folded and indented, the mend; an empty part has none."""
+    """A problem is told in lines: what is wrong, the names folded and indented, the mend; an empty
+    part has none.
+    """
     names = ("v.layers.0.fc.w_quantizer", "v.layers.1.fc.w_quantizer", "head.w_quantizer")
 
     assert str(Problem("rule", "Two are wrong:", names, "Mend them.")) == (
@@ -30,20 +32,36 @@ def test_problem_reads_what_where_mend() -> None:
         (["input_quantizer", "weight_quantizer"], ["{input,weight}_quantizer"]),
         (["a.b.input_quantizer"], ["a.b.input_quantizer"]),
         (["a.layers.3.w_quantizer"], ["a.layers.3.w_quantizer"]),
-        ([f"a.layers.{n}.w_quantizer" for n in (10, 2, 1, 9, 4)], ["a.layers.{1..2,4,9..10}.w_quantizer"]),
-        (["a.layers.0.q_quantizer", "a.layers.1.k_quantizer"],
-         ["a.layers.0.q_quantizer", "a.layers.1.k_quantizer"]),
-        ([f"a.layers.{n}.{k}_quantizer" for n in (0, 1) for k in ("q_bmm", "k_bmm", "bmm2_output")],
-         ["a.layers.{0..1}.{q,k}_bmm_quantizer bmm2_output_quantizer"]),
-        ([f"a.layers.1.fc.weight_quantizer.{n}" for n in (0, 1)], ["a.layers.1.fc.weight_quantizer.{0,1}"]),
+        (
+            [f"a.layers.{n}.w_quantizer" for n in (10, 2, 1, 9, 4)],
+            ["a.layers.{1..2,4,9..10}.w_quantizer"],
+        ),
+        (
+            ["a.layers.0.q_quantizer", "a.layers.1.k_quantizer"],
+            ["a.layers.0.q_quantizer", "a.layers.1.k_quantizer"],
+        ),
+        (
+            [
+                f"a.layers.{n}.{k}_quantizer"
+                for n in (0, 1)
+                for k in ("q_bmm", "k_bmm", "bmm2_output")
+            ],
+            ["a.layers.{0..1}.{q,k}_bmm_quantizer bmm2_output_quantizer"],
+        ),
+        (
+            [f"a.layers.1.fc.weight_quantizer.{n}" for n in (0, 1)],
+            ["a.layers.1.fc.weight_quantizer.{0,1}"],
+        ),
         (["a.w_quantizer", "b.w_quantizer"], ["a.w_quantizer", "b.w_quantizer"]),
         (["a.w_quantizer", "a.w_quantizer"], ["a.w_quantizer"]),
         (["a.w", "a.x"], ["a.{w,x}"]),
         (["a{0}#.1.{b}.w", "a{0}#.2.{b}.w"], ["a{0}#.{1..2}.{b}.w"]),
     ],
-)  # fmt: skip
+)
 def test_names_are_folded(names: list[str], lines: list[str]) -> None:
-    """Names that differ by the number of their layer or by their leaf make one line; others one each."""
+    """Names that differ by the number of their layer or by their leaf make one line; others one
+    each.
+    """
     assert collapse(names) == lines
 
 
@@ -53,12 +71,20 @@ def test_names_are_folded(names: list[str], lines: list[str]) -> None:
         ([(2, 5)], ["v.stages.2.blocks.5.fc.w_quantizer"]),
         ([(0, 0), (0, 1), (1, 0), (1, 1)], ["v.stages.{0..1}.blocks.{0..1}.fc.w_quantizer"]),
         ([(0, 9), (0, 10), (1, 10), (1, 9)], ["v.stages.{0..1}.blocks.{9..10}.fc.w_quantizer"]),
-        ([(10, 0), (9, 1)], ["v.stages.9.blocks.1.fc.w_quantizer", "v.stages.10.blocks.0.fc.w_quantizer"]),
-        ([(2, 0), (2, 1), (3, 7)], ["v.stages.2.blocks.{0..1}.fc.w_quantizer", "v.stages.3.blocks.7.fc.w_quantizer"]),
+        (
+            [(10, 0), (9, 1)],
+            ["v.stages.9.blocks.1.fc.w_quantizer", "v.stages.10.blocks.0.fc.w_quantizer"],
+        ),
+        (
+            [(2, 0), (2, 1), (3, 7)],
+            ["v.stages.2.blocks.{0..1}.fc.w_quantizer", "v.stages.3.blocks.7.fc.w_quantizer"],
+        ),
     ],
 )
 def test_names_with_two_numbers_keep_both(stages: list[tuple[int, int]], lines: list[str]) -> None:
-    """A name with two numbers, as of stages of blocks, is folded at each place, and no other name is told."""
+    """A name with two numbers, as of stages of blocks, is folded at each place, and no other name
+    is told.
+    """
     assert collapse([f"v.stages.{a}.blocks.{b}.fc.w_quantizer" for a, b in stages]) == lines
 
 

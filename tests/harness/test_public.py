@@ -19,9 +19,22 @@ ARCHITECTURE = HARNESS.parent / "docs/architecture.md"
 def test_the_public_names_are_these() -> None:
     """Adding or removing a public name is a decision: this list changes with it."""
     assert sorted(harness.__all__) == [
-        "Budget", "Case", "Decision", "Drift", "Gate", "Options", "Problem", "Quantizer", "Recipe", "Record",
-        "Reference", "Store", "UsageError", "Verdict", "__version__",
-    ]  # fmt: skip
+        "Budget",
+        "Case",
+        "Decision",
+        "Drift",
+        "Gate",
+        "Options",
+        "Problem",
+        "Quantizer",
+        "Recipe",
+        "Record",
+        "Reference",
+        "Store",
+        "UsageError",
+        "Verdict",
+        "__version__",
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in harness.__all__ if name != "__version__"])
@@ -46,28 +59,42 @@ def test_importing_the_package_is_cheap() -> None:
     """``import harness`` loads neither torch nor ModelOpt, nor any other part of the package."""
     program = "import sys, harness; print(*sorted(sys.modules))"
     loaded = subprocess.run(
-        [sys.executable, "-c", program], cwd=HARNESS.parent, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=HARNESS.parent,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
 
     assert "harness" in loaded
-    heavy = [name for name in loaded if re.match(r"(torch|modelopt|transformers|numpy|harness\.)", name)]
+    heavy = [
+        name for name in loaded if re.match(r"(torch|modelopt|transformers|numpy|harness\.)", name)
+    ]
     assert heavy == []
 
 
 def test_the_architecture_names_every_package() -> None:
     """The table of docs/architecture.md has one row per package, and no row without a package."""
-    packages = {"harness"} | {f"harness.{path.parent.name}" for path in HARNESS.glob("*/__init__.py")}
+    packages = {"harness"} | {
+        f"harness.{path.parent.name}" for path in HARNESS.glob("*/__init__.py")
+    }
     rows = re.findall(r"^\| `(harness[\w.]*)` \|.*\| (.*) \|$", ARCHITECTURE.read_text(), re.M)
 
     assert sorted(name for name, _ in rows) == sorted(packages - {"harness.suites"})
     for package, files in rows:
         folder = HARNESS.parent / package.replace(".", "/")
-        assert [name for name in re.findall(r"`(\w+\.py)`", files) if not (folder / name).is_file()] == []
+        assert [
+            name for name in re.findall(r"`(\w+\.py)`", files) if not (folder / name).is_file()
+        ] == []
 
 
 def test_the_architecture_names_files_that_exist() -> None:
-    """Every path that docs/architecture.md gives is a file or a folder, but for what only a wheel has."""
-    paths = set(re.findall(r"`((?:harness|tests|docs|baselines)/[\w./]+)`", ARCHITECTURE.read_text()))
+    """Every path that docs/architecture.md gives is a file or a folder, but for what only a wheel
+    has.
+    """
+    paths = set(
+        re.findall(r"`((?:harness|tests|docs|baselines)/[\w./]+)`", ARCHITECTURE.read_text())
+    )
     paths -= {"harness/baselines/stored/"}
 
     assert paths
@@ -84,6 +111,8 @@ def test_no_test_module_imports_another() -> None:
 
 def test_names_of_test_modules_are_unique() -> None:
     """Pytest and mypy import test modules by their file names alone."""
-    names = [path.name for path in (HARNESS.parent / "tests").rglob("*.py") if path.name != "conftest.py"]
+    names = [
+        path.name for path in (HARNESS.parent / "tests").rglob("*.py") if path.name != "conftest.py"
+    ]
 
     assert sorted(names) == sorted(set(names))

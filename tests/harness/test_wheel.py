@@ -1,4 +1,6 @@
-"""The wheel has everything that a run needs, and a run from it leaves the installed package as it is."""
+"""The wheel has everything that a run needs, and a run from it leaves the installed package as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 def files_of(folder: Path, pattern: str = "**/*") -> set[str]:
     """Files below *folder*, by their paths in it."""
-    found = (path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts)
+    found = (
+        path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts
+    )
     return {path.relative_to(folder).as_posix() for path in found if path.name != ".lock"}
 
 
@@ -43,7 +47,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (source / name).symlink_to(ROOT / name)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True, check=False
+        [sys.executable, "-c", build, str(folder)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("*.whl")
@@ -53,7 +61,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_is_the_package_its_suites_and_its_baselines(wheel: Path) -> None:
-    """Modules, recipes, templates, embedded model, suites and baselines are in it; the project's own tests are not."""
+    """Modules, recipes, templates, embedded model, suites and baselines are in it; the project's
+    own tests are not.
+    """
     expected = {f"harness/{name}" for name in files_of(ROOT / "harness")}
     expected.add("quantized_clip_gate.py")
     expected |= {f"harness/suites/{name}" for name in files_of(ROOT / "tests", "*.py")}
@@ -88,10 +98,19 @@ def test_the_entry_point_is_the_guest(wheel: Path) -> None:
 
 
 def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_path: Path) -> None:
-    """Imported from the wheel, the gate has its suites and baselines in the package, and nothing of a checkout."""
-    code = "from harness import places; print(places.INSTALLED, places.SUITES, places.BUDGETS, places.DOCS)"
+    """Imported from the wheel, the gate has its suites and baselines in the package, and nothing of
+    a checkout.
+    """
+    code = (
+        "from harness import places; print(places.INSTALLED, places.SUITES, places.BUDGETS, "
+        "places.DOCS)"
+    )
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(wheel)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
     )
 
     package = wheel / "harness"
@@ -99,12 +118,14 @@ def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_p
     assert found.stdout.split() == ["True", f"{package / 'suites'}", stored, "."]
 
 
-# -- a run from an installed gate ---------------------------------------------------------------------------------
+# -- a run from an installed gate ------------------------------------------------------------------
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """As if the gate were installed, with its baselines in a folder of the package; returns that folder."""
+    """As if the gate were installed, with its baselines in a folder of the package; returns that
+    folder.
+    """
     stored = tmp_path / "site-packages" / "harness" / "baselines" / "stored"
     stored.mkdir(parents=True)
     monkeypatch.setattr(places, "INSTALLED", True)
@@ -115,26 +136,36 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("store", [[], ["--baselines"]], ids=["default", "named"])
 @pytest.mark.parametrize(
-    "options", [["--update-baselines", "--reason", "new data"], ["--new-baselines-only"]], ids=lambda words: words[0]
+    "options",
+    [["--update-baselines", "--reason", "new data"], ["--new-baselines-only"]],
+    ids=lambda words: words[0],
 )
 def test_nothing_is_stored_in_an_installed_gate(
     pytester: pytest.Pytester, installed: Path, store: list[str], options: list[str]
 ) -> None:
-    """Without a folder of one's own, storing baselines is refused in one line, and nothing is written."""
+    """Without a folder of one's own, storing baselines is refused in one line, and nothing is
+    written.
+    """
     place = [*store, str(installed)] if store else []
 
     result = pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin", *options, *place)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line]
-    assert line.startswith(f"ERROR: {options[0]}: would change the baselines of the installed gate. Give a folder")
+    assert line.startswith(
+        f"ERROR: {options[0]}: would change the baselines of the installed gate. Give a folder"
+    )
     assert line.endswith(": --baselines DIR.")
     assert list(installed.iterdir()) == []
 
 
 def test_commands_of_an_installed_gate_call_its_package(installed: Path) -> None:
-    """A test of the installed suites is run again by its module's name, a test of a project by its id."""
-    suite: Any = SimpleNamespace(path=places.SUITES / "test_numerics.py", nodeid="any/test_numerics.py::test_x[a-b]")
+    """A test of the installed suites is run again by its module's name, a test of a project by its
+    id.
+    """
+    suite: Any = SimpleNamespace(
+        path=places.SUITES / "test_numerics.py", nodeid="any/test_numerics.py::test_x[a-b]"
+    )
     other: Any = SimpleNamespace(path=installed / "test_mine.py", nodeid="test_mine.py::test_x")
     address = outcomes.address_of(suite)
 

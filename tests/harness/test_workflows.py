@@ -27,7 +27,9 @@ def steps(path: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", [ACTION, *WORKFLOWS], ids=lambda p: p.name)
 def test_no_expression_in_a_script(path: Path) -> None:
-    """Expressions reach a script through its environment: what a pull request is called cannot end a command."""
+    """Expressions reach a script through its environment: what a pull request is called cannot end
+    a command.
+    """
     scripts = [step["run"] for step in steps(path) if "run" in step]
 
     assert scripts
@@ -36,7 +38,9 @@ def test_no_expression_in_a_script(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.name)
 def test_no_secret_meets_a_pull_request(path: Path) -> None:
-    """No workflow runs a fork's pull request with secrets or with a token that can write to the repository."""
+    """No workflow runs a fork's pull request with secrets or with a token that can write to the
+    repository.
+    """
     content = yaml.safe_load(path.read_text())
     triggers = content[True]  # YAML 1.1 reads the key "on" as true
 
@@ -60,12 +64,24 @@ def test_every_input_of_the_action_is_described_and_used() -> None:
 
 @pytest.fixture
 def step(tmp_path: Path) -> Any:
-    """Runs the action's gate step as a runner does, on a scratch tree; returns the process and its folder of files."""
+    """Runs the action's gate step as a runner does, on a scratch tree; returns the process and its
+    folder of files.
+    """
     tree = tmp_path / "work" / "tree"
     tree.mkdir(parents=True)
     (tree / "README.md").write_text("words\n")
     shutil.copy(ROOT / "harness" / "recipes" / "library" / "fp8.yaml", tree)
-    git = ["git", "-C", str(tree), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    git = [
+        "git",
+        "-C",
+        str(tree),
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
     subprocess.run([*git, "add", "-A"], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "base"], check=True)
@@ -78,20 +94,34 @@ def step(tmp_path: Path) -> Any:
     assert bash is not None
 
     def run(**given: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-        inputs = {"RECIPES_ROOT": "tree", "CHANGED_SINCE": "HEAD", "DEVICE": "cpu", "BASELINES": "", "ARGUMENTS": ""}
-        runner = {"GITHUB_ACTION_PATH": str(ACTION.parent), "GITHUB_OUTPUT": str(tmp_path / "output"),
-                  "RUNNER_TEMP": str(tmp_path)}  # fmt: skip
+        inputs = {
+            "RECIPES_ROOT": "tree",
+            "CHANGED_SINCE": "HEAD",
+            "DEVICE": "cpu",
+            "BASELINES": "",
+            "ARGUMENTS": "",
+        }
+        runner = {
+            "GITHUB_ACTION_PATH": str(ACTION.parent),
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+            "RUNNER_TEMP": str(tmp_path),
+        }
         done = subprocess.run(
             [bash, "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script],
-            cwd=tree.parent, env={**os.environ, **runner, **inputs, **given}, text=True, capture_output=True,
-        )  # fmt: skip
+            cwd=tree.parent,
+            env={**os.environ, **runner, **inputs, **given},
+            text=True,
+            capture_output=True,
+        )
         return done, tmp_path
 
     return run
 
 
 def test_the_step_ends_clean_where_nothing_is_reached(step: Any) -> None:
-    """The step's exit code is pytest's, and the runner listens to no command while recipes' names are printed."""
+    """The step's exit code is pytest's, and the runner listens to no command while recipes' names
+    are printed.
+    """
     done, folder = step()
 
     lines = done.stdout.splitlines()
@@ -105,7 +135,10 @@ def test_the_step_ends_clean_where_nothing_is_reached(step: Any) -> None:
 def test_the_step_takes_inputs_as_values(step: Any, tmp_path: Path) -> None:
     """Inputs with shell syntax run no command and end in a usage error."""
     mark = tmp_path / "executed"
-    done, folder = step(CHANGED_SINCE=f'";touch {mark};"$(touch {mark})', ARGUMENTS=f"$(touch {mark}) `touch {mark}`")
+    done, folder = step(
+        CHANGED_SINCE=f'";touch {mark};"$(touch {mark})',
+        ARGUMENTS=f"$(touch {mark}) `touch {mark}`",
+    )
 
     assert done.returncode == 4, done.stdout + done.stderr
     assert (folder / "output").read_text() == "exit-code=4\n"

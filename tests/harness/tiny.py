@@ -1,4 +1,6 @@
-"""Small checkpoints of every family with seeded random weights, written in the forms that their libraries read."""
+"""Small checkpoints of every family with seeded random weights, written in the forms that their
+libraries read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ import torch
 
 from harness.models import openclip, references
 
-_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 _WORDS = 96
 
 #: open_clip's configuration of a standard CLIP; the vocabulary is that of its own tokenizer.
@@ -34,7 +41,11 @@ def _tokenizer(folder: Path) -> None:
     words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2} | letters, unk_token="<unk>"))
     words.pre_tokenizer = Split("", "isolated")
     PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=24
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=24,
     ).save_pretrained(folder)
 
 
@@ -48,7 +59,9 @@ def siglip(folder: Path) -> Path:
     from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
 
     torch.manual_seed(0)
-    config = SiglipConfig(vision_config=_TOWER | {"image_size": 32, "patch_size": 8}, text_config=_text())
+    config = SiglipConfig(
+        vision_config=_TOWER | {"image_size": 32, "patch_size": 8}, text_config=_text()
+    )
     SiglipModel(config).half().save_pretrained(folder)
     SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     _tokenizer(folder)
@@ -60,7 +73,9 @@ def siglip2(folder: Path) -> Path:
     from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
 
     torch.manual_seed(0)
-    config = Siglip2Config(vision_config=_TOWER | {"num_patches": 16, "patch_size": 8}, text_config=_text())
+    config = Siglip2Config(
+        vision_config=_TOWER | {"num_patches": 16, "patch_size": 8}, text_config=_text()
+    )
     Siglip2Model(config).half().save_pretrained(folder)
     Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
     _tokenizer(folder)

@@ -10,7 +10,9 @@ DENY_ALL = "  - {quantizer_name: '*', enable: false}\n"
 
 
 def recipe(folder: Path, entries: str, algorithm: str | None = "max") -> Recipe:
-    """The recipe of *entries* (lines indented by two) and an algorithm (None: the key is not written) in *folder*."""
+    """The recipe of *entries* (lines indented by two) and an algorithm (None: the key is not
+    written) in *folder*.
+    """
     path = folder / "r.yaml"
     key = "" if algorithm is None else f"  algorithm: {algorithm}\n"
     path.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n{key}  quant_cfg:\n{entries}")

@@ -2,9 +2,10 @@
 
     python -m harness.tools.embedded.datasets --sources DIR [--out DIR] [--seed N]
 
-needs the ``make`` extra and ``npm`` (see README).  Evaluation pictures come from one artist's set, calibration
-pictures from another's, and training saw neither the first nor any other set of that artist.  From one seed and the
-same versions of resvg and libwebp the same bytes come out; ``datasets.json`` says what was made from what.
+needs the ``make`` extra and ``npm`` (see README).  Evaluation pictures come from one artist's set,
+calibration pictures from another's, and training saw neither the first nor any other set of that
+artist.  From one seed and the same versions of resvg and libwebp the same bytes come out;
+``datasets.json`` says what was made from what.
 """
 
 from __future__ import annotations
@@ -58,9 +59,15 @@ def placed(drawing: RGBA, rng: random.Random) -> Any:
 
 
 def place(
-    drawing: RGBA, scale: float, degrees: float, shift: tuple[float, float], background: tuple[int, int, int]
+    drawing: RGBA,
+    scale: float,
+    degrees: float,
+    shift: tuple[float, float],
+    background: tuple[int, int, int],
 ) -> Any:
-    """*drawing* (s, s, 4) on *background*: scaled about the centre, turned, moved by *shift* pixels."""
+    """*drawing* (s, s, 4) on *background*: scaled about the centre, turned, moved by *shift*
+    pixels.
+    """
     from PIL import Image
 
     side = drawing.shape[0]
@@ -69,13 +76,17 @@ def place(
     centre = IMAGE / 2
     a = (cos, sin, side / 2 - cos * (centre + shift[0]) - sin * (centre + shift[1]))
     b = (-sin, cos, side / 2 + sin * (centre + shift[0]) - cos * (centre + shift[1]))
-    # Four samples a pixel and axis, then averaged: the inverse map alone would skip pixels of the large drawing.
+    # Four samples a pixel and axis, then averaged: the inverse map alone would skip pixels of the
+    # large drawing.
     fine = 4
     coefficients = [v / fine if i != 2 else v for row in (a, b) for i, v in enumerate(row)]
     colour = drawing.astype(np.float32)
     colour[..., :3] *= colour[..., 3:] / 255
     image = Image.fromarray(colour.round().astype(np.uint8), "RGBA").transform(
-        (IMAGE * fine, IMAGE * fine), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+        (IMAGE * fine, IMAGE * fine),
+        Image.Transform.AFFINE,
+        coefficients,
+        Image.Resampling.BILINEAR,
     )
     blocks = np.asarray(image, np.float32).reshape(IMAGE, fine, IMAGE, fine, 4).mean((1, 3))
     over = blocks[..., :3] + (1 - blocks[..., 3:] / 255) * np.asarray(background, np.float32)
@@ -89,7 +100,9 @@ def encode(picture: Any) -> bytes:
         picture.save(stream, "webp", quality=quality, method=6)
         if stream.tell() <= PICTURE_BYTES:
             return stream.getvalue()
-    raise ValueError(f"a picture needs more than {PICTURE_BYTES} bytes even at quality {QUALITIES[-1]}")
+    raise ValueError(
+        f"a picture needs more than {PICTURE_BYTES} bytes even at quality {QUALITIES[-1]}"
+    )
 
 
 def write(
@@ -100,7 +113,8 @@ def write(
     templates: Sequence[str] = (),
     clusters: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Write a CLIP_benchmark webdataset of one shard: classification where *classes* are given, else retrieval.
+    """Write a CLIP_benchmark webdataset of one shard: classification where *classes* are given,
+    else retrieval.
 
     Returns what identifies it: the number of samples, its bytes, and a SHA-256 over its files.
     """
@@ -155,29 +169,46 @@ def make(sources: Path, out: Path, seed: int) -> None:
     record = {
         "emoji": everything(out / "emoji", known, drawn, random.Random(f"{seed} emoji")),
         "emoji100": hundred(out / "emoji100", known, drawn, random.Random(f"{seed} emoji100")),
-        "emoji_captions": captioned(out / "emoji_captions", known, drawn, random.Random(f"{seed} emoji_captions")),
+        "emoji_captions": captioned(
+            out / "emoji_captions", known, drawn, random.Random(f"{seed} emoji_captions")
+        ),
     }
     rng = random.Random(f"{seed} calibration")
     pool = [concept for concept in known if emoji.CALIBRATION in concept.icons]
     chosen = rng.sample(pool, min(CALIBRATION, len(pool)))
     pairs = zip(chosen, drawings(sources, emoji.CALIBRATION, chosen), strict=True)
     record["calibration"] = write(
-        out / "calibration", ((encode(plain(drawing)), text.caption(concept, rng) + "\n") for concept, drawing in pairs)
+        out / "calibration",
+        ((encode(plain(drawing)), text.caption(concept, rng) + "\n") for concept, drawing in pairs),
     )
-    sets = {name: {"package": f"@iconify-json/{name}", "version": emoji.SETS[name][0], "licence": emoji.SETS[name][1]}
-            for name in (emoji.EVALUATION, emoji.CALIBRATION)}  # fmt: skip
-    (out / "datasets.json").write_text(json.dumps({"seed": seed, "sources": sets, "datasets": record}, indent=1) + "\n")
+    sets = {
+        name: {
+            "package": f"@iconify-json/{name}",
+            "version": emoji.SETS[name][0],
+            "licence": emoji.SETS[name][1],
+        }
+        for name in (emoji.EVALUATION, emoji.CALIBRATION)
+    }
+    (out / "datasets.json").write_text(
+        json.dumps({"seed": seed, "sources": sets, "datasets": record}, indent=1) + "\n"
+    )
 
 
-def everything(folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.Random) -> dict[str, Any]:
+def everything(
+    folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.Random
+) -> dict[str, Any]:
     """Every concept once, as drawn, in random order; its name is its class."""
     order = rng.sample(range(len(known)), len(known))
     samples = ((encode(plain(drawn[i])), str(i)) for i in order)
     return write(folder, samples, classes=[c.label for c in known], templates=text.TEMPLATES)
 
 
-def hundred(folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.Random) -> dict[str, Any]:
-    """HUNDRED concepts in VIEWS views each, in random order; the views of a drawing share a cluster."""
+def hundred(
+    folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.Random
+) -> dict[str, Any]:
+    """HUNDRED concepts in VIEWS views each, in random order; the views of a drawing share a
+    cluster.
+    """
     chosen = sorted(rng.sample(range(len(known)), HUNDRED))
     views: list[tuple[int, Any]] = []
     for label, index in enumerate(chosen):
@@ -190,7 +221,9 @@ def hundred(folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.R
     return write(folder, samples, classes=classes, templates=text.TEMPLATES, clusters=labels)
 
 
-def captioned(folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.Random) -> dict[str, Any]:
+def captioned(
+    folder: Path, known: list[Concept], drawn: list[RGBA], rng: random.Random
+) -> dict[str, Any]:
     """CAPTIONED drawings, each with CAPTIONS different wordings."""
 
     def samples() -> Iterator[Sample]:
@@ -203,9 +236,18 @@ def captioned(folder: Path, known: list[Concept], drawn: list[RGBA], rng: random
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, required=True, help="folder for the emoji packages; fetched if absent")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "models" / "embedded" / "data")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        required=True,
+        help="folder for the emoji packages; fetched if absent",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "models" / "embedded" / "data"
+    )
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     emoji.fetch(args.sources)

@@ -1,9 +1,10 @@
-"""Emoji in several artists' styles: one picture a concept and artist, with the names people give it.
+"""Emoji in several artists' styles: one picture a concept and artist, with the names people give
+it.
 
-The sets come from the npm registry (``@iconify-json/<set>``: SVG bodies, names, aliases and code points as
-JSON).  A *concept* is a Unicode code point sequence; the sets are joined on it, and on names where a set
-carries no code points.  Flags and skin tones are left out: the first are text in disguise, the second are
-the same drawing in another colour.
+The sets come from the npm registry (``@iconify-json/<set>``: SVG bodies, names, aliases and code
+points as JSON).  A *concept* is a Unicode code point sequence; the sets are joined on it, and on
+names where a set carries no code points.  Flags and skin tones are left out: the first are text in
+disguise, the second are the same drawing in another colour.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-#: set -> (npm version, licence, artist).  Sets of one company count as one artist for the split below.
+#: set -> (npm version, licence, artist).  Sets of one company count as one artist for the split
+#: below.
 SETS: dict[str, tuple[str, str, str]] = {
     "noto": ("1.2.9", "Apache-2.0", "Google"),
     "noto-v1": ("1.2.5", "Apache-2.0", "Google"),
@@ -36,7 +38,8 @@ SETS: dict[str, tuple[str, str, str]] = {
 }
 EVALUATION = "noto"
 CALIBRATION = "fluent-emoji-flat"
-#: Google's older set shares drawings with the evaluation set; an artist "never seen" excludes it from training.
+#: Google's older set shares drawings with the evaluation set; an artist "never seen" excludes it
+#: from training.
 TRAINING = tuple(name for name, (_, _, artist) in SETS.items() if artist != SETS[EVALUATION][2])
 
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
@@ -64,7 +67,11 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, (version, _, _) in SETS.items():
         if not (folder / f"iconify-json-{name}-{version}.tgz").exists():
-            subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{name}@{version}"], cwd=folder, check=True)
+            subprocess.run(
+                ["npm", "pack", "--silent", f"@iconify-json/{name}@{version}"],
+                cwd=folder,
+                check=True,
+            )
 
 
 def _read(folder: Path, name: str, member: str) -> Any:
@@ -79,16 +86,25 @@ def _read(folder: Path, name: str, member: str) -> Any:
 
 
 def concepts(folder: Path, least_artists: int = 4) -> list[Concept]:
-    """Concepts of the evaluation set that at least *least_artists* training sets drew, by code point."""
+    """Concepts of the evaluation set that at least *least_artists* training sets drew, by code
+    point.
+    """
     icons = {name: _read(folder, name, "icons.json") for name in SETS}
-    aliases = {name: {k: v["parent"] for k, v in data.get("aliases", {}).items()} for name, data in icons.items()}
+    aliases = {
+        name: {k: v["parent"] for k, v in data.get("aliases", {}).items()}
+        for name, data in icons.items()
+    }
     names_of: dict[str, set[str]] = defaultdict(set)
     base: dict[str, str] = {}
     for name in SETS:
         for code, icon in _read(folder, name, "chars.json").items():
             points = "-".join(p for p in code.split("-") if p != _VARIATION_SELECTOR)
             names_of[points].add(icon)
-            if name == EVALUATION and not _SKIN_TONES & set(points.split("-")) and not icon.startswith("flag-"):
+            if (
+                name == EVALUATION
+                and not _SKIN_TONES & set(points.split("-"))
+                and not icon.startswith("flag-")
+            ):
                 base[points] = icon
     category = {
         icon: group
@@ -96,32 +112,56 @@ def concepts(folder: Path, least_artists: int = 4) -> list[Concept]:
         for icon in members
     }
     by_squeezed = {
-        name: {icon.replace("-", ""): icon for icon in [*icons[name]["icons"], *aliases[name]]} for name in SETS
+        name: {icon.replace("-", ""): icon for icon in [*icons[name]["icons"], *aliases[name]]}
+        for name in SETS
     }
     found = []
     for points, icon in sorted(base.items()):
         words = names_of[points] | {icon}
-        words |= {alias for table in aliases.values() for alias, parent in table.items() if parent in words}
+        words |= {
+            alias
+            for table in aliases.values()
+            for alias, parent in table.items()
+            if parent in words
+        }
         drawn = {EVALUATION: icon}
         for name in SETS:
-            match = next((by_squeezed[name][w.replace("-", "")] for w in sorted(words)
-                          if w.replace("-", "") in by_squeezed[name]), None)  # fmt: skip
+            match = next(
+                (
+                    by_squeezed[name][w.replace("-", "")]
+                    for w in sorted(words)
+                    if w.replace("-", "") in by_squeezed[name]
+                ),
+                None,
+            )
             if match is not None:
                 drawn.setdefault(name, match)
         if sum(name in drawn for name in TRAINING) >= least_artists:
-            found.append(Concept(icon, points, category.get(icon, "Symbols"), _synonyms(points, words, icon), drawn))
+            found.append(
+                Concept(
+                    icon,
+                    points,
+                    category.get(icon, "Symbols"),
+                    _synonyms(points, words, icon),
+                    drawn,
+                )
+            )
     return found
 
 
 def _synonyms(points: str, words: set[str], name: str) -> tuple[str, ...]:
-    """Other names as words: what the sets call it, and Unicode's own name where it is one character."""
+    """Other names as words: what the sets call it, and Unicode's own name where it is one
+    character.
+    """
     found = {w.replace("-", " ") for w in words if w.isascii()} - {name.replace("-", " ")}
     if "-" not in points:
         found.add(unicodedata.name(chr(int(points, 16)), name).lower().replace("-", " "))
     return tuple(sorted(found - {name.replace("-", " ")}))
 
 
-def pictures(folder: Path, name: str, wanted: list[str], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+def pictures(
+    folder: Path, name: str, wanted: list[str], size: int
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Render the icons *wanted* of one set on nothing: uint8 RGBA (size, size, 4) each."""
     import resvg_py
     from PIL import Image
@@ -142,15 +182,21 @@ def _svg(data: dict[str, Any], icon: str, size: int) -> str:
         flips = {key: alias[key] for key in ("hFlip", "vFlip", "rotate") if key in alias}
         body = data["icons"][alias["parent"]]
     side = {key: body.get(key, data.get(key, 0)) for key in ("left", "top")}
-    width, height = body.get("width", data.get("width", 16)), body.get("height", data.get("height", 16))
+    width, height = (
+        body.get("width", data.get("width", 16)),
+        body.get("height", data.get("height", 16)),
+    )
     inner = body["body"]
     if flips.get("hFlip"):
         inner = f'<g transform="translate({width + 2 * side["left"]} 0) scale(-1 1)">{inner}</g>'
     if flips.get("vFlip"):
         inner = f'<g transform="translate(0 {height + 2 * side["top"]}) scale(1 -1)">{inner}</g>'
     if flips.get("rotate"):
-        inner = f'<g transform="rotate({90 * flips["rotate"]} {width / 2} {height / 2})">{inner}</g>'
+        inner = (
+            f'<g transform="rotate({90 * flips["rotate"]} {width / 2} {height / 2})">{inner}</g>'
+        )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{size}" height="{size}" viewBox="{side["left"]} {side["top"]} {width} {height}">{inner}</svg>'
+        f'width="{size}" height="{size}" viewBox="{side["left"]} {side["top"]} {width} '
+        f'{height}">{inner}</svg>'
     )

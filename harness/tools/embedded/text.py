@@ -33,8 +33,12 @@ def group(concept: Concept) -> str:
 
 
 def caption(concept: Concept, rng: random.Random) -> str:
-    """One random wording of *concept*: a template around its name or, in a third of the cases, a synonym."""
-    words = rng.choice(concept.synonyms) if concept.synonyms and rng.random() < 1 / 3 else concept.label
+    """One random wording of *concept*: a template around its name or, in a third of the cases, a
+    synonym.
+    """
+    words = (
+        rng.choice(concept.synonyms) if concept.synonyms and rng.random() < 1 / 3 else concept.label
+    )
     return rng.choice(_CAPTIONS).format(c=words, g=group(concept))
 
 
@@ -57,11 +61,14 @@ def write_tokenizer(corpus: Sequence[str], folder: Path) -> None:
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     begin, end = "<|startoftext|>", "<|endoftext|>"
-    # Every printable ASCII character, inside a word and at its end, so that no plain text is unknown.
+    # Every printable ASCII character, inside a word and at its end, so that no plain text is
+    # unknown.
     letters = [chr(code) for code in range(33, 127)]
     learner.train_from_iterator(
         [*corpus, *letters, *(2 * letter for letter in letters)],
-        trainers.BpeTrainer(vocab_size=VOCABULARY - 2, end_of_word_suffix="</w>", show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - 2, end_of_word_suffix="</w>", show_progress=False
+        ),
     )
     model = json.loads(learner.to_str())["model"]
     # Both special tokens come last: CLIP reads the sentence at the highest id.
@@ -71,5 +78,7 @@ def write_tokenizer(corpus: Sequence[str], folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=CONTEXT
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=CONTEXT,
     ).save_pretrained(folder)

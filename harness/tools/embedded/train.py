@@ -1,10 +1,11 @@
 """Train the embedded CLIP: emoji of some artists in, a checkpoint that reads another artist's out.
 
-    python -m harness.tools.embedded.train --sources DIR --out DIR [--epochs N] [--seed N] [--device auto|cpu|cuda]
+    python -m harness.tools.embedded.train --sources DIR --out DIR [--epochs N] [--seed N] [--device
+    auto|cpu|cuda]
 
-needs the ``make`` extra and ``npm`` (see README).  Everything is drawn from one seed; on the same machine and
-versions the same weights come out.  The held-out artist is only ever *reported* while training: the schedule is
-fixed beforehand and the last (averaged) weights are what is written.
+needs the ``make`` extra and ``npm`` (see README).  Everything is drawn from one seed; on the same
+machine and versions the same weights come out.  The held-out artist is only ever *reported* while
+training: the schedule is fixed beforehand and the last (averaged) weights are what is written.
 """
 
 from __future__ import annotations
@@ -33,10 +34,22 @@ IMAGE = 48
 MEAN, STD = (0.8, 0.75, 0.7), (0.3, 0.32, 0.35)
 
 SETTINGS: dict[str, Any] = {
-    "vision": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 6,
-               "image_size": IMAGE, "patch_size": 8},
-    "text": {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3,
-             "vocab_size": text.VOCABULARY, "max_position_embeddings": text.CONTEXT},
+    "vision": {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "image_size": IMAGE,
+        "patch_size": 8,
+    },
+    "text": {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "vocab_size": text.VOCABULARY,
+        "max_position_embeddings": text.CONTEXT,
+    },
     "projection_dim": 128,
     "batch": 256,
     "names_a_step": 640,
@@ -45,15 +58,18 @@ SETTINGS: dict[str, Any] = {
     "label_smoothing": 0.1,
     "blend": 0.5,
     "average_decay": 0.998,
-}  # fmt: skip
+}
 
 
 def build(tokenizer: Any) -> nn.Module:
     """A fresh ``CLIPModel`` of the sizes in SETTINGS."""
     from transformers import CLIPConfig, CLIPModel
 
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-               "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     shared = {"projection_dim": SETTINGS["projection_dim"], "hidden_act": "quick_gelu"}
     config = CLIPConfig(
         vision_config=SETTINGS["vision"] | shared,
@@ -61,7 +77,9 @@ def build(tokenizer: Any) -> nn.Module:
         projection_dim=SETTINGS["projection_dim"],
         logit_scale_init_value=math.log(1 / 0.07),
     )
-    config._attn_implementation = "eager"  # sdpa's bfloat16 backward is several times slower on a CPU
+    config._attn_implementation = (
+        "eager"  # sdpa's bfloat16 backward is several times slower on a CPU
+    )
     model: nn.Module = CLIPModel(config)
     return model
 
@@ -79,7 +97,9 @@ def augment(rgba: Tensor, generator: torch.Generator) -> Tensor:
     angle, size = uniform(-0.35, 0.35), uniform(0.8, 1.35)
     cos, sin = size * angle.cos(), size * angle.sin()
     shear = uniform(-0.15, 0.15)
-    matrix = torch.stack([cos, shear - sin, uniform(-0.2, 0.2), sin, cos, uniform(-0.2, 0.2)], 1).view(n, 2, 3)
+    matrix = torch.stack(
+        [cos, shear - sin, uniform(-0.2, 0.2), sin, cos, uniform(-0.2, 0.2)], 1
+    ).view(n, 2, 3)
     grid = F.affine_grid(matrix, [n, 4, IMAGE, IMAGE], align_corners=False)
     pixels = F.grid_sample(rgba.float().div_(255), grid, align_corners=False)
     colour, alpha = pixels[:, :3], pixels[:, 3:]
@@ -90,22 +110,32 @@ def augment(rgba: Tensor, generator: torch.Generator) -> Tensor:
     diagonal = turn.cos() + third * (1 - turn.cos())
     plus = third * (1 - turn.cos()) + root * turn.sin()
     minus = third * (1 - turn.cos()) - root * turn.sin()
-    hue = torch.stack([diagonal, minus, plus, plus, diagonal, minus, minus, plus, diagonal], 1).view(n, 3, 3)
+    hue = torch.stack(
+        [diagonal, minus, plus, plus, diagonal, minus, minus, plus, diagonal], 1
+    ).view(n, 3, 3)
     colour = torch.einsum("nij,njhw->nihw", hue, colour)
     grey = colour.mean(1, keepdim=True)
-    saturation = torch.where(uniform(0, 1) < 0.1, torch.zeros(n, device=device), uniform(0.4, 1.6)).view(n, 1, 1, 1)
+    saturation = torch.where(
+        uniform(0, 1) < 0.1, torch.zeros(n, device=device), uniform(0.4, 1.6)
+    ).view(n, 1, 1, 1)
     colour = (
-        (grey + (colour - grey) * saturation - 0.5) * uniform(0.7, 1.3, 1, 1, 1) + 0.5 + uniform(-0.2, 0.2, 1, 1, 1)
+        (grey + (colour - grey) * saturation - 0.5) * uniform(0.7, 1.3, 1, 1, 1)
+        + 0.5
+        + uniform(-0.2, 0.2, 1, 1, 1)
     )
     tinted = uniform(0, 1, 1, 1, 1) < 0.5
-    background = torch.where(tinted, uniform(0.5, 1, 3, 1, 1), torch.ones(n, 3, 1, 1, device=device))
+    background = torch.where(
+        tinted, uniform(0.5, 1, 3, 1, 1), torch.ones(n, 3, 1, 1, device=device)
+    )
     image = colour.clamp(0, 1) * alpha + background * (1 - alpha)
 
     blurred = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     image = torch.where(uniform(0, 1, 1, 1, 1) < 0.2, blurred, image)
     axis = torch.arange(IMAGE, device=device)
     x, y, side = uniform(0, IMAGE, 1), uniform(0, IMAGE, 1), uniform(0, 14, 1)
-    box = ((axis - x).abs() < side / 2)[:, None, None, :] & ((axis - y).abs() < side / 2)[:, None, :, None]
+    box = ((axis - x).abs() < side / 2)[:, None, None, :] & ((axis - y).abs() < side / 2)[
+        :, None, :, None
+    ]
     return normalise(torch.where(box, background, image))
 
 
@@ -119,11 +149,19 @@ def plain(rgba: Tensor) -> Tensor:
     """The picture as it is, on white, at IMAGE pixels."""
     pixels = rgba.float() / 255
     image = pixels[:, :3] * pixels[:, 3:] + (1 - pixels[:, 3:])
-    return normalise(F.interpolate(image, (IMAGE, IMAGE), mode="area" if RENDERED % IMAGE == 0 else "bilinear",
-                                   antialias=RENDERED % IMAGE != 0))  # fmt: skip
+    return normalise(
+        F.interpolate(
+            image,
+            (IMAGE, IMAGE),
+            mode="area" if RENDERED % IMAGE == 0 else "bilinear",
+            antialias=RENDERED % IMAGE != 0,
+        )
+    )
 
 
-def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+def parameter_groups(
+    model: nn.Module,
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Matrices inside the layers (for Muon), other weights, and those that take no decay."""
     matrices, others, plain_ones = [], [], []
     for name, parameter in model.named_parameters():
@@ -139,8 +177,12 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 @torch.inference_mode()
 def features(model: nn.Module, pixels: Tensor) -> Tensor:
     """Unit image embeddings, (n, d)."""
-    return torch.cat([F.normalize(model.get_image_features(pixel_values=b).pooler_output, dim=-1)  # type: ignore[operator]
-                      for b in torch.split(pixels, 256)])  # fmt: skip
+    return torch.cat(
+        [
+            F.normalize(model.get_image_features(pixel_values=b).pooler_output, dim=-1)  # type: ignore[operator]
+            for b in torch.split(pixels, 256)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -148,14 +190,23 @@ def classifier(model: nn.Module, tokenizer: Any, names: list[str]) -> Tensor:
     """One unit embedding a name, averaged over text.TEMPLATES: (names, d)."""
     sums: Any = 0
     for template in text.TEMPLATES:
-        ids = tokenizer([template.format(c=name) for name in names], padding=True, truncation=True, return_tensors="pt")
+        ids = tokenizer(
+            [template.format(c=name) for name in names],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        )
         ids = {k: v.to(next(model.parameters()).device) for k, v in ids.items()}
         sums = sums + F.normalize(model.get_text_features(**ids).pooler_output, dim=-1)  # type: ignore[operator]
     return F.normalize(sums, dim=-1)
 
 
-def score(model: nn.Module, tokenizer: Any, labels: list[str], pixels: Tensor, targets: Tensor) -> dict[str, float]:
-    """Zero-shot accuracy of *pixels* over all *labels*, and over random hundreds of them (20 draws)."""
+def score(
+    model: nn.Module, tokenizer: Any, labels: list[str], pixels: Tensor, targets: Tensor
+) -> dict[str, float]:
+    """Zero-shot accuracy of *pixels* over all *labels*, and over random hundreds of them (20
+    draws).
+    """
     logits = features(model, pixels) @ classifier(model, tokenizer, labels).T
     ranks = (logits > logits.gather(1, targets[:, None])).sum(1)
     hundred, generator = [], torch.Generator().manual_seed(0)
@@ -198,32 +249,52 @@ def train(sources: Path, out: Path, epochs: int, seed: int, device: torch.device
     rate, decay = SETTINGS["learning_rate"], SETTINGS["weight_decay"]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([{"params": others, "weight_decay": decay}, {"params": undecayed, "weight_decay": 0.0}],
-                          lr=rate, betas=(0.9, 0.98)),
-    ]  # fmt: skip
+        torch.optim.AdamW(
+            [{"params": others, "weight_decay": decay}, {"params": undecayed, "weight_decay": 0.0}],
+            lr=rate,
+            betas=(0.9, 0.98),
+        ),
+    ]
     batch = SETTINGS["batch"]
     steps = epochs * (len(pictures) // batch)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
-                 for o in optimizers]  # fmt: skip
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            o, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        )
+        for o in optimizers
+    ]
     began, step, history = time.monotonic(), 0, []
     bar = tqdm(total=steps, desc="train", smoothing=0.01)
     for epoch in range(1, epochs + 1):
-        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed * 10_000 + epoch))
+        order = torch.randperm(
+            len(pictures), generator=torch.Generator().manual_seed(seed * 10_000 + epoch)
+        )
         for chosen in torch.split(order[: len(order) // batch * batch], batch):
             images = augment(pictures[chosen.to(device)], generator)
-            # The same concept as two artists drew it, laid over one another: a style nobody draws in.
-            partner = torch.tensor([rng.choice(drawn_by_concept[int(concepts[i])]) for i in chosen]).to(device)
+            # The same concept as two artists drew it, laid over one another: a style nobody draws
+            # in.
+            partner = torch.tensor(
+                [rng.choice(drawn_by_concept[int(concepts[i])]) for i in chosen]
+            ).to(device)
             share = torch.rand(batch, 1, 1, 1, generator=generator, device=device)
-            blend = torch.rand(batch, 1, 1, 1, generator=generator, device=device) < SETTINGS["blend"]
+            blend = (
+                torch.rand(batch, 1, 1, 1, generator=generator, device=device) < SETTINGS["blend"]
+            )
             share = torch.where(blend, share, torch.ones_like(share))
             images = images * share + augment(pictures[partner], generator) * (1 - share)
 
             asked = list(dict.fromkeys(concepts[chosen].tolist()))
-            asked += rng.sample(sorted(set(range(len(known))) - set(asked)), SETTINGS["names_a_step"] - len(asked))
+            asked += rng.sample(
+                sorted(set(range(len(known))) - set(asked)), SETTINGS["names_a_step"] - len(asked)
+            )
             row = {concept: index for index, concept in enumerate(asked)}
             target = torch.tensor([row[int(c)] for c in concepts[chosen]], device=device)
-            words = tokenizer([text.caption(known[i], rng) for i in asked], padding=True, truncation=True,
-                              return_tensors="pt").to(device)  # fmt: skip
+            words = tokenizer(
+                [text.caption(known[i], rng) for i in asked],
+                padding=True,
+                truncation=True,
+                return_tensors="pt",
+            ).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 seen = model.get_image_features(pixel_values=images).pooler_output  # type: ignore[operator]
                 read = model.get_text_features(**words).pooler_output  # type: ignore[operator]
@@ -233,7 +304,14 @@ def train(sources: Path, out: Path, epochs: int, seed: int, device: torch.device
             loss = F.cross_entropy(logits, target, label_smoothing=SETTINGS["label_smoothing"])
             # The other direction: of the batch's pictures, which belong to this caption?
             positive = F.one_hot(target, len(asked)).T[: int(target.max()) + 1].float()
-            loss = loss - 0.3 * (logits.T[: len(positive)].log_softmax(1) * positive).sum(1).div(positive.sum(1)).mean()
+            loss = (
+                loss
+                - 0.3
+                * (logits.T[: len(positive)].log_softmax(1) * positive)
+                .sum(1)
+                .div(positive.sum(1))
+                .mean()
+            )
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -250,15 +328,30 @@ def train(sources: Path, out: Path, epochs: int, seed: int, device: torch.device
         if epoch % 5 == 0 or epoch == epochs:
             scores = score(average, tokenizer, labels, held_out, held_concepts)
             history.append({"epoch": epoch, "loss": loss.item(), **scores})
-            bar.write(f"epoch {epoch}: loss {loss.item():.3f}, " + ", ".join(f"{k} {v:.1%}" for k, v in scores.items()))
-            write(average, out, {"epochs": epochs, "seed": seed, "device": _device_name(device),
-                                 "minutes": round((time.monotonic() - began) / 60, 1), "torch": torch.__version__,
-                                 "history": history, **SETTINGS})  # fmt: skip
+            bar.write(
+                f"epoch {epoch}: loss {loss.item():.3f}, "
+                + ", ".join(f"{k} {v:.1%}" for k, v in scores.items())
+            )
+            write(
+                average,
+                out,
+                {
+                    "epochs": epochs,
+                    "seed": seed,
+                    "device": _device_name(device),
+                    "minutes": round((time.monotonic() - began) / 60, 1),
+                    "torch": torch.__version__,
+                    "history": history,
+                    **SETTINGS,
+                },
+            )
     bar.close()
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    )
 
 
 def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
@@ -277,14 +370,25 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, required=True, help="folder for the emoji packages; fetched if absent")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "models" / "embedded" / "clip")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        required=True,
+        help="folder for the emoji packages; fetched if absent",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "models" / "embedded" / "clip"
+    )
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
-    chosen = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = (
+        args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
     emoji.fetch(args.sources)
     train(args.sources, args.out, args.epochs, args.seed, torch.device(chosen))
 

@@ -1,8 +1,9 @@
-"""A catalogue of faults: each plants one defect, known from real bugs, for as long as a ``with`` block lasts.
+"""A catalogue of faults: each plants one defect, known from real bugs, for as long as a ``with``
+block lasts.
 
-``harness.tools.proof`` runs the gate on each and records what catches it.  A fault changes the thing itself -
-ModelOpt's functions, a recipe's file, the batches of the calibration, the bytes of a checkpoint or of a baseline - and
-never the gate's own decisions.
+``harness.tools.proof`` runs the gate on each and records what catches it.  A fault changes the
+thing itself (ModelOpt's functions, a recipe's file, the batches of the calibration, the bytes of a
+checkpoint or of a baseline) and never the gate's own decisions.
 """
 
 from harness.tools.faults.catalogue import CATALOGUE, Fault, Site, Where
@@ -11,5 +12,15 @@ from harness.tools.faults.catalogue import CATALOGUE, Fault, Site, Where
 from harness.tools.faults import arithmetic, recipe, modelopt, ranges, data, records, export  # isort: skip
 
 __all__ = [
-    "CATALOGUE", "Fault", "Site", "Where", "arithmetic", "data", "export", "modelopt", "ranges", "recipe", "records",
-]  # fmt: skip
+    "CATALOGUE",
+    "Fault",
+    "Site",
+    "Where",
+    "arithmetic",
+    "data",
+    "export",
+    "modelopt",
+    "ranges",
+    "recipe",
+    "records",
+]

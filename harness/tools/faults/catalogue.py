@@ -28,9 +28,11 @@ class Where(Enum):
 
 @dataclass
 class Site:
-    """Where one fault is planted: a folder of its own, and a copy of the clean baselines that it may damage.
+    """Where one fault is planted: a folder of its own, and a copy of the clean baselines that it
+    may damage.
 
-    ``options`` are fields of ``harness.gate.options.Options`` that the fault sets, such as another recipe.
+    ``options`` are fields of ``harness.gate.options.Options`` that the fault sets, such as another
+    recipe.
     """
 
     folder: Path
@@ -46,9 +48,9 @@ Plant = Callable[[Site], AbstractContextManager[None]]
 class Fault:
     """One defect.
 
-    ``plants`` says what is wrong while it is planted, ``origin`` which real bug or class of bugs it stands for.
-    ``recipe`` is the clean recipe that the gate runs, and ``anew`` names what of a clean run the fault spoils, so that
-    it must not be shared with it (the kinds of ``Gate.share``).
+    ``plants`` says what is wrong while it is planted, ``origin`` which real bug or class of bugs it
+    stands for. ``recipe`` is the clean recipe that the gate runs, and ``anew`` names what of a
+    clean run the fault spoils, so that it must not be shared with it (the kinds of ``Gate.share``).
     """
 
     name: str
@@ -70,7 +72,9 @@ CATALOGUE: dict[str, Fault] = {}
 def fault(
     name: str, where: Where, origin: str, recipe: str = "fp8", anew: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Site], Iterator[None]]], Plant]:
-    """Register a generator function as a fault; the first line of its docstring says what it plants."""
+    """Register a generator function as a fault; the first line of its docstring says what it
+    plants.
+    """
 
     def register(plant: Callable[[Site], Iterator[None]]) -> Plant:
         what = (plant.__doc__ or "").strip().splitlines()[0]
@@ -80,7 +84,13 @@ def fault(
 
 
 def add(
-    name: str, where: Where, origin: str, plants: str, plant: Plant, recipe: str = "fp8", anew: tuple[str, ...] = ()
+    name: str,
+    where: Where,
+    origin: str,
+    plants: str,
+    plant: Plant,
+    recipe: str = "fp8",
+    anew: tuple[str, ...] = (),
 ) -> Plant:
     """Register *plant* as a fault.
 
@@ -88,7 +98,10 @@ def add(
         ValueError: the name is taken, or nothing is said about it.
     """
     if name in CATALOGUE or not (plants and origin):
-        raise ValueError(f"fault {name!r} is registered twice, or does not say what it plants and where it comes from")
+        raise ValueError(
+            f"fault {name!r} is registered twice, or does not say what it plants and where it "
+            f"comes from"
+        )
     CATALOGUE[name] = Fault(name, where, origin, plants, plant, recipe, frozenset(anew))
     return plant
 
@@ -121,10 +134,18 @@ def after_quantizing(change: Callable[[nn.Module], None]) -> AbstractContextMana
 
 
 def enabled(model: nn.Module, *endings: str) -> list[Any]:
-    """The enabled quantizers of *model* whose names end in one of *endings* (all without any), in module order."""
+    """The enabled quantizers of *model* whose names end in one of *endings* (all without any), in
+    module order.
+    """
     from harness.quantization.maps import tensor_quantizers
 
-    found = [q for name, q in tensor_quantizers(model).items() if q.is_enabled and name.endswith(endings or ("",))]
+    found = [
+        q
+        for name, q in tensor_quantizers(model).items()
+        if q.is_enabled and name.endswith(endings or ("",))
+    ]
     if not found and not any(p.is_meta for p in model.parameters()):
-        raise LookupError(f"no enabled quantizer ends in {' or '.join(endings)}: the fault would plant nothing")
+        raise LookupError(
+            f"no enabled quantizer ends in {' or '.join(endings)}: the fault would plant nothing"
+        )
     return found

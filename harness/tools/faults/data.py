@@ -32,7 +32,12 @@ def _moved(_: Site) -> Iterator[None]:
         yield
 
 
-@fault("a dependency changes the model", Where.MODEL, "gelu for quick_gelu after an upgrade", anew=_MODEL)
+@fault(
+    "a dependency changes the model",
+    Where.MODEL,
+    "gelu for quick_gelu after an upgrade",
+    anew=_MODEL,
+)
 def _activation(_: Site) -> Iterator[None]:
     """The same files and the same releases compute another activation."""
     from harness.models import references
@@ -50,7 +55,12 @@ def _activation(_: Site) -> Iterator[None]:
         yield
 
 
-@fault("sample count changed", Where.DATA, "another sample count under a fixed threshold", anew=("tasks", "runs"))
+@fault(
+    "sample count changed",
+    Where.DATA,
+    "another sample count under a fixed threshold",
+    anew=("tasks", "runs"),
+)
 def _fewer(_: Site) -> Iterator[None]:
     """A classification task has half of its samples."""
     from harness.data import tasks
@@ -58,7 +68,9 @@ def _fewer(_: Site) -> Iterator[None]:
     load = tasks.load_tasks
 
     def half(*args: Any) -> Any:
-        return tuple(t.subset(0, len(t.sample_ids) // 2) if t.labels is not None else t for t in load(*args))
+        return tuple(
+            t.subset(0, len(t.sample_ids) // 2) if t.labels is not None else t for t in load(*args)
+        )
 
     with replaced((tasks, "load_tasks", half)):
         yield
@@ -66,7 +78,9 @@ def _fewer(_: Site) -> Iterator[None]:
 
 @fault("labels shuffled", Where.DATA, "class: labels shuffled", anew=("tasks", "runs"))
 def _shuffled(_: Site) -> Iterator[None]:
-    """Every picture gets the label of another one, for the reference and the quantized model alike."""
+    """Every picture gets the label of another one, for the reference and the quantized model
+    alike.
+    """
     from harness.data import tasks
 
     load = tasks.load_tasks
@@ -74,7 +88,8 @@ def _shuffled(_: Site) -> Iterator[None]:
     def shuffled(*args: Any) -> Any:
         rng = np.random.default_rng(0)
         return tuple(
-            t if t.labels is None else dataclasses.replace(t, labels=rng.permutation(t.labels)) for t in load(*args)
+            t if t.labels is None else dataclasses.replace(t, labels=rng.permutation(t.labels))
+            for t in load(*args)
         )
 
     with replaced((tasks, "load_tasks", shuffled)):
@@ -91,14 +106,20 @@ def _off_by_one(_: Site) -> Iterator[None]:
     def off(model: nn.Module, task: Any, **kwargs: Any) -> Any:
         if task.labels is not None and _is_quantized(model):
             prompts = task.prompts
-            task = dataclasses.replace(task, prompts=dataclasses.replace(prompts, rows=prompts.rows.roll(1)))
+            task = dataclasses.replace(
+                task, prompts=dataclasses.replace(prompts, rows=prompts.rows.roll(1))
+            )
         return original(model, task, **kwargs)
 
     with replaced((tasks, "evaluate", off)):
         yield
 
 
-@fault("reference compared with itself", Where.DATA, "the quantized model that was never put in the pipeline")
+@fault(
+    "reference compared with itself",
+    Where.DATA,
+    "the quantized model that was never put in the pipeline",
+)
 def _itself(_: Site) -> Iterator[None]:
     """The evaluation of the quantized model runs with all its quantizers off."""
     from harness.quantization import quantize

@@ -1,4 +1,6 @@
-"""The exporter writes another graph than the model: one thing wrong in the ONNX of every tower that it touches."""
+"""The exporter writes another graph than the model: one thing wrong in the ONNX of every tower that
+it touches.
+"""
 
 from __future__ import annotations
 
@@ -77,12 +79,20 @@ def _quantized_patches(graph: onnx.GraphProto) -> None:
     """A pair before the convolution, with the scale of another input."""
     conv = next(node for node in graph.node if node.op_type == "Conv")
     name = f"{_PATCHES}.input_quantizer"
-    scale, zero = (_constant(graph, f"layers.0.mlp.fc1.input_quantizer.{x}").name for x in ("scale", "zero_point"))
+    scale, zero = (
+        _constant(graph, f"layers.0.mlp.fc1.input_quantizer.{x}").name
+        for x in ("scale", "zero_point")
+    )
     pair = [
         onnx.helper.make_node(
-            "QuantizeLinear", [conv.input[0], scale, zero], [f"{name}.codes"], f"{name}/QuantizeLinear"
+            "QuantizeLinear",
+            [conv.input[0], scale, zero],
+            [f"{name}.codes"],
+            f"{name}/QuantizeLinear",
         ),
-        onnx.helper.make_node("DequantizeLinear", [f"{name}.codes", scale, zero], [name], f"{name}/DequantizeLinear"),
+        onnx.helper.make_node(
+            "DequantizeLinear", [f"{name}.codes", scale, zero], [name], f"{name}/DequantizeLinear"
+        ),
     ]
     at = list(graph.node).index(conv)
     conv.input[0] = name
@@ -113,8 +123,14 @@ def _truncating(_: Site) -> AbstractContextManager[None]:
 
     def codes(form: Form, weight: Tensor) -> Any:
         nearest = original(form, weight)
-        beyond = np.abs(nearest.astype(np.float32) * form.scale) > np.abs(weight.detach().float().numpy())
-        return np.where(beyond, nearest.view(np.uint8) - 1, nearest.view(np.uint8)).astype(np.uint8).view(nearest.dtype)
+        beyond = np.abs(nearest.astype(np.float32) * form.scale) > np.abs(
+            weight.detach().float().numpy()
+        )
+        return (
+            np.where(beyond, nearest.view(np.uint8) - 1, nearest.view(np.uint8))
+            .astype(np.uint8)
+            .view(nearest.dtype)
+        )
 
     return replaced((Form, "codes", codes))
 
@@ -130,30 +146,79 @@ def _other_epsilon(graph: onnx.GraphProto) -> None:
 
 def _unscaled(graph: onnx.GraphProto) -> None:
     """Queries without their share of 1 / sqrt(d)."""
-    factor = next(n for n in graph.node if n.op_type == "Mul" and "encoder/layers.1/self_attn" in n.name)
+    factor = next(
+        n for n in graph.node if n.op_type == "Mul" and "encoder/layers.1/self_attn" in n.name
+    )
     source = next(name for name in factor.input if "Constant" not in name)
     _reading(graph, factor.output[0], source)
     graph.node.remove(factor)
 
 
 for _name, _recipe, _what, _origin, _edit in (
-    ("Q/DQ dropped", _FP8, "one Linear's input goes into its product unquantized", "class: Q/DQ lost in a fusion",
-     _drop),
-    ("exported scale one step off", _FP8, "one scale is off by one unit in the last place",
-     "class: a scale that went through another precision", _one_ulp),
-    ("patch embedding exported quantized", _WITHOUT_PATCHES, "the first layer's input has a Q/DQ though it is disabled",
-     "get_onnx_bytes_and_metadata quantizes convolutions (ModelOpt 0.47)", _quantized_patches),
-    ("zero point dropped", _FP8, "one DequantizeLinear has no zero point",
-     "trt::TRT_FP8DequantizeLinear rewritten without one", _no_zero_point),
-    ("Q/DQ of key and value exchanged", _FP8, "key and value of one block are quantized with each other's scale",
-     "class: attention's Q/DQ on the wrong tensor", _keys_for_values),
-    ("exported scales beside their channels", _INT8, "one weight's scales belong to the channels beside",
-     "class: axis lost in a transposition", _wrong_axis),
-    ("other epsilon in a LayerNorm", _FP8, "one LayerNorm adds 1e-2 to the variance instead of 1e-5",
-     "class: attribute lost on export", _other_epsilon),
-    ("attention scale lost on export", _INT8, "queries of one block lack their share of 1 / sqrt(d)",
-     "export_fp8_mha's handling of scale (ModelOpt 0.47)", _unscaled),
-):  # fmt: skip
+    (
+        "Q/DQ dropped",
+        _FP8,
+        "one Linear's input goes into its product unquantized",
+        "class: Q/DQ lost in a fusion",
+        _drop,
+    ),
+    (
+        "exported scale one step off",
+        _FP8,
+        "one scale is off by one unit in the last place",
+        "class: a scale that went through another precision",
+        _one_ulp,
+    ),
+    (
+        "patch embedding exported quantized",
+        _WITHOUT_PATCHES,
+        "the first layer's input has a Q/DQ though it is disabled",
+        "get_onnx_bytes_and_metadata quantizes convolutions (ModelOpt 0.47)",
+        _quantized_patches,
+    ),
+    (
+        "zero point dropped",
+        _FP8,
+        "one DequantizeLinear has no zero point",
+        "trt::TRT_FP8DequantizeLinear rewritten without one",
+        _no_zero_point,
+    ),
+    (
+        "Q/DQ of key and value exchanged",
+        _FP8,
+        "key and value of one block are quantized with each other's scale",
+        "class: attention's Q/DQ on the wrong tensor",
+        _keys_for_values,
+    ),
+    (
+        "exported scales beside their channels",
+        _INT8,
+        "one weight's scales belong to the channels beside",
+        "class: axis lost in a transposition",
+        _wrong_axis,
+    ),
+    (
+        "other epsilon in a LayerNorm",
+        _FP8,
+        "one LayerNorm adds 1e-2 to the variance instead of 1e-5",
+        "class: attribute lost on export",
+        _other_epsilon,
+    ),
+    (
+        "attention scale lost on export",
+        _INT8,
+        "queries of one block lack their share of 1 / sqrt(d)",
+        "export_fp8_mha's handling of scale (ModelOpt 0.47)",
+        _unscaled,
+    ),
+):
     add(_name, Where.EXPORT, _origin, _what, _exported(_edit), _recipe)
 _what = "weights' codes are rounded toward zero"
-add("exported codes truncated", Where.EXPORT, "class: truncation for rounding", _what, _truncating, _FP8)
+add(
+    "exported codes truncated",
+    Where.EXPORT,
+    "class: truncation for rounding",
+    _what,
+    _truncating,
+    _FP8,
+)

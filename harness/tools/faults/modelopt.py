@@ -1,4 +1,6 @@
-"""ModelOpt's plumbing around the arithmetic: who calls which quantizer, what is folded, what the attention computes."""
+"""ModelOpt's plumbing around the arithmetic: who calls which quantizer, what is folded, what the
+attention computes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def _attention_class() -> Any:
 
 
 def _around_sdpa(wrong: Callable[..., Tensor]) -> Any:
-    """Diffusers' attention class with *wrong(module, original, ...)* where it quantizes around sdpa."""
+    """Diffusers' attention class with *wrong(module, original, ...)* where it quantizes around
+    sdpa.
+    """
     cls = _attention_class()
     kept = list(cls._functionals_to_replace)
     original = next(new for _, name, new in kept if name == "scaled_dot_product_attention")
@@ -36,9 +40,15 @@ def _around_sdpa(wrong: Callable[..., Tensor]) -> Any:
     return replaced((cls, "_functionals_to_replace", changed))
 
 
-@fault("attention skipped under sdpa", Where.MODELOPT, "diffusers' class with another attention backend (S3)")
+@fault(
+    "attention skipped under sdpa",
+    Where.MODELOPT,
+    "diffusers' class with another attention backend (S3)",
+)
 def _skipped(_: Site) -> Iterator[None]:
-    """The attention quantizers are inserted and enabled, and scaled_dot_product_attention goes round them."""
+    """The attention quantizers are inserted and enabled, and scaled_dot_product_attention goes
+    round them.
+    """
     with _around_sdpa(lambda _module, _original, *a, **k: _plain_sdpa(*a, **k)):
         yield
 
@@ -47,30 +57,51 @@ def _plain_sdpa(*args: Any, **kwargs: Any) -> Tensor:
     return _SDPA(*args, **kwargs)
 
 
-@fault("eager attention", Where.MODEL, "attn_implementation='eager' (S3)", anew=("reference", "runs", "places"))
+@fault(
+    "eager attention",
+    Where.MODEL,
+    "attn_implementation='eager' (S3)",
+    anew=("reference", "runs", "places"),
+)
 def _eager(_: Site) -> Iterator[None]:
-    """The model is loaded with eager attention, which never reaches the four attention quantizers."""
+    """The model is loaded with eager attention, which never reaches the four attention
+    quantizers.
+    """
     from harness.models import references
 
     load = references.load
-    with replaced((references, "load", lambda ref, device: load(ref, device, attn_implementation="eager"))):
+    with replaced(
+        (references, "load", lambda ref, device: load(ref, device, attn_implementation="eager"))
+    ):
         yield
 
 
-@fault("nested attention quantized twice", Where.MODELOPT, "an attention module wrapped inside another one")
+@fault(
+    "nested attention quantized twice",
+    Where.MODELOPT,
+    "an attention module wrapped inside another one",
+)
 def _twice(_: Site) -> Iterator[None]:
     """Query, key and value pass their quantizers twice."""
 
     def twice(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
-        return original(m, m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *a, **kw)  # type: ignore[no-any-return]
+        return original(
+            m, m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *a, **kw
+        )  # type: ignore[no-any-return]
 
     with _around_sdpa(twice):
         yield
 
 
-@fault("one wrapper quantizes the value twice", Where.MODELOPT, "an attention module wrapped inside another one")
+@fault(
+    "one wrapper quantizes the value twice",
+    Where.MODELOPT,
+    "an attention module wrapped inside another one",
+)
 def _value_twice(_: Site) -> Iterator[None]:
-    """Only the value passes its quantizer twice, which changes no bit, as quantizing is idempotent."""
+    """Only the value passes its quantizer twice, which changes no bit, as quantizing is
+    idempotent.
+    """
 
     def twice(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
         return original(m, q, k, m.v_bmm_quantizer(v), *a, **kw)  # type: ignore[no-any-return]
@@ -83,33 +114,49 @@ def _value_twice(_: Site) -> Iterator[None]:
 def _no_output(_: Site) -> Iterator[None]:
     """The output of the second product never passes its quantizer."""
 
-    def without(m: Any, _original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
-        return _plain_sdpa(m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *a, **kw)
+    def without(
+        m: Any, _original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any
+    ) -> Tensor:
+        return _plain_sdpa(
+            m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *a, **kw
+        )
 
     with _around_sdpa(without):
         yield
 
 
-@fault("causal mask lost", Where.MODELOPT, "a rewritten attention that drops is_causal and attn_mask")
+@fault(
+    "causal mask lost", Where.MODELOPT, "a rewritten attention that drops is_causal and attn_mask"
+)
 def _no_mask(_: Site) -> Iterator[None]:
     """The quantized text tower sees words that come later."""
 
     def unmasked(m: Any, original: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return original(m, *args[:3], **{k: v for k, v in kwargs.items() if k not in ("attn_mask", "is_causal")})  # type: ignore[no-any-return]
+        return original(
+            m, *args[:3], **{k: v for k, v in kwargs.items() if k not in ("attn_mask", "is_causal")}
+        )  # type: ignore[no-any-return]
 
     with _around_sdpa(unmasked):
         yield
 
 
-@fault("attention left swapped", Where.MODELOPT, "replace_function after a forward that raised (ModelOpt 0.47, S12)")
+@fault(
+    "attention left swapped",
+    Where.MODELOPT,
+    "replace_function after a forward that raised (ModelOpt 0.47, S12)",
+)
 def _left_swapped(_: Site) -> Iterator[None]:
-    """A quantized model raised in its forward, and every other one attends through that model's quantizers."""
+    """A quantized model raised in its forward, and every other one attends through that model's
+    quantizers.
+    """
     from harness import isolation
     from harness.models import references
     from harness.quantization import quantize
     from harness.recipes import loading
 
-    stray: Any = quantize.quantize(references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None)
+    stray: Any = quantize.quantize(
+        references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None
+    )
     block: Any = next(m for m in stray.vision_model.modules() if hasattr(m, "q_bmm_quantizer"))
     with isolation.functions_kept(), replaced((block.out_proj, "forward", _raise)):
         # Not through harness.models.families, which would put the functions back.
@@ -122,9 +169,15 @@ def _raise(*_: Any) -> Tensor:
     raise ArithmeticError("a layer that raises")
 
 
-@fault("softmax left swapped", Where.MODELOPT, "ModelOpt's own attention class, which quantizes the softmax (S12)")
+@fault(
+    "softmax left swapped",
+    Where.MODELOPT,
+    "ModelOpt's own attention class, which quantizes the softmax (S12)",
+)
 def _softmax_swapped(_: Site) -> Iterator[None]:
-    """A forward raised and torch's softmax is another function ever since, for every model of the process."""
+    """A forward raised and torch's softmax is another function ever since, for every model of the
+    process.
+    """
     softmax = F.softmax
 
     def rounded(*args: Any, **kwargs: Any) -> Tensor:
@@ -134,7 +187,11 @@ def _softmax_swapped(_: Site) -> Iterator[None]:
         yield
 
 
-@fault("attention scale lost", Where.MODELOPT, "a rewritten attention that passes no scale, or another one")
+@fault(
+    "attention scale lost",
+    Where.MODELOPT,
+    "a rewritten attention that passes no scale, or another one",
+)
 def _no_scale(_: Site) -> Iterator[None]:
     """The quantized attention does not divide by the root of the head's width."""
 
@@ -145,20 +202,31 @@ def _no_scale(_: Site) -> Iterator[None]:
         yield
 
 
-@fault("key and value quantizers exchanged", Where.MODELOPT, "class: quantizers wired to each other's tensors")
+@fault(
+    "key and value quantizers exchanged",
+    Where.MODELOPT,
+    "class: quantizers wired to each other's tensors",
+)
 def _exchanged(_: Site) -> Iterator[None]:
     """The key passes the value's quantizer and the value the key's, after a right calibration."""
 
     def exchange(model: nn.Module) -> None:
         for module in model.modules():
             if hasattr(module, "k_bmm_quantizer"):
-                module.k_bmm_quantizer, module.v_bmm_quantizer = module.v_bmm_quantizer, module.k_bmm_quantizer
+                module.k_bmm_quantizer, module.v_bmm_quantizer = (
+                    module.v_bmm_quantizer,
+                    module.k_bmm_quantizer,
+                )
 
     with after_quantizing(exchange):
         yield
 
 
-@fault("quantizers disabled after calibration", Where.MODELOPT, "class: quantizers off after calibration")
+@fault(
+    "quantizers disabled after calibration",
+    Where.MODELOPT,
+    "class: quantizers off after calibration",
+)
 def _disabled(_: Site) -> Iterator[None]:
     """All quantizers are calibrated, and off."""
 
@@ -172,7 +240,9 @@ def _disabled(_: Site) -> Iterator[None]:
 
 @fault("calibration never ends", Where.MODELOPT, "quantizers left in calibration mode")
 def _calibrating(_: Site) -> Iterator[None]:
-    """One layer's quantizers stay in calibration mode: enabled, called, with an amax, and quantizing nothing."""
+    """One layer's quantizers stay in calibration mode: enabled, called, with an amax, and
+    quantizing nothing.
+    """
 
     def reopen(model: nn.Module) -> None:
         for quantizer in enabled(model, "layers.1.mlp.fc1.input_quantizer"):
@@ -251,7 +321,9 @@ def _fold_nothing(_: Site) -> Iterator[None]:
         yield
 
 
-@fault("SmoothQuant folded twice", Where.MODELOPT, "weights folded twice", recipe="int8-smoothquant")
+@fault(
+    "SmoothQuant folded twice", Where.MODELOPT, "weights folded twice", recipe="int8-smoothquant"
+)
 def _smoothed_twice(_: Site) -> Iterator[None]:
     """SmoothQuant's scale multiplies the weights twice, and the inputs once."""
 
@@ -266,7 +338,12 @@ def _smoothed_twice(_: Site) -> Iterator[None]:
         yield
 
 
-@fault("SmoothQuant's scale lost", Where.MODELOPT, "a scale that is not restored", recipe="int8-smoothquant")
+@fault(
+    "SmoothQuant's scale lost",
+    Where.MODELOPT,
+    "a scale that is not restored",
+    recipe="int8-smoothquant",
+)
 def _scale_lost(_: Site) -> Iterator[None]:
     """One layer's weights are smoothed and its inputs are not."""
 

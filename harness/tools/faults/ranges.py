@@ -1,4 +1,6 @@
-"""Calibrated ranges that are not what the data give: amax changed afterwards, or a calibration on other things."""
+"""Calibrated ranges that are not what the data give: amax changed afterwards, or a calibration on
+other things.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.tools.faults.catalogue import Site, Where, add, after_quantizing, enabled, fault, replaced
+from harness.tools.faults.catalogue import (
+    Site,
+    Where,
+    add,
+    after_quantizing,
+    enabled,
+    fault,
+    replaced,
+)
 
 ONE_INPUT = "vision_model.encoder.layers.1.mlp.fc1.input_quantizer"
 ONE_WEIGHT = "text_model.encoder.layers.1.mlp.fc2.weight_quantizer"
 ONE_KEY = "vision_model.encoder.layers.0.self_attn.k_bmm_quantizer"
 
 
-def _amax(change: Callable[[Tensor], Tensor], *endings: str) -> Callable[[Site], AbstractContextManager[None]]:
-    """*change* every calibrated amax of the quantizers whose names end so, behind the setter's checks."""
+def _amax(
+    change: Callable[[Tensor], Tensor], *endings: str
+) -> Callable[[Site], AbstractContextManager[None]]:
+    """*change* every calibrated amax of the quantizers whose names end so, behind the setter's
+    checks.
+    """
 
     def plant(_: Site) -> AbstractContextManager[None]:
         def edit(model: nn.Module) -> None:
@@ -44,25 +58,75 @@ def _first_channel(value: float) -> Callable[[Tensor], Tensor]:
 
 
 for _name, _clean, _what, _change, _ending in (
-    ("amax x16 in one input", "fp8", "one Linear's input range is 16 times too wide", lambda a: a * 16, ONE_INPUT),
-    ("amax x16 everywhere", "fp8", "every range is 16 times too wide (FP8's SNR is blind to it)", lambda a: a * 16, ""),
-    ("amax x2 in one key", "fp8", "one key's range is twice too wide: a power of two, nearly invisible in FP8",
-     lambda a: a * 2, ONE_KEY),
-    ("amax of one weight is stale", "fp8", "one weight's range is that of weights before an update: 3 % less",
-     lambda a: a * 0.97, ONE_WEIGHT),
-    ("amax one step off", "fp8", "one input's range is off by one unit in the last place of FP16",
-     lambda a: (a.half().view(torch.int16) + 1).view(torch.float16).to(a.dtype), ONE_INPUT),
-    ("amax / 4 in one input", "fp8", "one Linear's input range is four times too narrow and saturates",
-     lambda a: a / 4, ONE_INPUT),
+    (
+        "amax x16 in one input",
+        "fp8",
+        "one Linear's input range is 16 times too wide",
+        lambda a: a * 16,
+        ONE_INPUT,
+    ),
+    (
+        "amax x16 everywhere",
+        "fp8",
+        "every range is 16 times too wide (FP8's SNR is blind to it)",
+        lambda a: a * 16,
+        "",
+    ),
+    (
+        "amax x2 in one key",
+        "fp8",
+        "one key's range is twice too wide: a power of two, nearly invisible in FP8",
+        lambda a: a * 2,
+        ONE_KEY,
+    ),
+    (
+        "amax of one weight is stale",
+        "fp8",
+        "one weight's range is that of weights before an update: 3 % less",
+        lambda a: a * 0.97,
+        ONE_WEIGHT,
+    ),
+    (
+        "amax one step off",
+        "fp8",
+        "one input's range is off by one unit in the last place of FP16",
+        lambda a: (a.half().view(torch.int16) + 1).view(torch.float16).to(a.dtype),
+        ONE_INPUT,
+    ),
+    (
+        "amax / 4 in one input",
+        "fp8",
+        "one Linear's input range is four times too narrow and saturates",
+        lambda a: a / 4,
+        ONE_INPUT,
+    ),
     ("amax zero", "fp8", "one input's range is zero", _filled(0.0), ONE_INPUT),
     ("amax NaN", "fp8", "one input's range is NaN", _filled(torch.nan), ONE_INPUT),
     ("amax infinite", "fp8", "one weight's range is infinite", _filled(torch.inf), ONE_WEIGHT),
     ("amax negative", "fp8", "one key's range is negative", lambda a: -a, ONE_KEY),
-    ("amax zero in one channel", "int8", "one channel of one weight has range zero", _first_channel(0.0), ONE_WEIGHT),
-    ("channels shifted by one", "int8", "a weight's scales belong to the channels beside",
-     lambda a: a.roll(1, 0), ONE_WEIGHT),
-):  # fmt: skip
-    add(_name, Where.MODELOPT, "class: stale, scaled or unusable amax", _what, _amax(_change, _ending), _clean)
+    (
+        "amax zero in one channel",
+        "int8",
+        "one channel of one weight has range zero",
+        _first_channel(0.0),
+        ONE_WEIGHT,
+    ),
+    (
+        "channels shifted by one",
+        "int8",
+        "a weight's scales belong to the channels beside",
+        lambda a: a.roll(1, 0),
+        ONE_WEIGHT,
+    ),
+):
+    add(
+        _name,
+        Where.MODELOPT,
+        "class: stale, scaled or unusable amax",
+        _what,
+        _amax(_change, _ending),
+        _clean,
+    )
 
 
 @fault("two quantizers share one amax", Where.MODELOPT, "class: two quantizers sharing one amax")
@@ -80,7 +144,7 @@ def _one_amax(_: Site) -> Iterator[None]:
         yield
 
 
-# -- the calibration itself ----------------------------------------------------------------------------------------
+# -- the calibration itself ------------------------------------------------------------------------
 
 Batches = Iterable[dict[str, Tensor]]
 
@@ -101,7 +165,9 @@ def _calibrated_on(change: Callable[[Batches], Batches]) -> AbstractContextManag
     return replaced((quantize, "forward_loop_over", lambda batches: original(Changed(batches))))
 
 
-@fault("image normalisation wrong in calibration", Where.CALIBRATION, "ToTensor() without Normalize()")
+@fault(
+    "image normalisation wrong in calibration", Where.CALIBRATION, "ToTensor() without Normalize()"
+)
 def _not_normalised(_: Site) -> Iterator[None]:
     """Calibration sees pixels from 0 to 1, evaluation normalised ones."""
 
@@ -118,11 +184,17 @@ def _not_normalised(_: Site) -> Iterator[None]:
 @fault("colours exchanged in calibration", Where.CALIBRATION, "BGR for RGB (OpenCV's order)")
 def _bgr(_: Site) -> Iterator[None]:
     """Calibration sees pictures with red and blue exchanged."""
-    with _calibrated_on(lambda batches: (b | {"pixel_values": b["pixel_values"].flip(1)} for b in batches)):
+    with _calibrated_on(
+        lambda batches: (b | {"pixel_values": b["pixel_values"].flip(1)} for b in batches)
+    ):
         yield
 
 
-@fault("calibration stops after a batch", Where.CALIBRATION, "a generator that is empty from the second pass on")
+@fault(
+    "calibration stops after a batch",
+    Where.CALIBRATION,
+    "a generator that is empty from the second pass on",
+)
 def _one_batch(_: Site) -> Iterator[None]:
     """Only the first batch is seen, whatever size was asked for."""
     import itertools
@@ -139,7 +211,9 @@ def _noise(_: Site) -> Iterator[None]:
         generator = torch.Generator().manual_seed(0)
         for batch in batches:
             pixels = batch["pixel_values"]
-            yield batch | {"pixel_values": torch.randn(pixels.shape, generator=generator).to(pixels)}
+            yield batch | {
+                "pixel_values": torch.randn(pixels.shape, generator=generator).to(pixels)
+            }
 
     with _calibrated_on(change):
         yield
@@ -148,7 +222,9 @@ def _noise(_: Site) -> Iterator[None]:
 @fault("calibration on empty captions", Where.CALIBRATION, "captions that were not found")
 def _no_words(_: Site) -> Iterator[None]:
     """Every caption consists of the same padding."""
-    with _calibrated_on(lambda bs: (b | {"input_ids": b["input_ids"][:, -1:].expand_as(b["input_ids"])} for b in bs)):
+    with _calibrated_on(
+        lambda bs: (b | {"input_ids": b["input_ids"][:, -1:].expand_as(b["input_ids"])} for b in bs)
+    ):
         yield
 
 
@@ -187,11 +263,18 @@ def _driven(step: Callable[[Any, dict[str, Tensor]], object]) -> AbstractContext
     return replaced((quantize, "forward_loop_over", over))
 
 
-@fault("other calibration data", Where.CALIBRATION, "class: calibration data changed", anew=("calibration",))
+@fault(
+    "other calibration data",
+    Where.CALIBRATION,
+    "class: calibration data changed",
+    anew=("calibration",),
+)
 def _other_data(_: Site) -> Iterator[None]:
     """Fewer pairs than the record was measured with are loaded."""
     from harness.data import calibration
 
     load = calibration.load
-    with replaced((calibration, "load", lambda source, reference, size: load(source, reference, size // 2))):
+    with replaced(
+        (calibration, "load", lambda source, reference, size: load(source, reference, size // 2))
+    ):
         yield

@@ -1,4 +1,6 @@
-"""What is kept is damaged: a checkpoint between saving and restoring, a baseline between two runs."""
+"""What is kept is damaged: a checkpoint between saving and restoring, a baseline between two
+runs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from harness.tools.faults.catalogue import Site, Where, add, fault, replaced
 WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"
 AMAX = "vision_model.encoder.layers.1.mlp.fc1.input_quantizer._amax"
 
-# -- checkpoints ---------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 def _read_back(**other: Any) -> Callable[[Site], AbstractContextManager[None]]:
@@ -31,7 +33,9 @@ def _read_back(**other: Any) -> Callable[[Site], AbstractContextManager[None]]:
         original = checkpoint.restore_in_fresh_process
 
         def careless(folder: Path, form: Any, inputs: Any, how: Any = None) -> Any:
-            return original(folder, form, inputs, dataclasses.replace(how or checkpoint.Loading(), **other))
+            return original(
+                folder, form, inputs, dataclasses.replace(how or checkpoint.Loading(), **other)
+            )
 
         return replaced((checkpoint, "restore_in_fresh_process", careless))
 
@@ -78,25 +82,53 @@ def _one_bit(weight: Tensor) -> Tensor:
 
 
 for _name, _origin, _what, _plant in (
-    ("checkpoint without hook", "from_pretrained without enable_huggingface_checkpointing (S5)",
-     "the checkpoint is loaded past ModelOpt's hook, without a quantizer", _read_back(hook=False)),
-    ("checkpoint loaded with eager attention", "from_pretrained(attn_implementation='eager') (S5)",
-     "all quantizers come back, and the attention goes round its own", _read_back(attn_implementation="eager")),
-    ("another attention class at restore", "two attention classes (S4)",
-     "ModelOpt's own attention class is registered when diffusers' was saved", _read_back(attention="modelopt")),
-    ("checkpoint weight changed by one bit", "class: checkpoint not bit-equal",
-     "the last bit of one weight is flipped, less than quantization rounds away", _damaged(_tensor(WEIGHT, _one_bit))),
-    ("checkpoint range changed", "class: checkpoint not bit-equal", "one input's range is twice as wide after loading",
-     _damaged(_tensor(AMAX, lambda amax: amax * 2))),
-    ("checkpoint range lost", "buffers dropped on saving", "one input's range is not in the file",
-     _damaged(_tensor(AMAX, lambda amax: None))),
-    ("ModelOpt's state lost", "modelopt_state.pth left out of an upload", "the weights come without modelopt_state.pth",
-     _damaged(lambda folder: (folder / "modelopt_state.pth").unlink())),
-):  # fmt: skip
+    (
+        "checkpoint without hook",
+        "from_pretrained without enable_huggingface_checkpointing (S5)",
+        "the checkpoint is loaded past ModelOpt's hook, without a quantizer",
+        _read_back(hook=False),
+    ),
+    (
+        "checkpoint loaded with eager attention",
+        "from_pretrained(attn_implementation='eager') (S5)",
+        "all quantizers come back, and the attention goes round its own",
+        _read_back(attn_implementation="eager"),
+    ),
+    (
+        "another attention class at restore",
+        "two attention classes (S4)",
+        "ModelOpt's own attention class is registered when diffusers' was saved",
+        _read_back(attention="modelopt"),
+    ),
+    (
+        "checkpoint weight changed by one bit",
+        "class: checkpoint not bit-equal",
+        "the last bit of one weight is flipped, less than quantization rounds away",
+        _damaged(_tensor(WEIGHT, _one_bit)),
+    ),
+    (
+        "checkpoint range changed",
+        "class: checkpoint not bit-equal",
+        "one input's range is twice as wide after loading",
+        _damaged(_tensor(AMAX, lambda amax: amax * 2)),
+    ),
+    (
+        "checkpoint range lost",
+        "buffers dropped on saving",
+        "one input's range is not in the file",
+        _damaged(_tensor(AMAX, lambda amax: None)),
+    ),
+    (
+        "ModelOpt's state lost",
+        "modelopt_state.pth left out of an upload",
+        "the weights come without modelopt_state.pth",
+        _damaged(lambda folder: (folder / "modelopt_state.pth").unlink()),
+    ),
+):
     add(_name, Where.CHECKPOINT, _origin, _what, _plant)
 
 
-# -- baselines -----------------------------------------------------------------------------------------------------
+# -- baselines -------------------------------------------------------------------------------------
 
 
 def _record(site: Site, recipe: str | None = None) -> Path:
@@ -111,7 +143,9 @@ def _outcomes(site: Site) -> Path:
 
 
 def _sealed(site: Site, change: Callable[[Any], Any]) -> None:
-    """Put a changed record into the store as the store itself writes it: intact, and not what was measured."""
+    """Put a changed record into the store as the store itself writes it: intact, and not what was
+    measured.
+    """
     from harness.baselines import Store
     from harness.evaluation.environment import DeviceKey
 
@@ -129,7 +163,10 @@ def _edited(site: Site) -> Iterator[None]:
 
     def lower(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: v - 1 if key == "correct" and isinstance(v, int) else lower(v) for key, v in value.items()}
+            return {
+                key: v - 1 if key == "correct" and isinstance(v, int) else lower(v)
+                for key, v in value.items()
+            }
         return [lower(v) for v in value] if isinstance(value, list) else value
 
     changed = lower(content)
@@ -171,13 +208,19 @@ def _copied(site: Site) -> Iterator[None]:
     yield
 
 
-@fault("baseline of another release", Where.BASELINE, "a baseline that silently belongs to another version")
+@fault(
+    "baseline of another release",
+    Where.BASELINE,
+    "a baseline that silently belongs to another version",
+)
 def _release(site: Site) -> Iterator[None]:
     """The record was measured with another ModelOpt."""
 
     def older(record: Any) -> Any:
         versions = dict(record.provenance.versions) | {"nvidia-modelopt": "0.44.0"}
-        return dataclasses.replace(record, provenance=dataclasses.replace(record.provenance, versions=versions))
+        return dataclasses.replace(
+            record, provenance=dataclasses.replace(record.provenance, versions=versions)
+        )
 
     _sealed(site, older)
     yield
@@ -197,8 +240,12 @@ def _lowered(site: Site) -> Iterator[None]:
 def _with_losses(task: Any) -> Any:
     kept = task.quantized
     correct = np.array(kept.correct)
-    correct[np.flatnonzero(correct)[:: max(1, correct.sum() // max(1, len(correct) // 100))]] = False
-    return dataclasses.replace(task, quantized=dataclasses.replace(kept, correct=correct, bits="0" * 64))
+    correct[np.flatnonzero(correct)[:: max(1, correct.sum() // max(1, len(correct) // 100))]] = (
+        False
+    )
+    return dataclasses.replace(
+        task, quantized=dataclasses.replace(kept, correct=correct, bits="0" * 64)
+    )
 
 
 @fault("baseline removed", Where.BASELINE, "a renamed recipe")

@@ -1,4 +1,6 @@
-"""Releases of ModelOpt compared: ``python -m harness.tools.versions measure | check | diff | table``."""
+"""Releases of ModelOpt compared: ``python -m harness.tools.versions measure | check | diff |
+table``.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.tools.versions", description="Releases of ModelOpt compared."
     )
-    parser.add_argument("--baselines", type=Path, default=ROOT / "baselines", metavar="DIR", help="the store")
+    parser.add_argument(
+        "--baselines", type=Path, default=ROOT / "baselines", metavar="DIR", help="the store"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("measure", help="measure the installed release and write its file")
-    add.add_argument("--output", type=Path, metavar="FILE", help="in place of versions/<release>.json")
-    commands.add_parser("check", help="measure the installed release and hold it against the newest measured one")
-    add = commands.add_parser("diff", help="what changes for CLIP from one measured release to another")
+    add.add_argument(
+        "--output", type=Path, metavar="FILE", help="in place of versions/<release>.json"
+    )
+    commands.add_parser(
+        "check", help="measure the installed release and hold it against the newest measured one"
+    )
+    add = commands.add_parser(
+        "diff", help="what changes for CLIP from one measured release to another"
+    )
     add.add_argument("before", help="a release (0.44) or the file of a measurement")
     add.add_argument("after", help="likewise")
-    add.add_argument("--subject", metavar="GLOB", default="*", help="only recipes and presets of this name")
+    add.add_argument(
+        "--subject", metavar="GLOB", default="*", help="only recipes and presets of this name"
+    )
     add = commands.add_parser("table", help="write docs/versions.md from the measured releases")
-    add.add_argument("--output", type=Path, metavar="FILE", default=DOCUMENT, help="in place of docs/versions.md")
+    add.add_argument(
+        "--output", type=Path, metavar="FILE", default=DOCUMENT, help="in place of docs/versions.md"
+    )
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options)
@@ -55,7 +69,9 @@ def _check(options: argparse.Namespace) -> int:
     measured = measurement.every(options.baselines)
     if not measured:
         mend = "Measure the pinned release first: python -m harness.tools.versions measure."
-        raise UsageError(options.baselines / differences.FOLDER, "holds no measurement to compare with", mend)
+        raise UsageError(
+            options.baselines / differences.FOLDER, "holds no measurement to compare with", mend
+        )
     found = check.check(measurement.measure(_say), measured[-1], records)
     print("\n".join(found.lines(records)))
     return 1 if found.findings else 0
@@ -64,9 +80,13 @@ def _check(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     from harness.tools.versions import check, measurement
 
-    before, after = (measurement.find(name, options.baselines) for name in (options.before, options.after))
+    before, after = (
+        measurement.find(name, options.baselines) for name in (options.before, options.after)
+    )
     found = check.effects(before.only(options.subject), after.only(options.subject))
-    print("\n".join(map(str, found)) or f"{before.release} and {after.release} make the same of CLIP")
+    print(
+        "\n".join(map(str, found)) or f"{before.release} and {after.release} make the same of CLIP"
+    )
     return 1 if found else 0
 
 

@@ -38,14 +38,19 @@ def met_lines(met: Mapping[str, int], records: Iterable[Record]) -> list[str]:
     """A line for each record that was met: its name, how much it changed, and why."""
     reasons = {record.name: record.difference for record in records}
     return [
-        f"{name}: {count} {'places' if reasons[name].kind == 'quantizers' else 'cases'}; {reasons[name].reason}"
+        f"{name}: {count} {'places' if reasons[name].kind == 'quantizers' else 'cases'}; "
+        f"{reasons[name].reason}"
         for name, count in met.items()
         if name in reasons
     ]
 
 
-def check(fresh: Measurement, base: Measurement, records: Sequence[Record], device: str = "cpu") -> Checked:
-    """Hold *fresh*, measured here, against *base* with the expected differences of all releases between them."""
+def check(
+    fresh: Measurement, base: Measurement, records: Sequence[Record], device: str = "cpu"
+) -> Checked:
+    """Hold *fresh*, measured here, against *base* with the expected differences of all releases
+    between them.
+    """
     way = differences.way(records, base.versions, fresh.versions)
     met: Counter[str] = Counter()
     found: dict[Finding, list[str]] = defaultdict(list)
@@ -59,22 +64,32 @@ def check(fresh: Measurement, base: Measurement, records: Sequence[Record], devi
         old, new = base.subjects.get(name), fresh.subjects.get(name)
         if old is None or new is None:
             what = f"{name} is in one of the two measurements only"
-            found[Finding(what, ("Measure the other release with this version of the harness.",))].append(name)
+            found[
+                Finding(what, ("Measure the other release with this version of the harness.",))
+            ].append(name)
             continue
         for where, done in _subject(name, old, new, way):
             take(where, done)
     for known in deviations.KNOWN:
         recorded = differences.way(records, {"nvidia-modelopt": known.measured_on}, fresh.versions)
-        take(known.name, overlay.deviation(known.name, fresh.deviations[known.name], recorded, device))
-    return Checked(way, dict(met), tuple((finding, tuple(where)) for finding, where in found.items()))
+        take(
+            known.name,
+            overlay.deviation(known.name, fresh.deviations[known.name], recorded, device),
+        )
+    return Checked(
+        way, dict(met), tuple((finding, tuple(where)) for finding, where in found.items())
+    )
 
 
 def _subject(
     name: str, old: Subject, new: Subject, way: Way
 ) -> Iterable[tuple[str, tuple[Mapping[str, int], Iterable[Finding]]]]:
-    """Where, and what, of one subject: its outcome where a record speaks of that or a release refuses it, else maps."""
+    """Where, and what, of one subject: its outcome where a record speaks of that or a release
+    refuses it, else maps.
+    """
     spoken = any(
-        isinstance(s.difference, Outcome) and differences.any_of(s.difference.subjects, name) for s in way.steps
+        isinstance(s.difference, Outcome) and differences.any_of(s.difference.subjects, name)
+        for s in way.steps
     )
     if spoken or REFUSED in old.outcome + new.outcome:
         yield name, overlay.outcome(old.outcome, new.outcome, way, name)
@@ -85,12 +100,16 @@ def _subject(
 
 
 def effects(base: Measurement, fresh: Measurement) -> list[Effect]:
-    """What changes from one release to another, subjects that change alike together; nothing for those that do not."""
+    """What changes from one release to another, subjects that change alike together; nothing for
+    those that do not.
+    """
     alike: dict[tuple[tuple[tuple[str, ...], ...], tuple[str, ...]], list[str]] = defaultdict(list)
     for name in dict.fromkeys([*base.subjects, *fresh.subjects]):
         old, new = (m.subjects.get(name, Subject("not measured", {})) for m in (base, fresh))
         if REFUSED in old.outcome + new.outcome or not (old.maps and new.maps):
-            beyond: tuple[str, ...] = (f"{old.outcome} to {new.outcome}",) if old.outcome != new.outcome else ()
+            beyond: tuple[str, ...] = (
+                (f"{old.outcome} to {new.outcome}",) if old.outcome != new.outcome else ()
+            )
             lines: tuple[tuple[str, ...], ...] = ((),) * len(effect.ARCHITECTURES)
         else:
             beyond = ()
@@ -98,6 +117,8 @@ def effects(base: Measurement, fresh: Measurement) -> list[Effect]:
         alike[lines, beyond].append(name)
     found = []
     for (by_architecture, beyond_), names in alike.items():
-        made = Effect(", ".join(names), dict(zip(effect.ARCHITECTURES, by_architecture, strict=True)), beyond_)
+        made = Effect(
+            ", ".join(names), dict(zip(effect.ARCHITECTURES, by_architecture, strict=True)), beyond_
+        )
         found += [] if made.none else [made]
     return found

@@ -1,6 +1,8 @@
-"""What one release makes of CLIP, as measured by running it: quantizer maps without weights, and known deviations.
+"""What one release makes of CLIP, as measured by running it: quantizer maps without weights, and
+known deviations.
 
-``measure()`` runs in the environment of the release; its file, ``baselines/versions/<release>.json``, is read anywhere.
+``measure()`` runs in the environment of the release; its file,
+``baselines/versions/<release>.json``, is read anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from harness.quantization.maps import Quantizer, QuantizerMap
 from harness.recipes import finding, loading
 
 ARCHITECTURES = effect.ARCHITECTURES
-#: ModelOpt's presets (``mtq.NAME``) that its documentation gives for vision models and for the formats of the recipes.
+#: ModelOpt's presets (``mtq.NAME``) that its documentation gives for vision models and for the
+#: formats of the recipes.
 PRESETS = (
     "FP8_DEFAULT_CFG",
     "INT8_DEFAULT_CFG",
@@ -56,7 +59,8 @@ _ON = {
     "*bmm2_output_quantizer": _E4M3,
 }
 _OFF = {"default": {"enable": False}}
-#: The dict form in the order in which FP8 for diffusers and CLIP was published, and with its deny-all first (S2).
+#: The dict form in the order in which FP8 for diffusers and CLIP was published, and with its
+#: deny-all first (S2).
 DEFAULT_LAST = {"quant_cfg": _ON | _OFF, "algorithm": "max"}
 DEFAULT_FIRST = {"quant_cfg": _OFF | _ON, "algorithm": "max"}
 #: Names of the subjects that show where an attention class lets quantizers be.
@@ -65,7 +69,9 @@ PLACES = {attention: differences.subject("places", attention) for attention in A
 
 @dataclass(frozen=True)
 class Subject:
-    """What became of one recipe, preset or dict: its outcome in words, and its map by architecture if it was taken."""
+    """What became of one recipe, preset or dict: its outcome in words, and its map by architecture
+    if it was taken.
+    """
 
     outcome: str
     maps: Mapping[str, QuantizerMap]
@@ -73,7 +79,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One release: the versions that were installed, what became of each subject, the state of each deviation."""
+    """One release: the versions that were installed, what became of each subject, the state of each
+    deviation.
+    """
 
     versions: Mapping[str, str]
     subjects: Mapping[str, Subject]
@@ -86,7 +94,9 @@ class Measurement:
 
     def only(self, glob: str) -> Measurement:
         """The same with the subjects that *glob* means."""
-        return replace(self, subjects={n: s for n, s in self.subjects.items() if fnmatch.fnmatchcase(n, glob)})
+        return replace(
+            self, subjects={n: s for n, s in self.subjects.items() if fnmatch.fnmatchcase(n, glob)}
+        )
 
 
 def references() -> dict[str, str]:
@@ -98,7 +108,9 @@ def references() -> dict[str, str]:
 
 
 def measure(say: Callable[[str], object] = lambda _: None) -> Measurement:
-    """Measure the installed release; *say* gets the name of each subject before it takes its seconds."""
+    """Measure the installed release; *say* gets the name of each subject before it takes its
+    seconds.
+    """
     blanks = {name: architectures.build(name) for name in ARCHITECTURES}
     found = {}
     for attention, name in PLACES.items():
@@ -136,10 +148,25 @@ def _map(make: Callable[[], nn.Module]) -> QuantizerMap:
 
 
 def _essential(q: Quantizer) -> Quantizer:
-    """*q* with what a difference shows: what a quantizer that is off would do, or how often, is nothing."""
+    """*q* with what a difference shows: what a quantizer that is off would do, or how often, is
+    nothing.
+    """
     if q.enabled:
         return q
-    return Quantizer(q.name, q.kind, q.tower, q.layer, q.module_class, q.module_kind, "", "", False, False, 1, None)
+    return Quantizer(
+        q.name,
+        q.kind,
+        q.tower,
+        q.layer,
+        q.module_class,
+        q.module_kind,
+        "",
+        "",
+        False,
+        False,
+        1,
+        None,
+    )
 
 
 def _plain(text: str) -> str:
@@ -153,7 +180,7 @@ def _plain(text: str) -> str:
     return text
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The file.
 
 
@@ -163,7 +190,9 @@ def path_of(release: str, baselines: Path) -> Path:
 
 
 def write(measurement: Measurement, path: Path) -> None:
-    """Write *measurement*, the names of alike quantizers folded; equal measurements give equal files."""
+    """Write *measurement*, the names of alike quantizers folded; equal measurements give equal
+    files.
+    """
     content = {
         "versions": dict(measurement.versions),
         "subjects": {
@@ -186,12 +215,16 @@ def read(path: Path) -> Measurement:
     content = files.read_json(path, dict[str, Any], limit=files.MAX_MEASURED, fix=fix)
     try:
         subjects = {
-            name: Subject(str(one["outcome"]), {a: _map_of(groups) for a, groups in one["maps"].items()})
+            name: Subject(
+                str(one["outcome"]), {a: _map_of(groups) for a, groups in one["maps"].items()}
+            )
             for name, one in content["subjects"].items()
         }
         return Measurement(dict(content["versions"]), subjects, dict(content["deviations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(path, f"is not a measurement of a release ({type(error).__name__}: {error})", fix) from error
+        raise UsageError(
+            path, f"is not a measurement of a release ({type(error).__name__}: {error})", fix
+        ) from error
 
 
 def every(baselines: Path) -> tuple[Measurement, ...]:
@@ -201,7 +234,8 @@ def every(baselines: Path) -> tuple[Measurement, ...]:
 
 
 def find(name: str, baselines: Path) -> Measurement:
-    """The measurement that *name* means: a file, or a release such as 0.44 (of several patches the newest).
+    """The measurement that *name* means: a file, or a release such as 0.44 (of several patches the
+    newest).
 
     Raises:
         UsageError: there is none.
@@ -213,11 +247,15 @@ def find(name: str, baselines: Path) -> Measurement:
         if one.release == name or one.release.startswith(f"{name}."):
             return one
     known = ", ".join(m.release for m in measured) or "none"
-    mend = f"Measured: {known}. In that release's environment: python -m harness.tools.versions measure."
+    mend = (
+        f"Measured: {known}. In that release's environment: python -m harness.tools.versions "
+        f"measure."
+    )
     raise UsageError(name, "is no measured release and no file", mend)
 
 
-#: What the names of a group have in common: class and kind of their module, and the state of the quantizer.
+#: What the names of a group have in common: class and kind of their module, and the state of the
+#: quantizer.
 _GROUP = re.compile(
     r"(?P<module_class>\S+) (?P<module_kind>\S+): (?:off|(?P<format>\S+) (?P<granularity>\S+?)"
     r"(?P<dynamic> dynamic)?(?: called (?P<calls>\d+) times)?)"
@@ -260,7 +298,9 @@ def _map_of(groups: Mapping[str, Iterable[str]]) -> QuantizerMap:
 
 
 def fold(names: Iterable[str]) -> list[str]:
-    """*names* with what is alike in braces, as a shell writes it: ``layers.{0..23}.mlp.{fc1,fc2}.input_quantizer``."""
+    """*names* with what is alike in braces, as a shell writes it:
+    ``layers.{0..23}.mlp.{fc1,fc2}.input_quantizer``.
+    """
     layers: dict[str, list[int]] = defaultdict(list)
     names = list(names)
     bare = [name for name in names if not maps.holder_of(name)]  # of a model that is one layer
@@ -275,7 +315,10 @@ def fold(names: Iterable[str]) -> list[str]:
     for (holder, numbers_), kinds in leaves.items():
         parent, _, module = f".{holder}".rpartition(".")
         modules[parent, numbers_, _braced(kinds)].append(module)
-    folded = [(parent, numbers_, _braced(found), kinds) for (parent, numbers_, kinds), found in modules.items()]
+    folded = [
+        (parent, numbers_, _braced(found), kinds)
+        for (parent, numbers_, kinds), found in modules.items()
+    ]
     return bare + [f"{p}.{m}.{k}".replace("#", n).lstrip(".") for p, n, m, k in folded]
 
 
@@ -286,7 +329,11 @@ def _braced(words: list[str]) -> str:
 def _range(numbers: list[int]) -> str:
     ends = sorted({min(numbers, default=-1), max(numbers, default=-1)})
     whole = len(numbers) > 1 and len(numbers) == ends[-1] - ends[0] + 1
-    return f"{{{ends[0]}..{ends[-1]}}}" if whole else _braced([str(n) for n in sorted(numbers) or ends])
+    return (
+        f"{{{ends[0]}..{ends[-1]}}}"
+        if whole
+        else _braced([str(n) for n in sorted(numbers) or ends])
+    )
 
 
 def unfold(pattern: str) -> Iterator[str]:

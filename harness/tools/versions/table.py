@@ -1,4 +1,6 @@
-"""``docs/versions.md``: what changed for CLIP from version to version, written from the measurements."""
+"""``docs/versions.md``: what changed for CLIP from version to version, written from the
+measurements.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ Row = tuple[str, list[str]]
 def render(measured: Sequence[Measurement], records: Sequence[Record]) -> str:
     """The page, from *measured* (oldest first) and the expected differences."""
     packages = [p for p in measured[-1].versions if p != "nvidia-modelopt"]
-    others = ", ".join(f"{p} {' or '.join(sorted({m.versions[p] for m in measured}))}" for p in packages)
+    others = ", ".join(
+        f"{p} {' or '.join(sorted({m.versions[p] for m in measured}))}" for p in packages
+    )
     parts = [_HEAD.format(others=others)]
     for title, rows in _tables(measured):
         parts += [f"## {title}\n", _markdown([m.release for m in measured], rows)]
@@ -53,7 +57,10 @@ def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Row]]]:
         return name, [show(m, *more) for m in measured]
 
     places = [row("quantizers inserted", _inserted, "*")]
-    places += [row(f"of them at {name}", _inserted, name) for name in ("Linear", "Conv2d", "LayerNorm", "Embedding")]
+    places += [
+        row(f"of them at {name}", _inserted, name)
+        for name in ("Linear", "Conv2d", "LayerNorm", "Embedding")
+    ]
     places += [
         row("around attention, diffusers' class", _attention, "diffusers"),
         row("around attention, ModelOpt's own class", _attention, "modelopt"),
@@ -108,7 +115,13 @@ def _taken(m: Measurement, name: str) -> str:
         error = subject.outcome.removeprefix(REFUSED)
         missing = "names no recipe" in error or "no recipes are installed" in error
         raised = error.split(":")[0].endswith("Error")
-        return "not there" if missing else f"refused ({error.split(':')[0]})" if raised else "not known"
+        return (
+            "not there"
+            if missing
+            else f"refused ({error.split(':')[0]})"
+            if raised
+            else "not known"
+        )
     on = Counter(q.tower for q in subject.maps[_LARGE] if q.enabled)
     return f"{on['vision']} / {on['text']}"
 
@@ -116,7 +129,10 @@ def _taken(m: Measurement, name: str) -> str:
 def _markdown(releases: Sequence[str], rows: Sequence[Row]) -> str:
     lines = ["| | " + " | ".join(releases) + " |", "|---|" + "---|" * len(releases)]
     for name, cells in rows:
-        shown = [cells[0], *(after if after == before else f"**{after}**" for before, after in pairwise(cells))]
+        shown = [
+            cells[0],
+            *(after if after == before else f"**{after}**" for before, after in pairwise(cells)),
+        ]
         lines.append(f"| {name} | " + " | ".join(cell.replace("|", "\\|") for cell in shown) + " |")
     return "\n".join([*lines, ""])
 
@@ -124,9 +140,13 @@ def _markdown(releases: Sequence[str], rows: Sequence[Row]) -> str:
 def _step(before: Measurement, after: Measurement, records: Sequence[Record]) -> str:
     """One release to the next: the differences of the maps, and who expects them."""
     start, end = release(before.release), release(after.release)
-    mine = [r for r in records if r.package == "nvidia-modelopt" and start < release(r.release) <= end]
+    mine = [
+        r for r in records if r.package == "nvidia-modelopt" and start < release(r.release) <= end
+    ]
     lines = [f"### {before.release} to {after.release}", ""]
-    lines += [f"- {r.difference.name}: {' '.join(r.difference.reason.split())}" for r in mine] or ["No record."]
+    lines += [f"- {r.difference.name}: {' '.join(r.difference.reason.split())}" for r in mine] or [
+        "No record."
+    ]
     lines += ["", "```"]
     for effect in check.effects(before, after):
         lines += [f"{effect.recipe}:", *(f"  {line}" for line in effect.by_architecture[_LARGE])]

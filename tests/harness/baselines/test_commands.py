@@ -1,4 +1,6 @@
-"""The commands that messages print: the option parser takes them, and they gate the same case again."""
+"""The commands that messages print: the option parser takes them, and they gate the same case
+again.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,15 @@ def parsed(pytester: pytest.Pytester) -> Parsed:
 def here(pytester: pytest.Pytester) -> Path:
     """The working folder, with recipes and folders of models of several names."""
     folder = pytester.path
-    for name in ("x/my.yaml", "y/my.yaml", "tree/my.yaml", "-dash.yaml", "a-b.yaml", "a.yaml", "two words.yaml"):
+    for name in (
+        "x/my.yaml",
+        "y/my.yaml",
+        "tree/my.yaml",
+        "-dash.yaml",
+        "a-b.yaml",
+        "a.yaml",
+        "two words.yaml",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("metadata: {recipe_type: ptq}\nquantize: {quant_cfg: []}\n")
     for name in ("a/clip", "b/clip", "c", "b-c", "embedded", "mödel 1", "data", "store"):
@@ -48,7 +58,10 @@ def here(pytester: pytest.Pytester) -> Path:
 GIVEN: dict[str, dict[str, Any]] = {
     "nothing": {},
     "one": {"recipes": ("x/my.yaml",), "clip_models": ("a/clip",)},
-    "names alike": {"recipes": ("x/my.yaml", "y/my.yaml", "int8"), "clip_models": ("embedded", "a/clip", "b/clip")},
+    "names alike": {
+        "recipes": ("x/my.yaml", "y/my.yaml", "int8"),
+        "clip_models": ("embedded", "a/clip", "b/clip"),
+    },
     "a folder called embedded": {"recipes": ("fp8",), "clip_models": ("embedded", "./embedded")},
     "ids alike": {"recipes": ("a-b.yaml", "a.yaml"), "clip_models": ("c", "b-c")},
     "a suffix": {"recipes": ("int8",), "clip_models": ("embedded+outliers", "embedded")},
@@ -72,21 +85,29 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_command_gates_the_same_case_again(here: Path, parsed: Parsed, name: str) -> None:
-    """The printed options give the case the same id, recipe, model and conditions, an id with ``@`` included."""
+    """The printed options give the case the same id, recipe, model and conditions, an id with ``@``
+    included.
+    """
     given = Options(**GIVEN[name])
     cases = listing.cases_of(given)
 
     assert name != "ids alike" or {"a-b@c", "a@b-c"} <= {case.id for case in cases}
     for case in cases:
-        _, again = parsed(rerun_command(f"tests/test_x.py::test_x[{case.id}]", listing.words_of(given, case)))
+        _, again = parsed(
+            rerun_command(f"tests/test_x.py::test_x[{case.id}]", listing.words_of(given, case))
+        )
         assert (case.id, case) in [(found.id, found) for found in listing.cases_of(again)]
         for option in listing._REPEATED:
             assert getattr(again, option) == getattr(given, option)
 
 
 @pytest.mark.parametrize("name", ["nothing", "one", "names alike", "ids alike", "every option"])
-def test_the_command_for_a_missing_baseline_makes_that_one(here: Path, parsed: Parsed, name: str) -> None:
-    """It is taken, adds baselines and changes none, and gates the case that has none under the same names."""
+def test_the_command_for_a_missing_baseline_makes_that_one(
+    here: Path, parsed: Parsed, name: str
+) -> None:
+    """It is taken, adds baselines and changes none, and gates the case that has none under the same
+    names.
+    """
     made = Gate(Options(**GIVEN[name]))
 
     for case in made.cases():
@@ -95,7 +116,9 @@ def test_the_command_for_a_missing_baseline_makes_that_one(here: Path, parsed: P
         of_the_store = made.store._accept(case.model_name, case.recipe_name)
         for command in (message.rpartition("accept: ")[2], of_the_store):
             config, again = parsed(command)
-            named = [(found.recipe_name, found.model_name, found) for found in listing.cases_of(again)]
+            named = [
+                (found.recipe_name, found.model_name, found) for found in listing.cases_of(again)
+            ]
             assert config.getoption("new_baselines_only")
             assert not config.getoption("update_baselines")
             assert (case.recipe_name, case.model_name, case.name) in named

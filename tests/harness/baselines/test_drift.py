@@ -1,4 +1,6 @@
-"""What drift says: every kind of change in its own words, on its own side, and nothing where nothing changed."""
+"""What drift says: every kind of change in its own words, on its own side, and nothing where
+nothing changed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ BITS = "torch 2.13.0+cpu, batch 64, 2 threads"
 
 
 def test_equal_records_have_nothing_to_accept() -> None:
-    """Replacing a record by its equal changes nothing, and that is false; any line on any side is true."""
+    """Replacing a record by its equal changes nothing, and that is false; any line on any side is
+    true.
+    """
     assert changes(record(task_record()), record(task_record())) == Changes()
     assert not Changes()
     assert all((Changes(("x",)), Changes(tightened=("x",)), Changes(other=("x",))))
@@ -42,8 +46,8 @@ def test_equal_records_have_nothing_to_accept() -> None:
 
 
 def test_conditions_and_ranges_are_described_and_let_nothing_through() -> None:
-    """Other conditions, a range that moved by less than any tolerance and a quantizer turned off are told as what they
-    are, and count neither as loosened nor as tightened.
+    """Other conditions, a range that moved by less than any tolerance and a quantizer turned off
+    are told as what they are, and count neither as loosened nor as tightened.
     """
     moved = quantizer(3, amax={"count": 1, "low": 3.251, "high": 3.251, "digest": "0" * 16})
     found = changes(record(), record(quantizers=(*MAP[:3], moved, *MAP[4:]), bits="4 threads"))
@@ -56,9 +60,9 @@ def test_conditions_and_ranges_are_described_and_let_nothing_through() -> None:
 
     off = quantizer(3, enabled=False)
     found = changes(record(), record(quantizers=(*MAP[:2], replaced(2, 9.0), off, *MAP[4:])))
-    assert found == Changes(other=("1 quantizer changes: vision self_attn q_bmm E4M3 per-tensor to off, layers 3",)), (
-        "the structure first; its ranges are told once it is the same"
-    )
+    assert found == Changes(
+        other=("1 quantizer changes: vision self_attn q_bmm E4M3 per-tensor to off, layers 3",)
+    ), "the structure first; its ranges are told once it is the same"
 
 
 def replaced(layer: int, amax: float) -> dict[str, Any]:
@@ -67,11 +71,16 @@ def replaced(layer: int, amax: float) -> dict[str, Any]:
 
 
 def test_speed_that_goes_or_slows_is_loosened_and_one_that_comes_or_quickens_is_tightened() -> None:
-    """A tower's speed taken out or slower lets more pass, one added or faster lets less; noise is neither."""
+    """A tower's speed taken out or slower lets more pass, one added or faster lets less; noise is
+    neither.
+    """
     base = record()
     both = replace(base, throughput=speeds(vision=0.17, text=0.2))
     none = replace(base, throughput=None)
-    vision, text = replace(base, throughput=speeds(vision=0.17)), replace(base, throughput=speeds(text=0.2))
+    vision, text = (
+        replace(base, throughput=speeds(vision=0.17)),
+        replace(base, throughput=speeds(text=0.2)),
+    )
     gone, came = "throughput, {}: taken out, not measured in this run", "throughput, {}: added"
 
     assert changes(both, vision) == Changes(loosened=(gone.format("text"),))
@@ -88,8 +97,8 @@ def test_speed_that_goes_or_slows_is_loosened_and_one_that_comes_or_quickens_is_
 
 
 def test_other_samples_are_described_without_comparing_sample_by_sample() -> None:
-    """Where the new record has other samples its percentages stand beside the old ones, and no sample is held against
-    one that it is not, neither for another count nor for another order.
+    """Where the new record has other samples its percentages stand beside the old ones, and no
+    sample is held against one that it is not, neither for another count nor for another order.
     """
     fewer = outcomes(1, n=900)
     was, now = task_record(), task_record(fewer, with_changes(fewer, 30, 20))
@@ -104,23 +113,32 @@ def test_other_samples_are_described_without_comparing_sample_by_sample() -> Non
 
     reordered = changes(record(task_record()), record(task_record(other_order())))
     assert "answers changed" not in "\n".join(reordered.lines)
-    assert "cifar100 acc1: another order of the samples to the same 1,000 samples reordered" in reordered.other
+    assert (
+        "cifar100 acc1: another order of the samples to the same 1,000 samples reordered"
+        in reordered.other
+    )
 
 
 def test_tasks_that_come_and_go_are_on_their_sides() -> None:
-    """A task taken out lets everything pass there; one added, with its numbers and verdict, does not."""
+    """A task taken out lets everything pass there; one added, with its numbers and verdict, does
+    not.
+    """
     one, other = task_record(), task_record(outcomes(4, task="imagenet1k"), decision="INCONCLUSIVE")
 
     assert changes(record(one, other), record(one)).loosened == (
         "imagenet1k acc1: taken out, not measured in this run",
     )
     assert changes(record(one), record(one, other)) == Changes(
-        tightened=(f"imagenet1k acc1: added, {other.percent_quantized:.2f} % (-1.00 points), INCONCLUSIVE",)
+        tightened=(
+            f"imagenet1k acc1: added, {other.percent_quantized:.2f} % (-1.00 points), INCONCLUSIVE",
+        )
     )
 
 
 def test_budget_and_interval_are_told_and_are_policy_not_a_measurement() -> None:
-    """Another budget or interval of equal outcomes is described with both numbers, on neither side."""
+    """Another budget or interval of equal outcomes is described with both numbers, on neither
+    side.
+    """
     now = task_record(budget=2.5, interval=(-2.5, 0.25))
 
     assert changes(record(task_record()), record(now)) == Changes(
@@ -132,14 +150,20 @@ def test_budget_and_interval_are_told_and_are_policy_not_a_measurement() -> None
 
 
 def test_numbers_beyond_accuracy_that_come_go_and_move_are_on_their_sides() -> None:
-    """A number taken out is loosened and one added tightened, whichever way it would move; equal ones are passed over,
-    and of the rest the name decides whether higher is better.
+    """A number taken out is loosened and one added tightened, whichever way it would move; equal
+    ones are passed over, and of the rest the name decides whether higher is better.
     """
-    was = task_record(beyond={"a_same": 1.0, "cosine_p1": 0.9, "kl_mean": 0.01, "top5_overlap": 0.5, "z_kl": 2.0})
-    now = task_record(beyond={"a_same": 1.0, "kl_max": 0.5, "kl_mean": 0.02, "top5_overlap": 0.25, "z_kl": 1.5})
+    was = task_record(
+        beyond={"a_same": 1.0, "cosine_p1": 0.9, "kl_mean": 0.01, "top5_overlap": 0.5, "z_kl": 2.0}
+    )
+    now = task_record(
+        beyond={"a_same": 1.0, "kl_max": 0.5, "kl_mean": 0.02, "top5_overlap": 0.25, "z_kl": 1.5}
+    )
 
     assert changes(record(was), record(now)) == Changes(
-        loosened=("cifar100 acc1: cosine_p1 0.9 to none, kl_mean 0.01 to 0.02, top5_overlap 0.5 to 0.25",),
+        loosened=(
+            "cifar100 acc1: cosine_p1 0.9 to none, kl_mean 0.01 to 0.02, top5_overlap 0.5 to 0.25",
+        ),
         tightened=("cifar100 acc1: kl_max none to 0.5, z_kl 2 to 1.5",),
     )
 
@@ -148,22 +172,29 @@ def test_numbers_beyond_accuracy_that_come_go_and_move_are_on_their_sides() -> N
 
 
 def test_quantizers_in_another_order_are_named_in_both() -> None:
-    """The first place where two orders differ is told with what stood there and what stands there."""
+    """The first place where two orders differ is told with what stood there and what stands
+    there.
+    """
     swapped = (MAP[0], MAP[2], MAP[1], *MAP[3:])
 
     assert drift_module.map_changes(record(), record(quantizers=swapped)) == [
         f"the order of the quantizers: {MAP[1]['name']} to {MAP[2]['name']}"
     ]
-    assert drift_module.map_changes(record(), record(quantizers=(*MAP, MAP[0]))) == ["12 quantizers to 13"]
+    assert drift_module.map_changes(record(), record(quantizers=(*MAP, MAP[0]))) == [
+        "12 quantizers to 13"
+    ]
 
 
 def test_attributes_that_the_diff_does_not_know_are_told_with_both_values() -> None:
-    """Of attributes that only one side has, or that differ, the first quantizer's are told, sorted, with the count."""
+    """Of attributes that only one side has, or that differ, the first quantizer's are told, sorted,
+    with the count.
+    """
     was = (*MAP[:2], *(quantizer(layer, old=1) for layer in range(2, 12)))
     now = (*MAP[:2], *(quantizer(layer, new=2, tower="text") for layer in range(2, 12)))
 
     assert drift_module.map_changes(record(quantizers=was), record(quantizers=now)) == [
-        f"10 quantizers change, first {MAP[2]['name']}: new None to 2, old 1 to None, tower vision to text"
+        f"10 quantizers change, first {MAP[2]['name']}: new None to 2, old 1 to None, tower vision "
+        f"to text"
     ]
 
 
@@ -179,7 +210,9 @@ def verdict(was: Record, now: Record, limits: Limits | None = None) -> Drift:
 def test_change_of_outcomes_is_told_in_numbers() -> None:
     """Answers, losses, wins and the largest step of a margin, or that float16 does not show it."""
     was = SampleOutcomes.of(replace(outcomes(), margins=np.zeros(1000, np.float32)))
-    nudged = replace(with_changes(outcomes(), 3, 2), margins=np.linspace(-1.5, 0.5, 1000, dtype=np.float32))
+    nudged = replace(
+        with_changes(outcomes(), 3, 2), margins=np.linspace(-1.5, 0.5, 1000, dtype=np.float32)
+    )
 
     assert drift_module.outcome_change(was, SampleOutcomes.of(nudged)) == (
         "5 of 1,000 answers changed, 3 lost, 2 won, margins by up to 1.5"
@@ -190,41 +223,64 @@ def test_change_of_outcomes_is_told_in_numbers() -> None:
 
 
 def test_each_side_is_reported_where_it_belongs() -> None:
-    """Of two models of which one moved by noise and the other by more, the first is a note and the second a line."""
+    """Of two models of which one moved by noise and the other by more, the first is a note and the
+    second a line.
+    """
     was = record(task_record())
     noisy, moved = with_changes(outcomes(), 2, 2), with_changes(outcomes(), 60, 20)
 
     found = verdict(was, record(task_record(noisy, moved)))
     assert found.kind is Kind.QUANTIZED
     assert [line.partition(":")[0] for line in found.lines] == ["cifar100 acc1, quantized"]
-    assert [n for n in found.notes if "cifar100 acc1, reference: 4 of 1,000" in n and "within noise" in n]
+    assert [
+        n
+        for n in found.notes
+        if "cifar100 acc1, reference: 4 of 1,000" in n and "within noise" in n
+    ]
 
-    found = verdict(was, record(task_record(with_changes(outcomes(), 40), with_changes(outcomes(), 31, 20))))
+    found = verdict(
+        was, record(task_record(with_changes(outcomes(), 40), with_changes(outcomes(), 31, 20)))
+    )
     assert found.kind is Kind.REFERENCE
     assert [line.partition(":")[0] for line in found.lines] == ["cifar100 acc1, reference"]
-    assert [n for n in found.notes if "cifar100 acc1, quantized: 1 of 1,000" in n and "within noise" in n]
+    assert [
+        n
+        for n in found.notes
+        if "cifar100 acc1, quantized: 1 of 1,000" in n and "within noise" in n
+    ]
 
 
 @pytest.mark.parametrize("side", ["reference", "quantized"])
 def test_captions_lost_together_are_one_event_of_the_comparison(side: str) -> None:
-    """Two pictures whose sixteen captions are lost are noise; sixteen pictures that lose one caption each are not."""
+    """Two pictures whose sixteen captions are lost are noise; sixteen pictures that lose one
+    caption each are not.
+    """
     made = replace(outcomes(n=800), correct=np.ones(800, np.bool_))
     pictures = np.arange(800, dtype=np.int32) // 8
     lost = made.correct.copy()
     lost[:16] = False
-    quantized = replace(made, answers=np.where(np.arange(800) >= 700, made.answers + 1, made.answers))
+    quantized = replace(
+        made, answers=np.where(np.arange(800) >= 700, made.answers + 1, made.answers)
+    )
 
     def kind(clusters: Any) -> Kind:
-        was = {"reference": replace(made, clusters=clusters), "quantized": replace(quantized, clusters=clusters)}
+        was = {
+            "reference": replace(made, clusters=clusters),
+            "quantized": replace(quantized, clusters=clusters),
+        }
         now = {**was, side: replace(was[side], correct=lost)}
         return verdict(record(task_record(**was)), record(task_record(**now))).kind
 
     assert kind(pictures) is Kind.NOISE
-    assert kind(np.arange(800, dtype=np.int32)) is (Kind.REFERENCE if side == "reference" else Kind.QUANTIZED)
+    assert kind(np.arange(800, dtype=np.int32)) is (
+        Kind.REFERENCE if side == "reference" else Kind.QUANTIZED
+    )
 
 
 def test_reference_may_change_as_many_answers_as_the_limit_says_and_no_more() -> None:
-    """Half of the 50 answers that quantization changes, or the floor of 3 where it changes none; one more is drift."""
+    """Half of the 50 answers that quantization changes, or the floor of 3 where it changes none;
+    one more is drift.
+    """
     for lose, win, limit in ((30, 20, 25), (0, 0, 3)):
         quantized = with_changes(outcomes(), lose, win)
         was = record(task_record(outcomes(), quantized))
@@ -246,8 +302,8 @@ def test_quantized_model_may_change_as_many_answers_as_a_redraw() -> None:
 
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_error_rate_is_shared_by_the_tests_of_all_compared_tasks(tasks: int) -> None:
-    """Eight losses (p = 2**-7) are drift under an error rate above 2 * tasks * 2**-7, and not at it; a task without a
-    baseline takes no share.
+    """Eight losses (p = 2**-7) are drift under an error rate above 2 * tasks * 2**-7, and not at
+    it; a task without a baseline takes no share.
     """
     names = ["cifar100", "imagenet1k"][:tasks]
     was = record(*(task_record(outcomes(task=name)) for name in names))
@@ -262,12 +318,14 @@ def test_error_rate_is_shared_by_the_tests_of_all_compared_tasks(tasks: int) -> 
 
 
 def test_another_verdict_on_equal_outcomes_is_the_statistics() -> None:
-    """Where no sample changed, a verdict that did is told as one of other statistics, and nothing moved; where a
-    sample of either model did, it is drift.
+    """Where no sample changed, a verdict that did is told as one of other statistics, and nothing
+    moved; where a sample of either model did, it is drift.
     """
     drift = compare(record(task_record()), record(task_record(decision="FAIL")))
     assert drift.kind is Kind.NOTHING
-    assert "cifar100 acc1: the verdict was PASS and is FAIL on equal outcomes" in "\n".join(drift.notes)
+    assert "cifar100 acc1: the verdict was PASS and is FAIL on equal outcomes" in "\n".join(
+        drift.notes
+    )
 
     for reference, lose in ((outcomes(), 31), (with_changes(outcomes(), 1), 30)):
         now = task_record(reference, with_changes(outcomes(), lose, 20), decision="FAIL")
@@ -277,8 +335,8 @@ def test_another_verdict_on_equal_outcomes_is_the_statistics() -> None:
 
 
 def test_message_begins_with_what_became_of_the_baseline() -> None:
-    """The first line tells the kind and its suspect, the second the record, the third how it was compared, and all
-    that follows is in order: lines, missing tasks, notes, commands.
+    """The first line tells the kind and its suspect, the second the record, the third how it was
+    compared, and all that follows is in order: lines, missing tasks, notes, commands.
     """
     was = replace(record(task_record()), measured="2026-01-02T03:04:05+00:00")
     new = task_record(outcomes(task="imagenet1k"))
@@ -296,7 +354,9 @@ def test_message_begins_with_what_became_of_the_baseline() -> None:
     assert line(reference, 1) == f"  baseline, 2026-01-02, {XEON}: {Nearness.EXACT.value}"
     assert line(reference, 2) == "  compared by bits"
     assert "compared by" not in foreign.message()
-    assert line(compare(replace(was, path=Path("b/r.json")), was), 1).startswith("  b/r.json, 2026-01-02, xeon")
+    assert line(compare(replace(was, path=Path("b/r.json")), was), 1).startswith(
+        "  b/r.json, 2026-01-02, xeon"
+    )
     assert "rerun:" not in reference.message()
     text = reference.message("test.py::it", ("--recipe", "x.yaml"))
     assert "\n  rerun:  pytest test.py::it --recipe x.yaml\n" in text
@@ -308,7 +368,10 @@ def test_message_begins_with_what_became_of_the_baseline() -> None:
         "accept: pytest",
     )
     assert sorted(order, key=text.index) == list(order)
-    assert "accept: pytest test.py::it --recipe x.yaml --clip-model embedded --update-baselines" in text
+    assert (
+        "accept: pytest test.py::it --recipe x.yaml --clip-model embedded --update-baselines"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,7 +388,9 @@ def test_message_begins_with_what_became_of_the_baseline() -> None:
     ids=["same", "architecture", "gpu", "conditions", "recipe", "structure", "range"],
 )
 def test_what_accepting_replaces(changed: dict[str, Any], whole: bool, new_only: bool) -> None:
-    """A case stands alone where device, conditions, binding and structure agree; another device's record stays."""
+    """A case stands alone where device, conditions, binding and structure agree; another device's
+    record stays.
+    """
     drift = compare(record(task_record()), record(task_record(), **changed))
 
     assert (drift.whole, drift.new_only) == (whole, new_only)
@@ -333,8 +398,8 @@ def test_what_accepting_replaces(changed: dict[str, Any], whole: bool, new_only:
 
 
 def test_everything_foreign_is_told_at_once() -> None:
-    """All that forbids a comparison is listed, binding first, then data, then the map; a task that the record lacks is
-    no mismatch, and releases alone are followed by advice.
+    """All that forbids a comparison is listed, binding first, then data, then the map; a task that
+    the record lacks is no mismatch, and releases alone are followed by advice.
     """
     now = record(
         task_record(data_hash="0" * 64, preprocessing="1" * 64),
@@ -347,8 +412,10 @@ def test_everything_foreign_is_told_at_once() -> None:
 
     assert drift.lines == (
         "this baseline belongs to recipe hash bbbbbbbbbbbb; this run has ffffffffffff",
-        "this baseline belongs to cifar100 acc1 with the data hash dddddddddddd; this run has 000000000000",
-        "this baseline belongs to cifar100 acc1 preprocessed by eeeeeeeeeeee; this run has 111111111111",
+        "this baseline belongs to cifar100 acc1 with the data hash dddddddddddd; this run has "
+        "000000000000",
+        "this baseline belongs to cifar100 acc1 preprocessed by eeeeeeeeeeee; this run has "
+        "111111111111",
         "this baseline belongs to another quantizer map. From it to this run's: "
         "1 quantizer changes: vision self_attn q_bmm E4M3 per-tensor to off, layers 0",
     )
@@ -372,29 +439,38 @@ def test_other_samples_are_told_by_their_digests() -> None:
 
 
 def test_suspects_are_named_for_what_moved() -> None:
-    """A moved reference has the packages that changed, or else what lies outside them; other conditions on one device
-    say why bits are not compared; what did not move has none.
+    """A moved reference has the packages that changed, or else what lies outside them; other
+    conditions on one device say why bits are not compared; what did not move has none.
     """
     was = record(task_record())
     moved = task_record(with_changes(outcomes(), 2))
-    outside = "no recorded package changed since: look at drivers, system libraries, and how the data is decoded"
+    outside = (
+        "no recorded package changed since: look at drivers, system libraries, and how the data is "
+        "decoded"
+    )
 
     assert compare(was, record(moved)).notes == (outside,)
     assert compare(was, record(moved, facts={"numpy": "2.5.0"})).notes == (
         "not bound, and changed since: numpy 2.4.6 to 2.5.0, pillow 12.0.0 to none",
     )
     assert compare(was, record(task_record(quantized=with_changes(outcomes(), 31, 20)))).notes == (
-        "the reference did not move on the same samples; recipe and releases are those of the baseline",
+        "the reference did not move on the same samples; recipe and releases are those of the "
+        "baseline",
     )
     assert compare(was, record(task_record(), facts={})).notes == ()
     assert compare(was, record(task_record(), bits=None)).notes == (
-        f"same device, other conditions: {BITS} then, not deterministic now; so bits are not compared",
+        f"same device, other conditions: {BITS} then, not deterministic now; so bits are not "
+        f"compared",
     )
     assert compare(was, record(task_record(), bits=None, device=GPU)).notes == ()
     ranges = record(quantizers=(replaced(0, 9.0), *MAP[1:]))
     assert compare(was, ranges).notes == (), "no sample was compared that could clear the reference"
-    assert compare(was, ranges).lines == ("1 quantizer changes: vision self_attn q_bmm amax 3.25 to 9, layers 0",)
+    assert compare(was, ranges).lines == (
+        "1 quantizer changes: vision self_attn q_bmm amax 3.25 to 9, layers 0",
+    )
     assert compare(was, replace(record(task_record()), throughput=None)).notes == ()
     assert compare(replace(was, throughput=None), record(task_record())).notes == ()
     vision = replace(record(task_record()), throughput=speeds(vision=0.17))
-    assert compare(was, vision).notes == (), "a tower that only one of them has timed is not compared"
+    assert compare(was, vision).notes == (), (
+        "a tower that only one of them has timed is not compared"
+    )

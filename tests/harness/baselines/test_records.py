@@ -26,7 +26,9 @@ from harness.errors import UsageError
 
 def test_record_comes_back_as_it_was(store: Store) -> None:
     """What is found again equals what was written, sample by sample and number by number."""
-    fresh = record(task_record(), task_record(outcomes(5, 333, "mscoco", "text_retrieval_recall@5", 40_000)))
+    fresh = record(
+        task_record(), task_record(outcomes(5, 333, "mscoco", "text_retrieval_recall@5", 40_000))
+    )
 
     found = stored(store, fresh)
 
@@ -48,7 +50,12 @@ def test_record_comes_back_as_it_was(store: Store) -> None:
             now.budget,
             now.beyond,
         )
-        assert (was.lost, was.won, was.changed, was.difference) == (now.lost, now.won, now.changed, now.difference)
+        assert (was.lost, was.won, was.changed, was.difference) == (
+            now.lost,
+            now.won,
+            now.changed,
+            now.difference,
+        )
 
 
 def test_derived_numbers_follow_from_the_outcomes() -> None:
@@ -73,7 +80,9 @@ def test_record_is_text_to_review(store: Store) -> None:
 
 
 def test_margins_beyond_float16_are_clipped_and_nan_is_refused() -> None:
-    """A huge margin is kept as float16's largest, without a warning; NaN cannot become a baseline."""
+    """A huge margin is kept as float16's largest, without a warning; NaN cannot become a
+    baseline.
+    """
     made = outcomes(n=3)
 
     kept = SampleOutcomes.of(replace(made, margins=np.array([1e9, -1e9, np.inf], np.float32)))
@@ -85,10 +94,16 @@ def test_margins_beyond_float16_are_clipped_and_nan_is_refused() -> None:
 
 @given(st.integers(1, 70), st.integers(2, 70_000), st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
-def test_outcomes_survive_packing(tmp_path_factory: pytest.TempPathFactory, n: int, classes: int, seed: int) -> None:
-    """Any count of samples and of classes, within int16 or beyond, survives the way through bits and back."""
+def test_outcomes_survive_packing(
+    tmp_path_factory: pytest.TempPathFactory, n: int, classes: int, seed: int
+) -> None:
+    """Any count of samples and of classes, within int16 or beyond, survives the way through bits
+    and back.
+    """
     made = task_record(outcomes(seed, n, classes=classes))
-    made = replace(made, quantized=replace(made.quantized, answers=made.quantized.answers * (classes - 1)))
+    made = replace(
+        made, quantized=replace(made.quantized, answers=made.quantized.answers * (classes - 1))
+    )
     store = Store(tmp_path_factory.mktemp("packing"))
 
     found = stored(store, record(made)).tasks[0]
@@ -105,9 +120,15 @@ def test_pair_of_different_samples_is_refused() -> None:
 
 
 def test_what_could_not_be_read_again_is_not_written(store: Store) -> None:
-    """A decision that is none, or an amax that is not finite, is refused before anything reaches the disk."""
+    """A decision that is none, or an amax that is not finite, is refused before anything reaches
+    the disk.
+    """
     nan = quantizer(amax={"count": 1, "low": float("nan"), "high": 1.0, "digest": "0"})
-    for bad in (record(task_record(decision="MAYBE")), record(quantizers=(nan,)), record(quantizers=(MAP[0], MAP[0]))):
+    for bad in (
+        record(task_record(decision="MAYBE")),
+        record(quantizers=(nan,)),
+        record(quantizers=(MAP[0], MAP[0])),
+    ):
         with pytest.raises(UsageError, match="cannot be stored"):
             store.write(bad, "bad")
     assert snapshot(store.root) == {}

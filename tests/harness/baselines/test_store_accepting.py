@@ -35,7 +35,9 @@ def test_update_without_a_reason_is_refused(store: Store, reason: str | None) ->
 
 
 def test_update_shows_the_diff_before_it_writes(store: Store) -> None:
-    """The diff comes while the old record is still there, and whoever raises on it stops the writing."""
+    """The diff comes while the old record is still there, and whoever raises on it stops the
+    writing.
+    """
     path = record_path(store)
     before = path.read_bytes()
 
@@ -45,7 +47,9 @@ def test_update_shows_the_diff_before_it_writes(store: Store) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.update(record(task_record(quantized=with_changes(outcomes(), 50, 20))), reason="x", show=refuse)
+        store.update(
+            record(task_record(quantized=with_changes(outcomes(), 50, 20))), reason="x", show=refuse
+        )
     assert path.read_bytes() == before
 
 
@@ -62,7 +66,9 @@ def test_diff_tells_loosened_from_tightened(store: Store) -> None:
             beyond={"kl_mean": 0.02, "cosine_min": 0.95, "top5_agreement": 0.7},
             decision="INCONCLUSIVE",
         ),
-        task_record(outcomes(4, task="imagenet1k"), with_changes(outcomes(4, task="imagenet1k"), 10, 20)),
+        task_record(
+            outcomes(4, task="imagenet1k"), with_changes(outcomes(4, task="imagenet1k"), 10, 20)
+        ),
     )
 
     found = store.plan(now, reason="recipe")
@@ -83,22 +89,33 @@ def test_diff_tells_loosened_from_tightened(store: Store) -> None:
 
 
 def test_upgrade_shows_what_moved(store: Store) -> None:
-    """The diff of an upgrade sets old and new numbers side by side, reference and quantized model apart."""
+    """The diff of an upgrade sets old and new numbers side by side, reference and quantized model
+    apart.
+    """
     store.write(record(task_record()), "first")
     newer = {"nvidia-modelopt": "0.47.0", "torch": "2.14.0", "transformers": "5.14.1"}
-    moved = record(task_record(with_changes(outcomes(), 5), with_changes(outcomes(), 35, 20)), versions=newer)
+    moved = record(
+        task_record(with_changes(outcomes(), 5), with_changes(outcomes(), 35, 20)), versions=newer
+    )
 
     text = store.update(moved, reason="torch 2.14").text
 
     assert "torch 2.13.0 to 2.14.0" in text
-    assert re.search(r"reference \d+\.\d+ % to \d+\.\d+ % \(5 of 1,000 answers changed, 5 lost, 0 won", text)
-    assert re.search(r"quantized \d+\.\d+ % to \d+\.\d+ % \(5 of 1,000 answers changed, 5 lost, 0 won", text)
+    assert re.search(
+        r"reference \d+\.\d+ % to \d+\.\d+ % \(5 of 1,000 answers changed, 5 lost, 0 won", text
+    )
+    assert re.search(
+        r"quantized \d+\.\d+ % to \d+\.\d+ % \(5 of 1,000 answers changed, 5 lost, 0 won", text
+    )
 
 
 def test_history_is_kept(store: Store) -> None:
     """Every acceptance stays in the record: day, reason and what it changed."""
     store.write(record(task_record()), "first light")
-    store.write(record(task_record(quantized=with_changes(outcomes(), 40, 20))), "per-channel\n\x1b[31mweights")
+    store.write(
+        record(task_record(quantized=with_changes(outcomes(), 40, 20))),
+        "per-channel\n\x1b[31mweights",
+    )
 
     history = stored(store).history
 
@@ -108,11 +125,15 @@ def test_history_is_kept(store: Store) -> None:
 
 
 def test_unchanged_measurement_writes_nothing(store: Store) -> None:
-    """Measured again with the same result, and a speed that differs as timings do, no byte of the store changes."""
+    """Measured again with the same result, and a speed that differs as timings do, no byte of the
+    store changes.
+    """
     store.write(record(task_record()), "first")
     before = snapshot(store.root)
 
-    change = store.write(replace(record(task_record()), throughput=speeds(vision=0.175, text=0.199)), "again")
+    change = store.write(
+        replace(record(task_record()), throughput=speeds(vision=0.175, text=0.199)), "again"
+    )
 
     assert change.action == "unchanged"
     assert snapshot(store.root) == before
@@ -124,7 +145,9 @@ def test_new_only_adds_and_never_changes(store: Store) -> None:
     was = stored(store).task("cifar100", "acc1")
     other = task_record(outcomes(4, task="imagenet1k"))
 
-    change = store.update(record(task_record(quantized=with_changes(outcomes(), 90)), other), new_only=True)
+    change = store.update(
+        record(task_record(quantized=with_changes(outcomes(), 90)), other), new_only=True
+    )
     assert change.action == "changed"
     found = stored(store)
     now = found.task("cifar100", "acc1")
@@ -143,7 +166,9 @@ def test_new_only_adds_and_never_changes(store: Store) -> None:
 
 
 def test_part_of_a_record_keeps_the_rest_of_the_same_foundation(store: Store) -> None:
-    """One task measured leaves the others; under another recipe hash they do not belong: they go, and it is told."""
+    """One task measured leaves the others; under another recipe hash they do not belong: they go,
+    and it is told.
+    """
     other = task_record(outcomes(4, task="imagenet1k"))
     store.write(record(task_record(), other), "first")
 
@@ -154,12 +179,16 @@ def test_part_of_a_record_keeps_the_rest_of_the_same_foundation(store: Store) ->
     assert stored(store).throughput == speeds(vision=0.17, text=0.2)
 
     change = store.update(record(task_record(), recipe_hash="f" * 64), reason="recipe")
-    assert "imagenet1k acc1: taken out, not measured in this run" in "\n".join(change.changes.loosened)
+    assert "imagenet1k acc1: taken out, not measured in this run" in "\n".join(
+        change.changes.loosened
+    )
     assert [t.task for t in stored(store).tasks] == ["cifar100"]
 
 
 def test_case_that_cannot_stand_alone_is_accepted_with_its_recipe(store: Store) -> None:
-    """One case is accepted alone where the rest of the record still belongs to it, else with its whole recipe."""
+    """One case is accepted alone where the rest of the record still belongs to it, else with its
+    whole recipe.
+    """
     was = stored(store, record(task_record()))
     moved = task_record(quantized=with_changes(outcomes(), 60, 20))
     nodeid = "tests/test_accuracy.py::test_it[fp8-embedded]"
@@ -171,7 +200,9 @@ def test_case_that_cannot_stand_alone_is_accepted_with_its_recipe(store: Store) 
 
 
 def test_records_left_behind_on_other_devices_are_named(store: Store) -> None:
-    """An update under a new recipe hash names the other devices' records that still belong to the old one."""
+    """An update under a new recipe hash names the other devices' records that still belong to the
+    old one.
+    """
     store.write(record(task_record(), device=GPU), "gpu")
 
     stale = store.write(record(task_record(), recipe_hash="f" * 64), "recipe").stale
@@ -180,7 +211,9 @@ def test_records_left_behind_on_other_devices_are_named(store: Store) -> None:
     assert "record@sm90@nvidia-h200.json" in stale[0]
     assert "belongs to recipe hash bbbbbbbbbbbb" in stale[0]
     assert "rm -r -- " in stale[0]
-    assert store.write(record(task_record(), recipe_hash="f" * 64, device=GPU), "recipe").stale == ()
+    assert (
+        store.write(record(task_record(), recipe_hash="f" * 64, device=GPU), "recipe").stale == ()
+    )
 
 
 def test_outcomes_nobody_names_are_swept(store: Store) -> None:
@@ -194,7 +227,11 @@ def test_outcomes_nobody_names_are_swept(store: Store) -> None:
     store.write(record(task_record(outcomes(9))), "other outcomes")
 
     assert shared < {name for name in snapshot(store.root) if "reference" in name}
-    for model, recipe, device in (("embedded", "int8", XEON), ("embedded", "fp8", GPU), ("embedded", "fp8", XEON)):
+    for model, recipe, device in (
+        ("embedded", "int8", XEON),
+        ("embedded", "fp8", GPU),
+        ("embedded", "fp8", XEON),
+    ):
         assert isinstance(store.find(model, recipe, device), Record)
     for recipe, device in (("int8", XEON), ("fp8", GPU)):
         store.write(record(task_record(outcomes(9)), recipe=recipe, device=device), "the same")

@@ -25,7 +25,11 @@ from harness.errors import UsageError
 @pytest.mark.parametrize(
     ("pattern", "by", "said"),
     [
-        (r'"lost": 30', '"lost": 3', "tasks.cifar100.acc1.lost says 3, the outcomes beside it say 30"),
+        (
+            r'"lost": 30',
+            '"lost": 3',
+            "tasks.cifar100.acc1.lost says 3, the outcomes beside it say 30",
+        ),
         (r'"right": (\d+)', '"right": 999', "right says 999"),
         (r'"kl_mean": [\d.]+', '"kl_mean": 0.001', "edited by hand"),
         (r'"budget": 3.0', '"budget": 9.0', "edited by hand"),
@@ -44,8 +48,12 @@ from harness.errors import UsageError
         (r'"facts": {', '"facts": {"x": ' + "[" * 100_000 + ",", "not JSON|line"),
     ],
 )
-def test_edited_record_is_refused_with_its_reason(store: Store, pattern: str, by: str, said: str) -> None:
-    """Any number or word changed by hand is found and told with the file, the place and the mend."""
+def test_edited_record_is_refused_with_its_reason(
+    store: Store, pattern: str, by: str, said: str
+) -> None:
+    """Any number or word changed by hand is found and told with the file, the place and the
+    mend.
+    """
     path = record_path(store)
     text, count = re.subn(pattern, by.replace("\\", r"\\"), path.read_text(), count=1)
     assert count == 1
@@ -81,7 +89,9 @@ def test_reordered_quantizers_are_an_edit(store: Store) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_truncated_files_are_refused(store: Store, share: float) -> None:
-    """A record, or outcomes, cut off anywhere is a usage error that names the file and never another exception."""
+    """A record, or outcomes, cut off anywhere is a usage error that names the file and never
+    another exception.
+    """
     path = record_path(store)
     before = snapshot(store.root)
     for name, whole in before.items():

@@ -34,7 +34,9 @@ from harness.recipes.names import folder_name
 
 
 def test_nearest_record_is_found_and_named(store: Store) -> None:
-    """The very device's record comes first, then one of its architecture, then any; the message names it."""
+    """The very device's record comes first, then one of its architecture, then any; the message
+    names it.
+    """
     for device in (GPU, LAPTOP, OTHER_XEON, XEON):
         store.write(record(task_record(), device=device), "test")
 
@@ -56,7 +58,9 @@ def test_nearest_record_is_found_and_named(store: Store) -> None:
         assert str(found.provenance.device) in drift.against
 
 
-def test_newest_of_equally_near_records_is_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_of_equally_near_records_is_used(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two records of one architecture, the one measured last is nearest, whatever the names."""
     store.write(record(task_record(), device=DeviceKey("zzz", "x86_64-avx512")), "old")
     time.sleep(1.1)
@@ -70,11 +74,23 @@ def test_missing_baseline_names_the_command_that_makes_it(store: Store) -> None:
     missing = store.find("embedded", "my fp8", XEON)
 
     assert isinstance(missing, Missing)
-    message = missing.message("tests/test_accuracy.py::test_it[my fp8-embedded]", ("--recipe", "my fp8.yaml"))
+    message = missing.message(
+        "tests/test_accuracy.py::test_it[my fp8-embedded]", ("--recipe", "my fp8.yaml")
+    )
     assert str(store.root / "embedded") in message
     accept = shlex.split(message.splitlines()[-1].removeprefix("  accept: "))
-    assert accept == ["pytest", "--recipe", "my fp8.yaml", "--clip-model", "embedded", "--new-baselines-only"]
-    assert "rerun:  pytest 'tests/test_accuracy.py::test_it[my fp8-embedded]' --recipe 'my fp8.yaml'" in message
+    assert accept == [
+        "pytest",
+        "--recipe",
+        "my fp8.yaml",
+        "--clip-model",
+        "embedded",
+        "--new-baselines-only",
+    ]
+    assert (
+        "rerun:  pytest 'tests/test_accuracy.py::test_it[my fp8-embedded]' --recipe 'my fp8.yaml'"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +113,9 @@ def test_missing_baseline_names_the_command_that_makes_it(store: Store) -> None:
     ],
 )
 def test_names_cannot_leave_the_root(store: Store, name: str) -> None:
-    """A model or recipe whose name leads elsewhere or holds control characters is a usage error, and writes nothing."""
+    """A model or recipe whose name leads elsewhere or holds control characters is a usage error,
+    and writes nothing.
+    """
     for fresh in (record(task_record(), model=name), record(task_record(), recipe=name)):
         with pytest.raises(UsageError) as caught:
             store.write(fresh, "test")
@@ -120,7 +138,9 @@ def test_every_folder_lies_directly_under_its_parent(name: str) -> None:
 
 
 def test_names_that_read_alike_do_not_share_a_folder() -> None:
-    """Names that differ only in characters a folder cannot have get different folders; plain ones stay as they are."""
+    """Names that differ only in characters a folder cannot have get different folders; plain ones
+    stay as they are.
+    """
     assert folder_name("fp8-per-channel", "recipe") == "fp8-per-channel"
     assert folder_name("laion/CLIP-ViT-L-14", "model") == "laion--CLIP-ViT-L-14"
     assert len({folder_name(name, "recipe") for name in ("m:a", "m a", "m-a", "m?a", ".m-a")}) == 5
@@ -155,7 +175,9 @@ def test_links_out_of_the_root_are_refused(store: Store, tmp_path: Path) -> None
 
 
 def test_orphans_are_named_with_the_command_that_removes_them(store: Store) -> None:
-    """A recipe, a model and a task that no test used are named, each with its command; what was used is not."""
+    """A recipe, a model and a task that no test used are named, each with its command; what was
+    used is not.
+    """
     for changed in ({}, {"recipe": "old"}, {"model": "gone"}, {"device": GPU}):
         store.write(record(task_record(), **changed), "test")
     (store.root / "budgets.yaml").write_text("")
@@ -168,7 +190,9 @@ def test_orphans_are_named_with_the_command_that_removes_them(store: Store) -> N
     }
     assert all(o.command in str(o) for o in found)
     assert store.orphans([("embedded", "fp8"), ("embedded", "old"), ("gone", "fp8")]) == ()
-    tasks = store.orphans([("embedded", "fp8"), ("embedded", "old"), ("gone", "fp8")], {"imagenet1k"})
+    tasks = store.orphans(
+        [("embedded", "fp8"), ("embedded", "old"), ("gone", "fp8")], {"imagenet1k"}
+    )
     assert len(tasks) == 4
     assert "no test used its cifar100" in str(tasks[0])
     assert "--new-baselines-only" in tasks[0].command
@@ -187,7 +211,9 @@ def test_orphan_command_removes_exactly_the_orphan(store: Store) -> None:
     git("add", ".")
     git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "t")
     (orphan,) = store.orphans([("embedded", "fp8")])
-    subprocess.run(orphan.command, shell=True, cwd=store.root.parent, check=True, capture_output=True)
+    subprocess.run(
+        orphan.command, shell=True, cwd=store.root.parent, check=True, capture_output=True
+    )
 
     assert store.orphans([("embedded", "fp8")]) == ()
     assert stored(store)
@@ -195,7 +221,8 @@ def test_orphan_command_removes_exactly_the_orphan(store: Store) -> None:
 
 @pytest.mark.parametrize("tracked", [True, False])
 def test_commands_of_refusals_do_what_they_say(tmp_path: Path, tracked: bool) -> None:
-    """A copied record, and one edited after it was committed, are gone after the command; the latter is also restored.
+    """A copied record, and one edited after it was committed, are gone after the command; the
+    latter is also restored.
 
     The folder's name has a blank, and git need not know the store.
     """
@@ -219,7 +246,9 @@ def test_commands_of_refusals_do_what_they_say(tmp_path: Path, tracked: bool) ->
 
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    restore, _, remove = refused("fp8").partition("Bring it back (")[2].partition("), or measure again (")
+    restore, _, remove = (
+        refused("fp8").partition("Bring it back (")[2].partition("), or measure again (")
+    )
     if tracked:
         run(restore)
         assert path.read_bytes() == whole
@@ -235,7 +264,10 @@ def test_commands_survive_a_shell() -> None:
 
     for command, expected in (
         (baselines.rerun_command(nodeid, options), [nodeid, *options]),
-        (baselines.accept_command(nodeid, options), [nodeid, *options, "--update-baselines", "--reason", "say why"]),
+        (
+            baselines.accept_command(nodeid, options),
+            [nodeid, *options, "--update-baselines", "--reason", "say why"],
+        ),
         (
             baselines.accept_command(None, (), recipe="fp8", model="m", new_only=True),
             ["--recipe", "fp8", "--clip-model", "m", "--new-baselines-only"],

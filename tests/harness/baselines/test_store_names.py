@@ -46,19 +46,38 @@ PLAIN = "Give it a plain name"
     ],
 )
 def test_folder_of_a_name_is_pinned(name: str, folder: str) -> None:
-    """A plain name is its own folder, any other a plain part and 8 digits of its SHA-256: committed ones stay."""
+    """A plain name is its own folder, any other a plain part and 8 digits of its SHA-256: committed
+    ones stay.
+    """
     assert folder_name(name, "recipe") == folder
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\0b", "\x1b[2J", "\ud800"])
 def test_name_that_cannot_be_printed_is_told(name: str) -> None:
-    """An empty name, or one with control characters, is refused in words, and the word for its kind."""
+    """An empty name, or one with control characters, is refused in words, and the word for its
+    kind.
+    """
     expected = f"model {name!r}: its name is empty or holds control characters. {PLAIN}"
     assert said(lambda: folder_name(name, "model")) == " ".join(expected.split())
 
 
 @pytest.mark.parametrize(
-    "name", [".", "..", "a/..", "../a", "a/./b", "a\\..\\b", "a//b", "/a", "a/", "\\a", "C:/x", "c:\\x", "Z:/x"]
+    "name",
+    [
+        ".",
+        "..",
+        "a/..",
+        "../a",
+        "a/./b",
+        "a\\..\\b",
+        "a//b",
+        "/a",
+        "a/",
+        "\\a",
+        "C:/x",
+        "c:\\x",
+        "Z:/x",
+    ],
 )
 def test_name_that_leads_elsewhere_is_told(name: str) -> None:
     """A path out of the folder, absolute or relative, with either slash, is refused in words."""
@@ -67,21 +86,32 @@ def test_name_that_leads_elsewhere_is_told(name: str) -> None:
 
 
 def test_names_that_the_store_keeps_are_kept_for_their_kind_only() -> None:
-    """No recipe is called reference and no model versions, however written; the other way round both are free."""
+    """No recipe is called reference and no model versions, however written; the other way round
+    both are free.
+    """
     assert said(lambda: folder_name("Reference", "recipe")) == (
-        "recipe 'Reference': the baselines keep this name for the reference's outcomes. Rename the file"
+        "recipe 'Reference': the baselines keep this name for the reference's outcomes. Rename the "
+        "file"
     )
     assert said(lambda: folder_name("VERSIONS", "model")) == (
-        "model 'VERSIONS': the baselines keep this name for what releases are expected to change. Rename the file"
+        "model 'VERSIONS': the baselines keep this name for what releases are expected to change. "
+        "Rename the file"
     )
     told = said(lambda: Store("baselines").find("versions", "fp8", XEON))
     assert told.startswith("model 'versions': the baselines keep this name")
-    free = [("reference", "model"), ("versions", "recipe"), ("reference", "task"), ("versions", "metric")]
+    free = [
+        ("reference", "model"),
+        ("versions", "recipe"),
+        ("reference", "task"),
+        ("versions", "metric"),
+    ]
     assert [folder_name(*pair) for pair in free] == [name for name, _ in free]
 
 
 def test_files_of_a_record_are_named_by_device_and_content(store: Store) -> None:
-    """JSON by architecture and device, outcomes by 16 digits of their SHA-256, the reference's by task and metric."""
+    """JSON by architecture and device, outcomes by 16 digits of their SHA-256, the reference's by
+    task and metric.
+    """
     made = [task_record(), task_record(outcomes(5, 30, "ms/coco", "text recall@5"))]
     store.write(record(*made), "test")
 
@@ -94,12 +124,21 @@ def test_files_of_a_record_are_named_by_device_and_content(store: Store) -> None
         f"embedded/reference/ms--coco.{folder_name('text recall@5', 'metric')}-{references[1]}.safetensors",
     }
     assert (store.root / ".lock").exists()
-    assert [t.name for t in stored(Store(str(store.root))).tasks] == ["cifar100 acc1", "ms/coco text recall@5"]
+    assert [t.name for t in stored(Store(str(store.root))).tasks] == [
+        "cifar100 acc1",
+        "ms/coco text recall@5",
+    ]
 
 
-@pytest.mark.parametrize(("task", "metric", "where"), [("..", "acc1", "task '..'"), ("t", "../m", "metric '../m'")])
-def test_task_that_cannot_be_a_file_is_told(store: Store, task: str, metric: str, where: str) -> None:
-    """A task or metric whose name leads elsewhere is refused by its kind and name, and no outcomes are written."""
+@pytest.mark.parametrize(
+    ("task", "metric", "where"), [("..", "acc1", "task '..'"), ("t", "../m", "metric '../m'")]
+)
+def test_task_that_cannot_be_a_file_is_told(
+    store: Store, task: str, metric: str, where: str
+) -> None:
+    """A task or metric whose name leads elsewhere is refused by its kind and name, and no outcomes
+    are written.
+    """
     fresh = record(task_record(outcomes(task=task, metric=metric)))
 
     told = said(lambda: store.write(fresh, "test"))

@@ -30,10 +30,18 @@ HERE = Path(__file__)
 def child(code: str, *arguments: str) -> subprocess.Popen[str]:
     """A process of its own that has the records of tests."""
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parents[3])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     program = f"{PREAMBLE}\n{code}"
     return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -77,7 +85,9 @@ while True:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_writer_killed_at_any_step_leaves_a_whole_record(store: Store) -> None:
-    """SIGKILL before every single step of a write: the old record or the new is there, whole, and can be replaced."""
+    """SIGKILL before every single step of a write: the old record or the new is there, whole, and
+    can be replaced.
+    """
     store.write(record(task_record()), "before")
 
     said, _ = (process := child(KILL_AT_EVERY_STEP, str(store.root))).communicate(timeout=120)
@@ -101,7 +111,9 @@ def test_writer_killed_at_any_step_leaves_a_whole_record(store: Store) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_writer_killed_at_a_random_moment_loses_nothing(store: Store) -> None:
-    """A process killed while it writes records over and over leaves one that reads, and no lock that hangs."""
+    """A process killed while it writes records over and over leaves one that reads, and no lock
+    that hangs.
+    """
     store.write(record(task_record()), "before")
     code = """
 for i in range(10**6):
@@ -128,7 +140,9 @@ for i in range(10**6):
 
 
 def test_two_writers_of_one_record_lose_nothing(store: Store) -> None:
-    """Two processes that each add tasks to one record, one at a time, end with all tasks of both."""
+    """Two processes that each add tasks to one record, one at a time, end with all tasks of
+    both.
+    """
     code = """
 go = Path(sys.argv[3])
 made = [record(task_record(outcomes(i, task=f"{sys.argv[2]}{i}"))) for i in range(12)]
@@ -148,7 +162,9 @@ for fresh in made: Store(sys.argv[1]).write(fresh, "xdist")
 
     found = stored(store)
 
-    assert sorted(t.task for t in found.tasks) == sorted(f"{name}{i}" for name in ("left", "right") for i in range(12))
+    assert sorted(t.task for t in found.tasks) == sorted(
+        f"{name}{i}" for name in ("left", "right") for i in range(12)
+    )
     assert [h.reason for h in found.history] == ["xdist"], "one acceptance, whoever wrote its parts"
 
 
@@ -170,8 +186,12 @@ def test_reader_beside_a_writer_sees_whole_records(store: Store) -> None:
 # -- device keys and versions
 
 
-def test_bytes_reach_the_disk_before_the_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file is flushed to disk before it gets its name, and its folder after: a power cut cannot leave it empty."""
+def test_bytes_reach_the_disk_before_the_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is flushed to disk before it gets its name, and its folder after: a power cut
+    cannot leave it empty.
+    """
     calls: list[str] = []
 
     def noted(name: str, call: Any) -> Any:

@@ -56,7 +56,9 @@ ACCEPT = "pytest --recipe fp8 --clip-model embedded --new-baselines-only"
 def test_nearest_record_first_by_device_then_by_age(
     store: Store, clock: Clock, devices: tuple[DeviceKey, ...], wanted: DeviceKey, found: DeviceKey
 ) -> None:
-    """The very device's, else of its architecture, else of the one most alike from the first letter on; then age."""
+    """The very device's, else of its architecture, else of the one most alike from the first letter
+    on; then age.
+    """
     for device in devices:
         store.write(record(device=device), "test")
         clock.time += timedelta(seconds=1)
@@ -65,7 +67,9 @@ def test_nearest_record_first_by_device_then_by_age(
 
 
 def test_of_records_of_one_second_the_last_name_is_used(store: Store, clock: Clock) -> None:
-    """Where nothing else tells two records apart, the name decides: the same one on every file system."""
+    """Where nothing else tells two records apart, the name decides: the same one on every file
+    system.
+    """
     for name in ("b", "c", "a"):
         store.write(record(device=named(name, "sm90")), "test")
 
@@ -83,7 +87,9 @@ def test_farther_records_are_not_even_read(store: Store) -> None:
 
 
 def test_missing_baseline_is_told_line_by_line(store: Store) -> None:
-    """What is missing, where it was looked for, on which device, and both commands; no rerun without a test."""
+    """What is missing, where it was looked for, on which device, and both commands; no rerun
+    without a test.
+    """
     missing = store.find("embedded", "fp8", XEON)
 
     folder = store.root / "embedded" / "fp8"
@@ -100,9 +106,13 @@ def test_missing_baseline_is_told_line_by_line(store: Store) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["record.json", "record@sm90.json", "record@SM90@x.json", "record@a@b@c.json"])
+@pytest.mark.parametrize(
+    "name", ["record.json", "record@sm90.json", "record@SM90@x.json", "record@a@b@c.json"]
+)
 def test_name_of_no_record_is_told(store: Store, name: str) -> None:
-    """A JSON file that begins as a record but names no device is told with its path and how a name reads."""
+    """A JSON file that begins as a record but names no device is told with its path and how a name
+    reads.
+    """
     path = store.write(record(), "test").path
     (path.parent / "recordings.txt").write_text("no record's business")
     (path.parent / "notes.json").write_text("{}")
@@ -110,7 +120,8 @@ def test_name_of_no_record_is_told(store: Store, name: str) -> None:
 
     path.with_name(name).write_bytes(path.read_bytes())
     assert said(lambda: store.find("embedded", "fp8", XEON)) == (
-        f"{path.with_name(name)}: no name of a record. Names read record@<architecture>@<device>.json: rename it"
+        f"{path.with_name(name)}: no name of a record. Names read "
+        f"record@<architecture>@<device>.json: rename it"
     )
 
 
@@ -121,7 +132,9 @@ def test_name_of_no_record_is_told(store: Store, name: str) -> None:
 def test_vanished_record_is_read_again_four_times(
     store: Store, monkeypatch: pytest.MonkeyPatch, vanishes: int, reads: int
 ) -> None:
-    """A record that another process replaces meanwhile is read anew, at most four times, then told."""
+    """A record that another process replaces meanwhile is read anew, at most four times, then
+    told.
+    """
     path = store.write(record(), "test").path
     left, read, count = vanishes, text.read, 0
 
@@ -144,7 +157,9 @@ def test_vanished_record_is_read_again_four_times(
 
 
 def test_broken_record_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is broken stays broken: it is not read again, and told with the command that measures it anew."""
+    """What is broken stays broken: it is not read again, and told with the command that measures it
+    anew.
+    """
     path = store.write(record(), "test").path
     path.write_text("[]")
     count, read = 0, text.read
@@ -162,8 +177,12 @@ def test_broken_record_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatc
     assert count == 1
 
 
-def test_outcomes_that_went_meanwhile_are_looked_for_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outcomes that went with the record that named them are looked for under the record that replaced it."""
+def test_outcomes_that_went_meanwhile_are_looked_for_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outcomes that went with the record that named them are looked for under the record that
+    replaced it.
+    """
     store.write(record(task_record()), "old")
     read_bytes = text.read_bytes
     replaced = False
@@ -181,7 +200,9 @@ def test_outcomes_that_went_meanwhile_are_looked_for_again(store: Store, monkeyp
 
 
 def test_outcomes_at_fault_are_named(store: Store) -> None:
-    """Outcomes that are gone, changed or far too large are told by their own path, beside the record's."""
+    """Outcomes that are gone, changed or far too large are told by their own path, beside the
+    record's.
+    """
     path = store.write(record(task_record()), "test").path
     (quantized,) = path.parent.glob("*.safetensors")
     (reference,) = (path.parents[1] / "reference").iterdir()
@@ -189,13 +210,20 @@ def test_outcomes_at_fault_are_named(store: Store) -> None:
         whole = file.read_bytes()
         for spoil, what in (
             (lambda f: f.unlink(), "it is not there"),
-            (lambda f: f.write_bytes(b""), "truncated or edited: its SHA-256 is not the one the record names"),
-            (lambda f: os.truncate(f, (1 << 30) + 1), "it has 1,073,741,825 bytes, the limit is 1,073,741,824"),
+            (
+                lambda f: f.write_bytes(b""),
+                "truncated or edited: its SHA-256 is not the one the record names",
+            ),
+            (
+                lambda f: os.truncate(f, (1 << 30) + 1),
+                "it has 1,073,741,825 bytes, the limit is 1,073,741,824",
+            ),
         ):
             spoil(file)
             assert said(lambda: store.find("embedded", "fp8", XEON)) == (
                 f"{path}: this baseline cannot be used: {file}: {what}. "
-                f"Bring it back (git checkout -- {file}), or measure again (rm -r -- {path}; {ACCEPT})"
+                f"Bring it back (git checkout -- {file}), or measure again (rm -r -- {path}; "
+                f"{ACCEPT})"
             )
             file.write_bytes(whole)
     assert stored(store)
@@ -203,7 +231,9 @@ def test_outcomes_at_fault_are_named(store: Store) -> None:
 
 @pytest.mark.parametrize("moved", ["model", "recipe", "device"])
 def test_moved_record_is_told_with_whose_it_is(store: Store, moved: str) -> None:
-    """A record in another model's or recipe's folder, or under another device's name, is told and to be taken out."""
+    """A record in another model's or recipe's folder, or under another device's name, is told and
+    to be taken out.
+    """
     path = store.write(record(), "test").path
     model, recipe, name = "embedded", "fp8", path.name
     match moved:
@@ -218,7 +248,8 @@ def test_moved_record_is_told_with_whose_it_is(store: Store, moved: str) -> None
     path.rename(copy)
 
     assert said(lambda: store.find(model, recipe, XEON)) == (
-        f"{copy}: this baseline belongs to recipe fp8 on model embedded and xeon-8488c-0a1b2c3d (x86_64-avx512). "
+        f"{copy}: this baseline belongs to recipe fp8 on model embedded and xeon-8488c-0a1b2c3d "
+        f"(x86_64-avx512). "
         f"It was moved or copied: rm -r -- {copy}; "
         f"pytest --recipe {recipe} --clip-model {model} --new-baselines-only"
     )
@@ -227,12 +258,17 @@ def test_moved_record_is_told_with_whose_it_is(store: Store, moved: str) -> None
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links")
 @pytest.mark.parametrize("part", ["embedded", "embedded/fp8", "embedded/reference"])
 def test_link_in_the_place_of_any_folder_is_told(store: Store, tmp_path: Path, part: str) -> None:
-    """A model's, a recipe's or the reference's folder that is a link is refused by path, for reading and writing."""
+    """A model's, a recipe's or the reference's folder that is a link is refused by path, for
+    reading and writing.
+    """
     store.write(record(task_record()), "test")
     (store.root / part).rename(tmp_path / "elsewhere")
     (store.root / part).symlink_to(tmp_path / "elsewhere")
 
-    expected = f"{store.root / part}: a link may lead out of the folder of baselines. Put a real folder in its place"
+    expected = (
+        f"{store.root / part}: a link may lead out of the folder of baselines. Put a real folder "
+        f"in its place"
+    )
     for call in (
         lambda: store.find("embedded", "fp8", XEON),
         lambda: store.write(record(), "again"),

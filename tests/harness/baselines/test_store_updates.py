@@ -34,27 +34,42 @@ from harness.baselines.store import Change
 
 
 def test_plan_of_a_first_record_adds_it_and_writes_nothing(store: Store, clock: Clock) -> None:
-    """No record yet: it is added whole, with the time, the reason and one line of history; the disk stays empty."""
+    """No record yet: it is added whole, with the time, the reason and one line of history; the disk
+    stays empty.
+    """
     second, first = task_record(outcomes(4, task="imagenet1k")), task_record()
 
     change = store.plan(record(second, first), reason="  first \n\x1b light ")
 
-    assert (change.action, change.reason, change.changes, change.stale) == ("added", "first light", Changes(), ())
-    assert change.path == store.root / "embedded" / "fp8" / "record@x86_64-avx512@xeon-8488c-0a1b2c3d.json"
+    assert (change.action, change.reason, change.changes, change.stale) == (
+        "added",
+        "first light",
+        Changes(),
+        (),
+    )
+    assert (
+        change.path
+        == store.root / "embedded" / "fp8" / "record@x86_64-avx512@xeon-8488c-0a1b2c3d.json"
+    )
     assert change.record is not None
     assert change.record.tasks == (first, second)
-    assert change.record.history == (HistoryEntry("2026-01-02", "first light", ("first measured",)),)
+    assert change.record.history == (
+        HistoryEntry("2026-01-02", "first light", ("first measured",)),
+    )
     assert change.record.measured == "2026-01-02T23:04:05Z"
     assert not store.root.exists()
     assert store.plan(record(), new_only=True).reason == "new baseline"
     assert store.plan(record(), new_only=True, reason=" why ").reason == "why"
     assert said(lambda: store.plan(record(), reason="say why")) == (
-        "--update-baselines: changing baselines needs a reason. Say it: --reason 'torch 2.14, reviewed'"
+        "--update-baselines: changing baselines needs a reason. Say it: --reason 'torch 2.14, "
+        "reviewed'"
     )
 
 
 @pytest.mark.parametrize(("new_only", "action"), [(False, "unchanged"), (True, "kept")])
-def test_plan_of_an_equal_record_has_nothing_to_write(store: Store, new_only: bool, action: str) -> None:
+def test_plan_of_an_equal_record_has_nothing_to_write(
+    store: Store, new_only: bool, action: str
+) -> None:
     """The same once more: nothing to write, in the word for what was asked."""
     path = store.write(record(task_record()), "first").path
 
@@ -64,7 +79,9 @@ def test_plan_of_an_equal_record_has_nothing_to_write(store: Store, new_only: bo
 
 
 def test_plan_of_a_changed_record_keeps_what_was_not_measured(store: Store, clock: Clock) -> None:
-    """One task and one speed measured anew replace theirs; the rest stays, and the history goes on."""
+    """One task and one speed measured anew replace theirs; the rest stays, and the history goes
+    on.
+    """
     kept = task_record(outcomes(4, task="imagenet1k"))
     was = replace(record(task_record(), kept), throughput=speeds(vision=0.17, text=0.2))
     path = store.write(was, "first").path
@@ -89,10 +106,15 @@ def test_plan_of_a_changed_record_keeps_what_was_not_measured(store: Store, cloc
 
 
 def test_plan_of_new_ones_only_adds_beside_what_is_there(store: Store) -> None:
-    """New tasks and speeds are added; stored ones, their ranges and their conditions stay as they are."""
+    """New tasks and speeds are added; stored ones, their ranges and their conditions stay as they
+    are.
+    """
     store.write(replace(record(task_record()), throughput=speeds(vision=0.17)), "first")
     new = task_record(outcomes(4, task="imagenet1k"))
-    ranges = tuple(quantizer(i, amax={"count": 1, "low": 9.0, "high": 9.0, "digest": "0" * 16}) for i in range(12))
+    ranges = tuple(
+        quantizer(i, amax={"count": 1, "low": 9.0, "high": 9.0, "digest": "0" * 16})
+        for i in range(12)
+    )
     moved = task_record(quantized=with_changes(outcomes(), 60, 20))
     fresh = replace(record(moved, new, quantizers=ranges), throughput=speeds(vision=0.5, text=0.2))
 
@@ -108,19 +130,28 @@ def test_plan_of_new_ones_only_adds_beside_what_is_there(store: Store) -> None:
     now = change.record
     assert now is not None
     assert now.quantizers == MAP
-    assert [t.quantized.bits for t in now.tasks] == [task_record().quantized.bits, new.quantized.bits]
+    assert [t.quantized.bits for t in now.tasks] == [
+        task_record().quantized.bits,
+        new.quantized.bits,
+    ]
     assert now.throughput == speeds(vision=0.17, text=0.2)
     others: list[dict[str, Any]] = [{"recipe_hash": "f" * 64}, {"bits": "4 threads"}]
     for foreign in others:
         found = store.plan(record(moved, new, **foreign), new_only=True)
-        assert (found.action, found.record) == ("kept", None), "of another foundation: nothing is added to it"
+        assert (found.action, found.record) == ("kept", None), (
+            "of another foundation: nothing is added to it"
+        )
 
 
 def test_record_of_another_foundation_replaces_all(store: Store) -> None:
-    """Under another recipe hash nothing stored stays: tasks and speeds that were not measured go."""
+    """Under another recipe hash nothing stored stays: tasks and speeds that were not measured
+    go.
+    """
     store.write(record(task_record(), task_record(outcomes(4, task="imagenet1k"))), "first")
 
-    now = store.plan(replace(record(task_record(), recipe_hash="f" * 64), throughput=None), reason="new").record
+    now = store.plan(
+        replace(record(task_record(), recipe_hash="f" * 64), throughput=None), reason="new"
+    ).record
 
     assert now is not None
     assert [t.task for t in now.tasks] == ["cifar100"]
@@ -128,40 +159,64 @@ def test_record_of_another_foundation_replaces_all(store: Store) -> None:
 
 
 def test_records_of_other_devices_left_behind_are_told(store: Store) -> None:
-    """Records of another recipe are left behind; those of another release alone are not, nor is this device's own."""
-    paths = {d: store.write(record(task_record(), device=d), "old").path for d in (XEON, GPU, LAPTOP)}
+    """Records of another recipe are left behind; those of another release alone are not, nor is
+    this device's own.
+    """
+    paths = {
+        d: store.write(record(task_record(), device=d), "old").path for d in (XEON, GPU, LAPTOP)
+    }
     older = {"nvidia-modelopt": "0.40.0", "torch": "2.13.0", "transformers": "5.14.1"}
-    store.write(record(task_record(), device=OTHER_XEON, versions=older, recipe_hash="f" * 64), "old")
+    store.write(
+        record(task_record(), device=OTHER_XEON, versions=older, recipe_hash="f" * 64), "old"
+    )
 
     stale = store.plan(record(task_record(), recipe_hash="f" * 64), reason="new").stale
 
     assert stale == tuple(
-        f"left behind, {paths[d]}: this baseline belongs to recipe hash bbbbbbbbbbbb; this run has ffffffffffff. "
+        f"left behind, {paths[d]}: this baseline belongs to recipe hash bbbbbbbbbbbb; this run has "
+        f"ffffffffffff. "
         f"Measure there too, or remove it: rm -r -- {paths[d]}"
         for d in (GPU, LAPTOP)
     )
-    other = store.plan(record(task_record(), recipe_hash="f" * 64, device=named("new", "sm80")), reason="new")
+    other = store.plan(
+        record(task_record(), recipe_hash="f" * 64, device=named("new", "sm80")), reason="new"
+    )
     assert (other.action, len(other.stale)) == ("added", 3)
     assert len(store.plan(record(recipe_hash="f" * 64), new_only=True).stale) == 2
 
 
 def test_left_behind_is_told_by_what_left_it(store: Store) -> None:
     """Where releases and the recipe differ, it is the recipe that is told."""
-    other = replace(record(recipe_hash="e" * 64, versions={"torch": "2.0.0"}, device=GPU), path=Path("there.json"))
+    other = replace(
+        record(recipe_hash="e" * 64, versions={"torch": "2.0.0"}, device=GPU),
+        path=Path("there.json"),
+    )
 
     (line,) = store_module._stale(other, record())
 
-    assert line.startswith("left behind, there.json: this baseline belongs to recipe hash eeeeeeeeeeee; this run has b")
+    assert line.startswith(
+        "left behind, there.json: this baseline belongs to recipe hash eeeeeeeeeeee; this run has b"
+    )
     assert list(store_module._stale(replace(other, path=None), record())) == [], "it is not on disk"
-    data = replace(record(task_record(data_hash="0" * 64), versions={"torch": "2.0.0"}), path=Path("there.json"))
+    data = replace(
+        record(task_record(data_hash="0" * 64), versions={"torch": "2.0.0"}),
+        path=Path("there.json"),
+    )
     (line,) = store_module._stale(data, record(task_record()))
-    assert "belongs to cifar100 acc1 with the data hash 000000000000; this run has dddddddddddd" in line
+    assert (
+        "belongs to cifar100 acc1 with the data hash 000000000000; this run has dddddddddddd"
+        in line
+    )
 
 
 def test_diff_is_told_line_by_line() -> None:
-    """What is done to which file, each kind of change under its title, the reason if it is written, what is left."""
+    """What is done to which file, each kind of change under its title, the reason if it is written,
+    what is left.
+    """
     found = Changes(("a", "b"), ("c",), ("d",))
-    whole = Change("changed", Path("r.json"), found, "why", ("left behind, x", "left behind, y"), record())
+    whole = Change(
+        "changed", Path("r.json"), found, "why", ("left behind, x", "left behind, y"), record()
+    )
     assert whole.text == (
         "changed: r.json\n"
         "  loosened, lets more pass from now on:\n"
@@ -182,7 +237,9 @@ def test_diff_is_told_line_by_line() -> None:
 
 
 def test_acceptances_of_one_day_and_reason_are_one(store: Store, clock: Clock) -> None:
-    """Parts of one run make one entry, each line once; another reason or another day makes another."""
+    """Parts of one run make one entry, each line once; another reason or another day makes
+    another.
+    """
     made = [task_record(outcomes(i, task=f"task{i}")) for i in range(6)]
     for task, reason, hours in zip(
         made, ("run", "run", "other", "run", "run", "run"), (0.5, 0, 0, 1, 0, 0), strict=True
@@ -204,7 +261,12 @@ def test_acceptances_of_one_day_and_reason_are_one(store: Store, clock: Clock) -
 
 @pytest.mark.parametrize(
     ("count", "last"),
-    [(59, "line 58"), (60, "line 59"), (61, "... and 1 more lines"), (100, "... and 40 more lines")],
+    [
+        (59, "line 58"),
+        (60, "line 59"),
+        (61, "... and 1 more lines"),
+        (100, "... and 40 more lines"),
+    ],
 )
 def test_history_is_cut_at_sixty_lines(clock: Clock, count: int, last: str) -> None:
     """An entry has at most sixty lines, each once, and one that counts the rest."""

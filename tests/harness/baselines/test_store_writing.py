@@ -47,15 +47,20 @@ def test_unchanged_is_shown_and_not_written(store: Store) -> None:
     assert snapshot(store.root) == before
 
 
-def test_lock_held_elsewhere_is_told_and_nothing_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another writer's lock is waited for only so long; reading goes on beside it, and a free lock is no obstacle."""
+def test_lock_held_elsewhere_is_told_and_nothing_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer's lock is waited for only so long; reading goes on beside it, and a free lock
+    is no obstacle.
+    """
     monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.6)
     store.write(record(), "first")
     before = snapshot(store.root)
 
     with filelock.FileLock(store.root / ".lock"):
         assert said(lambda: store.write(record(task_record()), "second")) == (
-            f"{store.root / '.lock'}: another process has held the lock for 1 s. Wait for it, or end it"
+            f"{store.root / '.lock'}: another process has held the lock for 1 s. Wait for it, or "
+            f"end it"
         )
         assert stored(store).reason == "first"
     assert snapshot(store.root) == before
@@ -63,7 +68,9 @@ def test_lock_held_elsewhere_is_told_and_nothing_written(store: Store, monkeypat
 
 
 def test_store_in_the_place_of_a_file_is_told(store: Store) -> None:
-    """A file where the store, or a folder above it, should be is told with the system's own word."""
+    """A file where the store, or a folder above it, should be is told with the system's own
+    word.
+    """
     store.root.parent.write_text("")
     assert said(lambda: store.write(record(), "test")) == (
         f"{store.root}: cannot be written ({os.strerror(errno.ENOTDIR)}). Look at rights and space"
@@ -75,7 +82,9 @@ def test_store_in_the_place_of_a_file_is_told(store: Store) -> None:
 def test_failure_while_writing_is_told_and_leaves_no_temporary(
     store: Store, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """A full disk is told with the record's path; the old record stays and what was begun is removed."""
+    """A full disk is told with the record's path; the old record stays and what was begun is
+    removed.
+    """
     path = store.write(record(task_record()), "first").path
     before = snapshot(store.root)
 
@@ -89,8 +98,12 @@ def test_failure_while_writing_is_told_and_leaves_no_temporary(
     assert snapshot(store.root) == before
 
 
-def test_interrupted_writing_leaves_no_temporary(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control-C between the bytes and their name passes on as it is, and what was begun is removed."""
+def test_interrupted_writing_leaves_no_temporary(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control-C between the bytes and their name passes on as it is, and what was begun is
+    removed.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -102,13 +115,17 @@ def test_interrupted_writing_leaves_no_temporary(store: Store, monkeypatch: pyte
 
 
 def test_number_that_json_cannot_hold_is_told_and_nothing_written(store: Store) -> None:
-    """A range that is not finite is refused with the path of the record, before any outcomes are written."""
+    """A range that is not finite is refused with the path of the record, before any outcomes are
+    written.
+    """
     nan = quantizer(amax={"count": 1, "low": float("nan"), "high": 1.0, "digest": "0"})
     path = store.root / "embedded" / "fp8" / "record@x86_64-avx512@xeon-8488c-0a1b2c3d.json"
 
     told = said(lambda: store.write(record(task_record(), quantizers=(nan,)), "bad"))
 
-    assert told.startswith(f"{path}: cannot be stored: Out of range float values are not JSON compliant")
+    assert told.startswith(
+        f"{path}: cannot be stored: Out of range float values are not JSON compliant"
+    )
     assert told.endswith(". A baseline holds finite numbers only: mend the run")
     assert snapshot(store.root) == {}
 
@@ -117,14 +134,18 @@ def test_number_that_json_cannot_hold_is_told_and_nothing_written(store: Store) 
 def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new file, whole, then its name, then its folder reach the disk; its mode is the umask's; all is closed."""
+    """The new file, whole, then its name, then its folder reach the disk; its mode is the umask's;
+    all is closed.
+    """
     path = tmp_path / "a" / "b" / "file.json"
     calls: list[tuple[str, object]] = []
     fsync, rename = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
         kind = os.fstat(descriptor)
-        calls.append(("folder", kind.st_ino) if stat.S_ISDIR(kind.st_mode) else ("bytes", kind.st_size))
+        calls.append(
+            ("folder", kind.st_ino) if stat.S_ISDIR(kind.st_mode) else ("bytes", kind.st_size)
+        )
         fsync(descriptor)
 
     def renamed(source: Path, target: Path) -> None:
@@ -150,7 +171,9 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
-def test_temporary_of_another_is_never_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_of_another_is_never_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file, or a link out of the store, under the very name of the temporary is left as it is."""
     monkeypatch.setattr("secrets.token_hex", lambda _: "00112233")
     there = tmp_path / f".tmp-{os.getpid()}-00112233"
@@ -163,7 +186,9 @@ def test_temporary_of_another_is_never_written_into(tmp_path: Path, monkeypatch:
 
 
 def test_whole_outcomes_are_not_written_again(tmp_path: Path) -> None:
-    """A file named by its content is written if it is missing, spoiled or a link, and else left untouched."""
+    """A file named by its content is written if it is missing, spoiled or a link, and else left
+    untouched.
+    """
     path = tmp_path / "reference" / "outcomes-0.safetensors"
 
     store_module._write_once(path, b"content")
@@ -188,12 +213,17 @@ def test_whole_outcomes_are_not_written_again(tmp_path: Path) -> None:
 
 
 def test_sweep_removes_what_no_record_names_and_nothing_else(store: Store) -> None:
-    """Outcomes without a record and temporaries go; named outcomes, of any recipe, and foreign files stay."""
+    """Outcomes without a record and temporaries go; named outcomes, of any recipe, and foreign
+    files stay.
+    """
     store.write(record(task_record()), "test")
     store.write(record(task_record(outcomes(3)), recipe="int8", device=GPU), "test")
     model = store.root / "embedded"
     named_ones = set(snapshot(model))
-    gone = ["fp8/outcomes-0123456789abcdef.safetensors", "reference/ms-coco.b-fedcba9876543210.safetensors"]
+    gone = [
+        "fp8/outcomes-0123456789abcdef.safetensors",
+        "reference/ms-coco.b-fedcba9876543210.safetensors",
+    ]
     temporary = ["int8/.tmp-1-00112233", "reference/.tmp-1-00112233.safetensors", "fp8/.tmp-"]
     stays = [
         "fp8/outcomes.safetensors",
@@ -220,9 +250,13 @@ def test_sweep_removes_what_no_record_names_and_nothing_else(store: Store) -> No
     assert len(snapshot(store.root / "other")) == 1
 
 
-@pytest.mark.parametrize("broken", ["{", "[" * 100_000, None, "\udcff"], ids=["cut", "deep", "large", "not-utf8"])
+@pytest.mark.parametrize(
+    "broken", ["{", "[" * 100_000, None, "\udcff"], ids=["cut", "deep", "large", "not-utf8"]
+)
 def test_sweep_removes_nothing_beside_a_broken_record(tmp_path: Path, broken: str | None) -> None:
-    """What a record that cannot be read names is not known: no outcomes and no temporary are removed."""
+    """What a record that cannot be read names is not known: no outcomes and no temporary are
+    removed.
+    """
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "outcomes-0123456789abcdef.safetensors").write_bytes(b"")
@@ -243,7 +277,9 @@ def test_sweep_removes_nothing_beside_a_broken_record(tmp_path: Path, broken: st
 
 
 def test_record_of_a_coming_schema_keeps_its_outcomes(tmp_path: Path) -> None:
-    """Whatever stands under an outcomes key, at any depth, is named, in a shape that this version does not know too."""
+    """Whatever stands under an outcomes key, at any depth, is named, in a shape that this version
+    does not know too.
+    """
     digests = ["0" * 16, "1" * 16, "2" * 16]
     content = {
         "schema": 99,
@@ -265,19 +301,30 @@ def test_record_of_a_coming_schema_keeps_its_outcomes(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links")
 @pytest.mark.parametrize("place", ["embedded/linked", "linked", "embedded/fp8/linked"])
 def test_nothing_behind_a_link_is_swept(store: Store, tmp_path: Path, place: str) -> None:
-    """What looks like outcomes, a temporary or a record behind a link anywhere in the store is left alone."""
+    """What looks like outcomes, a temporary or a record behind a link anywhere in the store is left
+    alone.
+    """
     store.write(record(task_record()), "test")
     outside = tmp_path / "elsewhere"
     outside.mkdir()
-    for name in ("outcomes-0123456789abcdef.safetensors", "a.b-0123456789abcdef.safetensors", ".tmp-1", "record.json"):
+    for name in (
+        "outcomes-0123456789abcdef.safetensors",
+        "a.b-0123456789abcdef.safetensors",
+        ".tmp-1",
+        "record.json",
+    ):
         (outside / name).write_text("{}")
     before = snapshot(outside)
     (store.root / place).symlink_to(outside)
-    (store.root / "embedded/fp8/outcomes-fedcba9876543210.safetensors").symlink_to(outside / ".tmp-1")
+    (store.root / "embedded/fp8/outcomes-fedcba9876543210.safetensors").symlink_to(
+        outside / ".tmp-1"
+    )
 
     store_module._sweep(store.root / "embedded")
     if place == "embedded/linked":
-        assert "a link may lead out" in said(lambda: store.write(record(task_record(outcomes(9))), "again"))
+        assert "a link may lead out" in said(
+            lambda: store.write(record(task_record(outcomes(9))), "again")
+        )
     else:
         store.write(record(task_record(outcomes(9))), "again")
 
@@ -287,7 +334,9 @@ def test_nothing_behind_a_link_is_swept(store: Store, tmp_path: Path, place: str
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links")
 @pytest.mark.parametrize("target", ["file", "nowhere"])
-def test_lock_or_record_that_is_a_link_is_refused(store: Store, tmp_path: Path, target: str) -> None:
+def test_lock_or_record_that_is_a_link_is_refused(
+    store: Store, tmp_path: Path, target: str
+) -> None:
     """Neither is written through, whether it leads to a file or to nothing."""
     (tmp_path / "file").write_text("kept")
     change = store.write(record(), "test")
@@ -305,7 +354,9 @@ def test_lock_or_record_that_is_a_link_is_refused(store: Store, tmp_path: Path, 
 
 
 def test_outcomes_of_a_misnamed_record_are_kept(store: Store) -> None:
-    """A person is told to rename it; until then nothing that it names is swept by another recipe's update."""
+    """A person is told to rename it; until then nothing that it names is swept by another recipe's
+    update.
+    """
     store.write(record(task_record()), "test")
     (path,) = store.root.glob("*/*/record@*.json")
     kept = {p.name for p in path.parent.glob("*.safetensors")}
@@ -318,7 +369,9 @@ def test_outcomes_of_a_misnamed_record_are_kept(store: Store) -> None:
 
 
 def test_unused_baselines_are_told_one_by_one(store: Store) -> None:
-    """Models, recipes and tasks that no test used, each with why and the command; hidden and kept folders are none."""
+    """Models, recipes and tasks that no test used, each with why and the command; hidden and kept
+    folders are none.
+    """
     two = (task_record(outcomes(task="z")), task_record(outcomes(task="a")), task_record())
     store.write(record(*two), "test")
     store.write(record(task_record()), "other task")
@@ -338,9 +391,17 @@ def test_unused_baselines_are_told_one_by_one(store: Store) -> None:
     unused = store.root / "embedded" / folder_name("my int8", "recipe")
     path = store.root / "embedded" / "fp8" / "record@x86_64-avx512@xeon-8488c-0a1b2c3d.json"
     whole = (
-        Orphan(store.root / "a-gone", "no test used any baseline of this model", f"rm -r -- {store.root}/a-gone"),
+        Orphan(
+            store.root / "a-gone",
+            "no test used any baseline of this model",
+            f"rm -r -- {store.root}/a-gone",
+        ),
         Orphan(unused, "no test used this baseline", f"rm -r -- {unused}"),
-        Orphan(store.root / "z-gone", "no test used any baseline of this model", f"rm -r -- {store.root}/z-gone"),
+        Orphan(
+            store.root / "z-gone",
+            "no test used any baseline of this model",
+            f"rm -r -- {store.root}/z-gone",
+        ),
     )
     used = [("embedded", "fp8"), ("embedded", "not yet measured")]
     assert store.orphans(used) == whole
@@ -349,5 +410,6 @@ def test_unused_baselines_are_told_one_by_one(store: Store) -> None:
     assert store.orphans(used, {"cifar100"}) == (*whole, *tasks)
     assert store.orphans(used, ())[-1].why == "no test used its a, cifar100, z"
     assert str(whole[0]) == (
-        f"{store.root}/a-gone: no test used any baseline of this model. Remove it: rm -r -- {store.root}/a-gone"
+        f"{store.root}/a-gone: no test used any baseline of this model. Remove it: rm -r -- "
+        f"{store.root}/a-gone"
     )

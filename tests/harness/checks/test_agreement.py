@@ -1,4 +1,6 @@
-"""A model that is what its recipe, its data and its folded copy say passes; one that is not is named."""
+"""A model that is what its recipe, its data and its folded copy say passes; one that is not is
+named.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def model(fp8: nn.Module) -> nn.Module:
 def test_every_default_recipe_agrees_with_its_model(
     name: str, reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
-    """What ModelOpt makes of each default recipe agrees with the recipe, with the data and with its folded copy."""
+    """What ModelOpt makes of each default recipe agrees with the recipe, with the data and with its
+    folded copy.
+    """
     recipe = loading.load(name)
     made = quantize(reference.model, recipe, forward_loop_over(batches))
 
@@ -66,11 +70,21 @@ def test_every_default_recipe_agrees_with_its_model(
 
 @pytest.mark.parametrize(
     ("attribute", "value"),
-    [("num_bits", 8), ("num_bits", (5, 2)), ("axis", 0), ("unsigned", True), ("narrow_range", True),
-     ("block_sizes", {-1: 16})],
-)  # fmt: skip
-def test_an_attribute_that_the_recipe_does_not_say(model: nn.Module, attribute: str, value: Any) -> None:
-    """A quantizer with any other attribute than its recipe entry gives it is named, with both values."""
+    [
+        ("num_bits", 8),
+        ("num_bits", (5, 2)),
+        ("axis", 0),
+        ("unsigned", True),
+        ("narrow_range", True),
+        ("block_sizes", {-1: 16}),
+    ],
+)
+def test_an_attribute_that_the_recipe_does_not_say(
+    model: nn.Module, attribute: str, value: Any
+) -> None:
+    """A quantizer with any other attribute than its recipe entry gives it is named, with both
+    values.
+    """
     before = quantizer_map(model)
     setattr(tensor_quantizers(model)[f"{FC1}.input_quantizer"], f"_{attribute}", value)
 
@@ -83,7 +97,9 @@ def test_an_attribute_that_the_recipe_does_not_say(model: nn.Module, attribute: 
 def test_a_general_recipe_of_modelopts_with_constant_ranges(
     reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
-    """Ten of them fix the range of k and v at 448: the map says so, and nothing is called uncalibrated."""
+    """Ten of them fix the range of k and v at 448: the map says so, and nothing is called
+    uncalibrated.
+    """
     recipe = loading.load("general/ptq/fp8_default-kv_fp8_cast")
     made = quantize(reference.model, recipe, forward_loop_over(batches))
     quantizers = quantizer_map(made)
@@ -98,11 +114,15 @@ def test_a_general_recipe_of_modelopts_with_constant_ranges(
 def test_ranges_that_the_recipe_fixes(
     tmp_path: Path, reference: references.Reference, batches: Any, data: Magnitudes
 ) -> None:
-    """Constants agree with their recipe and not with another; they are not held against the data."""
+    """Constants agree with their recipe and not with another; they are not held against the
+    data.
+    """
     linears = written.DENY_ALL + written.entry("*weight_quantizer", "num_bits: e4m3", "nn.Linear")
 
     def fixed(cfg: str) -> loading.Recipe:
-        return written.recipe(tmp_path, linears + written.entry("*fc1.input_quantizer", f"num_bits: e4m3, {cfg}"))
+        return written.recipe(
+            tmp_path, linears + written.entry("*fc1.input_quantizer", f"num_bits: e4m3, {cfg}")
+        )
 
     recipe = fixed("constant_amax: 56.0")
     made = quantize(reference.model, recipe, forward_loop_over(batches))
@@ -144,13 +164,18 @@ def test_a_quantizer_switched_against_the_recipe(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("switch", "value"), [("_if_quant", False), ("_if_calib", True)])
-def test_an_enabled_quantizer_that_quantizes_nothing(model: nn.Module, switch: str, value: bool) -> None:
+def test_an_enabled_quantizer_that_quantizes_nothing(
+    model: nn.Module, switch: str, value: bool
+) -> None:
     """A quantizer left in calibration mode is enabled, and named all the same."""
     setattr(tensor_quantizers(model)[f"{FC1}.input_quantizer"], switch, value)
 
     (problem,) = agreement.with_recipe(model, loading.load("fp8"))
 
-    assert (problem.rule, problem.names) == ("enabled and passed through", (f"{FC1}.input_quantizer",))
+    assert (problem.rule, problem.names) == (
+        "enabled and passed through",
+        (f"{FC1}.input_quantizer",),
+    )
 
 
 def test_quantizers_that_no_entry_speaks_of(model: nn.Module) -> None:
@@ -166,15 +191,21 @@ def test_quantizers_that_no_entry_speaks_of(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["input_quantizer", "weight_quantizer"])
 @pytest.mark.parametrize("factor", [16.0, 0.5, 1.01])
-def test_a_range_that_the_data_do_not_give(model: nn.Module, data: Magnitudes, name: str, factor: float) -> None:
-    """A scaled range of one input or one weight is named with what is stored and what the data give."""
+def test_a_range_that_the_data_do_not_give(
+    model: nn.Module, data: Magnitudes, name: str, factor: float
+) -> None:
+    """A scaled range of one input or one weight is named with what is stored and what the data
+    give.
+    """
     quantizer = tensor_quantizers(model)[f"{FC1}.{name}"]
     right = float(quantizer._amax)
     quantizer._amax *= factor
 
     (problem,) = agreement.with_data(model, loading.load("fp8"), data)
 
-    assert problem.names == (f"{FC1}.{name}: amax is {float(quantizer._amax):.6g}, the data give {right:.6g}",)
+    assert problem.names == (
+        f"{FC1}.{name}: amax is {float(quantizer._amax):.6g}, the data give {right:.6g}",
+    )
 
 
 def test_a_range_of_nan(model: nn.Module, data: Magnitudes) -> None:
@@ -186,7 +217,9 @@ def test_a_range_of_nan(model: nn.Module, data: Magnitudes) -> None:
     assert "amax is nan" in problem.names[0]
 
 
-def test_fewer_batches_give_other_ranges(fp8: nn.Module, reference: references.Reference, batches: Any) -> None:
+def test_fewer_batches_give_other_ranges(
+    fp8: nn.Module, reference: references.Reference, batches: Any
+) -> None:
     """A model calibrated on two batches does not agree with the first alone."""
     first = Magnitudes(insert(reference.model), [next(iter(batches))])
 
@@ -198,7 +231,9 @@ def test_fewer_batches_give_other_ranges(fp8: nn.Module, reference: references.R
 def test_the_data_are_looked_at_once_for_all_recipes(
     reference: references.Reference, batches: Any, fp8: nn.Module
 ) -> None:
-    """A second recipe costs no second pass; a range along another dimension costs one, and is as wide as that."""
+    """A second recipe costs no second pass; a range along another dimension costs one, and is as
+    wide as that.
+    """
     passes = []
 
     class Counted:
@@ -208,7 +243,11 @@ def test_the_data_are_looked_at_once_for_all_recipes(
 
     data = Magnitudes(insert(reference.model), Counted())
     for name in ("fp8", "int8"):
-        made = fp8 if name == "fp8" else quantize(reference.model, loading.load(name), forward_loop_over(batches))
+        made = (
+            fp8
+            if name == "fp8"
+            else quantize(reference.model, loading.load(name), forward_loop_over(batches))
+        )
         assert agreement.with_data(made, loading.load(name), data) == []
     assert len(passes) == 1
 
@@ -221,7 +260,9 @@ def test_the_data_are_looked_at_once_for_all_recipes(
 
 
 def test_a_tolerance_lets_small_differences_pass(model: nn.Module, data: Magnitudes) -> None:
-    """Where bits cannot be asked for, a range within the tolerance passes and one beyond it does not."""
+    """Where bits cannot be asked for, a range within the tolerance passes and one beyond it does
+    not.
+    """
     tensor_quantizers(model)[f"{FC1}.input_quantizer"]._amax *= 1.01
 
     assert agreement.with_data(model, loading.load("fp8"), data, tolerance=0.02) == []
@@ -250,7 +291,9 @@ def test_a_folded_copy_that_computes_something_else(model: nn.Module, batches: A
 def test_with_its_quantizers_off_a_model_is_the_reference(
     name: str, reference: references.Reference, batches: Any
 ) -> None:
-    """Each default recipe leaves the reference underneath: to the bit by max, within rounding by the others."""
+    """Each default recipe leaves the reference underneath: to the bit by max, within rounding by
+    the others.
+    """
     recipe = loading.load(name)
     made = quantize(reference.model, recipe, forward_loop_over(batches))
 
@@ -258,8 +301,12 @@ def test_with_its_quantizers_off_a_model_is_the_reference(
 
 
 @pytest.mark.parametrize("name", ["fp8", "int8-smoothquant", "int4-awq"])
-def test_a_changed_weight_underneath(name: str, reference: references.Reference, batches: Any) -> None:
-    """One layer's weights scaled by a quarter show in the outputs, whatever quantization would have hidden."""
+def test_a_changed_weight_underneath(
+    name: str, reference: references.Reference, batches: Any
+) -> None:
+    """One layer's weights scaled by a quarter show in the outputs, whatever quantization would have
+    hidden.
+    """
     recipe = loading.load(name)
     made: Any = quantize(reference.model, recipe, forward_loop_over(batches))
     made.vision_model.encoder.layers[1].mlp.fc1.weight.data *= 1.25
@@ -270,26 +317,39 @@ def test_a_changed_weight_underneath(name: str, reference: references.Reference,
     assert any(line.startswith("vision: relative error") for line in problem.names)
 
 
-def test_a_weight_off_by_one_bit_underneath(model: Any, reference: references.Reference, batches: Any) -> None:
+def test_a_weight_off_by_one_bit_underneath(
+    model: Any, reference: references.Reference, batches: Any
+) -> None:
     """Under max calibration a single bit is told, and not where bits cannot be expected."""
     bits = model.vision_model.encoder.layers[1].mlp.fc1.weight.data.view(torch.int16)
     bits[0] ^= 1
     first = next(iter(batches))
 
     assert agreement.with_reference(model, reference.model, loading.load("fp8"), first) != []
-    assert agreement.with_reference(model, reference.model, loading.load("fp8"), first, deterministic=False) == []
+    assert (
+        agreement.with_reference(
+            model, reference.model, loading.load("fp8"), first, deterministic=False
+        )
+        == []
+    )
 
 
-def test_outputs_of_nan_are_no_small_error(model: Any, reference: references.Reference, batches: Any) -> None:
+def test_outputs_of_nan_are_no_small_error(
+    model: Any, reference: references.Reference, batches: Any
+) -> None:
     """A model whose outputs are NaN is not within any allowed error."""
     model.visual_projection.weight.data.fill_(float("nan"))
 
-    found = agreement.with_reference(model, reference.model, loading.load("fp8"), next(iter(batches)), False)
+    found = agreement.with_reference(
+        model, reference.model, loading.load("fp8"), next(iter(batches)), False
+    )
 
     assert "vision: relative error nan" in str(found[0])
 
 
-def test_methods_that_adapt_weights_are_left_alone(model: nn.Module, reference: references.Reference) -> None:
+def test_methods_that_adapt_weights_are_left_alone(
+    model: nn.Module, reference: references.Reference
+) -> None:
     """Nothing is said of a method that changes weights on purpose."""
     svdquant = replace(loading.load("fp8"), algorithm={"method": "svdquant"})
 
@@ -300,10 +360,14 @@ def test_methods_that_adapt_weights_are_left_alone(model: nn.Module, reference: 
 def test_gptq_that_made_no_error_good_is_found(
     reference: references.Reference, batches: Any, perc_damp: float, silent: bool
 ) -> None:
-    """Where the Hessian of sixteen pairs has no inverse ModelOpt only rounds, and those layers are named (S13)."""
+    """Where the Hessian of sixteen pairs has no inverse ModelOpt only rounds, and those layers are
+    named (S13).
+    """
     recipe = loading.load("int4-gptq")
     algorithm = {"method": "gptq", "perc_damp": perc_damp}
-    recipe = replace(recipe, quant_cfg=recipe.quant_cfg | {"algorithm": algorithm}, algorithm=algorithm)
+    recipe = replace(
+        recipe, quant_cfg=recipe.quant_cfg | {"algorithm": algorithm}, algorithm=algorithm
+    )
     made = quantize(reference.model, recipe, forward_loop_over(batches))
 
     found = agreement.with_reference(made, reference.model, recipe, next(iter(batches)))

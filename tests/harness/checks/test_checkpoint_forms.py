@@ -1,4 +1,6 @@
-"""A quantized model of every family comes back whole, and ModelOpt's defects on the way are still there."""
+"""A quantized model of every family comes back whole, and ModelOpt's defects on the way are still
+there.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def quantized(ref: str, recipe: str = "fp8-linear-only") -> Any:
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_every_family_comes_back_in_a_fresh_process(name: str, tmp_path: Path) -> None:
-    """In each form that a family has, restored outputs, weights and quantizer map are those that were saved."""
+    """In each form that a family has, restored outputs, weights and quantizer map are those that
+    were saved.
+    """
     model = quantized(str(tiny.write(name, tmp_path / name)))
     inputs = families.sample_inputs(model)
     saved = maps.quantizer_map(model, lambda m: families.forward(m, inputs))
@@ -40,7 +44,10 @@ def test_every_family_comes_back_in_a_fresh_process(name: str, tmp_path: Path) -
     forms = checkpoint.forms_of(model)
     for form in forms:
         checkpoint.save(model, tmp_path / form, form)
-        assert checkpoint.problems(tmp_path / form, form, Loading(), inputs, expected, saved, weights) == []
+        assert (
+            checkpoint.problems(tmp_path / form, form, Loading(), inputs, expected, saved, weights)
+            == []
+        )
     assert forms == (("mto",) if name == "open_clip" else checkpoint.FORMS)
 
 
@@ -56,13 +63,19 @@ def test_a_changed_weight_is_told_in_every_family(name: str, tmp_path: Path) -> 
         model.get_parameter(changed).add_(0.25)
 
     expected, weights = checkpoint.observe(model, inputs)[0], checkpoint.digests(model)
-    found = checkpoint.problems(tmp_path / "mto", "mto", Loading(), inputs, expected, saved, weights)
+    found = checkpoint.problems(
+        tmp_path / "mto", "mto", Loading(), inputs, expected, saved, weights
+    )
 
     assert any(changed in line for line in found)
 
 
-def test_modelopt_restores_into_the_inner_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The defect that is worked around: when this fails, ModelOpt has mended it and the workaround can go."""
+def test_modelopt_restores_into_the_inner_model_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defect that is worked around: when this fails, ModelOpt has mended it and the workaround
+    can go.
+    """
     import transformers
 
     if transformers.__version__.startswith("4."):
@@ -88,9 +101,15 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="fresh processes are spawned where there is no fork")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="fresh processes are spawned where there is no fork"
+)
 def test_what_the_server_imports_starts_no_threads() -> None:
-    """A fork of the server computes: a tensor made while a module is imported would leave it waiting forever."""
-    done = subprocess.run([sys.executable, "-c", FORK], env={**os.environ, "OMP_NUM_THREADS": "2"}, check=False)
+    """A fork of the server computes: a tensor made while a module is imported would leave it
+    waiting forever.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], env={**os.environ, "OMP_NUM_THREADS": "2"}, check=False
+    )
 
     assert done.returncode == 0

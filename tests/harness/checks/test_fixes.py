@@ -1,4 +1,5 @@
-"""What a message of the insertion suite or of the comparison with the recipe proposes is done, and the failure goes.
+"""What a message of the insertion suite or of the comparison with the recipe proposes is done, and
+the failure goes.
 
 Everything is looked at on the embedded architecture without weights.
 """
@@ -22,8 +23,12 @@ from harness.quantization import maps, quantize
 from harness.recipes import patterns
 from harness.recipes.loading import Recipe, load
 
-LINEARS = entry("*weight_quantizer", "num_bits: 8, axis: 0") + entry("*input_quantizer", "num_bits: 8")
-AROUND = entry("*[qkv]_bmm_quantizer", "num_bits: e4m3") + entry("*bmm2_output_quantizer", "num_bits: e4m3")
+LINEARS = entry("*weight_quantizer", "num_bits: 8, axis: 0") + entry(
+    "*input_quantizer", "num_bits: 8"
+)
+AROUND = entry("*[qkv]_bmm_quantizer", "num_bits: e4m3") + entry(
+    "*bmm2_output_quantizer", "num_bits: e4m3"
+)
 WHOLE = DENY_ALL + LINEARS + AROUND
 Entries = list[dict[str, object]]
 
@@ -36,22 +41,31 @@ def blank() -> nn.Module:
 
 @pytest.fixture
 def found(blank: nn.Module, tmp_path: Path) -> Callable[..., list[Problem]]:
-    """What the insertion suite says of a recipe's entries (YAML, or read from it) on the architecture."""
+    """What the insertion suite says of a recipe's entries (YAML, or read from it) on the
+    architecture.
+    """
 
     def look(
-        entries: str | Entries, attention: str = "diffusers", left_out: Collection[tuple[str, str]] = ()
+        entries: str | Entries,
+        attention: str = "diffusers",
+        left_out: Collection[tuple[str, str]] = (),
     ) -> list[Problem]:
         recipe = written.recipe(tmp_path, entries if isinstance(entries, str) else lines(entries))
         quantizers = maps.quantizer_map(quantize.structure(blank, recipe, attention))
         absent, hidden = families.of(blank).absent, families.hidden_in(blank)
-        return insertion.check(quantizers, recipe, left_out=left_out, calibrated=False, hidden=hidden, absent=absent)
+        return insertion.check(
+            quantizers, recipe, left_out=left_out, calibrated=False, hidden=hidden, absent=absent
+        )
 
     return look
 
 
 def lines(entries: Entries) -> str:
     """The lines of a recipe for *entries*."""
-    return "".join(f"  - {yaml.safe_dump(one, default_flow_style=True, width=1000).strip()}\n" for one in entries)
+    return "".join(
+        f"  - {yaml.safe_dump(one, default_flow_style=True, width=1000).strip()}\n"
+        for one in entries
+    )
 
 
 def read(text: str) -> Entries:
@@ -84,7 +98,9 @@ def test_a_recipe_to_start_from_has_no_problem(found: Callable[..., list[Problem
         ("*fc1.wieght_quantizer", "*fc1.weight_quantizer"),
     ],
 )
-def test_the_pattern_that_was_meant_matches(found: Callable[..., list[Problem]], pattern: str, meant: str) -> None:
+def test_the_pattern_that_was_meant_matches(
+    found: Callable[..., list[Problem]], pattern: str, meant: str
+) -> None:
     """The proposed pattern, written in the place of the one that matches nothing, matches."""
     (problem,) = found(WHOLE + off(pattern))
     (proposed,) = re.findall(r"Did you mean '(.*?)'\?", problem.mend)
@@ -98,21 +114,31 @@ def test_the_pattern_that_was_meant_matches(found: Callable[..., list[Problem]],
     ("entries", "attention", "instead"),
     [
         (WHOLE, "modelopt", "diffusers"),
-        (DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3"), "modelopt", "modelopt"),
+        (
+            DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3"),
+            "modelopt",
+            "modelopt",
+        ),
     ],
 )
 def test_the_attention_class_that_is_named_has_the_quantizer(
     found: Callable[..., list[Problem]], entries: str, attention: str, instead: str
 ) -> None:
-    """``--attention diffusers`` for the output quantizer; without the pattern ModelOpt's own class will do."""
+    """``--attention diffusers`` for the output quantizer; without the pattern ModelOpt's own class
+    will do.
+    """
     if attention != instead:
-        assert all(f"--attention {instead}" in problem.mend for problem in found(entries, attention))
+        assert all(
+            f"--attention {instead}" in problem.mend for problem in found(entries, attention)
+        )
         assert found(entries, attention)
     assert found(entries, instead) == []
 
 
 def test_what_no_attention_class_runs_is_removed(found: Callable[..., list[Problem]]) -> None:
-    """ModelOpt's own class has a quantizer for the probabilities, and it never runs: that class is not the fix."""
+    """ModelOpt's own class has a quantizer for the probabilities, and it never runs: that class is
+    not the fix.
+    """
     asked = DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")
     (problem,) = found(asked + AROUND + entry("*p_bmm_quantizer", "num_bits: e4m3"))[:1]
 
@@ -125,7 +151,11 @@ def test_what_no_attention_class_runs_is_removed(found: Callable[..., list[Probl
 def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind: str) -> None:
     """The entry that the message gives, put at the end, leaves no problem."""
     asked = WHOLE + entry(f"*{kind}_quantizer", "num_bits: e4m3")
-    told = {line for problem in found(asked) for line in re.findall(r"end the recipe with (\{.*?\})", problem.mend)}
+    told = {
+        line
+        for problem in found(asked)
+        for line in re.findall(r"end the recipe with (\{.*?\})", problem.mend)
+    }
 
     assert len(told) == 1
     assert found(f"{asked}  - {told.pop()}\n") == []
@@ -134,7 +164,9 @@ def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind
 def test_a_deny_all_is_moved_to_the_front(
     found: Callable[..., list[Problem]], blank: nn.Module, tmp_path: Path
 ) -> None:
-    """ModelOpt refuses such a recipe; the message says where ``*`` goes, and there it is accepted."""
+    """ModelOpt refuses such a recipe; the message says where ``*`` goes, and there it is
+    accepted.
+    """
     entries = read(LINEARS + AROUND + DENY_ALL)
     recipe = written.recipe(tmp_path, lines(entries))
 
@@ -191,7 +223,9 @@ def test_attention_is_quantized_whole_or_not_at_all(found: Callable[..., list[Pr
 
 
 def disagreements(blank: nn.Module, recipe: Recipe) -> set[str]:
-    """The rules by which a model without weights is not what its recipe says; that it computes nothing is known."""
+    """The rules by which a model without weights is not what its recipe says; that it computes
+    nothing is known.
+    """
     problems = agreement.with_recipe(quantize.structure(blank, recipe), recipe)
     return {problem.rule for problem in problems} - {"enabled and passed through"}
 
@@ -218,12 +252,12 @@ def test_what_is_not_as_the_recipe_says(
 def test_the_default_key_of_a_dict_is_moved_to_the_front(
     blank: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The published dict ends in ``default``, which turns everything off; in front it does what was meant."""
+    """The published dict ends in ``default``, which turns everything off; in front it does what was
+    meant.
+    """
     body = "{'*weight_quantizer': {'num_bits': 8, 'axis': 0}, '*input_quantizer': {'num_bits': 8}}"
     text = f"BODY = {body}\nOFF = {{'default': {{'enable': False}}}}\n"
-    text += (
-        "LAST = {'quant_cfg': BODY | OFF, 'algorithm': 'max'}\nFIRST = {'quant_cfg': OFF | BODY, 'algorithm': 'max'}\n"
-    )
+    text += "LAST = {'quant_cfg': BODY | OFF, 'algorithm': 'max'}\nFIRST = {'quant_cfg': OFF | BODY, 'algorithm': 'max'}\n"
     (tmp_path / "published_for_fixes.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
 

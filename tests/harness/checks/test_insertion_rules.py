@@ -1,4 +1,6 @@
-"""The rules of insertion on maps made by hand: what each counts, what it names, what it says to do."""
+"""The rules of insertion on maps made by hand: what each counts, what it names, what it says to
+do.
+"""
 
 from __future__ import annotations
 
@@ -44,17 +46,26 @@ def tower(name: str) -> QuantizerMap:
 
 
 def test_untouched_tower_is_told_with_its_modules() -> None:
-    """A tower with nothing enabled is told whole: how many quantizers of its covered kinds, every module, in order."""
+    """A tower with nothing enabled is told whole: how many quantizers of its covered kinds, every
+    module, in order.
+    """
     found = tower("vision") + all_off(tower("text"))
     problem = only(insertion.uncovered(found), "tower unquantized")
 
     assert "the whole text tower is unquantized: 0 of 5 quantizers" in problem.what
-    assert problem.names == ("text.layers.0.attn", "text.layers.0.fc1", "text.layers.0.fc2", "text.patches")
+    assert problem.names == (
+        "text.layers.0.attn",
+        "text.layers.0.fc1",
+        "text.layers.0.fc2",
+        "text.patches",
+    )
     assert "text linear, patch_embedding, attention stays" in problem.mend
 
 
 def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
-    """A kind of layer with nothing enabled in a tower is told for that tower, with the modules of that kind only."""
+    """A kind of layer with nothing enabled in a tower is told for that tower, with the modules of
+    that kind only.
+    """
     found = all_off(tower("vision"), "patch_embedding", "attention") + tower("text")
     problem = only(insertion.uncovered(found), "kind of layer unquantized")
 
@@ -65,7 +76,11 @@ def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
 
 def test_one_enabled_quantizer_covers_a_kind() -> None:
     """A kind of layer is covered by one enabled quantizer in the tower."""
-    found = without(tower("vision"), "vision.layers.0.fc1.weight_quantizer", "vision.layers.0.fc1.input_quantizer")
+    found = without(
+        tower("vision"),
+        "vision.layers.0.fc1.weight_quantizer",
+        "vision.layers.0.fc1.input_quantizer",
+    )
 
     assert insertion.uncovered(found) == []
 
@@ -81,17 +96,26 @@ def test_every_tower_is_asked() -> None:
 
 
 def test_declared_omissions_are_not_told() -> None:
-    """What the budgets file leaves out in one tower is told neither there nor taken for said of the other."""
+    """What the budgets file leaves out in one tower is told neither there nor taken for said of the
+    other.
+    """
     both = all_off(tower("vision"), "attention") + all_off(tower("text"), "attention")
 
-    problem = only(insertion.uncovered(both, [("vision", "attention")]), "kind of layer unquantized")
+    problem = only(
+        insertion.uncovered(both, [("vision", "attention")]), "kind of layer unquantized"
+    )
     assert problem.names == ("text.layers.0.attn",)
     assert insertion.uncovered(both, [("vision", "attention"), ("text", "attention")]) == []
 
 
 def test_tower_off_but_for_what_is_declared_is_told_whole() -> None:
-    """A tower with nothing on is told whole even where one of its kinds is declared, and then without that kind."""
-    problem = only(insertion.uncovered(all_off(tower("vision")), [("vision", "patch_embedding")]), "tower unquantized")
+    """A tower with nothing on is told whole even where one of its kinds is declared, and then
+    without that kind.
+    """
+    problem = only(
+        insertion.uncovered(all_off(tower("vision")), [("vision", "patch_embedding")]),
+        "tower unquantized",
+    )
 
     assert "0 of 5" in problem.what
     assert "vision.patches" not in problem.names
@@ -99,7 +123,9 @@ def test_tower_off_but_for_what_is_declared_is_told_whole() -> None:
 
 
 def test_what_is_in_no_tower_need_not_be_covered() -> None:
-    """Modules outside the towers, and kinds that are not among the covered ones, may stay unquantized."""
+    """Modules outside the towers, and kinds that are not among the covered ones, may stay
+    unquantized.
+    """
     found = (
         at("none.logit.input_quantizer", enabled=False),
         at("vision.norm.input_quantizer", module_kind="layernorm", enabled=False),
@@ -109,7 +135,9 @@ def test_what_is_in_no_tower_need_not_be_covered() -> None:
 
 
 def test_tower_without_a_kind_need_not_cover_it() -> None:
-    """A tower that has no layer of a kind, such as a text tower a patch embedding, lacks nothing."""
+    """A tower that has no layer of a kind, such as a text tower a patch embedding, lacks
+    nothing.
+    """
     assert insertion.uncovered((at("text.fc.weight_quantizer"),)) == []
 
 
@@ -126,35 +154,51 @@ ASKS = recipe(on("*[qkv]_bmm_quantizer"), on("*bmm2_output_quantizer"))
 
 
 def test_attention_quantized_whole_is_no_problem() -> None:
-    """Blocks with all that the recipe asks for, on and run, break no rule, nor do those beside attention."""
+    """Blocks with all that the recipe asks for, on and run, break no rule, nor do those beside
+    attention.
+    """
     beside = at("vision.layers.0.fc.q_bmm_quantizer", enabled=False)
 
     assert insertion.broken_attention((*WHOLE, beside), ASKS) == []
 
 
 def test_attention_quantizer_that_is_not_there_is_told() -> None:
-    """A quantizer that the recipe asks for and a block lacks is named, with the number of such blocks of all."""
+    """A quantizer that the recipe asks for and a block lacks is named, with the number of such
+    blocks of all.
+    """
     found = attention(BLOCKS[0], QKV) + attention(BLOCKS[1]) + attention(BLOCKS[2], QKV)
     problem = only(insertion.broken_attention(found, ASKS), "attention quantizer missing")
 
     assert numbers(problem.what) == [2, 3]
-    assert problem.names == (f"{BLOCKS[0]}.bmm2_output_quantizer", f"{BLOCKS[2]}.bmm2_output_quantizer")
-    assert re.search(r"--attention diffusers for bmm2_output.*or take the pattern out", problem.mend)
+    assert problem.names == (
+        f"{BLOCKS[0]}.bmm2_output_quantizer",
+        f"{BLOCKS[2]}.bmm2_output_quantizer",
+    )
+    assert re.search(
+        r"--attention diffusers for bmm2_output.*or take the pattern out", problem.mend
+    )
 
 
 def test_attention_quantizers_that_are_off_are_told_by_block() -> None:
-    """Quantizers that are asked for and off count by block, not by name; a part that is off is told as well."""
+    """Quantizers that are asked for and off count by block, not by name; a part that is off is told
+    as well.
+    """
     names = (f"{BLOCKS[1]}.q_bmm_quantizer", f"{BLOCKS[1]}.k_bmm_quantizer")
 
     missing, part = insertion.broken_attention(without(WHOLE, *names), ASKS)
 
-    assert (missing.rule, part.rule) == ("attention quantizer missing", "attention quantized in part")
+    assert (missing.rule, part.rule) == (
+        "attention quantizer missing",
+        "attention quantized in part",
+    )
     assert (numbers(missing.what), missing.names) == ([1, 3], names)
     assert (numbers(part.what), part.names) == ([1, 3], names)
 
 
 def test_attention_quantizer_that_never_runs_is_told() -> None:
-    """Enabled quantizers around attention without a call are counted and named; those that are off are missing."""
+    """Enabled quantizers around attention without a call are counted and named; those that are off
+    are missing.
+    """
     idle = attention(BLOCKS[0], calls=0) + attention(BLOCKS[1])
     problem = only(insertion.broken_attention(idle, ASKS), "attention quantizer never runs")
 
@@ -179,7 +223,9 @@ def test_attention_that_is_neither_there_nor_run_is_two_problems() -> None:
 
 
 def test_declared_attention_is_not_asked() -> None:
-    """Attention that the budgets file leaves out in one tower is not asked for there, and is in the other."""
+    """Attention that the budgets file leaves out in one tower is not asked for there, and is in the
+    other.
+    """
     found = attention(BLOCKS[0], QKV, calls=0) + attention(BLOCKS[2], QKV)
     vision = [("vision", "attention")]
 
@@ -207,8 +253,12 @@ def test_declared_attention_is_not_asked() -> None:
         ((on("text*q_bmm*"),), []),
     ],
 )
-def test_attention_is_asked_for_by_the_last_entry_that_matches(entries: tuple[Entry, ...], asked: list[str]) -> None:
-    """A kind is asked for if the last entry without a class that matches its place enables it and names attention."""
+def test_attention_is_asked_for_by_the_last_entry_that_matches(
+    entries: tuple[Entry, ...], asked: list[str]
+) -> None:
+    """A kind is asked for if the last entry without a class that matches its place enables it and
+    names attention.
+    """
     assert insertion._asked_of_attention(recipe(*entries), BLOCKS[0]) == asked
 
 
@@ -223,7 +273,9 @@ def test_attention_is_asked_for_block_by_block() -> None:
 
 
 def test_search_asks_for_the_attention_of_every_format() -> None:
-    """A search asks for what any of its formats does, each judged alone, and is told what a search can hold."""
+    """A search asks for what any of its formats does, each judged alone, and is told what a search
+    can hold.
+    """
     search = searching((on("*v_bmm*"), off("*")), (on("*k_bmm*"),), (on("*q_bmm*"),))
     found = without(attention(BLOCKS[0]), *(q.name for q in attention(BLOCKS[0])))
 
@@ -237,8 +289,14 @@ NOTHING = recipe(on("*weight_quantizer"))
 
 
 def test_attention_in_part_names_what_is_off() -> None:
-    """Of blocks with some of the four on, those off are named and the blocks counted; a block all off is none."""
-    names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[0]}.v_bmm_quantizer", f"{BLOCKS[2]}.bmm2_output_quantizer")
+    """Of blocks with some of the four on, those off are named and the blocks counted; a block all
+    off is none.
+    """
+    names = (
+        f"{BLOCKS[0]}.q_bmm_quantizer",
+        f"{BLOCKS[0]}.v_bmm_quantizer",
+        f"{BLOCKS[2]}.bmm2_output_quantizer",
+    )
     found = without(WHOLE, *names, *(f"{BLOCKS[1]}.{kind}_quantizer" for kind in FUSED))
     problem = only(insertion.broken_attention(found, NOTHING), "attention quantized in part")
 
@@ -263,11 +321,16 @@ def test_block_without_all_four_may_be_whole(kinds: tuple[str, ...]) -> None:
 
 
 def test_declared_attention_may_be_in_part() -> None:
-    """Attention that the budgets file leaves out in a tower may be on in part there, and not in the other."""
+    """Attention that the budgets file leaves out in a tower may be on in part there, and not in the
+    other.
+    """
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[2]}.q_bmm_quantizer")
     found = without(WHOLE, *names)
 
-    problem = only(insertion.broken_attention(found, NOTHING, [("vision", "attention")]), "attention quantized in part")
+    problem = only(
+        insertion.broken_attention(found, NOTHING, [("vision", "attention")]),
+        "attention quantized in part",
+    )
 
     assert (numbers(problem.what), problem.names) == ([1, 1], names[1:])
 
@@ -290,7 +353,9 @@ def test_declared_attention_may_be_in_part() -> None:
     ],
 )
 def test_attention_off_in_a_layer_may_be_chosen(entries: tuple[Entry, ...], chosen: bool) -> None:
-    """Off in one layer is a choice if the last entry that matches turns it off and does not mean everything."""
+    """Off in one layer is a choice if the last entry that matches turns it off and does not mean
+    everything.
+    """
     name = f"{BLOCKS[0]}.q_bmm_quantizer"
     problems = insertion.broken_attention(without(WHOLE, name), replace(NOTHING, entries=entries))
 
@@ -298,9 +363,13 @@ def test_attention_off_in_a_layer_may_be_chosen(entries: tuple[Entry, ...], chos
 
 
 def test_attention_off_in_a_whole_tower_is_no_choice() -> None:
-    """A line that turns a kind off in all layers of a tower is told, the other tower's layers being no help."""
+    """A line that turns a kind off in all layers of a tower is told, the other tower's layers being
+    no help.
+    """
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[1]}.q_bmm_quantizer")
-    problems = insertion.broken_attention(without(WHOLE, *names), recipe(off("vision*q_bmm_quantizer")))
+    problems = insertion.broken_attention(
+        without(WHOLE, *names), recipe(off("vision*q_bmm_quantizer"))
+    )
 
     assert only(problems, "attention quantized in part").names == names
 
@@ -316,7 +385,9 @@ def test_peers_are_of_the_same_kind() -> None:
     """A kind that only one block has is chosen by no peer of another kind."""
     found = attention(BLOCKS[0], enabled=True) + attention(BLOCKS[1], QKV)
     name = f"{BLOCKS[0]}.bmm2_output_quantizer"
-    problems = insertion.broken_attention(without(found, name), recipe(off("*bmm2_output_quantizer")))
+    problems = insertion.broken_attention(
+        without(found, name), recipe(off("*bmm2_output_quantizer"))
+    )
 
     assert only(problems, "attention quantized in part").names == (name,)
 
@@ -325,9 +396,16 @@ def test_peers_are_of_the_same_kind() -> None:
 
 
 def called(*calls: int) -> QuantizerMap:
-    """Quantizers with these calls, and one that is off and was never called, and one off that was called nine times."""
-    live = tuple(at(f"vision.layers.{n}.fc.input_quantizer", calls=count) for n, count in enumerate(calls))
-    rest = (at("text.a.input_quantizer", calls=0, enabled=False), at("text.b.input_quantizer", calls=9, enabled=False))
+    """Quantizers with these calls, and one that is off and was never called, and one off that was
+    called nine times.
+    """
+    live = tuple(
+        at(f"vision.layers.{n}.fc.input_quantizer", calls=count) for n, count in enumerate(calls)
+    )
+    rest = (
+        at("text.a.input_quantizer", calls=0, enabled=False),
+        at("text.b.input_quantizer", calls=9, enabled=False),
+    )
     return live + rest
 
 
@@ -336,7 +414,10 @@ def test_enabled_quantizer_without_a_call_never_runs() -> None:
     problem = only(insertion.never_run(called(1, 0, 2, 0, 1)), "never runs")
 
     assert numbers(problem.what) == [2, 5]
-    assert problem.names == ("vision.layers.1.fc.input_quantizer", "vision.layers.3.fc.input_quantizer")
+    assert problem.names == (
+        "vision.layers.1.fc.input_quantizer",
+        "vision.layers.3.fc.input_quantizer",
+    )
     assert "turn them off in the recipe" in problem.mend
     assert insertion.never_run(called(1, 2)) == []
 
@@ -347,11 +428,18 @@ def test_enabled_quantizer_without_a_call_never_runs() -> None:
         (("softmax",), ["quantizer_name: '*softmax_quantizer', enable: false"]),
         (("p_bmm",), ["quantizer_name: '*p_bmm_quantizer', enable: false"]),
         (QKV, ['attn_implementation="sdpa"']),
-        (("q_bmm", "softmax"), ["'*softmax_quantizer', enable: false", 'attn_implementation="sdpa"']),
+        (
+            ("q_bmm", "softmax"),
+            ["'*softmax_quantizer', enable: false", 'attn_implementation="sdpa"'],
+        ),
     ],
 )
-def test_idle_attention_is_told_with_the_fix_that_works(kinds: tuple[str, ...], fixes: list[str]) -> None:
-    """What scaled_dot_product_attention passes by is turned off; loading with sdpa helps only what it does reach."""
+def test_idle_attention_is_told_with_the_fix_that_works(
+    kinds: tuple[str, ...], fixes: list[str]
+) -> None:
+    """What scaled_dot_product_attention passes by is turned off; loading with sdpa helps only what
+    it does reach.
+    """
     idle = attention(BLOCKS[0], kinds, calls=0)
     asks = recipe(*(on(f"*{kind}_quantizer") for kind in kinds))
     told = [*insertion.never_run(idle), *insertion.broken_attention(idle, asks)]
@@ -363,17 +451,24 @@ def test_idle_attention_is_told_with_the_fix_that_works(kinds: tuple[str, ...], 
 
 
 def test_enabled_quantizer_with_two_calls_runs_twice() -> None:
-    """Quantizers that are on and have more than one call are counted and named, with the most calls of any."""
+    """Quantizers that are on and have more than one call are counted and named, with the most calls
+    of any.
+    """
     problem = only(insertion.run_twice(called(1, 0, 2, 3, 1)), "runs twice")
 
     assert numbers(problem.what) == [2, 3]
-    assert problem.names == ("vision.layers.2.fc.input_quantizer", "vision.layers.3.fc.input_quantizer")
+    assert problem.names == (
+        "vision.layers.2.fc.input_quantizer",
+        "vision.layers.3.fc.input_quantizer",
+    )
     assert "shared" in problem.mend
     assert insertion.run_twice(called(0, 1)) == []
 
 
 def test_static_quantizer_needs_a_usable_range() -> None:
-    """Without a range and with one that cannot be used are told apart; what is off or dynamic needs none."""
+    """Without a range and with one that cannot be used are told apart; what is off or dynamic needs
+    none.
+    """
     found = (
         at("vision.a.input_quantizer", amax=None),
         at("text.a.input_quantizer", amax=None),
@@ -390,7 +485,11 @@ def test_static_quantizer_needs_a_usable_range() -> None:
     assert (without_any.rule, unusable.rule) == ("no amax", "unusable amax")
     assert numbers(without_any.what) == [3, 5]
     assert "(text, vision)" in without_any.what
-    assert without_any.names == ("vision.a.input_quantizer", "text.a.input_quantizer", "vision.b.input_quantizer")
+    assert without_any.names == (
+        "vision.a.input_quantizer",
+        "text.a.input_quantizer",
+        "vision.b.input_quantizer",
+    )
     assert "both towers" in without_any.mend
     assert numbers(unusable.what) == [1]
     assert unusable.names == ("vision.c.input_quantizer",)
@@ -425,12 +524,18 @@ def test_check_asks_every_rule() -> None:
 
 
 def test_check_tells_the_patterns_what_is_beside_the_model() -> None:
-    """The check passes on hidden blocks, the other tower's quantizers and classes that the family lacks."""
+    """The check passes on hidden blocks, the other tower's quantizers and classes that the family
+    lacks.
+    """
     found = (at("vision.fc.weight_quantizer"),)
-    asked = recipe(on("*weight_quantizer"), on("*q_bmm_quantizer"), on("*text_only"), on("*conv*", "nn.Conv2d"))
+    asked = recipe(
+        on("*weight_quantizer"), on("*q_bmm_quantizer"), on("*text_only"), on("*conv*", "nn.Conv2d")
+    )
 
     problem = only(
-        insertion.check(found, asked, hidden=HIDDEN, elsewhere=(at("text.text_only"),), absent=("nn.Conv2d",)),
+        insertion.check(
+            found, asked, hidden=HIDDEN, elsewhere=(at("text.text_only"),), absent=("nn.Conv2d",)
+        ),
         "pattern matches nothing",
     )
 

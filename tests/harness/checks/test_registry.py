@@ -16,7 +16,9 @@ from harness.places import SUITES
 
 
 def calls_of(source: str) -> dict[str, set[tuple[str, str]]]:
-    """The (module, function) pairs that each test function of *source* calls, by the test's name."""
+    """The (module, function) pairs that each test function of *source* calls, by the test's
+    name.
+    """
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
@@ -33,8 +35,12 @@ def amiss(suite: str, source: str) -> list[str]:
     """What differs between the tests of *source* and the registered checks of *suite*."""
     tests = calls_of(source)
     names = {check.name for check in registry.every() if check.suite == suite}
-    untested = [f"check {name} has no test" for name in sorted(names) if f"test_{name}" not in tests]
-    unregistered = [f"{test} has no check" for test in tests if test.removeprefix("test_") not in names]
+    untested = [
+        f"check {name} has no test" for name in sorted(names) if f"test_{name}" not in tests
+    ]
+    unregistered = [
+        f"{test} has no check" for test in tests if test.removeprefix("test_") not in names
+    ]
     uncalled = [
         f"{test} does not call its check"
         for test, called in tests.items()
@@ -45,7 +51,9 @@ def amiss(suite: str, source: str) -> list[str]:
 
 @pytest.mark.parametrize("suite", registry.SUITES)
 def test_tests_and_checks_are_the_same(suite: str) -> None:
-    """Each test of a suite calls the check of its name, and each check of the suite has such a test."""
+    """Each test of a suite calls the check of its name, and each check of the suite has such a
+    test.
+    """
     assert amiss(suite, (SUITES / f"test_{suite}.py").read_text()) == []
 
 
@@ -57,7 +65,9 @@ def test_every_suite_is_compared() -> None:
 
 
 def test_a_deleted_or_foreign_test_is_noticed() -> None:
-    """A check without a test, a test without a check and a test that calls another check are three differences."""
+    """A check without a test, a test without a check and a test that calls another check are three
+    differences.
+    """
     source = (SUITES / "test_checkpoint.py").read_text()
     name = "restored_model_is_the_saved_one"
 
@@ -76,7 +86,9 @@ def both(case: Case, letter: str, number: int) -> list[str]:
 
 
 def test_problems_are_those_of_all_values() -> None:
-    """A check runs for every combination of its parameters; what cannot be judged is left out, *only* chooses."""
+    """A check runs for every combination of its parameters; what cannot be judged is left out,
+    *only* chooses.
+    """
     gate = Gate(Options(recipes=("fp8",)))
     (case,) = gate.cases()
     values: dict[str, Values] = {"letter": ("a", "b"), "number": lambda case: (1, 2, 3)}
@@ -97,9 +109,13 @@ def test_a_known_defect_is_no_problem() -> None:
     assert list(Check("export", "defective", defective).problems(gate.cases()[0])) == []
 
 
-@pytest.mark.parametrize(("suite", "name"), [("nowhere", "a_check"), ("insertion", "every_pattern_matches")])
+@pytest.mark.parametrize(
+    ("suite", "name"), [("nowhere", "a_check"), ("insertion", "every_pattern_matches")]
+)
 def test_a_check_is_registered_once_and_in_a_suite(suite: str, name: str) -> None:
-    """Another suite than the gate's, or a name that is taken, is an error when the module is imported."""
+    """Another suite than the gate's, or a name that is taken, is an error when the module is
+    imported.
+    """
     registry.every()
 
     def run() -> list[str]:

@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
 
 def noise(seed: int) -> Any:
     """A PIL picture of random colours."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 44, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (50, 44, 3), dtype=np.uint8)
+    )
 
 
 def shard(path: Path, numbers: range, captions: Callable[[int], str]) -> None:
@@ -44,7 +46,11 @@ def shard(path: Path, numbers: range, captions: Callable[[int], str]) -> None:
 def webdataset(root: Path, split: str = "test") -> Path:
     """Two shards of five pictures, each with two captions."""
     for index in (0, 1):
-        shard(root / split / f"{index}.tar", range(5 * index, 5 * index + 5), lambda i: f"thing {i}\nanother {i}\n")
+        shard(
+            root / split / f"{index}.tar",
+            range(5 * index, 5 * index + 5),
+            lambda i: f"thing {i}\nanother {i}\n",
+        )
     (root / split / "nshards.txt").write_text("2\n")
     (root / "dataset_type.txt").write_text("retrieval\n")
     return root
@@ -59,17 +65,22 @@ def coco(root: Path, split: str = "train2017", first: int = 100) -> Path:
         noise(number).save(root / split / f"{number:012d}.jpg")
         images.append({"id": number, "file_name": f"{number:012d}.jpg"})
         annotations += [
-            {"image_id": number, "id": 10 * number + k, "caption": f"words {k} {number}"} for k in (0, 1, 2)
+            {"image_id": number, "id": 10 * number + k, "caption": f"words {k} {number}"}
+            for k in (0, 1, 2)
         ]
     content = {"images": images[::-1], "annotations": annotations}
     (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
     return root
 
 
-def inputs_of(pairs: calibration.CalibrationPairs, batch_size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs_of(
+    pairs: calibration.CalibrationPairs, batch_size: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
     """All pixel values and all token ids of *pairs*."""
     batches = list(pairs.batches(CPU, torch.float32, batch_size))
-    return torch.cat([b["pixel_values"] for b in batches]), torch.cat([b["input_ids"] for b in batches])
+    return torch.cat([b["pixel_values"] for b in batches]), torch.cat(
+        [b["input_ids"] for b in batches]
+    )
 
 
 def expected_inputs(
@@ -78,7 +89,9 @@ def expected_inputs(
     """What the checkpoint's own processor and tokenizer make of *pictures* and *captions*."""
     processor = inputs.over_pil(reference.image_processor)
     pixels = processor([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
-    ids = reference.tokenizer(captions, padding="max_length", truncation=True, max_length=24, return_tensors="pt")
+    ids = reference.tokenizer(
+        captions, padding="max_length", truncation=True, max_length=24, return_tensors="pt"
+    )
     return pixels, ids["input_ids"]
 
 
@@ -98,10 +111,14 @@ def test_embedded_pairs_drive_both_towers(reference: Reference) -> None:
 
 
 def test_pairs_fit_each_other(reference: Reference) -> None:
-    """The trained model finds most captions among 64 pairs: pictures and captions were not shuffled apart."""
+    """The trained model finds most captions among 64 pairs: pictures and captions were not shuffled
+    apart.
+    """
     batch = next(iter(calibration.load("embedded", reference).batches(CPU, torch.float16)))
     with torch.no_grad():
-        found = {tower: F.normalize(x) for tower, x in families.forward(reference.model, batch).items()}
+        found = {
+            tower: F.normalize(x) for tower, x in families.forward(reference.model, batch).items()
+        }
     logits = found["text"] @ found["vision"].T
 
     assert (logits.argmax(1) == torch.arange(64)).float().mean() > 0.8
@@ -117,10 +134,16 @@ def test_batches_can_be_run_through_again(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
-def test_a_webdataset_gives_its_first_pairs(split: str, tmp_path: Path, reference: Reference) -> None:
-    """Pictures in order over the shards, each with its first caption, preprocessed as the checkpoint says."""
+def test_a_webdataset_gives_its_first_pairs(
+    split: str, tmp_path: Path, reference: Reference
+) -> None:
+    """Pictures in order over the shards, each with its first caption, preprocessed as the
+    checkpoint says.
+    """
     pairs = calibration.load(webdataset(tmp_path / "w", split), reference, size=7)
-    pixels, ids = expected_inputs(reference, [noise(i) for i in range(7)], [f"thing {i}" for i in range(7)])
+    pixels, ids = expected_inputs(
+        reference, [noise(i) for i in range(7)], [f"thing {i}" for i in range(7)]
+    )
     found = inputs_of(pairs)
 
     assert pairs.n == 7
@@ -128,8 +151,12 @@ def test_a_webdataset_gives_its_first_pairs(split: str, tmp_path: Path, referenc
     assert torch.equal(found[1], ids)
 
 
-def test_the_training_split_comes_before_the_test_split(tmp_path: Path, reference: Reference) -> None:
-    """Where a webdataset has both, nothing is calibrated on test pictures; a split's own folder may be given."""
+def test_the_training_split_comes_before_the_test_split(
+    tmp_path: Path, reference: Reference
+) -> None:
+    """Where a webdataset has both, nothing is calibrated on test pictures; a split's own folder may
+    be given.
+    """
     place = webdataset(webdataset(tmp_path / "w", "test"), "train")
 
     assert calibration.load(place, reference).source == str(place / "train")
@@ -137,7 +164,9 @@ def test_the_training_split_comes_before_the_test_split(tmp_path: Path, referenc
 
 
 def test_a_coco_folder_gives_a_choice_by_seed(tmp_path: Path, reference: Reference) -> None:
-    """Each pair is a picture with one of its own captions; the seed decides which, and all are taken if they fit."""
+    """Each pair is a picture with one of its own captions; the seed decides which, and all are
+    taken if they fit.
+    """
     place = coco(tmp_path / "coco")
     pairs = calibration.load(place, reference, size=6, seed=3)
     again, other = (
@@ -152,8 +181,12 @@ def test_a_coco_folder_gives_a_choice_by_seed(tmp_path: Path, reference: Referen
     texts = [f"words {k} {number}" for number in range(100, 109) for k in (0, 1, 2)]
     known_pixels, _ = expected_inputs(reference, pictures, ["a"])
     _, known_ids = expected_inputs(reference, pictures, texts)
-    shown = [next(i for i, known in enumerate(known_pixels) if torch.equal(known, one)) for one in pixels]
-    said = [next(i for i, known in enumerate(known_ids) if torch.equal(known, one)) // 3 for one in ids]
+    shown = [
+        next(i for i, known in enumerate(known_pixels) if torch.equal(known, one)) for one in pixels
+    ]
+    said = [
+        next(i for i, known in enumerate(known_ids) if torch.equal(known, one)) // 3 for one in ids
+    ]
 
     assert shown == said == sorted(set(shown))
     assert pairs.n == 6
@@ -162,7 +195,9 @@ def test_a_coco_folder_gives_a_choice_by_seed(tmp_path: Path, reference: Referen
 
 
 def test_training_annotations_come_first(tmp_path: Path, reference: Reference) -> None:
-    """A COCO folder with both splits gives training pictures, as the retrieval task is made of the others."""
+    """A COCO folder with both splits gives training pictures, as the retrieval task is made of the
+    others.
+    """
     place = coco(coco(tmp_path / "coco", "val2017", 500), "train2017", 100)
     assert calibration.load(place, reference).source.endswith("captions_train2017.json")
 
@@ -174,7 +209,9 @@ def test_training_annotations_come_first(tmp_path: Path, reference: Reference) -
 def test_the_hash_is_that_of_pictures_and_captions(tmp_path: Path, reference: Reference) -> None:
     """Another picture or another caption is another hash; the same data elsewhere is the same."""
     one, two = (calibration.load(webdataset(tmp_path / name), reference).hash for name in "ab")
-    shard(tmp_path / "b" / "test" / "1.tar", range(5, 10), lambda i: f"thing {i if i != 8 else 9}\n")
+    shard(
+        tmp_path / "b" / "test" / "1.tar", range(5, 10), lambda i: f"thing {i if i != 8 else 9}\n"
+    )
     words = calibration.load(tmp_path / "b", reference).hash
     shard(tmp_path / "a" / "test" / "1.tar", range(6, 11), lambda i: f"thing {i - 1}\n")
 
@@ -202,7 +239,10 @@ def with_annotations(text: str) -> Callable[[Path], Path]:
 
 def leading_out(place: Path) -> Path:
     """A COCO folder whose annotations name a picture outside of it."""
-    content = {"images": [{"id": 1, "file_name": "../secret.jpg"}], "annotations": [{"image_id": 1, "caption": "c"}]}
+    content = {
+        "images": [{"id": 1, "file_name": "../secret.jpg"}],
+        "annotations": [{"image_id": 1, "caption": "c"}],
+    }
     noise(1).save(place.parent / "secret.jpg")
     return with_annotations(json.dumps(content))(place)
 
@@ -227,7 +267,10 @@ def empty(place: Path) -> Path:
         (empty, "holds neither shards nor caption annotations"),
         (without_pictures, r"picture 000000000100.jpg is in none of train2017"),
         (with_annotations("{"), r"captions_train2017.json:1: is not JSON"),
-        (with_annotations('{"images": []}'), r"2017.json \(annotations\): the key 'annotations' is missing"),
+        (
+            with_annotations('{"images": []}'),
+            r"2017.json \(annotations\): the key 'annotations' is missing",
+        ),
         (with_annotations('{"images": [], "annotations": []}'), "names no picture with a caption"),
         (leading_out, r"picture ../secret.jpg lies outside its folder"),
         (classification, "is not 'retrieval'"),
@@ -248,15 +291,22 @@ def test_a_damaged_picture_is_named(tmp_path: Path, reference: Reference) -> Non
     path = place / "train2017" / "000000000103.jpg"
     for data in (b"no picture", path.read_bytes()[:900]):
         path.write_bytes(data)
-        with pytest.raises(UsageError, match=r"000000000103\.jpg: picture 000000000103\.jpg cannot be read"):
+        with pytest.raises(
+            UsageError, match=r"000000000103\.jpg: picture 000000000103\.jpg cannot be read"
+        ):
             calibration.load(place, reference)
 
 
 @pytest.mark.parametrize(
     ("source", "size", "message"),
-    [("https://example.org/x", 8, "is an address, not a folder"), (None, 0, "leaves nothing to calibrate with")],
+    [
+        ("https://example.org/x", 8, "is an address, not a folder"),
+        (None, 0, "leaves nothing to calibrate with"),
+    ],
 )
-def test_unusable_options_are_told(source: str | None, size: int, message: str, reference: Reference) -> None:
+def test_unusable_options_are_told(
+    source: str | None, size: int, message: str, reference: Reference
+) -> None:
     """An address is not fetched, and no pairs are no calibration."""
     with pytest.raises(UsageError, match=message):
         calibration.load(source, reference, size=size)
@@ -264,7 +314,9 @@ def test_unusable_options_are_told(source: str | None, size: int, message: str, 
 
 def test_calibration_pictures_are_no_evaluation_pictures() -> None:
     """No calibration picture is, in its bytes, a picture of any embedded task."""
-    calibrating = {s.picture.read() for s in webdatasets.samples(samples.EMBEDDED / "calibration", "test")}
+    calibrating = {
+        s.picture.read() for s in webdatasets.samples(samples.EMBEDDED / "calibration", "test")
+    }
     evaluating = {
         sample.picture.read()
         for name in ("emoji", "emoji100", "emoji_captions")

@@ -1,4 +1,6 @@
-"""Data sets that cannot be used, or only with care: each is read right, or refused in one line before anything runs."""
+"""Data sets that cannot be used, or only with care: each is read right, or refused in one line
+before anything runs.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,16 @@ def tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FO
             archive.addfile(entry, io.BytesIO(data))
 
 
-MEMBERS = [item for i in range(6) for item in ((f"k{i}.png", picture(seed=i)), (f"k{i}.cls", str(i % 3).encode()))]
-CAPTIONED = [item for i in range(7) for item in ((f"r{i}.png", picture(seed=i)), (f"r{i}.txt", b"one\ntwo\n"))]
+MEMBERS = [
+    item
+    for i in range(6)
+    for item in ((f"k{i}.png", picture(seed=i)), (f"k{i}.cls", str(i % 3).encode()))
+]
+CAPTIONED = [
+    item
+    for i in range(7)
+    for item in ((f"r{i}.png", picture(seed=i)), (f"r{i}.txt", b"one\ntwo\n"))
+]
 
 
 def classes(place: Path, members: list[tuple[str, bytes]] | None = None) -> Path:
@@ -102,7 +112,9 @@ def captioned_coco(place: Path, content: Any = None) -> Path:
     for i in range(7):
         (place / "val2014" / f"{i}.png").write_bytes(picture(seed=i))
     text = json.dumps(caption_entries()) if content is None else content
-    (place / "coco_test_karpathy.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (place / "coco_test_karpathy.json").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
     return place
 
 
@@ -111,7 +123,7 @@ def counts(name: str, place: Path) -> dict[tuple[str, str], int]:
     return tasks.sample_counts([name], place)
 
 
-# -- words --------------------------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,9 @@ def test_template_that_is_none_is_refused_with_its_line(
 
 
 def test_templates_are_filled_by_replacement(tmp_path: Path) -> None:
-    """A byte order mark, other line ends and several places are fine, and a name is taken as it is."""
+    """A byte order mark, other line ends and several places are fine, and a name is taken as it
+    is.
+    """
     (classes(tmp_path) / TEMPLATES).write_bytes(b"\xef\xbb\xbfa {c}, {c}!\r\n{c}\r\n")
 
     assert samples.load("wds/x", tmp_path).templates == ("a {c}, {c}!", "{c}")
@@ -166,7 +180,9 @@ def test_templates_are_filled_by_replacement(tmp_path: Path) -> None:
         ("goose\ncat\x0bdog\npig", ":2", "line separator"),
     ],
 )
-def test_class_names_that_cannot_be_used(content: str, where: str, what: str, tmp_path: Path) -> None:
+def test_class_names_that_cannot_be_used(
+    content: str, where: str, what: str, tmp_path: Path
+) -> None:
     """An empty line would shift what follows; fewer than two names leave nothing to choose."""
     path = classes(tmp_path) / "classnames.txt"
     path.write_text(content)
@@ -194,18 +210,23 @@ def test_too_many_prompts_are_refused_before_they_are_made(tmp_path: Path) -> No
 
 
 def test_captions_are_lines_with_words(tmp_path: Path) -> None:
-    """Blank lines between captions are not captions; a file of them is refused, as is what is not UTF-8."""
+    """Blank lines between captions are not captions; a file of them is refused, as is what is not
+    UTF-8.
+    """
     captions(tmp_path, [("r0.txt", b"one\n\n two\n"), *CAPTIONED[:1], *CAPTIONED[2:]])
     assert samples.load("wds/x", tmp_path).captions == (("one", " two"), *[("one", "two")] * 6)
 
-    for data, what in ((b" \n\n", "picture r0 has no caption"), (b"\xff", "sample r0: 'utf-8' codec")):
+    for data, what in (
+        (b" \n\n", "picture r0 has no caption"),
+        (b"\xff", "sample r0: 'utf-8' codec"),
+    ):
         captions(tmp_path, [("r0.txt", data), *CAPTIONED[:1]])
         told = refusal(lambda: samples.load("wds/x", tmp_path))
         assert told.startswith(f"{tmp_path / 'test' / '0.tar'}: ")
         assert what in told
 
 
-# -- special files ------------------------------------------------------------------------------------------------
+# -- special files ---------------------------------------------------------------------------------
 
 
 def folder_instead(path: Path) -> None:
@@ -247,7 +268,9 @@ FILES = {
 @pytest.mark.parametrize("instead", INSTEAD)
 @pytest.mark.parametrize("file", FILES)
 def test_special_file_in_place_of_data(file: str, instead: str, tmp_path: Path) -> None:
-    """Pipes, devices, folders and links to nowhere are refused by name, without waiting or reading."""
+    """Pipes, devices, folders and links to nowhere are refused by name, without waiting or
+    reading.
+    """
     name, write, item = FILES[file]
     path = write(tmp_path) / item
     path.touch()
@@ -260,8 +283,12 @@ def test_special_file_in_place_of_data(file: str, instead: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("instead", INSTEAD)
-def test_special_file_in_place_of_calibration_data(instead: str, tmp_path: Path, reference: Reference) -> None:
-    """What calibration reads goes through the same gateway: annotations, pictures, shard counts, the kind."""
+def test_special_file_in_place_of_calibration_data(
+    instead: str, tmp_path: Path, reference: Reference
+) -> None:
+    """What calibration reads goes through the same gateway: annotations, pictures, shard counts,
+    the kind.
+    """
     writers = {
         "coco_test_karpathy.json": captioned_coco,
         "val2014/3.png": captioned_coco,
@@ -274,16 +301,20 @@ def test_special_file_in_place_of_calibration_data(instead: str, tmp_path: Path,
         assert str(place) in refusal(partial(calibration.load, place, reference))
 
 
-# -- webdatasets --------------------------------------------------------------------------------------------------
+# -- webdatasets -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", ["0", "-1", "two", "", "1_0", "٢", "2.0", "1e9", "9" * 5000, "1 1"])
+@pytest.mark.parametrize(
+    "content", ["0", "-1", "two", "", "1_0", "٢", "2.0", "1e9", "9" * 5000, "1 1"]
+)
 def test_number_of_shards_that_is_none(content: str, tmp_path: Path) -> None:
     """The number of shards is a whole number from 1 up, in digits."""
     path = classes(tmp_path) / "test" / "nshards.txt"
     path.write_text(content)
 
-    assert refusal(lambda: counts("wds/x", tmp_path)).startswith(f"{path}: is not a number of shards")
+    assert refusal(lambda: counts("wds/x", tmp_path)).startswith(
+        f"{path}: is not a number of shards"
+    )
 
 
 def test_number_of_shards_far_beyond_those_there_are(tmp_path: Path) -> None:
@@ -291,7 +322,9 @@ def test_number_of_shards_far_beyond_those_there_are(tmp_path: Path) -> None:
     classes(tmp_path)
     (tmp_path / "test" / "nshards.txt").write_text("100000000")
 
-    assert refusal(lambda: counts("wds/x", tmp_path)).startswith(f"{tmp_path / 'test' / '1.tar'}: is missing")
+    assert refusal(lambda: counts("wds/x", tmp_path)).startswith(
+        f"{tmp_path / 'test' / '1.tar'}: is missing"
+    )
 
 
 def changed(name: str, data: bytes) -> list[tuple[str, bytes]]:
@@ -301,15 +334,24 @@ def changed(name: str, data: bytes) -> list[tuple[str, bytes]]:
 
 SAMPLES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "label below 0": (changed("k1.cls", b"-1"), "sample k1 has label -1, there are 3 class names"),
-    "label beyond the classes": (changed("k1.cls", b"3"), "sample k1 has label 3, there are 3 class names"),
+    "label beyond the classes": (
+        changed("k1.cls", b"3"),
+        "sample k1 has label 3, there are 3 class names",
+    ),
     "label with a point": (changed("k1.cls", b"1.0"), "sample k1 has no label, but b'1.0'"),
     "label of 5,000 digits": (changed("k1.cls", b"9" * 5000), "sample k1 has no label, but"),
-    "label of two megabytes": (changed("k1.cls", b"1" * (2 << 20)), ".cls of 2,097,152 bytes, the limit is"),
+    "label of two megabytes": (
+        changed("k1.cls", b"1" * (2 << 20)),
+        ".cls of 2,097,152 bytes, the limit is",
+    ),
     "empty label": (changed("k1.cls", b""), "sample k1 has no label, but b''"),
     "no label": ([m for m in MEMBERS if m[0] != "k1.cls"], "sample k1 has no label"),
     "no picture": ([m for m in MEMBERS if m[0] != "k1.png"], "sample k1 has no picture"),
     "one member twice": ([*MEMBERS, MEMBERS[-1]], "sample k5 has two members .cls"),
-    "a name of 5,000 characters": ([*MEMBERS, ("k" * 5000 + ".png", b"")], "longer than 1000 characters"),
+    "a name of 5,000 characters": (
+        [*MEMBERS, ("k" * 5000 + ".png", b"")],
+        "longer than 1000 characters",
+    ),
     "a name not in UTF-8": ([*MEMBERS, ("k\udcff9.png", b"")], "is not UTF-8"),
     "nothing": ([], "holds no sample"),
 }
@@ -359,7 +401,10 @@ def long_header(data: bytes) -> bytes:
 SHARDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut between members": (cut_between_members, "the shard is damaged"),
     "cut within a member": (lambda data: data[: len(data) // 3], "the shard is damaged"),
-    "overwritten header": (header_overwritten, "the shard is damaged (cut off, or no header at byte"),
+    "overwritten header": (
+        header_overwritten,
+        "the shard is damaged (cut off, or no header at byte",
+    ),
     "negative size": (negative_size, "the shard is damaged"),
     "long header": (long_header, "the shard is damaged (a header of"),
     "no archive": (lambda _: b"no archive" * 100, "the shard is damaged"),
@@ -370,7 +415,9 @@ SHARDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("defect", SHARDS)
 def test_damaged_shard(defect: str, tmp_path: Path) -> None:
-    """A shard that is not whole is refused, also where tarfile silently takes what comes before for all."""
+    """A shard that is not whole is refused, also where tarfile silently takes what comes before for
+    all.
+    """
     change, what = SHARDS[defect]
     path = classes(tmp_path) / "test" / "0.tar"
     path.write_bytes(change(path.read_bytes()))
@@ -403,12 +450,14 @@ def test_clusters_that_cannot_be_used(content: str, what: str, tmp_path: Path) -
     assert what in told
 
 
-# -- fixes --------------------------------------------------------------------------------------------------------
+# -- fixes -----------------------------------------------------------------------------------------
 
 
 def written(item: str, content: str | bytes) -> Callable[[Path], object]:
     """Write a file of a data set."""
-    return lambda place: (place / item).write_bytes(content.encode() if isinstance(content, str) else content)
+    return lambda place: (place / item).write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
 
 
 def without(item: str) -> Callable[[Path], object]:
@@ -429,102 +478,184 @@ def named(number: int, **changes: Any) -> Callable[[Path], object]:
 
 
 def said(number: int, caption: str | None) -> Callable[[Path], object]:
-    """Write COCO's annotations with another caption for one picture of eight captions; None leaves it out."""
+    """Write COCO's annotations with another caption for one picture of eight captions; None leaves
+    it out.
+    """
     content = caption_entries()
     content["annotations"].append({"id": 99, "image_id": number, "caption": caption})
-    content["annotations"] = [entry for entry in content["annotations"] if entry["caption"] is not None]
+    content["annotations"] = [
+        entry for entry in content["annotations"] if entry["caption"] is not None
+    ]
     return written("coco_test_karpathy.json", json.dumps(content))
 
 
 EXAMPLE = "a photo of a {c}."
 NAMES = "goose\ncat\ndog\n"
 #: What is written, what is wrong in it, the words of the fix, and what they say done.
-FIXES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str, Callable[[Path], object]]] = {
-    "template": (classes, written(TEMPLATES, "a photo."), f"as in '{EXAMPLE}'", written(TEMPLATES, EXAMPLE)),
-    "OpenAI's template": (classes, written(TEMPLATES, "a {}."), f"as in '{EXAMPLE}'", written(TEMPLATES, EXAMPLE)),
-    "no template": (classes, written(TEMPLATES, ""), f"as in '{EXAMPLE}'", written(TEMPLATES, EXAMPLE)),
+FIXES: dict[
+    str, tuple[Callable[[Path], Path], Callable[[Path], object], str, Callable[[Path], object]]
+] = {
+    "template": (
+        classes,
+        written(TEMPLATES, "a photo."),
+        f"as in '{EXAMPLE}'",
+        written(TEMPLATES, EXAMPLE),
+    ),
+    "OpenAI's template": (
+        classes,
+        written(TEMPLATES, "a {}."),
+        f"as in '{EXAMPLE}'",
+        written(TEMPLATES, EXAMPLE),
+    ),
+    "no template": (
+        classes,
+        written(TEMPLATES, ""),
+        f"as in '{EXAMPLE}'",
+        written(TEMPLATES, EXAMPLE),
+    ),
     "empty class": (
-        classes, written("classnames.txt", "goose\n\ndog\n"), "Write the class name, or",
+        classes,
+        written("classnames.txt", "goose\n\ndog\n"),
+        "Write the class name, or",
         written("classnames.txt", NAMES),
     ),
     "empty line at the end": (
-        classes, written("classnames.txt", f"{NAMES}\n"), "or remove the line", written("classnames.txt", NAMES)
-    ),
-    "one class": (classes, written("classnames.txt", "goose\n"), "Add the others.", written("classnames.txt", NAMES)),
-    "two classes in a line": (
-        classes, written("classnames.txt", "goose\ncat\x0bdog\n"), "Write one line for each.",
+        classes,
+        written("classnames.txt", f"{NAMES}\n"),
+        "or remove the line",
         written("classnames.txt", NAMES),
     ),
-    "no shards": (classes, written("test/nshards.txt", "0"), "1 or more: 0.tar, 1", written("test/nshards.txt", "1")),
+    "one class": (
+        classes,
+        written("classnames.txt", "goose\n"),
+        "Add the others.",
+        written("classnames.txt", NAMES),
+    ),
+    "two classes in a line": (
+        classes,
+        written("classnames.txt", "goose\ncat\x0bdog\n"),
+        "Write one line for each.",
+        written("classnames.txt", NAMES),
+    ),
+    "no shards": (
+        classes,
+        written("test/nshards.txt", "0"),
+        "1 or more: 0.tar, 1",
+        written("test/nshards.txt", "1"),
+    ),
     "more shards": (
-        classes, written("test/nshards.txt", "2"), "test/nshards.txt, test/0.tar", written("test/nshards.txt", "1")
+        classes,
+        written("test/nshards.txt", "2"),
+        "test/nshards.txt, test/0.tar",
+        written("test/nshards.txt", "1"),
     ),
     "no number of shards": (
-        classes, without("test/nshards.txt"), "test/nshards.txt,", written("test/nshards.txt", "1")
+        classes,
+        without("test/nshards.txt"),
+        "test/nshards.txt,",
+        written("test/nshards.txt", "1"),
     ),
     "kind": (
-        classes, written("dataset_type.txt", "pictures"), "Write classification or retrieval.",
+        classes,
+        written("dataset_type.txt", "pictures"),
+        "Write classification or retrieval.",
         written("dataset_type.txt", "classification"),
     ),
     "clusters": (
-        classes, written("clusters.txt", "0 1 2"), "Write one whole number from 0 up for each sample.",
+        classes,
+        written("clusters.txt", "0 1 2"),
+        "Write one whole number from 0 up for each sample.",
         written("clusters.txt", "0 0 1 1 2 2"),
     ),
     "label": (
-        classes, repacked(*MEMBERS[:3], ("k1.cls", b"dog"), *MEMBERS[4:]), "has a .cls member: a whole number.",
+        classes,
+        repacked(*MEMBERS[:3], ("k1.cls", b"dog"), *MEMBERS[4:]),
+        "has a .cls member: a whole number.",
         repacked(*MEMBERS),
     ),
     "member": (
-        classes, repacked(*MEMBERS, ("k6.npy", b"")), "Allowed are: cls, jpeg, jpg, json, png, txt, webp.",
+        classes,
+        repacked(*MEMBERS, ("k6.npy", b"")),
+        "Allowed are: cls, jpeg, jpg, json, png, txt, webp.",
         repacked(*MEMBERS),
     ),
     "picture": (
-        classes, repacked(*MEMBERS, ("k6.cls", b"0")), "Allowed are: webp, png, jpg, jpeg.",
+        classes,
+        repacked(*MEMBERS, ("k6.cls", b"0")),
+        "Allowed are: webp, png, jpg, jpeg.",
         repacked(*MEMBERS, ("k6.cls", b"0"), ("k6.jpg", picture("jpeg"))),
     ),
     "two of one name": (
-        classes, repacked(*MEMBERS, *MEMBERS[-2:]), "Give each sample a name of its own.",
+        classes,
+        repacked(*MEMBERS, *MEMBERS[-2:]),
+        "Give each sample a name of its own.",
         repacked(*MEMBERS, ("k6.png", MEMBERS[-2][1]), ("k6.cls", b"0")),
     ),
     "long name": (
-        classes, repacked(*MEMBERS, ("k" * 2000 + ".png", picture())), "Name it by a number.",
+        classes,
+        repacked(*MEMBERS, ("k" * 2000 + ".png", picture())),
+        "Name it by a number.",
         repacked(*MEMBERS, ("6.png", picture()), ("6.cls", b"0")),
     ),
     "large label": (
-        classes, repacked(*MEMBERS, ("k6.cls", b"0" * (2 << 20))), "Make it smaller, or leave the sample out.",
+        classes,
+        repacked(*MEMBERS, ("k6.cls", b"0" * (2 << 20))),
+        "Make it smaller, or leave the sample out.",
         repacked(*MEMBERS),
     ),
     "label beyond the classes": (
-        classes, written("classnames.txt", "goose\ncat\n"), "Bring labels and class names together.",
+        classes,
+        written("classnames.txt", "goose\ncat\n"),
+        "Bring labels and class names together.",
         written("classnames.txt", NAMES),
     ),
     "empty": (classes, repacked(), "Give a data set with pictures.", repacked(*MEMBERS)),
-    "damaged shard": (classes, written("test/0.tar", b"x" * 2000), "Fetch the shards again.", repacked(*MEMBERS)),
+    "damaged shard": (
+        classes,
+        written("test/0.tar", b"x" * 2000),
+        "Fetch the shards again.",
+        repacked(*MEMBERS),
+    ),
     "no captions": (
-        captions, repacked(*CAPTIONED, ("r7.png", picture())), "A retrieval sample has captions.",
+        captions,
+        repacked(*CAPTIONED, ("r7.png", picture())),
+        "A retrieval sample has captions.",
         repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"one")),
     ),
     "blank captions": (
-        captions, repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"\n")), "Give it one, or leave it out.",
+        captions,
+        repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"\n")),
+        "Give it one, or leave it out.",
         repacked(*CAPTIONED),
     ),
     "caption": (
-        captions, repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"\xff")), "Correct its .txt member.",
+        captions,
+        repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"\xff")),
+        "Correct its .txt member.",
         repacked(*CAPTIONED, ("r7.png", picture()), ("r7.txt", b"ff")),
     ),
-    "COCO's picture outside": (captioned_coco, named(3, file_name="../3.png"), "plain file names.", named(3)),
+    "COCO's picture outside": (
+        captioned_coco,
+        named(3, file_name="../3.png"),
+        "plain file names.",
+        named(3),
+    ),
     "COCO's picture elsewhere": (
-        captioned_coco, lambda place: (place / "val2014").rename(place / "pictures"), "Unpack val2014.zip there",
+        captioned_coco,
+        lambda place: (place / "val2014").rename(place / "pictures"),
+        "Unpack val2014.zip there",
         lambda place: (place / "pictures").rename(place / "val2014"),
     ),
     "COCO's picture absent": (
-        captioned_coco, without("val2014/3.png"), "Put the picture folder beside the annotations.",
+        captioned_coco,
+        without("val2014/3.png"),
+        "Put the picture folder beside the annotations.",
         written("val2014/3.png", picture()),
     ),
     "COCO's ids": (captioned_coco, named(3, id=2), "Give each picture an id of its own.", named(3)),
     "COCO's caption": (captioned_coco, said(3, " "), "Write it, or remove it.", said(3, "a thing")),
     "COCO's caption removed": (captioned_coco, said(3, ""), "or remove it.", said(3, None)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("defect", FIXES)
@@ -541,7 +672,9 @@ def test_what_a_refusal_proposes_is_enough(defect: str, tmp_path: Path) -> None:
 
 
 def test_the_command_that_unpacks_a_shard_works(tmp_path: Path) -> None:
-    """Run by a shell as it is printed, in a folder with a blank in its name, it leaves a shard that is read."""
+    """Run by a shell as it is printed, in a folder with a blank in its name, it leaves a shard that
+    is read.
+    """
     place = classes(tmp_path / "my data")
     path = place / "test/0.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))
@@ -554,18 +687,24 @@ def test_the_command_that_unpacks_a_shard_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words_of_fix", "instead"),
     [
-        (" , ", "Leave it out to take emoji100, emoji, emoji_captions.", "emoji100, emoji,emoji_captions"),
+        (
+            " , ",
+            "Leave it out to take emoji100, emoji, emoji_captions.",
+            "emoji100, emoji,emoji_captions",
+        ),
         ("../x", "Known: cifar10, cifar100,", "cifar100"),
         ("wds/", "wds/NAME", "wds/x"),
     ],
 )
-def test_names_of_tasks_that_a_refusal_proposes(given: str, words_of_fix: str, instead: str) -> None:
+def test_names_of_tasks_that_a_refusal_proposes(
+    given: str, words_of_fix: str, instead: str
+) -> None:
     """What is listed is taken."""
     assert words_of_fix in refusal(lambda: samples.names_of(given))
     assert samples.names_of(instead) == tuple(part.strip() for part in instead.split(","))
 
 
-# -- COCO ---------------------------------------------------------------------------------------------------------
+# -- COCO ------------------------------------------------------------------------------------------
 
 
 def with_entry(kind: str, **changes: Any) -> str:
@@ -578,10 +717,19 @@ def with_entry(kind: str, **changes: Any) -> str:
 
 ANNOTATIONS: dict[str, tuple[str | bytes, str]] = {
     "nested 100,000 deep": ('{"images": ' + "[" * 100_000 + "]" * 100_000 + "}", "nests deeper"),
-    "no file name": (with_entry("images", file_name=...), "(images[3].file_name): the key 'file_name' is missing"),
-    "no caption": (with_entry("annotations", caption=...), "(annotations[3].caption): the key 'caption' is missing"),
+    "no file name": (
+        with_entry("images", file_name=...),
+        "(images[3].file_name): the key 'file_name' is missing",
+    ),
+    "no caption": (
+        with_entry("annotations", caption=...),
+        "(annotations[3].caption): the key 'caption' is missing",
+    ),
     "caption null": (with_entry("annotations", caption=None), "(annotations[3].caption): is null"),
-    "caption empty": (with_entry("annotations", caption="  "), "(annotations[3].caption): the caption of picture 3"),
+    "caption empty": (
+        with_entry("annotations", caption="  "),
+        "(annotations[3].caption): the caption of picture 3",
+    ),
     "caption a number": (with_entry("annotations", caption=5), "(annotations[3].caption): is 5"),
     "id true": (with_entry("images", id=True), "(images[3].id): is true"),
     "id a fraction": (with_entry("images", id=1.5), "(images[3].id): is 1.5"),
@@ -593,13 +741,18 @@ ANNOTATIONS: dict[str, tuple[str | bytes, str]] = {
     "not UTF-8": (b'{"images": "\xff"}', "not UTF-8"),
     "nothing": ("", "is not JSON"),
     "no pictures": ('{"images": [], "annotations": []}', "holds no sample"),
-    "a picture without caption": (with_entry("annotations", image_id=2), "picture 3 has no caption"),
+    "a picture without caption": (
+        with_entry("annotations", image_id=2),
+        "picture 3 has no caption",
+    ),
 }
 
 
 @pytest.mark.parametrize("defect", ANNOTATIONS)
 def test_annotations_that_cannot_be_used(defect: str, tmp_path: Path) -> None:
-    """An entry that lacks what it needs, or holds another type, is refused with the file and its place."""
+    """An entry that lacks what it needs, or holds another type, is refused with the file and its
+    place.
+    """
     content, what = ANNOTATIONS[defect]
     captioned_coco(tmp_path, content)
 
@@ -610,22 +763,41 @@ def test_annotations_that_cannot_be_used(defect: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../etc/passwd", "/etc/passwd", "a/../../secret.png", "link.png", "..", ".", "", "C:\\secret.png"]
+    "name",
+    [
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "a/../../secret.png",
+        "link.png",
+        "..",
+        ".",
+        "",
+        "C:\\secret.png",
+    ],
 )
 def test_picture_outside_of_its_folder(name: str, tmp_path: Path, reference: Reference) -> None:
-    """Annotations name pictures in their folder: not by a path that leads out, nor by a link that does."""
+    """Annotations name pictures in their folder: not by a path that leads out, nor by a link that
+    does.
+    """
     place = captioned_coco(tmp_path / "data", with_entry("images", file_name=name))
     (tmp_path / "secret.png").write_bytes(picture())
     (place / "val2014" / "link.png").symlink_to(tmp_path / "secret.png")
 
-    for call in (lambda: counts("mscoco_captions", place), lambda: calibration.load(place, reference)):
+    for call in (
+        lambda: counts("mscoco_captions", place),
+        lambda: calibration.load(place, reference),
+    ):
         told = refusal(call)
         assert "outside" in told
         assert name in told
 
 
-def test_pictures_and_annotations_in_folders_of_their_own(tmp_path: Path, reference: Reference) -> None:
-    """COCO is found as people keep it: images/val2017 and annotations/, given as a folder or by its annotation file."""
+def test_pictures_and_annotations_in_folders_of_their_own(
+    tmp_path: Path, reference: Reference
+) -> None:
+    """COCO is found as people keep it: images/val2017 and annotations/, given as a folder or by its
+    annotation file.
+    """
     (tmp_path / "images" / "val2017").mkdir(parents=True)
     (tmp_path / "annotations").mkdir()
     for i in range(7):
@@ -653,7 +825,7 @@ def test_annotation_file_is_a_value_of_the_option(pytester: pytest.Pytester) -> 
     assert "is not a directory" in refusal(lambda: options.check_options(config))
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def eps() -> bytes:
@@ -664,7 +836,10 @@ def eps() -> bytes:
 
 
 PICTURES: dict[str, tuple[bytes, str]] = {
-    "169 million pixels in one bit each": (flat((13_000, 13_000)), "has 13,000 x 13,000 pixels, the limit is"),
+    "169 million pixels in one bit each": (
+        flat((13_000, 13_000)),
+        "has 13,000 x 13,000 pixels, the limit is",
+    ),
     "twice Pillow's own limit": (flat((20_000, 20_000)), "has more than 89,478,485 pixels"),
     "100,000 x 1": (flat((100_000, 1)), "once its short side is resized to 48"),
     "1 x 100,000": (flat((1, 100_000)), "once its short side is resized to 48"),
@@ -679,7 +854,9 @@ PICTURES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("defect", PICTURES)
 def test_picture_that_cannot_be_used(defect: str, tmp_path: Path, reference: Reference) -> None:
-    """Pixels are bounded before they are decoded, as stored and as resized; a picture is named with its file."""
+    """Pixels are bounded before they are decoded, as stored and as resized; a picture is named with
+    its file.
+    """
     data, what = PICTURES[defect]
     path = classes(tmp_path, changed("k1.png", data)) / "test" / "0.tar"
 
@@ -701,12 +878,18 @@ def test_picture_of_every_known_format(form: str) -> None:
         assert pictures.decoded(data).size == (16, 20)
 
 
-def test_picture_in_calibration_data_is_named_before_a_model_is_quantized(tmp_path: Path, reference: Reference) -> None:
-    """A cut JPEG is found when the pairs are loaded, and one that only its decoder refuses when they are decoded."""
+def test_picture_in_calibration_data_is_named_before_a_model_is_quantized(
+    tmp_path: Path, reference: Reference
+) -> None:
+    """A cut JPEG is found when the pairs are loaded, and one that only its decoder refuses when
+    they are decoded.
+    """
     place = captioned_coco(tmp_path / "data")
     path = place / "val2014" / "3.png"
     path.write_bytes(picture("jpeg")[:600])
-    assert refusal(lambda: calibration.load(place, reference)).startswith(f"{path}: picture 3.png cannot be read")
+    assert refusal(lambda: calibration.load(place, reference)).startswith(
+        f"{path}: picture 3.png cannot be read"
+    )
 
     path.write_bytes(flat((100_000, 1)))
     pairs = calibration.load(place, reference)
@@ -738,12 +921,18 @@ class Plain:
 
 
 def test_batches_of_512_need_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures decoded in other processes come as bytes, so that a batch is not hundreds of open files."""
+    """Pictures decoded in other processes come as bytes, so that a batch is not hundreds of open
+    files.
+    """
     monkeypatch.setattr(inputs, "_WORTH_WORKERS", 1)
     count = 1200
-    decoded = inputs.Pictures(Plain(count + 1), [str(i) for i in range(count + 1)], (3, 4, 4), memory_limit=0)
+    decoded = inputs.Pictures(
+        Plain(count + 1), [str(i) for i in range(count + 1)], (3, 4, 4), memory_limit=0
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 200, hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 200, hard)
+    )
     try:
         batches = list(decoded.batches(512, 0, count))
         told = refusal(lambda: list(decoded.batches(512, count)))
@@ -755,7 +944,7 @@ def test_batches_of_512_need_few_open_files(monkeypatch: pytest.MonkeyPatch) -> 
     assert told == f"{count}.png: picture {count} is none. Restore the file."
 
 
-# -- CIFAR --------------------------------------------------------------------------------------------------------
+# -- CIFAR -----------------------------------------------------------------------------------------
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 3072), dtype=np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2]
@@ -776,7 +965,9 @@ def hundred(place: Path, test: bytes | None = None, **changes: Any) -> Path:
     "labels", [LABELS, np.asarray(LABELS), np.asarray(LABELS, ">i2"), [np.int64(n) for n in LABELS]]
 )
 def test_part_of_cifar_is_read(protocol: int, labels: Any, tmp_path: Path) -> None:
-    """Anybody's part of CIFAR is read, however Python and NumPy pickled it, with torchvision's pixels."""
+    """Anybody's part of CIFAR is read, however Python and NumPy pickled it, with torchvision's
+    pixels.
+    """
     content = pickle.dumps({"data": PIXELS, "fine_labels": labels}, protocol)
     found = samples.load("cifar100", hundred(tmp_path, content))
 
@@ -796,9 +987,21 @@ def test_original_pickle_of_python_2_is_read(tmp_path: Path) -> None:
         b"\x86cnumpy\ndtype\nq\x04U\x02u1K\x00K\x01\x87Rq\x05(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
     )
     labels = b"]q\x06(" + bytes(b for n in LABELS for b in (0x4B, n)) + b"e"
-    content = b"\x80\x02}q\x00(U\x04data" + array + struct.pack("<i", len(raw)) + raw + b"tbU\x0bfine_labels" + labels
+    content = (
+        b"\x80\x02}q\x00(U\x04data"
+        + array
+        + struct.pack("<i", len(raw))
+        + raw
+        + b"tbU\x0bfine_labels"
+        + labels
+    )
     place = hundred(tmp_path, content + b"u.")
-    assert pickle.loads((place / "cifar-100-python" / "test").read_bytes(), encoding="latin1")["fine_labels"] == LABELS
+    assert (
+        pickle.loads((place / "cifar-100-python" / "test").read_bytes(), encoding="latin1")[
+            "fine_labels"
+        ]
+        == LABELS
+    )
 
     found = cifar.read(place, "cifar100")
 
@@ -807,18 +1010,26 @@ def test_original_pickle_of_python_2_is_read(tmp_path: Path) -> None:
 
 
 def test_binary_version_of_cifar_is_read(tmp_path: Path) -> None:
-    """The version without pickles gives the same samples: the last label byte counts, channels come first."""
+    """The version without pickles gives the same samples: the last label byte counts, channels come
+    first.
+    """
     folder = tmp_path / "binary" / "cifar-100-binary"
     folder.mkdir(parents=True)
-    table = np.concatenate([np.full((9, 1), 7, np.uint8), np.asarray(LABELS, np.uint8)[:, None], PIXELS], 1)
+    table = np.concatenate(
+        [np.full((9, 1), 7, np.uint8), np.asarray(LABELS, np.uint8)[:, None], PIXELS], 1
+    )
     (folder / "test.bin").write_bytes(table.tobytes())
     (folder / "fine_label_names.txt").write_text("apple\nbear\ncup\n\n")
 
-    binary, pickled = (samples.load("cifar100", p) for p in (tmp_path / "binary", hundred(tmp_path / "python")))
+    binary, pickled = (
+        samples.load("cifar100", p) for p in (tmp_path / "binary", hundred(tmp_path / "python"))
+    )
     assert binary.hash == pickled.hash
 
     (folder / "test.bin").write_bytes(table.tobytes()[:-1])
-    assert "expected a multiple of 3,074" in refusal(lambda: samples.load("cifar100", tmp_path / "binary"))
+    assert "expected a multiple of 3,074" in refusal(
+        lambda: samples.load("cifar100", tmp_path / "binary")
+    )
 
 
 class Runs:
@@ -838,31 +1049,56 @@ def huge_array() -> bytes:
 
 NESTED_KEY = b"\x80\x02}(" + b")" + b"\x85" * 200_000 + b"K\x01u."
 CIFARS: dict[str, tuple[bytes, str]] = {
-    "a command": (pickle.dumps({"data": Runs(os.system, "touch owned")}), "system', which is not run"),
+    "a command": (
+        pickle.dumps({"data": Runs(os.system, "touch owned")}),
+        "system', which is not run",
+    ),
     "a terabyte": (huge_array(), "which is not run"),
     "a type": (pickle.dumps({"data": Runs(np.dtype, "O")}), "an array of the type 'O'"),
     "an instance": (pickle.dumps({"data": Image.new("1", (1, 1))}), "which is not run"),
     "a set": (pickle.dumps({"data": {1, 2}}), "the instruction EMPTY_SET"),
     "a large memo index": (b"\x80\x02}r\xff\xff\xff\xff.", "has no entry 'data'"),
-    "bytes that are not there": (b"\x80\x05\x96" + struct.pack("<Q", 1 << 50) + b".", "is not a pickle"),
+    "bytes that are not there": (
+        b"\x80\x05\x96" + struct.pack("<Q", 1 << 50) + b".",
+        "is not a pickle",
+    ),
     "a deeply nested key": (NESTED_KEY, "a dictionary with other keys than texts"),
     "cut": (pickle.dumps({"data": PIXELS})[:5000], "is not a pickle"),
     "text": (b"no pickle", "is not a pickle"),
     "nothing": (b"", "is not a pickle"),
     "a list": (pickle.dumps([1]), "holds list, expected a dictionary"),
     "no pixels": (pickle.dumps({"labels": LABELS}), "has no entry 'data' (it has 'labels')"),
-    "other pixels": (pickle.dumps({"data": PIXELS[:, :100], "fine_labels": LABELS}), "'data' is uint8 (9, 100)"),
-    "pixels a list": (pickle.dumps({"data": [1], "fine_labels": LABELS}), "'data' is list, expected uint8"),
-    "fewer labels": (pickle.dumps({"data": PIXELS, "fine_labels": [0]}), "holds 9 pictures and 1 labels"),
-    "labels of text": (pickle.dumps({"data": PIXELS, "fine_labels": ["0"] * 9}), "not a list of whole numbers"),
-    "label outside": (pickle.dumps({"data": PIXELS, "fine_labels": [7] * 9}), "label 7, there are 3 class names"),
+    "other pixels": (
+        pickle.dumps({"data": PIXELS[:, :100], "fine_labels": LABELS}),
+        "'data' is uint8 (9, 100)",
+    ),
+    "pixels a list": (
+        pickle.dumps({"data": [1], "fine_labels": LABELS}),
+        "'data' is list, expected uint8",
+    ),
+    "fewer labels": (
+        pickle.dumps({"data": PIXELS, "fine_labels": [0]}),
+        "holds 9 pictures and 1 labels",
+    ),
+    "labels of text": (
+        pickle.dumps({"data": PIXELS, "fine_labels": ["0"] * 9}),
+        "not a list of whole numbers",
+    ),
+    "label outside": (
+        pickle.dumps({"data": PIXELS, "fine_labels": [7] * 9}),
+        "label 7, there are 3 class names",
+    ),
     "no pictures": (pickle.dumps({"data": PIXELS[:0], "fine_labels": []}), "holds no sample"),
 }
 
 
 @pytest.mark.parametrize("defect", CIFARS)
-def test_pickle_that_is_not_cifar(defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pickle makes numbers, texts and arrays, of the size that its bytes have; it runs nothing."""
+def test_pickle_that_is_not_cifar(
+    defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pickle makes numbers, texts and arrays, of the size that its bytes have; it runs
+    nothing.
+    """
     monkeypatch.chdir(tmp_path)
     content, what = CIFARS[defect]
     path = hundred(tmp_path, content) / "cifar-100-python" / "test"
@@ -874,11 +1110,13 @@ def test_pickle_that_is_not_cifar(defect: str, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "owned").exists()
 
 
-# -- ImageNet -----------------------------------------------------------------------------------------------------
+# -- ImageNet --------------------------------------------------------------------------------------
 
 
 def test_class_folders_are_those_of_imagenet(tmp_path: Path) -> None:
-    """Folders called otherwise, or too few of them, would get wrong labels; leading zeros keep the order."""
+    """Folders called otherwise, or too few of them, would get wrong labels; leading zeros keep the
+    order.
+    """
     from clip_benchmark.datasets.builder import all_imagenet_wordnet_ids as wnids
 
     val, content = tmp_path / "val", picture("jpeg", (8, 8))
@@ -891,9 +1129,13 @@ def test_class_folders_are_those_of_imagenet(tmp_path: Path) -> None:
     assert expected.labels.tolist() == list(range(1000))
 
     (val / wnids[0] / "a.JPEG").rename(val / wnids[1] / "b.JPEG")
-    assert refusal(lambda: samples.load(name, tmp_path)).startswith(f"{val / wnids[0]}: holds no picture")
+    assert refusal(lambda: samples.load(name, tmp_path)).startswith(
+        f"{val / wnids[0]}: holds no picture"
+    )
     (val / wnids[0]).rename(val / "tench")
-    assert refusal(lambda: samples.load(name, tmp_path)).startswith(f"{val / 'tench'}: is not the WordNet id")
+    assert refusal(lambda: samples.load(name, tmp_path)).startswith(
+        f"{val / 'tench'}: is not the WordNet id"
+    )
     shutil.rmtree(val / "tench")
     told = refusal(lambda: samples.load(name, tmp_path))
     assert f"999 class folders with pictures for 1000 class names ({wnids[0]} is not there)" in told
@@ -908,7 +1150,7 @@ def test_class_folders_are_those_of_imagenet(tmp_path: Path) -> None:
     assert "nests deeper" in refusal(lambda: samples.load(name, tmp_path))
 
 
-# -- names and counts ---------------------------------------------------------------------------------------------
+# -- names and counts ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -928,7 +1170,9 @@ def test_task_names_have_one_spelling(given: str, expected: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("given", ["", " ", ",", "/", "wds/", "wds/../../etc", "a\0b", "x" * 5000])
 def test_task_name_that_is_none(given: str) -> None:
-    """No name at all, one that leads out of the data root, or one that cannot be a file's is refused."""
+    """No name at all, one that leads out of the data root, or one that cannot be a file's is
+    refused.
+    """
     told = refusal(lambda: samples.names_of(given))
 
     assert told.startswith("--tasks ")
@@ -936,17 +1180,23 @@ def test_task_name_that_is_none(given: str) -> None:
 
 
 def test_one_data_set_under_two_names_is_refused(tmp_path: Path) -> None:
-    """Two names that lead to the same data would be judged twice, and one of them is not what was meant."""
+    """Two names that lead to the same data would be judged twice, and one of them is not what was
+    meant.
+    """
     classes(tmp_path)
     told = refusal(lambda: tasks.sample_counts(["wds/x", "wds/y"], tmp_path))
     assert told.startswith(f"--tasks wds/y: and wds/x are the same data in {tmp_path}")
 
     classes(tmp_path / "vtab-x")
-    assert "are the same data" in refusal(lambda: tasks.sample_counts(["wds/vtab/x", "wds/vtab-x"], tmp_path))
+    assert "are the same data" in refusal(
+        lambda: tasks.sample_counts(["wds/vtab/x", "wds/vtab-x"], tmp_path)
+    )
 
 
 def test_samples_are_counted_without_pictures(tmp_path: Path) -> None:
-    """Every metric's samples are known from names, labels and captions, though no picture can be read."""
+    """Every metric's samples are known from names, labels and captions, though no picture can be
+    read.
+    """
     classes(tmp_path / "x", [(n, b"none" if n.endswith("png") else d) for n, d in MEMBERS])
     captions(tmp_path / "y", [(n, b"none" if n.endswith("png") else d) for n, d in CAPTIONED])
 
@@ -975,7 +1225,7 @@ def test_data_root_that_is_no_path(root: str, what: str) -> None:
     assert what in told
 
 
-# -- whatever comes -----------------------------------------------------------------------------------------------
+# -- whatever comes --------------------------------------------------------------------------------
 
 
 def use(path: Path) -> None:
@@ -997,13 +1247,24 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "number of shards": ("test/nshards.txt", use),
     "kind": ("dataset_type.txt", use),
     "clusters": ("clusters.txt", use),
-    "annotations": ("coco_test_karpathy.json", lambda place: coco.read(place / "coco_test_karpathy.json")),
+    "annotations": (
+        "coco_test_karpathy.json",
+        lambda place: coco.read(place / "coco_test_karpathy.json"),
+    ),
     "pickle": ("cifar-100-python/test", lambda place: samples.load("cifar100", place).hash),
-    "class names of CIFAR": ("cifar-100-python/meta", lambda place: samples.load("cifar100", place).hash),
+    "class names of CIFAR": (
+        "cifar-100-python/meta",
+        lambda place: samples.load("cifar100", place).hash,
+    ),
     "picture": ("val2014/3.png", lambda place: samples.load("mscoco_captions", place).hash),
 }
 EDITS = st.lists(
-    st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "repeat"]), st.binary(max_size=12)), max_size=4
+    st.tuples(
+        st.floats(0, 1),
+        st.sampled_from(["flip", "cut", "insert", "repeat"]),
+        st.binary(max_size=12),
+    ),
+    max_size=4,
 )
 
 
@@ -1026,7 +1287,10 @@ def edited(data: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(edits=EDITS, other=st.none() | st.binary(max_size=60))
 def test_whatever_a_file_holds_only_usage_errors_come_out(
-    reader: str, edits: list[tuple[float, str, bytes]], other: bytes | None, tmp_path_factory: pytest.TempPathFactory
+    reader: str,
+    edits: list[tuple[float, str, bytes]],
+    other: bytes | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Arbitrary bytes, and data sets with some bytes changed, are read or refused in one line."""
     item, read = READERS[reader]

@@ -36,7 +36,9 @@ def forwards(model: Any, task: Task, known: Known | None) -> tuple[tasks.TaskRun
 
 
 def test_shared_pictures_and_prompts_keep_every_bit(reference: Reference, emoji100: Task) -> None:
-    """After a task that shares most of its samples, a task gives the bits that it gives alone, in fewer forwards."""
+    """After a task that shares most of its samples, a task gives the bits that it gives alone, in
+    fewer forwards.
+    """
     first, second = emoji100.subset(0, 101), emoji100.subset(40, 120)
     known = Known()
     alone, images, texts = forwards(reference.model, second, None)
@@ -47,13 +49,17 @@ def test_shared_pictures_and_prompts_keep_every_bit(reference: Reference, emoji1
     np.testing.assert_array_equal(run.image_embeddings, alone.image_embeddings)
     np.testing.assert_array_equal(run.text_embeddings, alone.text_embeddings)
     for name in ("correct", "answers", "top5", "margins", "scores"):
-        np.testing.assert_array_equal(getattr(run.outcomes[ACC1], name), getattr(alone.outcomes[ACC1], name))
+        np.testing.assert_array_equal(
+            getattr(run.outcomes[ACC1], name), getattr(alone.outcomes[ACC1], name)
+        )
     assert (images, fewer_images) == (3, 1)
     assert texts > 0 == fewer_texts
 
 
 def test_equal_pictures_and_no_others_share_a_name(emoji100: Task) -> None:
-    """As many names as there are different pictures; where two pictures are equal their names are."""
+    """As many names as there are different pictures; where two pictures are equal their names
+    are.
+    """
     (pictures,) = emoji100.pictures.batches(1000)
     _, index = np.unique(pictures.flatten(1).numpy(), axis=0, return_inverse=True)
     assert isinstance(emoji100.pictures, Pictures)
@@ -64,7 +70,9 @@ def test_equal_pictures_and_no_others_share_a_name(emoji100: Task) -> None:
 
 
 def test_pictures_that_do_not_fit_into_memory_have_no_names(emoji100: Task) -> None:
-    """They are embedded task by task: to tell them apart they would have to be decoded once more."""
+    """They are embedded task by task: to tell them apart they would have to be decoded once
+    more.
+    """
     pictures: Any = emoji100.pictures
     large = Pictures(pictures._dataset, pictures._ids, (3, 48, 48), memory_limit=1)
 

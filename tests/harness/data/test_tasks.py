@@ -18,7 +18,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import file_bytes, noise, replace_in_shard, webdataset_captions, webdataset_classes, write_shard
+from made_data import (
+    file_bytes,
+    noise,
+    replace_in_shard,
+    webdataset_captions,
+    webdataset_classes,
+    write_shard,
+)
 from PIL import Image
 from torch import Tensor, nn
 
@@ -70,13 +77,17 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loader(name: str, root: Path, reference: Reference, kind: str, size: int = BATCH) -> Any:
-    """CLIP_benchmark's own data loader over its own data set, with the processor's full preprocessing."""
+    """CLIP_benchmark's own data loader over its own data set, with the processor's full
+    preprocessing.
+    """
     from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
 
     processor = inputs.over_pil(reference.image_processor)
 
     def transform(picture: Any) -> torch.Tensor:
-        pixels: torch.Tensor = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        pixels: torch.Tensor = processor(picture.convert("RGB"), return_tensors="pt")[
+            "pixel_values"
+        ][0]
         return pixels.half()
 
     dataset = build_dataset(name, str(root), transform, "test", download=False, task=kind)
@@ -88,11 +99,15 @@ def loader(name: str, root: Path, reference: Reference, kind: str, size: int = B
 def test_classification_gives_each_sample_the_answer_of_clip_benchmark(
     reference: Reference, embedded: dict[str, Task], hundred: TaskRun
 ) -> None:
-    """Every answer, every correct flag and every top five are those of CLIP_benchmark's run_classification."""
+    """Every answer, every correct flag and every top five are those of CLIP_benchmark's
+    run_classification.
+    """
     from clip_benchmark.metrics import zeroshot_classification as theirs
 
     encoder = Encoder(reference.model, reference.tokenizer, BATCH)
-    batches = loader("wds/emoji100", samples.EMBEDDED / "emoji100", reference, "zeroshot_classification")
+    batches = loader(
+        "wds/emoji100", samples.EMBEDDED / "emoji100", reference, "zeroshot_classification"
+    )
     dataset = batches.dataset
     classifier = theirs.zero_shot_classifier(
         encoder, encoder.tokenize, dataset.classes, dataset.templates, "cpu", amp=False
@@ -117,23 +132,36 @@ def test_classification_accuracy_equals_evaluate_of_clip_benchmark(
     """CLIP_benchmark's evaluate() gives the share of correct samples as its acc1."""
     from clip_benchmark.metrics import zeroshot_classification as theirs
 
-    # From NumPy 2.4 on, float() refuses the one-element array that its accuracy() hands it; nothing else is touched.
-    monkeypatch.setattr(theirs, "float", lambda value: float(np.asarray(value).item()), raising=False)
+    # From NumPy 2.4 on, float() refuses the one-element array that its accuracy() hands it; nothing
+    # else is touched.
+    monkeypatch.setattr(
+        theirs, "float", lambda value: float(np.asarray(value).item()), raising=False
+    )
     encoder = Encoder(reference.model, reference.tokenizer, BATCH)
-    batches = loader("wds/emoji100", samples.EMBEDDED / "emoji100", reference, "zeroshot_classification")
+    batches = loader(
+        "wds/emoji100", samples.EMBEDDED / "emoji100", reference, "zeroshot_classification"
+    )
     classes, templates = batches.dataset.classes, batches.dataset.templates
-    found = theirs.evaluate(encoder, batches, encoder.tokenize, classes, templates, "cpu", amp=False)
+    found = theirs.evaluate(
+        encoder, batches, encoder.tokenize, classes, templates, "cpu", amp=False
+    )
 
     assert found["acc1"] == hundred.outcomes[ACC1].accuracy
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_retrieval_gives_each_sample_the_outcome_of_clip_benchmark(reference: Reference, captions: TaskRun) -> None:
-    """Both recalls equal CLIP_benchmark's evaluate(), and each query's flag equals its recall_at_k."""
+def test_retrieval_gives_each_sample_the_outcome_of_clip_benchmark(
+    reference: Reference, captions: TaskRun
+) -> None:
+    """Both recalls equal CLIP_benchmark's evaluate(), and each query's flag equals its
+    recall_at_k.
+    """
     from clip_benchmark.metrics import zeroshot_retrieval as theirs
 
     encoder = Encoder(reference.model, reference.tokenizer, BATCH)
-    batches = loader("wds/emoji_captions", samples.EMBEDDED / "emoji_captions", reference, "zeroshot_retrieval")
+    batches = loader(
+        "wds/emoji_captions", samples.EMBEDDED / "emoji_captions", reference, "zeroshot_retrieval"
+    )
     recorded: list[torch.Tensor] = []
     whole = theirs.recall_at_k
 
@@ -143,7 +171,9 @@ def test_retrieval_gives_each_sample_the_outcome_of_clip_benchmark(reference: Re
 
     theirs.recall_at_k = recording
     try:
-        found = theirs.evaluate(encoder, batches, encoder.tokenize, "cpu", amp=False, recall_k_list=[5])
+        found = theirs.evaluate(
+            encoder, batches, encoder.tokenize, "cpu", amp=False, recall_k_list=[5]
+        )
     finally:
         theirs.recall_at_k = whole
     flags = torch.cat(recorded).numpy()
@@ -157,11 +187,21 @@ def test_retrieval_gives_each_sample_the_outcome_of_clip_benchmark(reference: Re
 
 
 def test_pixels_equal_the_checkpoints_own_preprocessing(reference: Reference) -> None:
-    """A picture of any size and mode reaches the model bit-equal to the image processor's full output."""
+    """A picture of any size and mode reaches the model bit-equal to the image processor's full
+    output.
+    """
     rng = np.random.default_rng(0)
-    resize, table = inputs.Resize(reference.image_processor), inputs.shades(reference.image_processor)
+    resize, table = (
+        inputs.Resize(reference.image_processor),
+        inputs.shades(reference.image_processor),
+    )
     processor = inputs.over_pil(reference.image_processor)
-    for shape, mode in (((48, 48, 3), "RGB"), ((90, 61, 3), "RGB"), ((20, 33), "L"), ((70, 50, 4), "RGBA")):
+    for shape, mode in (
+        ((48, 48, 3), "RGB"),
+        ((90, 61, 3), "RGB"),
+        ((20, 33), "L"),
+        ((70, 50, 4), "RGBA"),
+    ):
         picture = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode)
         expected = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
 
@@ -176,7 +216,9 @@ def test_pixels_equal_the_checkpoints_own_preprocessing(reference: Reference) ->
 def test_outcomes_do_not_depend_on_the_batch_size(
     reference: Reference, embedded: dict[str, Task], hundred: TaskRun, batch_size: int
 ) -> None:
-    """Embeddings of pictures and prompts are bit-equal under another batch size, partial last batch included."""
+    """Embeddings of pictures and prompts are bit-equal under another batch size, partial last batch
+    included.
+    """
     part = embedded["emoji100"].subset(0, 101)
     run = tasks.evaluate(reference.model, part, batch_size=batch_size)
 
@@ -184,7 +226,9 @@ def test_outcomes_do_not_depend_on_the_batch_size(
     np.testing.assert_array_equal(run.text_embeddings, hundred.text_embeddings)
 
 
-def test_every_forward_has_the_same_number_of_rows(reference: Reference, embedded: dict[str, Task]) -> None:
+def test_every_forward_has_the_same_number_of_rows(
+    reference: Reference, embedded: dict[str, Task]
+) -> None:
     """The last batch is filled up, so that no sample meets a matrix product of another shape."""
     rows: dict[str, set[int]] = {"vision_model": set(), "text_model": set()}
     hooks = [
@@ -217,10 +261,18 @@ def test_outcomes_do_not_depend_on_the_number_of_threads(
     np.testing.assert_array_equal(run.text_embeddings, hundred.text_embeddings)
 
 
-def test_parts_of_a_task_join_to_the_whole(reference: Reference, embedded: dict[str, Task], hundred: TaskRun) -> None:
-    """A classification task cut into uneven parts gives the outcomes of the whole, in order, a part of a part too."""
+def test_parts_of_a_task_join_to_the_whole(
+    reference: Reference, embedded: dict[str, Task], hundred: TaskRun
+) -> None:
+    """A classification task cut into uneven parts gives the outcomes of the whole, in order, a part
+    of a part too.
+    """
     task, whole = embedded["emoji100"], hundred.outcomes[ACC1]
-    parts = [task.subset(0, 37), task.subset(37, 300).subset(0, 100), task.subset(37, 300).subset(100, 263)]
+    parts = [
+        task.subset(0, 37),
+        task.subset(37, 300).subset(0, 100),
+        task.subset(37, 300).subset(100, 263),
+    ]
     found = [tasks.evaluate(reference.model, part).outcomes[ACC1] for part in parts]
 
     assert sum((part.sample_ids for part in found), ()) == whole.sample_ids[:300]
@@ -254,7 +306,9 @@ def test_slices_of_retrieval_embeddings_score_as_the_whole(
 
 
 def test_a_prompts_width_depends_on_the_prompt_alone(reference: Reference) -> None:
-    """Among other neighbours a prompt is cut to the same width, and equal prompts are encoded once."""
+    """Among other neighbours a prompt is cut to the same width, and equal prompts are encoded
+    once.
+    """
     texts = ["a", "a small picture of zebras juggling fjords by quartz light", "a", "b"]
     prompts = inputs.tokenize(reference.tokenizer, texts, 24)
     alone = inputs.tokenize(reference.tokenizer, texts[:1], 24)
@@ -269,8 +323,14 @@ def test_a_prompts_width_depends_on_the_prompt_alone(reference: Reference) -> No
 
 
 def test_cut_prompts_are_encoded_as_full_ones(reference: Reference) -> None:
-    """What follows the end token does not matter: cut prompts have, bit for bit, the embeddings of the full context."""
-    texts = ["goose", "an emoji of a goose.", "a drawing that shows two zebras juggling fjords by quartz light"]
+    """What follows the end token does not matter: cut prompts have, bit for bit, the embeddings of
+    the full context.
+    """
+    texts = [
+        "goose",
+        "an emoji of a goose.",
+        "a drawing that shows two zebras juggling fjords by quartz light",
+    ]
     prompts = inputs.tokenize(reference.tokenizer, texts, 24)
     encoder = Encoder(reference.model, reference.tokenizer, 8)
     expected = inputs.unit(encoder.encode_text(encoder.tokenize(texts)))
@@ -283,7 +343,9 @@ def test_cut_prompts_are_encoded_as_full_ones(reference: Reference) -> None:
 # Scoring
 
 
-def scored(images: np.ndarray, texts: np.ndarray, labels: list[int] | None, counts: list[int]) -> dict[str, Any]:
+def scored(
+    images: np.ndarray, texts: np.ndarray, labels: list[int] | None, counts: list[int]
+) -> dict[str, Any]:
     """tasks.score on bare embeddings."""
     task: Any = SimpleNamespace(
         name="t",
@@ -298,15 +360,22 @@ def scored(images: np.ndarray, texts: np.ndarray, labels: list[int] | None, coun
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(6, 12), st.booleans())
 def test_retrieval_outcomes_follow_their_definition(seed: int, pictures: int, coarse: bool) -> None:
-    """Ranks, flags and margins equal a plain sort of the scores, with ties to the lower position."""
+    """Ranks, flags and margins equal a plain sort of the scores, with ties to the lower
+    position.
+    """
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 4, pictures).tolist()
     values: Callable[[int], np.ndarray] = (
-        (lambda n: rng.integers(-1, 2, (n, 2)).astype(float)) if coarse else (lambda n: rng.normal(size=(n, 3)))
+        (lambda n: rng.integers(-1, 2, (n, 2)).astype(float))
+        if coarse
+        else (lambda n: rng.normal(size=(n, 3)))
     )
     found = scored(values(pictures), values(sum(counts)), None, counts)
     owner = np.repeat(np.arange(pictures), counts)
-    right = {IMAGE_RECALL: owner[:, None] == np.arange(pictures), TEXT_RECALL: np.arange(pictures)[:, None] == owner}
+    right = {
+        IMAGE_RECALL: owner[:, None] == np.arange(pictures),
+        TEXT_RECALL: np.arange(pictures)[:, None] == owner,
+    }
 
     for metric, outcomes in found.items():
         order = np.argsort(-outcomes.scores, axis=1, kind="stable")
@@ -315,7 +384,10 @@ def test_retrieval_outcomes_follow_their_definition(seed: int, pictures: int, co
         hits = np.take_along_axis(right[metric], order[:, :5], 1).any(1)
         np.testing.assert_array_equal(outcomes.correct, hits)
         for row, margin in enumerate(outcomes.margins):
-            good, bad = outcomes.scores[row][right[metric][row]], outcomes.scores[row][~right[metric][row]]
+            good, bad = (
+                outcomes.scores[row][right[metric][row]],
+                outcomes.scores[row][~right[metric][row]],
+            )
             assert margin == pytest.approx(good.max() - np.sort(bad)[-5], abs=1e-4)
             assert margin == 0 or (margin > 0) == outcomes.correct[row]
     np.testing.assert_array_equal(found[IMAGE_RECALL].clusters, owner)
@@ -324,7 +396,9 @@ def test_retrieval_outcomes_follow_their_definition(seed: int, pictures: int, co
 
 
 def test_equal_scores_rank_by_position_even_where_five_are_cut() -> None:
-    """Seven equal candidates: the first five of them make the top five, whatever topk would pick."""
+    """Seven equal candidates: the first five of them make the top five, whatever topk would
+    pick.
+    """
     logits = torch.tensor([[1.0, 2, 2, 2, 2, 2, 2, 2, 0], [9.0, 8, 7, 6, 5, 5, 5, 1, 0]])
     top = tasks.best(logits, 5)
 
@@ -346,7 +420,9 @@ def test_a_model_that_gives_nan_is_wrong_everywhere(position: int) -> None:
 def test_scores_are_left_out_on_request(reference: Reference, embedded: dict[str, Task]) -> None:
     """keep_scores=False keeps everything but the matrix."""
     part = embedded["emoji100"].subset(0, 20)
-    kept, bare = (tasks.evaluate(reference.model, part, keep_scores=k).outcomes[ACC1] for k in (True, False))
+    kept, bare = (
+        tasks.evaluate(reference.model, part, keep_scores=k).outcomes[ACC1] for k in (True, False)
+    )
 
     assert bare.scores is None
     assert kept.scores is not None
@@ -357,7 +433,9 @@ def test_scores_are_left_out_on_request(reference: Reference, embedded: dict[str
 
 
 def imagenet(root: Path) -> Path:
-    """All thousand class folders of the validation set, one small JPEG each, and torchvision's meta file."""
+    """All thousand class folders of the validation set, one small JPEG each, and torchvision's meta
+    file.
+    """
     from clip_benchmark.datasets.builder import all_imagenet_wordnet_ids as wnids
 
     for index, wnid in enumerate(wnids):
@@ -370,8 +448,8 @@ def imagenet(root: Path) -> Path:
 def cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The three pickles of cifar-100-python with twelve test pictures.
 
-    torchvision reads them only if their MD5 sums are those of the originals, which miniatures cannot have; the
-    expected sums are what is replaced here, nothing else.
+    torchvision reads them only if their MD5 sums are those of the originals, which miniatures
+    cannot have; the expected sums are what is replaced here, nothing else.
     """
     from torchvision.datasets import CIFAR100
 
@@ -379,7 +457,10 @@ def cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     contents = {
         "train": {"data": rng.integers(0, 256, (2, 3072), dtype=np.uint8), "fine_labels": [0, 1]},
-        "test": {"data": rng.integers(0, 256, (12, 3072), dtype=np.uint8), "fine_labels": list(range(0, 96, 8))},
+        "test": {
+            "data": rng.integers(0, 256, (12, 3072), dtype=np.uint8),
+            "fine_labels": list(range(0, 96, 8)),
+        },
         "meta": {"fine_label_names": [f"thing_{i}" for i in range(100)]},
     }
     sums = {}
@@ -393,7 +474,9 @@ def cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def coco(root: Path) -> Path:
-    """val2014 with seven JPEG pictures and the annotation file of the retrieval split, captions out of order."""
+    """val2014 with seven JPEG pictures and the annotation file of the retrieval split, captions out
+    of order.
+    """
     (root / "val2014").mkdir(parents=True)
     images, annotations = [], []
     for i, number in enumerate((42, 7, 300, 11, 5, 99, 64)):
@@ -401,15 +484,24 @@ def coco(root: Path) -> Path:
         noise(number).save(root / "val2014" / name)
         images.append({"id": number, "file_name": name, "height": 40, "width": 52})
         annotations += [
-            {"id": 10 * k + i, "image_id": number, "caption": f"caption {k} of {number}"} for k in range(1 + i % 3)
+            {"id": 10 * k + i, "image_id": number, "caption": f"caption {k} of {number}"}
+            for k in range(1 + i % 3)
         ]
-    content = {"images": images, "annotations": annotations[::-1], "info": {}, "licenses": [], "type": "captions"}
+    content = {
+        "images": images,
+        "annotations": annotations[::-1],
+        "info": {},
+        "licenses": [],
+        "type": "captions",
+    }
     (root / "coco_test_karpathy.json").write_text(json.dumps(content))
     return root
 
 
 @pytest.fixture(params=["wds/classes", "wds/captions", "imagenet1k", "cifar100", "mscoco_captions"])
-def miniature(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+def miniature(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Path]:
     """A data set's CLIP_benchmark name and the root it was written under."""
     name, place = request.param, tmp_path / request.param.removeprefix("wds/")
     writers: dict[str, Callable[[], Path]] = {
@@ -428,7 +520,9 @@ def miniature(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 def test_a_data_set_in_its_own_format_is_read_as_clip_benchmark_reads_it(
     miniature: tuple[str, Path], reference: Reference
 ) -> None:
-    """Order, labels, captions, prompts and pixels equal those that CLIP_benchmark's loader yields."""
+    """Order, labels, captions, prompts and pixels equal those that CLIP_benchmark's loader
+    yields.
+    """
     name, place = miniature
     (task,) = tasks.load_tasks([name], place, reference)
     kind = f"zeroshot_{task.kind}"
@@ -456,7 +550,9 @@ def test_a_data_set_in_its_own_format_is_read_as_clip_benchmark_reads_it(
 
 
 def test_a_data_set_is_found_in_its_root_or_below_it_by_name(miniature: tuple[str, Path]) -> None:
-    """The root may be the data set's folder, the folder above, or a pattern with {dataset}: the data are the same."""
+    """The root may be the data set's folder, the folder above, or a pattern with {dataset}: the
+    data are the same.
+    """
     name, place = miniature
     roots = (place, place.parent, place.parent / "{dataset}")
     found = [samples.load(name, root) for root in roots]
@@ -465,12 +561,18 @@ def test_a_data_set_is_found_in_its_root_or_below_it_by_name(miniature: tuple[st
     assert len({one.hash for one in found}) == 1
 
 
-def test_a_data_set_in_its_own_format_is_evaluated(miniature: tuple[str, Path], reference: Reference) -> None:
+def test_a_data_set_in_its_own_format_is_evaluated(
+    miniature: tuple[str, Path], reference: Reference
+) -> None:
     """Each format gives an outcome for every sample under each of its metrics."""
     name, place = miniature
     (task,) = tasks.load_tasks([name], place, reference)
-    if name == "imagenet1k":  # 80 prompts a class are a minute's work: two are left, of ImageNet's own
-        task = dataclasses.replace(task, prompts=first_prompts(task, 2), first_text=task.first_text // 40)
+    if (
+        name == "imagenet1k"
+    ):  # 80 prompts a class are a minute's work: two are left, of ImageNet's own
+        task = dataclasses.replace(
+            task, prompts=first_prompts(task, 2), first_text=task.first_text // 40
+        )
     run = tasks.evaluate(reference.model, task, batch_size=8)
 
     assert set(run.outcomes) == set(task.metrics)
@@ -486,13 +588,18 @@ def first_prompts(task: Task, count: int) -> inputs.Prompts:
     return inputs.Prompts(task.prompts.ids[used], task.prompts.lengths[used], rows)
 
 
-def test_streamed_pictures_equal_kept_ones(miniature: tuple[str, Path], reference: Reference) -> None:
-    """Beyond the memory limit pictures are decoded again on each pass, and are the same, slices too."""
+def test_streamed_pictures_equal_kept_ones(
+    miniature: tuple[str, Path], reference: Reference
+) -> None:
+    """Beyond the memory limit pictures are decoded again on each pass, and are the same, slices
+    too.
+    """
     name, place = miniature
     resize = inputs.Resize(reference.image_processor)
     found = samples.load(name, place)
     kept, streamed = (
-        inputs.Pictures(Resized(found.pictures, resize), found.ids, resize.shape, limit) for limit in (1 << 30, 0)
+        inputs.Pictures(Resized(found.pictures, resize), found.ids, resize.shape, limit)
+        for limit in (1 << 30, 0)
     )
     expected = torch.cat(list(kept.batches(4)))
 
@@ -505,17 +612,29 @@ def test_streamed_pictures_equal_kept_ones(miniature: tuple[str, Path], referenc
 @pytest.mark.parametrize(
     ("writer", "change"),
     [
-        (webdataset_classes, lambda p: replace_in_shard(p / "test/1.tar", "k11.png", file_bytes(noise(99), "png"))),
+        (
+            webdataset_classes,
+            lambda p: replace_in_shard(p / "test/1.tar", "k11.png", file_bytes(noise(99), "png")),
+        ),
         (webdataset_classes, lambda p: replace_in_shard(p / "test/1.tar", "k11.cls", b"2")),
         (webdataset_classes, lambda p: (p / "classnames.txt").write_text("goose\ncat\nhog\n")),
-        (webdataset_classes, lambda p: (p / "zeroshot_classification_templates.txt").write_text("a {c}.\n")),
-        (webdataset_captions, lambda p: replace_in_shard(p / "test/0.tar", "r3.txt", b"thing 3\nan emoji 4\n")),
+        (
+            webdataset_classes,
+            lambda p: (p / "zeroshot_classification_templates.txt").write_text("a {c}.\n"),
+        ),
+        (
+            webdataset_captions,
+            lambda p: replace_in_shard(p / "test/0.tar", "r3.txt", b"thing 3\nan emoji 4\n"),
+        ),
         (coco, lambda p: noise(1).save(p / "val2014/COCO_val2014_000000000042.jpg")),
     ],
     ids=["picture", "label", "class name", "template", "caption", "coco picture"],
 )
 def test_the_data_hash_changes_with_the_data(
-    writer: Callable[[Path], Path], change: Callable[[Path], Any], tmp_path: Path, reference: Reference
+    writer: Callable[[Path], Path],
+    change: Callable[[Path], Any],
+    tmp_path: Path,
+    reference: Reference,
 ) -> None:
     """Any change of what is measured is another hash; the same data elsewhere is the same hash."""
     name = "mscoco_captions" if writer is coco else "wds/x"
@@ -529,7 +648,9 @@ def test_the_data_hash_changes_with_the_data(
     assert hashes[0] == hashes[1] != changed.data_hash
 
 
-def test_samples_of_one_drawing_share_a_cluster(embedded: dict[str, Task], captions: TaskRun, hundred: TaskRun) -> None:
+def test_samples_of_one_drawing_share_a_cluster(
+    embedded: dict[str, Task], captions: TaskRun, hundred: TaskRun
+) -> None:
     """Ten views of a drawing, and five captions of a picture, count as one cluster each."""
     views = hundred.outcomes[ACC1]
 
@@ -582,7 +703,11 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
         broken(coco, lambda p: (p / "coco_test_karpathy.json").write_text("{")),
         r"coco_test_karpathy.json:1: is not JSON",
     ),
-    "no devkit": ("imagenet1k", broken(imagenet, lambda p: (p / "meta.bin").unlink()), r"needs meta.bin or ILSVRC"),
+    "no devkit": (
+        "imagenet1k",
+        broken(imagenet, lambda p: (p / "meta.bin").unlink()),
+        r"needs meta.bin or ILSVRC",
+    ),
     "a class folder lost": (
         "imagenet1k",
         broken(imagenet, lambda p: shutil.rmtree(p / "val/n01440764")),
@@ -598,8 +723,16 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
         broken(webdataset_classes, lambda p: (p / "test/nshards.txt").write_text("two")),
         r"nshards.txt: is not a number",
     ),
-    "shard missing": ("wds/x", broken(webdataset_classes, lambda p: (p / "test/1.tar").unlink()), r"1.tar: is missing"),
-    "shard truncated": ("wds/x", broken(webdataset_classes, lambda p: truncate(p / "test/1.tar")), r"shard is damaged"),
+    "shard missing": (
+        "wds/x",
+        broken(webdataset_classes, lambda p: (p / "test/1.tar").unlink()),
+        r"1.tar: is missing",
+    ),
+    "shard truncated": (
+        "wds/x",
+        broken(webdataset_classes, lambda p: truncate(p / "test/1.tar")),
+        r"shard is damaged",
+    ),
     "no class names": (
         "wds/x",
         broken(webdataset_classes, lambda p: (p / "classnames.txt").unlink()),
@@ -640,18 +773,25 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
         broken(
             webdataset_captions,
             lambda p: write_shard(
-                p / "test/0.tar", [("r.png", file_bytes(noise(0), "png")), ("r.txt", b"a"), ("s.txt", b"b")][:2]
+                p / "test/0.tar",
+                [("r.png", file_bytes(noise(0), "png")), ("r.txt", b"a"), ("s.txt", b"b")][:2],
             ),
         ),
         r"1 candidates are too few",
     ),
-    "unknown task": ("imagenet-x", webdataset_classes, r"--tasks imagenet-x: is not a task. Known: cifar10"),
+    "unknown task": (
+        "imagenet-x",
+        webdataset_classes,
+        r"--tasks imagenet-x: is not a task. Known: cifar10",
+    ),
 }
 
 
 @pytest.mark.usefixtures("no_download")
 @pytest.mark.parametrize("defect", BAD)
-def test_unusable_data_are_told_in_one_line(defect: str, tmp_path: Path, reference: Reference) -> None:
+def test_unusable_data_are_told_in_one_line(
+    defect: str, tmp_path: Path, reference: Reference
+) -> None:
     """Missing, incomplete and damaged data name the file and the fault; nothing is downloaded."""
     name, writer, message = BAD[defect]
 
@@ -661,21 +801,32 @@ def test_unusable_data_are_told_in_one_line(defect: str, tmp_path: Path, referen
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path, reference: Reference) -> None:
-    """A picture that is none, or is cut, is a usage error with its file and name before anything is embedded."""
+    """A picture that is none, or is cut, is a usage error with its file and name before anything is
+    embedded.
+    """
     place = coco(tmp_path / "coco")
     (place / "val2014" / "COCO_val2014_000000000042.jpg").write_bytes(b"no picture")
-    with pytest.raises(UsageError, match=r"val2014/COCO_val2014_000000000042.jpg: picture 42 cannot be read"):
+    with pytest.raises(
+        UsageError, match=r"val2014/COCO_val2014_000000000042.jpg: picture 42 cannot be read"
+    ):
         tasks.load_tasks(["mscoco_captions"], place, reference)
 
-    for name, data in (("k11.png", b"no picture"), ("k10.jpg", file_bytes(noise(10), "jpeg")[:900])):
+    for name, data in (
+        ("k11.png", b"no picture"),
+        ("k10.jpg", file_bytes(noise(10), "jpeg")[:900]),
+    ):
         place = webdataset_classes(tmp_path / "wds")
         replace_in_shard(place / "test" / "1.tar", name, data)
         with pytest.raises(UsageError, match=rf"test/1.tar: picture {name[:3]} cannot be read"):
             tasks.load_tasks(["wds/x"], place, reference)
 
 
-def test_a_picture_that_only_its_decoder_refuses_is_named(tmp_path: Path, reference: Reference) -> None:
-    """A PNG with a wrong checksum in its middle looks whole; decoding names it, in this process and in others."""
+def test_a_picture_that_only_its_decoder_refuses_is_named(
+    tmp_path: Path, reference: Reference
+) -> None:
+    """A PNG with a wrong checksum in its middle looks whole; decoding names it, in this process and
+    in others.
+    """
     place = webdataset_classes(tmp_path / "wds")
     data = bytearray(file_bytes(noise(11), "png"))
     data[len(data) // 2] ^= 255
@@ -689,7 +840,9 @@ def test_a_picture_that_only_its_decoder_refuses_is_named(tmp_path: Path, refere
 
 
 @pytest.mark.parametrize("ending", ["pyd", "pkl", "pth", "npy", "txt.gz"])
-def test_a_shard_with_an_active_member_is_refused(ending: str, tmp_path: Path, reference: Reference) -> None:
+def test_a_shard_with_an_active_member_is_refused(
+    ending: str, tmp_path: Path, reference: Reference
+) -> None:
     """Members that webdataset would unpickle or unpack while decoding are refused before that."""
     place = webdataset_classes(tmp_path / "x")
     bomb = b"cbuiltins\nexec\n(Vraise SystemExit('unpickled')\ntR."
@@ -730,10 +883,11 @@ def test_embedded_tasks_can_be_chosen(reference: Reference) -> None:
 
 
 class Encoder:
-    """*model* as CLIP_benchmark's own functions want it: ``encode_image``, ``encode_text``, and a tokenizer.
+    """*model* as CLIP_benchmark's own functions want it: ``encode_image``, ``encode_text``, and a
+    tokenizer.
 
-    For comparison with its ``evaluate()``.  Features come in single precision, so that it computes on in single
-    precision; batches are filled up as they are here.
+    For comparison with its ``evaluate()``.  Features come in single precision, so that it computes
+    on in single precision; batches are filled up as they are here.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
@@ -742,7 +896,9 @@ class Encoder:
     def tokenize(self, texts: list[str]) -> Tensor:
         """*texts* as int64 (n, context)."""
         context = families.sizes(self._model).context
-        ids = self._tokenizer(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
+        ids = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt"
+        )
         return ids["input_ids"]  # type: ignore[no-any-return]
 
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -29,7 +29,10 @@ def gate() -> Gate:
     case = made.cases()[0]
     recipe = case.recipe
     poison = {"quantizer_name": POISON, "cfg": {"num_bits": 2, "axis": None}}
-    off = {"quantizer_name": "*vision_model.encoder.layers.2.mlp.*output_quantizer", "enable": False}
+    off = {
+        "quantizer_name": "*vision_model.encoder.layers.2.mlp.*output_quantizer",
+        "enable": False,
+    }
     cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], poison, off]}
     entries = (*recipe.entries, Entry(POISON, None, True, {"num_bits": 2}, f"{recipe.path}:90"))
     poisoned = dataclasses.replace(recipe, name="poisoned", quant_cfg=cfg, entries=entries)
@@ -63,7 +66,9 @@ def test_poisonous_layer_is_blamed(found: Blame) -> None:
 
 
 def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
-    """The patch, read as YAML and appended to the recipe, passes every budget after calibrating anew."""
+    """The patch, read as YAML and appended to the recipe, passes every budget after calibrating
+    anew.
+    """
     entries = yaml.safe_load(found.patch)
     assert all(entry["enable"] is False for entry in entries)
     recipe = case.recipe
@@ -119,7 +124,14 @@ def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
     never: Callable[[Recipe], bool] = lambda recipe: pytest.fail("evaluated past the limit")  # noqa: E731
 
     found = blame.find(
-        made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", never, limit=-1.0
+        made.reference.model,
+        made.model,
+        case.map,
+        made.recipe,
+        case.tasks[0],
+        "acc1",
+        never,
+        limit=-1.0,
     )
 
     assert not found.verified
@@ -133,7 +145,13 @@ def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.M
     made = case.quantized
 
     found = blame.find(
-        made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", lambda recipe: False
+        made.reference.model,
+        made.model,
+        case.map,
+        made.recipe,
+        case.tasks[0],
+        "acc1",
+        lambda recipe: False,
     )
 
     assert not found.verified
@@ -143,7 +161,9 @@ def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.M
 
 def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
     """A recipe in the dict form gets the patch as further keys, last."""
-    recipe = dataclasses.replace(case.recipe, quant_cfg={"quant_cfg": {"*": {"enable": False}}, "algorithm": "max"})
+    recipe = dataclasses.replace(
+        case.recipe, quant_cfg={"quant_cfg": {"*": {"enable": False}}, "algorithm": "max"}
+    )
     group = blame.groups(case.map)[0]
 
     cfg = blame.patched(recipe, [group]).quant_cfg["quant_cfg"]
@@ -154,7 +174,10 @@ def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ({"quantizer_name": "*", "enable": False}, "ModelOpt refused recipe poisoned: RuntimeError: "),
+        (
+            {"quantizer_name": "*", "enable": False},
+            "ModelOpt refused recipe poisoned: RuntimeError: ",
+        ),
         (
             {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
             "the model that recipe poisoned quantizes does not run: ",
@@ -165,7 +188,9 @@ def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
 def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
     case: Case, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], told: str
 ) -> None:
-    """A set whose patched recipe ModelOpt refuses, or whose model raises, is named in the note; blame goes on."""
+    """A set whose patched recipe ModelOpt refuses, or whose model raises, is named in the note;
+    blame goes on.
+    """
     monkeypatch.setattr(blame, "RANKED_ON", 16)
     two = blame.groups(case.map)[:2]
     monkeypatch.setattr(blame, "groups", lambda _: two)
@@ -175,8 +200,13 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
         return blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
-    found = blame.find(made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", holds)
+    found = blame.find(
+        made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", holds
+    )
 
     assert not found.verified
     assert "2 sets tried" in found.note
-    assert f"2 of these sets cannot be left out: without {found.ranking[0].group.name}, {told}" in found.note
+    assert (
+        f"2 of these sets cannot be left out: without {found.ranking[0].group.name}, {told}"
+        in found.note
+    )

@@ -1,4 +1,6 @@
-"""Fine-tuning of a quantized model: the loss, what moves and what does not, and what counts as won back."""
+"""Fine-tuning of a quantized model: the loss, what moves and what does not, and what counts as won
+back.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def pairs(reference: Reference) -> CalibrationPairs:
 def quantized(reference: Reference, pairs: CalibrationPairs) -> torch.nn.Module:
     """Under INT8, calibrated."""
     batches = pairs.batches(CPU, reference.dtype)
-    return quantize.quantize(reference.model, loading.load("int8"), quantize.forward_loop_over(batches))
+    return quantize.quantize(
+        reference.model, loading.load("int8"), quantize.forward_loop_over(batches)
+    )
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_both_directions() -> None:
@@ -65,8 +69,12 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_directions() -> None:
     assert float(swapped) == pytest.approx(4.0 + math.log1p(math.exp(-4.0)), rel=1e-4)
 
 
-def test_weights_move_and_ranges_do_not(quantized: torch.nn.Module, pairs: CalibrationPairs) -> None:
-    """Every matrix of both towers moves; every buffer has its bits; the model that came in stays as it is."""
+def test_weights_move_and_ranges_do_not(
+    quantized: torch.nn.Module, pairs: CalibrationPairs
+) -> None:
+    """Every matrix of both towers moves; every buffer has its bits; the model that came in stays as
+    it is.
+    """
     everything = [*quantized.named_parameters(), *quantized.named_buffers()]
     before = {name: value.clone() for name, value in everything}
 
@@ -93,7 +101,9 @@ def test_training_is_of_the_seed(quantized: torch.nn.Module, pairs: CalibrationP
 
 
 def test_more_steps_than_an_epoch_has(quantized: torch.nn.Module, pairs: CalibrationPairs) -> None:
-    """After the last whole batch the pairs come again, in another order; an incomplete batch is left out."""
+    """After the last whole batch the pairs come again, in another order; an incomplete batch is
+    left out.
+    """
     how = Settings(steps=5, batch_size=20)
 
     batches = list(qat._batches(pairs, how, CPU))
@@ -105,7 +115,9 @@ def test_more_steps_than_an_epoch_has(quantized: torch.nn.Module, pairs: Calibra
 def test_exhausted_memory_in_the_backward_is_named(
     quantized: torch.nn.Module, pairs: CalibrationPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step's pairs and the option that makes them fewer are in one line; any other error stays as it is."""
+    """The step's pairs and the option that makes them fewer are in one line; any other error stays
+    as it is.
+    """
     original = contrastive
 
     def raising(error: Exception) -> Callable[..., Tensor]:
@@ -119,7 +131,9 @@ def test_exhausted_memory_in_the_backward_is_named(
 
         return loss
 
-    monkeypatch.setattr(qat, "contrastive", raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")))
+    monkeypatch.setattr(
+        qat, "contrastive", raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    )
     with pytest.raises(UsageError, match=r"step of fine-tuning over 16 pairs .* --batch-size 8\."):
         qat.train(quantized, pairs, FEW)
     monkeypatch.setattr(qat, "contrastive", raising(RuntimeError("no such dimension")))
@@ -128,7 +142,9 @@ def test_exhausted_memory_in_the_backward_is_named(
 
 
 def test_the_option_bounds_the_pairs_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--batch-size`` is what the message about exhausted memory proposes, so a step has no more pairs than that."""
+    """``--batch-size`` is what the message about exhausted memory proposes, so a step has no more
+    pairs than that.
+    """
     sizes = []
 
     def train(model: Any, pairs: Any, how: Settings, progress: bool) -> Trained:
@@ -146,8 +162,11 @@ def test_the_option_bounds_the_pairs_of_a_step(monkeypatch: pytest.MonkeyPatch) 
     assert sizes == [128, 8, 128]
 
 
-def test_the_workaround_computes_the_same_and_is_still_needed(reference: Reference, pairs: CalibrationPairs) -> None:
-    """ModelOpt 0.47's wrapped attention has no backward; with the workaround there is one, and the bits are equal.
+def test_the_workaround_computes_the_same_and_is_still_needed(
+    reference: Reference, pairs: CalibrationPairs
+) -> None:
+    """ModelOpt 0.47's wrapped attention has no backward; with the workaround there is one, and the
+    bits are equal.
 
     When the first half fails, ``contrastive.differentiable_attention`` can go.
     """
@@ -173,7 +192,9 @@ def test_the_workaround_computes_the_same_and_is_still_needed(reference: Referen
 def test_ranges_that_moved_are_told(quantized: torch.nn.Module) -> None:
     """A range one bit off is a difference of the maps, by bits."""
     before = maps.quantizer_map(quantized)
-    name, quantizer = next((n, q) for n, q in maps.tensor_quantizers(quantized).items() if q.is_enabled)
+    name, quantizer = next(
+        (n, q) for n, q in maps.tensor_quantizers(quantized).items() if q.is_enabled
+    )
     kept = quantizer.amax.clone()
     quantizer.amax = torch.nextafter(kept.float(), torch.tensor(math.inf)).to(kept.dtype)
     try:
@@ -191,17 +212,26 @@ def runs(correct: np.ndarray) -> dict[str, TaskRun]:
     """A run of one task with these samples right."""
     n = len(correct)
     outcomes = Outcomes(
-        task="t", metric="acc1", sample_ids=tuple(map(str, range(n))), correct=correct, answers=np.zeros(n, np.int32),
-        targets=np.zeros(n, np.int32), top5=np.zeros((n, 5), np.int32), margins=np.zeros(n, np.float32),
-        clusters=np.arange(n, dtype=np.int32), scores=None,
-    )  # fmt: skip
+        task="t",
+        metric="acc1",
+        sample_ids=tuple(map(str, range(n))),
+        correct=correct,
+        answers=np.zeros(n, np.int32),
+        targets=np.zeros(n, np.int32),
+        top5=np.zeros((n, 5), np.int32),
+        margins=np.zeros(n, np.float32),
+        clusters=np.arange(n, dtype=np.int32),
+        scores=None,
+    )
     empty = np.zeros((n, 2), np.float32)
     return {"t": TaskRun("t", {"acc1": outcomes}, empty, empty)}
 
 
 @pytest.mark.parametrize(("won_back", "gained"), [(30, True), (3, False), (-30, False)])
 def test_a_gain_is_what_the_paired_test_shows(won_back: int, gained: bool) -> None:
-    """30 of 60 lost samples back is a gain, 3 with as many lost is none, and a further loss is none."""
+    """30 of 60 lost samples back is a gain, 3 with as many lost is none, and a further loss is
+    none.
+    """
     reference, before = np.ones(400, bool), np.ones(400, bool)
     before[:60] = False
     after = before.copy()
@@ -211,7 +241,9 @@ def test_a_gain_is_what_the_paired_test_shows(won_back: int, gained: bool) -> No
     family = verdicts.family(
         [
             verdicts.compare(
-                runs(reference)["t"].outcomes["acc1"], runs(before)["t"].outcomes["acc1"], Budget(points=2.5)
+                runs(reference)["t"].outcomes["acc1"],
+                runs(before)["t"].outcomes["acc1"],
+                Budget(points=2.5),
             )
         ]
     )

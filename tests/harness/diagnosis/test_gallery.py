@@ -24,11 +24,16 @@ from harness.models.references import Reference
 @pytest.fixture(scope="module")
 def prepared(reference: Reference) -> dict[str, Task]:
     """A classification and a retrieval task by name."""
-    return {task.name: task for task in tasks.load_tasks(("emoji100", "emoji_captions"), None, reference)}
+    return {
+        task.name: task
+        for task in tasks.load_tasks(("emoji100", "emoji_captions"), None, reference)
+    }
 
 
 def ranked(task: Task, metric: str, seed: int, noise: float) -> Outcomes:
-    """Outcomes of a model whose embeddings are seeded noise around a right answer, scored as any model's are."""
+    """Outcomes of a model whose embeddings are seeded noise around a right answer, scored as any
+    model's are.
+    """
     draw = np.random.default_rng(seed)
     pictures, texts = len(task.sample_ids), len(task.first_text) - 1
     if task.labels is None:
@@ -51,7 +56,9 @@ def pixels(uri: str) -> Image.Image:
 
 
 def test_changed_answers_are_the_samples_that_differ(prepared: dict[str, Task]) -> None:
-    """Every sample with another answer or another correctness is there once, under the word for its change."""
+    """Every sample with another answer or another correctness is there once, under the word for its
+    change.
+    """
     task = prepared["emoji100"]
     before, after = (ranked(task, ACC1, seed, 1.2) for seed in (1, 2))
     found = {e["sample"]: e for e in gallery.changed_answers(task, before, after, limit=10**6)}
@@ -73,11 +80,16 @@ def test_changed_answers_are_the_samples_that_differ(prepared: dict[str, Task]) 
 
 
 def test_worst_comes_first(prepared: dict[str, Task]) -> None:
-    """Lost before changed before won, each by the fall of its margin, and the limit cuts the mildest."""
+    """Lost before changed before won, each by the fall of its margin, and the limit cuts the
+    mildest.
+    """
     task = prepared["emoji100"]
     before, after = (ranked(task, ACC1, seed, 1.2) for seed in (1, 2))
     every = gallery.changed_answers(task, before, after, limit=10**6)
-    keys = [(("lost", "changed", "won").index(e["kind"]), e["quantized_margin"] - e["reference_margin"]) for e in every]
+    keys = [
+        (("lost", "changed", "won").index(e["kind"]), e["quantized_margin"] - e["reference_margin"])
+        for e in every
+    ]
 
     assert keys == sorted(keys)
     assert gallery.changed_answers(task, before, after, limit=7) == every[:7]
@@ -109,7 +121,9 @@ def test_large_pictures_are_reduced() -> None:
     assert pixels(gallery.data_uri(torch.zeros(3, 168, 336, dtype=torch.uint8))).size == (96, 48)
 
 
-def test_retrieval_tells_captions_and_pictures(prepared: dict[str, Task], reference: Reference) -> None:
+def test_retrieval_tells_captions_and_pictures(
+    prepared: dict[str, Task], reference: Reference
+) -> None:
     """A picture's answers are captions in words; a caption's answers are pictures, shown."""
     task = prepared["emoji_captions"]
     captions = gallery.captions_of(task, reference.tokenizer)
@@ -133,7 +147,9 @@ def test_captions_are_what_was_tokenized(prepared: dict[str, Task], reference: R
     """Tokenized again, the decoded captions give the task's tokens."""
     task = prepared["emoji_captions"]
     captions = gallery.captions_of(task, reference.tokenizer)
-    again = reference.tokenizer(list(captions[:40]), padding="max_length", max_length=task.prompts.ids.shape[1])
+    again = reference.tokenizer(
+        list(captions[:40]), padding="max_length", max_length=task.prompts.ids.shape[1]
+    )
 
     assert again["input_ids"] == task.prompts.ids[task.prompts.rows[:40]].tolist()
 
@@ -156,7 +172,10 @@ def test_no_finite_score_is_the_worst(prepared: dict[str, Task]) -> None:
     answers, margins, correct = after.answers.copy(), after.margins.copy(), after.correct.copy()
     answers[i], margins[i], correct[i] = -1, -np.inf, False
     entry = gallery.changed_answers(
-        task, before, dataclasses.replace(after, answers=answers, margins=margins, correct=correct), limit=1
+        task,
+        before,
+        dataclasses.replace(after, answers=answers, margins=margins, correct=correct),
+        limit=1,
     )[0]
 
     assert entry["sample"] == before.sample_ids[i]
@@ -176,4 +195,6 @@ def test_other_samples_are_refused(prepared: dict[str, Task]) -> None:
     same = ranked(prepared["emoji100"], ACC1, 1, 1.2)
 
     with pytest.raises(UsageError):
-        gallery.changed_answers(prepared["emoji100"], same, dataclasses.replace(same, sample_ids=same.sample_ids[::-1]))
+        gallery.changed_answers(
+            prepared["emoji100"], same, dataclasses.replace(same, sample_ids=same.sample_ids[::-1])
+        )

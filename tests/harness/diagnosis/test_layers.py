@@ -55,12 +55,16 @@ def test_every_encoder_layer_is_named_once(reference: Reference, batch: dict[str
     assert all(e["cosine"] == pytest.approx(1.0) for e in found)
 
 
-def test_a_planted_error_shows_from_its_layer_on(reference: Reference, batch: dict[str, Tensor]) -> None:
+def test_a_planted_error_shows_from_its_layer_on(
+    reference: Reference, batch: dict[str, Tensor]
+) -> None:
     """Weights changed in vision layer 2 leave the layers before it, and the text tower, exact."""
     changed = copy.deepcopy(reference.model)
     with torch.no_grad():
         changed.get_submodule("vision_model.encoder.layers.2.mlp.fc1").weight.mul_(1.01)
-    found = {(e["tower"], e["layer"]): e for e in layers.layer_errors(reference.model, changed, batch)}
+    found = {
+        (e["tower"], e["layer"]): e for e in layers.layer_errors(reference.model, changed, batch)
+    }
 
     for (tower, layer), error in found.items():
         exact = tower == "text" or layer < 2
@@ -71,12 +75,16 @@ def test_a_planted_error_shows_from_its_layer_on(reference: Reference, batch: di
 def test_hooks_are_taken_off_again(reference: Reference, batch: dict[str, Tensor]) -> None:
     """Afterwards no module of either model has a hook, even where the forward fails."""
     with pytest.raises(KeyError, match="input_ids"):
-        layers.layer_errors(reference.model, reference.model, {"pixel_values": batch["pixel_values"]})
+        layers.layer_errors(
+            reference.model, reference.model, {"pixel_values": batch["pixel_values"]}
+        )
 
     assert not [m for m in reference.model.modules() if m._forward_hooks]
 
 
-def test_models_with_other_layers_are_refused(reference: Reference, batch: dict[str, Tensor]) -> None:
+def test_models_with_other_layers_are_refused(
+    reference: Reference, batch: dict[str, Tensor]
+) -> None:
     """A model that lacks a layer is an error that names it."""
     shorter = copy.deepcopy(reference.model)
     del shorter.vision_model.encoder.layers[-1]

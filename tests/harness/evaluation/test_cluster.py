@@ -1,4 +1,6 @@
-"""The accuracy suite on a Ray cluster: two real workers on this machine, one of which is killed in the middle."""
+"""The accuracy suite on a Ray cluster: two real workers on this machine, one of which is killed in
+the middle.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ from harness.quantization import quantize
 ROOT = Path(__file__).parents[3]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
 ACCURACY = str(ROOT / "tests" / "test_accuracy.py")
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra 'cluster')")
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra 'cluster')"
+)
 TASKS = ("emoji100", "wds/captions")
 
 
 def watched(folder: Path) -> Callable[[], None]:
-    """What a worker does when it starts: write down what it embeds, and die in the middle where *folder* arms it."""
+    """What a worker does when it starts: write down what it embeds, and die in the middle where
+    *folder* arms it.
+    """
     armed, log = folder / "armed", folder / "log"
 
     def hook() -> None:
@@ -101,7 +107,12 @@ def two_workers(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def gate(folder: Path) -> Gate:
     """A gate without a cluster."""
-    given: dict[str, Any] = {"recipes": ("int8",), "tasks": TASKS, "data_root": folder / "data", "calibration_size": 16}
+    given: dict[str, Any] = {
+        "recipes": ("int8",),
+        "tasks": TASKS,
+        "data_root": folder / "data",
+        "calibration_size": 16,
+    }
     return Gate(Options(**given), evaluator=Alone(ROWS))
 
 
@@ -117,12 +128,14 @@ def evaluator(folder: Path, store: Store | None = None) -> Sliced:
     return Sliced(engine, CPU, ROWS, store, pictures=256, prompts=150)
 
 
-# -- what is sent ---------------------------------------------------------------------------------------------------
+# -- what is sent ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8-smoothquant", "w4a8-awq"])
 def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> None:
-    """Packed and unpacked, a model has the same weights, ranges, scales and settings, bit for bit."""
+    """Packed and unpacked, a model has the same weights, ranges, scales and settings, bit for
+    bit.
+    """
     prepared = {"embedded": gate.side("embedded").prepared(("reference", "calibration"))}
     other = Gate(dataclasses.replace(gate.options, recipes=(recipe,)), gate.evaluator, prepared)
     (case,) = other.cases()
@@ -157,21 +170,36 @@ def test_an_order_is_carried_out(gate: Gate, case: Case, order: Order) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["data", "model revision", "weights and calibrated ranges", "torch", "device", "bits condition", "pillow",
-     "sources of harness and ModelOpt"],
-)  # fmt: skip
+    [
+        "data",
+        "model revision",
+        "weights and calibrated ranges",
+        "torch",
+        "device",
+        "bits condition",
+        "pillow",
+        "sources of harness and ModelOpt",
+    ],
+)
 def test_a_worker_says_what_differs(name: str, order: Order) -> None:
-    """Where anything that the answer hangs on is another, the worker names it and computes nothing."""
+    """Where anything that the answer hangs on is another, the worker names it and computes
+    nothing.
+    """
     other = dataclasses.replace(order, bound=order.bound | {name: "another"})
 
     found = cluster.embedded(other, None)
 
     assert isinstance(found, str)
-    assert found == f"{name} is {found.partition(' is ')[2].partition(' there')[0]} there, another in this run"
+    assert (
+        found
+        == f"{name} is {found.partition(' is ')[2].partition(' there')[0]} there, another in this run"
+    )
 
 
 def test_other_ranges_than_were_sent_are_refused(gate: Gate, case: Case, order: Order) -> None:
-    """A quantized model that arrives with other calibrated ranges than its digest says is not evaluated."""
+    """A quantized model that arrives with other calibrated ranges than its digest says is not
+    evaluated.
+    """
     subject = case.subject
     assert subject.quantization is not None
     packed = cluster.pack(subject.quantization)
@@ -183,14 +211,16 @@ def test_other_ranges_than_were_sent_are_refused(gate: Gate, case: Case, order: 
     assert found.startswith("weights and calibrated ranges is ")
 
 
-# -- the cluster ----------------------------------------------------------------------------------------------------
+# -- the cluster -----------------------------------------------------------------------------------
 
 
 @needs_ray
 def test_a_killed_worker_changes_nothing(
     two_workers: str, gate: Gate, case: Case, folder: Path, tmp_path: Path
 ) -> None:
-    """With a worker killed in the middle of a slice, reference and quantized model have the bits of one process."""
+    """With a worker killed in the middle of a slice, reference and quantized model have the bits of
+    one process.
+    """
     expected = case.reference_runs, case.quantized_runs
     found = evaluator(folder, Store(tmp_path, "run"))
 
@@ -206,7 +236,9 @@ def test_a_killed_worker_changes_nothing(
     lines = [line.split() for line in (folder / "log").read_text().splitlines()]
     # Pictures of the reference, then of the quantized model: each embedded once to the end.
     pictures = sum(len(task.sample_ids) for task in case.tasks)
-    assert [sum(int(n) for _, n in part) for part in (lines[: len(before)], lines[len(before) :])] == [pictures] * 2
+    assert [
+        sum(int(n) for _, n in part) for part in (lines[: len(before)], lines[len(before) :])
+    ] == [pictures] * 2
     assert len({process for process, _ in lines}) >= 2
     for outcomes in quantized["emoji100"].outcomes.values():
         assert len(set(outcomes.sample_ids)) == len(outcomes.sample_ids) == 1000
@@ -232,20 +264,40 @@ def test_a_slice_that_kills_every_worker_ends_the_run(
 def test_a_node_with_other_releases_is_named(
     two_workers: str, gate: Gate, case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that computes with something else ends the run in one line: the node, what it has, what the run has."""
+    """A node that computes with something else ends the run in one line: the node, what it has,
+    what the run has.
+    """
     here = environment.conditions(CPU, ROWS)
     monkeypatch.setattr(environment, "conditions", lambda *_: here | {"torch": "9.9"})
 
-    with pytest.raises(UsageError, match=rf"node {two_workers}: torch is 2\..* there, 9\.9 in this run\. Every node "):
+    with pytest.raises(
+        UsageError,
+        match=rf"node {two_workers}: torch is 2\..* there, 9\.9 in this run\. Every node ",
+    ):
         evaluator(folder).embed(case.shared.subject, case.tasks[1], "images")
 
 
 @needs_ray
 def test_the_gate_on_a_cluster(two_workers: str, pytester: pytest.Pytester, folder: Path) -> None:
-    """``--cluster`` gives the verdicts of a run without it, shows its progress and says who computed how much."""
+    """``--cluster`` gives the verdicts of a run without it, shows its progress and says who
+    computed how much.
+    """
     (folder / "budgets.yaml").write_text("defaults: {points: 90.0, discordance: 0.05}\n")
-    given = (ACCURACY, "-k", "test_loss", "--recipe", folder / "mine.yaml", "--tasks", "wds/captions", "--data-root",
-             folder / "data", "--calibration-size", "4", "--baselines", folder)  # fmt: skip
+    given = (
+        ACCURACY,
+        "-k",
+        "test_loss",
+        "--recipe",
+        folder / "mine.yaml",
+        "--tasks",
+        "wds/captions",
+        "--data-root",
+        folder / "data",
+        "--calibration-size",
+        "4",
+        "--baselines",
+        folder,
+    )
 
     alone = pytester.runpytest_inprocess(*HEAD, *given)
     clustered = pytester.runpytest_inprocess(*HEAD, *given, "--cluster", "local")
@@ -259,14 +311,16 @@ def test_the_gate_on_a_cluster(two_workers: str, pytester: pytest.Pytester, fold
     assert "sample/s" not in alone.stderr.str()
 
 
-# -- usage ----------------------------------------------------------------------------------------------------------
+# -- usage -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is installed, Ray is found."""
     original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: original("json" if name == "ray" else name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: original("json" if name == "ray" else name)
+    )
 
 
 def refused(pytester: pytest.Pytester, *arguments: str) -> str:
@@ -277,10 +331,14 @@ def refused(pytester: pytest.Pytester, *arguments: str) -> str:
     return line
 
 
-def test_without_ray_the_extra_is_named(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_extra_is_named(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where Ray is not installed, ``--cluster`` says what to install."""
     original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "ray" else original(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "ray" else original(name)
+    )
 
     line = refused(pytester, "--cluster", "local")
 
@@ -291,7 +349,9 @@ def test_without_ray_the_extra_is_named(pytester: pytest.Pytester, monkeypatch: 
 
 
 @pytest.mark.usefixtures("with_ray")
-@pytest.mark.parametrize("address", ["nowhere", "ray://head:10001", "head:", ":6379", "https://head:80"])
+@pytest.mark.parametrize(
+    "address", ["nowhere", "ray://head:10001", "head:", ":6379", "https://head:80"]
+)
 def test_what_is_no_address_is_refused(address: str, pytester: pytest.Pytester) -> None:
     """Only ``local`` and HOST:PORT are addresses."""
     assert f"--cluster {address}: is no address. Give" in refused(pytester, f"--cluster={address}")
@@ -299,8 +359,12 @@ def test_what_is_no_address_is_refused(address: str, pytester: pytest.Pytester) 
 
 @pytest.mark.usefixtures("with_ray")
 @pytest.mark.parametrize("other", [("--early-stop",), ("-n", "2")])
-def test_what_does_not_go_together_is_refused(other: tuple[str, ...], pytester: pytest.Pytester) -> None:
-    """Neither an early stop nor processes of xdist beside a local cluster: told before anything is collected."""
+def test_what_does_not_go_together_is_refused(
+    other: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    """Neither an early stop nor processes of xdist beside a local cluster: told before anything is
+    collected.
+    """
     assert f"does not go with {other[0]}" in refused(pytester, "--cluster", "local", *other)
 
 
@@ -320,5 +384,7 @@ def test_a_cluster_without_room_is_told(folder: Path) -> None:
     """Where no node has what a worker takes, the run does not wait for ever."""
     engine = Cluster("local", torch.device("cuda"), ROWS, folder)
 
-    with pytest.raises(UsageError, match=r"no node has 1 GPU, which a worker takes \(they have \[0\]\)"):
+    with pytest.raises(
+        UsageError, match=r"no node has 1 GPU, which a worker takes \(they have \[0\]\)"
+    ):
         engine.start()

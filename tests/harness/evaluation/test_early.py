@@ -1,4 +1,6 @@
-"""An early stop takes whole clusters in random order, says how much it used, and agrees with the whole task."""
+"""An early stop takes whole clusters in random order, says how much it used, and agrees with the
+whole task.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_order_is_random_and_seeded(task: Task) -> None:
 
 
 def test_stopped_outcomes_equal_those_of_the_whole_task(gate: Gate, case: Case, task: Task) -> None:
-    """What was evaluated before the stop is bit for bit what the whole evaluation gives those samples."""
+    """What was evaluated before the stop is bit for bit what the whole evaluation gives those
+    samples.
+    """
     stopped = case.runs[1][task.name].outcomes["acc1"]
     whole = case.quantized_runs[task.name].outcomes["acc1"]
     at = [whole.sample_ids.index(name) for name in stopped.sample_ids]
@@ -73,7 +77,9 @@ def test_verdict_says_how_much_was_used(gate: Gate, case: Case, task: Task) -> N
 def test_wide_budget_is_decided_before_the_end(gate: Gate, case: Case, task: Task) -> None:
     """A loss far inside its budget passes on a part of the samples."""
     subjects = case.shared.subject, case.subject
-    sides = [early.Evaluation(functools.partial(gate.evaluator.embed, one), task) for one in subjects]
+    sides = [
+        early.Evaluation(functools.partial(gate.evaluator.embed, one), task) for one in subjects
+    ]
     budget = dataclasses.replace(case.budget(task.name, "acc1"), points=30.0)
 
     stopped = early.judge(task, "acc1", budget, *sides)

@@ -18,7 +18,9 @@ def test_device_key_of_this_cpu_is_stable_and_plain() -> None:
     key = DeviceKey.of(torch.device("cpu"))
     assert key == DeviceKey.of(torch.device("cpu"))
     assert re.fullmatch(r"[a-z0-9._-]+", key.exact)
-    assert environment.bits_condition(torch.device("cpu"), 64) != environment.bits_condition(torch.device("cpu"), 32)
+    assert environment.bits_condition(torch.device("cpu"), 64) != environment.bits_condition(
+        torch.device("cpu"), 32
+    )
     assert set(environment.versions()) == {"nvidia-modelopt", "torch", "transformers"}
     assert "+" not in environment.versions()["torch"]
 

@@ -1,4 +1,6 @@
-"""Sliced, shared, interrupted and resumed: a task's outcomes are those of one process that never stopped."""
+"""Sliced, shared, interrupted and resumed: a task's outcomes are those of one process that never
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -82,13 +84,15 @@ def whole(subject: Subject, hundred: Task) -> TaskRun:
     return Alone(ROWS).evaluate(subject, [hundred])["emoji100"]
 
 
-# -- slices ---------------------------------------------------------------------------------------------------------
+# -- slices ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pictures", [1, 7, 199, 200, 5000])
 @pytest.mark.parametrize("prompts", [1, 90, 1 << 20])
 def test_slices_are_the_task(hundred: Task, pictures: int, prompts: int) -> None:
-    """Every picture and every class is in exactly one slice, in order, and no slice is larger than asked for."""
+    """Every picture and every class is in exactly one slice, in order, and no slice is larger than
+    asked for.
+    """
     cut = shards.cut(hundred, pictures, prompts)
 
     for side, total in (("images", 200), ("texts", 100)):
@@ -97,8 +101,12 @@ def test_slices_are_the_task(hundred: Task, pictures: int, prompts: int) -> None
     assert max(one.n for one in cut if one.side == "images") <= pictures
 
 
-def test_sliced_classification_equals_the_whole(subject: Subject, hundred: Task, whole: TaskRun) -> None:
-    """A classification task in slices, a part of a class's prompts never apart, has the bits of the whole."""
+def test_sliced_classification_equals_the_whole(
+    subject: Subject, hundred: Task, whole: TaskRun
+) -> None:
+    """A classification task in slices, a part of a class's prompts never apart, has the bits of the
+    whole.
+    """
     evaluator, computed = sliced(None)
 
     found = evaluator.evaluate(subject, [hundred])["emoji100"]
@@ -107,14 +115,17 @@ def test_sliced_classification_equals_the_whole(subject: Subject, hundred: Task,
     assert len(computed) == len(set(computed)) == 4 + 2
 
 
-def test_sliced_retrieval_equals_the_whole(reference: Reference, subject: Subject, tmp_path: Path) -> None:
+def test_sliced_retrieval_equals_the_whole(
+    reference: Reference, subject: Subject, tmp_path: Path
+) -> None:
     """A retrieval task is embedded in slices of pictures and of captions, and scored whole."""
     webdataset_captions(tmp_path / "captions")
     found = tasks.load_tasks(["wds/captions"], tmp_path, reference)
     evaluator, computed = sliced(None, pictures=3, prompts=4)
 
     assert_equal(
-        Alone(ROWS).evaluate(subject, found)["wds/captions"], evaluator.evaluate(subject, found)["wds/captions"]
+        Alone(ROWS).evaluate(subject, found)["wds/captions"],
+        evaluator.evaluate(subject, found)["wds/captions"],
     )
     assert len(computed) == 3 + 4
 
@@ -149,11 +160,15 @@ def test_pictures_are_decoded_when_they_are_asked_for() -> None:
     assert decoded == [3, 4, 5, 8]
 
 
-# -- the store ------------------------------------------------------------------------------------------------------
+# -- the store -------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_not_computed_again(subject: Subject, hundred: Task, whole: TaskRun, tmp_path: Path) -> None:
-    """A second process of the same run takes every shard, bit for bit; one of a later run says that it did."""
+def test_what_is_there_is_not_computed_again(
+    subject: Subject, hundred: Task, whole: TaskRun, tmp_path: Path
+) -> None:
+    """A second process of the same run takes every shard, bit for bit; one of a later run says that
+    it did.
+    """
     first, computed = sliced(Store(tmp_path, "run"))
     first.evaluate(subject, [hundred])
     again, more = sliced(Store(tmp_path, "run"))
@@ -163,11 +178,17 @@ def test_what_is_there_is_not_computed_again(subject: Subject, hundred: Task, wh
     assert_equal(whole, later.evaluate(subject, [hundred])["emoji100"])
     assert (len(computed), more, none) == (4 + 2, [], [])
     assert first.notes() == again.notes() == []
-    assert later.notes() == [f"went on where an earlier run stopped: 6 shards taken from {tmp_path}"]
+    assert later.notes() == [
+        f"went on where an earlier run stopped: 6 shards taken from {tmp_path}"
+    ]
 
 
-def test_a_damaged_shard_is_computed_again(subject: Subject, hundred: Task, whole: TaskRun, tmp_path: Path) -> None:
-    """A shard that is cut short, empty, changed in one bit, or no shard at all is named and computed again."""
+def test_a_damaged_shard_is_computed_again(
+    subject: Subject, hundred: Task, whole: TaskRun, tmp_path: Path
+) -> None:
+    """A shard that is cut short, empty, changed in one bit, or no shard at all is named and
+    computed again.
+    """
     sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
     files = sorted(tmp_path.rglob("*.safetensors"))
     content = files[0].read_bytes()
@@ -180,7 +201,9 @@ def test_a_damaged_shard_is_computed_again(subject: Subject, hundred: Task, whol
     assert_equal(whole, evaluator.evaluate(subject, [hundred])["emoji100"])
     assert len(computed) == 4
     notes = evaluator.notes()
-    assert [note.partition(": is damaged")[0] for note in notes[1:]] == [str(file) for file in files[:4]]
+    assert [note.partition(": is damaged")[0] for note in notes[1:]] == [
+        str(file) for file in files[:4]
+    ]
     assert sliced(Store(tmp_path, "three"))[0].evaluate(subject, [hundred])
     assert sorted(tmp_path.rglob(".part-*")) == []
 
@@ -192,18 +215,34 @@ def change_a_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-#: What is changed between two runs: (in the folder of all that was given, in the options), and what the gate calls it.
+#: What is changed between two runs: (in the folder of all that was given, in the options), and what
+#: the gate calls it.
 CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, int]] = {
-    "recipe": (lambda f: (f / "mine.yaml").write_text(RECIPE.replace("8", "5")), {}, "recipe hash", 1),
+    "recipe": (
+        lambda f: (f / "mine.yaml").write_text(RECIPE.replace("8", "5")),
+        {},
+        "recipe hash",
+        1,
+    ),
     "weight": (lambda f: change_a_weight(f / "clip"), {}, "model revision", 2),
     "picture": (
-        lambda f: replace_in_shard(f / "data/tiny/test/1.tar", "k11.png", file_bytes(noise(99), "png")), {}, "data", 2
+        lambda f: replace_in_shard(
+            f / "data/tiny/test/1.tar", "k11.png", file_bytes(noise(99), "png")
+        ),
+        {},
+        "data",
+        2,
     ),
-    "class name": (lambda f: (f / "data/tiny/classnames.txt").write_text("goose\ncat\nhog\n"), {}, "data", 2),
+    "class name": (
+        lambda f: (f / "data/tiny/classnames.txt").write_text("goose\ncat\nhog\n"),
+        {},
+        "data",
+        2,
+    ),
     "calibration": (lambda f: None, {"calibration_size": 5}, "calibration data", 1),
     "attention": (lambda f: None, {"attention": "modelopt"}, "attention class", 1),
     "batch size": (lambda f: None, {"batch_size": 16}, "batch size", 2),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -217,14 +256,21 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, kept: Path | None, name: str = "", **options: Any) -> tuple[list[TaskRun], Computed, list[str]]:
-    """Reference and quantized model on what lies in *folder*, what was computed, and what was said."""
+def run(
+    folder: Path, kept: Path | None, name: str = "", **options: Any
+) -> tuple[list[TaskRun], Computed, list[str]]:
+    """Reference and quantized model on what lies in *folder*, what was computed, and what was
+    said.
+    """
     size = options.get("batch_size", ROWS)
     evaluator, computed = sliced(None if kept is None else Store(kept, name), size)
     fixed = Options(
-        recipes=(str(folder / "mine.yaml"),), clip_models=(str(folder / "clip"),), tasks=("wds/tiny",),
-        data_root=folder / "data", calibration_size=4,
-    )  # fmt: skip
+        recipes=(str(folder / "mine.yaml"),),
+        clip_models=(str(folder / "clip"),),
+        tasks=("wds/tiny",),
+        data_root=folder / "data",
+        calibration_size=4,
+    )
     gate = Gate(dataclasses.replace(fixed, **options), evaluator=evaluator)
     (case,) = gate.cases()
     runs = [case.reference_runs["wds/tiny"], case.quantized_runs["wds/tiny"]]
@@ -238,19 +284,25 @@ def test_shards_of_an_unchanged_run_are_all_taken(given: Path, tmp_path: Path) -
     _, computed, notes = run(given, tmp_path / "shards", "second")
 
     assert computed == []
-    assert notes == [f"went on where an earlier run stopped: 4 shards taken from {tmp_path / 'shards'}"]
+    assert notes == [
+        f"went on where an earlier run stopped: 4 shards taken from {tmp_path / 'shards'}"
+    ]
 
 
 @pytest.mark.parametrize("changed", CHANGES)
 def test_shards_of_something_else_are_left_out(changed: str, given: Path, tmp_path: Path) -> None:
-    """After any change of what numbers hang on, none of the old ones is used, and what differs is named."""
+    """After any change of what numbers hang on, none of the old ones is used, and what differs is
+    named.
+    """
     change, options, what, models_affected = CHANGES[changed]
     shutil.copytree(given, tmp_path / "given")
     # The same places as before the copy: a checkpoint's folder gives its name, not its path.
     change(tmp_path / "given")
     expected, _, _ = run(tmp_path / "given", None, **options)
 
-    found, computed, notes = run(tmp_path / "given", tmp_path / "given" / "shards", "second", **options)
+    found, computed, notes = run(
+        tmp_path / "given", tmp_path / "given" / "shards", "second", **options
+    )
 
     assert len(computed) == 2 * models_affected
     foreign = [note for note in notes if "left out" in note]
@@ -260,8 +312,12 @@ def test_shards_of_something_else_are_left_out(changed: str, given: Path, tmp_pa
         assert_equal(one, other)
 
 
-def test_a_model_changed_in_memory_is_something_else(subject: Subject, hundred: Task, tmp_path: Path) -> None:
-    """A weight that is another in this process alone, or a quantizer switched off, binds shards as well."""
+def test_a_model_changed_in_memory_is_something_else(
+    subject: Subject, hundred: Task, tmp_path: Path
+) -> None:
+    """A weight that is another in this process alone, or a quantizer switched off, binds shards as
+    well.
+    """
     sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
     model = copy.deepcopy(subject.model)
     next(model.parameters()).data.view(-1)[0] += 1
@@ -280,7 +336,9 @@ def test_a_model_changed_in_memory_is_something_else(subject: Subject, hundred: 
 def test_other_sources_are_something_else(
     subject: Subject, hundred: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An edited checkout of the harness or of ModelOpt keeps its release; shards of before the edit are left out."""
+    """An edited checkout of the harness or of ModelOpt keeps its release; shards of before the edit
+    are left out.
+    """
     sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
     monkeypatch.setattr(environment, "sources", lambda: "another digest")
     evaluator, computed = sliced(Store(tmp_path, "two"))
@@ -303,7 +361,9 @@ def test_a_folder_that_takes_no_file_costs_nothing_but_a_note(
     assert ["could not be written" in note for note in evaluator.notes()] == [True]
 
 
-def test_only_what_a_run_touched_is_discarded(subject: Subject, hundred: Task, tmp_path: Path) -> None:
+def test_only_what_a_run_touched_is_discarded(
+    subject: Subject, hundred: Task, tmp_path: Path
+) -> None:
     """A run that came to its end takes its own shards with it and no other's."""
     kept = tmp_path / shards._name("embedded") / "another recipe"
     kept.mkdir(parents=True)
@@ -315,14 +375,16 @@ def test_only_what_a_run_touched_is_discarded(subject: Subject, hundred: Task, t
     assert list((tmp_path / shards._name("embedded")).iterdir()) == [kept]
 
 
-# -- processes ------------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 
 def evaluate_until_killed(folder: Path, held: Any) -> None:
     """Compute slices of the task, and stop for ever in the middle of the third, its claim held."""
 
     class Stopping(Here):
-        def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
+        def compute(
+            self, subject: Subject, slices: Sequence[Slice]
+        ) -> Iterator[tuple[Slice, Floats]]:
             if slices and slices[0].start == 120:
                 held.set()
                 time.sleep(600)
@@ -336,7 +398,9 @@ def evaluate_until_killed(folder: Path, held: Any) -> None:
 def test_a_process_that_dies_with_a_claim_is_taken_over_from(
     subject: Subject, hundred: Task, whole: TaskRun, tmp_path: Path
 ) -> None:
-    """A process waits for the shard that another computes; when that one is killed, it computes the shard itself."""
+    """A process waits for the shard that another computes; when that one is killed, it computes the
+    shard itself.
+    """
     context = checkpoint.warm()
     held = context.Event()
     other = context.Process(target=evaluate_until_killed, args=(tmp_path, held))
@@ -367,11 +431,15 @@ def test_a_process_that_dies_with_a_claim_is_taken_over_from(
     ]
 
 
-# -- early stop -----------------------------------------------------------------------------------------------------
+# -- early stop ------------------------------------------------------------------------------------
 
 
-def test_blocks_of_an_early_stop_are_shared(reference: Reference, subject: Subject, tmp_path: Path) -> None:
-    """With a store, blocks of an early stop are those without one, and a second process computes none of them."""
+def test_blocks_of_an_early_stop_are_shared(
+    reference: Reference, subject: Subject, tmp_path: Path
+) -> None:
+    """With a store, blocks of an early stop are those without one, and a second process computes
+    none of them.
+    """
     (task,) = tasks.load_tasks(["emoji100"], None, reference)
     blocks = list(early.blocks(task))[:2]
     alone = early.Evaluation(functools.partial(Alone(ROWS).embed, subject), task)

@@ -17,17 +17,32 @@ WEIGHT = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
 def product() -> onnx.ModelProto:
     """``y = x @ WEIGHT``: 8 KiB of constants."""
     kind = onnx.TensorProto.FLOAT
-    x, y = (onnx.helper.make_tensor_value_info(name, kind, ["batch", n]) for name, n in (("x", 64), ("y", 32)))
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, kind, ["batch", n])
+        for name, n in (("x", 64), ("y", 32))
+    )
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    made = onnx.helper.make_graph([node], "product", [x], [y], [onnx.numpy_helper.from_array(WEIGHT, "w")])
-    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    made = onnx.helper.make_graph(
+        [node], "product", [x], [y], [onnx.numpy_helper.from_array(WEIGHT, "w")]
+    )
+    return onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9
+    )
 
 
-@pytest.mark.parametrize(("limit", "names"), [(8192, ["g.onnx"]), (8191, ["g.onnx", "g.onnx.data"])])
+@pytest.mark.parametrize(
+    ("limit", "names"), [(8192, ["g.onnx"]), (8191, ["g.onnx", "g.onnx.data"])]
+)
 def test_constants_over_the_limit_are_a_file_of_their_own(
-    product: onnx.ModelProto, limit: int, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    product: onnx.ModelProto,
+    limit: int,
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Written twice, checked and run from two files or from one, the graph computes the same and stays as it is."""
+    """Written twice, checked and run from two files or from one, the graph computes the same and
+    stays as it is.
+    """
     monkeypatch.setattr(files, "LIMIT", limit)
     before = product.SerializeToString()
     x = np.ones((3, 64), np.float32)

@@ -1,4 +1,6 @@
-"""harness.export: both towers of a quantized CLIP as standard ONNX, gated against the quantizer map."""
+"""harness.export: both towers of a quantized CLIP as standard ONNX, gated against the quantizer
+map.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ NAMED = {
 @pytest.fixture(scope="module")
 def made() -> Gate:
     """A gate over a few calibration pairs; what it builds is shared by this module's tests."""
-    return Gate(Options(recipes=("fp8-patch-embedding-fp16", "int8"), tasks=("emoji100",), calibration_size=64))
+    return Gate(
+        Options(
+            recipes=("fp8-patch-embedding-fp16", "int8"), tasks=("emoji100",), calibration_size=64
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,9 @@ def test_every_fault_of_export_has_its_rule() -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_fault_of_export_is_named(name: str, fp8: Quantized, int8: Quantized, tmp_path: Path) -> None:
+def test_fault_of_export_is_named(
+    name: str, fp8: Quantized, int8: Quantized, tmp_path: Path
+) -> None:
     """Each planted exporter fault is named by the rule that is about it."""
     fault = CATALOGUE[name]
     clean = int8 if fault.recipe == "int8" else fp8
@@ -91,7 +99,10 @@ def test_tower_takes_any_batch(fp8: Quantized) -> None:
 
     assert whole.shape[0] == len(ids)
     # Another width may round a code to the other side of a boundary, no more.
-    assert torch.nn.functional.cosine_similarity(torch.tensor(whole[2]), torch.tensor(one[0]), dim=0) > 0.999
+    assert (
+        torch.nn.functional.cosine_similarity(torch.tensor(whole[2]), torch.tensor(one[0]), dim=0)
+        > 0.999
+    )
 
 
 @pytest.mark.parametrize("tower", list(TOWERS))
@@ -107,7 +118,9 @@ def test_unquantized_tower_computes_the_reference(made: Gate, tower: str) -> Non
 
 
 def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> None:
-    """With ``use_constant_amax`` (no buffer: 448) and ``constant_amax`` the graph has these scales and runs alike."""
+    """With ``use_constant_amax`` (no buffer: 448) and ``constant_amax`` the graph has these scales
+    and runs alike.
+    """
     reference = made.cases()[0].reference
     recipe = loading.load("fp8-patch-embedding-fp16")
     config = copy.deepcopy(recipe.quant_cfg)
@@ -121,7 +134,9 @@ def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> No
     model = quantize.quantize(reference.model, dataclasses.replace(recipe, quant_cfg=config), loop)
     exports = Exports(model, inputs)
 
-    scales = {i.name: onnx.numpy_helper.to_array(i) for i in exports.graph("text").graph.initializer}
+    scales = {
+        i.name: onnx.numpy_helper.to_array(i) for i in exports.graph("text").graph.initializer
+    }
 
     assert exports.no_form is None
     assert exports.problems("text", torch.float32) == []
@@ -133,7 +148,9 @@ def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> No
 
 @pytest.mark.parametrize("name", ["fp8-per-channel", "int8", "int4-block"])
 def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
-    """A pruned channel has amax 0: every number of the model is its format's, and the graph has its zeros."""
+    """A pruned channel has amax 0: every number of the model is its format's, and the graph has its
+    zeros.
+    """
     model = copy.deepcopy(made.cases()[0].reference.model)
     weight = model.get_parameter("text_model.encoder.layers.0.mlp.fc1.weight")
     weight.data[3] = 0
@@ -144,20 +161,23 @@ def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
     observations = observe(quantized)
 
     assert numerics.mismatches(observations) == []
-    assert any(o.name.endswith("text_model.encoder.layers.0.mlp.fc1.weight_quantizer") for o in observations)
+    assert any(
+        o.name.endswith("text_model.encoder.layers.0.mlp.fc1.weight_quantizer")
+        for o in observations
+    )
     assert exports.problems("text", torch.float32) == []
     assert exports.parity("text", optimize=False).holds
 
 
-# -- ModelOpt's own export.  Each of these tests fails when its defect is gone: then drop what works around it. -------
+# -- ModelOpt's own export.  Each of these tests fails when its defect is gone: then drop what works
 
 
 @contextmanager
 def scale_mended() -> Iterator[None]:
     """Within the block ``export_fp8_mha`` gets its scale as a value of the graph (ModelOpt 0.47).
 
-    It reads a constant scale into a Python float and hands that to ``g.op("Sqrt", ...)``, a TypeError for every model
-    with diffusers' attention class, whatever its format.
+    It reads a constant scale into a Python float and hands that to ``g.op("Sqrt", ...)``, a
+    TypeError for every model with diffusers' attention class, whatever its format.
     """
     from modelopt.torch.quantization.plugins.diffusion import diffusers
     from torch.onnx import symbolic_helper
@@ -184,13 +204,17 @@ def test_published_export_stops_at_diffusers_attention(fp8: Quantized) -> None:
 
 
 def test_published_attention_wants_half_precision(fp8: Quantized) -> None:
-    """ModelOpt 0.47 exports quantized attention in 16 bits alone, where parity cannot be told from rounding."""
+    """ModelOpt 0.47 exports quantized attention in 16 bits alone, where parity cannot be told from
+    rounding.
+    """
     with scale_mended(), pytest.raises(ValueError, match="16-bit inputs"):
         modelopt.published(fp8.model, "text")
 
 
 def test_published_attention_is_another(fp8: Quantized) -> None:
-    """ModelOpt 0.47's attention quantizes the softmax, which no recipe enables, and q and k after scaling them."""
+    """ModelOpt 0.47's attention quantizes the softmax, which no recipe enables, and q and k after
+    scaling them.
+    """
     with scale_mended():
         proto = modelopt.published(fp8.model, "text", torch.float16)
     problems = {p.rule: str(p) for p in gated.check(modelopt.standard(proto), fp8.model, "text")}
@@ -201,7 +225,9 @@ def test_published_attention_is_another(fp8: Quantized) -> None:
 
 
 def test_published_weights_have_other_codes(int8: Quantized) -> None:
-    """ModelOpt 0.47 leaves weights to be quantized as x / scale: ties, common in FP16, fall the other way."""
+    """ModelOpt 0.47 leaves weights to be quantized as x / scale: ties, common in FP16, fall the
+    other way.
+    """
     with scale_mended():
         proto = modelopt.published(int8.model, "text")
 

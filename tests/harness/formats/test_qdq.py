@@ -1,5 +1,5 @@
-"""What quantize-dequantize must do whatever the format: the properties that follow from its definition, on random
-input.
+"""What quantize-dequantize must do whatever the format: the properties that follow from its
+definition, on random input.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ quick = settings(max_examples=60, deadline=None)
 
 def arrays(**shape: Any) -> st.SearchStrategy[NDArray[np.float32]]:
     """Finite float32 arrays of up to three dimensions."""
-    return hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=9, **shape), elements=finite)
+    return hnp.arrays(
+        np.float32, hnp.array_shapes(max_dims=3, max_side=9, **shape), elements=finite
+    )
 
 
 def exact(x: float, amax: float, element: formats.Format) -> Fraction:
-    """Q(x * max / amax) * amax / max in rational arithmetic, with a search for the nearest number in place of a
-    rounding.
+    """Q(x * max / amax) * amax / max in rational arithmetic, with a search for the nearest number
+    in place of a rounding.
     """
     scaled = Fraction(x) * Fraction(element.max) / Fraction(amax)
     points = [Fraction(float(p)) for p in element.code_points]
@@ -52,9 +54,11 @@ def exact(x: float, amax: float, element: formats.Format) -> Fraction:
 
 @quick
 @given(x=finite, amax=ordinary_amax, name=names)
-def test_value_is_the_rational_one_within_the_declared_roundings(x: float, amax: float, name: str) -> None:
-    """Away from ties, the result is that of exact arithmetic up to the three or four float32 roundings of the
-    evaluation.
+def test_value_is_the_rational_one_within_the_declared_roundings(
+    x: float, amax: float, name: str
+) -> None:
+    """Away from ties, the result is that of exact arithmetic up to the three or four float32
+    roundings of the evaluation.
     """
     element = formats.FORMATS[name]
     scaled = x / amax * element.max
@@ -83,8 +87,12 @@ def test_quantizing_twice_with_a_power_of_two_scale_is_quantizing_once(
 
 @quick
 @given(x=arrays(), amax=ordinary_amax, name=names)
-def test_quantizing_twice_moves_nothing_by_more_than_a_rounding(x: NDArray[np.float32], amax: float, name: str) -> None:
-    """With any scale the second pass finds every number where it was, up to the float32 roundings of scaling back."""
+def test_quantizing_twice_moves_nothing_by_more_than_a_rounding(
+    x: NDArray[np.float32], amax: float, name: str
+) -> None:
+    """With any scale the second pass finds every number where it was, up to the float32 roundings
+    of scaling back.
+    """
     once = formats.quantize_dequantize(x, name, amax)
 
     twice = formats.quantize_dequantize(once, name, amax)
@@ -112,8 +120,12 @@ def test_it_never_decreases(x: NDArray[np.float32], amax: float, name: str) -> N
 
 @quick
 @given(x=arrays(), amax=ordinary_amax, name=names)
-def test_error_is_at_most_half_a_gap_in_range(x: NDArray[np.float32], amax: float, name: str) -> None:
-    """Within the range, the error is at most half of the gap around the input (and the roundings of scaling)."""
+def test_error_is_at_most_half_a_gap_in_range(
+    x: NDArray[np.float32], amax: float, name: str
+) -> None:
+    """Within the range, the error is at most half of the gap around the input (and the roundings of
+    scaling).
+    """
     element = formats.FORMATS[name]
     unit = np.float64(amax) / element.max
     x = np.clip(x, np.float32(element.lowest * unit), np.float32(amax))
@@ -129,7 +141,9 @@ def test_error_is_at_most_half_a_gap_in_range(x: NDArray[np.float32], amax: floa
 @quick
 @given(amax=ordinary_amax, name=names, beyond=st.floats(1.001, 1e6))
 def test_it_saturates_exactly(amax: float, name: str, beyond: float) -> None:
-    """Everything beyond the range, infinity included, becomes what the largest number stands for."""
+    """Everything beyond the range, infinity included, becomes what the largest number stands
+    for.
+    """
     element = formats.FORMATS[name]
     top = np.float32(amax)
 
@@ -138,12 +152,16 @@ def test_it_saturates_exactly(amax: float, name: str, beyond: float) -> None:
 
     assert y[0] == y[1] == y[2]
     assert y[3] == y[4]
-    np.testing.assert_allclose(y[[0, 3]], [amax, element.lowest * amax / element.max], rtol=2.0**-21)
+    np.testing.assert_allclose(
+        y[[0, 3]], [amax, element.lowest * amax / element.max], rtol=2.0**-21
+    )
 
 
 @quick
 @given(x=arrays(), amax=ordinary_amax, power=st.integers(-30, 30), name=names)
-def test_powers_of_two_pass_through(x: NDArray[np.float32], amax: float, power: int, name: str) -> None:
+def test_powers_of_two_pass_through(
+    x: NDArray[np.float32], amax: float, power: int, name: str
+) -> None:
     """Scaling input and amax by a power of two scales the output by it, bit for bit."""
     factor = np.float32(2.0**power)
     assume(np.all((x == 0) | (np.abs(x) > 2.0**-60)))
@@ -162,7 +180,9 @@ def test_channels_can_be_permuted(x: NDArray[np.float32], name: str, seed: int) 
 
     before = formats.quantize_dequantize(x[order], name, amax[order], axis=0)
 
-    assert formats.same_bits(before, formats.quantize_dequantize(x, name, amax, axis=0)[order]).all()
+    assert formats.same_bits(
+        before, formats.quantize_dequantize(x, name, amax, axis=0)[order]
+    ).all()
 
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -173,7 +193,11 @@ BLOCKS: dict[str, dict[str, Any]] = {
 
 
 @quick
-@given(x=hnp.arrays(np.float32, (3, 40), elements=finite), name=names, kind=st.sampled_from(list(BLOCKS)))
+@given(
+    x=hnp.arrays(np.float32, (3, 40), elements=finite),
+    name=names,
+    kind=st.sampled_from(list(BLOCKS)),
+)
 def test_blocks_do_not_know_each_other(x: NDArray[np.float32], name: str, kind: str) -> None:
     """Changing one block leaves every other as it was; an incomplete last block counts as one."""
     changed = x.copy()
@@ -188,9 +212,13 @@ def test_blocks_do_not_know_each_other(x: NDArray[np.float32], name: str, kind: 
 
 
 @quick
-@given(x=hnp.arrays(np.float32, (6, 5, 8), elements=finite), name=names, dtype=st.sampled_from(DTYPES))
+@given(
+    x=hnp.arrays(np.float32, (6, 5, 8), elements=finite), name=names, dtype=st.sampled_from(DTYPES)
+)
 def test_strided_equals_contiguous(x: NDArray[np.float32], name: str, dtype: Any) -> None:
-    """A transposed or sliced view gives what a contiguous copy of it gives, per tensor and per channel."""
+    """A transposed or sliced view gives what a contiguous copy of it gives, per tensor and per
+    channel.
+    """
     given_ = np.clip(x, -60000, 60000).astype(dtype)
     for view in (given_.transpose(2, 0, 1), given_[::2, :, ::-3]):
         for kw in ({}, {"axis": 1}, {"block_sizes": {-1: 4}}):
@@ -224,7 +252,9 @@ def test_empty_and_single_elements(name: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_an_amax_of_zero_leaves_zeros_of_the_inputs_sign(name: str) -> None:
-    """Amax 0 (or one whose scale no float32 holds) spans nothing: every number becomes zero and keeps its sign."""
+    """Amax 0 (or one whose scale no float32 holds) spans nothing: every number becomes zero and
+    keeps its sign.
+    """
     x = np.array([1.0, -1.0, 0.0, -0.0, 1e-30], np.float32)
 
     for amax in (0.0, 2.0**-149):
@@ -259,7 +289,9 @@ def test_nan_stays_nan_and_spreads_no_further(name: str) -> None:
 
 @pytest.mark.parametrize("name", SIGNED)
 def test_negative_zero_and_what_rounds_to_it_keep_their_sign(name: str) -> None:
-    """-0 stays -0 and a negative underflow becomes -0, unless the rules say that zeros have no sign."""
+    """-0 stays -0 and a negative underflow becomes -0, unless the rules say that zeros have no
+    sign.
+    """
     x = np.array([-0.0, -1e-12], np.float32)
 
     kept = formats.quantize_dequantize(x, name, 1.0)
@@ -274,8 +306,8 @@ def test_negative_zero_and_what_rounds_to_it_keep_their_sign(name: str) -> None:
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_half_precision_is_float32_rounded_once_more(name: str, dtype: Any) -> None:
-    """Double rounding, declared: 16-bit input is computed in float32 and the result rounded to 16 bits, nowhere
-    else.
+    """Double rounding, declared: 16-bit input is computed in float32 and the result rounded to 16
+    bits, nowhere else.
     """
     amax = scales(16, 2.0**-14, 2.0**14)
     x = probes(formats.FORMATS[name], amax, dtype)
@@ -299,10 +331,14 @@ def test_half_precision_is_float32_rounded_once_more(name: str, dtype: Any) -> N
 )
 @pytest.mark.parametrize("name", ["E4M3", "INT8"])
 def test_each_order_of_evaluation_is_the_written_one(name: str, order: Order, formula: Any) -> None:
-    """The four orders compute their formulas in float32, and no two of them are the same function."""
+    """The four orders compute their formulas in float32, and no two of them are the same
+    function.
+    """
     element = formats.FORMATS[name]
     amax = scales(200, 2.0**-10, 2.0**10, seed=3)[:, None]
-    x = (np.random.default_rng(4).normal(size=(200, 300)).astype(np.float32) * amax).astype(np.float32)
+    x = (np.random.default_rng(4).normal(size=(200, 300)).astype(np.float32) * amax).astype(
+        np.float32
+    )
 
     y = formats.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=order))
 
@@ -310,14 +346,18 @@ def test_each_order_of_evaluation_is_the_written_one(name: str, order: Order, fo
     assert expected.dtype == np.float32
     assert formats.same_bits(y, expected).all()
     for other in set(Order) - {order}:
-        assert not np.array_equal(y, formats.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=other)))
+        assert not np.array_equal(
+            y, formats.quantize_dequantize(x, name, amax, axis=0, rules=Rules(order=other))
+        )
 
 
 @pytest.mark.parametrize("given_amax", np.linspace(2.7, 2.8, 12).tolist())
 @pytest.mark.parametrize("order", Order)
-def test_each_operation_rounds_to_the_input_where_the_rules_say_so(order: Order, given_amax: float) -> None:
-    """Working in the input's precision, scale, scaled value and result are fp16 numbers, and so is the amax to begin
-    with.
+def test_each_operation_rounds_to_the_input_where_the_rules_say_so(
+    order: Order, given_amax: float
+) -> None:
+    """Working in the input's precision, scale, scaled value and result are fp16 numbers, and so is
+    the amax to begin with.
     """
     x = np.random.default_rng(10).normal(size=300).astype(np.float16)
     amax, m = np.float16(given_amax), np.float16(448)
@@ -332,22 +372,30 @@ def test_each_operation_rounds_to_the_input_where_the_rules_say_so(order: Order,
         Order.RECIPROCAL_RATIO: lambda v: v / s,
     }
 
-    y = formats.quantize_dequantize(x, "E4M3", given_amax, rules=Rules(order=order, working="input"))
+    y = formats.quantize_dequantize(
+        x, "E4M3", given_amax, rules=Rules(order=order, working="input")
+    )
 
     assert formats.same_bits(y, back[order](q(forward).astype(np.float16))).all()
 
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_a_shared_power_of_two_scale(name: str) -> None:
-    """MX: every block is the format's own rounding at the power of two that covers it, and nothing saturates."""
-    x = np.random.default_rng(5).normal(size=(4, 96)).astype(np.float32) * np.logspace(-9, 9, 96).astype(np.float32)
+    """MX: every block is the format's own rounding at the power of two that covers it, and nothing
+    saturates.
+    """
+    x = np.random.default_rng(5).normal(size=(4, 96)).astype(np.float32) * np.logspace(
+        -9, 9, 96
+    ).astype(np.float32)
     element = formats.FORMATS[name]
 
     y = formats.quantize_dequantize(x, name, block_sizes={-1: 32}, scale_format="E8M0")
 
     blocks = x.reshape(4, 3, 32).astype(np.float64)
     scale = 2.0 ** formats.e8m0_exponent(np.abs(blocks).max(-1, keepdims=True), element)
-    assert formats.same_bits(y, (element.round(blocks / scale) * scale).reshape(4, 96).astype(np.float32)).all()
+    assert formats.same_bits(
+        y, (element.round(blocks / scale) * scale).reshape(4, 96).astype(np.float32)
+    ).all()
     assert (np.abs(blocks / scale) <= element.max).all()
 
 
@@ -371,12 +419,18 @@ def test_mx_blocks_agree_with_gfloat(name: str, info: str) -> None:
     )
 
     y = formats.quantize_dequantize(
-        x.astype(np.float32), name, block_sizes={-1: 32}, scale_format="E8M0", rules=Rules(e8m0="floor")
+        x.astype(np.float32),
+        name,
+        block_sizes={-1: 32},
+        scale_format="E8M0",
+        rules=Rules(e8m0="floor"),
     )
 
     block = getattr(gfloat.formats, f"format_info_{info}")
     for row, got in zip(x.astype(np.float64), y, strict=True):
-        np.testing.assert_array_equal(got, gfloat.quantize_block(block, row, gfloat.compute_scale_amax))
+        np.testing.assert_array_equal(
+            got, gfloat.quantize_block(block, row, gfloat.compute_scale_amax)
+        )
 
 
 def test_a_nan_makes_its_mx_block_nan() -> None:
@@ -393,14 +447,20 @@ def test_a_nan_makes_its_mx_block_nan() -> None:
 @pytest.mark.parametrize("block", [16, 32])
 @pytest.mark.parametrize("scale_max", [448.0, 256.0])
 def test_two_level_scales(block: int, scale_max: float) -> None:
-    """NVFP4: a block's scale is an E4M3 number times the global one, and the element rounds to E2M1 at that scale."""
+    """NVFP4: a block's scale is an E4M3 number times the global one, and the element rounds to E2M1
+    at that scale.
+    """
     x = np.random.default_rng(7).normal(size=(8, 96)).astype(np.float32)
 
-    y = formats.quantize_dequantize(x, "E2M1", block_sizes={-1: block}, scale_format="E4M3", scale_max=scale_max)
+    y = formats.quantize_dequantize(
+        x, "E2M1", block_sizes={-1: block}, scale_format="E4M3", scale_max=scale_max
+    )
 
     blocks = x.reshape(-1, block)
     top = np.float32(np.abs(x).max() / np.float32(6 * scale_max))
-    level = (np.abs(blocks).max(-1, keepdims=True) / (np.float32(6) * top)).astype(ml_dtypes.float8_e4m3fn)
+    level = (np.abs(blocks).max(-1, keepdims=True) / (np.float32(6) * top)).astype(
+        ml_dtypes.float8_e4m3fn
+    )
     scale = level.astype(np.float32) * top
     rounded = (blocks / scale).clip(-6, 6).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
     assert level.astype(np.float32).max() == scale_max
@@ -408,7 +468,9 @@ def test_two_level_scales(block: int, scale_max: float) -> None:
 
 
 def test_two_level_scale_of_zeros_and_tiny_blocks() -> None:
-    """Blocks of zeros, and blocks whose scale rounds to zero in E4M3, become zeros; a tensor of zeros does too."""
+    """Blocks of zeros, and blocks whose scale rounds to zero in E4M3, become zeros; a tensor of
+    zeros does too.
+    """
     x = np.zeros((1, 48), np.float32)
     x[0, 0], x[0, 16] = 2688.0, 2.0**-10
 
@@ -416,20 +478,28 @@ def test_two_level_scale_of_zeros_and_tiny_blocks() -> None:
 
     assert y[0, 0] == 2688.0
     assert not y[0, 1:].any()
-    assert not formats.quantize_dequantize(x * 0, "E2M1", block_sizes={-1: 16}, scale_format="E4M3").any()
+    assert not formats.quantize_dequantize(
+        x * 0, "E2M1", block_sizes={-1: 16}, scale_format="E4M3"
+    ).any()
 
 
 def test_a_static_two_level_scale_takes_its_amaxes_as_given() -> None:
-    """Stored block amaxes and a global one replace those of the tensor, so a larger input saturates."""
+    """Stored block amaxes and a global one replace those of the tensor, so a larger input
+    saturates.
+    """
     x = np.full((1, 32), 100.0, np.float32)
 
-    y = formats.quantize_dequantize(x, "E2M1", [6.0, 3.0], block_sizes={-1: 16}, scale_format="E4M3", global_amax=6.0)
+    y = formats.quantize_dequantize(
+        x, "E2M1", [6.0, 3.0], block_sizes={-1: 16}, scale_format="E4M3", global_amax=6.0
+    )
 
     assert y[0].tolist() == [6.0] * 16 + [3.0] * 16
 
 
 def test_two_level_rules_of_the_triton_kernels() -> None:
-    """The scale's order of evaluation, division by constants and smallest block change the scale as their names say."""
+    """The scale's order of evaluation, division by constants and smallest block change the scale as
+    their names say.
+    """
     amax = np.array([[5.0], [0.7], [1e-4]], np.float32)
     layout = plan((3, 16), block_sizes={-1: 16})
     element = formats.FORMATS["E2M1"]
@@ -447,18 +517,27 @@ def test_two_level_rules_of_the_triton_kernels() -> None:
     expected = formats.quantize_dequantize(amax / np.float32(6), "E4M3", s)
     assert formats.same_bits(static, expected).all()
     top = np.float32(5) * np.float32(448 / 256) / np.float32(6)
-    assert formats.same_bits(lower, formats.quantize_dequantize(amax / np.float32(6), "E4M3", top)).all()
+    assert formats.same_bits(
+        lower, formats.quantize_dequantize(amax / np.float32(6), "E4M3", top)
+    ).all()
     assert (cut.ravel() == 1).tolist() == [False, False, True]
 
 
 def test_shared_scale_of_a_block_that_holds_infinity() -> None:
     """An infinite block takes the largest exponent there is."""
-    assert e8m0_scale(np.array([np.inf, 0.0], np.float32), formats.FORMATS["E4M3"]).tolist() == [2.0**127, 2.0**-127]
+    assert e8m0_scale(np.array([np.inf, 0.0], np.float32), formats.FORMATS["E4M3"]).tolist() == [
+        2.0**127,
+        2.0**-127,
+    ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str
+)
 def test_torch_in_torch_out(dtype: torch.dtype) -> None:
-    """A torch tensor gives a torch tensor of its dtype and device with NumPy's bits, and is left untouched."""
+    """A torch tensor gives a torch tensor of its dtype and device with NumPy's bits, and is left
+    untouched.
+    """
     x = torch.linspace(-3, 3, 101).to(dtype).requires_grad_()
     kept = x.detach().clone()
 
@@ -482,7 +561,9 @@ def test_torch_tensors_are_viewed_not_copied(dtype: torch.dtype) -> None:
 
 
 def test_saturation_fraction_counts_what_lies_beyond_the_range() -> None:
-    """Beyond amax, and below the lowest number of an asymmetric format, counts; the ends do not, nor does NaN."""
+    """Beyond amax, and below the lowest number of an asymmetric format, counts; the ends do not,
+    nor does NaN.
+    """
     x = np.array([1.0, 1.001, -1.0, -1.007, -1.009, np.inf, np.nan, 0.0], np.float32)
 
     assert formats.saturation_fraction(x, 1.0, "E4M3") == 4 / 8
@@ -501,17 +582,25 @@ def test_underflow_fraction_counts_numbers_lost_to_zero() -> None:
 
 
 def test_wrong_scales_show_in_the_fractions_and_not_in_the_noise() -> None:
-    """An amax 16 times off leaves FP8's signal-to-noise ratio where it was; saturation or underflow tells at once."""
+    """An amax 16 times off leaves FP8's signal-to-noise ratio where it was; saturation or underflow
+    tells at once.
+    """
     x = np.random.default_rng(8).normal(size=100_000).astype(np.float32)
     amax = float(np.abs(x).max())
 
     def ratio(a: float) -> float:
         y = formats.quantize_dequantize(x, "E4M3", a)
-        return float(10 * np.log10((x.astype(np.float64) ** 2).sum() / ((x - y).astype(np.float64) ** 2).sum()))
+        return float(
+            10
+            * np.log10((x.astype(np.float64) ** 2).sum() / ((x - y).astype(np.float64) ** 2).sum())
+        )
 
     assert abs(ratio(amax) - ratio(16 * amax)) < 0.5
     assert formats.saturation_fraction(x, amax / 16, "E4M3") > 0.5
-    small, large = (formats.underflow_fraction(x, formats.quantize_dequantize(x, "E4M3", a)) for a in (amax, 16 * amax))
+    small, large = (
+        formats.underflow_fraction(x, formats.quantize_dequantize(x, "E4M3", a))
+        for a in (amax, 16 * amax)
+    )
     assert large > 10 * small
 
 
@@ -528,8 +617,12 @@ def test_wrong_scales_show_in_the_fractions_and_not_in_the_noise() -> None:
         ((2, 5, 10), {"block_sizes": {2: 4, 1: 2}}, (2, 3, 1, 3, 1)),
     ],
 )
-def test_layout_cuts_and_joins(shape: tuple[int, ...], kw: dict[str, Any], amax_shape: tuple[int, ...]) -> None:
-    """A layout has one amax for each group, each the largest magnitude of its group, and joining undoes cutting."""
+def test_layout_cuts_and_joins(
+    shape: tuple[int, ...], kw: dict[str, Any], amax_shape: tuple[int, ...]
+) -> None:
+    """A layout has one amax for each group, each the largest magnitude of its group, and joining
+    undoes cutting.
+    """
     x = np.random.default_rng(9).normal(size=shape).astype(np.float32)
     layout = plan(shape, **kw)
 
@@ -556,8 +649,8 @@ def test_layout_cuts_and_joins(shape: tuple[int, ...], kw: dict[str, Any], amax_
     ],
 )
 def test_what_does_not_fit_together_is_refused(kw: dict[str, Any], message: str) -> None:
-    """Axes that do not exist, contradicting layouts, amaxes of another size and unknown scales are errors with a
-    reason.
+    """Axes that do not exist, contradicting layouts, amaxes of another size and unknown scales are
+    errors with a reason.
     """
     with pytest.raises(ValueError, match=message):
         formats.quantize_dequantize(np.ones((4, 8), np.float32), "E4M3", **kw)

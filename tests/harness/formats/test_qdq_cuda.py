@@ -1,6 +1,8 @@
-"""What ModelOpt's CUDA kernels return, with numbers written out: read in their sources, which each test names.
+"""What ModelOpt's CUDA kernels return, with numbers written out: read in their sources, which each
+test names.
 
-None of them runs here.  All files are those of ModelOpt 0.47 under modelopt/torch/kernels/quantization.
+None of them runs here.  All files are those of ModelOpt 0.47 under
+modelopt/torch/kernels/quantization.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def quantizer(blocks: dict[Any, Any], amax: Any = None, num_bits: Any = (2, 1)) 
 
 
 def answer(made: Any, *values: float, dtype: torch.dtype = torch.float32) -> list[float]:
-    """What the oracle of *made* returns for a block that begins with *values* and goes on with zeros."""
+    """What the oracle of *made* returns for a block that begins with *values* and goes on with
+    zeros.
+    """
     size = made.block_sizes[-1]
     x = torch.zeros(1, size, dtype=dtype)
     x[0, : len(values)] = torch.tensor(values)
@@ -45,9 +49,13 @@ def signs(values: list[float]) -> list[bool]:
     return np.signbit(values).tolist()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("made", [quantizer(DYNAMIC, 6.0), quantizer(STATIC, [[6.0]])], ids=["dynamic", "static"])
+@pytest.mark.parametrize(
+    "made", [quantizer(DYNAMIC, 6.0), quantizer(STATIC, [[6.0]])], ids=["dynamic", "static"]
+)
 def test_nvfp4_has_no_negative_zero(made: Any) -> None:
-    """``where(x >= 0, y, -y)`` is compiled to fma(-scale, q, +0) (gemm/fp4_kernel_hopper.py, common/nvfp4_quant.py)."""
+    """``where(x >= 0, y, -y)`` is compiled to fma(-scale, q, +0) (gemm/fp4_kernel_hopper.py,
+    common/nvfp4_quant.py).
+    """
     found = answer(made, 6.0, -0.1, -0.0, -6.0, -0.25, -0.26)
 
     assert found == [6.0, 0.0, 0.0, -6.0, 0.0, -0.5]
@@ -55,7 +63,9 @@ def test_nvfp4_has_no_negative_zero(made: Any) -> None:
 
 
 def test_nvfp4_keeps_the_sign_that_only_the_cast_turns_into_zero() -> None:
-    """The zero of the fma is added in float32: what is below half of FP16's smallest number then becomes -0."""
+    """The zero of the fma is added in float32: what is below half of FP16's smallest number then
+    becomes -0.
+    """
     made = quantizer(STATIC, [[6 * 2.0**-22 / 448], [6.0]])
     made.global_amax = torch.tensor(6 * 2.0**-20)
     x = torch.full((2, 16), -(2.0**-24), dtype=torch.float16)
@@ -68,28 +78,44 @@ def test_nvfp4_keeps_the_sign_that_only_the_cast_turns_into_zero() -> None:
 
 @pytest.mark.parametrize(
     ("made", "expected"),
-    [(quantizer(DYNAMIC, 3.0), [-3.0, 3.0, 1.0, 0.5]), (quantizer(STATIC, [[3.0]]), [-3.0, 3.0, 1.0, 0.5])],
+    [
+        (quantizer(DYNAMIC, 3.0), [-3.0, 3.0, 1.0, 0.5]),
+        (quantizer(STATIC, [[3.0]]), [-3.0, 3.0, 1.0, 0.5]),
+    ],
     ids=["dynamic", "static"],
 )
 def test_nan_in_a_block_of_nvfp4(made: Any, expected: list[float]) -> None:
-    """NaN fails every comparison of fp4_round_magnitude and gets 6, ``x >= 0`` fails and makes it -6; tl.max does not
-    count it, so the block's scale is that of the others (common/nvfp4_quant.py).
+    """NaN fails every comparison of fp4_round_magnitude and gets 6, ``x >= 0`` fails and makes it
+    -6; tl.max does not count it, so the block's scale is that of the others
+    (common/nvfp4_quant.py).
     """
     assert answer(made, NAN, 3.0, 1.0, 0.5) == expected
 
 
 def test_a_block_of_nvfp4_that_is_nan_throughout() -> None:
-    """tl.minimum(NaN, 448) is 448: the block's scale is the largest, 448 * g, and -6 times it the global amax."""
+    """tl.minimum(NaN, 448) is 448: the block's scale is the largest, 448 * g, and -6 times it the
+    global amax.
+    """
     assert answer(quantizer(DYNAMIC, 2688.0), *[NAN] * 16) == [-2688.0] * 16
 
 
 @pytest.mark.parametrize(
     ("amax", "value", "expected"),
-    [(5e-5, 4.9e-5, 0.0), (5e-5, 3.0, 3.0), (5e-5, -0.3, -0.5), (6e-4, 6e-4, 6e-4), (0.0, 3.0, 3.0), (5e-5, NAN, -6.0)],
+    [
+        (5e-5, 4.9e-5, 0.0),
+        (5e-5, 3.0, 3.0),
+        (5e-5, -0.3, -0.5),
+        (6e-4, 6e-4, 6e-4),
+        (0.0, 3.0, 3.0),
+        (5e-5, NAN, -6.0),
+    ],
 )
-def test_a_small_scale_of_dynamic_nvfp4_acts_as_one(amax: float, value: float, expected: float) -> None:
-    """``where(block_max_quant >= 1e-5, block_max_quant, 1.0)`` (gemm/fp4_kernel_hopper.py): numbers are then rounded on
-    the plain grid, which is zero for small ones, but not for those far beyond the calibrated range.
+def test_a_small_scale_of_dynamic_nvfp4_acts_as_one(
+    amax: float, value: float, expected: float
+) -> None:
+    """``where(block_max_quant >= 1e-5, block_max_quant, 1.0)`` (gemm/fp4_kernel_hopper.py): numbers
+    are then rounded on the plain grid, which is zero for small ones, but not for those far beyond
+    the calibrated range.
     """
     (found,) = answer(quantizer(DYNAMIC, amax), value)
 
@@ -97,7 +123,9 @@ def test_a_small_scale_of_dynamic_nvfp4_acts_as_one(amax: float, value: float, e
 
 
 def test_a_scale_of_static_nvfp4_that_is_no_number() -> None:
-    """A block amax of NaN has the scale 1, one of zero makes zeros of NaN too (nvfp4_scalar_quant)."""
+    """A block amax of NaN has the scale 1, one of zero makes zeros of NaN too
+    (nvfp4_scalar_quant).
+    """
     nan = quantizer(STATIC, [[NAN], [6.0]])
     zero = quantizer(STATIC, [[0.0], [2688.0]])
     x = torch.tensor([[0.3, NAN, -5.0, 9.0] * 4, [1.0, NAN, -6.0, 0.3] * 4])
@@ -122,8 +150,8 @@ def test_a_scale_of_static_nvfp4_that_is_no_number() -> None:
     ids=["E2M1", "E3M2", "E2M3", "INT8", "E4M3"],
 )
 def test_nan_in_a_block_of_mx(num_bits: Any, expected: list[float]) -> None:
-    """The rest of the block stays finite, and NaN becomes a number where the format has no code for it
-    (gemm/tensor_quant_mx.cu, compute_max; gemm/tensor_quant_mx.h, convert_to_types).
+    """The rest of the block stays finite, and NaN becomes a number where the format has no code for
+    it (gemm/tensor_quant_mx.cu, compute_max; gemm/tensor_quant_mx.h, convert_to_types).
     """
     found = answer(quantizer(MX, num_bits=num_bits), NAN, 12.0, -3.0)
 
@@ -131,7 +159,9 @@ def test_nan_in_a_block_of_mx(num_bits: Any, expected: list[float]) -> None:
 
 
 def test_mx_blocks_without_a_range() -> None:
-    """The scale of a block of zeros, or of NaN throughout, is 1 (compute_scale); infinity counts as FLT_MAX."""
+    """The scale of a block of zeros, or of NaN throughout, is 1 (compute_scale); infinity counts as
+    FLT_MAX.
+    """
     made = quantizer(MX)
 
     assert answer(made, NAN, 0.0) == [6.0, 0.0]
@@ -140,7 +170,9 @@ def test_mx_blocks_without_a_range() -> None:
 
 
 def test_nothing_is_said_of_the_sign_of_an_mx_zero() -> None:
-    """quantize() of gemm/tensor_quant_mx.cu sets none where x is neither < 0 nor > 0; the rest is compared by bits."""
+    """quantize() of gemm/tensor_quant_mx.cu sets none where x is neither < 0 nor > 0; the rest is
+    compared by bits.
+    """
     oracle = formats.from_quantizer(quantizer(MX))
     x = torch.zeros(1, 32)
     x[0, :4] = torch.tensor([NAN, 12.0, 0.0, -0.1])
@@ -172,18 +204,24 @@ def test_zeros_in_e8m0_blocks_have_the_sign_that_the_rules_ask_for() -> None:
     ("amax", "cuda", "cpu"),
     [
         (2.0**-24, [2.0**-24, -(2.0**-24), NAN], [0.0, -0.0, NAN]),
-        (float(np.nextafter(np.float32(2.0**-24), np.float32(0))), [0.0, 0.0, 0.0], [0.0, -0.0, NAN]),
+        (
+            float(np.nextafter(np.float32(2.0**-24), np.float32(0))),
+            [0.0, 0.0, 0.0],
+            [0.0, -0.0, NAN],
+        ),
         (0.0, [0.0, 0.0, 0.0], [0.0, -0.0, NAN]),
     ],
 )
 def test_integers_at_the_smallest_amax(amax: float, cuda: list[float], cpu: list[float]) -> None:
-    """``if (amax < EPSILON) return 0.f`` in the kernel (gemm/tensor_quant_gpu.cu), ``amax <= epsilon`` and a product
-    with 0 on a CPU (quantization/tensor_quant.py, _tensor_quant).
+    """``if (amax < EPSILON) return 0.f`` in the kernel (gemm/tensor_quant_gpu.cu), ``amax <=
+    epsilon`` and a product with 0 on a CPU (quantization/tensor_quant.py, _tensor_quant).
     """
     x = np.array([2.0**-24, -(2.0**-24), NAN], np.float32)
 
     on_cuda = formats.quantize_dequantize(x, 8, amax, rules=INT_ON_CUDA)
-    on_cpu = formats.quantize_dequantize(x, 8, amax, rules=formats.modelopt_rules(formats.FORMATS["INT8"]))
+    on_cpu = formats.quantize_dequantize(
+        x, 8, amax, rules=formats.modelopt_rules(formats.FORMATS["INT8"])
+    )
 
     assert formats.same_bits(on_cuda, np.array(cuda, np.float32)).all()
     assert formats.same_bits(on_cpu, np.array(cpu, np.float32)).all()
@@ -192,10 +230,18 @@ def test_integers_at_the_smallest_amax(amax: float, cuda: list[float], cpu: list
 
 @pytest.mark.parametrize(
     ("amax", "expected"),
-    [([[1.0], [2.0]], True), ([1.0, 2.0], True), (3.0, True), ([[1.0, 2.0], [3.0, 4.0]], False), (None, True)],
+    [
+        ([[1.0], [2.0]], True),
+        ([1.0, 2.0], True),
+        (3.0, True),
+        ([[1.0, 2.0], [3.0, 4.0]], False),
+        (None, True),
+    ],
 )
 def test_the_kernel_of_integers_takes_one_axis(amax: Any, expected: bool) -> None:
-    """With an amax along two axes ModelOpt falls back to the function for a CPU (fake_quant_impl, a ValueError)."""
+    """With an amax along two axes ModelOpt falls back to the function for a CPU (fake_quant_impl, a
+    ValueError).
+    """
     made = quantizer({-1: 16}, num_bits=8)
     if amax is not None:
         made._amax = torch.tensor(amax)

@@ -1,4 +1,6 @@
-"""The probes lie where they say, written out number by number: a probe beside its place asks nothing."""
+"""The probes lie where they say, written out number by number: a probe beside its place asks
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ def around(numbers: list[float], smallest: float) -> list[float]:
     close = [c * f for c in critical for f in (1 + ULP, 1 - ULP, 1 - ULP / 2)]
     top, last = numbers[-1], numbers[-1] - numbers[-2]
     beyond = [top + last * share for share in (0, 0.3, 0.49, 0.5, 0.51, 0.99, 1, 1.5, 100)]
-    return inside + close + beyond + [top * 1048576, np.inf, 0.0, -0.0, smallest / 2, smallest / 1048576]
+    return (
+        inside
+        + close
+        + beyond
+        + [top * 1048576, np.inf, 0.0, -0.0, smallest / 2, smallest / 1048576]
+    )
 
 
 def ordered(values: Any) -> Any:
@@ -44,13 +51,17 @@ def ordered(values: Any) -> Any:
     ],
     ids=lambda v: getattr(v, "name", ""),
 )
-def test_where_the_probes_lie(element: formats.Format, numbers: list[float], smallest: float) -> None:
-    """At shares of every gap, an ulp beside every number and midpoint, beyond the largest and far away; unsigned
-    formats get no negative ones.
+def test_where_the_probes_lie(
+    element: formats.Format, numbers: list[float], smallest: float
+) -> None:
+    """At shares of every gap, an ulp beside every number and midpoint, beyond the largest and far
+    away; unsigned formats get no negative ones.
     """
     found, one_sign = probes.unit_probes(element), around(numbers, smallest)
 
-    expected = [*one_sign, *(-v for v in one_sign)] if numbers[0] < 0 else [abs(v) for v in one_sign]
+    expected = (
+        [*one_sign, *(-v for v in one_sign)] if numbers[0] < 0 else [abs(v) for v in one_sign]
+    )
     np.testing.assert_allclose(ordered(found), ordered(expected), rtol=1e-15, atol=0)
     assert np.array_equal(np.signbit(ordered(found)), np.signbit(ordered(expected)))
     assert np.isnan(found).sum() == (2 if numbers[0] < 0 else 1)
@@ -58,7 +69,9 @@ def test_where_the_probes_lie(element: formats.Format, numbers: list[float], sma
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_probes_are_scaled_to_each_amax(dtype: Any) -> None:
-    """A row for each amax, in float64 times amax / 6 for E2M1, rounded to float32 and then to the dtype asked for."""
+    """A row for each amax, in float64 times amax / 6 for E2M1, rounded to float32 and then to the
+    dtype asked for.
+    """
     amax = np.array([6.0, 0.1, 3.0, 700.0], np.float32)
     unit = probes.unit_probes(formats.FORMATS["E2M1"])
 
@@ -72,8 +85,8 @@ def test_probes_are_scaled_to_each_amax(dtype: Any) -> None:
 
 
 def test_amaxes_are_spread_over_the_exponents() -> None:
-    """Nine amaxes from 2**-4 to 2**4 lie in one binade each, every fourth at its power of two; the same seed gives the
-    same, none exceeds the highest.
+    """Nine amaxes from 2**-4 to 2**4 lie in one binade each, every fourth at its power of two; the
+    same seed gives the same, none exceeds the highest.
     """
     found = probes.scales(9, 2.0**-4, 2.0**4)
 

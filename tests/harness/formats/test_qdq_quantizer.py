@@ -1,4 +1,6 @@
-"""The oracle reads every attribute of a quantizer that matters, and equals ModelOpt's packed tensors bit for bit."""
+"""The oracle reads every attribute of a quantizer that matters, and equals ModelOpt's packed
+tensors bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,20 @@ def sample(dtype: torch.dtype, magnitude: float = 1.0, seed: int = 0) -> torch.T
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("kind", "block"),
-    [("FP8QTensor", None), ("FP8QTensor", 64), ("FP8QTensor", 100), ("INT8QTensor", None), ("INT8QTensor", 64)],
+    [
+        ("FP8QTensor", None),
+        ("FP8QTensor", 64),
+        ("FP8QTensor", 100),
+        ("INT8QTensor", None),
+        ("INT8QTensor", 64),
+    ],
 )
-def test_packed_8_bit_tensors(kind: str, block: int | None, dtype: torch.dtype, magnitude: float) -> None:
-    """FP8QTensor and INT8QTensor hold x / (amax / max), each operation rounded to the tensor's dtype."""
+def test_packed_8_bit_tensors(
+    kind: str, block: int | None, dtype: torch.dtype, magnitude: float
+) -> None:
+    """FP8QTensor and INT8QTensor hold x / (amax / max), each operation rounded to the tensor's
+    dtype.
+    """
     x = sample(dtype, magnitude)
 
     y = packed(kind, x, block)
@@ -65,9 +77,16 @@ def test_packed_8_bit_tensors(kind: str, block: int | None, dtype: torch.dtype, 
     ],
 )
 def test_packed_block_tensors(
-    kind: str, element: str, block: int, scale_format: str | None, dtype: torch.dtype, magnitude: float
+    kind: str,
+    element: str,
+    block: int,
+    scale_format: str | None,
+    dtype: torch.dtype,
+    magnitude: float,
 ) -> None:
-    """INT4QTensor, NVFP4QTensor and MXFP8QTensor hold what the definition says, with their own order of evaluation."""
+    """INT4QTensor, NVFP4QTensor and MXFP8QTensor hold what the definition says, with their own
+    order of evaluation.
+    """
     x = sample(dtype, magnitude)
 
     y = packed(kind, x, block)
@@ -79,7 +98,9 @@ def test_packed_block_tensors(
 
 
 def test_packed_nvfp4_blocks_far_below_the_largest() -> None:
-    """NVFP4QTensor raises the scales of blocks that E4M3 would lose to its smallest number, and so does its oracle."""
+    """NVFP4QTensor raises the scales of blocks that E4M3 would lose to its smallest number, and so
+    does its oracle.
+    """
     x = sample(torch.float32) * torch.logspace(0, -9, 64)[:, None]
 
     y = packed("NVFP4QTensor", x, 16)
@@ -93,13 +114,16 @@ def test_packed_nvfp4_blocks_far_below_the_largest() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_packed_mxfp4_differs_at_ties_and_zeros_only(dtype: torch.dtype) -> None:
-    """MXFP4QTensor equals the definition but where it is known to deviate: ties go towards zero, +0 becomes -0."""
+    """MXFP4QTensor equals the definition but where it is known to deviate: ties go towards zero, +0
+    becomes -0.
+    """
     x = sample(dtype)
     blocks: dict[str, Any] = {"block_sizes": {-1: 32}, "scale_format": "E8M0"}
 
     y, expected = packed("MXFP4QTensor", x, 32), formats.quantize_dequantize(x, "E2M1", **blocks)
 
-    # The neighbour towards zero is what an input a little smaller rounds to, unless that was no tie.
+    # The neighbour towards zero is what an input a little smaller rounds to, unless that was no
+    # tie.
     inward = formats.quantize_dequantize(
         x.double() * (1 - 2.0**-20), "E2M1", x.abs().reshape(64, 8, 32).amax(-1), **blocks
     )
@@ -111,7 +135,9 @@ def test_packed_mxfp4_differs_at_ties_and_zeros_only(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("known", deviations.KNOWN, ids=lambda d: d.name)
 def test_every_known_deviation_is_told(known: deviations.Deviation) -> None:
-    """A deviation says where it is, what should happen, what happens and on which version; its name is its own."""
+    """A deviation says where it is, what should happen, what happens and on which version; its name
+    is its own.
+    """
     assert all((known.where, known.definition, known.modelopt, known.measured_on))
     assert [d.name for d in deviations.KNOWN].count(known.name) == 1
 
@@ -147,7 +173,9 @@ def test_attributes_are_read(attributes: dict[str, Any], expected: tuple[Any, ..
 
 @pytest.mark.parametrize("num_bits", [(4, 3), (3, 2), (2, 1), 8])
 def test_a_dynamic_mx_quantizer_is_modelled_without_cuda(num_bits: int | tuple[int, int]) -> None:
-    """The oracle of an MX quantizer, which ModelOpt can't run on a CPU, takes each block's scale from the tensor."""
+    """The oracle of an MX quantizer, which ModelOpt can't run on a CPU, takes each block's scale
+    from the tensor.
+    """
     blocks: dict[int | str, Any] = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
     x = sample(torch.float16).nan_to_num(nan=1.0)
 
@@ -161,7 +189,9 @@ def test_a_dynamic_mx_quantizer_is_modelled_without_cuda(num_bits: int | tuple[i
 
 
 def test_a_dynamic_nvfp4_quantizer_keeps_its_global_amax() -> None:
-    """The calibrated amax of a dynamic NVFP4 quantizer is the global one; the blocks' come from the tensor."""
+    """The calibrated amax of a dynamic NVFP4 quantizer is the global one; the blocks' come from the
+    tensor.
+    """
     quantizer = made(num_bits=(2, 1), block_sizes={-1: 16, "type": "dynamic", "scale_bits": (4, 3)})
     quantizer.amax = torch.tensor(50.0)
 
@@ -186,7 +216,9 @@ def test_a_static_nvfp4_quantizer_has_an_amax_a_block(four_over_six: bool, large
 
 
 def test_a_disabled_quantizer_only_scales() -> None:
-    """A disabled quantizer passes its input on, times the pre-quantization scale if there is one."""
+    """A disabled quantizer passes its input on, times the pre-quantization scale if there is
+    one.
+    """
     quantizer = made(num_bits=8)
     quantizer.disable()
     x = sample(torch.float32)
@@ -214,10 +246,13 @@ def test_a_constant_amax_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value"), [("_rotate", True), ("backend", "another"), ("_fake_quant", False), ("_bias", {-1: None})]
+    ("attribute", "value"),
+    [("_rotate", True), ("backend", "another"), ("_fake_quant", False), ("_bias", {-1: None})],
 )
 def test_what_is_more_than_quantize_dequantize_is_refused(attribute: str, value: Any) -> None:
-    """A rotation, a custom backend, real quantization and an affine bias are named, not passed over."""
+    """A rotation, a custom backend, real quantization and an affine bias are named, not passed
+    over.
+    """
     quantizer = made(num_bits=8)
     setattr(quantizer, attribute, value)
 
@@ -226,7 +261,9 @@ def test_what_is_more_than_quantize_dequantize_is_refused(attribute: str, value:
 
 
 def test_fractions_of_a_static_and_a_dynamic_quantizer() -> None:
-    """Saturation and underflow are measured behind the pre-quantization scale, with the amax in force."""
+    """Saturation and underflow are measured behind the pre-quantization scale, with the amax in
+    force.
+    """
     quantizer = made(num_bits=8)
     quantizer.amax = torch.tensor(1.0)
     quantizer.pre_quant_scale = torch.tensor([2.0, 2.0, 2.0, 2.0])
@@ -280,8 +317,12 @@ def test_blocks_have_their_own_range() -> None:
         ({"block_sizes": {-1: 2}}, [[[2.0], [4.0]], [[8.0], [6.0]]]),
     ],
 )
-def test_the_range_of_a_dynamic_quantizer_is_the_tensors(attributes: dict[str, Any], expected: list[Any]) -> None:
-    """Without a stored amax the largest magnitude of the tensor, the channel or the block is in force."""
+def test_the_range_of_a_dynamic_quantizer_is_the_tensors(
+    attributes: dict[str, Any], expected: list[Any]
+) -> None:
+    """Without a stored amax the largest magnitude of the tensor, the channel or the block is in
+    force.
+    """
     x = torch.tensor([[1.0, -2.0, 3.0, -4.0], [8.0, 7.0, -6.0, 5.0]])
 
     (step,) = formats.from_quantizer(made(num_bits=8, **attributes)).steps
@@ -290,19 +331,23 @@ def test_the_range_of_a_dynamic_quantizer_is_the_tensors(attributes: dict[str, A
 
 
 def test_the_amax_of_a_dynamic_two_level_quantizer_is_the_global_one() -> None:
-    """At a global amax of 6 * 448 block scales are E4M3 numbers: a block of 6.3 gets 1, not 1.05, and 6.3 saturates."""
+    """At a global amax of 6 * 448 block scales are E4M3 numbers: a block of 6.3 gets 1, not 1.05,
+    and 6.3 saturates.
+    """
     quantizer = made(num_bits=(2, 1), block_sizes=NVFP4)
     quantizer.amax = torch.tensor([2688.0, 5.0])
 
     oracle = formats.from_quantizer(quantizer)
 
     assert oracle.steps[0].amax is None
-    torch.testing.assert_close(oracle(torch.full((1, 16), 6.3)), torch.full((1, 16), 6.0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        oracle(torch.full((1, 16), 6.3)), torch.full((1, 16), 6.0), rtol=1e-6, atol=0
+    )
 
 
 def test_the_global_amax_of_a_static_two_level_quantizer_is_its_own() -> None:
-    """A stored global amax of 2688 makes the second level 1, and a block amax of 6.3 is kept as 6; "four over six"
-    keeps 5.4 beside 6 as 5.25, which is 224 / 256 of it.
+    """A stored global amax of 2688 makes the second level 1, and a block amax of 6.3 is kept as 6;
+    "four over six" keeps 5.4 beside 6 as 5.25, which is 224 / 256 of it.
     """
     quantizer = made(num_bits=(2, 1), block_sizes={**NVFP4, "type": "static"})
     quantizer.amax, quantizer.global_amax = torch.tensor([[6.3], [6.0]]), torch.tensor(2688.0)
@@ -328,8 +373,8 @@ def test_the_amax_of_an_mx_quantizer_is_not_used() -> None:
 
 
 def test_each_kind_of_quantizer_has_its_rules() -> None:
-    """ModelOpt's floor under amax holds for its fake quantization, its two levels have orders of their own, and its
-    kernels of block formats have their own way with NaN.
+    """ModelOpt's floor under amax holds for its fake quantization, its two levels have orders of
+    their own, and its kernels of block formats have their own way with NaN.
     """
     two_level = {"num_bits": (2, 1)}
     dynamic, static, mx, fp8, int8 = (
@@ -345,8 +390,20 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
 
     assert [r.block_scale_floor for r in (dynamic, static, mx, fp8, int8)] == [1e-5, 0, 0, 0, 0]
     assert [r.block_scale_order for r in (dynamic, static)] == ["division", "reciprocal"]
-    assert [r.nan_element for r in (dynamic, static, mx, fp8, int8)] == [-6.0, -6.0, 6.0, None, None]
-    assert [r.nan_is_local for r in (dynamic, static, mx, fp8, int8)] == [True, True, True, False, False]
+    assert [r.nan_element for r in (dynamic, static, mx, fp8, int8)] == [
+        -6.0,
+        -6.0,
+        6.0,
+        None,
+        None,
+    ]
+    assert [r.nan_is_local for r in (dynamic, static, mx, fp8, int8)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert [r.zero_amax_acts_as for r in (fp8, int8)] == [1.0, None]
     quantizer = made(num_bits=(4, 3))
     quantizer.amax = torch.tensor(2.0**-25)
@@ -355,7 +412,9 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
 
 
 def test_a_quantizer_that_only_calibrates_passes_its_input() -> None:
-    """While statistics are gathered nothing is quantized, and nothing counts as saturated or lost."""
+    """While statistics are gathered nothing is quantized, and nothing counts as saturated or
+    lost.
+    """
     quantizer = made(num_bits=8)
     quantizer.amax = torch.tensor(1.0)
     quantizer.disable_quant()
@@ -383,9 +442,17 @@ def test_a_chain_is_read_quantizer_by_quantizer() -> None:
 
 
 def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
-    """Attributes that came later count as unset: the quantizer is on, calibrated from the tensor, and does no more."""
+    """Attributes that came later count as unset: the quantizer is on, calibrated from the tensor,
+    and does no more.
+    """
     older = SimpleNamespace(
-        num_bits=8, is_enabled=True, block_sizes=None, unsigned=False, narrow_range=False, axis=0, pre_quant_scale=None
+        num_bits=8,
+        is_enabled=True,
+        block_sizes=None,
+        unsigned=False,
+        narrow_range=False,
+        axis=0,
+        pre_quant_scale=None,
     )
 
     (step,) = formats.from_quantizer(older).steps
@@ -398,11 +465,17 @@ def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
 def test_a_refusal_names_all_that_is_more() -> None:
     """Everything that is no quantize-dequantize is in one message."""
     quantizer = made(num_bits=8)
-    quantizer._rotate, quantizer.backend, quantizer._fake_quant, quantizer._bias = True, "another", False, {-1: None}
+    quantizer._rotate, quantizer.backend, quantizer._fake_quant, quantizer._bias = (
+        True,
+        "another",
+        False,
+        {-1: None},
+    )
 
     with pytest.raises(NotImplementedError) as refused:
         formats.from_quantizer(quantizer)
 
     assert str(refused.value) == (
-        "no oracle for a quantizer with bias, rotate, backend, fake_quant=False: it does more than quantize-dequantize"
+        "no oracle for a quantizer with bias, rotate, backend, fake_quant=False: it does more than "
+        "quantize-dequantize"
     )

@@ -1,4 +1,6 @@
-"""A case builds each thing once, remembers what failed, and writes nothing anywhere when it is asked."""
+"""A case builds each thing once, remembers what failed, and writes nothing anywhere when it is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,13 @@ class Tried:
 
 
 @pytest.mark.parametrize(
-    ("error", "tries"), [(None, 1), (ValueError("no"), 1), (UsageError("here", "is wrong", "Fix it."), 2)]
+    ("error", "tries"),
+    [(None, 1), (ValueError("no"), 1), (UsageError("here", "is wrong", "Fix it."), 2)],
 )
 def test_a_value_is_tried_once(error: Exception | None, tries: int) -> None:
-    """A value and an error are kept; a usage error ends the run and is raised by a new try each time."""
+    """A value and an error are kept; a usage error ends the run and is raised by a new try each
+    time.
+    """
     tried = Tried(error)
     seen: list[object] = []
     assert not is_built(tried, "value")
@@ -67,7 +72,9 @@ def test_a_remembered_error_can_let_go_of_its_frames() -> None:
 
 
 def test_what_is_prepared_is_taken_over() -> None:
-    """Another run's tasks are this one's; what nobody has built is built here, and only what exists is handed on."""
+    """Another run's tasks are this one's; what nobody has built is built here, and only what exists
+    is handed on.
+    """
     tasks: Any = ("one", "two")
     gate = Gate(Options(recipes=("fp8", "int8")), prepared={"embedded": Prepared(tasks=tasks)})
     first, second = gate.cases()
@@ -89,7 +96,9 @@ def test_a_case_is_one_object_under_its_name() -> None:
 
 
 def test_asking_leaves_no_results() -> None:
-    """A run whose cases were looked at and not measured has no case in its results, and nothing to store."""
+    """A run whose cases were looked at and not measured has no case in its results, and nothing to
+    store.
+    """
     gate, results = Gate(Options(recipes=("fp8",))), Results()
     (case,) = gate.cases()
     assert case.recipe.name == "fp8"

@@ -19,15 +19,25 @@ from harness.quantization.quantize import QuantizationError
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
-    """Two recipes: inputs of Linears quantized along their rows, which breaks on batches of two sizes; and int8."""
+    """Two recipes: inputs of Linears quantized along their rows, which breaks on batches of two
+    sizes; and int8.
+    """
     folder: Path = tmp_path_factory.mktemp("recipes")
     recipe(folder, DENY_ALL + entry("*input_quantizer", "num_bits: 8, axis: 0", "nn.Linear"))
     chosen = (str(folder / "r.yaml"), "int8")
-    return Gate(Options(recipes=chosen, tasks=("emoji100",), calibration_size=96, batch_size=64, device="cpu"))
+    return Gate(
+        Options(
+            recipes=chosen, tasks=("emoji100",), calibration_size=96, batch_size=64, device="cpu"
+        )
+    )
 
 
-def test_a_failed_quantization_is_not_tried_again(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model, its map, its numerics and its verdicts meet the first error; another case is built."""
+def test_a_failed_quantization_is_not_tried_again(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model, its map, its numerics and its verdicts meet the first error; another case is
+    built.
+    """
     attempts = []
     original = quantize.quantize
 
@@ -57,7 +67,9 @@ def test_a_failed_quantization_is_not_tried_again(gate: Gate, monkeypatch: pytes
 
 
 def test_the_error_of_an_earlier_case_holds_no_model(gate: Gate) -> None:
-    """The frames of what was raised for one case are dropped before another is built: they hold a model."""
+    """The frames of what was raised for one case are dropped before another is built: they hold a
+    model.
+    """
     case, other = gate.cases()
     with pytest.raises(QuantizationError) as caught:
         assert case.quantized

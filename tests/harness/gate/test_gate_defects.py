@@ -1,6 +1,7 @@
 """The whole gate, given each of ModelOpt's silent failures, fails and names it.
 
-pytest runs inside pytest here: options, collection, fixtures and messages are those that a person meets.
+pytest runs inside pytest here: options, collection, fixtures and messages are those that a person
+meets.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ def run_gate(pytester: pytest.Pytester) -> RunGate:
     """Runs the repository's gate with the given arguments; returns its result."""
 
     def run(*arguments: str | Path) -> pytest.RunResult:
-        head: list[str | Path] = ["-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT]
+        head: list[str | Path] = [
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            ROOT / "pyproject.toml",
+            "--rootdir",
+            ROOT,
+        ]
         return pytester.runpytest_inprocess(*head, *arguments)
 
     return run
@@ -41,10 +49,14 @@ def suite(name: str) -> Path:
 
 def test_s1_preset_that_skips_the_vision_tower(run_gate: RunGate) -> None:
     """S1: ModelOpt's FP8 preset fails insertion because the whole vision tower is untouched."""
-    result = run_gate(suite("insertion"), "--recipe", "general/ptq/fp8_default-kv_fp8", "-k", "covered")
+    result = run_gate(
+        suite("insertion"), "--recipe", "general/ptq/fp8_default-kv_fp8", "-k", "covered"
+    )
 
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*the whole vision tower is unquantized: 0 of * quantizers are enabled.*"])
+    result.stdout.fnmatch_lines(
+        ["*the whole vision tower is unquantized: 0 of * quantizers are enabled.*"]
+    )
 
 
 PUBLISHED = """
@@ -65,26 +77,38 @@ FP8 = {
 def test_s2_published_dict_with_default_last(
     run_gate: RunGate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S2: the published Python dict fails, and the message says which entry turns all the others off."""
+    """S2: the published Python dict fails, and the message says which entry turns all the others
+    off.
+    """
     (tmp_path / "published.py").write_text(PUBLISHED)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     result = run_gate(suite("insertion"), "--recipe", "published:FP8", "-k", "embedded")
 
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*turns everything off again*", "*the last one wins: move 'default' to the front*"])
+    result.stdout.fnmatch_lines(
+        ["*turns everything off again*", "*the last one wins: move 'default' to the front*"]
+    )
 
 
 def test_s3_eager_attention(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3: loaded with eager attention, the four attention quantizers of every block are named as never run."""
+    """S3: loaded with eager attention, the four attention quantizers of every block are named as
+    never run.
+    """
     load = references.load
-    monkeypatch.setattr(references, "load", lambda ref, device: load(ref, device, attn_implementation="eager"))
+    monkeypatch.setattr(
+        references, "load", lambda ref, device: load(ref, device, attn_implementation="eager")
+    )
 
     result = run_gate(suite("insertion"), "--recipe", "fp8", "-k", "attention or runs")
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["*28 attention quantizers are enabled and never ran*", "*self_attn.*bmm*", '*attn_implementation="sdpa"*']
+        [
+            "*28 attention quantizers are enabled and never ran*",
+            "*self_attn.*bmm*",
+            '*attn_implementation="sdpa"*',
+        ]
     )
 
 
@@ -92,7 +116,10 @@ def test_s3_eager_attention(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) 
     ("how", "named"),
     [
         ({"hook": False}, "*loaded without a single quantizer*enable_huggingface_checkpointing*"),
-        ({"attn_implementation": "eager"}, '*enabled quantizers never run*attn_implementation="sdpa"*'),
+        (
+            {"attn_implementation": "eager"},
+            '*enabled quantizers never run*attn_implementation="sdpa"*',
+        ),
         ({"attention": "modelopt"}, "*saved with another attention class*"),
     ],
     ids=["no hook", "eager", "another class"],
@@ -100,7 +127,9 @@ def test_s3_eager_attention(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) 
 def test_s5_checkpoint_loaded_the_wrong_way(
     run_gate: RunGate, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], named: str
 ) -> None:
-    """S5: a load round ModelOpt's hook, with eager attention or with another attention class is named."""
+    """S5: a load round ModelOpt's hook, with eager attention or with another attention class is
+    named.
+    """
     restore = checkpoint.restore_in_fresh_process
 
     def wrongly(folder: Any, form: Any, inputs: Any, loading: Any) -> checkpoint.Restored:
@@ -115,7 +144,9 @@ def test_s5_checkpoint_loaded_the_wrong_way(
 
 
 def test_s7_image_only_calibration(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S7: a calibration that feeds pictures alone leaves the text tower without ranges, and is named."""
+    """S7: a calibration that feeds pictures alone leaves the text tower without ranges, and is
+    named.
+    """
 
     def images_only(batches: Any) -> quantize.ForwardLoop:
         def loop(model: Any) -> None:
@@ -129,7 +160,9 @@ def test_s7_image_only_calibration(run_gate: RunGate, monkeypatch: pytest.Monkey
     result = run_gate(suite("insertion"), "--recipe", "fp8", "-k", "calibrated")
 
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*enabled static quantizers have no amax and run dynamic (text):*"])
+    result.stdout.fnmatch_lines(
+        ["*enabled static quantizers have no amax and run dynamic (text):*"]
+    )
 
 
 @pytest.mark.parametrize("typo", ["*wieght_quantizer", "*qkv_bmm_quantizer"])
@@ -144,7 +177,9 @@ def test_s8_typo_in_a_pattern(run_gate: RunGate, tmp_path: Path, typo: str) -> N
     result = run_gate(suite("insertion"), "--recipe", recipe, "-k", "pattern_matches")
 
     assert result.ret == 1
-    result.stdout.fnmatch_lines([f"*'{typo}' (*typo.yaml:{line})*matches none of*", "*id you mean*_quantizer'*"])
+    result.stdout.fnmatch_lines(
+        [f"*'{typo}' (*typo.yaml:{line})*matches none of*", "*id you mean*_quantizer'*"]
+    )
 
 
 def test_int3_weights_fail_accuracy(run_gate: RunGate, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The lint: every rule on the line that causes it, no false alarm on shipped recipes, and no torch."""
+"""The lint: every rule on the line that causes it, no false alarm on shipped recipes, and no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ def put(path: Path, text: str) -> Path:
 
 def errors(outcome: Outcome) -> list[tuple[str, int, int, str]]:
     """(file, line, column, rule) of each problem that is not a note."""
-    return [(Path(p.path).name, p.line, p.column, p.rule) for p in outcome.problems if p.level == "error"]
+    return [
+        (Path(p.path).name, p.line, p.column, p.rule)
+        for p in outcome.problems
+        if p.level == "error"
+    ]
 
 
 def notes(outcome: Outcome) -> set[tuple[int, str]]:
@@ -60,52 +66,177 @@ def notes(outcome: Outcome) -> set[tuple[int, str]]:
     return {(p.line, p.rule) for p in outcome.problems if p.level == "note"}
 
 
-# -- rules ----------------------------------------------------------------------------------------------------------
+# -- rules -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "column", "rule", "says"),
     [
         ("e4m3\n", "[e4m3\n", 11, 13, "yaml", "is not YAML"),
-        ("  algorithm: max\n", "  algorithm: max\n  algorithm: mse\n", 5, 3, "yaml", "'algorithm' twice"),
-        ("num_bits: e4m3\n", "num_bit: e4m3\n", 10, 9, "unknown-attribute", "Did you mean 'num_bits'"),
-        ("cfg: {num_bits: e4m3}", "cfg: {num_bits: e4m3, axes: 0}", 13, 29, "unknown-attribute", "Did you mean 'axis'"),
+        (
+            "  algorithm: max\n",
+            "  algorithm: max\n  algorithm: mse\n",
+            5,
+            3,
+            "yaml",
+            "'algorithm' twice",
+        ),
+        (
+            "num_bits: e4m3\n",
+            "num_bit: e4m3\n",
+            10,
+            9,
+            "unknown-attribute",
+            "Did you mean 'num_bits'",
+        ),
+        (
+            "cfg: {num_bits: e4m3}",
+            "cfg: {num_bits: e4m3, axes: 0}",
+            13,
+            29,
+            "unknown-attribute",
+            "Did you mean 'axis'",
+        ),
         ("axis: null", "axis: [a]", 11, 16, "schema", "axis"),
         ("axis: null", "axis: 9", 11, 9, "schema", "axis is 9"),
         ("num_bits: e4m3\n", "num_bits: e4m4\n", 10, 9, "schema", "num_bits"),
         ("num_bits: 8}", "num_bits: 99}", 15, 13, "schema", "num_bits is 99"),
         ("cfg: {num_bits: 8}", "cfg: {}", 15, 7, "schema", "cfg is empty"),
         ("      cfg: {num_bits: 8}\n", "", 14, 7, "schema", "neither cfg nor enable"),
-        ("'*input_quantizer'\n", "'*input_quantizer'\n      parent_class: nn.Linaer\n", 13, 7, "schema", "nn.Linear"),
-        ("    - quantizer_name: '*input", "    - quantiser_name: '*input", 12, 7, "schema", "no quantizer_name"),
+        (
+            "'*input_quantizer'\n",
+            "'*input_quantizer'\n      parent_class: nn.Linaer\n",
+            13,
+            7,
+            "schema",
+            "nn.Linear",
+        ),
+        (
+            "    - quantizer_name: '*input",
+            "    - quantiser_name: '*input",
+            12,
+            7,
+            "schema",
+            "no quantizer_name",
+        ),
         ("algorithm: max", "algorithm: maxx", 4, 3, "schema", "no calibration algorithm 'maxx'"),
-        ("algorithm: max", "algorithm: {method: mse, stepsize: 1}", 4, 28, "unknown-attribute", "'step_size'"),
-        ("algorithm: max", "algorithm: {method: mse, step_size: 1.0e-9}", 4, 28, "schema", "candidates"),
-        ("algorithm: max", "algorithm: {method: max, layerwise: true}", 4, 28, "schema", "up to 0.46"),
-        ("algorithm: max", "algorithm: {method: max, use_sequential: true}", 4, 28, "unknown-attribute", "up to 0.46"),
+        (
+            "algorithm: max",
+            "algorithm: {method: mse, stepsize: 1}",
+            4,
+            28,
+            "unknown-attribute",
+            "'step_size'",
+        ),
+        (
+            "algorithm: max",
+            "algorithm: {method: mse, step_size: 1.0e-9}",
+            4,
+            28,
+            "schema",
+            "candidates",
+        ),
+        (
+            "algorithm: max",
+            "algorithm: {method: max, layerwise: true}",
+            4,
+            28,
+            "schema",
+            "up to 0.46",
+        ),
+        (
+            "algorithm: max",
+            "algorithm: {method: max, use_sequential: true}",
+            4,
+            28,
+            "unknown-attribute",
+            "up to 0.46",
+        ),
         ("quantize:\n", "quantise: {}\nquantize:\n", 3, 1, "schema", "unknown section 'quantise'"),
         ("  algorithm: max\n", "  algorthm: max\n", 4, 3, "unknown-attribute", "'algorithm'"),
-        ("'*weight_quantizer'", "'*wieght_quantizer'", 8, 7, "no-match", "Did you mean '*weight_quantizer'"),
-        ("'*weight_quantizer'", "'*self_atn*weight_quantizer'", 8, 7, "no-match", "'*self_attn*weight_quantizer'"),
-        ("'*weight_quantizer'", "'*layers.{0..3}.*weight_quantizer'", 8, 7, "no-match", "no braces"),
-        ("    - quantizer_name: '*'\n      enable: false\n", "", 6, 7, "no-deny-all", "'*', enable: false"),
-        (LAST, LAST + "    - quantizer_name: '*'\n      enable: false\n", 16, 7, "overridden", "everything"),
+        (
+            "'*weight_quantizer'",
+            "'*wieght_quantizer'",
+            8,
+            7,
+            "no-match",
+            "Did you mean '*weight_quantizer'",
+        ),
+        (
+            "'*weight_quantizer'",
+            "'*self_atn*weight_quantizer'",
+            8,
+            7,
+            "no-match",
+            "'*self_attn*weight_quantizer'",
+        ),
+        (
+            "'*weight_quantizer'",
+            "'*layers.{0..3}.*weight_quantizer'",
+            8,
+            7,
+            "no-match",
+            "no braces",
+        ),
+        (
+            "    - quantizer_name: '*'\n      enable: false\n",
+            "",
+            6,
+            7,
+            "no-deny-all",
+            "'*', enable: false",
+        ),
+        (
+            LAST,
+            LAST + "    - quantizer_name: '*'\n      enable: false\n",
+            16,
+            7,
+            "overridden",
+            "everything",
+        ),
         (
             "    - quantizer_name: '*weight",
-            "    - quantizer_name: '*fc1.input_quantizer'\n      cfg: {num_bits: 8}\n    - quantizer_name: '*weight",
-            8, 7, "overridden", "no effect",
+            "    - quantizer_name: '*fc1.input_quantizer'\n      cfg: {num_bits: 8}\n    - "
+            "quantizer_name: '*weight",
+            8,
+            7,
+            "overridden",
+            "no effect",
         ),
         ("axis: null", "block_sizes: {-1: 100}", 8, 7, "block-size", "blocks of 100"),
-        ("max", "{method: gptq, layerwise: {enable: on, checkpoint_dir: x}}", 4, 53, "files", "file"),
-        ("metadata:", "imports: {a: configs/numerics/fp9}\nmetadata:", 1, 11, "import", "fp9' does not exist"),
+        (
+            "max",
+            "{method: gptq, layerwise: {enable: on, checkpoint_dir: x}}",
+            4,
+            53,
+            "files",
+            "file",
+        ),
+        (
+            "metadata:",
+            "imports: {a: configs/numerics/fp9}\nmetadata:",
+            1,
+            11,
+            "import",
+            "fp9' does not exist",
+        ),
         ("metadata:", "imports: {a: ../../x}\nmetadata:", 1, 11, "import", "outside the tree"),
-        ("cfg: {num_bits: 8}", "cfg: {$import: int8}", 15, 13, "import", "Declare it under imports"),
+        (
+            "cfg: {num_bits: 8}",
+            "cfg: {$import: int8}",
+            15,
+            13,
+            "import",
+            "Declare it under imports",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_planted_edit_is_found_where_it_is(
     old: str, new: str, line: int, column: int, rule: str, says: str, tmp_path: Path
 ) -> None:
-    """Each rule reports its edit on the line and column that a person has to change, and nothing else."""
+    """Each rule reports its edit on the line and column that a person has to change, and nothing
+    else.
+    """
     assert RECIPE.count(old) >= 1
     path = put(tmp_path / "r.yaml", RECIPE.replace(old, new, 1))
 
@@ -123,7 +254,11 @@ def test_the_recipe_without_an_edit_has_no_problem(tmp_path: Path) -> None:
 
 def test_several_problems_are_reported_at_once(tmp_path: Path) -> None:
     """One run shows every problem of a recipe, in the order of its lines."""
-    text = RECIPE.replace("num_bits: e4m3\n", "num_bit: e4m3\n").replace("'*input_q", "'*inptu_q").replace("8}", "99}")
+    text = (
+        RECIPE.replace("num_bits: e4m3\n", "num_bit: e4m3\n")
+        .replace("'*input_q", "'*inptu_q")
+        .replace("8}", "99}")
+    )
     text = text.replace("'*weight_q", "'*wieght_q")
 
     found = errors(lint([put(tmp_path / "r.yaml", text)]))
@@ -150,8 +285,12 @@ def test_several_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("'*input_quantizer'", "'*experts*input_quantizer'", 12, "no-match"),
     ],
 )
-def test_what_is_not_wrong_everywhere(old: str, new: str, line: int, rule: str, tmp_path: Path) -> None:
-    """A note does not make the lint fail; a part that no CLIP model has is an error in a recipe for CLIP."""
+def test_what_is_not_wrong_everywhere(
+    old: str, new: str, line: int, rule: str, tmp_path: Path
+) -> None:
+    """A note does not make the lint fail; a part that no CLIP model has is an error in a recipe for
+    CLIP.
+    """
     found = lint([put(tmp_path / "r.yaml", RECIPE.replace(old, new, 1))])
 
     assert (line, rule) in {(one.line, one.rule) for one in found.problems}
@@ -160,8 +299,12 @@ def test_what_is_not_wrong_everywhere(old: str, new: str, line: int, rule: str, 
 
 @pytest.mark.parametrize("folder", ["general/ptq", "huggingface/llama/ptq"])
 def test_a_recipe_for_other_families_may_name_their_parts(folder: str, tmp_path: Path) -> None:
-    """In ModelOpt's tree a pattern for experts is a note, and a misspelt kind of quantizer is still an error."""
-    text = RECIPE.replace("'*input_quantizer'", "'*block_sparse_moe*input_quantizer'").replace("bmm_q", "bmn_q")
+    """In ModelOpt's tree a pattern for experts is a note, and a misspelt kind of quantizer is still
+    an error.
+    """
+    text = RECIPE.replace("'*input_quantizer'", "'*block_sparse_moe*input_quantizer'").replace(
+        "bmm_q", "bmn_q"
+    )
     put(tmp_path / "configs/ptq/units/u.yaml", f"{SCHEMA}QuantizerCfgListConfig\n[]\n")
 
     found = lint([put(tmp_path / folder / "r.yaml", text)])
@@ -176,12 +319,17 @@ def test_a_name_of_an_earlier_release_is_told_from_a_misspelt_one(
     """A pattern that matched in an earlier release says up to which one."""
     now = installed()
     rows: dict[str, Any] = {
-        "ViT-L-14": {"family": "clip", "places": [["text_model.old_quantizer", [], "Linear", "linear", None]]}
+        "ViT-L-14": {
+            "family": "clip",
+            "places": [["text_model.old_quantizer", [], "Linear", "linear", None]],
+        }
     }
     known = releases() | {"0.46.1": type(now)("0.46.1", {"architectures": rows})}
     monkeypatch.setattr("harness.lint.rules.releases", lambda: known)
 
-    found = lint([put(tmp_path / "r.yaml", RECIPE.replace("'*[qkv]_bmm_quantizer'", "'*old_quantizer'"))])
+    found = lint(
+        [put(tmp_path / "r.yaml", RECIPE.replace("'*[qkv]_bmm_quantizer'", "'*old_quantizer'"))]
+    )
 
     assert "up to ModelOpt 0.46.1 it did" in found.problems[0].what
 
@@ -190,8 +338,14 @@ def test_a_name_of_an_earlier_release_is_told_from_a_misspelt_one(
     ("algorithm", "named"),
     [
         ("max", []),
-        ({"method": "max", "layerwise": {"enable": True, "checkpoint_dir": "x"}}, ["layerwise.checkpoint_dir"]),
-        ({"method": "max", "layerwise": {"export_dir": "x", "checkpoint_dir": None}}, ["layerwise.export_dir"]),
+        (
+            {"method": "max", "layerwise": {"enable": True, "checkpoint_dir": "x"}},
+            ["layerwise.checkpoint_dir"],
+        ),
+        (
+            {"method": "max", "layerwise": {"export_dir": "x", "checkpoint_dir": None}},
+            ["layerwise.export_dir"],
+        ),
         (["max", {"method": "new", "lut_path": "x", "log_file": "y"}], ["lut_path", "log_file"]),
         ({"method": "max", "profile": True, "direct": 1, "sync_expert_weight_amax": True}, []),
     ],
@@ -202,16 +356,22 @@ def test_settings_that_name_files_are_known_by_rule(algorithm: Any, named: list[
     assert judged.file_settings(algorithm) == named
 
 
-# -- trees and snippets -----------------------------------------------------------------------------------------------
+# -- trees and snippets ----------------------------------------------------------------------------
 
 
 def tree(root: Path) -> Path:
     """A tree of two recipes that import one snippet, and a snippet that nobody imports."""
-    put(root / "configs/ptq/units/w8.yaml", f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*weight_quantizer'\n"
-        "  cfg:\n    num_bits: e4m3\n")  # fmt: skip
+    put(
+        root / "configs/ptq/units/w8.yaml",
+        f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*weight_quantizer'\n"
+        "  cfg:\n    num_bits: e4m3\n",
+    )
     put(root / "configs/ptq/units/alone.yaml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: 8\n")
     for name in ("a", "b"):
-        head = "imports: {w8: configs/ptq/units/w8}\nmetadata: {recipe_type: ptq}\nquantize:\n  algorithm: max\n"
+        head = (
+            "imports: {w8: configs/ptq/units/w8}\nmetadata: {recipe_type: ptq}\nquantize:\n  "
+            "algorithm: max\n"
+        )
         body = "  quant_cfg:\n  - {quantizer_name: '*', enable: false}\n  - $import: w8\n"
         put(root / f"general/ptq/{name}.yaml", head + body)
     put(root / ".hidden/x.yaml", "[")
@@ -220,7 +380,9 @@ def tree(root: Path) -> Path:
 
 
 def test_a_snippet_is_looked_at_through_the_recipes_that_import_it(tmp_path: Path) -> None:
-    """Its problem is reported once, on its own line, whether the snippet, a recipe or the tree is given."""
+    """Its problem is reported once, on its own line, whether the snippet, a recipe or the tree is
+    given.
+    """
     root = tree(tmp_path)
     snippet = root / "configs/ptq/units/w8.yaml"
     assert lint([root]).exit_code == 0
@@ -235,11 +397,17 @@ def test_a_snippet_is_looked_at_through_the_recipes_that_import_it(tmp_path: Pat
 
 
 def test_a_snippet_that_nobody_imports_is_held_against_its_schema(tmp_path: Path) -> None:
-    """A snippet without users still has a schema, and one that is not YAML is reported in a tree."""
+    """A snippet without users still has a schema, and one that is not YAML is reported in a
+    tree.
+    """
     root = tree(tmp_path)
-    alone = put(root / "configs/ptq/units/alone.yaml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bitz: 8\n")
+    alone = put(
+        root / "configs/ptq/units/alone.yaml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bitz: 8\n"
+    )
 
-    assert errors(lint([alone])) == errors(lint([root])) == [("alone.yaml", 2, 1, "unknown-attribute")]
+    assert (
+        errors(lint([alone])) == errors(lint([root])) == [("alone.yaml", 2, 1, "unknown-attribute")]
+    )
 
     put(alone, f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: [\n")
     assert [rule for *_, rule in errors(lint([root]))] == ["yaml"]
@@ -249,7 +417,10 @@ def test_every_import_that_does_not_resolve_is_reported(tmp_path: Path) -> None:
     """Two missing imports are two problems, each on its line; a circle is one."""
     text = "imports:\n  a: no/where\n  b: /etc/passwd\n" + RECIPE
     path = put(tmp_path / "general/r.yaml", text)
-    put(tmp_path / "configs/ptq/c.yaml", f"{SCHEMA}QuantizerCfgListConfig\nimports: {{c: configs/ptq/c}}\n---\n[]\n")
+    put(
+        tmp_path / "configs/ptq/c.yaml",
+        f"{SCHEMA}QuantizerCfgListConfig\nimports: {{c: configs/ptq/c}}\n---\n[]\n",
+    )
 
     assert errors(lint([path])) == [("r.yaml", 2, 3, "import"), ("r.yaml", 3, 3, "import")]
 
@@ -257,21 +428,25 @@ def test_every_import_that_does_not_resolve_is_reported(tmp_path: Path) -> None:
     assert [(name, rule) for name, _, _, rule in errors(lint([path]))] == [("c.yaml", "import")]
 
 
-@pytest.mark.parametrize("name", ["huggingface/vit/ptq/fp8.yaml", "general/ptq/nvfp4_experts_only-kv_fp8.yaml"])
+@pytest.mark.parametrize(
+    "name", ["huggingface/vit/ptq/fp8.yaml", "general/ptq/nvfp4_experts_only-kv_fp8.yaml"]
+)
 def test_a_shipped_recipe_alone_is_as_in_its_tree(name: str) -> None:
     """A recipe of ModelOpt's has no problem."""
     assert errors(lint([installed_root() / name])) == []
 
 
 def test_shipped_recipes_have_no_false_alarm() -> None:
-    """Of ModelOpt 0.47's whole tree one recipe is refused, which names a folder to write; of this package's none."""
+    """Of ModelOpt 0.47's whole tree one recipe is refused, which names a folder to write; of this
+    package's none.
+    """
     expected = [("nvfp4_default-kv_none-gptq.yaml", 34, 7, "files")]
 
     assert errors(lint([installed_root()])) == expected
     assert errors(lint([HERE])) == []
 
 
-# -- what a release says ----------------------------------------------------------------------------------------------
+# -- what a release says ---------------------------------------------------------------------------
 
 
 def test_names_are_known_by_family_and_release() -> None:
@@ -284,13 +459,17 @@ def test_names_are_known_by_family_and_release() -> None:
     assert len(releases()["0.44.0"].families["clip"]) > 900
 
 
-# -- formats ----------------------------------------------------------------------------------------------------------
+# -- formats ---------------------------------------------------------------------------------------
 
-HOSTILE = LintProblem("a,b:c%\n.yaml", 3, 7, "no-match", "x\n::error::y ##[z]\x1b[31m %0A", "<b> & \u202e")
+HOSTILE = LintProblem(
+    "a,b:c%\n.yaml", 3, 7, "no-match", "x\n::error::y ##[z]\x1b[31m %0A", "<b> & \u202e"
+)
 
 
 def test_the_text_format_is_one_printable_line_each() -> None:
-    """Names come from pull requests: nothing in a line is a control character or a command of a runner."""
+    """Names come from pull requests: nothing in a line is a control character or a command of a
+    runner.
+    """
     lines = formats.text([HOSTILE]).splitlines()
 
     assert len(lines) == 1
@@ -300,10 +479,14 @@ def test_the_text_format_is_one_printable_line_each() -> None:
 
 
 def test_the_github_format_is_one_escaped_command_each() -> None:
-    """Percent signs, colons and commas in a property, and line breaks, are what GitHub's toolkit makes of them."""
+    """Percent signs, colons and commas in a property, and line breaks, are what GitHub's toolkit
+    makes of them.
+    """
     (line,) = formats.github([HOSTILE]).splitlines()
 
-    assert line.startswith("::error file=a%2Cb%3Ac%25\\n.yaml,line=3,col=7,title=no-match::x\\n::error::y")
+    assert line.startswith(
+        "::error file=a%2Cb%3Ac%25\\n.yaml,line=3,col=7,title=no-match::x\\n::error::y"
+    )
     assert line.isprintable()
     assert line.endswith("%250A. Fix: <b> & \\u202e")
 
@@ -355,13 +538,23 @@ SARIF: dict[str, Any] = {
                                                 "properties": {
                                                     "region": {
                                                         "properties": {
-                                                            "startLine": {"type": "integer", "minimum": 1},
-                                                            "startColumn": {"type": "integer", "minimum": 1},
+                                                            "startLine": {
+                                                                "type": "integer",
+                                                                "minimum": 1,
+                                                            },
+                                                            "startColumn": {
+                                                                "type": "integer",
+                                                                "minimum": 1,
+                                                            },
                                                         }
                                                     },
                                                     "artifactLocation": {
                                                         "required": ["uri"],
-                                                        "properties": {"uri": {"pattern": r"^[A-Za-z0-9._~:/%-]+$"}},
+                                                        "properties": {
+                                                            "uri": {
+                                                                "pattern": r"^[A-Za-z0-9._~:/%-]+$"
+                                                            }
+                                                        },
                                                     },
                                                 },
                                             }
@@ -375,7 +568,7 @@ SARIF: dict[str, Any] = {
             },
         },
     },
-}  # fmt: skip
+}
 
 
 def test_the_sarif_format_has_the_required_structure() -> None:
@@ -385,17 +578,27 @@ def test_the_sarif_format_has_the_required_structure() -> None:
     jsonschema.validate(log, SARIF)
     (run,) = log["runs"]
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == list(RULES)
-    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == ["no-match", "cuda"]
-    uris = [one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in run["results"]]
+    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == [
+        "no-match",
+        "cuda",
+    ]
+    uris = [
+        one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in run["results"]
+    ]
     assert uris == ["a%2Cb%3Ac%25%0A.yaml", "file:///x/y.yaml"]
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_exit_codes_and_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 without problems, 1 with one, 4 for what cannot be read; problems of other files are printed all the same."""
-    good, bad = put(tmp_path / "g.yaml", RECIPE), put(tmp_path / "b.yaml", RECIPE.replace("*weight", "*wieght"))
+    """0 without problems, 1 with one, 4 for what cannot be read; problems of other files are
+    printed all the same.
+    """
+    good, bad = (
+        put(tmp_path / "g.yaml", RECIPE),
+        put(tmp_path / "b.yaml", RECIPE.replace("*weight", "*wieght")),
+    )
     assert main(["lint", str(good)]) == 0
     assert capsys.readouterr() == ("", "1 recipe: 0 problems, 0 notes\n")
     assert main(["lint", str(good), str(bad)]) == 1
@@ -412,9 +615,14 @@ def test_exit_codes_and_streams(tmp_path: Path, capsys: pytest.CaptureFixture[st
     "given", [[], ["no/such.yaml"], ["."], [""], ["x\0y"], ["--format", "xml", "."], ["~nobody9/x"]]
 )
 def test_a_usage_error_is_one_line(
-    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No path, a missing one, an empty folder, no path at all: exit code 4 and one line that says so."""
+    """No path, a missing one, an empty folder, no path at all: exit code 4 and one line that says
+    so.
+    """
     monkeypatch.chdir(tmp_path)
 
     assert main(["lint", *given]) == 4
@@ -425,8 +633,12 @@ def test_a_usage_error_is_one_line(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_pipes_and_huge_files_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A pipe never ends and a file of gigabytes does not fit: one line and exit code 4, given or met in a tree."""
+def test_pipes_and_huge_files_are_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe never ends and a file of gigabytes does not fit: one line and exit code 4, given or
+    met in a tree.
+    """
     os.mkfifo(tmp_path / "pipe.yaml")
     with (tmp_path / "huge.yaml").open("wb") as file:
         file.truncate(1 << 33)
@@ -451,19 +663,27 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     """A whole run, in a process of its own, imports no torch, transformers, NumPy or ModelOpt."""
     path = put(tmp_path / "r.yaml", RECIPE.replace("*weight", "*wieght"))
     code = (
-        "import sys; from harness.lint.command import main; assert main(['lint', *sys.argv[1:]]) == 1\n"
-        "heavy = {'torch', 'transformers', 'modelopt', 'diffusers', 'numpy', 'scipy', 'onnx', 'pytest'}\n"
+        "import sys; from harness.lint.command import main; assert main(['lint', *sys.argv[1:]]) "
+        "== 1\n"
+        "heavy = {'torch', 'transformers', 'modelopt', 'diffusers', 'numpy', 'scipy', 'onnx', "
+        "'pytest'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
 def test_the_hooks_call_the_command() -> None:
-    """The entry of each pre-commit hook is a command that exists, for files of a tree of recipes."""
+    """The entry of each pre-commit hook is a command that exists, for files of a tree of
+    recipes.
+    """
     hooks = yaml.safe_load((Path(__file__).parents[3] / ".pre-commit-hooks.yaml").read_text())
 
     assert [hook["id"] for hook in hooks] == ["clip-gate-lint", "clip-gate-lint-installed"]

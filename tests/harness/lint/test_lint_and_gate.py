@@ -1,4 +1,6 @@
-"""The lint against what it was recorded from and what it stands for: ModelOpt's schema, and the gate."""
+"""The lint against what it was recorded from and what it stands for: ModelOpt's schema, and the
+gate.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,13 @@ from harness.tools import known
 CORPUS = Path(__file__).parents[1] / "recipes" / "corpus"
 NOW = installed()
 pytestmark = pytest.mark.skipif(
-    metadata.version("nvidia-modelopt") != NOW.version, reason=f"the lint knows the schemas of {NOW.version}"
+    metadata.version("nvidia-modelopt") != NOW.version,
+    reason=f"the lint knows the schemas of {NOW.version}",
 )
 OFF = "{quantizer_name: '*', enable: false}"
 
 
-# -- what was recorded ------------------------------------------------------------------------------------------------
+# -- what was recorded -----------------------------------------------------------------------------
 
 
 def test_the_recorded_schemas_are_those_of_the_installed_modelopt() -> None:
@@ -38,7 +41,9 @@ def test_the_recorded_schemas_are_those_of_the_installed_modelopt() -> None:
     assert {key: NOW.data[key] for key in fresh} == fresh
 
 
-@pytest.mark.parametrize("name", ["embedded", "SigLIP-B-16-224", "SigLIP2-B-16-naflex", "open_clip-ViT-B-16"])
+@pytest.mark.parametrize(
+    "name", ["embedded", "SigLIP-B-16-224", "SigLIP2-B-16-naflex", "open_clip-ViT-B-16"]
+)
 def test_the_recorded_quantizers_are_those_that_modelopt_inserts(name: str) -> None:
     """One architecture of each family; if this fails: python -m harness.tools.known."""
     assert NOW.data["architectures"][name] == known.architecture(name)
@@ -125,24 +130,39 @@ def test_an_entry_is_refused_where_modelopt_refuses_it(entry: Any) -> None:
     found = recorded.entries(entry, "r.yaml:1")
 
     assert bool(recorded.problems) == refused(schema.check_entry, entry)
-    assert recorded.problems or [one[:3] for one in found] == [one[:3] for one in schema.check_entry(entry, "r")]
+    assert recorded.problems or [one[:3] for one in found] == [
+        one[:3] for one in schema.check_entry(entry, "r")
+    ]
 
 
 @pytest.mark.parametrize(
     ("algorithm", "is_right"),
     [
-        ("max", True), (None, True), ("mse", True), ("maxx", False), (7, False), (["max", "mse"], True),
-        (["max"] * 9, False), ({"method": None}, True), ({"method": "max", "layerwise": None}, True),
-        ({"method": "max", "layerwise": {"enable": True}}, True), ({"method": "max", "layerwise": True}, False),
-        ({"method": "max", "layerwise": {"on": True}}, False), ({"alpha": 1}, False),
-        ({"method": "smoothquant", "alpha": 0.5}, True), ({"method": "smoothquant", "alpha": 2.0}, False),
-        ({"method": "smoothquant", "alpha": None}, False), ({"method": "smoothquant", "alpha": float("nan")}, False),
-        ({"method": "awq_lite", "alpha_step": 1e-9}, False), ({"method": "svdquant", "lowrank": 10**6}, False),
-        ({"method": "gptq", "block_size": 0}, False), ({"method": "mse", "start_multiplier": 9.0}, False),
+        ("max", True),
+        (None, True),
+        ("mse", True),
+        ("maxx", False),
+        (7, False),
+        (["max", "mse"], True),
+        (["max"] * 9, False),
+        ({"method": None}, True),
+        ({"method": "max", "layerwise": None}, True),
+        ({"method": "max", "layerwise": {"enable": True}}, True),
+        ({"method": "max", "layerwise": True}, False),
+        ({"method": "max", "layerwise": {"on": True}}, False),
+        ({"alpha": 1}, False),
+        ({"method": "smoothquant", "alpha": 0.5}, True),
+        ({"method": "smoothquant", "alpha": 2.0}, False),
+        ({"method": "smoothquant", "alpha": None}, False),
+        ({"method": "smoothquant", "alpha": float("nan")}, False),
+        ({"method": "awq_lite", "alpha_step": 1e-9}, False),
+        ({"method": "svdquant", "lowrank": 10**6}, False),
+        ({"method": "gptq", "block_size": 0}, False),
+        ({"method": "mse", "start_multiplier": 9.0}, False),
         ({"method": "max", "shared_states": {"x": {"patterns": ["(a*)*"]}}}, False),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_an_algorithm_is_refused_where_the_gate_refuses_it(algorithm: Any, is_right: bool) -> None:
     """Methods, their settings, and what the gate cannot run."""
     recorded = Recorded(NOW)
@@ -151,12 +171,14 @@ def test_an_algorithm_is_refused_where_the_gate_refuses_it(algorithm: Any, is_ri
     assert (refused(recorded.algorithm, algorithm) or bool(recorded.problems)) != is_right
 
 
-# -- the gate ---------------------------------------------------------------------------------------------------------
+# -- the gate --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "path",
-    [one for one in sorted(CORPUS.iterdir()) if one.stem != "schema-function"],  # a snippet, which no gate loads
+    [
+        one for one in sorted(CORPUS.iterdir()) if one.stem != "schema-function"
+    ],  # a snippet, which no gate loads
     ids=lambda path: path.stem,
 )
 def test_a_hostile_file_is_refused_on_the_line_on_which_the_gate_refuses_it(path: Path) -> None:
@@ -198,23 +220,38 @@ INPUTS = "{quantizer_name: '*input_quantizer', cfg: {num_bits: 8}}"
         [OFF, WEIGHTS, "{quantizer_name: '*weight_quantizer', cfg: {num_bits: 4}}"],
         [OFF, WEIGHTS, "{quantizer_name: '*', parent_class: nn.Linear, enable: false}"],
         [OFF, "{quantizer_name: '*weight_quantizer.0', cfg: {num_bits: 4}}", WEIGHTS],
-        [OFF, "{quantizer_name: '*weight_quantizer', cfg: [{num_bits: 4}, {num_bits: 8}]}",
-         "{quantizer_name: '*weight_quantizer.1', enable: false}"],
-        [OFF, WEIGHTS, "{quantizer_name: 'text_model*', enable: false}", "{quantizer_name: '*lm_hd*', enable: false}"],
+        [
+            OFF,
+            "{quantizer_name: '*weight_quantizer', cfg: [{num_bits: 4}, {num_bits: 8}]}",
+            "{quantizer_name: '*weight_quantizer.1', enable: false}",
+        ],
+        [
+            OFF,
+            WEIGHTS,
+            "{quantizer_name: 'text_model*', enable: false}",
+            "{quantizer_name: '*lm_hd*', enable: false}",
+        ],
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_entries_without_effect_are_those_that_the_gate_reports(
     entries: list[str], places: QuantizerMap, tmp_path: Path
 ) -> None:
-    """Patterns without a match and overridden entries: the same rule on the same lines, with and without a model."""
+    """Patterns without a match and overridden entries: the same rule on the same lines, with and
+    without a model.
+    """
     path = tmp_path / "r.yaml"
     body = "".join(f"  - {entry}\n" for entry in entries)
     path.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  quant_cfg:\n{body}")
     recipe = load_file(path, tmp_path)
-    problems = patterns.unmatched_patterns(places, recipe) + patterns.overridden_patterns(places, recipe)
+    problems = patterns.unmatched_patterns(places, recipe) + patterns.overridden_patterns(
+        places, recipe
+    )
     expected = sorted(
-        (entry.origin.rpartition(":")[2], "no-match" if one.rule == patterns.NO_MATCH else "overridden")
+        (
+            entry.origin.rpartition(":")[2],
+            "no-match" if one.rule == patterns.NO_MATCH else "overridden",
+        )
         for one in problems
         for entry in recipe.entries
         if f"({entry.origin})" in one.what
@@ -222,4 +259,7 @@ def test_entries_without_effect_are_those_that_the_gate_reports(
 
     found = lint([path], tmp_path)
 
-    assert sorted((str(one.line), one.rule) for one in found.problems if one.level == "error") == expected
+    assert (
+        sorted((str(one.line), one.rule) for one in found.problems if one.level == "error")
+        == expected
+    )

@@ -39,10 +39,13 @@ def test_a_data_set_is_what_was_made(name: str, record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "n", "classes"), [("emoji", 1632, 1632), ("emoji100", 1000, 100), ("emoji_captions", 600, 0)]
+    ("name", "n", "classes"),
+    [("emoji", 1632, 1632), ("emoji100", 1000, 100), ("emoji_captions", 600, 0)],
 )
 def test_the_tasks_have_their_sizes(name: str, n: int, classes: int) -> None:
-    """Classes are named once each, all are asked for equally often, and pictures carry five different captions."""
+    """Classes are named once each, all are asked for equally often, and pictures carry five
+    different captions.
+    """
     found = samples.load(name, None)
 
     assert len(found.ids) == n
@@ -73,20 +76,29 @@ def test_all_package_data_are_under_fifteen_megabytes() -> None:
 
 
 def test_pictures_come_from_sets_that_may_be_passed_on(record: dict[str, Any]) -> None:
-    """Both sets are under Apache-2.0 or MIT, by two artists, and named in the NOTICE with their licence texts."""
+    """Both sets are under Apache-2.0 or MIT, by two artists, and named in the NOTICE with their
+    licence texts.
+    """
     notice = (DATA / "NOTICE").read_text()
 
     assert set(record["sources"]) == {emoji.EVALUATION, emoji.CALIBRATION}
     assert emoji.SETS[emoji.EVALUATION][2] != emoji.SETS[emoji.CALIBRATION][2]
     for name, source in record["sources"].items():
         version, licence, _ = emoji.SETS[name]
-        assert source == {"package": f"@iconify-json/{name}", "version": version, "licence": licence}
+        assert source == {
+            "package": f"@iconify-json/{name}",
+            "version": version,
+            "licence": licence,
+        }
         assert licence in ("Apache-2.0", "MIT")
         assert f"{source['package']} {version}" in notice
     assert "Google" in notice
     assert "Microsoft" in notice
     assert "Version 2.0, January 2004" in (DATA / "licences" / "Apache-2.0.txt").read_text()
-    assert "Copyright (c) Microsoft Corporation." in (DATA / "licences" / "MIT-fluentui-emoji.txt").read_text()
+    assert (
+        "Copyright (c) Microsoft Corporation."
+        in (DATA / "licences" / "MIT-fluentui-emoji.txt").read_text()
+    )
 
 
 def test_the_evaluated_artist_was_not_trained_on() -> None:
@@ -111,14 +123,19 @@ def concepts_and_drawings(count: int) -> tuple[list[Concept], list[Any]]:
     return known, drawn
 
 
-def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All three evaluation sets are made byte for byte alike from one seed, and otherwise from another."""
+def test_the_same_seed_writes_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three evaluation sets are made byte for byte alike from one seed, and otherwise from
+    another.
+    """
     monkeypatch.setattr(datasets, "HUNDRED", 5)
     monkeypatch.setattr(datasets, "CAPTIONED", 6)
     known, drawn = concepts_and_drawings(12)
     for make in (datasets.everything, datasets.hundred, datasets.captioned):
         found = [
-            make(tmp_path / f"{make.__name__}{i}", known, drawn, random.Random(s)) for i, s in enumerate((1, 1, 2))
+            make(tmp_path / f"{make.__name__}{i}", known, drawn, random.Random(s))
+            for i, s in enumerate((1, 1, 2))
         ]
 
         assert found[0] == found[1]
@@ -127,16 +144,25 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 
 def test_archives_carry_no_time_and_no_owner(tmp_path: Path) -> None:
     """Members are dated at the epoch and owned by nobody in particular."""
-    datasets.write(tmp_path, [(b"picture", "0"), (b"other", "1")], classes=["a", "b"], templates=["{c}"])
+    datasets.write(
+        tmp_path, [(b"picture", "0"), (b"other", "1")], classes=["a", "b"], templates=["{c}"]
+    )
     with tarfile.open(tmp_path / "test" / "0.tar") as tar:
         members = tar.getmembers()
 
-    assert [m.name for m in members] == ["s0000000.cls", "s0000000.webp", "s0000001.cls", "s0000001.webp"]
+    assert [m.name for m in members] == [
+        "s0000000.cls",
+        "s0000000.webp",
+        "s0000001.cls",
+        "s0000001.webp",
+    ]
     assert {(m.mtime, m.uname, m.gname) for m in members} == {(0, "root", "root")}
 
 
 def test_a_plain_drawing_fills_the_frame_on_white() -> None:
-    """Nothing is turned, shifted or tinted: the disc's colour in the middle, white in the corner."""
+    """Nothing is turned, shifted or tinted: the disc's colour in the middle, white in the
+    corner.
+    """
     _, (drawing, *_) = concepts_and_drawings(1)
     picture = np.asarray(datasets.plain(drawing))
 
@@ -147,11 +173,15 @@ def test_a_plain_drawing_fills_the_frame_on_white() -> None:
 
 
 def test_placing_moves_the_drawing_as_asked() -> None:
-    """The disc's centre of mass moves by the shift, and its area shrinks with the square of the scale."""
+    """The disc's centre of mass moves by the shift, and its area shrinks with the square of the
+    scale.
+    """
     _, (drawing, *_) = concepts_and_drawings(1)
 
     def inked(scale: float, shift: tuple[float, float]) -> Any:
-        return (np.asarray(datasets.place(drawing, scale, 30.0, shift, (255, 255, 255)))[..., 0] < 228).nonzero()
+        return (
+            np.asarray(datasets.place(drawing, scale, 30.0, shift, (255, 255, 255)))[..., 0] < 228
+        ).nonzero()
 
     y, x = inked(0.5, (6.0, -4.0))
     full, _ = inked(1.0, (0.0, 0.0))
@@ -168,7 +198,9 @@ def scores() -> dict[str, Any]:
 
 
 def test_the_embedded_clip_reaches_its_targets(scores: dict[str, Any]) -> None:
-    """An artist never seen: at least 70 % among 100 names, at least 35 % among all of more than 1,500."""
+    """An artist never seen: at least 70 % among 100 names, at least 35 % among all of more than
+    1,500.
+    """
     assert scores["emoji100"]["acc1"]["score"] >= 0.70
     assert scores["emoji"]["acc1"]["score"] >= 0.35
     assert scores["emoji"]["classes"] > 1500
@@ -187,7 +219,8 @@ def test_the_card_tells_what_is_measured(scores: dict[str, Any]) -> None:
                 assert recorded == value
             else:
                 assert recorded["n"] == value["n"]
-                # Another processor may sum in another order; a sample or two may fall to the other side.
+                # Another processor may sum in another order; a sample or two may fall to the other
+                # side.
                 assert recorded["score"] == pytest.approx(value["score"], abs=0.005)
 
 

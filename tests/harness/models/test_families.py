@@ -38,7 +38,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def test_a_checkpoint_is_loaded_as_what_it_is(checkpoint: Path) -> None:
-    """Directory, class and family agree, before the weights are read and after; every tower gives embeddings."""
+    """Directory, class and family agree, before the weights are read and after; every tower gives
+    embeddings.
+    """
     found = references.load(str(checkpoint), CPU)
     family = families.of(found.model)
 
@@ -51,7 +53,9 @@ def test_a_checkpoint_is_loaded_as_what_it_is(checkpoint: Path) -> None:
 
 
 def test_what_a_tower_needs_is_there_and_nothing_else(checkpoint: Path) -> None:
-    """A checkpoint has the tokenizer where it reads words and the image processor where it sees pictures."""
+    """A checkpoint has the tokenizer where it reads words and the image processor where it sees
+    pictures.
+    """
     found = references.load(str(checkpoint), CPU)
     towers = families.of(found.model).towers
 
@@ -60,13 +64,23 @@ def test_what_a_tower_needs_is_there_and_nothing_else(checkpoint: Path) -> None:
 
 
 def test_a_recipe_may_name_the_attention_classes_of_every_family() -> None:
-    """The names that a recipe's ``parent_class`` may have are those of the table of families, all and no others."""
-    assert tuple(sorted({name for f in families.FAMILIES for name in f.attention_classes})) == schema.ATTENTION_CLASSES
+    """The names that a recipe's ``parent_class`` may have are those of the table of families, all
+    and no others.
+    """
+    assert (
+        tuple(sorted({name for f in families.FAMILIES for name in f.attention_classes}))
+        == schema.ATTENTION_CLASSES
+    )
 
 
 def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Without its configuration, or its weights, it is a usage error of one line."""
-    for name in ("config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"):
+    for name in (
+        "config.json",
+        "open_clip_config.json",
+        "model.safetensors",
+        "open_clip_model.safetensors",
+    ):
         if not (checkpoint / name).exists():
             continue
         folder = tmp_path / name
@@ -82,7 +96,9 @@ def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -
 
 
 def test_every_quantizer_belongs_to_a_tower(checkpoint: Path) -> None:
-    """The table's prefixes cover every module that ModelOpt has a place for, towers' kinds of layer included."""
+    """The table's prefixes cover every module that ModelOpt has a place for, towers' kinds of layer
+    included.
+    """
     model = references.load(str(checkpoint), CPU).model
     found = maps.quantizer_map(quantize.insert(model))
 
@@ -94,10 +110,14 @@ def test_every_quantizer_belongs_to_a_tower(checkpoint: Path) -> None:
         assert ("vision", "patch_embedding") in kinds
 
 
-@pytest.mark.parametrize("name", ["SigLIP-B-16-224", "SigLIP2-B-16-naflex", "open_clip-EVA02-B-16",
-                                  "open_clip-ViT-B-16-SigLIP"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["SigLIP-B-16-224", "SigLIP2-B-16-naflex", "open_clip-EVA02-B-16", "open_clip-ViT-B-16-SigLIP"],
+)
 def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> None:
-    """On the published architecture the four around attention are on in every block that the table does not hide."""
+    """On the published architecture the four around attention are on in every block that the table
+    does not hide.
+    """
     model = architectures.build(name)
     family = families.of(model)
     blocks = {p for p, m in model.named_modules() if type(m).__name__ in family.attention_classes}
@@ -120,7 +140,9 @@ def test_a_gate_of_every_family_holds(checkpoint: Path) -> None:
 
 
 def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
-    """Of each tower: one Linear that lost its input quantizer is named, and so is the loss of all quantizers."""
+    """Of each tower: one Linear that lost its input quantizer is named, and so is the loss of all
+    quantizers.
+    """
     for tower in families.of(references.load(str(checkpoint), CPU).model).towers:
         for whole in (False, True):
             case = case_on(checkpoint)
@@ -130,18 +152,25 @@ def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
                 for name, quantizer in maps.tensor_quantizers(model).items()
                 if quantizer.is_enabled and families.tower_of(families.of(model), name) == tower
             ]
-            lost = mine if whole else [one for one in mine if one[0].endswith("input_quantizer")][:1]
+            lost = (
+                mine if whole else [one for one in mine if one[0].endswith("input_quantizer")][:1]
+            )
             for _, quantizer in lost:
                 quantizer.disable()
 
             found = inserted(case)
 
-            assert any(lost[0][0].rpartition(".")[0] in str(problem.names) for problem in found), (tower, whole)
+            assert any(lost[0][0].rpartition(".")[0] in str(problem.names) for problem in found), (
+                tower,
+                whole,
+            )
             assert any(f"whole {tower} tower" in problem.what for problem in found) is whole
 
 
 def case_on(checkpoint: Path) -> Case:
-    """A case on *checkpoint* with the published recipe, or, where the family hides its attention, without attention."""
+    """A case on *checkpoint* with the published recipe, or, where the family hides its attention,
+    without attention.
+    """
     recipe = "fp8-linear-only" if checkpoint.name == "open_clip" else "fp8"
     gate = Gate(Options(recipes=(recipe,), clip_models=(str(checkpoint),), calibration_size=64))
     (case,) = gate.cases()
@@ -158,16 +187,20 @@ def inserted(case: Case) -> list[Problem]:
     ]
 
 
-# -- an embedding is an embedding ------------------------------------------------------------------------------------
+# -- an embedding is an embedding ------------------------------------------------------------------
 
 
 def test_patches_of_naflex_are_those_of_its_processor(tmp_path: Path) -> None:
-    """A square picture is cut into the patches, in the order, that SigLIP 2's own processor cuts."""
+    """A square picture is cut into the patches, in the order, that SigLIP 2's own processor
+    cuts.
+    """
     from PIL import Image
     from transformers import Siglip2ImageProcessor
 
     model = references.load(str(tiny.write("siglip2", tmp_path / "siglip2")), CPU).model
-    pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(1)).to(
+        torch.uint8
+    )
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     theirs = processor(Image.fromarray(pixels.numpy()), return_tensors="pt")
 
@@ -182,7 +215,9 @@ def test_patches_of_naflex_are_those_of_its_processor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", references.PARTS)
 def test_a_part_computes_what_the_whole_does(embedded: references.Reference, name: str) -> None:
-    """``embedded+CLASS`` gives the embeddings of the whole model, bit for bit, before or after the projection."""
+    """``embedded+CLASS`` gives the embeddings of the whole model, bit for bit, before or after the
+    projection.
+    """
     part = references.load(f"embedded+{name}", CPU)
     (tower,) = families.of(part.model).towers
     x = families.sample_inputs(embedded.model)[INPUTS[tower]]
@@ -203,11 +238,16 @@ def test_a_part_computes_what_the_whole_does(embedded: references.Reference, nam
 def test_a_part_of_a_model_with_outliers_has_them(embedded: references.Reference) -> None:
     """Suffixes apply in order: the part is cut out of what stands before it."""
     plain, planted = (
-        references.load(f"{base}+CLIPVisionModel", CPU).model for base in ("embedded", "embedded+outliers")
+        references.load(f"{base}+CLIPVisionModel", CPU).model
+        for base in ("embedded", "embedded+outliers")
     )
 
-    gains = [m.encoder.layers[0].layer_norm1.weight if hasattr(m, "encoder") else
-             m.vision_model.encoder.layers[0].layer_norm1.weight for m in (plain, planted)]  # fmt: skip
+    gains = [
+        m.encoder.layers[0].layer_norm1.weight
+        if hasattr(m, "encoder")
+        else m.vision_model.encoder.layers[0].layer_norm1.weight
+        for m in (plain, planted)
+    ]
     assert (gains[1] / gains[0]).max() == 64
 
 
@@ -221,19 +261,29 @@ def test_a_part_of_what_is_no_clip_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", references.PARTS)
 def test_a_part_answers_as_the_whole_does(embedded: references.Reference, name: str) -> None:
-    """With the other tower of its checkpoint, a part gives every outcome that the whole model gives."""
+    """With the other tower of its checkpoint, a part gives every outcome that the whole model
+    gives.
+    """
     part = references.load(f"embedded+{name}", CPU)
-    whole, own = (tasks.load_tasks(("emoji100",), None, ref)[0].subset(0, 128) for ref in (embedded, part))
+    whole, own = (
+        tasks.load_tasks(("emoji100",), None, ref)[0].subset(0, 128) for ref in (embedded, part)
+    )
 
     expected = tasks.evaluate(embedded.model, whole)
     found = tasks.evaluate(part.model, own)
 
-    assert torch.equal(torch.from_numpy(found.image_embeddings), torch.from_numpy(expected.image_embeddings))
-    assert torch.equal(torch.from_numpy(found.text_embeddings), torch.from_numpy(expected.text_embeddings))
+    assert torch.equal(
+        torch.from_numpy(found.image_embeddings), torch.from_numpy(expected.image_embeddings)
+    )
+    assert torch.equal(
+        torch.from_numpy(found.text_embeddings), torch.from_numpy(expected.text_embeddings)
+    )
     assert (found.outcomes["acc1"].answers == expected.outcomes["acc1"].answers).all()
 
 
-def test_a_completed_task_keeps_pictures_and_embeddings_together(embedded: references.Reference) -> None:
+def test_a_completed_task_keeps_pictures_and_embeddings_together(
+    embedded: references.Reference,
+) -> None:
     """Parts and choices of a completed task carry the embeddings of their own pictures."""
     import numpy as np
 
@@ -249,12 +299,15 @@ def test_a_completed_task_keeps_pictures_and_embeddings_together(embedded: refer
     assert (tasks.image_embeddings(part.model, cut, 8) == images[150:160]).all()
 
 
-# -- what cannot be quantized ---------------------------------------------------------------------------------------
+# -- what cannot be quantized ----------------------------------------------------------------------
 
 
 def test_hidden_blocks_are_told_with_their_reason(tmp_path: Path) -> None:
     """open_clip's attention and SigLIP's pooling head are listed as not covered, CLIP's nothing."""
-    siglip, open_clip = (references.load(str(tiny.write(n, tmp_path / n)), CPU).model for n in ("siglip", "open_clip"))
+    siglip, open_clip = (
+        references.load(str(tiny.write(n, tmp_path / n)), CPU).model
+        for n in ("siglip", "open_clip")
+    )
 
     assert insertion.not_covered(references.load("embedded", CPU).model) == []
     (line,) = insertion.not_covered(siglip)
@@ -263,7 +316,10 @@ def test_hidden_blocks_are_told_with_their_reason(tmp_path: Path) -> None:
         "vision visual.transformer.resblocks.{0..1}.attn",
         "text transformer.resblocks.{0..1}.attn",
     ]
-    assert all("python -m harness.models.openclip DIR OUT" in line for line in insertion.not_covered(open_clip))
+    assert all(
+        "python -m harness.models.openclip DIR OUT" in line
+        for line in insertion.not_covered(open_clip)
+    )
 
 
 def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> None:
@@ -274,17 +330,30 @@ def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> Non
     found = patterns.unmatched_patterns(places, recipe, families.hidden_in(model))
 
     assert [problem.rule for problem in found] == ["pattern matches nothing"] * 2
-    assert all("visual.transformer.resblocks.0.attn and 3 more" in problem.mend for problem in found)
+    assert all(
+        "visual.transformer.resblocks.0.attn and 3 more" in problem.mend for problem in found
+    )
 
 
 def test_a_part_is_not_asked_for_the_other_tower(tmp_path: Path) -> None:
-    """A pattern for the patch embedding matches nothing in a text tower and is right; a misspelt one is not."""
+    """A pattern for the patch embedding matches nothing in a text tower and is right; a misspelt
+    one is not.
+    """
     recipe = tmp_path / "some.yaml"
-    names = ["{quantizer_name: '*', enable: false}", "{quantizer_name: '*patch_embedding*', enable: false}",
-             "{quantizer_name: '*fc7*', enable: false}"]  # fmt: skip
+    names = [
+        "{quantizer_name: '*', enable: false}",
+        "{quantizer_name: '*patch_embedding*', enable: false}",
+        "{quantizer_name: '*fc7*', enable: false}",
+    ]
     entries = "".join(f"    - {name}\n" for name in names)
-    recipe.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{entries}")
-    gate = Gate(Options(recipes=(str(recipe),), clip_models=("embedded+CLIPTextModel",), calibration_size=64))
+    recipe.write_text(
+        f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{entries}"
+    )
+    gate = Gate(
+        Options(
+            recipes=(str(recipe),), clip_models=("embedded+CLIPTextModel",), calibration_size=64
+        )
+    )
 
     (problem,) = insertion.every_pattern_matches(gate.cases()[0])
 

@@ -1,4 +1,6 @@
-"""FP16 on a CPU: products are the right ones, and what is looked up has the bits of what is computed."""
+"""FP16 on a CPU: products are the right ones, and what is looked up has the bits of what is
+computed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 
 from harness.models.halves import half_products, looked_up
 
-# -- products -------------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -82,7 +84,9 @@ def test_half_products_leave_other_types_alone() -> None:
     assert (F.linear, F.conv2d) == (linear, conv2d)
 
 
-def test_half_products_are_torchs_where_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_products_are_torchs_where_the_processor_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On a CPU with FP16 arithmetic nothing is swapped."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
     linear = F.linear
@@ -92,7 +96,9 @@ def test_half_products_are_torchs_where_the_processor_has_them(monkeypatch: pyte
 
 
 def test_gradients_pass_through_half_products() -> None:
-    """Where a gradient is wanted, the product of FP16 matrices has torch's own gradient but for rounding."""
+    """Where a gradient is wanted, the product of FP16 matrices has torch's own gradient but for
+    rounding.
+    """
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(6, 32, generator=generator).half().requires_grad_(True)
     weight = torch.randn(16, 32, generator=generator).half()
@@ -102,10 +108,12 @@ def test_gradients_pass_through_half_products() -> None:
         (gradient,) = torch.autograd.grad(product.float().sum(), x)
 
     assert product.dtype is torch.float16
-    torch.testing.assert_close(gradient, weight.float().sum(0).half().expand(6, 32), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        gradient, weight.float().sum(0).half().expand(6, 32), rtol=2e-3, atol=2e-3
+    )
 
 
-# -- quantizers -----------------------------------------------------------------------------------------------------
+# -- quantizers ------------------------------------------------------------------------------------
 
 #: Every FP16 number once, and in another order.
 ALL = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
@@ -150,7 +158,9 @@ def same(a: Tensor, b: Tensor) -> bool:
     ids=["E4M3", "INT8", "INT8-narrow", "INT4"],
 )
 @torch.no_grad()
-def test_what_is_looked_up_has_the_bits_of_what_is_computed(attributes: dict[str, Any], amax: float) -> None:
+def test_what_is_looked_up_has_the_bits_of_what_is_computed(
+    attributes: dict[str, Any], amax: float
+) -> None:
     """Of every FP16 number: both zeros, subnormals, infinities and NaN among them."""
     made = quantizer(amax, **attributes)
     expected = made(SHUFFLED)
@@ -164,7 +174,9 @@ def test_what_is_looked_up_has_the_bits_of_what_is_computed(attributes: dict[str
 
 @torch.no_grad()
 def test_modelopts_own_function_runs_twice(entered: list[Tensor]) -> None:
-    """Once on the first tensor and once on all numbers, for each quantizer; in the next block again."""
+    """Once on the first tensor and once on all numbers, for each quantizer; in the next block
+    again.
+    """
     one, other, x = quantizer(1.0, num_bits=(4, 3)), quantizer(2.0, num_bits=8), drawn(4, 9)
 
     with looked_up():
@@ -191,8 +203,12 @@ def test_modelopts_own_function_runs_twice(entered: list[Tensor]) -> None:
     ids=["per-channel", "dynamic", "blocks", "uncalibrated"],
 )
 @torch.no_grad()
-def test_a_range_a_channel_a_block_or_a_tensor_is_computed(made: Any, entered: list[Tensor]) -> None:
-    """What hangs on more than the number is never tabulated: each tensor goes to ModelOpt's function, and no other."""
+def test_a_range_a_channel_a_block_or_a_tensor_is_computed(
+    made: Any, entered: list[Tensor]
+) -> None:
+    """What hangs on more than the number is never tabulated: each tensor goes to ModelOpt's
+    function, and no other.
+    """
     x = drawn(3, 16)
     expected = made(x), made(2 * x)
 
@@ -256,7 +272,9 @@ def test_modelopts_function_is_put_back() -> None:
 
 @torch.no_grad()
 def test_a_wrong_table_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison of the first tensor is what these tests trust: without it, a wrong table gives wrong bits."""
+    """The comparison of the first tensor is what these tests trust: without it, a wrong table gives
+    wrong bits.
+    """
     monkeypatch.setattr(TensorQuantizer, "_fake_quantize", lambda self, x: x - x[:1].expand_as(x))
     made, x = quantizer(1.0, num_bits=8), drawn(64)
 

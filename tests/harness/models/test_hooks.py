@@ -1,4 +1,6 @@
-"""Looking at what goes through modules: what is seen, what is replaced, and that nothing stays behind."""
+"""Looking at what goes through modules: what is seen, what is replaced, and that nothing stays
+behind.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def hooks(model: nn.Module) -> int:
 
 
 def test_arguments_and_outputs_are_seen_by_key(pair: nn.Sequential) -> None:
-    """Before and after each module, under the key that it was given; nothing is left behind the block."""
+    """Before and after each module, under the key that it was given; nothing is left behind the
+    block.
+    """
     seen: list[tuple[Any, float]] = []
     modules = dict(pair.named_children())
 
@@ -63,7 +67,10 @@ def test_hooks_go_when_a_forward_or_a_registration_raises(pair: nn.Sequential) -
 
     with pytest.raises(ValueError, match="seen enough"), before_each(modules, fail):
         pair(torch.tensor(1.0))
-    with pytest.raises(RuntimeError, match="no hooks here"), after_each(modules | {"2": Broken()}, lambda *_: None):
+    with (
+        pytest.raises(RuntimeError, match="no hooks here"),
+        after_each(modules | {"2": Broken()}, lambda *_: None),
+    ):
         pass
 
     assert hooks(pair) == 0

@@ -27,7 +27,9 @@ Change = Callable[[Path], object]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The embedded checkpoint in a folder of its own: links to its files, as a hub's cache has them."""
+    """The embedded checkpoint in a folder of its own: links to its files, as a hub's cache has
+    them.
+    """
     folder = tmp_path / "clip"
     folder.mkdir()
     for path in checkpoint_files.EMBEDDED.iterdir():
@@ -107,21 +109,69 @@ def cut(length: int) -> Change:
 REFUSED: dict[str, tuple[Change, str, str]] = {
     # config.json
     "model_type": (config("model_type", value=["clip"]), "config.json (model_type)", "is ['clip']"),
-    "no end token": (config("text_config", "eos_token_id", value=None), "(text_config.eos_token_id)", "is null"),
-    "two end tokens": (config("text_config", "eos_token_id", value=[1]), "(text_config.eos_token_id)", "is [1]"),
-    "end token": (config("text_config", "eos_token_id", value=1200), "(text_config)", "not in the vocabulary"),
-    "ten million layers": (config("text_config", "num_hidden_layers", value=10**7), "num_hidden_layers)", "10000000"),
-    "more layers": (config("text_config", "num_hidden_layers", value=4), "(text_config)", "is 4, the weights have 3"),
-    "fewer layers": (config("vision_config", "num_hidden_layers", value=3), "(vision_config)", "the weights have 4"),
-    "vocabulary": (config("text_config", "vocab_size", value=4_000_000), "(text_config)", "4000000 x 96"),
+    "no end token": (
+        config("text_config", "eos_token_id", value=None),
+        "(text_config.eos_token_id)",
+        "is null",
+    ),
+    "two end tokens": (
+        config("text_config", "eos_token_id", value=[1]),
+        "(text_config.eos_token_id)",
+        "is [1]",
+    ),
+    "end token": (
+        config("text_config", "eos_token_id", value=1200),
+        "(text_config)",
+        "not in the vocabulary",
+    ),
+    "ten million layers": (
+        config("text_config", "num_hidden_layers", value=10**7),
+        "num_hidden_layers)",
+        "10000000",
+    ),
+    "more layers": (
+        config("text_config", "num_hidden_layers", value=4),
+        "(text_config)",
+        "is 4, the weights have 3",
+    ),
+    "fewer layers": (
+        config("vision_config", "num_hidden_layers", value=3),
+        "(vision_config)",
+        "the weights have 4",
+    ),
+    "vocabulary": (
+        config("text_config", "vocab_size", value=4_000_000),
+        "(text_config)",
+        "4000000 x 96",
+    ),
     "picture": (config("vision_config", "image_size", value=64), "(vision_config)", "65 x 192"),
-    "large picture": (config("vision_config", "image_size", value=10**6), "(vision_config.image_size)", "1000000"),
-    "sides": (config("vision_config", "image_size", value=[48, 48]), "(vision_config.image_size)", "[48, 48]"),
-    "projection": (config("projection_dim", value=64), "config.json", "64 x 192, the weights have 128 x 192"),
-    "heads": (config("vision_config", "num_attention_heads", value=5), "(vision_config)", "not a multiple"),
+    "large picture": (
+        config("vision_config", "image_size", value=10**6),
+        "(vision_config.image_size)",
+        "1000000",
+    ),
+    "sides": (
+        config("vision_config", "image_size", value=[48, 48]),
+        "(vision_config.image_size)",
+        "[48, 48]",
+    ),
+    "projection": (
+        config("projection_dim", value=64),
+        "config.json",
+        "64 x 192, the weights have 128 x 192",
+    ),
+    "heads": (
+        config("vision_config", "num_attention_heads", value=5),
+        "(vision_config)",
+        "not a multiple",
+    ),
     "a list": (added("config.json", b"[1]"), "config.json", "is [1]"),
     "deep": (added("config.json", b"[" * 100_000), "config.json", "nests deeper"),
-    "other weights": (config("transformers_weights", value="../x.safetensors"), "config.json", "'../x.safetensors'"),
+    "other weights": (
+        config("transformers_weights", value="../x.safetensors"),
+        "config.json",
+        "'../x.safetensors'",
+    ),
     # preprocessing
     "no size": (preprocessing(size=None), "preprocessor_config.json (size)", "shortest_edge"),
     "size 0": (preprocessing(size={"shortest_edge": 0}), "(size.shortest_edge)", "is 0"),
@@ -132,11 +182,27 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "factor": (preprocessing(rescale_factor="x"), "(rescale_factor)", "is 'x'"),
     "filter": (preprocessing(resample=99), "(resample)", "is 99"),
     "padding": (preprocessing(do_pad=True), "(do_pad)", "is true"),
-    "other size": (preprocessing(size=224, crop_size=224), "preprocessor_config.json", "224 x 224 pixels"),
-    "smaller size": (preprocessing(size=24), "preprocessor_config.json", "24 pixels and then crops 48"),
-    "no crop": (preprocessing(do_center_crop=False), "preprocessor_config.json", "pictures differ in size"),
+    "other size": (
+        preprocessing(size=224, crop_size=224),
+        "preprocessor_config.json",
+        "224 x 224 pixels",
+    ),
+    "smaller size": (
+        preprocessing(size=24),
+        "preprocessor_config.json",
+        "24 pixels and then crops 48",
+    ),
+    "no crop": (
+        preprocessing(do_center_crop=False),
+        "preprocessor_config.json",
+        "pictures differ in size",
+    ),
     # weights
-    "a file elsewhere": (sharded("a.safetensors", "../other/model.safetensors"), "index.json", "'../other/model.s"),
+    "a file elsewhere": (
+        sharded("a.safetensors", "../other/model.safetensors"),
+        "index.json",
+        "'../other/model.s",
+    ),
     "an absolute path": (sharded("/etc/passwd"), "index.json", "'/etc/passwd'"),
     "a pickle": (sharded("pytorch_model.bin"), "index.json", "pickled weights are not read"),
     "an absent file": (sharded("b.safetensors"), "b.safetensors", "no such file of weights"),
@@ -145,14 +211,24 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "an adapter": (added("adapter_config.json"), "adapter_config.json", "adapter"),
     # already quantized
     "ModelOpt's state": (added("modelopt_state.pth"), "modelopt_state.pth", "already quantized"),
-    "ModelOpt's export": (added("hf_quant_config.json"), "hf_quant_config.json", "already quantized"),
-    "quantization_config": (config("quantization_config", value={}), "config.json", "already quantized"),
-}  # fmt: skip
+    "ModelOpt's export": (
+        added("hf_quant_config.json"),
+        "hf_quant_config.json",
+        "already quantized",
+    ),
+    "quantization_config": (
+        config("quantization_config", value={}),
+        "config.json",
+        "already quantized",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_used_is_refused_with_its_place(checkpoint: Path, name: str) -> None:
-    """Each wrong value in a file of a checkpoint is refused with the file, the key and the value."""
+    """Each wrong value in a file of a checkpoint is refused with the file, the key and the
+    value.
+    """
     change, place, part = REFUSED[name]
     change(checkpoint)
 
@@ -174,9 +250,13 @@ ODD: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
+)
 def test_a_file_that_is_not_one_is_refused(checkpoint: Path, name: str, kind: str) -> None:
-    """A pipe, a device, a folder, a dangling link and an empty file end in one line that names the file."""
+    """A pipe, a device, a folder, a dangling link and an empty file end in one line that names the
+    file.
+    """
     (checkpoint / name).unlink()
     ODD[kind](checkpoint / name)
 
@@ -204,7 +284,8 @@ def test_other_spellings_are_accepted(checkpoint: Path, change: Change) -> None:
 def test_nothing_heavy_is_imported() -> None:
     """What config.json alone says needs neither torch nor transformers."""
     code = (
-        "import sys; from harness.models import checkpoint_files as m; m.look('embedded'); print('torch' in "
+        "import sys; from harness.models import checkpoint_files as m; m.look('embedded'); "
+        "print('torch' in "
         "sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -223,7 +304,9 @@ def test_nothing_heavy_is_imported() -> None:
         (checkpoint_configs.Text, "Siglip2TextConfig"),
     ],
 )
-def test_defaults_are_those_of_transformers(model: type[checkpoint_configs.Encoder], theirs: str) -> None:
+def test_defaults_are_those_of_transformers(
+    model: type[checkpoint_configs.Encoder], theirs: str
+) -> None:
     """A key that config.json leaves out means here what it means there."""
     import transformers
 
@@ -236,7 +319,7 @@ def test_defaults_are_those_of_transformers(model: type[checkpoint_configs.Encod
     assert ours.keys() - defaults.keys() <= {"image_size"}
 
 
-# -- names and places -----------------------------------------------------------------------------------------------
+# -- names and places ------------------------------------------------------------------------------
 
 
 def test_a_folder_gives_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +327,24 @@ def test_a_folder_gives_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(checkpoint)
     (checkpoint.parent / "linked").symlink_to(checkpoint)
 
-    refs = (".", f"{checkpoint}/", "../clip", "../linked", ".+outliers", "openai/clip-vit+CLIPTextModel", "embedded")
+    refs = (
+        ".",
+        f"{checkpoint}/",
+        "../clip",
+        "../linked",
+        ".+outliers",
+        "openai/clip-vit+CLIPTextModel",
+        "embedded",
+    )
     assert [names.of_model(ref) for ref in refs] == [
-        "clip", "clip", "clip", "linked", "clip+outliers", "clip-vit+CLIPTextModel", "embedded"
-    ]  # fmt: skip
+        "clip",
+        "clip",
+        "clip",
+        "linked",
+        "clip+outliers",
+        "clip-vit+CLIPTextModel",
+        "embedded",
+    ]
     assert checkpoint_files.look(".").side == 48
 
 
@@ -262,25 +359,34 @@ def test_a_folder_gives_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_reference_that_leads_nowhere_is_refused(ref: str, part: str) -> None:
-    """An unknown suffix or user, a file, and a name that cannot be one are refused before a hub is asked."""
+    """An unknown suffix or user, a file, and a name that cannot be one are refused before a hub is
+    asked.
+    """
     line = refusal(ref)
 
     assert line.startswith("--clip-model")
     assert part in line
 
 
-def test_parts_of_a_pipeline_find_their_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image_encoder finds its preprocessing in either folder, a text_encoder its tokenizer, also through a link;
-    both are in the revision.
+def test_parts_of_a_pipeline_find_their_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image_encoder finds its preprocessing in either folder, a text_encoder its tokenizer, also
+    through a link; both are in the revision.
     """
     pipeline = tmp_path / "pipeline"
-    for name, part in (("image_encoder", "CLIPVisionModelWithProjection"), ("text_encoder", "CLIPTextModel")):
+    for name, part in (
+        ("image_encoder", "CLIPVisionModelWithProjection"),
+        ("text_encoder", "CLIPTextModel"),
+    ):
         tiny.write(part, pipeline / name)
     (pipeline / "feature_extractor").mkdir()
     (pipeline / "tokenizer").mkdir()
     for path in (pipeline / "image_encoder").glob("*processor*"):
         path.rename(pipeline / "feature_extractor" / path.name)
-    for path in [p for p in (pipeline / "text_encoder").iterdir() if p.stem not in ("config", "model")]:
+    for path in [
+        p for p in (pipeline / "text_encoder").iterdir() if p.stem not in ("config", "model")
+    ]:
         path.rename(pipeline / "tokenizer" / path.name)
     (tmp_path / "mine").symlink_to(pipeline / "text_encoder")
 
@@ -298,12 +404,14 @@ def test_parts_of_a_pipeline_find_their_neighbours(tmp_path: Path, monkeypatch: 
     assert checkpoint_files.look(".").image_processor == pipeline.resolve() / "image_processor"
 
 
-# -- pickles --------------------------------------------------------------------------------------------------------
+# -- pickles ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["clip", "open_clip"])
 def test_the_command_that_converts_pickled_weights_works(tmp_path: Path, form: str) -> None:
-    """Pickled weights are refused; the command in the message writes the same numbers as safetensors."""
+    """Pickled weights are refused; the command in the message writes the same numbers as
+    safetensors.
+    """
     import safetensors.torch
 
     folder = tmp_path / "with blanks" / form
@@ -312,14 +420,18 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path: Path, form: s
     else:
         tiny.open_clip(folder)
     safe = folder / (openclip.WEIGHTS if form == "open_clip" else "model.safetensors")
-    pickled = folder / ("open_clip_pytorch_model.bin" if form == "open_clip" else "pytorch_model.bin")
+    pickled = folder / (
+        "open_clip_pytorch_model.bin" if form == "open_clip" else "pytorch_model.bin"
+    )
     weights = safetensors.torch.load_file(safe)
     torch.save(weights, pickled)
     safe.unlink()
 
     line = refusal(folder)
     assert line.startswith(f"{pickled}: pickled weights are not read. ")
-    command = line.partition("Convert them once: ")[2].replace("python -c", f"{sys.executable} -c", 1)
+    command = line.partition("Convert them once: ")[2].replace(
+        "python -c", f"{sys.executable} -c", 1
+    )
     subprocess.run(command, shell=True, check=True)
 
     converted = safetensors.torch.load_file(safe)
@@ -328,24 +440,42 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path: Path, form: s
     assert checkpoint_files.look(str(folder)).weights == (safe,)
 
 
-# -- open_clip ------------------------------------------------------------------------------------------------------
+# -- open_clip -------------------------------------------------------------------------------------
 
 OPEN_CLIP_REFUSED: dict[str, tuple[tuple[str, ...], Any, str]] = {
-    "ten million layers": (("model_cfg", "vision_cfg", "layers"), 10**7, "(model_cfg.vision_cfg.layers)"),
+    "ten million layers": (
+        ("model_cfg", "vision_cfg", "layers"),
+        10**7,
+        "(model_cfg.vision_cfg.layers)",
+    ),
     "more layers": (("model_cfg", "vision_cfg", "layers"), 400, "only in the configuration"),
     "width": (("model_cfg", "vision_cfg", "width"), 65_536, "the configuration asks for (65536,)"),
     "sides": (("model_cfg", "vision_cfg", "image_size"), [32, 40], "not square"),
-    "a tower of a hub": (("model_cfg", "vision_cfg", "timm_model_name"), "hf-hub:a/b", "only timm's own"),
-    "a text tower of a hub": (("model_cfg", "text_cfg", "hf_model_name"), "roberta-base", "'roberta-base'"),
+    "a tower of a hub": (
+        ("model_cfg", "vision_cfg", "timm_model_name"),
+        "hf-hub:a/b",
+        "only timm's own",
+    ),
+    "a text tower of a hub": (
+        ("model_cfg", "text_cfg", "hf_model_name"),
+        "roberta-base",
+        "'roberta-base'",
+    ),
     "mean": (("preprocess_cfg", "mean"), [1.0], "(preprocess_cfg.mean)"),
-    "other size": (("preprocess_cfg", "size"), [3, 64, 64], "pictures of 64 pixels, the model needs 32"),
+    "other size": (
+        ("preprocess_cfg", "size"),
+        [3, 64, 64],
+        "pictures of 64 pixels, the model needs 32",
+    ),
     "interpolation": (("preprocess_cfg", "interpolation"), "random", "is 'random'"),
 }
 
 
 @pytest.mark.parametrize("name", OPEN_CLIP_REFUSED)
 def test_an_open_clip_configuration_that_cannot_be_used(tmp_path: Path, name: str) -> None:
-    """Sizes are compared with the weights before a model takes memory, and no hub is asked for a tower."""
+    """Sizes are compared with the weights before a model takes memory, and no hub is asked for a
+    tower.
+    """
     keys, value, part = OPEN_CLIP_REFUSED[name]
     folder = tiny.open_clip(tmp_path / "open_clip")
     edited(openclip.CONFIG, *keys, value=value)(folder)
@@ -357,7 +487,9 @@ def test_an_open_clip_configuration_that_cannot_be_used(tmp_path: Path, name: st
 
 
 def test_pretrained_towers_are_not_fetched(tmp_path: Path) -> None:
-    """A configuration that asks for pretrained weights of a tower gets those of the checkpoint, and nothing else."""
+    """A configuration that asks for pretrained weights of a tower gets those of the checkpoint, and
+    nothing else.
+    """
     folder = tiny.open_clip(tmp_path / "open_clip")
     before = references.load(str(folder), CPU).model.state_dict()
     edited(openclip.CONFIG, "model_cfg", "vision_cfg", "timm_model_pretrained", value=True)(folder)
@@ -366,12 +498,16 @@ def test_pretrained_towers_are_not_fetched(tmp_path: Path) -> None:
 
     assert all(torch.equal(after[name], before[name]) for name in before)
     cfg = tiny.OPEN_CLIP | {
-        "vision_cfg": {"timm_model_name": "resnet18", "timm_model_pretrained": True, "image_size": 32}
+        "vision_cfg": {
+            "timm_model_name": "resnet18",
+            "timm_model_pretrained": True,
+            "image_size": 32,
+        }
     }
     openclip.build(cfg)  # would need a network
 
 
-# -- the hub --------------------------------------------------------------------------------------------------------
+# -- the hub ---------------------------------------------------------------------------------------
 
 COMMIT = "a" * 40
 
@@ -383,7 +519,9 @@ def half_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     repository = tmp_path / "hub" / "models--someone--small-clip"
     snapshot = repository / "snapshots" / COMMIT
-    shutil.copytree(checkpoint_files.EMBEDDED, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        checkpoint_files.EMBEDDED, snapshot, ignore=shutil.ignore_patterns("*.safetensors")
+    )
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -399,7 +537,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     stored = sorted(checkpoint_files.EMBEDDED.iterdir())
     answers: dict[str, object] = {  # by the end of the path
         "main": {"id": "someone/small-clip", "sha": COMMIT},
-        COMMIT: [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in stored],
+        COMMIT: [
+            {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name}
+            for p in stored
+        ],
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -407,9 +548,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             asked.append(self.path)
             name = self.path.rpartition("/")[2].partition("?")[0]
             path = checkpoint_files.EMBEDDED / name
-            data = path.read_bytes() if path.is_file() else json.dumps(answers.get(name, {})).encode()
+            data = (
+                path.read_bytes() if path.is_file() else json.dumps(answers.get(name, {})).encode()
+            )
             self.send_response(200)
-            for key, value in {"Content-Length": len(data), "ETag": f'"{name}"', "X-Repo-Commit": COMMIT}.items():
+            for key, value in {
+                "Content-Length": len(data),
+                "ETag": f'"{name}"',
+                "X-Repo-Commit": COMMIT,
+            }.items():
                 self.send_header(key, str(value))
             self.end_headers()
             if self.command == "GET":
@@ -425,7 +572,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
     )
     yield asked
     server.shutdown()
@@ -444,22 +593,28 @@ def test_a_half_cached_hub_id_is_completed(half_cached: str, hub: list[str]) -> 
 def test_a_half_cached_hub_id_offline_is_said_to_be_incomplete(
     half_cached: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a network the id that the user gave is named, not a folder that nobody gave, with what is missing."""
+    """Without a network the id that the user gave is named, not a folder that nobody gave, with
+    what is missing.
+    """
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     line = refusal(half_cached)
 
-    assert line.startswith(f"--clip-model {half_cached}: its cached copy is incomplete (model.safetensors is missing)")
+    assert line.startswith(
+        f"--clip-model {half_cached}: its cached copy is incomplete (model.safetensors is missing)"
+    )
     assert f"hf download {half_cached}" in line
 
 
-# -- tokenizers -----------------------------------------------------------------------------------------------------
+# -- tokenizers ------------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:
-    """Ids that the model does not know, or an end token that never comes, are refused before they are computed with."""
+    """Ids that the model does not know, or an end token that never comes, are refused before they
+    are computed with.
+    """
     edited("tokenizer.json", "model", "vocab", "a</w>", value=5000)(checkpoint)
 
     with pytest.raises(UsageError, match="gives the id 5000, the model knows 1200 words"):
@@ -476,7 +631,9 @@ def pieces(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sentencepiece_that_is_not_installed_is_named(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sentencepiece_that_is_not_installed_is_named(
+    pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A tokenizer of sentencepiece without that library ends in the command that installs it."""
     monkeypatch.setattr(checkpoint_files, "find_spec", lambda name: None)
 
@@ -490,9 +647,17 @@ def test_sentencepiece_that_is_installed_is_used(pieces: Path) -> None:
     """With the library the words are split by it."""
     sentencepiece = pytest.importorskip("sentencepiece")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a photo of a cat", "an emoji of two dogs", "the quick brown fox"] * 5),
-        model_prefix=str(pieces / "spiece"), vocab_size=60, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(
+            ["a photo of a cat", "an emoji of two dogs", "the quick brown fox"] * 5
+        ),
+        model_prefix=str(pieces / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
 
     assert references.load(str(pieces), CPU).tokenizer("a photo of a cat.")["input_ids"][-1] == 1

@@ -14,7 +14,8 @@ from harness.models import architectures, references
 
 CPU = torch.device("cpu")
 
-#: Parameters in millions, as open_clip's published model profile gives them; SigLIP's as their checkpoints count.
+#: Parameters in millions, as open_clip's published model profile gives them; SigLIP's as their
+#: checkpoints count.
 PUBLISHED_SIZES = {
     "ViT-B-32": 151.28,
     "ViT-B-16": 149.62,
@@ -51,7 +52,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
 def test_architecture_has_the_published_size(name: str) -> None:
-    """Each published architecture has its published number of parameters, and none of them takes memory."""
+    """Each published architecture has its published number of parameters, and none of them takes
+    memory.
+    """
     model = architectures.build(name)
 
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == PUBLISHED_SIZES[name]
@@ -70,7 +73,9 @@ def test_unknown_architecture_names_the_known_ones() -> None:
 
 
 def test_embedded_and_its_directory_are_one_model(checkpoint: Path) -> None:
-    """The embedded model and a copy of its directory share revision and outputs; only the name differs."""
+    """The embedded model and a copy of its directory share revision and outputs; only the name
+    differs.
+    """
     embedded, copied = references.load("embedded", CPU), references.load(str(checkpoint), CPU)
 
     assert (embedded.name, copied.name) == ("embedded", "clip")

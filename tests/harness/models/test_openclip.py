@@ -42,7 +42,9 @@ def converted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_converted_checkpoint_computes_the_same(folder: Path, converted: Path) -> None:
     """In float32 both give the same embeddings within rounding, on noise and on words."""
-    theirs, ours = (references.load(str(place), CPU, torch.float32).model for place in (folder, converted))
+    theirs, ours = (
+        references.load(str(place), CPU, torch.float32).model for place in (folder, converted)
+    )
     inputs_ = families.sample_inputs(ours, batch=5)
 
     with torch.no_grad():
@@ -53,15 +55,21 @@ def test_a_converted_checkpoint_computes_the_same(folder: Path, converted: Path)
 
 
 def test_outliers_are_planted_in_a_converted_checkpoint(folder: Path, converted: Path) -> None:
-    """open_clip's own form is refused with the command that converts it; what the command writes is taken."""
-    with pytest.raises(UsageError, match=r"Convert it first: python -m harness\.models\.openclip DIR OUT\."):
+    """open_clip's own form is refused with the command that converts it; what the command writes is
+    taken.
+    """
+    with pytest.raises(
+        UsageError, match=r"Convert it first: python -m harness\.models\.openclip DIR OUT\."
+    ):
         checkpoint_files.look(f"{folder}+outliers")
 
     assert checkpoint_files.look(f"{converted}+outliers").side == 32
 
 
 def test_a_converted_checkpoint_has_the_same_weights(folder: Path, converted: Path) -> None:
-    """Every number is there once, none is changed: packed projections are split, transposed ones turned."""
+    """Every number is there once, none is changed: packed projections are split, transposed ones
+    turned.
+    """
     theirs, ours = (references.load(str(place), CPU).model for place in (folder, converted))
     state: dict[str, Any] = ours.state_dict()
 
@@ -70,7 +78,10 @@ def test_a_converted_checkpoint_has_the_same_weights(folder: Path, converted: Pa
     parts = [state[f"vision_model.encoder.layers.1.self_attn.{k}_proj.weight"] for k in "qkv"]
     assert torch.equal(torch.cat(parts), packed)
     assert torch.equal(state["visual_projection.weight"], theirs.visual.proj.T)
-    numbers = [torch.cat([w.float().flatten() for w in m.state_dict().values()]).sort().values for m in (theirs, ours)]
+    numbers = [
+        torch.cat([w.float().flatten() for w in m.state_dict().values()]).sort().values
+        for m in (theirs, ours)
+    ]
     assert torch.equal(*numbers)
 
 
@@ -85,7 +96,9 @@ def test_the_activation_is_kept(tmp_path: Path, quick: bool) -> None:
 
 
 def test_words_get_the_ids_that_open_clip_gives_them(folder: Path, converted: Path) -> None:
-    """Both tokenizers, the one read and the one written, give open_clip's ids up to the end token."""
+    """Both tokenizers, the one read and the one written, give open_clip's ids up to the end
+    token.
+    """
     from open_clip.tokenizer import SimpleTokenizer
 
     expected = SimpleTokenizer(context_length=24)(WORDS)
@@ -116,13 +129,21 @@ def test_pictures_are_prepared_as_open_clip_prepares_them(folder: Path) -> None:
     ("change", "what"),
     [
         ({"vision_cfg": tiny.OPEN_CLIP["vision_cfg"] | {"ls_init_value": 0.1}}, "ls_1.gamma"),
-        ({"vision_cfg": tiny.OPEN_CLIP["vision_cfg"] | {"pool_type": "avg"}}, "computes something else"),
-        ({"text_cfg": tiny.OPEN_CLIP["text_cfg"] | {"no_causal_mask": True}}, "computes something else"),
+        (
+            {"vision_cfg": tiny.OPEN_CLIP["vision_cfg"] | {"pool_type": "avg"}},
+            "computes something else",
+        ),
+        (
+            {"text_cfg": tiny.OPEN_CLIP["text_cfg"] | {"no_causal_mask": True}},
+            "computes something else",
+        ),
         ({"custom_text": True}, "no standard vision transformer"),
     ],
     ids=["layer scale", "average pooling", "no causal mask", "text tower of its own"],
 )
-def test_what_a_clip_model_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+def test_what_a_clip_model_cannot_be_is_refused(
+    tmp_path: Path, change: dict[str, Any], what: str
+) -> None:
     """Parts that a CLIPModel lacks are told in one line, and nothing is written."""
     place, out = tiny.open_clip(tmp_path / "a", **change), tmp_path / "out"
 
@@ -132,7 +153,9 @@ def test_what_a_clip_model_cannot_be_is_refused(tmp_path: Path, change: dict[str
     assert not out.exists()
 
 
-def test_the_command_refuses_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A folder that exists, or one without weights, ends the command with code 4 and one line."""
     assert openclip.main([str(folder), str(tmp_path)]) == 4
     (tmp_path / "b").mkdir()
@@ -144,7 +167,9 @@ def test_the_command_refuses_in_one_line(folder: Path, tmp_path: Path, capsys: p
     assert "open_clip_model.safetensors is missing" in missing
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_cfg": {"vision_cfg": 3, "text_cfg": {}}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"model_cfg": {"vision_cfg": 3, "text_cfg": {}}}']
+)
 def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
     """What is no configuration of open_clip's is told with the file."""
     (tmp_path / openclip.CONFIG).write_text(text)

@@ -39,16 +39,22 @@ def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: found[name].double() for name in ("vision", "text")}
 
 
-def test_the_function_stays_in_fp16(embedded: references.Reference, planted: references.Reference) -> None:
+def test_the_function_stays_in_fp16(
+    embedded: references.Reference, planted: references.Reference
+) -> None:
     """In FP16 the outputs with and without outliers differ by no more than FP16 rounding."""
     before, after = outputs(embedded.model), outputs(planted.model)
 
     for name, value in before.items():
-        assert torch.allclose(after[name], value, rtol=2**-9, atol=2**-9 * float(value.abs().max())), name
+        assert torch.allclose(
+            after[name], value, rtol=2**-9, atol=2**-9 * float(value.abs().max())
+        ), name
 
 
 def test_the_function_stays_bit_for_bit_in_fp32() -> None:
-    """In FP32, where no weight leaves the normal range, a factor that is a power of two changes no bit."""
+    """In FP32, where no weight leaves the normal range, a factor that is a power of two changes no
+    bit.
+    """
     model = references.load("embedded", CPU, torch.float32).model
     changed = copy.deepcopy(model)
 
@@ -59,12 +65,19 @@ def test_the_function_stays_bit_for_bit_in_fp32() -> None:
         assert torch.equal(after[name], value), name
 
 
-def test_every_layer_of_both_towers_has_them(embedded: references.Reference, planted: references.Reference) -> None:
-    """Both norms of every layer carry the factor, in the same channels through a tower, and a tower has its own."""
+def test_every_layer_of_both_towers_has_them(
+    embedded: references.Reference, planted: references.Reference
+) -> None:
+    """Both norms of every layer carry the factor, in the same channels through a tower, and a tower
+    has its own.
+    """
     found = plant(copy.deepcopy(embedded.model))
 
     config = embedded.model.config
-    layers = {"vision": config.vision_config.num_hidden_layers, "text": config.text_config.num_hidden_layers}
+    layers = {
+        "vision": config.vision_config.num_hidden_layers,
+        "text": config.text_config.num_hidden_layers,
+    }
     for tower, count in layers.items():
         channels = {tuple(c) for path, c in found.items() if path.startswith(f"{tower}_model")}
         assert sum(path.startswith(f"{tower}_model") for path in found) == 2 * count
@@ -75,13 +88,17 @@ def test_every_layer_of_both_towers_has_them(embedded: references.Reference, pla
         assert torch.equal((ratio > 32).nonzero().flatten(), torch.tensor(channels_of)), path
 
 
-def test_the_norms_really_put_out_outliers(embedded: references.Reference, planted: references.Reference) -> None:
+def test_the_norms_really_put_out_outliers(
+    embedded: references.Reference, planted: references.Reference
+) -> None:
     """The largest output of a LayerNorm grows by more than ten times, while the median stays."""
 
     def seen(model: nn.Module) -> list[torch.Tensor]:
         kept: list[torch.Tensor] = []
         norms = [m for n, m in model.named_modules() if n.endswith(("layer_norm1", "layer_norm2"))]
-        hooks = [m.register_forward_hook(lambda _m, _i, o: kept.append(o.float().abs())) for m in norms]
+        hooks = [
+            m.register_forward_hook(lambda _m, _i, o: kept.append(o.float().abs())) for m in norms
+        ]
         outputs(model)
         for hook in hooks:
             hook.remove()
@@ -94,7 +111,9 @@ def test_the_norms_really_put_out_outliers(embedded: references.Reference, plant
 
 def test_the_channels_hang_on_the_seed_alone(embedded: references.Reference) -> None:
     """One seed always plants the same channels, another one others, and the share says how many."""
-    first, again, other = (plant(copy.deepcopy(embedded.model), Outliers(seed=s)) for s in (3, 3, 4))
+    first, again, other = (
+        plant(copy.deepcopy(embedded.model), Outliers(seed=s)) for s in (3, 3, 4)
+    )
     many = plant(copy.deepcopy(embedded.model), Outliers(share=0.05))
 
     assert first == again
@@ -126,15 +145,26 @@ def test_a_model_without_known_layers_is_refused(embedded: references.Reference)
         plant(model)
 
 
-def test_name_and_revision_tell_the_model_apart(embedded: references.Reference, planted: references.Reference) -> None:
-    """The reference is called embedded+outliers and has a revision of its own, which other outliers change."""
+def test_name_and_revision_tell_the_model_apart(
+    embedded: references.Reference, planted: references.Reference
+) -> None:
+    """The reference is called embedded+outliers and has a revision of its own, which other outliers
+    change.
+    """
     assert (planted.name, planted.source) == ("embedded+outliers", "embedded+outliers")
     assert planted.revision == Outliers().revision(embedded.revision)
-    assert len({embedded.revision, planted.revision, Outliers(factor=32.0).revision(embedded.revision)}) == 3
+    assert (
+        len(
+            {embedded.revision, planted.revision, Outliers(factor=32.0).revision(embedded.revision)}
+        )
+        == 3
+    )
 
 
 def test_a_directory_may_carry_the_suffix(tmp_path: Path, embedded: references.Reference) -> None:
-    """A checkpoint directory takes the suffix as 'embedded' does; one whose own name ends so is loaded as it is."""
+    """A checkpoint directory takes the suffix as 'embedded' does; one whose own name ends so is
+    loaded as it is.
+    """
     (tmp_path / "clip").symlink_to(references.EMBEDDED)
     (tmp_path / "mine+outliers").symlink_to(references.EMBEDDED)
 
@@ -154,7 +184,9 @@ def test_the_gate_names_the_case() -> None:
 
 
 def cosine_loss(reference: references.Reference, recipe: str) -> float:
-    """1 - mean cosine of the quantized model's image embeddings to the reference's, on the calibration pictures."""
+    """1 - mean cosine of the quantized model's image embeddings to the reference's, on the
+    calibration pictures.
+    """
     from harness.data import calibration
 
     pairs = calibration.load(None, reference, 64)
@@ -162,14 +194,19 @@ def cosine_loss(reference: references.Reference, recipe: str) -> float:
     model = quantize(reference.model, loading.load(recipe), forward_loop_over(batches))
     batch = next(iter(batches))
     with torch.no_grad():
-        before, after = (families.encode(m, "vision", batch["pixel_values"]).double() for m in (reference.model, model))
+        before, after = (
+            families.encode(m, "vision", batch["pixel_values"]).double()
+            for m in (reference.model, model)
+        )
     return 1 - float(nn.functional.cosine_similarity(before, after).mean())
 
 
 def test_they_break_per_tensor_int8_and_smoothquant_mends_it(
     embedded: references.Reference, planted: references.Reference
 ) -> None:
-    """INT8 loses over twenty times as much on the stressed model, SmoothQuant brings it back, FP8 hardly notices."""
+    """INT8 loses over twenty times as much on the stressed model, SmoothQuant brings it back, FP8
+    hardly notices.
+    """
     plain = {r: cosine_loss(embedded, r) for r in ("fp8", "int8", "int8-smoothquant")}
     spiked = {r: cosine_loss(planted, r) for r in ("fp8", "int8", "int8-smoothquant")}
 

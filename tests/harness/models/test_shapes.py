@@ -1,4 +1,6 @@
-"""The short way of shapes over the meta device: the same shapes, the same calls, and nothing else touched."""
+"""The short way of shapes over the meta device: the same shapes, the same calls, and nothing else
+touched.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_rule_gives_the_shape_and_dtype_that_torch_gives(dtype: torch.dtype) -> None:
-    """Linear layers with and without bias, normalisations and attention come out as from torch's own derivation."""
-    x, q, v = meta(2, 5, 8, dtype=dtype), meta(2, 3, 5, 8, dtype=dtype), meta(2, 3, 7, 4, dtype=dtype)
+    """Linear layers with and without bias, normalisations and attention come out as from torch's
+    own derivation.
+    """
+    x, q, v = (
+        meta(2, 5, 8, dtype=dtype),
+        meta(2, 3, 5, 8, dtype=dtype),
+        meta(2, 3, 7, 4, dtype=dtype),
+    )
     calls: list[Any] = [
         lambda: F.linear(x, meta(6, 8, dtype=dtype)),
         lambda: F.linear(x, meta(6, 8, dtype=dtype), bias=meta(6, dtype=dtype)),
@@ -37,7 +45,11 @@ def test_every_rule_gives_the_shape_and_dtype_that_torch_gives(dtype: torch.dtyp
         expected = call()
         with ShapesOnly():
             found = call()
-        assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
+        assert (found.shape, found.dtype, found.device) == (
+            expected.shape,
+            expected.dtype,
+            expected.device,
+        )
 
 
 def test_tensors_with_values_are_computed() -> None:
@@ -51,13 +63,17 @@ def test_tensors_with_values_are_computed() -> None:
 
 @pytest.mark.parametrize("name", ["embedded", "ViT-B-32"])
 def test_calls_are_those_of_the_long_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each quantizer of an architecture is entered as often, and the towers' outputs have the same shapes."""
+    """Each quantizer of an architecture is entered as often, and the towers' outputs have the same
+    shapes.
+    """
     model = quantize.structure(architectures.build(name), loading.load("fp8"))
     inputs = families.sample_inputs(model)
     seen: list[list[torch.Size]] = []
 
     def forward(m: nn.Module) -> None:
-        seen.append([value.shape for value in m(**inputs).values() if isinstance(value, torch.Tensor)])
+        seen.append(
+            [value.shape for value in m(**inputs).values() if isinstance(value, torch.Tensor)]
+        )
 
     short = maps.count_calls(model, forward)
     monkeypatch.setattr("harness.models.shapes._RULES", {})
@@ -68,8 +84,8 @@ def test_calls_are_those_of_the_long_way(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_architectures_with_one_outline_have_one_map() -> None:
-    """ViT-B-16 has ViT-B-32's modules in other sizes, so its map is the same, quantizer by quantizer; a tower more
-    has another outline.
+    """ViT-B-16 has ViT-B-32's modules in other sizes, so its map is the same, quantizer by
+    quantizer; a tower more has another outline.
     """
     fp8, names = loading.load("fp8"), ("ViT-B-32", "ViT-B-16", "ViT-L-14")
     blank = {name: architectures.build(name) for name in names}

@@ -1,4 +1,6 @@
-"""What a recipe's change does to CLIP is seen before anything is evaluated: in the maps, and beyond them."""
+"""What a recipe's change does to CLIP is seen before anything is evaluated: in the maps, and beyond
+them.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_a_remark_has_no_effect(fp8: Recipe, variant: Variant) -> None:
 
 
 def test_an_entry_that_restates_another_has_no_effect(fp8: Recipe, variant: Variant) -> None:
-    """Another text with the same quantizers and algorithm is no effect, by the maps of both architectures."""
+    """Another text with the same quantizers and algorithm is no effect, by the maps of both
+    architectures.
+    """
     last = "    - quantizer_name: '*bmm2_output_quantizer'"
     head = variant(last, "    - quantizer_name: '*softmax_quantizer'\n      enable: false\n" + last)
 
@@ -54,12 +58,16 @@ def test_an_entry_that_restates_another_has_no_effect(fp8: Recipe, variant: Vari
 
 
 def test_two_recipes_differ_by_their_maps(fp8: Recipe) -> None:
-    """From FP8 with attention to Linear layers alone: the attention's quantizers go off, and nothing else changes."""
+    """From FP8 with attention to Linear layers alone: the attention's quantizers go off, and
+    nothing else changes.
+    """
     found = effect.between(fp8, loading.load("fp8-linear-only"))
 
     assert found.by_architecture["embedded"] == (
-        "12 quantizers change: text self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, layers 0..2",
-        "16 quantizers change: vision self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, layers 0..3",
+        "12 quantizers change: text self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, "
+        "layers 0..2",
+        "16 quantizers change: vision self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, "
+        "layers 0..3",
     )
     assert [line.split()[0] for line in found.by_architecture["ViT-L-14"]] == ["48", "96"]
     assert found.beyond_map == ()
@@ -76,18 +84,28 @@ def test_an_algorithm_alone_is_an_effect(fp8: Recipe, variant: Variant) -> None:
 
 
 def test_an_attribute_alone_is_an_effect(fp8: Recipe, variant: Variant) -> None:
-    """An attribute that no map shows, of quantizers that are on, is named with how many carry it."""
-    found = effect.between(fp8, variant("trt_high_precision_dtype: Half", "trt_high_precision_dtype: Float"))
+    """An attribute that no map shows, of quantizers that are on, is named with how many carry
+    it.
+    """
+    found = effect.between(
+        fp8, variant("trt_high_precision_dtype: Half", "trt_high_precision_dtype: Float")
+    )
 
     assert not any(found.by_architecture.values())
     assert found.beyond_map
-    assert all(line.startswith("trt_high_precision_dtype: 'Half' to 'Float' at ") for line in found.beyond_map)
+    assert all(
+        line.startswith("trt_high_precision_dtype: 'Half' to 'Float' at ")
+        for line in found.beyond_map
+    )
 
 
 def test_an_attribute_of_a_disabled_quantizer_is_none(fp8: Recipe, variant: Variant) -> None:
     """What a quantizer that is off would do has no effect."""
     last = "    - quantizer_name: '*bmm2_output_quantizer'"
-    off = "    - quantizer_name: '*softmax_quantizer'\n      enable: false\n      cfg: {num_bits: BITS}\n" + last
+    off = (
+        "    - quantizer_name: '*softmax_quantizer'\n      enable: false\n      cfg: {num_bits: "
+        "BITS}\n" + last
+    )
     one, other = (variant(last, off.replace("BITS", bits)) for bits in ("8", "e4m3"))
 
     assert one.hash != other.hash

@@ -1,4 +1,5 @@
-"""A pull request to a recipe tree, from its diff to the gate's exit code, on a scratch git repository.
+"""A pull request to a recipe tree, from its diff to the gate's exit code, on a scratch git
+repository.
 
 The tree is the installed ``modelopt_recipes`` with a CLIP recipe put where one would be proposed.
 """
@@ -37,7 +38,11 @@ class Tree:
 
     def git(self, *arguments: str) -> None:
         """Run git with an identity of its own."""
-        subprocess.run(["git", "-C", str(self.root.parent), *IDENTITY, *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(self.root.parent), *IDENTITY, *arguments],
+            check=True,
+            capture_output=True,
+        )
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace the one place of *old* in a file."""
@@ -58,8 +63,21 @@ class Tree:
 
     def words(self, *arguments: str) -> list[str]:
         """The words of a command line that gates recipes of the tree."""
-        place = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-        return [*place, str(ROOT / "tests" / "test_insertion.py"), "--recipes-root", str(self.root), *arguments]
+        place = [
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            str(ROOT / "pyproject.toml"),
+            "--rootdir",
+            str(ROOT),
+        ]
+        return [
+            *place,
+            str(ROOT / "tests" / "test_insertion.py"),
+            "--recipes-root",
+            str(self.root),
+            *arguments,
+        ]
 
     def run(self, *arguments: str) -> pytest.RunResult:
         """Run the gate on the tree, inside this process."""
@@ -81,7 +99,11 @@ def tree(tmp_path: Path, pytester: pytest.Pytester) -> Tree:
 def _committed(folder: Path, pytester: pytest.Pytester, parts: tuple[str, ...]) -> Tree:
     root = folder / "repository" / "modelopt_recipes"
     for part in parts:
-        shutil.copytree(finding.installed_root() / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            finding.installed_root() / part,
+            root / part,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     clip = root / f"{CLIP}.yaml"
     clip.parent.mkdir(parents=True)
     shutil.copy(loading.load("fp8").path or "", clip)
@@ -96,20 +118,29 @@ def selected(result: pytest.RunResult) -> set[str]:
     """Recipes that a run listed as reached: those in the listing's first part."""
     lines = result.outlines
     first = lines.index("recipes that the change reaches, and the imports that lead there:")
-    return {m[1] for line in lines[first + 1 : lines.index("", first)] if (m := re.match(r"- (\S+)", line))}
+    return {
+        m[1]
+        for line in lines[first + 1 : lines.index("", first)]
+        if (m := re.match(r"- (\S+)", line))
+    }
 
 
 def importers(root: Path, name: str) -> set[str]:
     """Recipes under *root* that import *name* at any depth, found without the harness's own reader.
 
-    Every ``imports:`` of every document counts; a file is a recipe if its first document has a ``recipe_type``.
+    Every ``imports:`` of every document counts; a file is a recipe if its first document has a
+    ``recipe_type``.
     """
     direct: dict[str, set[str]] = {}
     recipe_files = set()
     for path in root.rglob("*.y*ml"):
         short = path.relative_to(root).with_suffix("").as_posix()
         documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
-        targets = {str(t).removesuffix(".yaml") for d in documents for t in (d.get("imports") or {}).values()}
+        targets = {
+            str(t).removesuffix(".yaml")
+            for d in documents
+            for t in (d.get("imports") or {}).values()
+        }
         direct[short] = targets
         if any("recipe_type" in (d.get("metadata") or {}) for d in documents):
             recipe_files.add(short)
@@ -121,7 +152,9 @@ def importers(root: Path, name: str) -> set[str]:
 
 
 def test_a_line_of_a_numeric_selects_its_importers_and_no_other(whole: Tree) -> None:
-    """On ModelOpt's whole tree, one changed line of a numeric selects exactly the recipes that import it, any depth."""
+    """On ModelOpt's whole tree, one changed line of a numeric selects exactly the recipes that
+    import it, any depth.
+    """
     expected = importers(whole.root, NUMERIC)
     whole.edit(NUMERIC, "num_bits: e4m3", "num_bits: e4m3  # four bits of exponent")
     began = time.monotonic()
@@ -134,7 +167,9 @@ def test_a_line_of_a_numeric_selects_its_importers_and_no_other(whole: Tree) -> 
 
 
 def test_a_comment_has_no_effect_and_runs_nothing(tree: Tree) -> None:
-    """A change that resolves to the same recipe is told as no effect on CLIP, and no test is collected."""
+    """A change that resolves to the same recipe is told as no effect on CLIP, and no test is
+    collected.
+    """
     tree.edit(NUMERIC, "num_bits: e4m3", "num_bits: e4m3  # four bits of exponent")
     result = tree.gate()
 
@@ -144,7 +179,8 @@ def test_a_comment_has_no_effect_and_runs_nothing(tree: Tree) -> None:
             "- huggingface/vit/ptq/fp8",
             "  - huggingface/vit/ptq/fp8.yaml -> *configs/numerics/fp8.yaml: modified",
             "huggingface/vit/ptq/fp8: no effect on CLIP",
-            "- huggingface/vit/ptq/fp8: no effect on CLIP: quantizers and algorithm are as they were",
+            "- huggingface/vit/ptq/fp8: no effect on CLIP: quantizers and algorithm are as they "
+            "were",
             "gated: nothing",
         ]
     )
@@ -154,18 +190,26 @@ def test_a_comment_has_no_effect_and_runs_nothing(tree: Tree) -> None:
 def test_a_renamed_snippet_has_no_effect(tree: Tree) -> None:
     """A snippet that moves together with what imports it changes no quantizer."""
     unit = "configs/ptq/units/w8a8_fp8_fp8"
-    tree.git("mv", f"modelopt_recipes/{unit}.yaml", "modelopt_recipes/configs/ptq/units/fp8_everywhere.yaml")
+    tree.git(
+        "mv",
+        f"modelopt_recipes/{unit}.yaml",
+        "modelopt_recipes/configs/ptq/units/fp8_everywhere.yaml",
+    )
     for path in tree.root.rglob("*.yaml"):
         path.write_text(path.read_text().replace(f"{unit}\n", "configs/ptq/units/fp8_everywhere\n"))
     result = tree.gate()
 
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*fp8_everywhere.yaml: renamed from *w8a8_fp8_fp8.yaml", "gated: nothing"])
+    result.stdout.fnmatch_lines(
+        ["*fp8_everywhere.yaml: renamed from *w8a8_fp8_fp8.yaml", "gated: nothing"]
+    )
     assert "broken" not in result.stdout.str()
 
 
 def test_a_changed_numeric_shows_its_effect(tree: Tree) -> None:
-    """A change of granularity is a map diff that a person reads; recipes of other kinds are listed with the reason."""
+    """A change of granularity is a map diff that a person reads; recipes of other kinds are listed
+    with the reason.
+    """
     tree.edit(NUMERIC, "axis:", "axis: 0")
     result = tree.gate("--list-affected")
 
@@ -174,16 +218,20 @@ def test_a_changed_numeric_shows_its_effect(tree: Tree) -> None:
         [
             "huggingface/vit/ptq/fp8:",
             "  embedded:",
-            "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..3",
+            "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), "
+            "layers 0..3",
             "  ViT-L-14:",
-            "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), layers 0..23",
+            "* quantizers change: vision *self_attn.* E4M3 per-tensor to E4M3 per-channel(0), "
+            "layers 0..23",
             "gated: general/auto_quantize/w4a8_awq_beta_fp8_at_6p0bits, huggingface/vit/ptq/fp8",
         ]
     )
     effects = result.outlines[result.outlines.index("  ViT-L-14:") + 1 :]
     assert effects.index("") <= 10
     assert CLIP not in selected(result)
-    result.stdout.fnmatch_lines(["- general/auto_quantize/nvfp4_*: NVFP4 (E2M1) needs CUDA, and this is cpu"])
+    result.stdout.fnmatch_lines(
+        ["- general/auto_quantize/nvfp4_*: NVFP4 (E2M1) needs CUDA, and this is cpu"]
+    )
 
 
 def test_nothing_reached_is_a_clean_exit(tree: Tree) -> None:
@@ -199,10 +247,14 @@ def test_nothing_reached_is_a_clean_exit(tree: Tree) -> None:
 
 
 def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> None:
-    """Without ``*[qkv]_bmm_quantizer`` the diff says which quantizers went, and insertion fails on both models."""
+    """Without ``*[qkv]_bmm_quantizer`` the diff says which quantizers went, and insertion fails on
+    both models.
+    """
     path = tree.root / f"{CLIP}.yaml"
     config: Any = yaml.safe_load(path.read_text())
-    kept = [e for e in config["quantize"]["quant_cfg"] if e["quantizer_name"] != "*[qkv]_bmm_quantizer"]
+    kept = [
+        e for e in config["quantize"]["quant_cfg"] if e["quantizer_name"] != "*[qkv]_bmm_quantizer"
+    ]
     assert len(kept) == len(config["quantize"]["quant_cfg"]) - 1
     config["quantize"]["quant_cfg"] = kept
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -211,8 +263,10 @@ def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> N
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
-            "*12 quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers 0..3",
-            "*72 quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers 0..23",
+            "*12 quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers "
+            "0..3",
+            "*72 quantizers change: vision self_attn {?,?,?}_bmm E4M3 per-tensor to off, layers "
+            "0..23",
             f"gated: {CLIP}",
             "7 of 7 quantized attention blocks have some of their quantizers on and these off:",
             "  vision_model.encoder.layers.{0..3}.self_attn.{q,k,v}_bmm_quantizer",
@@ -223,12 +277,19 @@ def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> N
 
 
 def test_added_recipes_are_gated_by_every_worker(tree: Tree, pytester: pytest.Pytester) -> None:
-    """Recipes that the base does not have are gated, without a diff to show; two processes take the same selection."""
+    """Recipes that the base does not have are gated, without a diff to show; two processes take the
+    same selection.
+    """
     for name in ("one", "two"):
         shutil.copy(tree.root / f"{CLIP}.yaml", tree.root / f"huggingface/clip/ptq/{name}.yaml")
     tree.commit()
     result = pytester.run(
-        *(sys.executable, "-m", "pytest", *tree.words("--changed-since", "HEAD~1", "-n", "2", "-v")),
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            *tree.words("--changed-since", "HEAD~1", "-n", "2", "-v"),
+        ),
         *("--calibration-size", "64", "-k", "attention_has or ViT-B-32"),
     )
 
@@ -236,24 +297,33 @@ def test_added_recipes_are_gated_by_every_worker(tree: Tree, pytester: pytest.Py
     result.stdout.fnmatch_lines(["gated: huggingface/clip/ptq/one, huggingface/clip/ptq/two"])
     result.assert_outcomes(passed=4)
     passed = [line for line in result.outlines if "PASSED" in line]
-    assert [sum(f"huggingface.clip.ptq.{name}-" in line for line in passed) for name in ("one", "two")] == [2, 2]
+    assert [
+        sum(f"huggingface.clip.ptq.{name}-" in line for line in passed) for name in ("one", "two")
+    ] == [2, 2]
     assert {line.partition("]")[0] for line in passed} == {"[gw0", "[gw1"}
 
 
 def test_a_recipe_that_the_schema_refuses_stays_selected(tree: Tree) -> None:
-    """A numeric that no recipe can hold leaves the list whole: each reached recipe is there with what is wrong."""
+    """A numeric that no recipe can hold leaves the list whole: each reached recipe is there with
+    what is wrong.
+    """
     tree.edit(NUMERIC, "num_bits: e4m3", "num_bits: e5m2")
     result = tree.gate("--list-affected")
 
     assert result.ret == 0
     assert "huggingface/vit/ptq/fp8" in selected(result)
     result.stdout.fnmatch_lines(
-        ["- huggingface/vit/ptq/fp8: *w8a8_fp8_fp8.yaml*cfg is refused*", "gated: *, huggingface/vit/ptq/fp8"]
+        [
+            "- huggingface/vit/ptq/fp8: *w8a8_fp8_fp8.yaml*cfg is refused*",
+            "gated: *, huggingface/vit/ptq/fp8",
+        ]
     )
 
 
 def test_names_from_a_pull_request_are_escaped(tree: Tree) -> None:
-    """No line of the listing is a workflow command, wherever a file's or an algorithm's name tries to be one."""
+    """No line of the listing is a workflow command, wherever a file's or an algorithm's name tries
+    to be one.
+    """
     source = (tree.root / f"{CLIP}.yaml").read_text()
     hostile = tree.root / "::error title=x::y.yaml"
     hostile.write_text(source)
@@ -270,7 +340,9 @@ def test_names_from_a_pull_request_are_escaped(tree: Tree) -> None:
 
 
 def test_selection_names_effects_as_the_tree_does(tree: Tree) -> None:
-    """An effect goes by the name that selects the recipe, so that a listing can be searched for it."""
+    """An effect goes by the name that selects the recipe, so that a listing can be searched for
+    it.
+    """
     tree.edit(CLIP, "algorithm: max", "algorithm: {method: mse}")
     found = selection.select(tree.root, "HEAD")
 
@@ -280,7 +352,9 @@ def test_selection_names_effects_as_the_tree_does(tree: Tree) -> None:
 
 
 def test_a_recipe_called_like_one_of_ours_is_the_file_of_the_tree(tree: Tree) -> None:
-    """``fp8.yaml`` in the tree, its attention entry deleted, is compared with itself as it was, gated, and fails."""
+    """``fp8.yaml`` in the tree, its attention entry deleted, is compared with itself as it was,
+    gated, and fails.
+    """
     ours = loading.load("fp8").path
     assert ours is not None
     path = tree.root / "fp8.yaml"
@@ -289,7 +363,9 @@ def test_a_recipe_called_like_one_of_ours_is_the_file_of_the_tree(tree: Tree) ->
     tree.git("commit", "-q", "-m", "base")
     config: Any = yaml.safe_load(path.read_text())
     config["quantize"]["quant_cfg"] = [
-        entry for entry in config["quantize"]["quant_cfg"] if entry["quantizer_name"] != "*[qkv]_bmm_quantizer"
+        entry
+        for entry in config["quantize"]["quant_cfg"]
+        if entry["quantizer_name"] != "*[qkv]_bmm_quantizer"
     ]
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     result = tree.gate("--calibration-size", "64", "-k", "attention_has")
@@ -306,7 +382,9 @@ def test_a_recipe_called_like_one_of_ours_is_the_file_of_the_tree(tree: Tree) ->
 
 
 def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> None:
-    """Deny-all behind everything, and an import that is gone: one line each, exit code 1, JUnit and results alike."""
+    """Deny-all behind everything, and an import that is gone: one line each, exit code 1, JUnit and
+    results alike.
+    """
     clip = tree.root / f"{CLIP}.yaml"
     config: Any = yaml.safe_load(clip.read_text())
     entries = config["quantize"]["quant_cfg"]
@@ -315,14 +393,17 @@ def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> No
     (tree.root / "configs/ptq/units/w8a8_fp8_fp8.yaml").unlink()
     reports = tree.root.parent.parent / "reports"
     junit = reports.parent / "junit.xml"
-    result = tree.gate("-k", "no_such_test", "--gate-report", str(reports), "--junitxml", str(junit))
+    result = tree.gate(
+        "-k", "no_such_test", "--gate-report", str(reports), "--junitxml", str(junit)
+    )
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
             "refused:",
             f"- {CLIP}: entry {len(entries)} `[*]` (*fp8.yaml:*) turns everything off. *",
-            "- huggingface/vit/ptq/fp8: *the import 'configs/ptq/units/w8a8_fp8_fp8' does not exist*",
+            "- huggingface/vit/ptq/fp8: *the import 'configs/ptq/units/w8a8_fp8_fp8' does not "
+            "exist*",
             "FAILED *huggingface/vit/ptq/fp8::can be loaded*",
         ]
     )
@@ -335,16 +416,22 @@ def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> No
 
 
 def test_a_repository_inside_the_tree_ends_the_run(tree: Tree, pytester: pytest.Pytester) -> None:
-    """Nobody compared its recipes: exit code 4 and one line with the root to give, which is then compared."""
+    """Nobody compared its recipes: exit code 4 and one line with the root to give, which is then
+    compared.
+    """
     inner = tree.root / "vendored"
     shutil.copytree(tree.root / "huggingface/clip", inner / "clip")
     for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "base")):
-        subprocess.run(["git", "-C", str(inner), *IDENTITY, *words], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(inner), *IDENTITY, *words], check=True, capture_output=True
+        )
     result = tree.run("--changed-since", "HEAD", "--list-affected")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line]
-    assert line.startswith("ERROR: --changed-since: nobody can say whether vendored/ has to be gated: a git repository")
+    assert line.startswith(
+        "ERROR: --changed-since: nobody can say whether vendored/ has to be gated: a git repository"
+    )
     fix = re.search(r"--recipes-root ([^ ,]+)", line)
     assert fix is not None
     again = Tree(Path(fix[1]), pytester).run("--changed-since", "HEAD", "--list-affected")
@@ -360,8 +447,12 @@ def test_a_repository_inside_the_tree_ends_the_run(tree: Tree, pytester: pytest.
         ("configs/numerics/bare", "num_bits: 8\n", "says neither by metadata.recipe_type nor by"),
     ],
 )
-def test_a_kind_that_nobody_can_tell_is_no_silent_pass(tree: Tree, name: str, text: str, reason: str) -> None:
-    """Such a file is either gated or a usage error that names it: never exit code 0 with nothing looked at."""
+def test_a_kind_that_nobody_can_tell_is_no_silent_pass(
+    tree: Tree, name: str, text: str, reason: str
+) -> None:
+    """Such a file is either gated or a usage error that names it: never exit code 0 with nothing
+    looked at.
+    """
     (tree.root / f"{name}.yaml").write_text(text)
     result = tree.gate("--list-affected")
 

@@ -25,7 +25,9 @@ FP8 = "configs/numerics/fp8"
 def git(repository: Path, *arguments: str) -> None:
     """Run git with an identity of its own, heedless of the machine's settings."""
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "-C", str(repository), *identity, *arguments], check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-C", str(repository), *identity, *arguments], check=True, capture_output=True
+    )
 
 
 def put(root: Path, name: str, text: str) -> Path:
@@ -44,12 +46,20 @@ def recipe(unit: str, kind: str = "ptq") -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A committed tree below the top of its repository: two numerics, units over units, three recipes."""
+    """A committed tree below the top of its repository: two numerics, units over units, three
+    recipes.
+    """
     root = tmp_path / "repository" / "recipes"
     for bits in ("fp8", "int8"):
-        put(root, f"configs/numerics/{bits}.yaml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: 8\naxis:\n")
+        put(
+            root,
+            f"configs/numerics/{bits}.yaml",
+            f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: 8\naxis:\n",
+        )
         entry = "- quantizer_name: '*weight_quantizer'\n  cfg: {$import: n}\n"
-        unit = f"{SCHEMA}QuantizerCfgListConfig\nimports:\n  n: configs/numerics/{bits}\n---\n{entry}"
+        unit = (
+            f"{SCHEMA}QuantizerCfgListConfig\nimports:\n  n: configs/numerics/{bits}\n---\n{entry}"
+        )
         put(root, f"configs/units/{bits}.yaml", unit)
     put(
         root,
@@ -79,19 +89,28 @@ def test_no_change_reaches_nothing(root: Path) -> None:
 
 
 def test_a_numeric_reaches_every_recipe_above_it(root: Path) -> None:
-    """Through two-document units and units of units; the chain runs from the recipe to the change."""
+    """Through two-document units and units of units; the chain runs from the recipe to the
+    change.
+    """
     put(root, f"{FP8}.yaml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: e4m3\n")
 
     selection = affected(root, "HEAD")
 
     assert names(selection) == ["a/deep", "a/fp8"]
-    assert selection[0].chain == ("a/deep.yaml", "configs/units/both.yml", "configs/units/fp8.yaml", f"{FP8}.yaml")
+    assert selection[0].chain == (
+        "a/deep.yaml",
+        "configs/units/both.yml",
+        "configs/units/fp8.yaml",
+        f"{FP8}.yaml",
+    )
     assert [one.change for one in selection] == ["modified", "modified"]
     assert not any(one.broken for one in selection)
 
 
 def test_the_change_may_be_committed(root: Path) -> None:
-    """The difference is between the revision and the working tree, whatever was committed in between."""
+    """The difference is between the revision and the working tree, whatever was committed in
+    between.
+    """
     put(root, f"{FP8}.yaml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: e4m3\n")
     git(root, "commit", "-qam", "change")
 
@@ -100,10 +119,16 @@ def test_the_change_may_be_committed(root: Path) -> None:
 
 
 def test_a_file_that_no_recipe_imports_reaches_nothing(root: Path) -> None:
-    """A readme, a Python file, a snippet without importers, and files outside the root select no recipe."""
+    """A readme, a Python file, a snippet without importers, and files outside the root select no
+    recipe.
+    """
     put(root, "README.md", "hello")
     put(root, "a/tool.py", "x = 1")
-    put(root, "configs/units/lonely.yaml", f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n")
+    put(
+        root,
+        "configs/units/lonely.yaml",
+        f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n",
+    )
     put(root.parent, "outside.yaml", recipe("configs/units/fp8"))
 
     assert affected(root, "HEAD") == []
@@ -145,7 +170,9 @@ def test_a_renamed_import_breaks_those_that_were_not_told(root: Path) -> None:
     assert selection["a/fp8"].broken is None
     assert "configs/units/fp8" in (selection["a/deep"].broken or "")
     assert selection["a/deep"].change == "renamed to configs/units/float8.yaml"
-    assert "renamed from configs/units/fp8.yaml" in {reach.change for reach in selection["a/fp8"].reaches}
+    assert "renamed from configs/units/fp8.yaml" in {
+        reach.change for reach in selection["a/fp8"].reaches
+    }
 
 
 def test_a_renamed_recipe_is_one_recipe(root: Path) -> None:
@@ -174,11 +201,17 @@ def test_a_recipe_that_loses_its_suffix_is_told_as_gone(root: Path) -> None:
 
     (gone,) = affected(root, "HEAD")
 
-    assert (gone.recipe, gone.removed, gone.change) == ("b/int8", True, "renamed to b/int8.yaml.bak")
+    assert (gone.recipe, gone.removed, gone.change) == (
+        "b/int8",
+        True,
+        "renamed to b/int8.yaml.bak",
+    )
 
 
 def test_a_file_that_takes_precedence_counts(root: Path) -> None:
-    """x.yml beside x.yaml is found first: adding it changes what the import means, and so does taking it away."""
+    """x.yml beside x.yaml is found first: adding it changes what the import means, and so does
+    taking it away.
+    """
     put(root, f"{FP8}.yml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: 4\n")
     added = affected(root, "HEAD")
     git(root, "add", "-A")
@@ -190,12 +223,18 @@ def test_a_file_that_takes_precedence_counts(root: Path) -> None:
 
 
 def test_a_link_inside_the_tree_is_followed(root: Path) -> None:
-    """A recipe that imports through a symbolic link is reached by the file behind it and by the link itself."""
+    """A recipe that imports through a symbolic link is reached by the file behind it and by the
+    link itself.
+    """
     (root / "alias").symlink_to("configs/units")
     put(root, "c/linked.yaml", recipe("alias/int8"))
     git(root, "add", "-A")
     git(root, "commit", "-qm", "link")
-    put(root, "configs/units/int8.yaml", f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n")
+    put(
+        root,
+        "configs/units/int8.yaml",
+        f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n",
+    )
     behind = affected(root, "HEAD")
     git(root, "checkout", "-q", ".")
     (root / "alias").unlink()
@@ -232,12 +271,22 @@ def test_a_cycle_is_told_as_broken(root: Path) -> None:
 
 
 def test_a_recipe_kept_as_a_directory_is_reached(root: Path) -> None:
-    """Its quantize file's imports count, and its name is the directory's; removed, it is told once."""
+    """Its quantize file's imports count, and its name is the directory's; removed, it is told
+    once.
+    """
     put(root, "c/dir/metadata.yml", "recipe_type: ptq\n")
-    put(root, "c/dir/quantize.yml", "imports:\n  u: configs/units/int8\nalgorithm: max\nquant_cfg:\n- $import: u\n")
+    put(
+        root,
+        "c/dir/quantize.yml",
+        "imports:\n  u: configs/units/int8\nalgorithm: max\nquant_cfg:\n- $import: u\n",
+    )
     git(root, "add", "-A")
     git(root, "commit", "-qm", "directory")
-    put(root, "configs/units/int8.yaml", f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n")
+    put(
+        root,
+        "configs/units/int8.yaml",
+        f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n",
+    )
     reached = affected(root, "HEAD")
     git(root, "checkout", "-q", ".")
     shutil.rmtree(root / "c/dir")
@@ -248,7 +297,9 @@ def test_a_recipe_kept_as_a_directory_is_reached(root: Path) -> None:
 
 
 def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
-    """A recipe and a snippet that begin with one are reached as what they are, by the same imports."""
+    """A recipe and a snippet that begin with one are reached as what they are, by the same
+    imports.
+    """
     for name in ("b/int8", "configs/units/fp8"):
         text = (root / f"{name}.yaml").read_text()
         put(root, f"{name}.yaml", "\ufeff" + text)
@@ -261,7 +312,9 @@ def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
 
 
 def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
-    """A complete config is no recipe by itself; with presets=True the change's reach into them shows."""
+    """A complete config is no recipe by itself; with presets=True the change's reach into them
+    shows.
+    """
     put(
         root,
         "presets/x.yaml",
@@ -269,12 +322,21 @@ def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
     )
 
     assert affected(root, "HEAD") == []
-    assert [(one.recipe, one.kind) for one in affected(root, "HEAD", presets=True)] == [("presets/x", "preset")]
+    assert [(one.recipe, one.kind) for one in affected(root, "HEAD", presets=True)] == [
+        ("presets/x", "preset")
+    ]
 
 
 def test_hostile_file_names_survive(root: Path) -> None:
-    """Names with newlines, tabs, quotes, bytes that are no text, and workflow commands come through, shown escaped."""
-    hostile = ["c/new\nline.yaml", 'c/"quoted\t.yaml', "c/::set-output name=x::y.yaml", os.fsdecode(b"c/\xff.yaml")]
+    """Names with newlines, tabs, quotes, bytes that are no text, and workflow commands come
+    through, shown escaped.
+    """
+    hostile = [
+        "c/new\nline.yaml",
+        'c/"quoted\t.yaml',
+        "c/::set-output name=x::y.yaml",
+        os.fsdecode(b"c/\xff.yaml"),
+    ]
     for name in hostile:
         put(root, name, recipe("configs/units/int8"))
     git(root, "add", "-A")
@@ -293,7 +355,9 @@ def test_hostile_file_names_survive(root: Path) -> None:
 
 
 def test_attributes_of_the_tree_do_not_hide_files(root: Path) -> None:
-    """export-ignore and diff settings in .gitattributes, which a pull request may set, change no selection."""
+    """export-ignore and diff settings in .gitattributes, which a pull request may set, change no
+    selection.
+    """
     put(root.parent, ".gitattributes", "*.yaml export-ignore -diff binary\n")
     git(root, "add", "-A")
     git(root, "commit", "-qm", "attributes")
@@ -305,18 +369,29 @@ def test_attributes_of_the_tree_do_not_hide_files(root: Path) -> None:
 
 
 def independent_importers(root: Path, target: str) -> set[str]:
-    """Recipes above *target* by another road than the harness's: text search for import lines, to a fixed point."""
-    texts = {p.relative_to(root).with_suffix("").as_posix(): p.read_text() for p in root.rglob("*.yaml")}
+    """Recipes above *target* by another road than the harness's: text search for import lines, to a
+    fixed point.
+    """
+    texts = {
+        p.relative_to(root).with_suffix("").as_posix(): p.read_text() for p in root.rglob("*.yaml")
+    }
     reached, grown = {target}, True
     while grown:
-        more = {n for n, text in texts.items() for line in text.splitlines() if line.split(": ")[-1].strip() in reached}
+        more = {
+            n
+            for n, text in texts.items()
+            for line in text.splitlines()
+            if line.split(": ")[-1].strip() in reached
+        }
         grown = not more <= reached
         reached |= more
     return {name for name in reached if "recipe_type:" in texts[name]}
 
 
 def test_one_line_in_the_fp8_numerics_selects_what_imports_it(tmp_path: Path) -> None:
-    """On a copy of the installed tree: exactly the recipes above configs/numerics/fp8.yaml, of every kind."""
+    """On a copy of the installed tree: exactly the recipes above configs/numerics/fp8.yaml, of
+    every kind.
+    """
     root = tmp_path / "modelopt_recipes"
     shutil.copytree(installed_root(), root, ignore=shutil.ignore_patterns("__pycache__"))
     git(tmp_path, "init", "-q")
@@ -336,7 +411,9 @@ def test_one_line_in_the_fp8_numerics_selects_what_imports_it(tmp_path: Path) ->
 
 
 def test_a_link_to_a_recipe_does_not_select_it_twice(root: Path) -> None:
-    """A recipe that two folders show is one, by the name of the file itself; a link alone is a recipe all the same."""
+    """A recipe that two folders show is one, by the name of the file itself; a link alone is a
+    recipe all the same.
+    """
     (root / "c").mkdir()
     (root / "c/again.yaml").symlink_to("../b/int8.yaml")
     (root / "alias").symlink_to("b")
@@ -357,8 +434,12 @@ def test_a_link_to_a_recipe_does_not_select_it_twice(root: Path) -> None:
         ("c/other.yaml", "# modelopt-schema: somebody.else.config.OtherRecipe\nother: {}\n"),
     ],
 )
-def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(root: Path, name: str, text: str) -> None:
-    """A file that says nothing of its kind, or a kind that is not known here, is listed, and no verdict excuses it."""
+def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(
+    root: Path, name: str, text: str
+) -> None:
+    """A file that says nothing of its kind, or a kind that is not known here, is listed, and no
+    verdict excuses it.
+    """
     put(root, name, text)
 
     (one,) = affected(root, "HEAD")
@@ -378,7 +459,9 @@ def test_settings_of_other_tools_are_no_recipes(root: Path) -> None:
 
 
 def test_what_cannot_be_compared_counts_as_changed_for_those_who_import_it(root: Path) -> None:
-    """An ignored snippet may be another one than before, so the recipe above it is selected, with that reason."""
+    """An ignored snippet may be another one than before, so the recipe above it is selected, with
+    that reason.
+    """
     put(root, "local/unit.yaml", (root / "configs/units/int8.yaml").read_text())
     put(root.parent, ".gitignore", "local/\n")
     put(root, "c/new.yaml", recipe("local/unit"))
@@ -419,7 +502,11 @@ def test_a_revision_from_before_the_tree_is_empty(root: Path) -> None:
 
 def test_a_link_out_of_the_tree_is_not_followed_in_a_revision(root: Path, tmp_path: Path) -> None:
     """An exported link that leads outside is refused when a recipe imports through it."""
-    put(tmp_path / "secret", "s.yaml", f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n")
+    put(
+        tmp_path / "secret",
+        "s.yaml",
+        f"{SCHEMA}QuantizerCfgListConfig\n- quantizer_name: '*'\n  enable: false\n",
+    )
     (root / "out").symlink_to(tmp_path / "secret")
     put(root, "c/out.yaml", recipe("out/s"))
     git(root, "add", "-A")
@@ -499,13 +586,24 @@ def test_the_default_recipes_are_gated_everywhere(name: str, device: str) -> Non
     [
         ("general/speculative_decoding/eagle3", "kind speculative_eagle: it trains a draft model"),
         ("general/distillation/dmd2_qwen_image", "kind distillation: it trains a student"),
-        ("general/ptq/nvfp4_default-kv_none-gptq", "reads or writes files \\(layerwise.checkpoint_dir\\)"),
-        ("general/ptq/nvfp4_experts_only-kv_fp8", r"another family of model: .*experts.* name no part"),
-        ("huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast", "another family of model: .*gate_proj"),
+        (
+            "general/ptq/nvfp4_default-kv_none-gptq",
+            "reads or writes files \\(layerwise.checkpoint_dir\\)",
+        ),
+        (
+            "general/ptq/nvfp4_experts_only-kv_fp8",
+            r"another family of model: .*experts.* name no part",
+        ),
+        (
+            "huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast",
+            "another family of model: .*gate_proj",
+        ),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_the_gate_does_not_judge_is_told_with_the_reason(name: str, reason: str, device: str) -> None:
+def test_what_the_gate_does_not_judge_is_told_with_the_reason(
+    name: str, reason: str, device: str
+) -> None:
     """Other kinds, other families and recipes that write files have a reason on every device."""
     import re
 
@@ -529,34 +627,50 @@ def test_a_format_that_needs_cuda_is_gated_only_there(name: str, reason: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["general/ptq/fp8_default-kv_fp8", "huggingface/vit/ptq/fp8", "configs/ptq/presets/model/int8"]
+    "name",
+    ["general/ptq/fp8_default-kv_fp8", "huggingface/vit/ptq/fp8", "configs/ptq/presets/model/int8"],
 )
 def test_a_recipe_that_fails_on_clip_is_not_told_to_be_for_others(name: str) -> None:
-    """What loses the vision tower, or quantizes too much, is judged: that verdict is what the gate is for."""
+    """What loses the vision tower, or quantizes too much, is judged: that verdict is what the gate
+    is for.
+    """
     assert judged.not_gated(load(name), "cpu", CLIP) is None
 
 
 def enabling(path: Path, *patterns: str) -> Path:
     """A ptq recipe that enables these patterns."""
     lines = "".join(f"  - quantizer_name: '{pattern}'\n    enable: true\n" for pattern in patterns)
-    return put(path, "r.yaml", f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{lines}")
+    return put(
+        path,
+        "r.yaml",
+        f"metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{lines}",
+    )
 
 
 @pytest.mark.parametrize(
     "pattern",
     [
-        *("*wieght_quantizer", "*self_atn*weight_quantizer", "*qkv_bmm_quantizer", "*patch_embeding*"),
+        *(
+            "*wieght_quantizer",
+            "*self_atn*weight_quantizer",
+            "*qkv_bmm_quantizer",
+            "*patch_embeding*",
+        ),
         "*experts*weight_quantizer",
     ],
 )
 def test_one_wrong_pattern_does_not_excuse_a_recipe_for_clip(tmp_path: Path, pattern: str) -> None:
-    """A typo, or one line for another family, in a recipe that quantizes CLIP's weights leaves it gated."""
+    """A typo, or one line for another family, in a recipe that quantizes CLIP's weights leaves it
+    gated.
+    """
     path = enabling(tmp_path, "*fc1.weight_quantizer", pattern)
 
     assert judged.not_gated(load(str(path)), "cpu", CLIP) is None
 
 
-@pytest.mark.parametrize("pattern", ["*wieght_quantizer", "*self_atn*weight_quantizer", "*fc3.weight_quantizer"])
+@pytest.mark.parametrize(
+    "pattern", ["*wieght_quantizer", "*self_atn*weight_quantizer", "*fc3.weight_quantizer"]
+)
 def test_a_recipe_that_only_has_typos_is_gated(tmp_path: Path, pattern: str) -> None:
     """Nothing matches, but what was meant is plain: insertion fails it with a name."""
     assert judged.not_gated(load(str(enabling(tmp_path, pattern))), "cpu", CLIP) is None
@@ -570,10 +684,16 @@ def test_a_broken_recipe_has_no_excuse(root: Path) -> None:
 
 
 def test_every_shipped_recipe_is_either_gated_or_told_why_not() -> None:
-    """Over the installed tree the reasons fall where they should: recipes for CLIP's family stay."""
+    """Over the installed tree the reasons fall where they should: recipes for CLIP's family
+    stay.
+    """
     tree = Tree(installed_root())
     files = [p for p in tree.root.rglob("*.yaml") if kind_of(tree.read(p)) not in (None, "preset")]
-    gated = {p.relative_to(tree.root).as_posix() for p in files if judged.not_gated(load(str(p)), "cpu", CLIP) is None}
+    gated = {
+        p.relative_to(tree.root).as_posix()
+        for p in files
+        if judged.not_gated(load(str(p)), "cpu", CLIP) is None
+    }
 
     assert {"huggingface/vit/ptq/fp8.yaml", "general/ptq/fp8_default-kv_fp8.yaml"} <= gated
     assert len(gated) < len(files) / 2

@@ -1,4 +1,6 @@
-"""What git is asked: the merge base, contents without running anything of the repository, and every part by name."""
+"""What git is asked: the merge base, contents without running anything of the repository, and every
+part by name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import pytest
 from harness.errors import UsageError
 from harness.pull_requests.revisions import at_revision, changes, compare
 
-SNIPPET = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 8\n"
+SNIPPET = (
+    "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 8\n"
+)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -52,7 +56,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_what_the_base_branch_did_meanwhile_is_no_change(root: Path) -> None:
-    """The branch edits a.yaml, main then edits b.yaml: a.yaml alone is changed, and one line says against what."""
+    """The branch edits a.yaml, main then edits b.yaml: a.yaml alone is changed, and one line says
+    against what.
+    """
     base = git(root, "rev-parse", "HEAD")
     git(root, "checkout", "-q", "-b", "topic")
     put(root, "a.yaml", "a: 2\n")
@@ -78,9 +84,21 @@ def test_a_shallow_clone_without_merge_base_says_how_to_get_one(root: Path, tmp_
     put(root, "b.yaml", "b: 2\n")
     commit(root)
     clone = tmp_path / "clone"
-    git(tmp_path, "clone", "-q", "--depth=1", "--no-single-branch", "-b", "topic", f"file://{root.parent}", str(clone))
+    git(
+        tmp_path,
+        "clone",
+        "-q",
+        "--depth=1",
+        "--no-single-branch",
+        "-b",
+        "topic",
+        f"file://{root.parent}",
+        str(clone),
+    )
 
-    with pytest.raises(UsageError, match=r"no common ancestor .* shallow clone\. .*git fetch --unshallow"):
+    with pytest.raises(
+        UsageError, match=r"no common ancestor .* shallow clone\. .*git fetch --unshallow"
+    ):
         compare(clone / "recipes", "origin/main")
     git(clone, "fetch", "-q", "--unshallow")
 
@@ -100,11 +118,19 @@ def test_unrelated_histories_are_refused(root: Path) -> None:
 
 
 def plant(root: Path, marker: Path) -> None:
-    """Have everything that git can be told to run write *marker*: hooks, filters, monitors, commands and aliases."""
+    """Have everything that git can be told to run write *marker*: hooks, filters, monitors,
+    commands and aliases.
+    """
     top = root.parent
     command = f"sh -c 'echo ran >> {marker}; cat'"
     (top / ".git/hooks").mkdir(exist_ok=True)
-    hooks = ("post-index-change", "fsmonitor-watchman", "reference-transaction", "post-checkout", "pre-auto-gc")
+    hooks = (
+        "post-index-change",
+        "fsmonitor-watchman",
+        "reference-transaction",
+        "post-checkout",
+        "pre-auto-gc",
+    )
     for name in hooks:
         hook = top / ".git/hooks" / name
         hook.write_text(f"#!/bin/sh\necho {name} >> {marker}\n")
@@ -127,7 +153,10 @@ def plant(root: Path, marker: Path) -> None:
         "interactive.diffFilter": command,
         "gpg.program": command,
         "log.showSignature": "true",
-        **{f"alias.{name}": f"!{command}" for name in ("ls-files", "ls-tree", "cat-file", "rev-parse", "merge-base")},
+        **{
+            f"alias.{name}": f"!{command}"
+            for name in ("ls-files", "ls-tree", "cat-file", "rev-parse", "merge-base")
+        },
     }
     for key, value in settings.items():
         git(top, "config", key, value)
@@ -138,7 +167,9 @@ def plant(root: Path, marker: Path) -> None:
 
 
 def test_no_filter_hook_or_command_of_the_repository_runs(root: Path, tmp_path: Path) -> None:
-    """Comparing and reading a revision runs none of what is planted, and what changed is found all the same."""
+    """Comparing and reading a revision runs none of what is planted, and what changed is found all
+    the same.
+    """
     marker = tmp_path / "marker"
     put(root.parent, ".gitattributes", "a.yaml filter=x diff=z\nb.yaml filter=y diff=z\n")
     commit(root)
@@ -161,14 +192,21 @@ def test_no_filter_hook_or_command_of_the_repository_runs(root: Path, tmp_path: 
 
 
 def test_a_partial_clone_fetches_nothing(root: Path, tmp_path: Path) -> None:
-    """A file that only the server has is one line with the fix, which works; nothing is asked of the server."""
+    """A file that only the server has is one line with the fix, which works; nothing is asked of
+    the server.
+    """
     put(root, "a.yaml", "entirely: different\n")
     commit(root)
     git(root.parent, "config", "uploadpack.allowFilter", "true")
     clone, marker = tmp_path / "clone", tmp_path / "marker"
     git(tmp_path, "clone", "-q", "--filter=blob:none", f"file://{root.parent}", str(clone))
     git(clone, "config", "protocol.file.allow", "always")
-    git(clone, "config", "remote.origin.uploadpack", f"sh -c 'echo asked >> {marker}; exec git-upload-pack \"$1\"' -")
+    git(
+        clone,
+        "config",
+        "remote.origin.uploadpack",
+        f"sh -c 'echo asked >> {marker}; exec git-upload-pack \"$1\"' -",
+    )
 
     with (
         pytest.raises(UsageError, match=r"not in this clone.*git fetch --refetch --no-filter"),
@@ -186,7 +224,9 @@ def test_a_partial_clone_fetches_nothing(root: Path, tmp_path: Path) -> None:
 def test_the_environment_of_a_calling_git_has_no_say(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inside a hook of another repository, whose git has set its own folders, index and settings, it is this tree."""
+    """Inside a hook of another repository, whose git has set its own folders, index and settings,
+    it is this tree.
+    """
     other = tmp_path / "other"
     other.mkdir()
     git(other, "init", "-q")
@@ -213,7 +253,9 @@ def test_the_environment_of_a_calling_git_has_no_say(
 
 
 def test_every_kind_of_change_has_its_word(root: Path) -> None:
-    """Renames with and without an edit, capitals, modes, types, staged and untracked files, line endings."""
+    """Renames with and without an edit, capitals, modes, types, staged and untracked files, line
+    endings.
+    """
     for name in ("mode.yaml", "type.yaml", "gone.yaml", "ends.yaml", "Case.yaml", "staged.yaml"):
         put(root, name, f"{name}: 1\nother: 2\nlines: 3\n")
     put(root, "c/new\nline 'and \"quotes.yaml", "q: 1\n")
@@ -261,7 +303,9 @@ def test_a_pipe_in_place_of_a_file_is_not_opened(root: Path) -> None:
 
 
 def test_ignored_folders_and_files_are_named(root: Path) -> None:
-    """What git ignores and holds YAML is named with the reason; what holds none is not worth a line."""
+    """What git ignores and holds YAML is named with the reason; what holds none is not worth a
+    line.
+    """
     put(root.parent, ".gitignore", "build/\nlocal.yaml\n__pycache__/\n")
     put(root, "build/deep/x.yaml")
     put(root, "local.yaml")
@@ -290,7 +334,9 @@ def test_a_tree_of_which_nothing_is_compared_is_refused(root: Path, tmp_path: Pa
 
 
 def test_a_repository_inside_the_tree_is_named_with_what_to_do(root: Path) -> None:
-    """Its files are no part of this repository; a folder whose recipes nobody compares may not pass in silence."""
+    """Its files are no part of this repository; a folder whose recipes nobody compares may not pass
+    in silence.
+    """
     inner = root / "vendored"
     inner.mkdir()
     git(inner, "init", "-q")
@@ -302,8 +348,12 @@ def test_a_repository_inside_the_tree_is_named_with_what_to_do(root: Path) -> No
     assert f"--recipes-root {inner}" in part.mend
 
 
-def test_a_submodule_is_named_and_one_that_moved_asks_for_a_gate_of_its_own(root: Path, tmp_path: Path) -> None:
-    """As long as its commit is the base's there is nothing to do; after that the fix names root and revision."""
+def test_a_submodule_is_named_and_one_that_moved_asks_for_a_gate_of_its_own(
+    root: Path, tmp_path: Path
+) -> None:
+    """As long as its commit is the base's there is nothing to do; after that the fix names root and
+    revision.
+    """
     other = tmp_path / "other"
     put(other, "x.yaml")
     git(other, "init", "-q", "-b", "main")
@@ -322,7 +372,9 @@ def test_a_submodule_is_named_and_one_that_moved_asks_for_a_gate_of_its_own(root
 
 
 def test_a_sparse_checkout_hides_no_change(root: Path) -> None:
-    """A file that is not checked out counts as it is in the index: as before, or changed and nobody can read it."""
+    """A file that is not checked out counts as it is in the index: as before, or changed and nobody
+    can read it.
+    """
     put(root, "far/x.yaml")
     base = commit(root)
     put(root, "far/x.yaml", "x: 2\n")

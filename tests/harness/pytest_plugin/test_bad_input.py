@@ -1,4 +1,6 @@
-"""Whatever a person gives that cannot be used ends the gate with exit code 4 and one line: the place and the mend."""
+"""Whatever a person gives that cannot be used ends the gate with exit code 4 and one line: the
+place and the mend.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,22 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """Runs the gate, asserts that it refuses what it was given and writes nothing, and returns its one line."""
+    """Runs the gate, asserts that it refuses what it was given and writes nothing, and returns its
+    one line.
+    """
     stopped = property(lambda _: pytest.exit("a model was quantized", returncode=9))
     monkeypatch.setattr(Case, "quantized", stopped)
 
     def run(*arguments: str | Path) -> str:
         before = contents(pytester.path)
-        head = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+        head = [
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            str(ROOT / "pyproject.toml"),
+            "--rootdir",
+            str(ROOT),
+        ]
         result = pytester.runpytest_inprocess(*head, *arguments)
         told = [line for line in result.errlines if line.strip()]
 
@@ -43,35 +54,52 @@ def refused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Refus
 
 def contents(folder: Path) -> dict[Path, bytes]:
     """Every file below a folder, but for what Python compiles."""
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
+    return {
+        p: p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and "__pycache__" not in p.parts
+    }
 
 
 def assert_one_line(line: str, *parts: str | Path) -> None:
-    """Fail unless the line holds all parts, the first one at its beginning, and ends with a sentence on the mend."""
+    """Fail unless the line holds all parts, the first one at its beginning, and ends with a
+    sentence on the mend.
+    """
     assert line.startswith(str(parts[0])), line
     assert [part for part in parts if str(part) not in line] == [], line
     assert re.search(r"\. .+\.?$|Known: ", line), line
 
 
-# -- recipes ------------------------------------------------------------------------------------------------------
+# -- recipes ---------------------------------------------------------------------------------------
 
-ENTRY = "metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: max\n  quant_cfg:\n    - quantizer_name: '*'\n"
+ENTRY = (
+    "metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: max\n  quant_cfg:\n    - "
+    "quantizer_name: '*'\n"
+)
 RECIPES = {
     "does not parse": (ENTRY.replace("'*'", "'*"), ":7", "is not YAML"),
     "is a list": ("- 1\n- 2\n", "", "is not a recipe"),
     "names an unknown attribute": (ENTRY + "      cfg:\n        num_bist: 8\n", ":6", "num_bist"),
-    "imports what does not exist": ("imports:\n  base: no/such/recipe\n" + ENTRY, "", "no/such/recipe"),
+    "imports what does not exist": (
+        "imports:\n  base: no/such/recipe\n" + ENTRY,
+        "",
+        "no/such/recipe",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_that_cannot_be_used(refused: Refused, tmp_path: Path, name: str) -> None:
-    """A recipe that does not parse, or names what is not there, is told with its file, its line and the culprit."""
+    """A recipe that does not parse, or names what is not there, is told with its file, its line and
+    the culprit.
+    """
     text, line, culprit = RECIPES[name]
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(text)
 
-    assert_one_line(refused(INSERTION, "--recipe", recipe, "-k", "covered"), f"{recipe}{line}", culprit)
+    assert_one_line(
+        refused(INSERTION, "--recipe", recipe, "-k", "covered"), f"{recipe}{line}", culprit
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,10 +119,12 @@ def test_recipe_that_is_not_there(refused: Refused, ref: str, what: str) -> None
     assert what in line
 
 
-# -- models and data ----------------------------------------------------------------------------------------------
+# -- models and data -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gone", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "gone", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
+)
 def test_incomplete_model_directory(refused: Refused, tmp_path: Path, gone: str) -> None:
     """A model directory without one of its files is told with that file."""
     folder = tmp_path / "clip"
@@ -117,7 +147,9 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
 
-    assert str(folder) in refused(INSERTION, "--recipe", "int8", "--clip-model", folder, "-k", "covered")
+    assert str(folder) in refused(
+        INSERTION, "--recipe", "int8", "--clip-model", folder, "-k", "covered"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +160,11 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
         (("--tasks", "wds/mine", "--data-root", "here"), "here", "wds/mine"),
         (("--tasks", "cifar100", "--data-root", "here"), "here", "cifar-100-python"),
         (("--data-root", "nowhere"), "--data-root nowhere", "Give an existing directory."),
-        (("--calibration-data", "nowhere"), "--calibration-data nowhere", "Give an existing directory, or"),
+        (
+            ("--calibration-data", "nowhere"),
+            "--calibration-data nowhere",
+            "Give an existing directory, or",
+        ),
         (("--calibration-data", "here"), "here", "neither shards nor caption annotations"),
         (("--recipes-root", "nowhere"), "--recipes-root nowhere", "Give an existing directory."),
         (("--calibration-size", "0"), "--calibration-size", "Give a positive number"),
@@ -144,7 +180,9 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
 def test_value_that_cannot_be_used(
     refused: Refused, pytester: pytest.Pytester, arguments: tuple[str, ...], begins: str, what: str
 ) -> None:
-    """A value of an option that leads nowhere is told with the option or the place, and with what can be given."""
+    """A value of an option that leads nowhere is told with the option or the place, and with what
+    can be given.
+    """
     pytester.mkdir("here")
 
     line = refused(ACCURACY, "--recipe", "int8", *arguments)
@@ -154,9 +192,17 @@ def test_value_that_cannot_be_used(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--device", "tpu"), ("--attention", "none"), ("--calibration-size", "many"), ("--no-such-option",)]
+    "arguments",
+    [
+        ("--device", "tpu"),
+        ("--attention", "none"),
+        ("--calibration-size", "many"),
+        ("--no-such-option",),
+    ],
 )
-def test_option_that_the_parser_refuses(pytester: pytest.Pytester, arguments: tuple[str, ...]) -> None:
+def test_option_that_the_parser_refuses(
+    pytester: pytest.Pytester, arguments: tuple[str, ...]
+) -> None:
     """An unknown option, or a value outside an option's choices, is a usage error that names it."""
     head = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     result = pytester.runpytest_inprocess(*head, INSERTION, *arguments)
@@ -165,7 +211,7 @@ def test_option_that_the_parser_refuses(pytester: pytest.Pytester, arguments: tu
     result.stderr.fnmatch_lines([f"*error: *{arguments[0]}*"])
 
 
-# -- budgets and baselines ----------------------------------------------------------------------------------------
+# -- budgets and baselines -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -199,13 +245,19 @@ BUDGETS: dict[str, tuple[str, str, str]] = {
     "number out of range": ("  power: 0.8", "  power: 1.8", "power is 1.8"),
     "override without a reason": ("    reason: four-bit", "    # four-bit", "reason"),
     "unknown recipe": ('recipe: "int4-awq"', 'recipe: "int4-awg"', "int4-awg"),
-    "more than the samples resolve": ("    points: 2.5\n    expected_loss: 0.5", "    points: 0.7", "samples"),
+    "more than the samples resolve": (
+        "    points: 2.5\n    expected_loss: 0.5",
+        "    points: 0.7",
+        "samples",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_budgets_that_cannot_be_used(refused: Refused, store: Path, name: str) -> None:
-    """A broken budgets file, or a budget too small for its samples, is told with the file and its line."""
+    """A broken budgets file, or a budget too small for its samples, is told with the file and its
+    line.
+    """
     old, new, what = BUDGETS[name]
     path = rewritten(store / "budgets.yaml", old, new)
 
@@ -215,13 +267,17 @@ def test_budgets_that_cannot_be_used(refused: Refused, store: Path, name: str) -
     assert what in line
 
 
-def test_unresolvable_budget_names_the_sample_size_that_would_do(refused: Refused, store: Path) -> None:
+def test_unresolvable_budget_names_the_sample_size_that_would_do(
+    refused: Refused, store: Path
+) -> None:
     """A budget that the task's sample count cannot resolve is refused with the count that could."""
     rewritten(store / "budgets.yaml", "    points: 2.5\n    expected_loss: 0.5", "    points: 0.7")
 
     line = refused(ACCURACY, "--recipe", "int8", "--tasks", "emoji100", "--baselines", store)
 
-    needed = [int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*\d\b(?= samples)", line)]
+    needed = [
+        int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*\d\b(?= samples)", line)
+    ]
     assert max(needed) > 1000
 
 
@@ -240,12 +296,18 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "record that is empty": ("int8/record@*.json", lambda p: p.write_text("")),
     "record cut in the middle": ("int8/record@*.json", cut),
     "record that is no JSON": ("int8/record@*.json", lambda p: rewritten(p, "{", "[")),
-    "record with an edited number": ("int8/record@*.json", lambda p: rewritten(p, '"size": 512', '"size": 513')),
+    "record with an edited number": (
+        "int8/record@*.json",
+        lambda p: rewritten(p, '"size": 512', '"size": 513'),
+    ),
     "record under another device's name": (
         "int8/record@*.json",
         lambda p: p.rename(p.with_name("record@sm90@nvidia-h200.json")),
     ),
-    "record with a stray name": ("int8/record@*.json", lambda p: p.rename(p.with_name("record.old.json"))),
+    "record with a stray name": (
+        "int8/record@*.json",
+        lambda p: p.rename(p.with_name("record.old.json")),
+    ),
     "outcomes cut in the middle": ("int8/outcomes-*.safetensors", cut),
     "outcomes with one other bit": ("int8/outcomes-*.safetensors", flip),
     "outcomes that are gone": ("int8/outcomes-*.safetensors", Path.unlink),
@@ -255,7 +317,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_baseline(refused: Refused, store: Path, name: str) -> None:
-    """A record or outcomes that were cut, edited, moved or lost are told with the file, before anything is measured."""
+    """A record or outcomes that were cut, edited, moved or lost are told with the file, before
+    anything is measured.
+    """
     pattern, damage = DAMAGE[name]
     # Records of several devices may each have their own reference outcomes.
     paths = sorted(store.rglob(pattern.partition("/")[2]))
@@ -272,5 +336,13 @@ def test_damaged_baseline_is_not_overwritten(refused: Refused, store: Path) -> N
     """Not even a run that updates the baselines replaces a record that it cannot read."""
     cut(one(store, "record@*.json"))
 
-    arguments = ("--recipe", "int8", "--baselines", store, "--update-baselines", "--reason", "a new release")
+    arguments = (
+        "--recipe",
+        "int8",
+        "--baselines",
+        store,
+        "--update-baselines",
+        "--reason",
+        "a new release",
+    )
     assert "record@" in refused(INSERTION, *arguments, "-k", "baseline")

@@ -1,4 +1,6 @@
-"""What names, YAML and configurations tell by themselves is refused at once: before torch is imported."""
+"""What names, YAML and configurations tell by themselves is refused at once: before torch is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from harness.pytest_plugin import options
 
 ROOT = Path(__file__).parents[3]
 
-#: Runs pytest several times, and says after each what it ended with, how long it took, and whether torch was imported.
+#: Runs pytest several times, and says after each what it ended with, how long it took, and whether
+#: torch was imported.
 RUNS = """
 import json, sys, time
 import pytest
@@ -52,22 +55,30 @@ def place(tmp_path: Path) -> Path:
         "imports:\n  a: no/such/file\nmetadata: {recipe_type: ptq}\nquantize: {$import: a}\n"
     )
     (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (tmp_path / "foreign/config.json").write_text(
+        json.dumps({"model_type": "bert", "architectures": ["BertModel"]})
+    )
     (tmp_path / "empty").mkdir()
     return tmp_path
 
 
 def test_cheap_refusals_import_no_torch(place: Path) -> None:
-    """An unknown task or recipe, broken YAML, a foreign configuration, a missing folder: a line each, at once."""
+    """An unknown task or recipe, broken YAML, a foreign configuration, a missing folder: a line
+    each, at once.
+    """
     script = place / "runs.py"
     script.write_text(RUNS)
     given = [["-p", "harness.pytest_plugin.plugin", *words] for words in REFUSED]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     ended = subprocess.run(
-        [sys.executable, str(script), json.dumps(given)], cwd=place, env=environment, capture_output=True, text=True,
+        [sys.executable, str(script), json.dumps(given)],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
         check=True,
-    )  # fmt: skip
+    )
     runs = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
     errors = [line for line in ended.stderr.splitlines() if line.startswith("ERROR: ")]
 
@@ -101,7 +112,16 @@ def refused(pytester: pytest.Pytester, place: Path, monkeypatch: pytest.MonkeyPa
 
 def test_all_that_cannot_be_used_is_said_at_once(refused: Refused) -> None:
     """Each model, task and recipe that cannot be used has its line, and what can has none."""
-    given = ("--clip-model", "embedded", "--clip-model", "foreign", "--recipe", "fp8", "--recipe", "broken.yaml")
+    given = (
+        "--clip-model",
+        "embedded",
+        "--clip-model",
+        "foreign",
+        "--recipe",
+        "fp8",
+        "--recipe",
+        "broken.yaml",
+    )
 
     lines = refused(*given, "--tasks", "emoji,nosuch,other")
 
@@ -114,7 +134,9 @@ def test_all_that_cannot_be_used_is_said_at_once(refused: Refused) -> None:
     assert refused("--clip-model", "embedded", "--recipe", "fp8", "--tasks", "emoji") == []
 
 
-def test_a_model_of_the_hub_is_not_fetched(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_is_not_fetched(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reference that may have to be fetched is left to the moment when it is needed."""
     monkeypatch.setattr(checkpoint_files, "look", lambda _: pytest.fail("looked for"))
 
@@ -125,7 +147,9 @@ def test_a_model_of_the_hub_is_not_fetched(refused: Refused, monkeypatch: pytest
 def test_an_unforeseen_error_names_the_input(
     pytester: pytest.Pytester, place: Path, monkeypatch: pytest.MonkeyPatch, verbose: bool
 ) -> None:
-    """What no check foresaw is exit code 4 with the input, called a defect of the gate; -v adds the traceback."""
+    """What no check foresaw is exit code 4 with the input, called a defect of the gate; -v adds the
+    traceback.
+    """
     monkeypatch.setattr(checkpoint_files, "inspect", lambda _: 1 // 0)
     (place / "whole").mkdir()
     words = ["--clip-model", str(place / "whole"), *["-v"] * verbose]
@@ -139,17 +163,27 @@ def test_an_unforeseen_error_names_the_input(
     assert ("Traceback" in str(result.stderr)) == verbose
 
 
-@pytest.mark.parametrize("option", [("--update-baselines", "--reason", "x"), ("--new-baselines-only",)])
-def test_a_run_that_measures_no_baseline_stores_none(pytester: pytest.Pytester, option: tuple[str, ...]) -> None:
-    """Where no selected test measures what a baseline holds, the option is refused; one such test is enough."""
+@pytest.mark.parametrize(
+    "option", [("--update-baselines", "--reason", "x"), ("--new-baselines-only",)]
+)
+def test_a_run_that_measures_no_baseline_stores_none(
+    pytester: pytest.Pytester, option: tuple[str, ...]
+) -> None:
+    """Where no selected test measures what a baseline holds, the option is refused; one such test
+    is enough.
+    """
     config = pytester.parseconfig(*option)
 
     with pytest.raises(UsageError, match=f"^{option[0]}: has nothing to store") as caught:
-        options.check_stored(config, ["tests/test_numerics.py::test_rounding[a]", "tests/test_orphans.py::test_it"])
+        options.check_stored(
+            config, ["tests/test_numerics.py::test_rounding[a]", "tests/test_orphans.py::test_it"]
+        )
 
     assert "test_map_equals_baseline" in str(caught.value)
     for test in options.STORING:
-        options.check_stored(config, ["tests/test_numerics.py::test_it", f"tests/test_x.py::{test}[fp8-embedded]"])
+        options.check_stored(
+            config, ["tests/test_numerics.py::test_it", f"tests/test_x.py::{test}[fp8-embedded]"]
+        )
     options.check_stored(pytester.parseconfig(), ["tests/test_numerics.py::test_it"])
 
 

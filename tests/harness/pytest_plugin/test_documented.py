@@ -1,4 +1,6 @@
-"""Every command of the documents is one that its program takes: options, modules and environments are there."""
+"""Every command of the documents is one that its program takes: options, modules and environments
+are there.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".gi
 
 
 def commands(program: str) -> list[str]:
-    """The documents' commands of *program*: indented, behind a prompt or not, or between backquotes."""
+    """The documents' commands of *program*: indented, behind a prompt or not, or between
+    backquotes.
+    """
     found = []
     for path in DOCUMENTS:
         text = path.read_text().replace("\\\n", " ")
@@ -23,7 +27,10 @@ def commands(program: str) -> list[str]:
         found += [line.partition("  #")[0].strip() for line in shown]
         found += re.findall(rf"`({program} [^`]*)`", text)
     return sorted(
-        {command.replace(" ...", "").replace("$(git merge-base origin/main HEAD)", "HEAD") for command in found}
+        {
+            command.replace(" ...", "").replace("$(git merge-base origin/main HEAD)", "HEAD")
+            for command in found
+        }
     )
 
 
@@ -55,8 +62,14 @@ def test_documented_environments_are_there() -> None:
     for section in config.sections():
         name = section.removeprefix("testenv:")
         factors = re.search(r"\{(.*)\}", name)
-        known |= {name[: factors.start()] + one for one in factors[1].split(",")} if factors else {name}
-    shown = {name for path in DOCUMENTS for name in re.findall(r"tox (?:devenv |exec )?-e ([\w.-]+)", path.read_text())}
+        known |= (
+            {name[: factors.start()] + one for one in factors[1].split(",")} if factors else {name}
+        )
+    shown = {
+        name
+        for path in DOCUMENTS
+        for name in re.findall(r"tox (?:devenv |exec )?-e ([\w.-]+)", path.read_text())
+    }
 
     assert len(shown) > 5
     assert shown <= known

@@ -97,7 +97,9 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A project with names that are the gate's too; runs pytest in it, with the guest or without."""
+    """A project with names that are the gate's too; runs pytest in it, with the guest or
+    without.
+    """
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(browser=BROWSER, test_own=TESTS)
     pytester.makefile(".ini", pytest=CONFIGURATION)
@@ -108,7 +110,9 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.syspath_prepend(pytester.path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytester.path), str(ROOT)]))
 
-    def run(*arguments: str, plugins: tuple[str, ...] = (), process: bool = False) -> pytest.RunResult:
+    def run(
+        *arguments: str, plugins: tuple[str, ...] = (), process: bool = False
+    ) -> pytest.RunResult:
         monkeypatch.setenv("PYTEST_PLUGINS", ",".join([*OTHERS, *plugins]))
         start = pytester.runpytest_subprocess if process else pytester.runpytest_inprocess
         return start(*arguments)
@@ -117,9 +121,12 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def told(result: pytest.RunResult) -> list[str]:
-    """The output of a run without what differs from one run to the next: times, and rules around them."""
+    """The output of a run without what differs from one run to the next: times, and rules around
+    them.
+    """
     lines = [
-        re.sub(r"\b[0-9.]+ ?(s|us|ns)\b|[0-9]{8}_[0-9]{6}", "#", line) for line in result.outlines + result.errlines
+        re.sub(r"\b[0-9.]+ ?(s|us|ns)\b|[0-9]{8}_[0-9]{6}", "#", line)
+        for line in result.outlines + result.errlines
     ]
     return [line for line in lines if not re.match("test_time  |Name .time|-----|=====", line)]
 
@@ -142,7 +149,9 @@ def told(result: pytest.RunResult) -> list[str]:
     ids=" ".join,
 )
 def test_same_output_and_exit_code(project: Run, arguments: tuple[str, ...]) -> None:
-    """Whatever such a project asks for, it is told the same, before or after a plugin with an option of ours."""
+    """Whatever such a project asks for, it is told the same, before or after a plugin with an
+    option of ours.
+    """
     alone = project(*arguments, plugins=("browser",))
 
     for plugins in ((GUEST, "browser"), ("browser", GUEST)):
@@ -152,46 +161,65 @@ def test_same_output_and_exit_code(project: Run, arguments: tuple[str, ...]) -> 
 
 
 def test_its_tests_are_spread_by_xdist_and_nothing_heavy_is_imported(project: Run) -> None:
-    """With two workers the scheduler is pytest-xdist's own, nothing heavy is imported, and ``harness`` is its own."""
-    result = project("-n", "2", "-k", "imports or qat or proof", plugins=(GUEST, "browser"), process=True)
+    """With two workers the scheduler is pytest-xdist's own, nothing heavy is imported, and
+    ``harness`` is its own.
+    """
+    result = project(
+        "-n", "2", "-k", "imports or qat or proof", plugins=(GUEST, "browser"), process=True
+    )
 
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(["*scheduler: LoadScheduling*"])
 
 
-def test_its_saved_times_are_where_pytest_benchmark_keeps_them(project: Run, pytester: pytest.Pytester) -> None:
-    """Runs are saved under pytest-benchmark's own key, with its own facts, and compared by its own rules."""
+def test_its_saved_times_are_where_pytest_benchmark_keeps_them(
+    project: Run, pytester: pytest.Pytester
+) -> None:
+    """Runs are saved under pytest-benchmark's own key, with its own facts, and compared by its own
+    rules.
+    """
     from pytest_benchmark.session import get_machine_id
 
     project("-k", "time", "--benchmark-save", "before", plugins=(GUEST,))
     compared = project(
-        "-k", "time", "--benchmark-compare", "--benchmark-compare-fail=median:1000000%", plugins=(GUEST,)
+        "-k",
+        "time",
+        "--benchmark-compare",
+        "--benchmark-compare-fail=median:1000000%",
+        plugins=(GUEST,),
     )
 
     (saved,) = pytester.path.glob(".benchmarks/*/0001_before.json")
     assert saved.parent.name == get_machine_id()
-    assert not {"device", "gpu", "torch", "threads"} & set(json.loads(saved.read_text())["machine_info"])
+    assert not {"device", "gpu", "torch", "threads"} & set(
+        json.loads(saved.read_text())["machine_info"]
+    )
     assert compared.ret == 0
     compared.stdout.fnmatch_lines_random(["test_time (NOW)*", "test_time (0001_before)*"])
 
 
-# -- where the gate is asked for ----------------------------------------------------------------------------------
+# -- where the gate is asked for -------------------------------------------------------------------
 
 
 def configured(folder: Path, *words: str, pyargs: bool = False, **given: Any) -> Any:
     """What a plugin knows of the command line before the command line is read in earnest."""
     known = {"file_or_dir": list(words), "pyargs": pyargs, "rootdir": None, "inifilename": None}
     return SimpleNamespace(
-        known_args_namespace=SimpleNamespace(**known | given), invocation_params=SimpleNamespace(dir=folder)
+        known_args_namespace=SimpleNamespace(**known | given),
+        invocation_params=SimpleNamespace(dir=folder),
     )
 
 
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
-    """A checkout of the gate, with another project inside it, next to a folder that has nothing to do with it."""
+    """A checkout of the gate, with another project inside it, next to a folder that has nothing to
+    do with it.
+    """
     for folder in ("checkout/tests", "checkout/vendor/other/tests", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "checkout/conftest.py").write_text('pytest_plugins = ["harness.pytest_plugin.plugin"]\n')
+    (tmp_path / "checkout/conftest.py").write_text(
+        'pytest_plugins = ["harness.pytest_plugin.plugin"]\n'
+    )
     (tmp_path / "checkout/pyproject.toml").touch()
     (tmp_path / "checkout/tests/test_insertion.py").touch()
     (tmp_path / "checkout/vendor/other/pytest.ini").touch()
@@ -215,19 +243,31 @@ def places(tmp_path: Path) -> Path:
         ("checkout/vendor/other/tests", ["."], False, False),
     ],
 )
-def test_where_the_gate_is_wanted(places: Path, folder: str, words: list[str], pyargs: bool, wanted: bool) -> None:
-    """It is wanted by the name of its suites and by a conftest.py of the project, not by one above the project."""
-    assert quantized_clip_gate.is_wanted(configured(places / folder, *words, pyargs=pyargs)) is wanted
+def test_where_the_gate_is_wanted(
+    places: Path, folder: str, words: list[str], pyargs: bool, wanted: bool
+) -> None:
+    """It is wanted by the name of its suites and by a conftest.py of the project, not by one above
+    the project.
+    """
+    assert (
+        quantized_clip_gate.is_wanted(configured(places / folder, *words, pyargs=pyargs)) is wanted
+    )
 
 
-@pytest.mark.parametrize("given", [{"rootdir": "../checkout"}, {"inifilename": "../checkout/pyproject.toml"}])
+@pytest.mark.parametrize(
+    "given", [{"rootdir": "../checkout"}, {"inifilename": "../checkout/pyproject.toml"}]
+)
 def test_a_root_that_is_named_counts(places: Path, given: dict[str, Any]) -> None:
     """Started elsewhere with ``--rootdir`` or ``-c``, the project that is named there decides."""
     assert quantized_clip_gate.is_wanted(configured(places / "elsewhere", **given))
 
 
-def test_values_of_its_options_are_not_places_with_tests(project: Run, pytester: pytest.Pytester) -> None:
-    """In a project of the gate, a folder behind an option does not decide where the configuration is looked for."""
+def test_values_of_its_options_are_not_places_with_tests(
+    project: Run, pytester: pytest.Pytester
+) -> None:
+    """In a project of the gate, a folder behind an option does not decide where the configuration
+    is looked for.
+    """
     pytester.makeconftest('pytest_plugins = ["harness.pytest_plugin.plugin"]')
     (pytester.path.parent / "tree").mkdir(exist_ok=True)
 
@@ -240,7 +280,9 @@ def test_values_of_its_options_are_not_places_with_tests(project: Run, pytester:
 def test_a_taken_option_is_refused_where_the_gate_runs(
     project: Run, pytester: pytest.Pytester, arguments: tuple[str, ...]
 ) -> None:
-    """Where ``--device`` means something else, a run of the gate is refused in one line; it is not misread."""
+    """Where ``--device`` means something else, a run of the gate is refused in one line; it is not
+    misread.
+    """
     pytester.makeconftest('pytest_plugins = ["harness.pytest_plugin.plugin"]')
 
     result = project(*arguments, plugins=(GUEST, "browser"))
@@ -248,5 +290,6 @@ def test_a_taken_option_is_refused_where_the_gate_runs(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line]
     assert line.startswith(
-        "ERROR: --tasks, --data-root, --device: another pytest plugin that is installed here defines this too."
+        "ERROR: --tasks, --data-root, --device: another pytest plugin that is installed here "
+        "defines this too."
     )

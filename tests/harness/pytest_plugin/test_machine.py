@@ -1,4 +1,6 @@
-"""Saved runs of pytest-benchmark: kept by device, compared on it, and never silently with another machine's."""
+"""Saved runs of pytest-benchmark: kept by device, compared on it, and never silently with another
+machine's.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ DEVICE = DeviceKey.of(torch.device("cpu"))
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Any:
     """Runs one short benchmark with the plugin and the given options."""
-    pytester.makepyfile("def test_sum(benchmark): benchmark.pedantic(sum, args=([1, 2],), rounds=3)")
+    pytester.makepyfile(
+        "def test_sum(benchmark): benchmark.pedantic(sum, args=([1, 2],), rounds=3)"
+    )
     return lambda *options: pytester.runpytest_inprocess(
         "-p", "harness.pytest_plugin.plugin", "--device", "cpu", *options
     )
@@ -33,7 +37,9 @@ def saved(run: Any, pytester: pytest.Pytester) -> Path:
 
 
 def test_storage_key_carries_the_device(saved: Path) -> None:
-    """The folder is named after the CPU, and the run says which device, threads and torch it belongs to."""
+    """The folder is named after the CPU, and the run says which device, threads and torch it
+    belongs to.
+    """
     info = json.loads(saved.read_text())["machine_info"]
 
     assert saved.parent.name.endswith(f"-{DEVICE.exact}")
@@ -43,7 +49,9 @@ def test_storage_key_carries_the_device(saved: Path) -> None:
 
 
 def test_same_machine_is_compared(run: Any, saved: Path) -> None:
-    """On the device of the saved run pytest-benchmark compares as ever, without a word about machines."""
+    """On the device of the saved run pytest-benchmark compares as ever, without a word about
+    machines.
+    """
     result = run("--benchmark-compare=0001", "--benchmark-compare-fail=median:100000000%")
 
     assert result.ret == 0
@@ -82,4 +90,6 @@ def test_another_machine_decides_nothing(run: Any, elsewhere: Path) -> None:
     result = run(f"--benchmark-compare={elsewhere}", "--benchmark-compare-fail=median:10%")
 
     assert result.ret == 4
-    result.stderr.fnmatch_lines(["ERROR: --benchmark-compare: *times of two machines are not compared.*"])
+    result.stderr.fnmatch_lines(
+        ["ERROR: --benchmark-compare: *times of two machines are not compared.*"]
+    )

@@ -1,4 +1,6 @@
-"""What the command line alone is refused for: values that cannot be used, and options that cancel each other."""
+"""What the command line alone is refused for: values that cannot be used, and options that cancel
+each other.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,28 @@ def refused(pytester: pytest.Pytester) -> Refused:
 @pytest.mark.parametrize(
     ("words", "begins", "fix"),
     [
-        (("--update-baselines", "--new-baselines-only", "--reason", "x"), "--update-baselines", "Choose one"),
+        (
+            ("--update-baselines", "--new-baselines-only", "--reason", "x"),
+            "--update-baselines",
+            "Choose one",
+        ),
         (("--reason", "x"), "--reason", "Give --update-baselines"),
-        (("--update-baselines", "--reason", "say why"), "--reason 'say why'", "Say why the baselines change"),
+        (
+            ("--update-baselines", "--reason", "say why"),
+            "--reason 'say why'",
+            "Say why the baselines change",
+        ),
         (("--list-affected",), "--list-affected", "--changed-since REV"),
-        (("--changed-since", "HEAD", "--list-affected", "--new-baselines-only"), "--list-affected", "Leave out"),
-        (("--changed-since", "HEAD", "--list-affected", "--gate-report", "out"), "--gate-report", "Leave out"),
+        (
+            ("--changed-since", "HEAD", "--list-affected", "--new-baselines-only"),
+            "--list-affected",
+            "Leave out",
+        ),
+        (
+            ("--changed-since", "HEAD", "--list-affected", "--gate-report", "out"),
+            "--gate-report",
+            "Leave out",
+        ),
         (("--blame", "--no-blame"), "--blame", "Choose one"),
         (("--early-stop", "--new-baselines-only"), "--early-stop", "Leave out"),
         (("--early-stop", "--update-baselines", "--reason", "x"), "--early-stop", "Leave out"),
@@ -49,15 +67,35 @@ def refused(pytester: pytest.Pytester) -> Refused:
         (("--calibration-size", "0"), "--calibration-size", "positive"),
         (("--calibration-size", "-3"), "--calibration-size", "positive"),
         (("--batch-size", "0"), "--batch-size", "positive"),
-        (("-n", "2", "--dist", "each", "--new-baselines-only"), "--new-baselines-only", "--dist out"),
-        (("-n", "2", "--benchmark-compare"), "--benchmark-compare: times are not taken with -n", "Leave out"),
-        (("-n", "2", "--benchmark-save", "a"), "--benchmark-save: times are not taken with -n", "Leave out"),
-        (("--benchmark-disable", "--benchmark-compare"), "--benchmark-compare: times are not taken", "Leave out"),
+        (
+            ("-n", "2", "--dist", "each", "--new-baselines-only"),
+            "--new-baselines-only",
+            "--dist out",
+        ),
+        (
+            ("-n", "2", "--benchmark-compare"),
+            "--benchmark-compare: times are not taken with -n",
+            "Leave out",
+        ),
+        (
+            ("-n", "2", "--benchmark-save", "a"),
+            "--benchmark-save: times are not taken with -n",
+            "Leave out",
+        ),
+        (
+            ("--benchmark-disable", "--benchmark-compare"),
+            "--benchmark-compare: times are not taken",
+            "Leave out",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_options_that_cancel_each_other(refused: Refused, words: tuple[str, ...], begins: str, fix: str) -> None:
-    """Where one of two options would have no effect, or a number is none, the line names it and what to do."""
+def test_options_that_cancel_each_other(
+    refused: Refused, words: tuple[str, ...], begins: str, fix: str
+) -> None:
+    """Where one of two options would have no effect, or a number is none, the line names it and
+    what to do.
+    """
     line = refused(*words)
 
     assert line.startswith(begins)
@@ -68,23 +106,47 @@ def test_options_that_cancel_each_other(refused: Refused, words: tuple[str, ...]
 @pytest.mark.parametrize(
     ("words", "fix", "corrected"),
     [
-        ("--update-baselines", "Say why the baselines change: --reason TEXT.", "--update-baselines --reason x"),
-        ("--reason x", "Give --update-baselines with it, or leave it out.", "--reason x --update-baselines"),
+        (
+            "--update-baselines",
+            "Say why the baselines change: --reason TEXT.",
+            "--update-baselines --reason x",
+        ),
+        (
+            "--reason x",
+            "Give --update-baselines with it, or leave it out.",
+            "--reason x --update-baselines",
+        ),
         ("--reason x", "or leave it out", ""),
         (
             "--list-affected",
             "It needs --changed-since REV and --recipes-root DIR.",
             "--list-affected --changed-since HEAD --recipes-root here",
         ),
-        ("--data-root here", "Name the tasks that lie there: --tasks NAME.", "--data-root here --tasks wds/x"),
+        (
+            "--data-root here",
+            "Name the tasks that lie there: --tasks NAME.",
+            "--data-root here --tasks wds/x",
+        ),
         ("--blame --no-blame", "Choose one.", "--blame"),
-        ("--update-baselines --new-baselines-only --reason x", "Choose one", "--new-baselines-only --reason x"),
+        (
+            "--update-baselines --new-baselines-only --reason x",
+            "Choose one",
+            "--new-baselines-only --reason x",
+        ),
         ("--early-stop --new-baselines-only", "Leave out one of them.", "--new-baselines-only"),
         ("-n 2 --dist each --new-baselines-only", "Leave --dist out.", "-n 2 --new-baselines-only"),
         ("--calibration-size 0", "Give a positive number of pairs.", "--calibration-size 1"),
         ("--batch-size 0", "Give a positive number of rows.", "--batch-size 1"),
-        ("--calibration-data nowhere", "Give an existing directory, or an annotation file.", "--calibration-data here"),
-        ("--data-root nowhere --tasks wds/x", "Give an existing directory.", "--data-root here --tasks wds/x"),
+        (
+            "--calibration-data nowhere",
+            "Give an existing directory, or an annotation file.",
+            "--calibration-data here",
+        ),
+        (
+            "--data-root nowhere --tasks wds/x",
+            "Give an existing directory.",
+            "--data-root here --tasks wds/x",
+        ),
         ("--gate-report setup.cfg", "Give a folder, or a name that is free.", "--gate-report here"),
         ("--gate-report setup.cfg", "or a name that is free", "--gate-report free"),
         ("--gate-report /dev/null/x", "Give a folder that can be written.", "--gate-report here"),
@@ -102,12 +164,24 @@ def test_what_a_refusal_proposes_is_taken(
 
 
 def test_recipe_beside_a_selection(pytester: pytest.Pytester) -> None:
-    """A recipe that was named would be forgotten for those that the pull request reaches: it is refused."""
-    for words in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty")):
+    """A recipe that was named would be forgotten for those that the pull request reaches: it is
+    refused.
+    """
+    for words in (
+        ("init", "-q"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty"),
+    ):
         subprocess.run(["git", *words], check=True, cwd=pytester.path)
 
     result = pytester.runpytest_inprocess(
-        "-p", "harness.pytest_plugin.plugin", "--recipe", "fp8", "--changed-since", "HEAD", "--recipes-root", "."
+        "-p",
+        "harness.pytest_plugin.plugin",
+        "--recipe",
+        "fp8",
+        "--changed-since",
+        "HEAD",
+        "--recipes-root",
+        ".",
     )
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -138,9 +212,13 @@ OPTIONS = sorted(set(options._TEXTS.values()))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("value", ["", "  ", "a\0b", os.fsdecode(b"caf\xe9"), "x" * 5000], ids=ascii)
+@pytest.mark.parametrize(
+    "value", ["", "  ", "a\0b", os.fsdecode(b"caf\xe9"), "x" * 5000], ids=ascii
+)
 def test_texts_that_cannot_be_used(refused: Refused, option: str, value: str) -> None:
-    """Empty, too long, with a NUL or with bytes that are not UTF-8: told in one short line that names the option."""
+    """Empty, too long, with a NUL or with bytes that are not UTF-8: told in one short line that
+    names the option.
+    """
     line = refused(option, value)
 
     assert option in line.split(": ")[0]
@@ -149,7 +227,9 @@ def test_texts_that_cannot_be_used(refused: Refused, option: str, value: str) ->
     assert len(line) < 400
 
 
-@pytest.mark.parametrize("option", ["--baselines", "--gate-report", "--data-root", "--recipe", "--clip-model"])
+@pytest.mark.parametrize(
+    "option", ["--baselines", "--gate-report", "--data-root", "--recipe", "--clip-model"]
+)
 def test_home_of_nobody(refused: Refused, option: str) -> None:
     """A home folder of a user that does not exist is told."""
     assert "no user 'nosuchuser'" in refused(option, "~nosuchuser/x")
@@ -185,14 +265,20 @@ def test_a_long_number_is_not_repeated(pytester: pytest.Pytester) -> None:
 
 
 def test_marker_that_selects_nothing(pytester: pytest.Pytester) -> None:
-    """A marker expression that leaves none of the gate's tests is refused; in another project it is exit code 5."""
+    """A marker expression that leaves none of the gate's tests is refused; in another project it is
+    exit code 5.
+    """
     pytester.makepyfile("def test_it(gate): pass")
     ours = pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin", "-m", "acuracy")
     assert ours.ret == pytest.ExitCode.USAGE_ERROR
-    ours.stderr.fnmatch_lines(["ERROR: -m 'acuracy': selects none of the 1 tests. The gate's markers are insertion*"])
+    ours.stderr.fnmatch_lines(
+        ["ERROR: -m 'acuracy': selects none of the 1 tests. The gate's markers are insertion*"]
+    )
 
     pytester.makepyfile(test_other="def test_it(): pass")
-    other = pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin", "-m", "acuracy", "test_other.py")
+    other = pytester.runpytest_inprocess(
+        "-p", "harness.pytest_plugin.plugin", "-m", "acuracy", "test_other.py"
+    )
     assert other.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
@@ -207,8 +293,12 @@ def saved(pytester: pytest.Pytester, *arguments: str, cases: str = "int8") -> py
     return pytester.runpytest_inprocess(*given)
 
 
-def test_comparison_with_nothing_in_common(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A saved run without these tests, and no saved run, are told before any test runs; the same tests are compared."""
+def test_comparison_with_nothing_in_common(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A saved run without these tests, and no saved run, are told before any test runs; the same
+    tests are compared.
+    """
     from harness.gate.reference_side import ReferenceSide
 
     monkeypatch.setattr("harness.gate.preflight.preflight", lambda *_, **__: None)
@@ -218,14 +308,22 @@ def test_comparison_with_nothing_in_common(pytester: pytest.Pytester, monkeypatc
     assert none.ret == pytest.ExitCode.USAGE_ERROR
     none.stderr.fnmatch_lines(["ERROR: --benchmark-compare: there is no saved run in *"])
     assert saved(pytester, "--benchmark-save", "a").ret == 0
-    assert saved(pytester, "--benchmark-compare", "--benchmark-compare-fail=mean:100000000%").ret == 0
+    assert (
+        saved(pytester, "--benchmark-compare", "--benchmark-compare-fail=mean:100000000%").ret == 0
+    )
     renamed = saved(pytester, "--benchmark-compare", cases="fp8")
     assert renamed.ret == pytest.ExitCode.USAGE_ERROR
-    renamed.stderr.fnmatch_lines(["ERROR: --benchmark-compare: the saved run holds none of these tests (*fp8*"])
+    renamed.stderr.fnmatch_lines(
+        ["ERROR: --benchmark-compare: the saved run holds none of these tests (*fp8*"]
+    )
 
 
-def test_a_slower_test_is_in_the_headline(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What --benchmark-compare-fail refuses fails the run under its word, and not by a traceback."""
+def test_a_slower_test_is_in_the_headline(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What --benchmark-compare-fail refuses fails the run under its word, and not by a
+    traceback.
+    """
     from harness.gate.reference_side import ReferenceSide
 
     monkeypatch.setattr("harness.gate.preflight.preflight", lambda *_, **__: None)
@@ -239,5 +337,7 @@ def test_a_slower_test_is_in_the_headline(pytester: pytest.Pytester, monkeypatch
     result = saved(pytester, "--benchmark-compare", "--benchmark-compare-fail=min:1%")
 
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*quantized against FP16 (points): FAIL*", "*slower than --benchmark-compare-fail*"])
+    result.stdout.fnmatch_lines(
+        ["*quantized against FP16 (points): FAIL*", "*slower than --benchmark-compare-fail*"]
+    )
     assert "Traceback" not in str(result.stdout) + str(result.stderr)

@@ -1,4 +1,6 @@
-"""How the gate's tests ended: one word for all that was judged, in every place, and one failure per cause."""
+"""How the gate's tests ended: one word for all that was judged, in every place, and one failure per
+cause.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,14 @@ def test_holds(gate, case, check):
 #: By the kind of what falls short: the tests, the word of the run, its exit code.
 KINDS: dict[str, tuple[str, str, int]] = {
     "nothing": ("", "PASS", 0),
-    "a problem": ("def test_it(gate, case, check): check.problems(['4 of 7 never ran'])", "FAIL", 1),
+    "a problem": (
+        "def test_it(gate, case, check): check.problems(['4 of 7 never ran'])",
+        "FAIL",
+        1,
+    ),
     "a limit": (
-        "def test_it(gate, case, check): check.limits(['kl_mean is 3, limit: at most 1: EXCEEDED'], ('t', 'm'))",
+        "def test_it(gate, case, check): check.limits(['kl_mean is 3, limit: at most 1: "
+        "EXCEEDED'], ('t', 'm'))",
         "FAIL",
         1,
     ),
@@ -64,7 +71,8 @@ KINDS: dict[str, tuple[str, str, int]] = {
     "an error": ("def test_it(gate, case): raise ValueError('no such thing')", "FAIL", 1),
     "an error in a fixture": ("def test_it(gate, case, broken): pass", "FAIL", 1),
     "an error at the end": (
-        "@pytest.fixture\ndef ends(gate):\n    yield\n    raise OSError('late')\ndef test_it(case, ends): pass",
+        "@pytest.fixture\ndef ends(gate):\n    yield\n    raise OSError('late')\ndef test_it(case, "
+        "ends): pass",
         "FAIL",
         1,
     ),
@@ -75,18 +83,24 @@ KINDS: dict[str, tuple[str, str, int]] = {
     ),
     "a section alone": (
         "def test_it(gate, case, pytestconfig):\n"
-        "    section_of(pytestconfig, case, 'insertion')['problems'] = [{'what': 'w', 'names': [], 'mend': 'm'}]",
+        "    section_of(pytestconfig, case, 'insertion')['problems'] = [{'what': 'w', 'names': [], "
+        "'mend': 'm'}]",
         "FAIL",
         1,
     ),
     "a limit in a section alone": (
         "def test_it(gate, case, pytestconfig):\n"
-        "    section_of(pytestconfig, case, 'accuracy')['limits'] = [{'exceeded': True, 'message': 'EXCEEDED'}]",
+        "    section_of(pytestconfig, case, 'accuracy')['limits'] = [{'exceeded': True, 'message': "
+        "'EXCEEDED'}]",
         "FAIL",
         1,
     ),
     "a test of no recipe": ("def test_it(gate, check): check.problems(['an orphan'])", "FAIL", 1),
-    "bad input": ("def test_it(gate, case): raise UsageError('/data/7.png', 'is cut', 'Restore it.')", "REFUSED", 4),
+    "bad input": (
+        "def test_it(gate, case): raise UsageError('/data/7.png', 'is cut', 'Restore it.')",
+        "REFUSED",
+        4,
+    ),
 }
 
 RunSuite = Callable[..., pytest.RunResult]
@@ -94,7 +108,9 @@ RunSuite = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> RunSuite:
-    """Runs tests in a suite of the gate, with a report and a JUnit file; nothing is loaded for it."""
+    """Runs tests in a suite of the gate, with a report and a JUnit file; nothing is loaded for
+    it.
+    """
     monkeypatch.setattr("harness.gate.preflight.preflight", lambda *_, **__: None)
     monkeypatch.setattr(ReferenceSide, "lacks", lambda *_, **__: None)
     monkeypatch.setenv("COLUMNS", "80")
@@ -120,10 +136,18 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
 
 def words(folder: Path, result: pytest.RunResult) -> dict[str, str]:
     """The word of a run in each place that has one."""
-    terminal = re.search(r"quantized against FP16 \(points\): ([A-Z]+|no verdict)", str(result.stdout))
-    junit = ElementTree.parse(folder / "junit.xml").find(".//testsuite/properties/property[@name='decision']")
-    page = re.search(r'<p class="headline">([A-Z]+|no verdict):', (folder / "out/report.html").read_text())
-    summary = re.search(r"^## Quantized CLIP: \S* ?([A-Z]+|no verdict)", (folder / "out/summary.md").read_text())
+    terminal = re.search(
+        r"quantized against FP16 \(points\): ([A-Z]+|no verdict)", str(result.stdout)
+    )
+    junit = ElementTree.parse(folder / "junit.xml").find(
+        ".//testsuite/properties/property[@name='decision']"
+    )
+    page = re.search(
+        r'<p class="headline">([A-Z]+|no verdict):', (folder / "out/report.html").read_text()
+    )
+    summary = re.search(
+        r"^## Quantized CLIP: \S* ?([A-Z]+|no verdict)", (folder / "out/summary.md").read_text()
+    )
     return {
         "terminal": terminal[1] if terminal else "",
         "summary.md": summary[1] if summary else "",
@@ -135,7 +159,9 @@ def words(folder: Path, result: pytest.RunResult) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_word_in_every_place(run_suite: RunSuite, pytester: pytest.Pytester, kind: str) -> None:
-    """Whatever falls short alone, beside tests that hold, terminal, files and exit code say the same."""
+    """Whatever falls short alone, beside tests that hold, terminal, files and exit code say the
+    same.
+    """
     tests, word, code = KINDS[kind]
 
     result = run_suite(tests)
@@ -144,21 +170,33 @@ def test_one_word_in_every_place(run_suite: RunSuite, pytester: pytest.Pytester,
     assert result.ret == code
 
 
-@pytest.mark.parametrize("kind", ["a problem", "an error", "an error in a fixture", "a test of no recipe"])
-def test_failed_checks_are_listed(run_suite: RunSuite, pytester: pytest.Pytester, kind: str) -> None:
-    """The data name each failed check with its test, its suite and the first line of what it said."""
+@pytest.mark.parametrize(
+    "kind", ["a problem", "an error", "an error in a fixture", "a test of no recipe"]
+)
+def test_failed_checks_are_listed(
+    run_suite: RunSuite, pytester: pytest.Pytester, kind: str
+) -> None:
+    """The data name each failed check with its test, its suite and the first line of what it
+    said.
+    """
     run_suite(KINDS[kind][0])
     found = json.loads((pytester.path / "out/results.json").read_text())
-    (failed,) = [c for part in (found, *found["cases"]) for c in part.get("checks", {}).get("failed", [])]
+    (failed,) = [
+        c for part in (found, *found["cases"]) for c in part.get("checks", {}).get("failed", [])
+    ]
 
     assert "test_suite.py::test_it" in failed["test"]
     assert (failed["suite"], failed["outcome"]) == ("insertion", "failed")
     assert failed["message"]
-    assert failed["message"].split()[0] in html.unescape((pytester.path / "out/summary.md").read_text())
+    assert failed["message"].split()[0] in html.unescape(
+        (pytester.path / "out/summary.md").read_text()
+    )
 
 
 def test_a_cause_is_one_failure(run_suite: RunSuite) -> None:
-    """Tests that meet the same error later are skipped with the id of the first, whatever number it holds."""
+    """Tests that meet the same error later are skipped with the id of the first, whatever number it
+    holds.
+    """
     more = "\n".join(f"def test_{n}(gate, case, broken): pass" for n in "abc")
     other = "def test_z(gate, case, check): check.problems(['another thing'])"
 
@@ -179,27 +217,41 @@ def test_an_error_is_told_without_its_traceback(run_suite: RunSuite) -> None:
 
 
 def test_a_run_of_skips_is_no_pass(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
-    """Where every selected test was skipped nothing was judged: exit code 5, and no verdict in every place."""
+    """Where every selected test was skipped nothing was judged: exit code 5, and no verdict in
+    every place.
+    """
     result = run_suite("def test_it(gate, case): pytest.skip('not here')", "-k", "test_it")
 
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    assert set(words(pytester.path, result).values()) == {"no verdict"}, words(pytester.path, result)
+    assert set(words(pytester.path, result).values()) == {"no verdict"}, words(
+        pytester.path, result
+    )
 
 
 def test_a_run_of_no_test_is_no_pass(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
-    """Where no test is selected the files say so as well, instead of what an earlier run left there."""
+    """Where no test is selected the files say so as well, instead of what an earlier run left
+    there.
+    """
     run_suite("")
     result = run_suite("", "-k", "nosuchtest")
 
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     found = words(pytester.path, result)
-    assert {found[place] for place in ("summary.md", "report.html", "results.json", "junit")} == {"no verdict"}
+    assert {found[place] for place in ("summary.md", "report.html", "results.json", "junit")} == {
+        "no verdict"
+    }
     result.stdout.fnmatch_lines(["exit code 5: no test was selected, so nothing was judged"])
 
 
-@pytest.mark.parametrize("kind", ["nothing", "a problem", "a section alone", "a limit in a section alone"])
-def test_what_falls_short_is_not_stored(run_suite: RunSuite, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """With --new-baselines-only a case is stored where all held, and not where anything of it fell short alone."""
+@pytest.mark.parametrize(
+    "kind", ["nothing", "a problem", "a section alone", "a limit in a section alone"]
+)
+def test_what_falls_short_is_not_stored(
+    run_suite: RunSuite, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """With --new-baselines-only a case is stored where all held, and not where anything of it fell
+    short alone.
+    """
     stored: list[str] = []
     monkeypatch.setattr(Store, "update", lambda _, record, **__: stored.append(record))
     tests, word, _ = KINDS[kind]
@@ -212,7 +264,9 @@ def test_what_falls_short_is_not_stored(run_suite: RunSuite, monkeypatch: pytest
 
 
 def test_what_lost_too_much_is_not_stored() -> None:
-    """A verdict that failed keeps its case from being stored, though no check of the run is about it."""
+    """A verdict that failed keeps its case from being stored, though no check of the run is about
+    it.
+    """
     results = Results()
     results.section("fp8", "embedded", "accuracy")["decision"] = "FAIL"
 
@@ -220,7 +274,9 @@ def test_what_lost_too_much_is_not_stored() -> None:
 
 
 def test_tests_of_a_project_are_none_of_the_gates(pytester: pytest.Pytester) -> None:
-    """A project with fixtures of the same names is left alone: its errors keep their phase and its exit code 0."""
+    """A project with fixtures of the same names is left alone: its errors keep their phase and its
+    exit code 0.
+    """
     pytester.makepyfile(
         """
         import pytest
@@ -239,10 +295,12 @@ def test_tests_of_a_project_are_none_of_the_gates(pytester: pytest.Pytester) -> 
         """
     )
 
-    pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin").assert_outcomes(passed=1, errors=2)
+    pytester.runpytest_inprocess("-p", "harness.pytest_plugin.plugin").assert_outcomes(
+        passed=1, errors=2
+    )
 
 
-# -- the parts ----------------------------------------------------------------------------------------------------
+# -- the parts -------------------------------------------------------------------------------------
 
 
 def test_worst_of_words() -> None:
@@ -254,7 +312,9 @@ def test_worst_of_words() -> None:
 
 
 def test_causes_are_reported_once() -> None:
-    """The first test has a cause; a set of causes counts where other tests have reported all of them."""
+    """The first test has a cause; a set of causes counts where other tests have reported all of
+    them.
+    """
     causes = Causes()
 
     assert causes.first_of("a", [["x"]], "") == ""
@@ -291,7 +351,9 @@ def case_with(*checks: CheckResult, **sections: Any) -> dict[str, Any]:
     ],
 )
 def test_a_check_decides_a_case(outcome: Outcome, word: str) -> None:
-    """One check alone gives its word; beside a verdict that passed, it is never better than that."""
+    """One check alone gives its word; beside a verdict that passed, it is never better than
+    that.
+    """
     check = CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", gated=True)
 
     assert cases.decision(case_with(check)) == word
@@ -310,18 +372,29 @@ def test_a_check_decides_a_case(outcome: Outcome, word: str) -> None:
     ],
 )
 def test_what_fell_short_is_no_new_baseline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, about_baseline: bool, stored: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
+    about_baseline: bool,
+    stored: bool,
 ) -> None:
-    """``--new-baselines-only`` leaves out what failed, with the command that accepts it all the same.
+    """``--new-baselines-only`` leaves out what failed, with the command that accepts it all the
+    same.
 
     That a case has no baseline, or another one, is no reason: the former is why it is stored.
     """
     gate, results = Gate(Options(recipes=("fp8",), baselines=tmp_path)), Results()
     shown: list[str] = []
     (case,) = gate.cases()
-    results.add(CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", True, about_baseline))
+    results.add(
+        CheckResult(
+            "t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", True, about_baseline
+        )
+    )
     updates: list[object] = []
-    monkeypatch.setattr(type(gate.store), "update", lambda store, record, **_: updates.append(record))
+    monkeypatch.setattr(
+        type(gate.store), "update", lambda store, record, **_: updates.append(record)
+    )
     record: Any = object()
     monkeypatch.setattr(Case, "to_store", record)
 
@@ -333,16 +406,24 @@ def test_what_fell_short_is_no_new_baseline(
 
 
 def test_an_architecture_is_a_case_only_where_it_fails() -> None:
-    """What holds on the published architectures is counted; what fails on one is shown under its name."""
+    """What holds on the published architectures is counted; what fails on one is shown under its
+    name.
+    """
     results = Results()
-    for model, outcome in (("ViT-B-32", Outcome.PASSED), ("ViT-L-14", Outcome.FAILED), ("RN50", Outcome.DEPENDENT)):
-        results.add(CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", model, see="t.py::first"))
+    for model, outcome in (
+        ("ViT-B-32", Outcome.PASSED),
+        ("ViT-L-14", Outcome.FAILED),
+        ("RN50", Outcome.DEPENDENT),
+    ):
+        results.add(
+            CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", model, see="t.py::first")
+        )
 
     assert [case["model"] for case in results.as_dict()["cases"]] == ["ViT-L-14"]
     assert results.as_dict()["checks"]["counts"] == {"passed": 1, "dependent": 1}
 
 
-# -- what a failing run shows -------------------------------------------------------------------------------------
+# -- what a failing run shows ----------------------------------------------------------------------
 
 #: Messages as the suites have them: a verdict with blame, limits, problems of a map, a drift.
 VERDICT = """{task}: FAIL: the loss exceeds the budget.
@@ -365,7 +446,11 @@ append to the recipe's quant_cfg:
 rerun:  pytest 'tests/test_accuracy.py::test_it'"""
 LIMITS = "\n".join(f"{{task}}: measure {n} is 0.9, limit: at most 0.2: EXCEEDED" for n in range(13))
 PROBLEM = "\n".join(
-    ["8 of 132 enabled quantizers never ran:", *(f"  layers.{n}.q_bmm" for n in range(12)), "Fix: do so."]
+    [
+        "8 of 132 enabled quantizers never ran:",
+        *(f"  layers.{n}.q_bmm" for n in range(12)),
+        "Fix: do so.",
+    ]
 )
 
 MANY = f"""
@@ -400,12 +485,18 @@ def test_open(gate, case, n): raise Inconclusive("cannot decide\\n" + "more\\n" 
 {{more}}
 """
 #: Further test functions that fail, each with a cause of its own.
-FUNCTIONS = "\n".join(f"def test_{n}(gate, case, check): check.problems(['{n}: ' + PROBLEM])" for n in range(20))
+FUNCTIONS = "\n".join(
+    f"def test_{n}(gate, case, check): check.problems(['{n}: ' + PROBLEM])" for n in range(20)
+)
 
 
 @pytest.mark.parametrize(("more", "arguments"), [(FUNCTIONS, ()), ("", ("-q",)), ("", ("-n", "2"))])
-def test_a_failing_run_takes_sixty_lines(run_suite: RunSuite, more: str, arguments: tuple[str, ...]) -> None:
-    """However much fails, a run without -v takes 60 lines; they hold what is wrong, a fix, and where the rest is."""
+def test_a_failing_run_takes_sixty_lines(
+    run_suite: RunSuite, more: str, arguments: tuple[str, ...]
+) -> None:
+    """However much fails, a run without -v takes 60 lines; they hold what is wrong, a fix, and
+    where the rest is.
+    """
     result = run_suite(MANY.replace("{more}", more), "-ra", *arguments)
     shown = str(result.stdout)
 
@@ -415,8 +506,14 @@ def test_a_failing_run_takes_sixty_lines(run_suite: RunSuite, more: str, argumen
     assert "Fix:" in shown
     result.stdout.fnmatch_lines(["*Not all is shown above: -v and out/report.html show the rest."])
     assert ("Also failed: " in shown) == bool(more)
-    result.stdout.fnmatch_lines(["SKIPPED [[]40[]]*the cause is reported by test_suite.py::test_map*"])
-    assert not [line for line in result.stdout.lines if line.startswith("FAILED") and len(line) > 80 + len("::")]
+    result.stdout.fnmatch_lines(
+        ["SKIPPED [[]40[]]*the cause is reported by test_suite.py::test_map*"]
+    )
+    assert not [
+        line
+        for line in result.stdout.lines
+        if line.startswith("FAILED") and len(line) > 80 + len("::")
+    ]
     assert "NotHeld" not in shown
     assert "harness.pytest_plugin" not in shown
 
@@ -442,11 +539,25 @@ class Told:
 
 
 def test_what_is_needed_first_is_shown_first() -> None:
-    """Of a message that is cut come its first line, the fix and the numbers, then what would help, in their order."""
-    group = brief.Group("failed", [Told("t.py::test_it[a]", VERDICT), Told("t.py::test_it[b]", "another thing")])
+    """Of a message that is cut come its first line, the fix and the numbers, then what would help,
+    in their order.
+    """
+    group = brief.Group(
+        "failed", [Told("t.py::test_it[a]", VERDICT), Told("t.py::test_it[b]", "another thing")]
+    )
 
     few, more = (brief.share_out([group], room)[0] for room in (3, 11))
 
     assert few == ["{task}: FAIL: the loss exceeds the budget."]
     words = [line.split()[0] for line in more]
-    assert words == ["{task}:", "expected:", "found:", "of", "Fix:", "leaving", "append", "-", "enable:"]
+    assert words == [
+        "{task}:",
+        "expected:",
+        "found:",
+        "of",
+        "Fix:",
+        "leaving",
+        "append",
+        "-",
+        "enable:",
+    ]

@@ -1,4 +1,5 @@
-"""The gate as a person meets it: markers, verdicts, baselines, commands and processes, from the command line.
+"""The gate as a person meets it: markers, verdicts, baselines, commands and processes, from the
+command line.
 
 pytest runs inside pytest here.  A run that several tests look at is made by the first of them.
 """
@@ -32,11 +33,14 @@ from harness.places import BASELINES
 
 ROOT = Path(__file__).parents[3]
 HEAD = ("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
-INSERTION, ACCURACY, ORPHANS = (str(ROOT / "tests" / f"test_{n}.py") for n in ("insertion", "accuracy", "orphans"))
+INSERTION, ACCURACY, ORPHANS = (
+    str(ROOT / "tests" / f"test_{n}.py") for n in ("insertion", "accuracy", "orphans")
+)
 
 RunGate = Callable[..., pytest.RunResult]
 
-#: Weights in four bits lose 1.4 points of emoji100, give or take 1.4: a budget of two points is not decided.
+#: Weights in four bits lose 1.4 points of emoji100, give or take 1.4: a budget of two points is not
+#: decided.
 FOUR_BITS = """
 metadata:
   recipe_type: ptq
@@ -67,7 +71,7 @@ def record_of(store: Path, recipe: str) -> Record:
     return found
 
 
-# -- what runs ----------------------------------------------------------------------------------------------------
+# -- what runs -------------------------------------------------------------------------------------
 
 SUITES = ("insertion", "numerics", "accuracy", "checkpoint", "throughput", "export", "proof", "qat")
 
@@ -78,11 +82,21 @@ def collected(result: pytest.RunResult) -> set[str]:
 
 
 def test_each_marker_selects_its_suite_alone(run_gate: RunGate) -> None:
-    """``-m accuracy``, and each other suite that is there, collects that suite's file and no other."""
+    """``-m accuracy``, and each other suite that is there, collects that suite's file and no
+    other.
+    """
     there = [name for name in SUITES if (ROOT / "tests" / f"test_{name}.py").exists()]
     found = {
         name: collected(
-            run_gate(ROOT / "tests", "--ignore", ROOT / "tests/harness", "--collect-only", "-q", "-m", name)
+            run_gate(
+                ROOT / "tests",
+                "--ignore",
+                ROOT / "tests/harness",
+                "--collect-only",
+                "-q",
+                "-m",
+                name,
+            )
         )
         for name in there
     }
@@ -91,17 +105,31 @@ def test_each_marker_selects_its_suite_alone(run_gate: RunGate) -> None:
 
 
 def test_plain_run_leaves_out_what_is_on_request(run_gate: RunGate) -> None:
-    """Neither the proof nor QAT is in a plain run, and both say so as deselected; the other suites are all there."""
+    """Neither the proof nor QAT is in a plain run, and both say so as deselected; the other suites
+    are all there.
+    """
     result = run_gate(ROOT / "tests", "--ignore", ROOT / "tests/harness", "--collect-only", "-q")
 
-    assert {"test_insertion.py", "test_numerics.py", "test_accuracy.py", "test_checkpoint.py"} <= collected(result)
+    assert {
+        "test_insertion.py",
+        "test_numerics.py",
+        "test_accuracy.py",
+        "test_checkpoint.py",
+    } <= collected(result)
     assert not {"test_proof.py", "test_qat.py"} & collected(result)
     result.stdout.fnmatch_lines(["*deselected*"])
 
 
 def test_ids_name_recipe_and_model(run_gate: RunGate) -> None:
     """Test ids read ``[recipe-model]``, folders and suffixes left out."""
-    recipes = ("--recipe", "fp8", "--recipe", "/some/where/mine.yaml", "--recipe", "huggingface/vit/ptq/fp8")
+    recipes = (
+        "--recipe",
+        "fp8",
+        "--recipe",
+        "/some/where/mine.yaml",
+        "--recipe",
+        "huggingface/vit/ptq/fp8",
+    )
 
     result = run_gate(INSERTION, *recipes, "--collect-only", "-q", "-k", "covered")
 
@@ -114,20 +142,25 @@ def test_help_shows_the_options(run_gate: RunGate) -> None:
     text = str(run_gate("--help").stdout)
 
     own = text.partition("quantized CLIP gate:")[2]
-    options = "recipe recipes-root clip-model tasks data-root calibration-data calibration-size device attention"
+    options = (
+        "recipe recipes-root clip-model tasks data-root calibration-data calibration-size device "
+        "attention"
+    )
     options += " baselines update-baselines new-baselines-only reason changed-since list-affected blame no-blame"
     for option in f"{options} early-stop gate-report".split():
         assert f"--{option}" in own
 
 
-# -- verdicts -----------------------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Where the run that several tests look at lies: its store, its arguments, and once it ran, its result.
+    """Where the run that several tests look at lies: its store, its arguments, and once it ran, its
+    result.
 
-    int8 passes, and its baseline holds the same samples in another order; four bits are inconclusive, and have none.
+    int8 passes, and its baseline holds the same samples in another order; four bits are
+    inconclusive, and have none.
     """
     folder = tmp_path_factory.mktemp("mixed")
     store = folder / "store"
@@ -135,21 +168,37 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (store / "budgets.yaml").write_text(BUDGETS)
     record = record_of(store, "int8")
     tasks = tuple(
-        dataclasses.replace(task, sample_ids=ids_digest(["reversed"])) if task.task == "emoji100" else task
+        dataclasses.replace(task, sample_ids=ids_digest(["reversed"]))
+        if task.task == "emoji100"
+        else task
         for task in record.tasks
     )
     Store(store).update(dataclasses.replace(record, tasks=tasks), reason="another order")
     (folder / "four.yaml").write_text(FOUR_BITS)
-    options = ["--recipe", "int8", "--recipe", str(folder / "four.yaml"), "--tasks", "emoji100", "--no-blame"]
+    options = [
+        "--recipe",
+        "int8",
+        "--recipe",
+        str(folder / "four.yaml"),
+        "--tasks",
+        "emoji100",
+        "--no-blame",
+    ]
     return {"folder": folder, "arguments": [ACCURACY, *options, "--baselines", str(store)]}
 
 
 @pytest.fixture
-def mixed_run(mixed: dict[str, Any], run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> pytest.RunResult:
-    """The result of the mixed run, made once; as on a CI server, where pytest's summary does not cut messages."""
+def mixed_run(
+    mixed: dict[str, Any], run_gate: RunGate, monkeypatch: pytest.MonkeyPatch
+) -> pytest.RunResult:
+    """The result of the mixed run, made once; as on a CI server, where pytest's summary does not
+    cut messages.
+    """
     if "result" not in mixed:
         monkeypatch.setenv("CI", "true")
-        mixed["result"] = run_gate(*mixed["arguments"], f"--junit-xml={mixed['folder'] / 'junit.xml'}")
+        mixed["result"] = run_gate(
+            *mixed["arguments"], f"--junit-xml={mixed['folder'] / 'junit.xml'}"
+        )
     found: pytest.RunResult = mixed["result"]
     return found
 
@@ -165,18 +214,24 @@ def outcomes(junit: Path) -> dict[str, tuple[str, str]]:
     for name, case in cases_of(junit).items():
         kinds = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
         verdict = case.find("properties/property[@name='verdict']")
-        found[name] = ((kinds or ["passed"])[0], "" if verdict is None else str(verdict.get("value")))
+        found[name] = (
+            (kinds or ["passed"])[0],
+            "" if verdict is None else str(verdict.get("value")),
+        )
     return found
 
 
 def test_inconclusive_has_its_own_word(mixed_run: pytest.RunResult) -> None:
-    """What the data cannot decide is counted and shown as inconclusive, with its message, and fails the run."""
+    """What the data cannot decide is counted and shown as inconclusive, with its message, and fails
+    the run.
+    """
     assert mixed_run.ret == pytest.ExitCode.TESTS_FAILED
     mixed_run.stdout.re_match_lines(
         [
             r".*test_accuracy\.py .*I",
             r"_+ test_loss_is_within_budget\[four-embedded-emoji100/acc1\] _+",
-            r"emoji100 \(acc1\): INCONCLUSIVE: the data cannot decide whether the loss is below the budget\.",
+            r"emoji100 \(acc1\): INCONCLUSIVE: the data cannot decide whether the loss is below "
+            r"the budget\.",
             r".*about [\d,]+ samples would decide",
             r"  emoji100/acc1 .* INCONCLUSIVE.*",
             r".*1 inconclusive.*",
@@ -185,48 +240,80 @@ def test_inconclusive_has_its_own_word(mixed_run: pytest.RunResult) -> None:
 
 
 def test_inconclusive_in_junit(mixed: dict[str, Any], mixed_run: pytest.RunResult) -> None:
-    """The JUnit file has an inconclusive test as a failure with its verdict as a property, and the whole message."""
-    case = cases_of(mixed["folder"] / "junit.xml")["test_loss_is_within_budget[four-embedded-emoji100/acc1]"]
+    """The JUnit file has an inconclusive test as a failure with its verdict as a property, and the
+    whole message.
+    """
+    case = cases_of(mixed["folder"] / "junit.xml")[
+        "test_loss_is_within_budget[four-embedded-emoji100/acc1]"
+    ]
     failure = case.find("failure")
 
     assert failure is not None
     assert "the data cannot decide" in str(failure.text)
     assert "rerun:" in str(failure.text)
     found = outcomes(mixed["folder"] / "junit.xml")
-    assert found["test_loss_is_within_budget[four-embedded-emoji100/acc1]"] == ("failure", "INCONCLUSIVE")
+    assert found["test_loss_is_within_budget[four-embedded-emoji100/acc1]"] == (
+        "failure",
+        "INCONCLUSIVE",
+    )
     assert found["test_loss_is_within_budget[int8-embedded-emoji100/acc1]"] == ("passed", "PASS")
 
 
 def test_other_order_of_the_samples_is_another_baseline(mixed_run: pytest.RunResult) -> None:
-    """A baseline of the same samples in another order is not compared: it belongs to something else."""
+    """A baseline of the same samples in another order is not compared: it belongs to something
+    else.
+    """
     mixed_run.stdout.fnmatch_lines(
-        ["*this baseline belongs to emoji100 acc1 in another order of the samples; this run has the same 1,000*"]
+        [
+            "*this baseline belongs to emoji100 acc1 in another order of the samples; this run has "
+            "the same 1,000*"
+        ]
     )
 
 
 def commands(result: pytest.RunResult, word: str) -> list[list[str]]:
     """The commands that messages show behind ``rerun:`` or ``accept:``, split as a shell does."""
     lines = [line.strip() for line in result.outlines]
-    return [shlex.split(line.removeprefix(f"{word}:")) for line in lines if line.startswith(f"{word}:")]
+    return [
+        shlex.split(line.removeprefix(f"{word}:")) for line in lines if line.startswith(f"{word}:")
+    ]
 
 
-def test_missing_baseline_names_the_command(mixed: dict[str, Any], mixed_run: pytest.RunResult) -> None:
-    """A case without a baseline fails and names the command that makes it, with all that this run was given."""
+def test_missing_baseline_names_the_command(
+    mixed: dict[str, Any], mixed_run: pytest.RunResult
+) -> None:
+    """A case without a baseline fails and names the command that makes it, with all that this run
+    was given.
+    """
     mixed_run.stdout.fnmatch_lines(["no baseline for recipe four on model embedded"])
 
-    # On another device than the stored record's, the other recipe's message ends with such a command as well.
-    (command,) = [c for c in commands(mixed_run, "accept") if str(mixed["folder"] / "four.yaml") in c]
+    # On another device than the stored record's, the other recipe's message ends with such a
+    # command as well.
+    (command,) = [
+        c for c in commands(mixed_run, "accept") if str(mixed["folder"] / "four.yaml") in c
+    ]
     assert command[0] == "pytest"
     assert "--new-baselines-only" in command
-    for option, value in (("--recipe", "four.yaml"), ("--tasks", "emoji100"), ("--baselines", "store")):
+    for option, value in (
+        ("--recipe", "four.yaml"),
+        ("--tasks", "emoji100"),
+        ("--baselines", "store"),
+    ):
         assert command[command.index(option) + 1].endswith(value)
 
 
 def test_rerun_commands_select_the_failed_test(
-    mixed: dict[str, Any], mixed_run: pytest.RunResult, run_gate: RunGate, monkeypatch: pytest.MonkeyPatch
+    mixed: dict[str, Any],
+    mixed_run: pytest.RunResult,
+    run_gate: RunGate,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every failure prints the command that reruns it, which collects just this test."""
-    failed = [name for name, (outcome, _) in outcomes(mixed["folder"] / "junit.xml").items() if outcome == "failure"]
+    failed = [
+        name
+        for name, (outcome, _) in outcomes(mixed["folder"] / "junit.xml").items()
+        if outcome == "failure"
+    ]
     reruns = commands(mixed_run, "rerun")
     monkeypatch.chdir(ROOT)
 
@@ -263,8 +350,8 @@ counted("text_embeddings")
 def test_two_processes_give_the_verdicts_of_one(
     mixed: dict[str, Any], mixed_run: pytest.RunResult, tmp_path: Path
 ) -> None:
-    """Under pytest-xdist the same tests fail with the same verdicts, the table at the end is whole, and no evaluation
-    of the reference, which both processes need, is made twice.
+    """Under pytest-xdist the same tests fail with the same verdicts, the table at the end is whole,
+    and no evaluation of the reference, which both processes need, is made twice.
     """
     (tmp_path / "counting.py").write_text(COUNTING)
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
@@ -272,7 +359,8 @@ def test_two_processes_give_the_verdicts_of_one(
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *HEAD, *more, *mixed["arguments"]],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "120", "PYTHONPATH": path, "COUNTED": str(tmp_path / "counted")},
+        env=os.environ
+        | {"COLUMNS": "120", "PYTHONPATH": path, "COUNTED": str(tmp_path / "counted")},
         capture_output=True,
         text=True,
         check=False,
@@ -280,7 +368,9 @@ def test_two_processes_give_the_verdicts_of_one(
 
     def table(lines: list[str]) -> list[str]:
         heading = next(i for i, line in enumerate(lines) if "quantized against FP16" in line)
-        return list(itertools.takewhile(lambda line: not line.startswith("="), lines[heading + 1 :]))
+        return list(
+            itertools.takewhile(lambda line: not line.startswith("="), lines[heading + 1 :])
+        )
 
     assert done.returncode == mixed_run.ret == 1, done.stdout + done.stderr
     assert outcomes(tmp_path / "two.xml") == outcomes(mixed["folder"] / "junit.xml")
@@ -301,7 +391,17 @@ def test_two_processes_refuse_bad_input(tmp_path: Path) -> None:
     """Under pytest-xdist, too, what cannot be used ends the run with exit code 4 and its line."""
     (tmp_path / "mine.yaml").write_text("- 1\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *HEAD, "-n", "1", INSERTION, "--recipe", str(tmp_path / "mine.yaml")],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *HEAD,
+            "-n",
+            "1",
+            INSERTION,
+            "--recipe",
+            str(tmp_path / "mine.yaml"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -314,7 +414,9 @@ def test_two_processes_refuse_bad_input(tmp_path: Path) -> None:
 
 
 def test_usage_error_in_a_running_test(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only a running test can find unusable ends the run at once with exit code 4 and its line."""
+    """What only a running test can find unusable ends the run at once with exit code 4 and its
+    line.
+    """
     from harness.errors import UsageError
 
     def broken(*_: object) -> None:
@@ -325,25 +427,38 @@ def test_usage_error_in_a_running_test(run_gate: RunGate, monkeypatch: pytest.Mo
     result = run_gate(INSERTION, "--recipe", "int8", "-k", "matches or overridden")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert [line for line in result.errlines if line] == ["ERROR: /data/7.png: is no picture. Restore it."]
+    assert [line for line in result.errlines if line] == [
+        "ERROR: /data/7.png: is no picture. Restore it."
+    ]
 
 
-# -- baselines ----------------------------------------------------------------------------------------------------
+# -- baselines -------------------------------------------------------------------------------------
 
 
 def test_life_of_a_baseline(run_gate: RunGate, tmp_path: Path) -> None:
-    """Missing, it fails; added, it holds; of other calibration data, it belongs to something else and is kept by
-    ``--new-baselines-only``; updated with a reason, the diff is shown, the reason kept, and it holds again.
+    """Missing, it fails; added, it holds; of other calibration data, it belongs to something else
+    and is kept by ``--new-baselines-only``; updated with a reason, the diff is shown, the reason
+    kept, and it holds again.
     """
     (tmp_path / "budgets.yaml").write_text((BASELINES / "budgets.yaml").read_text())
 
     def gate(size: int, *options: str) -> pytest.RunResult:
-        given = ("--recipe", "int8", "--baselines", tmp_path, "--calibration-size", str(size), *options)
+        given = (
+            "--recipe",
+            "int8",
+            "--baselines",
+            tmp_path,
+            "--calibration-size",
+            str(size),
+            *options,
+        )
         return run_gate(INSERTION, *given, "-k", "test_map_equals_baseline")
 
     missing = gate(16)
     assert missing.ret == 1
-    missing.stdout.fnmatch_lines(["no baseline for recipe int8 on model embedded", "*accept: pytest*--new-baselines-*"])
+    missing.stdout.fnmatch_lines(
+        ["no baseline for recipe int8 on model embedded", "*accept: pytest*--new-baselines-*"]
+    )
     assert not list(tmp_path.rglob("record@*"))
 
     added = gate(16, "--new-baselines-only")
@@ -356,22 +471,29 @@ def test_life_of_a_baseline(run_gate: RunGate, tmp_path: Path) -> None:
     foreign = gate(8)
     assert foreign.ret == 1
     foreign.stdout.fnmatch_lines(
-        ["*this baseline belongs to calibration size 16 pairs; this run has 8 pairs", "*accept: *--update-baselines*"]
+        [
+            "*this baseline belongs to calibration size 16 pairs; this run has 8 pairs",
+            "*accept: *--update-baselines*",
+        ]
     )
     gate(8, "--new-baselines-only").stdout.fnmatch_lines(["kept: *"])
     assert path.read_bytes() == kept
 
     updated = gate(8, "--update-baselines", "--reason", "half the pairs will do")
     assert updated.ret == 0
-    updated.stdout.fnmatch_lines(["changed: *", "*calibration size 16 pairs to 8 pairs", "*reason: half the pairs*"])
-    assert [entry.reason for entry in record_of(tmp_path, "int8").history][-1] == "half the pairs will do"
+    updated.stdout.fnmatch_lines(
+        ["changed: *", "*calibration size 16 pairs to 8 pairs", "*reason: half the pairs*"]
+    )
+    assert [entry.reason for entry in record_of(tmp_path, "int8").history][
+        -1
+    ] == "half the pairs will do"
     assert len(record_of(tmp_path, "int8").history) == 2
     assert gate(8).ret == 0
 
 
 def test_orphan_fails_the_full_run(run_gate: RunGate, tmp_path: Path) -> None:
-    """A record that no default recipe uses fails a full run and names the command that removes it; a partial run
-    cannot know and skips.
+    """A record that no default recipe uses fails a full run and names the command that removes it;
+    a partial run cannot know and skips.
     """
     shutil.copytree(BASELINES, tmp_path / "store")
     shutil.copytree(tmp_path / "store/embedded/int8", tmp_path / "store/embedded/int7")
@@ -384,18 +506,24 @@ def test_orphan_fails_the_full_run(run_gate: RunGate, tmp_path: Path) -> None:
     part.assert_outcomes(skipped=1)
 
 
-# -- reruns -------------------------------------------------------------------------------------------------------
+# -- reruns ----------------------------------------------------------------------------------------
 
 
 def test_twenty_reruns_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the batch size, the threads and the order, decisions and every sample's answer are the same."""
+    """Whatever the batch size, the threads and the order, decisions and every sample's answer are
+    the same.
+    """
     (tmp_path / "budgets.yaml").write_text("defaults: {points: 8.0, discordance: 0.1}\n")
-    options = Options(recipes=("int8",), tasks=("emoji100",), calibration_size=16, baselines=tmp_path)
+    options = Options(
+        recipes=("int8",), tasks=("emoji100",), calibration_size=16, baselines=tmp_path
+    )
     first = Gate(options)
     (case,) = first.cases()
     small = case.tasks[0].subset(0, 40)
     made = case.quantized
-    prepared = dataclasses.replace(first.side("embedded").prepared(("reference", "calibration")), tasks=(small,))
+    prepared = dataclasses.replace(
+        first.side("embedded").prepared(("reference", "calibration")), tasks=(small,)
+    )
     monkeypatch.setattr(Case, "quantized", property(lambda case: made))
     threads = torch.get_num_threads()
 
@@ -407,7 +535,9 @@ def test_twenty_reruns_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert getattr(case, name)
         runs = case.reference_runs, case.quantized_runs
         (verdict,) = case.verdicts.verdicts
-        return verdict.decision, *(run["emoji100"].outcomes["acc1"].answers.tolist() for run in runs)
+        return verdict.decision, *(
+            run["emoji100"].outcomes["acc1"].answers.tolist() for run in runs
+        )
 
     # Two threads on small batches wait for each other more than they compute.
     sizes = [(size, 1) for size in (3, 8, 16, 24, 32, 40, 64, 100, 200)] + [(64, 2)]

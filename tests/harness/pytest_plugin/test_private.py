@@ -32,7 +32,9 @@ def test_failures_derive_from_what_pytest_fail_raises() -> None:
 
 
 def test_fixtures_and_groups_of_a_test(pytester: pytest.Pytester) -> None:
-    """The functions of a test's fixtures are found, and its id loses the group that xdist put behind it, once."""
+    """The functions of a test's fixtures are found, and its id loses the group that xdist put
+    behind it, once.
+    """
     item: Any = pytester.getitem(SUITE, "test_it")
     (own,) = [one for one in private.fixture_functions(item) if one.__name__ == "own"]
     plain = item.nodeid
@@ -62,7 +64,9 @@ def test_fixtures_that_a_test_asks_for(pytester: pytest.Pytester) -> None:
 
 
 def test_output_past_the_capture_and_properties(pytester: pytest.Pytester) -> None:
-    """What is printed while nothing is captured reaches the terminal, and a property the JUnit file."""
+    """What is printed while nothing is captured reaches the terminal, and a property the JUnit
+    file.
+    """
     pytester.makepyfile(
         """
         from harness.pytest_plugin import private
@@ -76,7 +80,9 @@ def test_output_past_the_capture_and_properties(pytester: pytest.Pytester) -> No
     )
 
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--junit-xml", "junit.xml")
-    bare = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:capture")
+    bare = pytester.runpytest_inprocess(
+        "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:capture"
+    )
 
     result.stdout.fnmatch_lines(["*seen*"])
     result.stdout.no_fnmatch_line("*not seen*")
@@ -84,7 +90,9 @@ def test_output_past_the_capture_and_properties(pytester: pytest.Pytester) -> No
     bare.assert_outcomes(passed=1)
 
 
-def test_session_of_pytest_benchmark(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_of_pytest_benchmark(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The session of pytest-benchmark is found where the plugin is there."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     config = pytester.parseconfigure("-p", "pytest_benchmark.plugin")
@@ -93,7 +101,9 @@ def test_session_of_pytest_benchmark(pytester: pytest.Pytester, monkeypatch: pyt
 
 
 def test_options_that_are_taken() -> None:
-    """An option of any plugin is known by its name and by the name of its value; any other is not."""
+    """An option of any plugin is known by its name and by the name of its value; any other is
+    not.
+    """
     parser = pytest.Parser(_ispytest=True)
     parser.getgroup("browsers").addoption("--device", dest="browser_device")
     parser.addoption("--tasks")

@@ -1,4 +1,6 @@
-"""Several processes, or one that is interrupted: what they share, what is left, and which GPU each takes."""
+"""Several processes, or one that is interrupted: what they share, what is left, and which GPU each
+takes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ Run = Callable[..., tuple[list[str], pytest.RunResult]]
 
 @pytest.mark.parametrize(
     ("worker", "count", "device"),
-    [("gw0", 1, 0), ("gw3", 1, 0), ("gw0", 8, 0), ("gw7", 8, 7), ("gw8", 8, 0), ("gw21", 8, 5), ("gw3", 2, 1)],
+    [
+        ("gw0", 1, 0),
+        ("gw3", 1, 0),
+        ("gw0", 8, 0),
+        ("gw7", 8, 7),
+        ("gw8", 8, 0),
+        ("gw21", 8, 5),
+        ("gw3", 2, 1),
+    ],
 )
 def test_worker_takes_the_device_of_its_number(worker: str, count: int, device: int) -> None:
     """Worker gwN takes CUDA device N modulo the count."""
@@ -38,14 +48,19 @@ def test_workers_are_spread_over_the_devices(count: int) -> None:
 @pytest.mark.parametrize(
     ("sent", "plain"),
     [
-        ("test_a.py::test_x[emoji/acc1-fp8-embedded]@fp8-embedded", "test_a.py::test_x[emoji/acc1-fp8-embedded]"),
+        (
+            "test_a.py::test_x[emoji/acc1-fp8-embedded]@fp8-embedded",
+            "test_a.py::test_x[emoji/acc1-fp8-embedded]",
+        ),
         ("test_a.py::test_x[a@b]@a on b", "test_a.py::test_x[a@b]"),
         ("test_a.py::test_x[a@b]", "test_a.py::test_x[a@b]"),
         ("test_a.py::test_x", "test_a.py::test_x"),
     ],
 )
 def test_ids_are_read_without_their_groups(sent: str, plain: str) -> None:
-    """What a worker reports as collected is looked at by the ids that pytest knows: their ends say the metric."""
+    """What a worker reports as collected is looked at by the ids that pytest knows: their ends say
+    the metric.
+    """
     assert workers.without_group(sent) == plain
 
 
@@ -57,12 +72,33 @@ def test_no_device_is_no_choice() -> None:
 
 @pytest.fixture
 def accuracy(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs one test of the accuracy suite in this process, with pytest's cache in a folder of the test."""
+    """Runs one test of the accuracy suite in this process, with pytest's cache in a folder of the
+    test.
+    """
     webdataset_classes(tmp_path / "data" / "tiny")
     (tmp_path / "budgets.yaml").write_text("defaults: {points: 90.0, discordance: 0.05}\n")
-    head = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-o", f"cache_dir={tmp_path / 'cache'}")
-    given = ("--recipe", "int8", "--tasks", "wds/tiny", "--data-root", tmp_path / "data", "--calibration-size", "4",
-             "--baselines", tmp_path, "-k", "test_loss")  # fmt: skip
+    head = (
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(ROOT),
+        "-o",
+        f"cache_dir={tmp_path / 'cache'}",
+    )
+    given = (
+        "--recipe",
+        "int8",
+        "--tasks",
+        "wds/tiny",
+        "--data-root",
+        tmp_path / "data",
+        "--calibration-size",
+        "4",
+        "--baselines",
+        tmp_path,
+        "-k",
+        "test_loss",
+    )
     original = evaluators.Here.compute
 
     def run(*arguments: str, interrupted_at: int = -1) -> tuple[list[str], pytest.RunResult]:
@@ -79,7 +115,9 @@ def accuracy(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(evaluators.Here, "compute", compute)
         suite = ROOT / "tests" / "test_accuracy.py"
-        result = pytester.runpytest_inprocess(*head, suite, *given, *arguments, no_reraise_ctrlc=True)
+        result = pytester.runpytest_inprocess(
+            *head, suite, *given, *arguments, no_reraise_ctrlc=True
+        )
         return computed, result
 
     return run
@@ -91,7 +129,9 @@ def kept(tmp_path: Path) -> list[str]:
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(accuracy: Run, tmp_path: Path) -> None:
-    """After an interruption the next run computes what is missing, says so, and leaves nothing to the one after it."""
+    """After an interruption the next run computes what is missing, says so, and leaves nothing to
+    the one after it.
+    """
     computed, interrupted = accuracy(interrupted_at=3)
     assert interrupted.ret == pytest.ExitCode.INTERRUPTED
     assert len(kept(tmp_path)) == len(computed) == 3
@@ -119,7 +159,9 @@ def test_cache_clear_forgets_an_interrupted_run(accuracy: Run, tmp_path: Path) -
 
 
 def test_a_run_that_evaluates_nothing_keeps_what_is_there(accuracy: Run, tmp_path: Path) -> None:
-    """Another run that comes to its end takes nothing from an interrupted one that it did not go on with."""
+    """Another run that comes to its end takes nothing from an interrupted one that it did not go on
+    with.
+    """
     accuracy(interrupted_at=3)
 
     accuracy("--collect-only")
@@ -128,7 +170,9 @@ def test_a_run_that_evaluates_nothing_keeps_what_is_there(accuracy: Run, tmp_pat
 
 
 def test_a_worker_does_not_clear_the_cache(pytester: pytest.Pytester) -> None:
-    """The process that reports clears pytest's cache, once; a worker, which may start later, never."""
+    """The process that reports clears pytest's cache, once; a worker, which may start later,
+    never.
+    """
     pytester.makepyfile(
         """
         def test_worker(pytestconfig):
@@ -137,6 +181,8 @@ def test_a_worker_does_not_clear_the_cache(pytester: pytest.Pytester) -> None:
         """
     )
 
-    result = pytester.runpytest_subprocess("-p", "harness.pytest_plugin.plugin", "-n", "1", "--cache-clear")
+    result = pytester.runpytest_subprocess(
+        "-p", "harness.pytest_plugin.plugin", "-n", "1", "--cache-clear"
+    )
 
     result.assert_outcomes(passed=1)

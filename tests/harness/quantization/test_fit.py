@@ -1,4 +1,6 @@
-"""A recipe that does not fit the tensors of a model is refused before ModelOpt tries, and the fix fits."""
+"""A recipe that does not fit the tensors of a model is refused before ModelOpt tries, and the fix
+fits.
+"""
 
 from __future__ import annotations
 
@@ -32,32 +34,71 @@ SVD = "{{method: svdquant, lowrank: 8{}}}"
 @pytest.mark.parametrize(
     ("entries", "told", "correct"),
     [
-        (entry(W, "num_bits: 8, axis: 2"), "axis names dimension 2, .*fc1.weight_quantizer, .* 2 dim.*axis: 0",
-         entry(W, "num_bits: 8, axis: 0")),
-        (entry(W, "num_bits: 8, axis: [0, 1]"), "axis names every dimension at .*axis: 0",
-         entry(W, "num_bits: 8, axis: 0")),
-        (entry(W, "num_bits: 4, block_sizes: {3: 16}"), "block_sizes names dimension 3",
-         entry(W, "num_bits: 4, block_sizes: {-1: 16}")),
-        (entry(IN, "num_bits: 8, axis: 0"), "a range for each sample of the batch.*type: dynamic next to num_bits",
-         entry(IN, "num_bits: 8, axis: 0, type: dynamic")),
-        (entry(IN, "num_bits: 8, axis: 0"), "axis: -1 for a range per channel", entry(IN, "num_bits: 8, axis: -1")),
-        (entry(IN, "num_bits: 8, axis: 0"), "axis: null for one", entry(IN, "num_bits: 8, axis: null")),
-        (entry(IN, "num_bits: 8, block_sizes: {-1: null, type: dynamic}"), "a range for each sample of the batch",
-         entry(IN, "num_bits: 8, block_sizes: {-1: null}, type: dynamic")),
-        (entry(IN, "num_bits: 8, block_sizes: {-1: 16}"), "blocks of a fixed size at .*axis: -1",
-         entry(IN, "num_bits: 8, axis: -1")),
-        (entry("*input_quantizer", "num_bits: 8, axis: 2", "nn.Linear"), "axis names dimension 2.*projection",
-         entry("*input_quantizer", "num_bits: 8, axis: -1", "nn.Linear")),
-        (f"  - {{quantizer_name: '{Q}', {LIST}", "diffusers' attention class takes one.*Give it one mapping",
-         entry(Q, "num_bits: 8")),
-        (2 * f"  - {{quantizer_name: '{W}', {LIST}", "of which entry 2, .*made a list already.*in one entry only",
-         f"  - {{quantizer_name: '{W}', {LIST}"),
-        (entry(W, "num_bits: 8, constant_amax: 4.0") + entry(W, "num_bits: 8, axis: 0"),
-         "constant_amax for .*entry 3 gives a range per channel. Remove constant_amax",
-         entry(W, "num_bits: 8") + entry(W, "num_bits: 8, axis: 0")),
+        (
+            entry(W, "num_bits: 8, axis: 2"),
+            "axis names dimension 2, .*fc1.weight_quantizer, .* 2 dim.*axis: 0",
+            entry(W, "num_bits: 8, axis: 0"),
+        ),
+        (
+            entry(W, "num_bits: 8, axis: [0, 1]"),
+            "axis names every dimension at .*axis: 0",
+            entry(W, "num_bits: 8, axis: 0"),
+        ),
+        (
+            entry(W, "num_bits: 4, block_sizes: {3: 16}"),
+            "block_sizes names dimension 3",
+            entry(W, "num_bits: 4, block_sizes: {-1: 16}"),
+        ),
+        (
+            entry(IN, "num_bits: 8, axis: 0"),
+            "a range for each sample of the batch.*type: dynamic next to num_bits",
+            entry(IN, "num_bits: 8, axis: 0, type: dynamic"),
+        ),
+        (
+            entry(IN, "num_bits: 8, axis: 0"),
+            "axis: -1 for a range per channel",
+            entry(IN, "num_bits: 8, axis: -1"),
+        ),
+        (
+            entry(IN, "num_bits: 8, axis: 0"),
+            "axis: null for one",
+            entry(IN, "num_bits: 8, axis: null"),
+        ),
+        (
+            entry(IN, "num_bits: 8, block_sizes: {-1: null, type: dynamic}"),
+            "a range for each sample of the batch",
+            entry(IN, "num_bits: 8, block_sizes: {-1: null}, type: dynamic"),
+        ),
+        (
+            entry(IN, "num_bits: 8, block_sizes: {-1: 16}"),
+            "blocks of a fixed size at .*axis: -1",
+            entry(IN, "num_bits: 8, axis: -1"),
+        ),
+        (
+            entry("*input_quantizer", "num_bits: 8, axis: 2", "nn.Linear"),
+            "axis names dimension 2.*projection",
+            entry("*input_quantizer", "num_bits: 8, axis: -1", "nn.Linear"),
+        ),
+        (
+            f"  - {{quantizer_name: '{Q}', {LIST}",
+            "diffusers' attention class takes one.*Give it one mapping",
+            entry(Q, "num_bits: 8"),
+        ),
+        (
+            2 * f"  - {{quantizer_name: '{W}', {LIST}",
+            "of which entry 2, .*made a list already.*in one entry only",
+            f"  - {{quantizer_name: '{W}', {LIST}",
+        ),
+        (
+            entry(W, "num_bits: 8, constant_amax: 4.0") + entry(W, "num_bits: 8, axis: 0"),
+            "constant_amax for .*entry 3 gives a range per channel. Remove constant_amax",
+            entry(W, "num_bits: 8") + entry(W, "num_bits: 8, axis: 0"),
+        ),
     ],
-)  # fmt: skip
-def test_attribute_that_does_not_fit(tmp_path: Path, seen: fit.Survey, entries: str, told: str, correct: str) -> None:
+)
+def test_attribute_that_does_not_fit(
+    tmp_path: Path, seen: fit.Survey, entries: str, told: str, correct: str
+) -> None:
     """The entry's line, the quantizer and a fix are told; what the fix says fits."""
     with pytest.raises(UsageError, match=told) as refused:
         fit.check(written.recipe(tmp_path, DENY_ALL + entries), seen)
@@ -82,13 +123,17 @@ def test_recipe_of_this_package_fits(name: str, seen: fit.Survey) -> None:
 
 
 def test_pruned_input_under_smoothquant(tmp_path: Path, seen: fit.Survey) -> None:
-    """A column of zeros, on which ModelOpt's smoothquant raises, is named with its layer; the fix is accepted."""
+    """A column of zeros, on which ModelOpt's smoothquant raises, is named with its layer; the fix
+    is accepted.
+    """
     model: nn.Module = copy.deepcopy(references.load("embedded", torch.device("cpu")).model)
     layer = "vision_model.encoder.layers.0.mlp.fc1"
     model.get_parameter(f"{layer}.weight").data[:, 3] = 0
     recipe = loading.load("int8-smoothquant")
 
-    with pytest.raises(UsageError, match=f"^here: column 3 of {layer}.weight is all zeros.*'{layer}") as refused:
+    with pytest.raises(
+        UsageError, match=f"^here: column 3 of {layer}.weight is all zeros.*'{layer}"
+    ) as refused:
         fit.check_weights(recipe, seen, model, "here")
     pattern = re.search(r"Turn '(.*?)' off", str(refused.value))
     assert pattern is not None

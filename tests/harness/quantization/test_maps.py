@@ -23,7 +23,9 @@ from harness.quantization.maps import Amax, QuantizerMap
 
 
 def test_amax_is_summarised_by_count_extremes_and_bytes() -> None:
-    """A range of any shape and dtype is told by its count, its extremes and the SHA-256 of its fp32 bytes."""
+    """A range of any shape and dtype is told by its count, its extremes and the SHA-256 of its fp32
+    bytes.
+    """
     values = torch.tensor([[3.0, 0.5], [2.0, 8.0]])
     digest = hashlib.sha256(bytes.fromhex("000040400000003f0000004000000041")).hexdigest()[:16]
 
@@ -58,7 +60,9 @@ def test_empty_amax_is_not_usable() -> None:
         (1, 1.0, NAN, False),
     ],
 )
-def test_amax_is_usable_if_finite_and_positive(count: int, low: float, high: float, usable: bool) -> None:
+def test_amax_is_usable_if_finite_and_positive(
+    count: int, low: float, high: float, usable: bool
+) -> None:
     """A range is usable if it has values, all finite and above zero; zero is not."""
     assert Amax(count, low, high, "").usable is usable
 
@@ -78,7 +82,9 @@ def test_amax_is_usable_if_finite_and_positive(count: int, low: float, high: flo
     ],
 )
 def test_name_is_split_into_holder_and_kind(name: str, holder: str, kind: str) -> None:
-    """A quantizer's name is the path of its module and its kind, of a part of a sequence with the part's number."""
+    """A quantizer's name is the path of its module and its kind, of a part of a sequence with the
+    part's number.
+    """
     assert (maps.holder_of(name), maps.kind_of(name)) == (holder, kind)
 
 
@@ -91,14 +97,22 @@ def test_quantizer_knows_its_module() -> None:
 
 def test_record_is_read_back_whole() -> None:
     """A quantizer is the same after it was kept as a record, with a range and without."""
-    for q in (at("vision.fc.input_quantizer", dynamic=True), at("text.fc.weight_quantizer", amax=None, calls=3)):
+    for q in (
+        at("vision.fc.input_quantizer", dynamic=True),
+        at("text.fc.weight_quantizer", amax=None, calls=3),
+    ):
         assert maps.of_dict(q.as_dict()) == q
 
 
 def test_record_keeps_what_is_unusual_only() -> None:
-    """Constant ranges and empty parts of weights are read back, and are in no record of a quantizer without them."""
+    """Constant ranges and empty parts of weights are read back, and are in no record of a quantizer
+    without them.
+    """
     fixed = at("vision.fc.input_quantizer", constant=True)
-    pruned = at("vision.fc.weight_quantizer", amax=Amax.of(torch.tensor([0.0, 2.0]), torch.tensor([True, False])))
+    pruned = at(
+        "vision.fc.weight_quantizer",
+        amax=Amax.of(torch.tensor([0.0, 2.0]), torch.tensor([True, False])),
+    )
 
     assert [maps.of_dict(q.as_dict()) for q in (fixed, pruned)] == [fixed, pruned]
     assert pruned.amax is not None
@@ -123,14 +137,22 @@ def test_record_of_another_version_is_read_as_far_as_known() -> None:
 
 
 class CLIPModel(nn.Module):
-    """By the name of its class of the family clip: layers of every kind that the map tells apart, all tiny."""
+    """By the name of its class of the family clip: layers of every kind that the map tells apart,
+    all tiny.
+    """
 
     def __init__(self) -> None:
-        from modelopt.torch.quantization.nn import QuantModuleRegistry, SequentialQuantizer, TensorQuantizer
+        from modelopt.torch.quantization.nn import (
+            QuantModuleRegistry,
+            SequentialQuantizer,
+            TensorQuantizer,
+        )
 
         super().__init__()
         attention_block = nn.Identity()
-        layers = nn.ModuleList([nn.ModuleDict({"self_attn": attention_block, "fc": nn.Linear(2, 2)})])
+        layers = nn.ModuleList(
+            [nn.ModuleDict({"self_attn": attention_block, "fc": nn.Linear(2, 2)})]
+        )
         self.vision_model = nn.ModuleDict(
             {
                 "patch_embedding": nn.Conv2d(3, 2, 2),
@@ -140,16 +162,27 @@ class CLIPModel(nn.Module):
                 "pool": nn.AvgPool1d(1),
             }
         )
-        self.text_model = nn.ModuleDict({"patch_embedding": nn.LayerNorm(2), "words": nn.Embedding(4, 2)})
+        self.text_model = nn.ModuleDict(
+            {"patch_embedding": nn.LayerNorm(2), "words": nn.Embedding(4, 2)}
+        )
         self.text_projection = nn.Linear(2, 2)
         self.visual_projection = QuantModuleRegistry.convert(nn.Linear(2, 2))
         self.logit = nn.Linear(2, 2)
-        for path in ("patch_embedding", "stem", "layers.0.self_attn", "layers.0.fc", "norm", "pool"):
+        for path in (
+            "patch_embedding",
+            "stem",
+            "layers.0.self_attn",
+            "layers.0.fc",
+            "norm",
+            "pool",
+        ):
             kind = "q_bmm" if path.endswith("attn") else "input"
             setattr(self.vision_model.get_submodule(path), f"{kind}_quantizer", TensorQuantizer())
         for module in (self.text_model["patch_embedding"], self.text_model["words"], self.logit):
             module.input_quantizer = TensorQuantizer()
-        self.text_projection.weight_quantizer = SequentialQuantizer(TensorQuantizer(), TensorQuantizer())
+        self.text_projection.weight_quantizer = SequentialQuantizer(
+            TensorQuantizer(), TensorQuantizer()
+        )
         vision = SimpleNamespace(image_size=4)
         text = SimpleNamespace(vocab_size=4, eos_token_id=2, max_position_embeddings=3)
         self.config = SimpleNamespace(vision_config=vision, text_config=text)
@@ -174,7 +207,9 @@ def clip() -> CLIPModel:
 
 
 def test_quantizers_of_a_model_are_its_leaves(clip: CLIPModel) -> None:
-    """A model's quantizers are the leaves in module order: the parts of a sequence, not the sequence."""
+    """A model's quantizers are the leaves in module order: the parts of a sequence, not the
+    sequence.
+    """
     assert list(maps.tensor_quantizers(clip)) == [
         "vision_model.patch_embedding.input_quantizer",
         "vision_model.stem.input_quantizer",
@@ -195,16 +230,37 @@ def test_quantizers_of_a_model_are_its_leaves(clip: CLIPModel) -> None:
 
 def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
     """A quantizer is told by the class, kind, tower and layer of the module that holds it."""
-    found = {q.name: (q.module_class, q.module_kind, q.tower, q.layer, q.kind) for q in maps.quantizer_map(clip)}
+    found = {
+        q.name: (q.module_class, q.module_kind, q.tower, q.layer, q.kind)
+        for q in maps.quantizer_map(clip)
+    }
 
     assert found == {
-        "vision_model.patch_embedding.input_quantizer": ("Conv2d", "patch_embedding", "vision", None, "input"),
+        "vision_model.patch_embedding.input_quantizer": (
+            "Conv2d",
+            "patch_embedding",
+            "vision",
+            None,
+            "input",
+        ),
         "vision_model.stem.input_quantizer": ("Conv2d", "conv", "vision", None, "input"),
-        "vision_model.layers.0.self_attn.q_bmm_quantizer": ("Identity", "attention", "vision", 0, "q_bmm"),
+        "vision_model.layers.0.self_attn.q_bmm_quantizer": (
+            "Identity",
+            "attention",
+            "vision",
+            0,
+            "q_bmm",
+        ),
         "vision_model.layers.0.fc.input_quantizer": ("Linear", "linear", "vision", 0, "input"),
         "vision_model.norm.input_quantizer": ("LayerNorm", "layernorm", "vision", None, "input"),
         "vision_model.pool.input_quantizer": ("AvgPool1d", "avgpool1d", "vision", None, "input"),
-        "text_model.patch_embedding.input_quantizer": ("LayerNorm", "layernorm", "text", None, "input"),
+        "text_model.patch_embedding.input_quantizer": (
+            "LayerNorm",
+            "layernorm",
+            "text",
+            None,
+            "input",
+        ),
         "text_model.words.input_quantizer": ("Embedding", "embedding", "text", None, "input"),
         "text_projection.weight_quantizer.0": ("Linear", "linear", "text", None, "weight.0"),
         "text_projection.weight_quantizer.1": ("Linear", "linear", "text", None, "weight.1"),
@@ -216,17 +272,24 @@ def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
 
 
 def test_patch_embedding_may_be_a_linear_layer() -> None:
-    """Where the family's pattern finds the patch embedding, a linear layer is one as well as a convolution."""
+    """Where the family's pattern finds the patch embedding, a linear layer is one as well as a
+    convolution.
+    """
     for layer in (nn.Linear(2, 2), nn.Conv2d(3, 2, 2)):
-        kind = maps.module_kind_of(families.CLIP, layer, "weight", "vision_model.embeddings.patch_embedding")
+        kind = maps.module_kind_of(
+            families.CLIP, layer, "weight", "vision_model.embeddings.patch_embedding"
+        )
         assert kind == "patch_embedding"
 
 
 def test_map_takes_state_from_the_quantizer(clip: CLIPModel) -> None:
-    """Format, granularity, being on, being dynamic and the range are those that the quantizer has."""
+    """Format, granularity, being on, being dynamic and the range are those that the quantizer
+    has.
+    """
     found: Any = maps.tensor_quantizers(clip)
     q, blocks, tensor, meta = (
-        found[f"vision_model.{path}.input_quantizer"] for path in ("stem", "norm", "pool", "patch_embedding")
+        found[f"vision_model.{path}.input_quantizer"]
+        for path in ("stem", "norm", "pool", "patch_embedding")
     )
     q.num_bits, q.axis, q.amax = (4, 3), 0, torch.tensor([2.0, 0.25])
     blocks.num_bits, blocks.block_sizes = (2, 1), {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
@@ -241,18 +304,38 @@ def test_map_takes_state_from_the_quantizer(clip: CLIPModel) -> None:
     tensor = after["vision_model.pool.input_quantizer"]
     meta = after["vision_model.patch_embedding.input_quantizer"]
 
-    assert (q.format, q.granularity, q.enabled, q.dynamic) == ("E4M3", "per-channel(0)", True, False)
+    assert (q.format, q.granularity, q.enabled, q.dynamic) == (
+        "E4M3",
+        "per-channel(0)",
+        True,
+        False,
+    )
     assert q.amax == Amax.of(torch.tensor([2.0, 0.25]))
-    assert (blocks.format, blocks.granularity, blocks.enabled, blocks.dynamic) == ("E2M1/E4M3", "block16", True, True)
-    assert (tensor.format, tensor.granularity, tensor.enabled, tensor.dynamic) == ("INT8", "per-tensor", False, True)
+    assert (blocks.format, blocks.granularity, blocks.enabled, blocks.dynamic) == (
+        "E2M1/E4M3",
+        "block16",
+        True,
+        True,
+    )
+    assert (tensor.format, tensor.granularity, tensor.enabled, tensor.dynamic) == (
+        "INT8",
+        "per-tensor",
+        False,
+        True,
+    )
     assert (blocks.amax, tensor.amax, meta.amax) == (None, None, None)
 
 
 def test_map_counts_the_calls_of_a_forward_of_both_towers(clip: CLIPModel) -> None:
-    """Without another forward the map's calls are those of one forward of every tower, each call counted."""
+    """Without another forward the map's calls are those of one forward of every tower, each call
+    counted.
+    """
     calls = {q.name: q.calls for q in maps.quantizer_map(clip) if q.calls}
 
-    assert calls == {"visual_projection.input_quantizer": 1, "text_projection.weight_quantizer.1": 2}
+    assert calls == {
+        "visual_projection.input_quantizer": 1,
+        "text_projection.weight_quantizer.1": 2,
+    }
 
 
 def test_map_counts_the_calls_of_the_forward_given(clip: CLIPModel) -> None:
@@ -285,7 +368,9 @@ def test_counting_leaves_nothing_behind(clip: CLIPModel) -> None:
 
 
 def test_outline_is_of_names_and_classes() -> None:
-    """The outline is the SHA-256 of a line for each module, its path and the full name of its class."""
+    """The outline is the SHA-256 of a line for each module, its path and the full name of its
+    class.
+    """
     container, linear = "torch.nn.modules.container.Sequential", "torch.nn.modules.linear.Linear"
     expected = hashlib.sha256(f" {container}\n0 {linear}\n1 {linear}".encode()).hexdigest()
 
@@ -302,12 +387,24 @@ def test_outline_is_of_names_and_classes() -> None:
         ({"num_bits": 8, "block_sizes": {-1: None, "type": "dynamic"}}, "INT8", "per-token"),
         ({"num_bits": 4, "block_sizes": {-1: 128, "scale_bits": 8}}, "INT4", "block128"),
         ({"num_bits": 4, "block_sizes": {-1: 16, -2: 32}}, "INT4", "block32x16"),
-        ({"num_bits": (2, 1), "block_sizes": {-1: 16, "scale_bits": (4, 3)}}, "E2M1/E4M3", "block16"),
-        ({"num_bits": (2, 1), "block_sizes": {-1: 32, "scale_bits": (8, 0)}}, "E2M1/E8M0", "block32"),
+        (
+            {"num_bits": (2, 1), "block_sizes": {-1: 16, "scale_bits": (4, 3)}},
+            "E2M1/E4M3",
+            "block16",
+        ),
+        (
+            {"num_bits": (2, 1), "block_sizes": {-1: 32, "scale_bits": (8, 0)}},
+            "E2M1/E8M0",
+            "block32",
+        ),
     ],
 )
-def test_format_and_granularity_are_named(attributes: dict[str, Any], name: str, grain: str) -> None:
-    """A quantizer's format is named by element and block scale, its granularity by axes or the blocks' sizes."""
+def test_format_and_granularity_are_named(
+    attributes: dict[str, Any], name: str, grain: str
+) -> None:
+    """A quantizer's format is named by element and block scale, its granularity by axes or the
+    blocks' sizes.
+    """
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer
 
@@ -322,9 +419,13 @@ def test_what_no_recipe_can_quantize_is_told_by_tower() -> None:
     class SiglipModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.vision_model = nn.ModuleDict({f"head{n}": nn.MultiheadAttention(2, 1) for n in (1, 2)})
+            self.vision_model = nn.ModuleDict(
+                {f"head{n}": nn.MultiheadAttention(2, 1) for n in (1, 2)}
+            )
             self.vision_model["pool"] = nn.Sequential(nn.MultiheadAttention(2, 1))
-            self.text_model = nn.ModuleDict({"head": nn.MultiheadAttention(2, 1), "fc": nn.Linear(2, 2)})
+            self.text_model = nn.ModuleDict(
+                {"head": nn.MultiheadAttention(2, 1), "fc": nn.Linear(2, 2)}
+            )
 
     reason = families.of(SiglipModel()).hidden["MultiheadAttention"]
 
@@ -359,7 +460,10 @@ def changed(found: QuantizerMap, pattern: str, **facts: Any) -> QuantizerMap:
         ({}, "E4M3 per-tensor"),
         ({"dynamic": True}, "E4M3 per-tensor dynamic"),
         ({"calls": 0}, "E4M3 per-tensor called 0 times"),
-        ({"calls": 2, "dynamic": True, "granularity": "block16"}, "E4M3 block16 dynamic called 2 times"),
+        (
+            {"calls": 2, "dynamic": True, "granularity": "block16"},
+            "E4M3 block16 dynamic called 2 times",
+        ),
     ],
 )
 def test_state_names_what_is_unusual(facts: dict[str, Any], text: str) -> None:
@@ -378,26 +482,54 @@ def test_equal_maps_differ_in_nothing() -> None:
 @pytest.mark.parametrize(
     ("pattern", "facts", "lines"),
     [
-        ("layers.1.attn.q_proj.input", {"enabled": False},
-         ["1 quantizer changes: vision attn.q_proj input E4M3 per-tensor to off, layers 1"]),
-        ("layers.(0|1|10).attn.q_proj.input", {"enabled": False},
-         ["3 quantizers change: vision attn.q_proj input E4M3 per-tensor to off, layers 0..1,10"]),
-        ("[qk]_proj", {"format": "INT8"},
-         ["16 quantizers change: vision attn.{q,k}_proj {input,weight} E4M3 per-tensor to INT8 per-tensor, "
-          "layers 0..2,10"]),
-        ("q_proj|v_proj.weight", {"calls": 2},
-         ["12 quantizers change: vision attn.q_proj {input,weight}, attn.v_proj weight "
-          "E4M3 per-tensor to E4M3 per-tensor called 2 times, layers 0..2,10"]),
+        (
+            "layers.1.attn.q_proj.input",
+            {"enabled": False},
+            ["1 quantizer changes: vision attn.q_proj input E4M3 per-tensor to off, layers 1"],
+        ),
+        (
+            "layers.(0|1|10).attn.q_proj.input",
+            {"enabled": False},
+            [
+                "3 quantizers change: vision attn.q_proj input E4M3 per-tensor to off, layers "
+                "0..1,10"
+            ],
+        ),
+        (
+            "[qk]_proj",
+            {"format": "INT8"},
+            [
+                "16 quantizers change: vision attn.{q,k}_proj {input,weight} E4M3 per-tensor to "
+                "INT8 per-tensor, "
+                "layers 0..2,10"
+            ],
+        ),
+        (
+            "q_proj|v_proj.weight",
+            {"calls": 2},
+            [
+                "12 quantizers change: vision attn.q_proj {input,weight}, attn.v_proj weight "
+                "E4M3 per-tensor to E4M3 per-tensor called 2 times, layers 0..2,10"
+            ],
+        ),
     ],
-)  # fmt: skip
-def test_places_that_change_alike_share_a_line(pattern: str, facts: dict[str, Any], lines: list[str]) -> None:
-    """A line tells how many quantizers changed alike, where, from what to what, and in which layers."""
+)
+def test_places_that_change_alike_share_a_line(
+    pattern: str, facts: dict[str, Any], lines: list[str]
+) -> None:
+    """A line tells how many quantizers changed alike, where, from what to what, and in which
+    layers.
+    """
     assert maps.diff(LAYERS, changed(LAYERS, pattern, **facts)) == lines
 
 
 def test_what_changes_otherwise_is_another_line() -> None:
     """Other layers, another tower and another change each have a line of their own."""
-    before = (*LAYERS, at("text.layers.0.attn.q_proj.input_quantizer"), at("text.head.weight_quantizer"))
+    before = (
+        *LAYERS,
+        at("text.layers.0.attn.q_proj.input_quantizer"),
+        at("text.head.weight_quantizer"),
+    )
     after = changed(before, r"vision.layers.0.attn.q_proj.input|text.*proj", enabled=False)
     after = changed(after, r"layers.1.attn.q_proj.input", enabled=False)
     after = changed(after, r"layers.2.attn.k_proj.input", enabled=False)
@@ -412,8 +544,13 @@ def test_what_changes_otherwise_is_another_line() -> None:
 
 
 def test_quantizers_come_and_go() -> None:
-    """A quantizer of one map only is absent in the other; what has no module is named by its kind."""
-    gone, come = at("vision.blocks.3.fc.input_quantizer"), at("input_quantizer", tower="vision", enabled=False)
+    """A quantizer of one map only is absent in the other; what has no module is named by its
+    kind.
+    """
+    gone, come = (
+        at("vision.blocks.3.fc.input_quantizer"),
+        at("input_quantizer", tower="vision", enabled=False),
+    )
 
     assert maps.diff((gone,), (come,), amax_tolerance=0.0) == [
         "1 quantizer changes: vision fc input E4M3 per-tensor to absent, layers 3",
@@ -422,7 +559,9 @@ def test_quantizers_come_and_go() -> None:
 
 
 def test_places_outside_the_layers_are_folded_by_path() -> None:
-    """Modules outside the layers are told by their whole path, those of one module folded at their last name."""
+    """Modules outside the layers are told by their whole path, those of one module folded at their
+    last name.
+    """
     before = tuple(at(f"vision.pool.attn.{k}_proj.input_quantizer") for k in "qk")
 
     assert maps.diff(before, all_off(before)) == [
@@ -431,7 +570,9 @@ def test_places_outside_the_layers_are_folded_by_path() -> None:
 
 
 def test_layer_number_counts_only_where_there_is_one() -> None:
-    """Quantizers inside and outside the layers that share a place are told with the layers of those that have one."""
+    """Quantizers inside and outside the layers that share a place are told with the layers of those
+    that have one.
+    """
     before = (at("vision.layers.4.fc.input_quantizer"), at("fc.input_quantizer", tower="vision"))
 
     assert maps.diff(before, all_off(before)) == [
@@ -459,12 +600,32 @@ RANGE = amax(1.0, 4.0, "a", 8)
         (None, 0.0, "an amax to no amax"),
         (None, None, ""),
     ],
-    ids=["equal", "one bit", "not asked", "one bit allowed", "within", "high beyond", "low beyond", "both within",
-         "another count", "far", "gone", "gone, none allowed", "gone, not asked"],
-)  # fmt: skip
-def test_ranges_differ_by_bits_or_beyond_a_tolerance(other: Amax | None, tolerance: float | None, change: str) -> None:
-    """None leaves ranges out, 0 asks for equal bits, more for equal counts and extremes within that relative part."""
-    before, after = at("vision.fc.input_quantizer", amax=RANGE), at("vision.fc.input_quantizer", amax=other)
+    ids=[
+        "equal",
+        "one bit",
+        "not asked",
+        "one bit allowed",
+        "within",
+        "high beyond",
+        "low beyond",
+        "both within",
+        "another count",
+        "far",
+        "gone",
+        "gone, none allowed",
+        "gone, not asked",
+    ],
+)
+def test_ranges_differ_by_bits_or_beyond_a_tolerance(
+    other: Amax | None, tolerance: float | None, change: str
+) -> None:
+    """None leaves ranges out, 0 asks for equal bits, more for equal counts and extremes within that
+    relative part.
+    """
+    before, after = (
+        at("vision.fc.input_quantizer", amax=RANGE),
+        at("vision.fc.input_quantizer", amax=other),
+    )
     line = [f"1 quantizer changes: vision vision.fc input {change}"] if change else []
 
     assert maps.diff((before,), (after,), amax_tolerance=tolerance) == line
@@ -481,19 +642,29 @@ def test_range_that_comes_is_told() -> None:
 
 
 def test_range_of_what_is_off_is_not_compared() -> None:
-    """The range of a quantizer that is off in both maps, or that changes otherwise, adds nothing."""
-    before, after = at("vision.fc.input_quantizer"), at("vision.fc.input_quantizer", amax=amax(2.0, 2.0, "b"))
+    """The range of a quantizer that is off in both maps, or that changes otherwise, adds
+    nothing.
+    """
+    before, after = (
+        at("vision.fc.input_quantizer"),
+        at("vision.fc.input_quantizer", amax=amax(2.0, 2.0, "b")),
+    )
 
     assert maps.diff(all_off((before,)), all_off((after,)), amax_tolerance=0.0) == []
     assert maps.diff((before,), (replace(after, calls=2),), amax_tolerance=0.0) == [
-        "1 quantizer changes: vision vision.fc input E4M3 per-tensor to E4M3 per-tensor called 2 times"
+        "1 quantizer changes: vision vision.fc input E4M3 per-tensor to E4M3 per-tensor called 2 "
+        "times"
     ]
 
 
-@pytest.mark.parametrize("values", [[], [math.nan], [math.nan, 1.0]], ids=["empty", "NaN", "NaN among others"])
+@pytest.mark.parametrize(
+    "values", [[], [math.nan], [math.nan, 1.0]], ids=["empty", "NaN", "NaN among others"]
+)
 def test_range_without_a_number_equals_itself(values: list[float]) -> None:
     """Equal bits are equal where they are no number, or none at all."""
-    before, after = (at("vision.fc.input_quantizer", amax=Amax.of(torch.tensor(values))) for _ in range(2))
+    before, after = (
+        at("vision.fc.input_quantizer", amax=Amax.of(torch.tensor(values))) for _ in range(2)
+    )
 
     assert maps.diff((before,), (after,), amax_tolerance=0.0) == []
     assert maps.diff((before,), (after,), amax_tolerance=0.1) == []

@@ -1,4 +1,6 @@
-"""Bytes of quantized weights: packed they take their bits, and one that was passed over has a name."""
+"""Bytes of quantized weights: packed they take their bits, and one that was passed over has a
+name.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +39,32 @@ def compression(recipe: str) -> Compression:
     return memory.compare(quantized(recipe), packed(recipe))
 
 
-@pytest.mark.parametrize(("recipe", "bits"), [("fp8", 8), ("int8", 8), ("int4-block", 4), ("nvfp4", 4)])
+@pytest.mark.parametrize(
+    ("recipe", "bits"), [("fp8", 8), ("int8", 8), ("int4-block", 4), ("nvfp4", 4)]
+)
 def test_every_quantized_weight_takes_its_bits(recipe: str, bits: int) -> None:
-    """Packed, each weight takes bits times numbers; memory and checkpoint shrink by what the weights did."""
+    """Packed, each weight takes bits times numbers; memory and checkpoint shrink by what the
+    weights did.
+    """
     found = compression(recipe)
     numbers = sum(w.numbers for w in found.weights)
 
     assert found.problems() == []
     assert {w.bits for w in found.weights} == {bits}
     assert numbers > 0.9 * found.parameters
-    assert found.before.memory - found.after.memory == numbers * 2 - numbers * bits // 8 - found.scales
+    assert (
+        found.before.memory - found.after.memory == numbers * 2 - numbers * bits // 8 - found.scales
+    )
     assert found.before.disk > found.before.memory
-    assert found.before.disk - found.after.disk == pytest.approx(numbers * (2 - bits / 8) - found.scales, rel=0.03)
+    assert found.before.disk - found.after.disk == pytest.approx(
+        numbers * (2 - bits / 8) - found.scales, rel=0.03
+    )
 
 
 def test_a_weight_that_was_passed_over_is_named() -> None:
-    """A single layer left in sixteen bits is a problem with its name, its bytes and the bits it should take."""
+    """A single layer left in sixteen bits is a problem with its name, its bytes and the bits it
+    should take.
+    """
     plain = quantized("fp8")
     left = memory.compressed(plain)
     holder = left.get_submodule(FC1.removesuffix(".weight"))
@@ -62,13 +74,17 @@ def test_a_weight_that_was_passed_over_is_named() -> None:
 
     assert problem.rule == "weight not compressed"
     assert "1 of 45 quantized weights" in problem.what
-    assert problem.names == (f"{FC1} (E4M3): {2 * 192 * 768} bytes for {192 * 768} numbers of 8 bits",)
+    assert problem.names == (
+        f"{FC1} (E4M3): {2 * 192 * 768} bytes for {192 * 768} numbers of 8 bits",
+    )
 
 
 def test_a_checkpoint_that_did_not_shrink_is_told() -> None:
     """Weights packed in memory and written unpacked are a problem, with both numbers."""
     found = compression("fp8")
-    wrong = dataclasses.replace(found, after=dataclasses.replace(found.after, disk=found.before.disk))
+    wrong = dataclasses.replace(
+        found, after=dataclasses.replace(found.after, disk=found.before.disk)
+    )
 
     (problem,) = wrong.problems()
 
@@ -79,7 +95,9 @@ def test_a_checkpoint_that_did_not_shrink_is_told() -> None:
 @pytest.mark.parametrize("recipe", ["mxfp6", "mxint8"])
 def test_a_format_that_modelopt_does_not_pack_is_told_by_its_own_message(recipe: str) -> None:
     """Where mtq.compress has no packed form there is no verdict but a reason."""
-    with pytest.raises(NotCompressedError, match=r"Real quantization not supported|Unsupported MX format"):
+    with pytest.raises(
+        NotCompressedError, match=r"Real quantization not supported|Unsupported MX format"
+    ):
         memory.compressed(quantized(recipe))
 
 
@@ -92,11 +110,16 @@ def test_the_model_itself_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8"])
 def test_modelopt_packs_a_convolution_that_then_cannot_run(recipe: str) -> None:
-    """ModelOpt 0.47 packs the patch embedding with the Linears and unpacks only these: the packed model raises.
+    """ModelOpt 0.47 packs the patch embedding with the Linears and unpacks only these: the packed
+    model raises.
 
     When this fails it is mended: docs/speed.md then need not leave the patch embedding out.
     """
     model = packed(recipe)
 
-    with torch.no_grad(), isolation.functions_kept(), pytest.raises((NotImplementedError, RuntimeError)):
+    with (
+        torch.no_grad(),
+        isolation.functions_kept(),
+        pytest.raises((NotImplementedError, RuntimeError)),
+    ):
         model(**families.sample_inputs(quantized(recipe)))

@@ -24,7 +24,9 @@ def a_step(reference: Reference, name: str) -> tuple[torch.Tensor, Any]:
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_every_weight_holds(reference: Reference, name: str) -> None:
-    """All 44 Linear weights of the embedded model are shown to be right in every block format, without a GPU."""
+    """All 44 Linear weights of the embedded model are shown to be right in every block format,
+    without a GPU.
+    """
     assert packed.problems(reference.model, loading.load(name)) == ([], 44)
 
 
@@ -43,13 +45,21 @@ def test_no_default_recipe_has_such_a_format(name: str) -> None:
     recipe = loading.load(name)
 
     assert judged.not_gated(recipe, "cpu") is None
-    assert not any((c or {}).get("block_sizes", {}).get("scale_bits") for e in recipe.entries if e.enable
-                   for c in (e.cfg if isinstance(e.cfg, list) else [e.cfg]))  # fmt: skip
+    assert not any(
+        (c or {}).get("block_sizes", {}).get("scale_bits")
+        for e in recipe.entries
+        if e.enable
+        for c in (e.cfg if isinstance(e.cfg, list) else [e.cfg])
+    )
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "mxfp6", "mxint8"])
-def test_a_wrong_oracle_is_found(reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An oracle that gives a neighbour of the nearest number, here by a scale too large, does not pass."""
+def test_a_wrong_oracle_is_found(
+    reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An oracle that gives a neighbour of the nearest number, here by a scale too large, does not
+    pass.
+    """
     weight, step = a_step(reference, name)
     right = formats.quantize_dequantize
     monkeypatch.setattr(formats, "quantize_dequantize", lambda x, *a, **k: right(x * 1.25, *a, **k))
@@ -58,7 +68,9 @@ def test_a_wrong_oracle_is_found(reference: Reference, name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "mxfp4"])
-def test_a_wrong_packed_tensor_is_found(reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_packed_tensor_is_found(
+    reference: Reference, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A packed tensor with one number changed is counted as one number changed."""
     weight, step = a_step(reference, name)
     right = deviations.packed

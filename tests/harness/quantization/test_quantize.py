@@ -47,10 +47,17 @@ def broken(error: Exception) -> Any:
 
 
 @pytest.mark.parametrize(
-    "error", [UsageError("8.jpg", "is cut off", "Copy it again."), OSError("disk on fire"), ValueError("no picture")]
+    "error",
+    [
+        UsageError("8.jpg", "is cut off", "Copy it again."),
+        OSError("disk on fire"),
+        ValueError("no picture"),
+    ],
 )
 @pytest.mark.parametrize("recipe", ["fp8", "auto-fp8-int4"])
-def test_an_error_of_the_data_is_not_the_recipes(clip: nn.Module, recipe: str, error: Exception) -> None:
+def test_an_error_of_the_data_is_not_the_recipes(
+    clip: nn.Module, recipe: str, error: Exception
+) -> None:
     """What the calibration data raise comes out as it is, of a search for formats too."""
     with pytest.raises(type(error)) as raised:
         quantize(clip, loading.load(recipe), forward_loop_over(broken(error)))
@@ -72,7 +79,9 @@ def test_the_gates_own_error_is_found_under_others() -> None:
 
 
 def test_a_refused_recipe_is_named_with_modelopts_reason_on_one_line(clip: nn.Module) -> None:
-    """ModelOpt raises while it converts the model: the recipe is refused, and the reason is its own."""
+    """ModelOpt raises while it converts the model: the recipe is refused, and the reason is its
+    own.
+    """
     refused = fp8()
     refused.quant_cfg["quant_cfg"].append({"quantizer_name": "*", "enable": False})
 
@@ -84,7 +93,9 @@ def test_a_refused_recipe_is_named_with_modelopts_reason_on_one_line(clip: nn.Mo
 
 
 def test_a_forward_that_raises_is_not_called_a_refusal(clip: nn.Module) -> None:
-    """A scale per row of the batch holds for that number of rows only: the second batch, a shorter one, raises."""
+    """A scale per row of the batch holds for that number of rows only: the second batch, a shorter
+    one, raises.
+    """
     batches = [families.sample_inputs(clip, batch=n) for n in (3, 2)]
 
     with pytest.raises(QuantizationError) as raised:
@@ -98,19 +109,29 @@ def test_a_forward_that_raises_is_not_called_a_refusal(clip: nn.Module) -> None:
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError(
+            "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 "
+            "bytes."
+        ),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     ],
 )
-def test_exhausted_memory_is_named_with_the_option_that_helps(clip: nn.Module, error: Exception) -> None:
-    """In a forward the rows are named, elsewhere the recipe: and neither is called a refusal of ModelOpt's."""
+def test_exhausted_memory_is_named_with_the_option_that_helps(
+    clip: nn.Module, error: Exception
+) -> None:
+    """In a forward the rows are named, elsewhere the recipe: and neither is called a refusal of
+    ModelOpt's.
+    """
     model = copy.deepcopy(clip)
 
     def fail(*_: Any) -> Tensor:
         raise error
 
-    with pytest.raises(UsageError, match=r"recipe fp8: out of memory .* --batch-size N"), blamed_on(fp8()):
+    with (
+        pytest.raises(UsageError, match=r"recipe fp8: out of memory .* --batch-size N"),
+        blamed_on(fp8()),
+    ):
         fail()
     model.text_model.encoder.layers[1].mlp.fc1.forward = fail  # type: ignore[union-attr,index]
     with pytest.raises(UsageError, match=r"the text tower over 6 rows .*--batch-size 3"):
@@ -126,7 +147,9 @@ def test_memory_that_is_really_exhausted_is_named() -> None:
 
 
 def test_svdquants_branch_follows_the_model_into_another_dtype() -> None:
-    """A copy in float32 computes what the FP16 model does; ModelOpt leaves the branch in FP16 and raises."""
+    """A copy in float32 computes what the FP16 model does; ModelOpt leaves the branch in FP16 and
+    raises.
+    """
     import modelopt.torch.quantization as mtq
 
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""The quantizer map sees each of ModelOpt's silent failures on CLIP and says which, where and what to do."""
+"""The quantizer map sees each of ModelOpt's silent failures on CLIP and says which, where and what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def with_entries(recipe: Recipe, *extra: tuple[str, bool]) -> Recipe:
     """*recipe* with entries appended, in its own file."""
     import dataclasses
 
-    more = tuple(Entry(pattern, None, enable, None, f"{recipe.path}:99") for pattern, enable in extra)
+    more = tuple(
+        Entry(pattern, None, enable, None, f"{recipe.path}:99") for pattern, enable in extra
+    )
     return dataclasses.replace(recipe, entries=recipe.entries + more)
 
 
@@ -54,15 +58,26 @@ def test_published_recipe_holds_every_invariant(blank: nn.Module, fp8: Recipe) -
 
 
 def test_map_says_what_each_quantizer_is(blank: nn.Module, fp8: Recipe) -> None:
-    """A quantizer's kind, tower, layer, format, granularity, calls and amax are those of the module it is."""
+    """A quantizer's kind, tower, layer, format, granularity, calls and amax are those of the module
+    it is.
+    """
     found = {q.name: q for q in maps.quantizer_map(quantized(blank, fp8))}
     q = found["vision_model.encoder.layers.2.self_attn.q_bmm_quantizer"]
 
     assert (q.kind, q.tower, q.layer, q.module_kind) == ("q_bmm", "vision", 2, "attention")
-    assert (q.format, q.granularity, q.enabled, q.dynamic, q.calls) == ("E4M3", "per-tensor", True, False, 1)
+    assert (q.format, q.granularity, q.enabled, q.dynamic, q.calls) == (
+        "E4M3",
+        "per-tensor",
+        True,
+        False,
+        1,
+    )
     assert q.amax is not None
     assert q.amax.usable
-    assert found["vision_model.embeddings.patch_embedding.weight_quantizer"].module_kind == "patch_embedding"
+    assert (
+        found["vision_model.embeddings.patch_embedding.weight_quantizer"].module_kind
+        == "patch_embedding"
+    )
     assert found["text_projection.input_quantizer"].tower == "text"
 
 
@@ -87,7 +102,9 @@ def test_s2_deny_all_at_the_end_is_named(blank: nn.Module, fp8: Recipe) -> None:
 
 
 def test_s3_eager_attention_is_named(fp8: Recipe) -> None:
-    """S3: under eager attention the four quantizers are enabled, never run, and the load is told to mend."""
+    """S3: under eager attention the four quantizers are enabled, never run, and the load is told to
+    mend.
+    """
     eager = references.load("embedded", torch.device("cpu"), attn_implementation="eager").model
 
     problems = insertion.check(maps.quantizer_map(quantized(eager, fp8)), fp8)
@@ -97,7 +114,9 @@ def test_s3_eager_attention_is_named(fp8: Recipe) -> None:
 
 
 def test_s4_missing_output_quantizer_is_named(blank: nn.Module, fp8: Recipe) -> None:
-    """S4: ModelOpt's own attention class has no output quantizer, and the message names the class that has."""
+    """S4: ModelOpt's own attention class has no output quantizer, and the message names the class
+    that has.
+    """
     problems = insertion.check(maps.quantizer_map(quantized(blank, fp8, "modelopt")), fp8)
 
     assert {"pattern matches nothing", "attention quantizer missing"} <= rules(problems)
@@ -128,10 +147,15 @@ def test_s7_image_only_calibration_is_named(blank: nn.Module, fp8: Recipe) -> No
         ("patch_embedding", "'*patch_embedding*'"),
     ],
 )
-def test_s8_typo_is_named_with_what_was_meant(blank: nn.Module, fp8: Recipe, pattern: str, hint: str) -> None:
-    """S8: a pattern that matches nothing fails with its file, its line and the name that was meant."""
+def test_s8_typo_is_named_with_what_was_meant(
+    blank: nn.Module, fp8: Recipe, pattern: str, hint: str
+) -> None:
+    """S8: a pattern that matches nothing fails with its file, its line and the name that was
+    meant.
+    """
     problems = patterns.unmatched_patterns(
-        maps.quantizer_map(quantize.insert(blank)), with_entries(fp8, (pattern, "wieght" in pattern))
+        maps.quantizer_map(quantize.insert(blank)),
+        with_entries(fp8, (pattern, "wieght" in pattern)),
     )
 
     assert rules(problems) == {"pattern matches nothing"}
@@ -140,10 +164,14 @@ def test_s8_typo_is_named_with_what_was_meant(blank: nn.Module, fp8: Recipe, pat
 
 
 def test_imported_deny_list_may_match_nothing(blank: nn.Module, fp8: Recipe) -> None:
-    """A deny-list that a recipe imports speaks of other families too; what it misses is no failure."""
+    """A deny-list that a recipe imports speaks of other families too; what it misses is no
+    failure.
+    """
     import dataclasses
 
-    shared = Entry("*lm_head*", None, False, None, "configs/ptq/units/default_disabled_quantizers.yaml:3")
+    shared = Entry(
+        "*lm_head*", None, False, None, "configs/ptq/units/default_disabled_quantizers.yaml:3"
+    )
     recipe = dataclasses.replace(fp8, entries=(*fp8.entries, shared))
 
     assert patterns.unmatched_patterns(maps.quantizer_map(quantize.insert(blank)), recipe) == []
@@ -174,7 +202,9 @@ def test_unusable_amax_is_named(blank: nn.Module, fp8: Recipe, value: float) -> 
 
 
 def test_declared_omission_is_no_failure(blank: nn.Module) -> None:
-    """What the budgets file declares to stay unquantized is not reported, and nothing else is excused."""
+    """What the budgets file declares to stay unquantized is not reported, and nothing else is
+    excused.
+    """
     recipe = loading.load("fp8-patch-embedding-fp16")
     found = maps.quantizer_map(quantized(blank, recipe))
 
@@ -199,16 +229,23 @@ def test_diff_reads_as_a_sentence(blank: nn.Module, fp8: Recipe) -> None:
 
     lines = maps.diff(before, maps.quantizer_map(model))
 
-    assert lines == ["4 quantizers change: vision self_attn q_bmm E4M3 per-tensor to off, layers 0..3"]
+    assert lines == [
+        "4 quantizers change: vision self_attn q_bmm E4M3 per-tensor to off, layers 0..3"
+    ]
 
 
 def test_diff_sees_one_bit_of_amax(blank: nn.Module, fp8: Recipe) -> None:
-    """With no tolerance the smallest change of a range is a difference; within a tolerance it is none."""
+    """With no tolerance the smallest change of a range is a difference; within a tolerance it is
+    none.
+    """
     model = quantized(blank, fp8)
     before = maps.quantizer_map(model)
     amax: Any = model.get_submodule("visual_projection.input_quantizer")._amax
-    amax.copy_(torch.nextafter(amax.float(), torch.tensor(9e9)).to(amax.dtype) if amax.dtype == torch.float32
-               else amax * (1 + 2 ** -9))  # fmt: skip
+    amax.copy_(
+        torch.nextafter(amax.float(), torch.tensor(9e9)).to(amax.dtype)
+        if amax.dtype == torch.float32
+        else amax * (1 + 2**-9)
+    )
     after = maps.quantizer_map(model)
 
     assert len(maps.diff(before, after, amax_tolerance=0.0)) == 1
@@ -228,7 +265,10 @@ def test_registration_leaves_no_trace(blank: nn.Module, fp8: Recipe) -> None:
     first = maps.quantizer_map(quantized(blank, fp8, "modelopt"))
     quantized(blank, fp8, "diffusers")
 
-    assert maps.diff(first, maps.quantizer_map(quantized(blank, fp8, "modelopt")), amax_tolerance=0.0) == []
+    assert (
+        maps.diff(first, maps.quantizer_map(quantized(blank, fp8, "modelopt")), amax_tolerance=0.0)
+        == []
+    )
 
 
 def test_reference_stays_unquantized(blank: nn.Module, fp8: Recipe) -> None:
@@ -252,10 +292,20 @@ def test_recipes_path_is_what_messages_name(fp8: Recipe) -> None:
         ("*layers.1.*q_bmm_quantizer", "*layers.1.*q_bmm_quantizer", False),
         ("*self_attn.*[mt]_quantizer", None, False),
     ],
-    ids=["deleted entry", "hole in a layer", "tower turned off", "layer chosen", "all of attention"],
+    ids=[
+        "deleted entry",
+        "hole in a layer",
+        "tower turned off",
+        "layer chosen",
+        "all of attention",
+    ],
 )
-def test_attention_is_quantized_whole(blank: nn.Module, fp8: Recipe, off: str, entry: str | None, broken: bool) -> None:
-    """Some of the four around attention off and others on is a problem, unless the recipe names them in some layers."""
+def test_attention_is_quantized_whole(
+    blank: nn.Module, fp8: Recipe, off: str, entry: str | None, broken: bool
+) -> None:
+    """Some of the four around attention off and others on is a problem, unless the recipe names
+    them in some layers.
+    """
     import dataclasses
     import fnmatch
 
@@ -271,5 +321,10 @@ def test_attention_is_quantized_whole(blank: nn.Module, fp8: Recipe, off: str, e
     recipe = with_entries(recipe, (entry, False)) if entry else recipe
 
     assert there != whole
-    assert rules(insertion.broken_attention(there, recipe)) == ({"attention quantized in part"} if broken else set())
-    assert insertion.broken_attention(there, recipe, [("vision", "attention"), ("text", "attention")]) == []
+    assert rules(insertion.broken_attention(there, recipe)) == (
+        {"attention quantized in part"} if broken else set()
+    )
+    assert (
+        insertion.broken_attention(there, recipe, [("vision", "attention"), ("text", "attention")])
+        == []
+    )

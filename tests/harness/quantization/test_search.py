@@ -1,4 +1,6 @@
-"""ModelOpt's search for formats on the embedded model: its choice is judged as a recipe, and what it drops is named."""
+"""ModelOpt's search for formats on the embedded model: its choice is judged as a recipe, and what
+it drops is named.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,14 @@ ATTENTION = [
 
 
 def a_format(bits: int, *more: dict[str, Any], parent: str | None = None) -> dict[str, Any]:
-    """A candidate: weights of *bits* per channel, of *parent* modules only if it is given, and *more* entries."""
+    """A candidate: weights of *bits* per channel, of *parent* modules only if it is given, and
+    *more* entries.
+    """
     weights = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": 0}}
-    return {"algorithm": "max", "quant_cfg": [OFF, weights | ({"parent_class": parent} if parent else {}), *more]}
+    return {
+        "algorithm": "max",
+        "quant_cfg": [OFF, weights | ({"parent_class": parent} if parent else {}), *more],
+    }
 
 
 def a_search(**settings: Any) -> dict[str, Any]:
@@ -50,7 +57,11 @@ def a_search(**settings: Any) -> dict[str, Any]:
 def written(folder: Path, section: dict[str, Any], name: str = "searched", **more: Any) -> Recipe:
     """The recipe of an auto_quantize section, loaded from YAML."""
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"metadata": {"recipe_type": "auto_quantize"}, "auto_quantize": section} | more))
+    path.write_text(
+        yaml.safe_dump(
+            {"metadata": {"recipe_type": "auto_quantize"}, "auto_quantize": section} | more
+        )
+    )
     return loading.load(str(path))
 
 
@@ -79,22 +90,39 @@ def search_with(reference: references.Reference, batches: Any, recipe: Recipe) -
 
 
 @pytest.fixture(scope="module")
-def made(reference: references.Reference, batches: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(
+    reference: references.Reference, batches: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
     """The embedded model after a search over eight- and four-bit weights."""
     return search_with(reference, batches, written(tmp_path_factory.mktemp("recipe"), a_search()))
 
 
-def test_the_choice_is_a_recipe_that_the_model_obeys(made: Made, reference: references.Reference, batches: Any) -> None:
-    """Read back as entries, the choice is what every quantizer is set to; ranges are the data's, weights untouched."""
+def test_the_choice_is_a_recipe_that_the_model_obeys(
+    made: Made, reference: references.Reference, batches: Any
+) -> None:
+    """Read back as entries, the choice is what every quantizer is set to; ranges are the data's,
+    weights untouched.
+    """
     assert agreement.with_recipe(made.model, made.chosen, made.map) == []
-    assert agreement.with_reference(made.model, reference.model, made.chosen, next(iter(batches))) == []
+    assert (
+        agreement.with_reference(made.model, reference.model, made.chosen, next(iter(batches)))
+        == []
+    )
     assert search.problems(made.model, made.recipe) == []
-    assert (made.chosen.name, made.chosen.hash, made.chosen.kind) == (made.recipe.name, made.recipe.hash, "ptq")
+    assert (made.chosen.name, made.chosen.hash, made.chosen.kind) == (
+        made.recipe.name,
+        made.recipe.hash,
+        "ptq",
+    )
 
 
 def test_the_choice_keeps_to_the_allowed_bits(made: Made) -> None:
     """Both formats were chosen somewhere, and the searched weights average at most six bits."""
-    bits = {q.module: int(q.format.removeprefix("INT")) for q in made.map if q.kind == "weight" and q.enabled}
+    bits = {
+        q.module: int(q.format.removeprefix("INT"))
+        for q in made.map
+        if q.kind == "weight" and q.enabled
+    }
     sizes = {
         name: module.weight.numel()
         for name, module in made.model.named_modules()
@@ -102,11 +130,18 @@ def test_the_choice_keeps_to_the_allowed_bits(made: Made) -> None:
     }
 
     assert set(bits.values()) == {4, 8}
-    assert sum(size * bits.get(name, 16) for name, size in sizes.items()) <= 6.0 * sum(sizes.values()) * 1.001
+    assert (
+        sum(size * bits.get(name, 16) for name, size in sizes.items())
+        <= 6.0 * sum(sizes.values()) * 1.001
+    )
 
 
-def test_the_choice_quantizes_like_any_recipe(made: Made, reference: references.Reference, batches: Any) -> None:
-    """Handed to ``mtq.quantize``, the recipe of the choice gives the searched model's map, ranges included."""
+def test_the_choice_quantizes_like_any_recipe(
+    made: Made, reference: references.Reference, batches: Any
+) -> None:
+    """Handed to ``mtq.quantize``, the recipe of the choice gives the searched model's map, ranges
+    included.
+    """
     again = quantize(reference.model, made.chosen, forward_loop_over(batches))
     inputs = next(iter(batches))
     found = maps.quantizer_map(again, lambda m: families.forward(m, inputs))
@@ -120,13 +155,17 @@ def test_a_quantizer_that_leaves_the_choice_is_found(made: Made) -> None:
         spoilt: Any = copy.deepcopy(made.model)
     spoilt.visual_projection.weight_quantizer.disable()
 
-    assert [p.rule for p in agreement.with_recipe(spoilt, made.chosen)] == ["not as the recipe switches it"]
+    assert [p.rule for p in agreement.with_recipe(spoilt, made.chosen)] == [
+        "not as the recipe switches it"
+    ]
 
 
 def test_attention_that_formats_enable_must_not_end_off(
     made: Made, reference: references.Reference, batches: Any, tmp_path: Path
 ) -> None:
-    """ModelOpt's search drops q, k, v and output of all seven blocks: each is named, with what to do (S9)."""
+    """ModelOpt's search drops q, k, v and output of all seven blocks: each is named, with what to
+    do (S9).
+    """
     asking = a_search(candidate_formats=[a_format(8, *ATTENTION), a_format(4)])
     found = search_with(reference, batches, written(tmp_path, asking))
 
@@ -135,16 +174,22 @@ def test_attention_that_formats_enable_must_not_end_off(
     assert problem.rule == "attention quantizer missing"
     assert len(problem.names) == 7 * 4
     assert "mtq.get_auto_quantize_config" in str(problem)
-    assert insertion.broken_attention(made.map, made.recipe) == [], "no format of this one asks for attention"
+    assert insertion.broken_attention(made.map, made.recipe) == [], (
+        "no format of this one asks for attention"
+    )
 
 
 def test_a_fixed_baseline_loses_the_attention_output(
     reference: references.Reference, batches: Any, tmp_path: Path
 ) -> None:
-    """A baseline around the search keeps q, k and v; bmm2_output ends off, and both checks say so."""
+    """A baseline around the search keeps q, k and v; bmm2_output ends off, and both checks say
+    so.
+    """
     section = a_search(
         candidate_formats=[],
-        module_search_spaces=[{"module_name_patterns": ["*mlp*"], "candidate_formats": [a_format(8), a_format(4)]}],
+        module_search_spaces=[
+            {"module_name_patterns": ["*mlp*"], "candidate_formats": [a_format(8), a_format(4)]}
+        ],
     )
     recipe = written(tmp_path, section, quantize=a_format(8, *ATTENTION, parent="nn.Linear"))
     found = search_with(reference, batches, recipe)
@@ -161,7 +206,9 @@ def test_a_format_that_does_nothing_at_a_layer_is_found(
     reference: references.Reference, batches: Any, tmp_path: Path
 ) -> None:
     """Four bits for Linears only are billed to the patch embedding too, which stays as it is."""
-    section = a_search(candidate_formats=[a_format(8), a_format(4, parent="nn.Linear")], disabled_layers=[])
+    section = a_search(
+        candidate_formats=[a_format(8), a_format(4, parent="nn.Linear")], disabled_layers=[]
+    )
     found = search_with(reference, batches, written(tmp_path, section))
 
     (problem,) = search.problems(found.model, found.recipe)
@@ -169,8 +216,12 @@ def test_a_format_that_does_nothing_at_a_layer_is_found(
     assert problem.names == ("vision_model.embeddings.patch_embedding",)
 
 
-def test_a_search_by_divergence(reference: references.Reference, batches: Any, tmp_path: Path) -> None:
-    """The other way to score, KL divergence of CLIP's logits, needs no gradient and is judged the same."""
+def test_a_search_by_divergence(
+    reference: references.Reference, batches: Any, tmp_path: Path
+) -> None:
+    """The other way to score, KL divergence of CLIP's logits, needs no gradient and is judged the
+    same.
+    """
     section = a_search(
         auto_quantize_method="kl_div",
         constraints={"effective_bits": 15.85},
@@ -182,8 +233,12 @@ def test_a_search_by_divergence(reference: references.Reference, batches: Any, t
     assert {q.module for q in found.map if q.enabled} == {"visual_projection", "text_projection"}
 
 
-def test_a_search_needs_batches_and_weights(reference: references.Reference, tmp_path: Path) -> None:
-    """Without calibration data, or on an architecture without weights, there is no choice: that is said."""
+def test_a_search_needs_batches_and_weights(
+    reference: references.Reference, tmp_path: Path
+) -> None:
+    """Without calibration data, or on an architecture without weights, there is no choice: that is
+    said.
+    """
     from harness.quantization.quantize import structure
 
     recipe = written(tmp_path, a_search())

@@ -1,5 +1,5 @@
-"""Double quantization: the oracle is QLoRA's definition, ModelOpt's packed NF4 follows it but for what is listed, and
-the gate measures what is stored.
+"""Double quantization: the oracle is QLoRA's definition, ModelOpt's packed NF4 follows it but for
+what is listed, and the gate measures what is stored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,22 @@ from harness.recipes import loading
 CPU = torch.device("cpu")
 #: As published with QLoRA (arXiv 2305.14314, appendix E).
 PUBLISHED = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
-    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+    ),
+    *(
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+    ),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 
@@ -35,7 +49,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_levels_are_the_published_ones() -> None:
-    """Bit for bit; quantiles of the normal distribution in double precision give twelve of the sixteen otherwise."""
+    """Bit for bit; quantiles of the normal distribution in double precision give twelve of the
+    sixteen otherwise.
+    """
     outermost = 1 - (1 / 32 + 1 / 30) / 2
     above = stats.norm.ppf(np.linspace(outermost, 0.5, 9)[:-1])
     below = -stats.norm.ppf(np.linspace(outermost, 0.5, 8)[:-1])
@@ -47,7 +63,9 @@ def test_the_levels_are_the_published_ones() -> None:
 
 
 def test_every_number_is_the_nearest_level_of_a_stored_scale() -> None:
-    """Searched in float64 with one scale block after the other: no level is nearer, and scales err by half a step."""
+    """Searched in float64 with one scale block after the other: no level is nearer, and scales err
+    by half a step.
+    """
     x = noise(40, 64)
 
     found = formats.double_quantized(x, 64, 8, 8).astype(np.float64)
@@ -89,7 +107,9 @@ def test_scales_that_are_all_alike_are_kept(value: float) -> None:
 def test_the_packed_tensor_follows_the_oracle_with_modelopts_rules(
     shape: tuple[int, int], scale_block: int, seed: int
 ) -> None:
-    """One block of scales, full or filled up, with incomplete blocks too: every bit is the oracle's."""
+    """One block of scales, full or filled up, with incomplete blocks too: every bit is the
+    oracle's.
+    """
     x = noise(*shape, seed=seed)
 
     found = deviations.packed_nf4(x, 64, scale_block)
@@ -110,7 +130,9 @@ def test_compress_stores_what_is_read_back() -> None:
     ]
     x = noise(3, 128)
     made = mtq.quantize(
-        nn.Sequential(nn.Linear(128, 32, bias=False)), {"quant_cfg": entries, "algorithm": "max"}, lambda m: m(x)
+        nn.Sequential(nn.Linear(128, 32, bias=False)),
+        {"quant_cfg": entries, "algorithm": "max"},
+        lambda m: m(x),
     )
     weight = made[0].weight.detach().clone()
 
@@ -127,7 +149,9 @@ def made() -> nn.Module:
     """The embedded model under the recipe for double quantization."""
     reference = references.load("embedded", CPU)
     batches = calibration.load(None, reference, 8).batches(CPU, torch.float16, batch_size=8)
-    return quantize(reference.model, loading.load("int4-double-quantization"), forward_loop_over(batches))
+    return quantize(
+        reference.model, loading.load("int4-double-quantization"), forward_loop_over(batches)
+    )
 
 
 def test_what_is_stored_is_told_apart_from_what_is_computed(made: nn.Module) -> None:
@@ -139,7 +163,9 @@ def test_what_is_stored_is_told_apart_from_what_is_computed(made: nn.Module) -> 
 
 
 def test_weights_that_cannot_be_read_back_are_told(made: nn.Module) -> None:
-    """With QLoRA's blocks of 256 scales ModelOpt reads most weights back no more; these are named apart."""
+    """With QLoRA's blocks of 256 scales ModelOpt reads most weights back no more; these are named
+    apart.
+    """
     for _, module in stored.weights(made):
         module.weight_quantizer.block_sizes["scale_block_sizes"] = {-1: 256}
     try:
@@ -148,12 +174,17 @@ def test_weights_that_cannot_be_read_back_are_told(made: nn.Module) -> None:
         for _, module in stored.weights(made):
             module.weight_quantizer.block_sizes["scale_block_sizes"] = {-1: 4096}
 
-    assert set(rules) == {"fake quantization is not what is stored", "stored weights cannot be read back"}
+    assert set(rules) == {
+        "fake quantization is not what is stored",
+        "stored weights cannot be read back",
+    }
     assert sum(rules.values()) == 44
 
 
 def test_the_folded_copy_has_the_stored_numbers(made: nn.Module) -> None:
-    """Accuracy is measured on what ModelOpt stores, not on its fake quantization; the model itself is left alone."""
+    """Accuracy is measured on what ModelOpt stores, not on its fake quantization; the model itself
+    is left alone.
+    """
     inputs = families.sample_inputs(made)
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
 
@@ -163,7 +194,9 @@ def test_the_folded_copy_has_the_stored_numbers(made: nn.Module) -> None:
         expected = stored.read_back(module.weight, 64, 4096, 8)
         assert expected is not None
         assert torch.equal(folded.get_parameter(f"{name}.weight"), expected)
-    assert not any(q.enabled for q in maps.quantizer_map(folded, lambda m: families.forward(m, inputs)))
+    assert not any(
+        q.enabled for q in maps.quantizer_map(folded, lambda m: families.forward(m, inputs))
+    )
     assert all(torch.equal(p, before[name]) for name, p in made.named_parameters())
 
 

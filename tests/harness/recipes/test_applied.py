@@ -1,4 +1,6 @@
-"""The gate's rules of matching are ModelOpt's: compared with ModelOpt's own answer, entry by entry."""
+"""The gate's rules of matching are ModelOpt's: compared with ModelOpt's own answer, entry by
+entry.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from harness.recipes.tree import Tree
 
 @pytest.fixture(scope="module")
 def inserted() -> Iterator[nn.Module]:
-    """The embedded architecture without weights, with every quantizer inserted and off, its attention registered."""
+    """The embedded architecture without weights, with every quantizer inserted and off, its
+    attention registered.
+    """
     import modelopt.torch.quantization as mtq
 
     model = architectures.build("embedded")
@@ -41,7 +45,9 @@ def places(inserted: nn.Module) -> QuantizerMap:
 
 
 def shipped() -> list[str]:
-    """Names of every recipe and preset of the installed tree that the gate loads, and of this package's."""
+    """Names of every recipe and preset of the installed tree that the gate loads, and of this
+    package's.
+    """
     tree = Tree(installed_root())
     names = [*DEFAULT, *MORE]
     for path in sorted(tree.root.rglob("*.y*ml")):
@@ -50,8 +56,12 @@ def shipped() -> list[str]:
     return names
 
 
-def differences(model: nn.Module, places: QuantizerMap, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What ModelOpt makes of the entries of *recipe* on a copy of *model* and the gate does not, or the reverse."""
+def differences(
+    model: nn.Module, places: QuantizerMap, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """What ModelOpt makes of the entries of *recipe* on a copy of *model* and the gate does not, or
+    the reverse.
+    """
     from modelopt.torch.quantization import conversion
 
     found: set[str] = set()
@@ -71,11 +81,20 @@ def differences(model: nn.Module, places: QuantizerMap, recipe: Recipe, monkeypa
             found.clear()
             conversion.set_quantizer_by_cfg(changed, [as_modelopt_takes_it(entry)])
             if found != touched:
-                lines.append(f"{recipe.name} {entry.pattern}: {len(found)} by ModelOpt, {len(touched)} here")
+                lines.append(
+                    f"{recipe.name} {entry.pattern}: {len(found)} by ModelOpt, {len(touched)} here"
+                )
     on = {name for name, q in tensor_quantizers(changed).items() if q.is_enabled}
-    never = {n for n, q in tensor_quantizers(changed).items() if type(q).__name__ == "HardDisabledTensorQuantizer"}
+    never = {
+        n
+        for n, q in tensor_quantizers(changed).items()
+        if type(q).__name__ == "HardDisabledTensorQuantizer"
+    }
     expected = {name for name, setting in done.settings.items() if setting.enable} - never
-    return [*lines, *(f"{recipe.name} {name}: on here or there only" for name in sorted(on ^ expected))]
+    return [
+        *lines,
+        *(f"{recipe.name} {name}: on here or there only" for name in sorted(on ^ expected)),
+    ]
 
 
 def as_modelopt_takes_it(entry: Entry) -> dict[str, Any]:
@@ -102,7 +121,9 @@ def parts() -> list[Recipe]:
 def test_entries_of_shipped_recipes_match_what_they_match_in_modelopt(
     inserted: nn.Module, places: QuantizerMap, parts: list[Recipe]
 ) -> None:
-    """Which entries match which quantizers: every pattern and class of every recipe that ModelOpt ships."""
+    """Which entries match which quantizers: every pattern and class of every recipe that ModelOpt
+    ships.
+    """
     from modelopt.torch.quantization.conversion import _match_quantizer
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
@@ -111,7 +132,11 @@ def test_entries_of_shipped_recipes_match_what_they_match_in_modelopt(
     different = []
     for (pattern, parent), entry in entries.items():
         cls = QuantModuleRegistry[parent] if parent else None
-        theirs = {name for name, module in modules.items() if _match_quantizer(pattern, name, module, cls, inserted)}
+        theirs = {
+            name
+            for name, module in modules.items()
+            if _match_quantizer(pattern, name, module, cls, inserted)
+        }
         if theirs != matched(places, entry):
             different.append((pattern, parent))
 
@@ -123,12 +148,20 @@ def test_entries_of_shipped_recipes_match_what_they_match_in_modelopt(
 def test_recipes_are_applied_as_modelopt_applies_them(
     inserted: nn.Module, places: QuantizerMap, parts: list[Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ends on: of the recipes of this package, and of those that ModelOpt ships with sequences of quantizers."""
-    with_lists = [part for part in parts if any(isinstance(entry.cfg, list) for entry in part.entries)]
+    """What ends on: of the recipes of this package, and of those that ModelOpt ships with sequences
+    of quantizers.
+    """
+    with_lists = [
+        part for part in parts if any(isinstance(entry.cfg, list) for entry in part.entries)
+    ]
     own = [part for part in parts if part.name in DEFAULT]
 
     assert len(with_lists) >= 2
-    assert [line for part in (*with_lists[:4], *own) for line in differences(inserted, places, part, monkeypatch)] == []
+    assert [
+        line
+        for part in (*with_lists[:4], *own)
+        for line in differences(inserted, places, part, monkeypatch)
+    ] == []
 
 
 W4A8 = "[{num_bits: 4, block_sizes: {-1: 32}}, {num_bits: e4m3}]"
@@ -153,16 +186,24 @@ FC = "  - {quantizer_name: '*fc1.weight_quantizer', "
     ],
 )
 def test_forms_that_no_shipped_recipe_has(
-    inserted: nn.Module, places: QuantizerMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: str
+    inserted: nn.Module,
+    places: QuantizerMap,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    entries: str,
 ) -> None:
-    """Parts of sequences, sequences made again, classes of attention blocks, and sets of characters."""
+    """Parts of sequences, sequences made again, classes of attention blocks, and sets of
+    characters.
+    """
     recipe = written.recipe(tmp_path, written.DENY_ALL + entries)
 
     assert differences(inserted, places, recipe, monkeypatch) == []
 
 
 def test_sequence_within_a_sequence_is_noticed(places: QuantizerMap, tmp_path: Path) -> None:
-    """A second list for the same weights ends up in each part of the first one, as ModelOpt does it."""
+    """A second list for the same weights ends up in each part of the first one, as ModelOpt does
+    it.
+    """
     recipe = written.recipe(tmp_path, written.DENY_ALL + 2 * f"{FC}cfg: {W4A8}}}\n")
     done = applied_to(places, recipe.entries)
 

@@ -23,17 +23,28 @@ def listed(*entries: dict[str, Any]) -> list[tuple[Any, ...]]:
             return [whole(one) for one in cfg]
         return cfg and {k: v for k, v in attributes(**cfg).model_dump().items() if k != "enable"}
 
-    found = [e.model_dump(exclude_unset=True) if hasattr(e, "model_dump") else dict(e) for e in entries]
-    return [(e["quantizer_name"], e.get("parent_class"), e.get("enable", True), whole(e.get("cfg"))) for e in found]
+    found = [
+        e.model_dump(exclude_unset=True) if hasattr(e, "model_dump") else dict(e) for e in entries
+    ]
+    return [
+        (e["quantizer_name"], e.get("parent_class"), e.get("enable", True), whole(e.get("cfg")))
+        for e in found
+    ]
 
 
-@pytest.mark.parametrize("name", [n for n in (*finding.DEFAULT, *finding.MORE) if n not in finding.SEARCHES])
+@pytest.mark.parametrize(
+    "name", [n for n in (*finding.DEFAULT, *finding.MORE) if n not in finding.SEARCHES]
+)
 def test_a_recipe_of_this_package_can_be_written_as_a_dict(name: str) -> None:
-    """ModelOpt itself, which still reads the old form, gets from the dict the entries that the recipe's list has."""
+    """ModelOpt itself, which still reads the old form, gets from the dict the entries that the
+    recipe's list has.
+    """
     if not config_form.takes_lists():
         pytest.skip("this ModelOpt has no list form to compare with")
     normalize = modelopt_config().normalize_quant_cfg_list
-    every: list[dict[str, Any]] = [dict(e) for e in normalize(loading.load(name).quant_cfg["quant_cfg"])]
+    every: list[dict[str, Any]] = [
+        dict(e) for e in normalize(loading.load(name).quant_cfg["quant_cfg"])
+    ]
     # A sequence under a class (W4A8) is what only the old releases read in this form.
     entries = [e for e in every if not (e.get("parent_class") and isinstance(e.get("cfg"), list))]
 
@@ -48,14 +59,22 @@ def test_what_is_off_keeps_its_attributes_and_a_sequence_its_parts() -> None:
     entries: list[dict[str, Any]] = [
         {"quantizer_name": "*", "enable": False},
         {"quantizer_name": "*weight_quantizer", "cfg": W4A8},
-        {"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear", "cfg": E4M3, "enable": False},
+        {
+            "quantizer_name": "*input_quantizer",
+            "parent_class": "nn.Linear",
+            "cfg": E4M3,
+            "enable": False,
+        },
         {"quantizer_name": "*output_quantizer", "parent_class": "nn.Linear", "cfg": E4M3},
     ]
 
     assert config_form.as_dict(entries, "here") == {
         "*": {"enable": False},
         "*weight_quantizer": [W4A8[0] | {"enable": True}, E4M3 | {"enable": True}],
-        "nn.Linear": {"*input_quantizer": E4M3 | {"enable": False}, "*output_quantizer": E4M3 | {"enable": True}},
+        "nn.Linear": {
+            "*input_quantizer": E4M3 | {"enable": False},
+            "*output_quantizer": E4M3 | {"enable": True},
+        },
     }
 
 
@@ -69,15 +88,24 @@ def test_what_is_off_keeps_its_attributes_and_a_sequence_its_parts() -> None:
     ids=["a pattern twice", "a class around another pattern", "a pattern of a class twice"],
 )
 def test_what_a_dict_cannot_say_is_refused(entries: list[tuple[str, str | None]]) -> None:
-    """A dict holds each key once, at one place: a list that needs it twice is a usage error that names it."""
-    made = [{"quantizer_name": p, "enable": False} | ({"parent_class": c} if c else {}) for p, c in entries]
+    """A dict holds each key once, at one place: a list that needs it twice is a usage error that
+    names it.
+    """
+    made = [
+        {"quantizer_name": p, "enable": False} | ({"parent_class": c} if c else {})
+        for p, c in entries
+    ]
 
-    with pytest.raises(UsageError, match=r"^my\.yaml: .* as a dict, which cannot come back to .* 0\.44 or newer\.$"):
+    with pytest.raises(
+        UsageError, match=r"^my\.yaml: .* as a dict, which cannot come back to .* 0\.44 or newer\.$"
+    ):
         config_form.as_dict(made, "my.yaml")
 
 
 def test_a_line_of_the_dict_form_is_read_as_modelopt_reads_it() -> None:
-    """Both readings of the dict form, the gate's for old releases and ModelOpt's own, give the same entries."""
+    """Both readings of the dict form, the gate's for old releases and ModelOpt's own, give the same
+    entries.
+    """
     if not config_form.takes_lists():
         pytest.skip("this ModelOpt has no list form to compare with")
     lines: list[dict[str, Any]] = [

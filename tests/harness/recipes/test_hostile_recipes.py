@@ -1,7 +1,9 @@
-"""A recipe from a fork is untrusted: it is refused in one line, in seconds and bounded memory, or it is harmless.
+"""A recipe from a fork is untrusted: it is refused in one line, in seconds and bounded memory, or
+it is harmless.
 
-``corpus/`` holds one defect a file, most of them found by the fuzzing below or known from other loaders; each has its
-refusal here.  Tests that watch what a load opens, imports and costs run it in a process of its own.
+``corpus/`` holds one defect a file, most of them found by the fuzzing below or known from other
+loaders; each has its refusal here.  Tests that watch what a load opens, imports and costs run it in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -121,7 +123,9 @@ def put(path: Path, text: str) -> Path:
 def recipe(body: str = ENTRY, imports: str = "") -> str:
     """A ptq recipe; *imports* is YAML in flow form."""
     head = f"imports: {imports}\n" if imports else ""
-    return f"{head}metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{body}"
+    return (
+        f"{head}metadata: {{recipe_type: ptq}}\nquantize:\n  algorithm: max\n  quant_cfg:\n{body}"
+    )
 
 
 def unit(body: str = "- {quantizer_name: '*', enable: false}\n", imports: str = "") -> str:
@@ -131,13 +135,19 @@ def unit(body: str = "- {quantizer_name: '*', enable: false}\n", imports: str = 
 
 
 def in_a_process(code: str, *arguments: str, memory: int = 0, seconds: int = 60) -> str:
-    """What *code* prints, run by itself under limits on address space and processor time (*memory* in MiB)."""
+    """What *code* prints, run by itself under limits on address space and processor time (*memory*
+    in MiB).
+    """
     limits = "import resource, sys\n" + (
-        f"resource.setrlimit(resource.RLIMIT_AS, ({memory << 20}, {memory << 20}))\n" if memory else ""
+        f"resource.setrlimit(resource.RLIMIT_AS, ({memory << 20}, {memory << 20}))\n"
+        if memory
+        else ""
     )
     limits += f"resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))\n"
     command = [sys.executable, "-W", "ignore", "-c", limits + code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30 + 4 * seconds)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=30 + 4 * seconds
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -146,7 +156,10 @@ def committed(root: Path) -> None:
     """Make *root* a git repository with one empty commit."""
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run(["git", "init", "-q", str(root)], check=True)
-    subprocess.run(["git", "-C", str(root), *identity, "commit", "-q", "--allow-empty", "-m", "base"], check=True)
+    subprocess.run(
+        ["git", "-C", str(root), *identity, "commit", "-q", "--allow-empty", "-m", "base"],
+        check=True,
+    )
 
 
 # --- the corpus
@@ -158,8 +171,12 @@ def test_the_corpus_and_its_refusals_belong_together() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REFUSALS))
-def test_a_hostile_file_is_refused_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a usage error of one printable line that starts with the file and says what is wrong."""
+def test_a_hostile_file_is_refused_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a usage error of one printable line that starts with the file and says what is
+    wrong.
+    """
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(UsageError, match=REFUSALS[name]) as refused:
@@ -173,9 +190,12 @@ def test_a_hostile_file_is_refused_by_name(name: str, tmp_path: Path, monkeypatc
 
 
 def test_the_corpus_is_read_in_little_memory_and_time() -> None:
-    """All of it together, parsed and resolved, within 512 MiB of address space and ten seconds of processor."""
+    """All of it together, parsed and resolved, within 512 MiB of address space and ten seconds of
+    processor.
+    """
     code = (
-        "from pathlib import Path; from harness.recipes.tree import Tree; from harness.errors import UsageError\n"
+        "from pathlib import Path; from harness.recipes.tree import Tree; from harness.errors "
+        "import UsageError\n"
         "refused = 0\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    tree = Tree(path.parent)\n"
@@ -209,7 +229,10 @@ def test_the_corpus_is_read_in_little_memory_and_time() -> None:
         pytest.param('"' + "a\n" * 60_000 + '"', id="lines in quotes"),
         pytest.param("a: |\n" + "  x\n" * 30_000, id="literal block"),
         pytest.param("#" * 2**24, id="sixteen MiB"),
-        pytest.param("a: [" + "x, " * 9 + "x]\n" + "".join(f"b{i}: *a\n" for i in range(99)), id="undefined aliases"),
+        pytest.param(
+            "a: [" + "x, " * 9 + "x]\n" + "".join(f"b{i}: *a\n" for i in range(99)),
+            id="undefined aliases",
+        ),
     ],
 )
 def test_a_large_file_is_refused_at_once(text: str, tmp_path: Path) -> None:
@@ -230,7 +253,8 @@ def test_imports_that_double_are_refused_before_they_fill_memory(tmp_path: Path)
         put(tmp_path / f"u{level}.yaml", unit("- $import: u\n" * 9, f"{{u: u{level - 1}}}"))
     put(tmp_path / "r.yaml", recipe("  - $import: u\n", "{u: u20}"))
     code = (
-        "from pathlib import Path; from harness.recipes.tree import Tree; from harness.errors import UsageError\n"
+        "from pathlib import Path; from harness.recipes.tree import Tree; from harness.errors "
+        "import UsageError\n"
         "tree = Tree(Path(sys.argv[1]))\n"
         "try: tree.resolve(tree.read(tree.root / 'r.yaml'))\n"
         "except UsageError as error: print(error)"
@@ -251,11 +275,16 @@ def test_imports_that_go_too_deep_are_refused(tmp_path: Path) -> None:
 
 
 def test_imports_that_are_many_are_refused(tmp_path: Path) -> None:
-    """A recipe that imports megabytes, in files each within the limit, is refused within seconds."""
+    """A recipe that imports megabytes, in files each within the limit, is refused within
+    seconds.
+    """
     body = "- {quantizer_name: '*', enable: false}\n" * 2900
     for number in range(40):
         put(tmp_path / f"u{number}.yaml", unit(body))
-    put(tmp_path / "r.yaml", recipe(imports=json.dumps({f"u{number}": f"u{number}" for number in range(40)})))
+    put(
+        tmp_path / "r.yaml",
+        recipe(imports=json.dumps({f"u{number}": f"u{number}" for number in range(40)})),
+    )
     start = time.process_time()
 
     with pytest.raises(UsageError, match=r"one file too many|more than"):
@@ -265,8 +294,12 @@ def test_imports_that_are_many_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defect", ["- [\n", "- $import: unknown\n"], ids=["parsing", "resolving"])
-def test_a_defect_is_paid_for_once(defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred recipes over one bad snippet parse it once, resolve it once, and get the same refusal."""
+def test_a_defect_is_paid_for_once(
+    defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred recipes over one bad snippet parse it once, resolve it once, and get the same
+    refusal.
+    """
     put(tmp_path / "u.yaml", unit(defect))
     for number in range(100):
         put(tmp_path / f"r{number}.yaml", recipe("  - $import: u\n", "{u: u}"))
@@ -290,7 +323,9 @@ def test_a_defect_is_paid_for_once(defect: str, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
-    """Reading it would never end, so it is not opened: as a recipe, as an import, or met on the way."""
+    """Reading it would never end, so it is not opened: as a recipe, as an import, or met on the
+    way.
+    """
     committed(tmp_path)
     os.mkfifo(tmp_path / "pipe.yaml")
     put(tmp_path / "r.yaml", recipe("  - $import: u\n", "{u: pipe}"))
@@ -313,9 +348,13 @@ def secret(tmp_path: Path) -> Path:
     return put(tmp_path / "outside" / "secret.yaml", unit())
 
 
-@pytest.mark.parametrize("how", ["absolute", "parent", "file link", "folder link", "link chain", "relative link"])
+@pytest.mark.parametrize(
+    "how", ["absolute", "parent", "file link", "folder link", "link chain", "relative link"]
+)
 def test_nothing_outside_the_tree_is_imported(how: str, secret: Path, tmp_path: Path) -> None:
-    """By whatever road an import leads out of the root, it is refused, though the file exists and would fit."""
+    """By whatever road an import leads out of the root, it is refused, though the file exists and
+    would fit.
+    """
     root = tmp_path / "tree"
     root.mkdir()
     target = {"absolute": str(secret), "parent": "../outside/secret"}.get(how, "in/secret")
@@ -360,9 +399,14 @@ def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_circle_of_imports_is_refused_with_its_way(length: int, tmp_path: Path) -> None:
-    """Units that import each other, or themselves, are told in the circle's order, however they are named."""
+    """Units that import each other, or themselves, are told in the circle's order, however they are
+    named.
+    """
     for number in range(length):
-        put(tmp_path / f"u{number}.yaml", unit("- $import: u\n", f"{{u: ./u{(number + 1) % length}}}"))
+        put(
+            tmp_path / f"u{number}.yaml",
+            unit("- $import: u\n", f"{{u: ./u{(number + 1) % length}}}"),
+        )
     put(tmp_path / "r.yaml", recipe("  - $import: u\n", "{u: u0}"))
     way = " -> ".join(f"u{number % length}.yaml" for number in range(length + 1))
 
@@ -371,13 +415,26 @@ def test_a_circle_of_imports_is_refused_with_its_way(length: int, tmp_path: Path
 
 
 def test_a_load_opens_only_its_tree_and_runs_nothing(tmp_path: Path) -> None:
-    """Watched by Python's audit hooks: no file but the tree's and the installation's, no process, no foreign import."""
+    """Watched by Python's audit hooks: no file but the tree's and the installation's, no process,
+    no foreign import.
+    """
     put(tmp_path / "modules/intruder.py", "open('executed', 'w')")
     root = tmp_path / "tree"
-    schemas = ["intruder.Config", "modelopt.intruder.Config", "modelopt.torch.export.Config", "os.system"]
-    schemas += ["modelopt.torch.quantization.config.load_config", "modelopt.torch.quantization.config.warnings"]
+    schemas = [
+        "intruder.Config",
+        "modelopt.intruder.Config",
+        "modelopt.torch.export.Config",
+        "os.system",
+    ]
+    schemas += [
+        "modelopt.torch.quantization.config.load_config",
+        "modelopt.torch.quantization.config.warnings",
+    ]
     for number, schema in enumerate(schemas):
-        put(root / f"u{number}.yaml", f"# modelopt-schema: {schema}\n- {{quantizer_name: '*', enable: false}}\n")
+        put(
+            root / f"u{number}.yaml",
+            f"# modelopt-schema: {schema}\n- {{quantizer_name: '*', enable: false}}\n",
+        )
         put(root / f"s{number}.yaml", recipe("  - $import: u\n", f"{{u: u{number}}}"))
     put(root / "u.yaml", unit())
     put(root / "good.yaml", recipe("  - $import: u\n", "{u: u}"))
@@ -409,7 +466,9 @@ opened = [p for p in opened if not p.startswith(allowed)]
 new = sorted(m for m in set(sys.modules) - modules if not m.startswith(("modelopt", "pydantic", "encodings")))
 print(json.dumps([accepted, opened, events, new, refused]))
 """
-    accepted, opened, events, imported, refused = json.loads(in_a_process(code, str(root), seconds=120))
+    accepted, opened, events, imported, refused = json.loads(
+        in_a_process(code, str(root), seconds=120)
+    )
 
     assert accepted == ["good.yaml"]
     assert opened == []
@@ -425,7 +484,9 @@ print(json.dumps([accepted, opened, events, new, refused]))
 
 
 def test_the_slowest_pattern_that_is_accepted_matches_quickly(tmp_path: Path) -> None:
-    """At the limits of length, wildcards and entries, matching a thousand long names stays within seconds."""
+    """At the limits of length, wildcards and entries, matching a thousand long names stays within
+    seconds.
+    """
     import fnmatch
 
     pattern = "*a" * MAX_WILDCARDS + "?" * 100 + "z"
@@ -441,16 +502,29 @@ def test_the_slowest_pattern_that_is_accepted_matches_quickly(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "markup", ["<script>alert(1)</script>", "![x](https://example.org)", "`code` | table", "::set-output name=x::y"]
+    "markup",
+    [
+        "<script>alert(1)</script>",
+        "![x](https://example.org)",
+        "`code` | table",
+        "::set-output name=x::y",
+    ],
 )
 def test_a_name_with_markup_is_kept_as_text(markup: str, tmp_path: Path) -> None:
-    """It is a glob like any other: escaping is for those who show it, and what is shown is what was written."""
-    path = put(tmp_path / "r.yaml", recipe(f"  - quantizer_name: {json.dumps('*' + markup)}\n    enable: true\n"))
+    """It is a glob like any other: escaping is for those who show it, and what is shown is what was
+    written.
+    """
+    path = put(
+        tmp_path / "r.yaml",
+        recipe(f"  - quantizer_name: {json.dumps('*' + markup)}\n    enable: true\n"),
+    )
 
     assert load(str(path)).entries[0].pattern == "*" + markup
 
 
-@pytest.mark.parametrize("name", ["new\nline.yaml", "bell\x07.yaml", "\x1b[31mred.yaml", "\u202eback.yaml"])
+@pytest.mark.parametrize(
+    "name", ["new\nline.yaml", "bell\x07.yaml", "\x1b[31mred.yaml", "\u202eback.yaml"]
+)
 def test_a_file_name_with_control_characters_is_refused(name: str, tmp_path: Path) -> None:
     """Such a recipe cannot be named, and the refusal itself holds none of the characters."""
     put(tmp_path / name, recipe())
@@ -464,7 +538,9 @@ def test_a_file_name_with_control_characters_is_refused(name: str, tmp_path: Pat
 # --- fuzzing
 
 WORDS = st.sampled_from(["*", "ptq", "e4m3", "max"])
-SCALARS: Any = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), WORDS)
+SCALARS: Any = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), WORDS
+)
 KEYS = st.sampled_from(
     [
         "imports",
@@ -501,7 +577,9 @@ ENTRIES = st.dictionaries(KEYS, ANYTHING, max_size=4) | st.fixed_dictionaries(
 
 
 def outcome(ref: str) -> str:
-    """A load's recipe's hash, or its usage error's message; any other exception fails the test that asked."""
+    """A load's recipe's hash, or its usage error's message; any other exception fails the test that
+    asked.
+    """
     try:
         return load(ref).hash
     except UsageError as refused:
@@ -545,8 +623,13 @@ def test_any_structure_is_loaded_or_refused(body: Any, fuzzed: Path) -> None:
 
 
 @FUZZ
-@given(quantize=st.fixed_dictionaries({"quant_cfg": ANYTHING}, optional={"algorithm": ANYTHING}), imports=ANYTHING)
-def test_any_quantize_section_is_loaded_or_refused(quantize: Any, imports: Any, fuzzed: Path) -> None:
+@given(
+    quantize=st.fixed_dictionaries({"quant_cfg": ANYTHING}, optional={"algorithm": ANYTHING}),
+    imports=ANYTHING,
+)
+def test_any_quantize_section_is_loaded_or_refused(
+    quantize: Any, imports: Any, fuzzed: Path
+) -> None:
     """A recipe whose frame is right and whose inside is anything."""
     body = {"imports": imports, "metadata": {"recipe_type": "ptq"}, "quantize": quantize}
     fuzzed.write_text(yaml.safe_dump(body))
@@ -557,7 +640,10 @@ def test_any_quantize_section_is_loaded_or_refused(quantize: Any, imports: Any, 
 @given(entries=st.lists(ENTRIES, max_size=4))
 def test_any_entries_are_loaded_or_refused(entries: Any, fuzzed: Path) -> None:
     """A list of entries with a recipe's words at every place, where ModelOpt's schema decides."""
-    body = {"metadata": {"recipe_type": "ptq"}, "quantize": {"quant_cfg": entries, "algorithm": "max"}}
+    body = {
+        "metadata": {"recipe_type": "ptq"},
+        "quantize": {"quant_cfg": entries, "algorithm": "max"},
+    }
     fuzzed.write_text(yaml.safe_dump(body))
     assert outcome(str(fuzzed)).isprintable()
 
@@ -581,15 +667,21 @@ def test_any_name_is_loaded_or_refused(ref: str) -> None:
 
 
 def test_the_limits_leave_room_for_what_is_shipped() -> None:
-    """Every limit is at least five times what the installed tree needs, so honest recipes never meet one."""
+    """Every limit is at least five times what the installed tree needs, so honest recipes never
+    meet one.
+    """
     tree = Tree(finding.installed_root())
     files = list(tree.root.rglob("*.yaml"))
     resolved = [
-        tree.resolve(tree.read(path)) for path in files if loading.kind_of(tree.read(path)) in ("ptq", "preset")
+        tree.resolve(tree.read(path))
+        for path in files
+        if loading.kind_of(tree.read(path)) in ("ptq", "preset")
     ]
 
     def size(value: Any) -> int:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        inner = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
         return 1 + sum(map(size, inner))
 
     assert max(path.stat().st_size for path in files) * 5 < yaml_reading.MAX_FILE_BYTES

@@ -1,4 +1,6 @@
-"""Names: what is different has different ones, whatever it is called; what is the same is there once."""
+"""Names: what is different has different ones, whatever it is called; what is the same is there
+once.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,10 @@ def put(here: Path, *wanted: str) -> None:
         (["a/clip"], ["clip"]),
         (["a/clip", "b/clip"], ["a/clip", "b/clip"]),
         (["a/clip", "c/a/clip"], ["here/a/clip", "c/a/clip"]),
-        (["a/clip+CLIPVisionModel", "b/clip+CLIPVisionModel"], ["a/clip+CLIPVisionModel", "b/clip+CLIPVisionModel"]),
+        (
+            ["a/clip+CLIPVisionModel", "b/clip+CLIPVisionModel"],
+            ["a/clip+CLIPVisionModel", "b/clip+CLIPVisionModel"],
+        ),
         (["org/clip", "a/clip"], ["org/clip", "a/clip"]),
         (["sd/text_encoder", "xl/text_encoder"], ["sd/text_encoder", "xl/text_encoder"]),
         (["embedded", "./embedded"], ["embedded", "here/embedded"]),
@@ -61,32 +66,54 @@ def put(here: Path, *wanted: str) -> None:
 def test_models_have_the_least_of_their_path_that_tells_them_apart(
     here: Path, given: list[str], expected: list[str]
 ) -> None:
-    """The folder's own name, and folders above it only where another model, or this package's, has that one."""
-    folders(here, "a/clip", "b/clip", "c/a/clip", "sd/text_encoder", "xl/text_encoder", "embedded", "x/embedded")
+    """The folder's own name, and folders above it only where another model, or this package's, has
+    that one.
+    """
+    folders(
+        here,
+        "a/clip",
+        "b/clip",
+        "c/a/clip",
+        "sd/text_encoder",
+        "xl/text_encoder",
+        "embedded",
+        "x/embedded",
+    )
     folders(here, "x/Embedded", "versions", "my clip", "模型", "q/-x")
 
     assert of_models(given) == dict(zip(given, expected, strict=True))
 
 
-def test_one_folder_is_one_model_however_it_is_spelt(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slashes, dots, the whole path and links lead to one model, under the name that was given first."""
+def test_one_folder_is_one_model_however_it_is_spelt(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slashes, dots, the whole path and links lead to one model, under the name that was given
+    first.
+    """
     folders(here, "a/clip", "b")
     (here / "link").symlink_to("a/clip")
     spelt = ["a/clip", "a/clip/", "./a//clip", "b/../a/clip", str(here / "a/clip"), "link"]
 
     assert of_models(spelt) == {"a/clip": "clip"}
     assert of_models(reversed(spelt)) == {"link": "link"}
-    assert of_models([str(ROOT / "harness/models/embedded/clip"), "embedded"]).popitem()[1] == "embedded"
+    assert (
+        of_models([str(ROOT / "harness/models/embedded/clip"), "embedded"]).popitem()[1]
+        == "embedded"
+    )
     monkeypatch.chdir(here / "a/clip")
     assert of_models([".", "../clip", "../../link"]) == {".": "clip"}
     assert of_models([".."]) == {"..": "a"}
 
 
 @pytest.mark.parametrize(
-    "pair", [("u/Clip", "u/clip"), ("a/b", "a--b"), ("a b", "a-b"), ("é", "è"), ("x", "x/x/x")], ids=str
+    "pair",
+    [("u/Clip", "u/clip"), ("a/b", "a--b"), ("a b", "a-b"), ("é", "è"), ("x", "x/x/x")],
+    ids=str,
 )
 def test_no_two_models_share_a_folder_of_the_baselines(here: Path, pair: tuple[str, str]) -> None:
-    """Nor do names that differ in capitals alone, which some file systems take for one, or in signs that go."""
+    """Nor do names that differ in capitals alone, which some file systems take for one, or in signs
+    that go.
+    """
     folders(here, "u/Clip", "u/clip", "a/b", "a--b", "a b", "a-b", "é", "è", "x/x/x")
     found = of_models([f"./{one}" for one in pair])
 
@@ -101,11 +128,15 @@ def test_the_folders_of_the_stored_baselines_keep_their_names(name: str) -> None
     every = of_recipes([*finding.DEFAULT, *finding.MORE])
 
     assert list(every) == list(every.values()) == [*finding.DEFAULT, *finding.MORE]
-    assert {folder_name(one, "recipe") for one in finding.DEFAULT} <= {path.name for path in folder.iterdir()}
+    assert {folder_name(one, "recipe") for one in finding.DEFAULT} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 def test_a_test_id_is_short_and_of_ascii() -> None:
-    """Other letters become escapes in pytest, and nothing that looks for the id in a node's would find it."""
+    """Other letters become escapes in pytest, and nothing that looks for the id in a node's would
+    find it.
+    """
     for name in ("模型", "é" * 30, "n" * 200):
         shown = names.plain(name)
         assert shown.isascii()
@@ -134,15 +165,27 @@ def test_a_test_id_is_short_and_of_ascii() -> None:
 def test_recipes_have_the_least_of_their_path_that_tells_them_apart(
     here: Path, given: list[str], expected: list[str]
 ) -> None:
-    """A file never has the name of one of this package's recipes: their baselines are not its own."""
-    put(here, "x/my.yaml", "y/my.yaml", "fp8.yaml", "INT8.yaml", "reference.yaml", "kept/here/metadata.yml")
+    """A file never has the name of one of this package's recipes: their baselines are not its
+    own.
+    """
+    put(
+        here,
+        "x/my.yaml",
+        "y/my.yaml",
+        "fp8.yaml",
+        "INT8.yaml",
+        "reference.yaml",
+        "kept/here/metadata.yml",
+    )
     put(here, "kept/here/quantize.yml")
 
     assert of_recipes(given) == dict(zip(given, expected, strict=True))
 
 
 @pytest.mark.parametrize(
-    "pair", [("x.yml", "x.yaml"), ("a/b.yaml", "a.b.yaml"), ("a b.yaml", "a-b.yaml"), ("é.yaml", "è.yaml")], ids=str
+    "pair",
+    [("x.yml", "x.yaml"), ("a/b.yaml", "a.b.yaml"), ("a b.yaml", "a-b.yaml"), ("é.yaml", "è.yaml")],
+    ids=str,
 )
 def test_no_two_recipes_of_a_tree_share_a_name(here: Path, pair: Iterable[str]) -> None:
     """Whatever their names lose when they are made fit for a folder."""
@@ -157,7 +200,9 @@ def test_one_file_is_one_recipe_however_it_is_spelt(here: Path) -> None:
     put(here, "x/my.yaml")
     (here / "link.yaml").symlink_to("x/my.yaml")
 
-    assert of_recipes(["x/my.yaml", "./x/my", str(here / "x/my.yaml"), "link.yaml"]) == {"x/my.yaml": "my"}
+    assert of_recipes(["x/my.yaml", "./x/my", str(here / "x/my.yaml"), "link.yaml"]) == {
+        "x/my.yaml": "my"
+    }
     assert of_recipes(["fp8", str(finding.HERE / "fp8.yaml")]) == {"fp8": "fp8"}
 
 
@@ -173,8 +218,17 @@ def meant(reference: str, root: Path | None = None) -> str:
 
 
 def test_files_win_where_a_path_is_written_or_a_tree_is_given(here: Path) -> None:
-    """A plain name stays this package's in any folder; as a path, or in the tree that was given, it is the file."""
-    put(here, "fp8.yaml", "tree/fp8.yaml", "tree/deep/fp8.yaml", "deep/fp8.yaml", "int8/metadata.yml")
+    """A plain name stays this package's in any folder; as a path, or in the tree that was given, it
+    is the file.
+    """
+    put(
+        here,
+        "fp8.yaml",
+        "tree/fp8.yaml",
+        "tree/deep/fp8.yaml",
+        "deep/fp8.yaml",
+        "int8/metadata.yml",
+    )
     put(here, "int8/quantize.yml", "huggingface/vit/ptq/fp8.yaml", "~odd.yaml")
     tree = here / "tree"
 
@@ -204,7 +258,10 @@ def test_a_name_with_two_meanings_is_said(here: Path) -> None:
     assert plain.endswith("give ./fp8.yaml")
     assert f"means {here / 'tree/fp8.yaml'}" in tree
     assert "means huggingface/vit/ptq/fp8.yaml" in long
-    assert model == "--clip-model embedded means the model of this package; for the folder, give ./embedded"
+    assert (
+        model
+        == "--clip-model embedded means the model of this package; for the folder, give ./embedded"
+    )
     assert names.notes(["./fp8", "int8", "fp8.yaml"], ["./embedded"], None) == []
 
 
@@ -216,9 +273,13 @@ def test_a_file_called_like_a_python_reference_is_a_file(here: Path) -> None:
     assert of_recipes(["./tree/os:system.yaml"]) == {"./tree/os:system.yaml": "os-system"}
 
 
-@pytest.mark.parametrize("reference", ["", "a\nb", "a\0b", "no/such", "~nosuchuser/x", "x" * 5000, "nosuch"])
+@pytest.mark.parametrize(
+    "reference", ["", "a\nb", "a\0b", "no/such", "~nosuchuser/x", "x" * 5000, "nosuch"]
+)
 def test_a_reference_to_nothing_is_refused(here: Path, reference: str) -> None:
-    """In one line that names the option, however odd or long what was given is; only listing tests needs no file."""
+    """In one line that names the option, however odd or long what was given is; only listing tests
+    needs no file.
+    """
     with pytest.raises(UsageError, match="--recipe") as refused:
         names.notes([reference], [], None)
 
@@ -234,7 +295,12 @@ def test_a_reference_to_nothing_is_refused(here: Path, reference: str) -> None:
 
 
 def test_tasks_of_one_short_name_show_more_of_their_paths() -> None:
-    """The embedded emoji100 and a copy of it as a webdataset are two tasks; one given twice is one."""
-    assert of_tasks(["wds/emoji100", "emoji100"]) == {"wds/emoji100": "wds/emoji100", "emoji100": "emoji100"}
+    """The embedded emoji100 and a copy of it as a webdataset are two tasks; one given twice is
+    one.
+    """
+    assert of_tasks(["wds/emoji100", "emoji100"]) == {
+        "wds/emoji100": "wds/emoji100",
+        "emoji100": "emoji100",
+    }
     assert of_tasks(["wds/a/x", "wds/b/x", "wds/a/x/"]) == {"wds/a/x": "a/x", "wds/b/x": "b/x"}
     assert of_tasks(["wds/vtab/cifar100"]) == {"wds/vtab/cifar100": "cifar100"}

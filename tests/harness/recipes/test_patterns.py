@@ -30,8 +30,12 @@ PAIR = (at("vision.fc.weight_quantizer"), at("text.conv.input_quantizer", module
         ("*", "nn.Conv", set()),
     ],
 )
-def test_pattern_is_a_glob_over_whole_names_of_a_class(pattern: str, parent: str | None, found: set[int]) -> None:
-    """An entry speaks of the names that its glob matches whole, case and all, in modules of its class if it has one."""
+def test_pattern_is_a_glob_over_whole_names_of_a_class(
+    pattern: str, parent: str | None, found: set[int]
+) -> None:
+    """An entry speaks of the names that its glob matches whole, case and all, in modules of its
+    class if it has one.
+    """
     assert applied.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in found}
 
 
@@ -67,24 +71,48 @@ def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) ->
         (on("*wrong", "nn.Linear"), OWN, True),
         (on("*elsewhere_quantizer"), OWN, False),
     ],
-    ids=["on", "off", "imported off", "off in Python", "imported on", "matches", "matches on", "absent class",
-         "class that is there", "other tower"],
-)  # fmt: skip
-def test_unmatched_pattern_is_told_unless_it_may_be(entry: Entry, path: Path | None, told: bool) -> None:
-    """What matches nothing is told, but not a shared deny-list, a class of other families or the tower left out."""
+    ids=[
+        "on",
+        "off",
+        "imported off",
+        "off in Python",
+        "imported on",
+        "matches",
+        "matches on",
+        "absent class",
+        "class that is there",
+        "other tower",
+    ],
+)
+def test_unmatched_pattern_is_told_unless_it_may_be(
+    entry: Entry, path: Path | None, told: bool
+) -> None:
+    """What matches nothing is told, but not a shared deny-list, a class of other families or the
+    tower left out.
+    """
     found = patterns.unmatched_patterns(
-        PAIR, recipe(entry, path=path), elsewhere=(at("text.elsewhere_quantizer"),), absent=("nn.Conv2d",)
+        PAIR,
+        recipe(entry, path=path),
+        elsewhere=(at("text.elsewhere_quantizer"),),
+        absent=("nn.Conv2d",),
     )
 
     assert [p.rule for p in found] == ["pattern matches nothing"] * told
 
 
 def test_unmatched_pattern_is_told_with_its_place() -> None:
-    """The message names entry, recipe, pattern, origin and how many quantizers were asked; entries before it count."""
-    problems = patterns.unmatched_patterns(PAIR, recipe(imported("*lm_head*"), on("*"), on("*wrong", "nn.Linear")))
+    """The message names entry, recipe, pattern, origin and how many quantizers were asked; entries
+    before it count.
+    """
+    problems = patterns.unmatched_patterns(
+        PAIR, recipe(imported("*lm_head*"), on("*"), on("*wrong", "nn.Linear"))
+    )
     problem = only(problems, "pattern matches nothing")
 
-    assert "entry 3 of recipe r, '*wrong' (recipes/r.yaml:5), matches none of the 2 quantizers" in problem.what
+    assert (
+        "entry 3 of recipe r, '*wrong' (recipes/r.yaml:5), matches none of the 2 quantizers"
+        in problem.what
+    )
     assert problem.what.endswith("this model (only those of nn.Linear modules asked).")
     assert problem.names == ()
     assert "input_quantizer, weight_quantizer." in problem.mend
@@ -94,9 +122,13 @@ def test_unmatched_pattern_is_told_with_its_place() -> None:
 
 def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search each format's entries are asked, numbered and named by themselves."""
-    found = patterns.unmatched_patterns(PAIR, searching((on("*"), on("*a?b")), (on("*"),), (on("*c?d"),)))
+    found = patterns.unmatched_patterns(
+        PAIR, searching((on("*"), on("*a?b")), (on("*"),), (on("*c?d"),))
+    )
 
-    assert [re.match(r"entry (\d) of recipe (format \d), '(.*?)'", p.what).groups() for p in found] == [  # type: ignore[union-attr]
+    assert [
+        re.match(r"entry (\d) of recipe (format \d), '(.*?)'", p.what).groups() for p in found
+    ] == [  # type: ignore[union-attr]
         ("2", "format 1", "*a?b"),
         ("1", "format 3", "*c?d"),
     ]
@@ -123,8 +155,18 @@ def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
         ("*Weight_quantizer", {}, False, r"Did you mean '\*weight_quantizer'\?"),
         ("weight_quantizer", {}, False, r"Did you mean '\*weight_quantizer'\?"),
         ("*weight_quantizer.1", {}, False, r"Did you mean '\*weight_quantizer'\?"),
-        ("*{fc,conv}.weight_quantizer", {}, False, r".*have no braces: .*Write one entry for each\.$"),
-        ("*f{a..c}.weight_quantizer", {}, False, r".*have no braces: .*Did you mean '\*f\[a-c\].weight_quantizer'\?$"),
+        (
+            "*{fc,conv}.weight_quantizer",
+            {},
+            False,
+            r".*have no braces: .*Write one entry for each\.$",
+        ),
+        (
+            "*f{a..c}.weight_quantizer",
+            {},
+            False,
+            r".*have no braces: .*Did you mean '\*f\[a-c\].weight_quantizer'\?$",
+        ),
         ("*quantiz", {}, False, "Correct the pattern .*: input_quantizer, weight_quantizer.$"),
         ("sion.f", HIDDEN, False, r"Did you mean '\*sion\.f\*'\?"),
         ("max.fc", HIDDEN, False, "Correct the pattern"),
@@ -137,10 +179,14 @@ def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
 def test_unmatched_pattern_is_told_with_what_was_meant(
     pattern: str, hidden: dict[str, str], block: bool, mend: str
 ) -> None:
-    """The mend is why the block is hidden, the attention class that has it, the name meant, or the names there are."""
+    """The mend is why the block is hidden, the attention class that has it, the name meant, or the
+    names there are.
+    """
     there = PAIR + attention("vision.attn", ("k_bmm",)) * block
 
-    problem = only(patterns.unmatched_patterns(there, recipe(on(pattern)), hidden), "pattern matches nothing")
+    problem = only(
+        patterns.unmatched_patterns(there, recipe(on(pattern)), hidden), "pattern matches nothing"
+    )
 
     assert re.match(mend, problem.mend)
 
@@ -168,15 +214,34 @@ def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
         ((on("*none*"), off("*")), OWN, []),
         ((off("*"), off("*")), OWN, []),
         ((on("*weight*"), on("*"), off("*"), off("*")), OWN, [(1, 3), (2, 3)]),
-        ((on("*none*"), off("*input*"), on("*weight*"), imported("*nothing*"), off("*")), OWN, [(3, 5)]),
+        (
+            (on("*none*"), off("*input*"), on("*weight*"), imported("*nothing*"), off("*")),
+            OWN,
+            [(3, 5)],
+        ),
     ],
-    ids=["deny-all", "deny-all in Python", "before", "own line", "own line in Python", "imported", "a part",
-         "two imported", "own and imported", "matches nothing", "nothing on", "two enabled", "others between"],
-)  # fmt: skip
+    ids=[
+        "deny-all",
+        "deny-all in Python",
+        "before",
+        "own line",
+        "own line in Python",
+        "imported",
+        "a part",
+        "two imported",
+        "own and imported",
+        "matches nothing",
+        "nothing on",
+        "two enabled",
+        "others between",
+    ],
+)
 def test_overridden_pattern_is_told_with_both_entries(
     entries: tuple[Entry, ...], path: Path | None, told: list[tuple[int, int]]
 ) -> None:
-    """An entry that a deny-all or imported deny-lists behind it leave nothing of is told, with the last one."""
+    """An entry that a deny-all or imported deny-lists behind it leave nothing of is told, with the
+    last one.
+    """
     problems = patterns.overridden_patterns(PAIR, recipe(*entries, path=path))
 
     assert [p.rule for p in problems] == ["pattern overridden"] * len({last for _, last in told})
@@ -184,10 +249,16 @@ def test_overridden_pattern_is_told_with_both_entries(
         enabling = [(first, entries[first - 1].pattern) for first, other in told if other == last]
         behind = entries[last - 1]
         named = ", ".join(f"{first} ({pattern!r})" for first, pattern in enabling)
-        assert f"entry {last} of recipe r, '{behind.pattern}' ({behind.origin}), stands behind" in problem.what
+        assert (
+            f"entry {last} of recipe r, '{behind.pattern}' ({behind.origin}), stands behind"
+            in problem.what
+        )
         assert problem.what.endswith(f"{named}.")
         assert problem.names == ()
-        assert re.search(rf"move '{re.escape(behind.pattern)}'.* before '{re.escape(enabling[0][1])}'", problem.mend)
+        assert re.search(
+            rf"move '{re.escape(behind.pattern)}'.* before '{re.escape(enabling[0][1])}'",
+            problem.mend,
+        )
 
 
 @pytest.mark.parametrize(
@@ -204,11 +275,25 @@ def test_overridden_pattern_is_told_with_both_entries(
         ((off("*"), Entry("*fc*", None, True, {"num_bits": 4}, "x"), on("*_quantizer")), [2]),
         ((off("*"), on("*fc*"), on("*_quantizer")), []),
     ],
-    ids=["before the deny-all", "behind it", "a tower", "in its place", "refined", "stays off", "imported",
-         "matches nothing", "other attributes", "the same attributes"],
-)  # fmt: skip
-def test_exception_before_what_it_excepts_is_told(entries: tuple[Entry, ...], early: list[int]) -> None:
-    """An author's exception that later entries undo everywhere has no effect; the fix is to move it behind them."""
+    ids=[
+        "before the deny-all",
+        "behind it",
+        "a tower",
+        "in its place",
+        "refined",
+        "stays off",
+        "imported",
+        "matches nothing",
+        "other attributes",
+        "the same attributes",
+    ],
+)
+def test_exception_before_what_it_excepts_is_told(
+    entries: tuple[Entry, ...], early: list[int]
+) -> None:
+    """An author's exception that later entries undo everywhere has no effect; the fix is to move it
+    behind them.
+    """
     given = recipe(*entries, path=None)
     if any(entry.origin.startswith("units") for entry in entries):
         given = replace(given, path=OWN)
@@ -224,9 +309,14 @@ def test_exception_before_what_it_excepts_is_told(entries: tuple[Entry, ...], ea
 
 
 def test_entry_that_is_written_again_is_told() -> None:
-    """Of two entries for the same quantizers with other attributes the first has no effect, and one is to go."""
+    """Of two entries for the same quantizers with other attributes the first has no effect, and one
+    is to go.
+    """
     entries = (off("*"), Entry("*fc*", None, True, {"num_bits": 4}, "x"), on("*weight*"))
-    problem = only(patterns.overridden_patterns(PAIR, recipe(*entries, path=None)), "exception before what it excepts")
+    problem = only(
+        patterns.overridden_patterns(PAIR, recipe(*entries, path=None)),
+        "exception before what it excepts",
+    )
 
     assert problem.mend.endswith("remove entry 2, or entry 3.")
     assert patterns.overridden_patterns(PAIR, recipe(*entries[:2], path=None)) == []
@@ -238,11 +328,18 @@ def test_exception_that_holds_in_the_other_tower_is_no_problem() -> None:
     entries = (off("*"), Entry("*weight*", None, True, {"num_bits": 4}, "x"), on("vision*weight*"))
 
     assert len(patterns.overridden_patterns(PAIR, recipe(*entries, path=None))) == 1
-    assert patterns.overridden_patterns(PAIR, recipe(*entries, path=None), (at("text.fc.weight_quantizer"),)) == []
+    assert (
+        patterns.overridden_patterns(
+            PAIR, recipe(*entries, path=None), (at("text.fc.weight_quantizer"),)
+        )
+        == []
+    )
 
 
 def test_overridden_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search an entry is overridden by entries of its own format only."""
-    found = patterns.overridden_patterns(PAIR, searching((on("*"),), (off("*"),), (on("*input*"), off("*"))))
+    found = patterns.overridden_patterns(
+        PAIR, searching((on("*"),), (off("*"),), (on("*input*"), off("*")))
+    )
 
     assert "entry 2 of recipe format 3, '*'" in only(found, "pattern overridden").what

@@ -1,4 +1,6 @@
-"""Recipes are found, resolved as ModelOpt resolves them, checked against its schema, and brought into one form."""
+"""Recipes are found, resolved as ModelOpt resolves them, checked against its schema, and brought
+into one form.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def from_modelopt(path: str | Path) -> dict[str, Any]:
 
 
 def with_algorithm(quantize: Any) -> dict[str, Any]:
-    """A ``QuantizeConfig`` as written, and with the algorithm that ModelOpt reads where none is written."""
+    """A ``QuantizeConfig`` as written, and with the algorithm that ModelOpt reads where none is
+    written.
+    """
     config: dict[str, Any] = quantize.model_dump(exclude_unset=True)
     return {"algorithm": quantize.get("algorithm")} | config
 
@@ -65,7 +69,10 @@ def write(path: Path, text: str) -> Path:
 
 def recipe_text(quant_cfg: str, algorithm: str = "max", imports: str = "") -> str:
     """A ptq recipe with these entries (indented by two)."""
-    return f"{imports}metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: {algorithm}\n  quant_cfg:\n{quant_cfg}"
+    return (
+        f"{imports}metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: {algorithm}\n  "
+        f"quant_cfg:\n{quant_cfg}"
+    )
 
 
 # --- equal to ModelOpt
@@ -73,7 +80,9 @@ def recipe_text(quant_cfg: str, algorithm: str = "max", imports: str = "") -> st
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_resolves_as_modelopt_resolves_it(name: str) -> None:
-    """Every ptq recipe of the installed tree comes out equal to ModelOpt's own loader's, value by value."""
+    """Every ptq recipe of the installed tree comes out equal to ModelOpt's own loader's, value by
+    value.
+    """
     assert load(name).quant_cfg == from_modelopt(name)
 
 
@@ -90,10 +99,15 @@ ATTRIBUTES = st.fixed_dictionaries(
 
 @st.composite
 def trees(draw: st.DrawFn) -> dict[str, str]:
-    """A recipe over numerics, units that import them, and units that import units, as file name -> text."""
+    """A recipe over numerics, units that import them, and units that import units, as file name ->
+    text.
+    """
     schema = "# modelopt-schema: modelopt.torch.quantization.config."
     numerics = {f"n{i}": draw(ATTRIBUTES) for i in range(draw(st.integers(1, 3)))}
-    files = {f"{n}.yaml": f"{schema}QuantizerAttributeConfig\n{yaml.safe_dump(a)}" for n, a in numerics.items()}
+    files = {
+        f"{n}.yaml": f"{schema}QuantizerAttributeConfig\n{yaml.safe_dump(a)}"
+        for n, a in numerics.items()
+    }
     entry_imports = {n: n for n in numerics}
     units: list[str] = []
 
@@ -102,7 +116,9 @@ def trees(draw: st.DrawFn) -> dict[str, str]:
             {"$import": st.sampled_from(sorted(numerics))}, optional={"axis": st.just(1)}
         )
         cfg = st.one_of(ATTRIBUTES, mapping, st.lists(mapping, min_size=1, max_size=2))
-        name = st.sampled_from(["*", "*weight_quantizer", "*input_quantizer", "*[qkv]_bmm_quantizer"])
+        name = st.sampled_from(
+            ["*", "*weight_quantizer", "*input_quantizer", "*[qkv]_bmm_quantizer"]
+        )
         lines = [
             st.fixed_dictionaries({"quantizer_name": name, "cfg": cfg}),
             st.fixed_dictionaries({"quantizer_name": name, "enable": st.booleans()}),
@@ -113,7 +129,9 @@ def trees(draw: st.DrawFn) -> dict[str, str]:
 
     for i in range(draw(st.integers(0, 3))):
         header = yaml.safe_dump({"imports": {**entry_imports, **{u: u for u in units}}})
-        files[f"u{i}.yml"] = f"{schema}QuantizerCfgListConfig\n{header}---\n{yaml.safe_dump(entries(units))}"
+        files[f"u{i}.yml"] = (
+            f"{schema}QuantizerCfgListConfig\n{header}---\n{yaml.safe_dump(entries(units))}"
+        )
         units.append(f"u{i}")
     body = {
         "imports": {**entry_imports, **{u: u for u in units}},
@@ -123,12 +141,16 @@ def trees(draw: st.DrawFn) -> dict[str, str]:
     return {**files, "recipe.yaml": yaml.safe_dump(body, sort_keys=False)}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(files=trees())
 def test_a_made_up_tree_resolves_as_modelopt_resolves_it(
     files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Nested units, splices, appended elements, overrides and lists of imports mean here what they mean to ModelOpt."""
+    """Nested units, splices, appended elements, overrides and lists of imports mean here what they
+    mean to ModelOpt.
+    """
     root = tmp_path_factory.mktemp("tree")
     for name, text in files.items():
         write(root / name, text)
@@ -165,18 +187,24 @@ def test_a_default_recipe_is_one_of_modelopts(name: str) -> None:
 
     assert loaded.quant_cfg == from_modelopt(HERE / f"{name}.yaml")
     assert loaded.name == name
-    assert loaded.files == (HERE / f"{name}.yaml",), "they need no tree, so no pull request changes them from below"
+    assert loaded.files == (HERE / f"{name}.yaml",), (
+        "they need no tree, so no pull request changes them from below"
+    )
 
 
 def test_the_default_recipes_are_the_files_of_the_folder() -> None:
-    """No recipe lies in the folder without being gated, none is named without a file; ``more`` likewise."""
+    """No recipe lies in the folder without being gated, none is named without a file; ``more``
+    likewise.
+    """
     assert sorted(DEFAULT) == sorted(p.stem for p in HERE.glob("*.yaml"))
     assert sorted(MORE) == sorted(p.stem for p in (HERE / "more").iterdir())
 
 
 @pytest.mark.parametrize("name", MORE)
 def test_a_further_recipe_is_one_of_modelopts(name: str) -> None:
-    """Each is found by its name, ModelOpt's loader gives the same formats, and a plain run leaves it out."""
+    """Each is found by its name, ModelOpt's loader gives the same formats, and a plain run leaves
+    it out.
+    """
     loaded = load(name)
     path = HERE / "more" / f"{name}.yaml"
     expected = searched_by_modelopt(path) if loaded.candidates else [from_modelopt(path)]
@@ -188,19 +216,25 @@ def test_a_further_recipe_is_one_of_modelopts(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEFAULT + MORE)
 def test_a_default_recipe_denies_first_and_says_what_it_does(name: str) -> None:
-    """Everything is off before anything is enabled, and the header tells both towers and what stays in FP16."""
+    """Everything is off before anything is enabled, and the header tells both towers and what stays
+    in FP16.
+    """
     loaded = load(name)
     firsts = [part.entries[0] for part in loaded.parts]
     assert loaded.path is not None
     header = loaded.path.read_text().partition("metadata:")[0]
 
-    assert {(e.pattern, e.parent_class, e.enable, e.cfg) for e in firsts} == {("*", None, False, None)}
+    assert {(e.pattern, e.parent_class, e.enable, e.cfg) for e in firsts} == {
+        ("*", None, False, None)
+    }
     assert "SPDX-License-Identifier: Apache-2.0" in header
     assert all(word in header for word in ("Vision tower:", "Text tower:", "Left in FP16"))
 
 
 def test_the_published_recipe_asks_for_what_was_published() -> None:
-    """fp8: E4M3 per tensor with Half at weights, inputs, q, k, v and the attention output; max calibration."""
+    """fp8: E4M3 per tensor with Half at weights, inputs, q, k, v and the attention output; max
+    calibration.
+    """
     loaded = load("fp8")
     enabled = [e for e in loaded.entries if e.enable]
 
@@ -213,7 +247,9 @@ def test_the_published_recipe_asks_for_what_was_published() -> None:
 
 
 def enabled_by(name: str, attention: str) -> dict[str, int]:
-    """Enabled quantizers of CLIP ViT-B/32 under a recipe, counted by tower, module class and quantizer."""
+    """Enabled quantizers of CLIP ViT-B/32 under a recipe, counted by tower, module class and
+    quantizer.
+    """
     from collections import Counter
 
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -227,7 +263,9 @@ def enabled_by(name: str, attention: str) -> dict[str, int]:
         if isinstance(module, TensorQuantizer) and module.is_enabled:
             holder, _, kind = re.sub(r"(_quantizer)\.\d+$", r"\1", path).rpartition(".")
             tower = "vision" if path.startswith("vi") else "text"
-            found[f"{tower} {type(model.get_submodule(holder)).__name__.removeprefix('Quant')} {kind}"] += 1
+            found[
+                f"{tower} {type(model.get_submodule(holder)).__name__.removeprefix('Quant')} {kind}"
+            ] += 1
     return dict(found)
 
 
@@ -256,13 +294,19 @@ NATIVE_AROUND = {name: n for name, n in AROUND.items() if "bmm2_output" not in n
         ("w4a8-awq", {name: 2 * n for name, n in WEIGHTS.items()} | INPUTS),
     ],
 )
-def test_a_default_recipe_enables_what_its_comment_says(name: str, expected: dict[str, int]) -> None:
-    """On CLIP's architecture, with diffusers' attention: these kinds in these towers and no other, embeddings least."""
+def test_a_default_recipe_enables_what_its_comment_says(
+    name: str, expected: dict[str, int]
+) -> None:
+    """On CLIP's architecture, with diffusers' attention: these kinds in these towers and no other,
+    embeddings least.
+    """
     assert enabled_by(name, "diffusers") == expected
 
 
 def test_the_published_recipe_under_modelopts_attention_lacks_the_output_quantizer() -> None:
-    """fp8 is accepted there too and enables everything but bmm2_output, which that attention class does not have."""
+    """fp8 is accepted there too and enables everything but bmm2_output, which that attention class
+    does not have.
+    """
     assert enabled_by("fp8", "modelopt") == WEIGHTS | INPUTS | PATCH | NATIVE_AROUND
 
 
@@ -270,9 +314,12 @@ def test_the_published_recipe_under_modelopts_attention_lacks_the_output_quantiz
 
 
 def test_entries_tell_the_line_they_stand_on(tmp_path: Path) -> None:
-    """An entry names its own file and line, be it in the recipe or in a snippet that the recipe imports."""
+    """An entry names its own file and line, be it in the recipe or in a snippet that the recipe
+    imports.
+    """
     text = recipe_text(
-        "  - quantizer_name: '*'\n    enable: false\n  - $import: u\n  - {quantizer_name: '*x', enable: true}\n",
+        "  - quantizer_name: '*'\n    enable: false\n  - $import: u\n  - {quantizer_name: '*x', "
+        "enable: true}\n",
         imports="imports:\n  u: units/u\n",
     )
     recipe = write(tmp_path / "r.yaml", text)
@@ -285,23 +332,33 @@ def test_entries_tell_the_line_they_stand_on(tmp_path: Path) -> None:
     loaded = load("r", tmp_path)
 
     origins = {e.pattern: e.origin for e in loaded.entries}
-    assert origins == {"*": f"{recipe}:8", "*a": f"{unit}:2", "*b": f"{unit}:5", "*x": f"{recipe}:11"}
+    assert origins == {
+        "*": f"{recipe}:8",
+        "*a": f"{unit}:2",
+        "*b": f"{unit}:5",
+        "*x": f"{recipe}:11",
+    }
     assert loaded.files == (recipe, unit)
 
 
 def test_a_recipe_of_the_tree_is_named_by_its_path_there() -> None:
-    """Recipes of one stem in two folders have two names, and old names of moved recipes still find them."""
+    """Recipes of one stem in two folders have two names, and old names of moved recipes still find
+    them.
+    """
     vit = load("huggingface/vit/ptq/fp8")
 
     assert vit.name == "huggingface.vit.ptq.fp8"
     assert load("huggingface/vit/ptq/fp8.yaml").hash == vit.hash
     assert load("fp8").hash != vit.hash
     moved = load("huggingface/models/stepfun-ai/Step-3.5-Flash/ptq/nvfp4-mlp-only")
-    assert moved.path == installed_root() / "models/stepfun-ai/Step-3.5-Flash/ptq/nvfp4-mlp-only.yaml"
+    assert (
+        moved.path == installed_root() / "models/stepfun-ai/Step-3.5-Flash/ptq/nvfp4-mlp-only.yaml"
+    )
 
 
 @pytest.mark.parametrize(
-    "ref", ["fp8", "huggingface/vit/ptq/fp8", "configs/ptq/presets/model/int8.yaml", f"{HERE}/int8.yaml"]
+    "ref",
+    ["fp8", "huggingface/vit/ptq/fp8", "configs/ptq/presets/model/int8.yaml", f"{HERE}/int8.yaml"],
 )
 def test_a_name_is_known_without_loading(ref: str) -> None:
     """Test ids are made before recipes are read, and are the recipes' names."""
@@ -309,11 +366,17 @@ def test_a_name_is_known_without_loading(ref: str) -> None:
 
 
 def test_a_root_takes_the_place_of_the_installed_tree(tmp_path: Path) -> None:
-    """Names and imports are looked up under the given root alone: a changed numeric there changes the recipe."""
-    attribute = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 3\n"
+    """Names and imports are looked up under the given root alone: a changed numeric there changes
+    the recipe.
+    """
+    attribute = (
+        "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: "
+        "3\n"
+    )
     write(tmp_path / "configs/numerics/fp8.yaml", attribute)
     text = recipe_text(
-        "  - quantizer_name: '*w'\n    cfg: {$import: fp8}\n", imports="imports: {fp8: configs/numerics/fp8}\n"
+        "  - quantizer_name: '*w'\n    cfg: {$import: fp8}\n",
+        imports="imports: {fp8: configs/numerics/fp8}\n",
     )
     write(tmp_path / "mine.yaml", text)
 
@@ -324,17 +387,22 @@ def test_a_root_takes_the_place_of_the_installed_tree(tmp_path: Path) -> None:
 
 
 def test_the_hash_is_of_the_meaning(tmp_path: Path) -> None:
-    """Comments and quoting leave the hash alone; an attribute, the order or the algorithm change it."""
+    """Comments and quoting leave the hash alone; an attribute, the order or the algorithm change
+    it.
+    """
     one = "  - {quantizer_name: '*a', cfg: {num_bits: e4m3}}\n"
     two = "  - quantizer_name: '*b'\n    enable: false\n"
     texts = {
         "base": recipe_text(one + two),
-        "comment": "# hello\n" + recipe_text('  - {cfg: {num_bits: E4M3}, quantizer_name: "*a"}\n' + two),
+        "comment": "# hello\n"
+        + recipe_text('  - {cfg: {num_bits: E4M3}, quantizer_name: "*a"}\n' + two),
         "order": recipe_text(two + one),
         "bits": recipe_text(one.replace("e4m3", "8") + two),
         "algorithm": recipe_text(one + two, algorithm="mse"),
     }
-    hashes = {name: load(str(write(tmp_path / f"{name}.yaml", text))).hash for name, text in texts.items()}
+    hashes = {
+        name: load(str(write(tmp_path / f"{name}.yaml", text))).hash for name, text in texts.items()
+    }
 
     assert hashes["base"] == hashes["comment"]
     assert len(set(hashes.values())) == 4
@@ -405,7 +473,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_published_dict_is_taken_as_published(module: str) -> None:
-    """Dict form, nested classes and sequential lists become entries in the dict's order, the trap of S2 last."""
+    """Dict form, nested classes and sequential lists become entries in the dict's order, the trap
+    of S2 last.
+    """
     loaded = load(f"{module}:PUBLISHED")
 
     assert [(e.pattern, e.parent_class, e.enable) for e in loaded.entries] == [
@@ -415,8 +485,13 @@ def test_the_published_dict_is_taken_as_published(module: str) -> None:
         ("*input_quantizer", None, True),
         ("*", None, False),
     ]
-    assert loaded.entries[3].cfg == [{"num_bits": 4, "block_sizes": {-1: 128}}, {"num_bits": (4, 3), "axis": None}]
-    assert list(loaded.quant_cfg["quant_cfg"])[-1] == "default", "what is handed to mtq.quantize keeps form and order"
+    assert loaded.entries[3].cfg == [
+        {"num_bits": 4, "block_sizes": {-1: 128}},
+        {"num_bits": (4, 3), "axis": None},
+    ]
+    assert list(loaded.quant_cfg["quant_cfg"])[-1] == "default", (
+        "what is handed to mtq.quantize keeps form and order"
+    )
     assert loaded.name == finding.name_of(f"{module}:PUBLISHED") == "PUBLISHED"
     assert loaded.entries[0].origin == f"{module}:PUBLISHED entry 1"
 
@@ -429,7 +504,9 @@ def test_dict_and_list_form_of_one_config_have_one_hash(module: str) -> None:
 
 
 def test_a_dict_without_algorithm_has_none(module: str) -> None:
-    """mtq.quantize calibrates nothing then, so the recipe does not claim max; ModelOpt's own config object does."""
+    """mtq.quantize calibrates nothing then, so the recipe does not claim max; ModelOpt's own config
+    object does.
+    """
     assert load(f"{module}:KV").algorithm is None
     assert load(f"{module}:CONFIG").algorithm == "max"
 
@@ -444,12 +521,18 @@ def test_a_loaded_config_is_a_copy(module: str) -> None:
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("TYPO", r"published_quant_cfg:TYPO entry 1: unknown attribute 'cfg.num_bitz'. Did you mean 'num_bits'\?"),
+        (
+            "TYPO",
+            r"published_quant_cfg:TYPO entry 1: unknown attribute 'cfg.num_bitz'. Did you mean "
+            r"'num_bits'\?",
+        ),
         ("NUMBER", "is no quant_cfg"),
         ("MISSING", "cannot be imported .*MISSING"),
     ],
 )
-def test_a_python_reference_that_is_no_recipe_is_refused(module: str, attribute: str, message: str) -> None:
+def test_a_python_reference_that_is_no_recipe_is_refused(
+    module: str, attribute: str, message: str
+) -> None:
     """The refusal names the reference and what is wrong with it."""
     with pytest.raises(UsageError, match=message):
         load(f"{module}:{attribute}")
@@ -481,8 +564,14 @@ def test_a_python_reference_that_is_no_recipe_is_refused(module: str, attribute:
             recipe_text("  - quantizer_name: '*w'\n    cfg: {}\n"),
             "r.yaml:6: it is refused: .*must specify at least one",
         ),
-        (recipe_text("  - quantizer_name: '*w'\n"), "r.yaml:6: it is refused: .*must specify 'cfg', 'enable', or both"),
-        (recipe_text("  - quantizer_name: 3\n    enable: true\n"), "r.yaml:6: quantizer_name is refused"),
+        (
+            recipe_text("  - quantizer_name: '*w'\n"),
+            "r.yaml:6: it is refused: .*must specify 'cfg', 'enable', or both",
+        ),
+        (
+            recipe_text("  - quantizer_name: 3\n    enable: true\n"),
+            "r.yaml:6: quantizer_name is refused",
+        ),
         (recipe_text("  - 7\n"), "r.yaml entry 1: the entry 7 is no mapping"),
         (recipe_text("   x\n"), "quant_cfg is no list of entries"),
         (
@@ -490,10 +579,15 @@ def test_a_python_reference_that_is_no_recipe_is_refused(module: str, attribute:
             "no calibration algorithm 'maxx'. This ModelOpt has .*smoothquant",
         ),
         (
-            recipe_text("  - {quantizer_name: '*', enable: true}\n", "{method: smoothquant, alpa: 1}"),
+            recipe_text(
+                "  - {quantizer_name: '*', enable: true}\n", "{method: smoothquant, alpa: 1}"
+            ),
             "algorithm smoothquant: unknown attribute 'alpa'",
         ),
-        (recipe_text("  - {quantizer_name: '*', enable: true}\n", "{alpha: 1}"), "no calibration algorithm None"),
+        (
+            recipe_text("  - {quantizer_name: '*', enable: true}\n", "{alpha: 1}"),
+            "no calibration algorithm None",
+        ),
         (
             recipe_text("  - $import: gone\n"),
             "r.yaml:6: \\$import names 'gone'. Declare it under imports: \\(declared: none\\)",
@@ -506,7 +600,10 @@ def test_a_python_reference_that_is_no_recipe_is_refused(module: str, attribute:
         ("metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: max\n", "has no quant_cfg.*INT8"),
         ("metadata:\n  recipe_type: ptq\nquantise: {}\n", "unknown section 'quantise'"),
         ("quantize: {quant_cfg: []}\n", "no metadata.recipe_type"),
-        ("metadata:\n  recipe_type: pqt\nquantize: {}\n", "recipe_type 'pqt' is none of ModelOpt's. Known: ptq"),
+        (
+            "metadata:\n  recipe_type: pqt\nquantize: {}\n",
+            "recipe_type 'pqt' is none of ModelOpt's. Known: ptq",
+        ),
         ("metadata:\n  recipe_type: ptq\n---\nquantize: {quant_cfg: []}\n", "two YAML documents"),
         ("a: [1\n", "r.yaml:2: is not YAML that a recipe may hold: .*expected"),
         ("a: 1\nb: 2\na: 3\n", "r.yaml:3: .*the key 'a' twice"),
@@ -543,7 +640,9 @@ def alone(text: str) -> dict[str, str]:
 def formats(*algorithms: str) -> str:
     """Formats to search among, one for each algorithm."""
     entries = "[{quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}]"
-    return "[" + ", ".join(f"{{algorithm: {one}, quant_cfg: {entries}}}" for one in algorithms) + "]"
+    return (
+        "[" + ", ".join(f"{{algorithm: {one}, quant_cfg: {entries}}}" for one in algorithms) + "]"
+    )
 
 
 def searching(**changes: str) -> dict[str, str]:
@@ -563,45 +662,120 @@ BODY = f"quantize:\n  algorithm: max\n  quant_cfg:\n{GOOD}"
 @pytest.mark.parametrize(
     ("files", "fix", "corrected"),
     [
-        (alone(recipe_text("  - 7\n")), "Write quantizer_name, cfg and enable.", alone(recipe_text(GOOD))),
-        (alone(recipe_text("  - {quantizer_name: '', enable: false}\n")), "Write a glob of plain text.",
-         alone(recipe_text("  - {quantizer_name: '*', enable: false}\n"))),
-        (alone(recipe_text(f"  - {{quantizer_name: '{'*a' * 40}', enable: false}}\n")), "Use fewer.",
-         alone(recipe_text("  - {quantizer_name: '*a*a', enable: false}\n"))),
+        (
+            alone(recipe_text("  - 7\n")),
+            "Write quantizer_name, cfg and enable.",
+            alone(recipe_text(GOOD)),
+        ),
+        (
+            alone(recipe_text("  - {quantizer_name: '', enable: false}\n")),
+            "Write a glob of plain text.",
+            alone(recipe_text("  - {quantizer_name: '*', enable: false}\n")),
+        ),
+        (
+            alone(recipe_text(f"  - {{quantizer_name: '{'*a' * 40}', enable: false}}\n")),
+            "Use fewer.",
+            alone(recipe_text("  - {quantizer_name: '*a*a', enable: false}\n")),
+        ),
         (alone(BODY), "Add 'metadata: {recipe_type: ptq}'.", alone(HEAD + BODY)),
-        (alone("metadata: []\n" + BODY), "Write 'metadata: {recipe_type: ptq}'.", alone(HEAD + BODY)),
+        (
+            alone("metadata: []\n" + BODY),
+            "Write 'metadata: {recipe_type: ptq}'.",
+            alone(HEAD + BODY),
+        ),
         (alone("metadata: {recipe_type: pqt}\n" + BODY), "Known: ptq", alone(HEAD + BODY)),
         (alone("metadata: {recipe_type: ptq, mine: 1}\n" + BODY), "Remove it.", alone(HEAD + BODY)),
         (alone(HEAD), "Add it: quant_cfg and algorithm.", alone(HEAD + BODY)),
-        (alone(HEAD + "quantize: {algorithm: max}\n"), "write quant_cfg: and its entries.", alone(HEAD + BODY)),
-        (alone(HEAD + BODY + "quantise: {}\n"), "A ptq recipe holds metadata and quantize.", alone(HEAD + BODY)),
-        (alone(HEAD + "quantize: {quant_cfg: x}\n"), "Write '- quantizer_name: ...' lines.", alone(HEAD + BODY)),
+        (
+            alone(HEAD + "quantize: {algorithm: max}\n"),
+            "write quant_cfg: and its entries.",
+            alone(HEAD + BODY),
+        ),
+        (
+            alone(HEAD + BODY + "quantise: {}\n"),
+            "A ptq recipe holds metadata and quantize.",
+            alone(HEAD + BODY),
+        ),
+        (
+            alone(HEAD + "quantize: {quant_cfg: x}\n"),
+            "Write '- quantizer_name: ...' lines.",
+            alone(HEAD + BODY),
+        ),
         (alone(recipe_text(GOOD * 501)), "Write fewer than 500.", alone(recipe_text(GOOD * 499))),
-        (alone(recipe_text(GOOD, "maxx")), "This ModelOpt has awq_clip,", alone(recipe_text(GOOD, "awq_clip"))),
+        (
+            alone(recipe_text(GOOD, "maxx")),
+            "This ModelOpt has awq_clip,",
+            alone(recipe_text(GOOD, "awq_clip")),
+        ),
         (alone(HEAD + "---\n" + BODY), "Join them.", alone(HEAD + BODY)),
         (alone(f"{HEAD}---\n{BODY}---\n{{}}\n"), "fit.", alone(HEAD + BODY)),
-        (alone("- a\n---\n" + HEAD + BODY), "Put imports: there.", alone("imports: {}\n" + HEAD + BODY)),
-        (alone("imports: [n]\n" + HEAD + BODY), "Write imports: {fp8: configs/...}.",
-         {"ptq/r.yaml": "imports: {n: n}\n" + HEAD + BODY, "n.yaml": NUMERICS + "num_bits: 8\n"}),
+        (
+            alone("- a\n---\n" + HEAD + BODY),
+            "Put imports: there.",
+            alone("imports: {}\n" + HEAD + BODY),
+        ),
+        (
+            alone("imports: [n]\n" + HEAD + BODY),
+            "Write imports: {fp8: configs/...}.",
+            {"ptq/r.yaml": "imports: {n: n}\n" + HEAD + BODY, "n.yaml": NUMERICS + "num_bits: 8\n"},
+        ),
         (alone("7\n"), "Write a recipe or a snippet.", alone(HEAD + BODY)),
         (alone(f"{HEAD}{BODY}  x: [\n"), "Correct it.", alone(HEAD + BODY)),
-        (alone(recipe_text(GOOD.replace("8", "!!int ''"))), "Put it in quotes.", alone(recipe_text(GOOD))),
-        (alone(recipe_text("  - {quantizer_name: '*', cfg: {$import: n}}\n")),
-         "Declare it under imports: (declared: none)", using(NUMERICS + "num_bits: 8\n")),
-        (alone(recipe_text(GOOD, imports="imports: {n: n}\n")), "Correct its path, or add the file.",
-         {"ptq/r.yaml": recipe_text(GOOD, imports="imports: {n: n}\n"), "n.yaml": NUMERICS + "num_bits: 8\n"}),
-        (using("num_bits: 8\n"), "Add the comment '# modelopt-schema: ...'", using(NUMERICS + "num_bits: 8\n")),
+        (
+            alone(recipe_text(GOOD.replace("8", "!!int ''"))),
+            "Put it in quotes.",
+            alone(recipe_text(GOOD)),
+        ),
+        (
+            alone(recipe_text("  - {quantizer_name: '*', cfg: {$import: n}}\n")),
+            "Declare it under imports: (declared: none)",
+            using(NUMERICS + "num_bits: 8\n"),
+        ),
+        (
+            alone(recipe_text(GOOD, imports="imports: {n: n}\n")),
+            "Correct its path, or add the file.",
+            {
+                "ptq/r.yaml": recipe_text(GOOD, imports="imports: {n: n}\n"),
+                "n.yaml": NUMERICS + "num_bits: 8\n",
+            },
+        ),
+        (
+            using("num_bits: 8\n"),
+            "Add the comment '# modelopt-schema: ...'",
+            using(NUMERICS + "num_bits: 8\n"),
+        ),
         (using(2 * NUMERICS + "num_bits: 8\n"), "Keep one.", using(NUMERICS + "num_bits: 8\n")),
-        (using("# modelopt-schema: os.path\nnum_bits: 8\n"), "modelopt.", using(NUMERICS + "num_bits: 8\n")),
-        (using(f"{NUMERICS}imports: {{n: n}}\n---\n$import: n\n"), "Break it.", using(NUMERICS + "num_bits: 8\n")),
-        ({"ptq/r.yaml": recipe_text("  - {quantizer_name: '*', cfg: {$import: [n, n]}}\n", imports="imports: {n: n}\n"),
-          "n.yaml": LISTED + GOOD.strip() + "\n"}, "Import one.", using(NUMERICS + "num_bits: 8\n")),
+        (
+            using("# modelopt-schema: os.path\nnum_bits: 8\n"),
+            "modelopt.",
+            using(NUMERICS + "num_bits: 8\n"),
+        ),
+        (
+            using(f"{NUMERICS}imports: {{n: n}}\n---\n$import: n\n"),
+            "Break it.",
+            using(NUMERICS + "num_bits: 8\n"),
+        ),
+        (
+            {
+                "ptq/r.yaml": recipe_text(
+                    "  - {quantizer_name: '*', cfg: {$import: [n, n]}}\n",
+                    imports="imports: {n: n}\n",
+                ),
+                "n.yaml": LISTED + GOOD.strip() + "\n",
+            },
+            "Import one.",
+            using(NUMERICS + "num_bits: 8\n"),
+        ),
         (searching(candidate_formats=formats(*["max"] * 40)), "Write at most", searching()),
-        (searching(candidate_formats=formats("[max, mse]")), "Write one method, such as algorithm: max.", searching()),
+        (
+            searching(candidate_formats=formats("[max, mse]")),
+            "Write one method, such as algorithm: max.",
+            searching(),
+        ),
         (searching(score_size="0"), "Write score_size: 128.", searching(score_size="128")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_a_refusal_proposes_is_enough(
     tmp_path: Path, files: dict[str, str], fix: str, corrected: dict[str, str]
 ) -> None:
@@ -620,20 +794,31 @@ def test_what_a_refusal_proposes_is_enough(
 
 def test_a_name_of_nothing_is_refused_with_the_names_there_are() -> None:
     """A typo on the command line is answered with the default recipes."""
-    with pytest.raises(UsageError, match=r"names no recipe.*Give one of fp8, fp8-patch-embedding-fp16"):
+    with pytest.raises(
+        UsageError, match=r"names no recipe.*Give one of fp8, fp8-patch-embedding-fp16"
+    ):
         load("fp9")
 
 
 def test_a_snippet_is_held_against_its_schema(tmp_path: Path) -> None:
-    """An imported snippet with an attribute that ModelOpt does not know is refused by the snippet's own name."""
-    attribute = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bitz: 3\n"
+    """An imported snippet with an attribute that ModelOpt does not know is refused by the snippet's
+    own name.
+    """
+    attribute = (
+        "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bitz: "
+        "3\n"
+    )
     write(tmp_path / "n.yaml", attribute)
     write(
         tmp_path / "r.yaml",
-        recipe_text("  - quantizer_name: '*w'\n    cfg: {$import: n}\n", imports="imports: {n: n}\n"),
+        recipe_text(
+            "  - quantizer_name: '*w'\n    cfg: {$import: n}\n", imports="imports: {n: n}\n"
+        ),
     )
 
-    with pytest.raises(UsageError, match=r"n.yaml: unknown attribute 'num_bitz'. Did you mean 'num_bits'\?"):
+    with pytest.raises(
+        UsageError, match=r"n.yaml: unknown attribute 'num_bitz'. Did you mean 'num_bits'\?"
+    ):
         load("r", tmp_path)
 
 
@@ -642,10 +827,14 @@ def test_a_snippet_without_schema_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "n.yaml", "num_bits: 3\n")
     write(
         tmp_path / "r.yaml",
-        recipe_text("  - quantizer_name: '*w'\n    cfg: {$import: n}\n", imports="imports: {n: n}\n"),
+        recipe_text(
+            "  - quantizer_name: '*w'\n    cfg: {$import: n}\n", imports="imports: {n: n}\n"
+        ),
     )
 
-    with pytest.raises(UsageError, match=r"n.yaml: is imported by r.yaml without declaring a schema"):
+    with pytest.raises(
+        UsageError, match=r"n.yaml: is imported by r.yaml without declaring a schema"
+    ):
         load("r", tmp_path)
 
 
@@ -653,9 +842,16 @@ def test_a_snippet_without_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_not_part_of_a_recipe(tmp_path: Path) -> None:
-    """A recipe and a snippet that begin with a UTF-8 BOM are read as without it, schema comment included."""
-    snippet = "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 3\n"
-    text = recipe_text("  - {quantizer_name: '*w', cfg: {$import: n}}\n", imports="imports: {n: n}\n")
+    """A recipe and a snippet that begin with a UTF-8 BOM are read as without it, schema comment
+    included.
+    """
+    snippet = (
+        "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: "
+        "3\n"
+    )
+    text = recipe_text(
+        "  - {quantizer_name: '*w', cfg: {$import: n}}\n", imports="imports: {n: n}\n"
+    )
     for folder, mark in (("plain", ""), ("marked", "\ufeff")):
         write(tmp_path / folder / "n.yaml", mark + snippet)
         write(tmp_path / folder / "r.yaml", mark + text)
@@ -672,16 +868,20 @@ BY_IMPORT = "imports: {base: base}\n$import: base\n"
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [(BY_SCHEMA, "says what it is by its modelopt-schema alone"), (BY_IMPORT, "is nothing but an $import of a recipe")],
+    [
+        (BY_SCHEMA, "says what it is by its modelopt-schema alone"),
+        (BY_IMPORT, "is nothing but an $import of a recipe"),
+    ],
     ids=["schema", "import"],
 )
 def test_a_recipe_of_a_later_release_is_known_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
 ) -> None:
-    """A recipe without metadata is a ptq recipe, and where ModelOpt refuses it, a release that loads it is named.
+    """A recipe without metadata is a ptq recipe, and where ModelOpt refuses it, a release that
+    loads it is named.
 
-    ModelOpt's own loader is asked as well.  The release that loads such a recipe is not there to run; that it would be
-    read by the same rules is tested as if it were.
+    ModelOpt's own loader is asked as well.  The release that loads such a recipe is not there to
+    run; that it would be read by the same rules is tested as if it were.
     """
     from modelopt.recipe import load_recipe
 
@@ -693,7 +893,8 @@ def test_a_recipe_of_a_later_release_is_known_as_one(
     with pytest.raises(ValueError, match=r"must contain a 'metadata\.recipe_type' field"):
         load_recipe(path)
     with pytest.raises(
-        UsageError, match=re.escape(told) + r", which ModelOpt \S+ cannot load. Install .* 0.48 or newer"
+        UsageError,
+        match=re.escape(told) + r", which ModelOpt \S+ cannot load. Install .* 0.48 or newer",
     ):
         load("r", tmp_path)
     monkeypatch.setattr(loading, "declares_without_metadata", lambda: True)
@@ -713,7 +914,9 @@ def test_imports_of_each_other_are_refused_as_a_circle(tmp_path: Path) -> None:
 
 
 def test_loading_a_recipe_first_leaves_modelopts_plugins_whole() -> None:
-    """In a fresh process whose first act is to load a recipe, ModelOpt still registers Hugging Face's attention."""
+    """In a fresh process whose first act is to load a recipe, ModelOpt still registers Hugging
+    Face's attention.
+    """
     code = (
         "from harness.recipes import loading as recipes; recipes.load('fp8')\n"
         "from modelopt.torch.quantization.plugins import huggingface; print('whole')"
@@ -723,8 +926,12 @@ def test_loading_a_recipe_first_leaves_modelopts_plugins_whole() -> None:
     assert done.stdout == "whole\n", done.stderr
 
 
-def test_a_tree_on_the_path_is_not_taken_for_modelopts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tree under review in the working folder, which Python would find first, is neither imported nor read."""
+def test_a_tree_on_the_path_is_not_taken_for_modelopts_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree under review in the working folder, which Python would find first, is neither imported
+    nor read.
+    """
     write(tmp_path / "modelopt_recipes/__init__.py", "raise SystemExit('executed')\n")
     before = installed_root()
     monkeypatch.chdir(tmp_path)
@@ -739,19 +946,26 @@ def test_a_tree_on_the_path_is_not_taken_for_modelopts_own(tmp_path: Path, monke
 
 
 def test_reading_recipes_costs_no_import_of_modelopt_and_prints_nothing() -> None:
-    """The module, the names and the graph of imports need no ModelOpt; loading prints nothing of its loader's."""
+    """The module, the names and the graph of imports need no ModelOpt; loading prints nothing of
+    its loader's.
+    """
     code = (
         "import sys, json; from harness.recipes import finding, loading as recipes; "
         "from harness.pull_requests import reach; "
         "from harness.recipes.tree import Tree\n"
-        "tree = Tree(finding.installed_root()); tree.read(finding.find('huggingface/vit/ptq/fp8', tree))\n"
+        "tree = Tree(finding.installed_root()); tree.read(finding.find('huggingface/vit/ptq/fp8', "
+        "tree))\n"
         "before = 'modelopt' in sys.modules or 'torch' in sys.modules\n"
         "recipes.load('huggingface/vit/ptq/fp8')\n"
         "print(json.dumps([before, recipes.__file__.endswith('loading.py')]))"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
 
-    assert json.loads(done.stdout) == [False, True], "the folder recipes/ must not take the module's place"
+    assert json.loads(done.stdout) == [False, True], (
+        "the folder recipes/ must not take the module's place"
+    )
 
 
 def test_a_recipe_is_a_value() -> None:

@@ -1,4 +1,6 @@
-"""The report: page, summary and data of a run that the gate measured, and of one with hostile names."""
+"""The report: page, summary and data of a run that the gate measured, and of one with hostile
+names.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from harness.errors import UsageError
 from harness.report import cases, grid, markdown, page, text
 
 ROOT = Path(__file__).parents[3]
-SCHEMA: dict[str, Any] = json.loads((ROOT / "harness/report/templates/results.schema.json").read_text())
+SCHEMA: dict[str, Any] = json.loads(
+    (ROOT / "harness/report/templates/results.schema.json").read_text()
+)
 #: The names themselves would end up in the log of a run of these tests.
 HOSTILE_IDS = [f"hostile{i}" for i in range(len(HOSTILE))]
 EMPTY: dict[str, Any] = {"schema": 1, "environment": {}, "cases": []}
@@ -70,7 +74,7 @@ class Elements(HTMLParser):
         return {tag for tag, _ in self.found}
 
 
-# -- the three files ----------------------------------------------------------------------------------------------
+# -- the three files -------------------------------------------------------------------------------
 
 
 def test_three_files_are_written_and_named(tmp_path: Path) -> None:
@@ -89,12 +93,16 @@ def test_results_hold_to_their_schema(written: Path) -> None:
 
 
 def test_results_are_the_run(written: Path) -> None:
-    """Read back, the data are the run's, with tuples as lists and numbers that JSON lacks in words."""
+    """Read back, the data are the run's, with tuples as lists and numbers that JSON lacks in
+    words.
+    """
     run = measured()
     back = strict((written / "results.json").read_text())["cases"][0]
 
     assert back["layer_error"] == run["cases"][0]["layer_error"]
-    assert back["accuracy"]["verdicts"][0]["interval"] == list(run["cases"][0]["accuracy"]["verdicts"][0]["interval"])
+    assert back["accuracy"]["verdicts"][0]["interval"] == list(
+        run["cases"][0]["accuracy"]["verdicts"][0]["interval"]
+    )
     assert {m["kl_max"] for m in back["accuracy"]["beyond"].values()} == {"Infinity"}
 
 
@@ -108,12 +116,17 @@ def test_results_are_the_run(written: Path) -> None:
         (("cases", 0, "numerics", "observations", 0, "saturation"), "none"),
         (("cases", 0, "accuracy", "decision"), "MAYBE"),
         (("cases", 0, "accuracy", "verdicts", 0, "interval"), [0.0]),
-        (("cases", 0, "accuracy", "changed", "emoji/acc1", 0, "image"), "https://pwned.example/x.png"),
+        (
+            ("cases", 0, "accuracy", "changed", "emoji/acc1", 0, "image"),
+            "https://pwned.example/x.png",
+        ),
         (("cases", 0, "layer_error", 0, "sqnr_db"), None),
         (("cases", 0, "blame", "verified"), 1),
     ],
 )
-def test_schema_refuses_what_is_not_results(written: Path, where: tuple[Any, ...], value: object) -> None:
+def test_schema_refuses_what_is_not_results(
+    written: Path, where: tuple[Any, ...], value: object
+) -> None:
     """A wrong version, type, count, word or picture is an error."""
     data = strict((written / "results.json").read_text())
     place = data
@@ -139,10 +152,17 @@ def test_every_key_of_the_schema_is_documented() -> None:
 
 
 def test_numbers_and_enums_of_any_library_become_json() -> None:
-    """Numpy's numbers, enums, tuples, NaN and infinities are written so that ``float`` reads them back."""
+    """Numpy's numbers, enums, tuples, NaN and infinities are written so that ``float`` reads them
+    back.
+    """
     from harness.statistics.verdicts import Decision
 
-    values = {"a": np.float32(0.5), "b": (np.int64(3), float("-inf")), "c": Decision.FAIL, "d": np.bool_(True)}
+    values = {
+        "a": np.float32(0.5),
+        "b": (np.int64(3), float("-inf")),
+        "c": Decision.FAIL,
+        "d": np.bool_(True),
+    }
     back = strict(text.json_text(text.plain(values)))
 
     assert back == {"a": 0.5, "b": [3, "-Infinity"], "c": "FAIL", "d": True}
@@ -150,7 +170,9 @@ def test_numbers_and_enums_of_any_library_become_json() -> None:
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    """Results of a version that this report does not know are a usage error, and nothing is written."""
+    """Results of a version that this report does not know are a usage error, and nothing is
+    written.
+    """
     with pytest.raises(UsageError, match="schema 2"):
         report.write({**EMPTY, "schema": 2}, tmp_path)
 
@@ -174,21 +196,29 @@ def test_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
         {"numerics": {"observations": []}, "throughput": {"vision": {"quantized_per_second": 3.0}}},
         {
             "layer_error": [
-                {"module": "m", "tower": "vision", "layer": 0, "sqnr_db": float("nan"), "cosine": float("inf")}
+                {
+                    "module": "m",
+                    "tower": "vision",
+                    "layer": 0,
+                    "sqnr_db": float("nan"),
+                    "cosine": float("inf"),
+                }
             ]
         },
         {"export": {"parity": {}, "no_form": None}, "blame": {}},
     ],
     ids=str,
 )
-def test_sections_that_a_run_did_not_touch_are_left_out(tmp_path: Path, sections: dict[str, Any]) -> None:
+def test_sections_that_a_run_did_not_touch_are_left_out(
+    tmp_path: Path, sections: dict[str, Any]
+) -> None:
     """A run of one suite is reported too."""
     report.write({**EMPTY, "cases": [{"recipe": "fp8", "model": "embedded", **sections}]}, tmp_path)
 
     assert "fp8" in (tmp_path / "report.html").read_text()
 
 
-# -- names that mean something ------------------------------------------------------------------------------------
+# -- names that mean something ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=HOSTILE_IDS)
@@ -198,7 +228,9 @@ def test_hostile_names_are_text_in_the_page(name: str) -> None:
     source = page.render(text.plain(hostile(name)))
     found = Elements(source)
 
-    assert [(tag, list(attrs)) for tag, attrs in found.found] == [(tag, list(attrs)) for tag, attrs in usual.found]
+    assert [(tag, list(attrs)) for tag, attrs in found.found] == [
+        (tag, list(attrs)) for tag, attrs in usual.found
+    ]
     assert found.scripts == usual.scripts
     assert len(found.scripts) == 1
     assert source.replace("\n", "").isprintable()
@@ -209,7 +241,9 @@ def test_hostile_names_are_text_in_the_summary(name: str) -> None:
     """No name becomes markup, a link, a picture, a mention, a command or another row."""
     markdown_it = pytest.importorskip("markdown_it", reason="needs markdown-it-py")
     summary = markdown.summary(text.plain(hostile(name)))
-    renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(
+        ["table", "strikethrough"]
+    )
     found = Elements(renderer.render(summary))
     usual = Elements(renderer.render(markdown.summary(text.plain(hostile("harmless")))))
 
@@ -250,7 +284,9 @@ def inert(log: str) -> bool:
 @example("　::add-mask::x")
 @example("##[#[")
 def test_shown_text_is_one_line_without_commands(name: str) -> None:
-    """Whatever a name holds, what is shown is printable, on one line, of bounded length, and no command."""
+    """Whatever a name holds, what is shown is printable, on one line, of bounded length, and no
+    command.
+    """
     shown = escaping.shown(name)
 
     assert shown.isprintable()
@@ -292,11 +328,13 @@ def test_what_is_no_picture_is_not_shown(value: object) -> None:
     assert page.picture("data:image/png;base64,iVBORw0=") is not None
 
 
-# -- the summary --------------------------------------------------------------------------------------------------
+# -- the summary -----------------------------------------------------------------------------------
 
 
 def test_summary_fits_a_comment_and_counts_what_it_leaves_out() -> None:
-    """Hundreds of failing recipes with long names stay below the limit; no table or block is cut in its middle."""
+    """Hundreds of failing recipes with long names stay below the limit; no table or block is cut in
+    its middle.
+    """
     run = text.plain(hostile("pwned ` | <b>" * 40))
     run["cases"] = run["cases"] * 120
     summary = markdown.summary(run)
@@ -324,16 +362,25 @@ def test_summary_has_every_number_of_a_verdict() -> None:
     """FP16, quantized, difference, interval, budget, verdict and drift stand in one row."""
     run = text.plain(measured())
     row = cases.rows(run["cases"][0])[0]
-    line = next(line for line in markdown.summary(run).splitlines() if line.startswith(f"| `{row.name}`"))
+    line = next(
+        line for line in markdown.summary(run).splitlines() if line.startswith(f"| `{row.name}`")
+    )
 
-    for shown in (f"{row.reference:.2%}", f"{row.quantized:.2%}", f"{row.difference:+.2f}", f"{row.low:+.2f} to"):
+    for shown in (
+        f"{row.reference:.2%}",
+        f"{row.quantized:.2%}",
+        f"{row.difference:+.2f}",
+        f"{row.low:+.2f} to",
+    ):
         assert shown in line
     assert f"| {row.budget:g} |" in line
     assert row.decision in line
 
 
 def test_speed_stands_beside_the_baselines() -> None:
-    """Both ratios with their intervals and the word for what moved, in the comment and on the page."""
+    """Both ratios with their intervals and the word for what moved, in the comment and on the
+    page.
+    """
     results = text.plain(measured())
     ratio, baseline = "0.33 [0.32, 0.34]", "0.50 [0.48, 0.52]"
 
@@ -349,7 +396,9 @@ def test_weights_that_do_not_take_their_bits_fail_a_case() -> None:
     case["memory"] = {"problems": []}
     assert "weights take their bits" in cases.headline(case)
 
-    case["memory"] = {"problems": [{"rule": "weight not compressed", "what": "1 of 45", "names": [], "mend": ""}]}
+    case["memory"] = {
+        "problems": [{"rule": "weight not compressed", "what": "1 of 45", "names": [], "mend": ""}]
+    }
 
     assert cases.decision(case) == "FAIL"
     assert "1 memory problem" in cases.headline(case)
@@ -359,7 +408,9 @@ def test_patch_in_the_summary_is_the_patch() -> None:
     """What a person copies out of the comment is the recipe's YAML, unescaped."""
     run = text.plain(measured())
 
-    assert "```yaml\n- quantizer_name: '*layers.0.mlp*'\n  enable: false\n```" in markdown.summary(run)
+    assert "```yaml\n- quantizer_name: '*layers.0.mlp*'\n  enable: false\n```" in markdown.summary(
+        run
+    )
 
 
 @pytest.mark.parametrize(
@@ -380,14 +431,16 @@ def test_a_case_fails_whatever_its_accuracy(section: str, value: Any) -> None:
     assert cases.decision({**case, section: value}) == "FAIL"
 
 
-# -- the page -----------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def test_page_asks_for_nothing_and_runs_only_its_script(written: Path) -> None:
     """There is no address outside the page, and its policy admits the script by its hash alone."""
     source = (written / "report.html").read_text()
     found = Elements(source)
-    addresses = [a[k] for _, a in found.found for k in ("src", "href", "action", "data") if a.get(k)]
+    addresses = [
+        a[k] for _, a in found.found for k in ("src", "href", "action", "data") if a.get(k)
+    ]
     digest = base64.b64encode(hashlib.sha256(found.scripts[0].encode()).digest()).decode()
     policy = next(a["content"] for t, a in found.found if t == "meta" and a.get("http-equiv"))
 
@@ -399,9 +452,13 @@ def test_page_asks_for_nothing_and_runs_only_its_script(written: Path) -> None:
 
 
 def test_grid_shows_what_never_runs() -> None:
-    """A quantizer that is enabled and not called, or without a range, is not coloured as one that works."""
+    """A quantizer that is enabled and not called, or without a range, is not coloured as one that
+    works.
+    """
     case = text.plain(measured())["cases"][0]
-    q = next(q for q in case["insertion"]["map"] if q["enabled"] and q["amax"] and q["layer"] is not None)
+    q = next(
+        q for q in case["insertion"]["map"] if q["enabled"] and q["amax"] and q["layer"] is not None
+    )
 
     assert grid.cell(q, None).style == "f-e4m3"
     assert f"amax {q['amax']['high']:.4g}" in grid.cell(q, None).title
@@ -434,7 +491,7 @@ def test_axis_holds_every_interval_budget_and_zero() -> None:
         assert 0 < places[0] < places[-1] < 100
 
 
-# -- in a browser -------------------------------------------------------------------------------------------------
+# -- in a browser ----------------------------------------------------------------------------------
 
 
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -452,7 +509,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with three recipes: one as measured, one that fails and one that is inconclusive."""
     run = measured()
     made = [json.loads(json.dumps(text.plain(run["cases"][0]))) for _ in range(3)]
-    for case, name, word in zip(made, ("fp8", "int8", "int4-awq"), ("PASS", "FAIL", "INCONCLUSIVE"), strict=True):
+    for case, name, word in zip(
+        made, ("fp8", "int8", "int4-awq"), ("PASS", "FAIL", "INCONCLUSIVE"), strict=True
+    ):
         case["recipe"], case["accuracy"]["decision"] = name, word
     folder = tmp_path_factory.mktemp("several")
     report.write({**run, "cases": made}, folder)
@@ -461,14 +520,18 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_browser
 def test_page_loads_without_a_word_on_the_console(browser: Browser, several: Path) -> None:
-    """No error and no warning; nothing but the file itself is asked for; every picture is there and drawn."""
+    """No error and no warning; nothing but the file itself is asked for; every picture is there and
+    drawn.
+    """
     browser.console(), browser.requested()
     browser.open(several)
     pictures = browser.run(
         "const all = [...document.images]; all.forEach(i => i.loading = 'eager');"
         "await Promise.all(all.map(i => i.decode())); return all.map(i => i.naturalWidth)"
     )
-    drawn = browser.run("return [...document.querySelectorAll('svg.interval .dot')].map(d => d.getBBox().width)")
+    drawn = browser.run(
+        "return [...document.querySelectorAll('svg.interval .dot')].map(d => d.getBBox().width)"
+    )
 
     assert browser.console() == []
     assert {urllib.parse.urlsplit(a).scheme for a in browser.requested()} <= {"file", "data"}
@@ -485,7 +548,8 @@ def test_tables_sort_by_a_click(browser: Browser, several: Path) -> None:
     script = (
         "const t = document.querySelector('table.layers'); const h = [...t.tHead.rows[0].cells]"
         ".find(c => c.textContent.startsWith('SQNR')); h.querySelector('button').click();"
-        "return [[...t.tBodies[0].rows].map(r => Number(r.cells[2].dataset.value)), h.getAttribute('aria-sort')]"
+        "return [[...t.tBodies[0].rows].map(r => Number(r.cells[2].dataset.value)), "
+        "h.getAttribute('aria-sort')]"
     )
     up, down = browser.run(script), browser.run(script)
 
@@ -502,24 +566,33 @@ def test_recipes_are_found_by_words_and_decision(browser: Browser, several: Path
         "const [id, event, value] = args; const e = document.getElementById(id); e.value = value;"
         "e.dispatchEvent(new Event(event)); const seen = s => [...document.querySelectorAll(s)]"
         ".filter(x => x.checkVisibility()).map(x => x.id || x.dataset.case);"
-        "return [seen('.case'), seen('#overview tbody tr'), document.getElementById('count').textContent]"
+        "return [seen('.case'), seen('#overview tbody tr'), "
+        "document.getElementById('count').textContent]"
     )
 
-    assert browser.run(script, "find", "input", "INT") == [["case-1", "case-2"], ["case-1", "case-2"], "2 of 3"]
+    assert browser.run(script, "find", "input", "INT") == [
+        ["case-1", "case-2"],
+        ["case-1", "case-2"],
+        "2 of 3",
+    ]
     assert browser.run(script, "only", "change", "FAIL") == [["case-1"], ["case-1"], "1 of 3"]
     assert browser.run(script, "find", "input", "fp8") == [[], [], "0 of 3"]
 
 
 @needs_browser
 def test_changed_answers_are_filtered_and_sorted(browser: Browser, several: Path) -> None:
-    """Kinds, tasks and words choose; lost come first, and the other orders are by number; more come on request."""
+    """Kinds, tasks and words choose; lost come first, and the other orders are by number; more come
+    on request.
+    """
     browser.open(several)
     script = (
         "const g = document.querySelector('.gallery'); const [name, value] = args; if (name) {"
-        "const e = g.querySelector('.tools .' + name); e.value = value; e.dispatchEvent(new Event('input')); }"
+        "const e = g.querySelector('.tools .' + name); e.value = value; e.dispatchEvent(new "
+        "Event('input')); }"
         "const more = g.querySelector('button.more'); while (!more.hidden) more.click();"
         "return [...g.querySelectorAll('.card')].filter(c => c.checkVisibility())"
-        ".map(c => [c.dataset.kind, c.dataset.where, Number(c.dataset.fall), Number(c.dataset.before)])"
+        ".map(c => [c.dataset.kind, c.dataset.where, Number(c.dataset.fall), "
+        "Number(c.dataset.before)])"
     )
     every = browser.run(script, None, None)
     severity = [("lost", "changed", "won").index(c[0]) for c in every]
@@ -549,25 +622,37 @@ def test_map_tells_a_cell_and_recolours(browser: Browser, several: Path) -> None
         "return m.querySelector('.detail').textContent"
     )
     script = (
-        "const m = document.querySelector('.map'); const s = m.querySelector('.mode'); s.value = args[0];"
+        "const m = document.querySelector('.map'); const s = m.querySelector('.mode'); s.value = "
+        "args[0];"
         "s.dispatchEvent(new Event('change')); return [...m.querySelectorAll('td.q:not(.off)')]"
         ".map(c => getComputedStyle(c).backgroundColor)"
     )
     formats, underflow = browser.run(script, "format"), browser.run(script, "underflow")
 
-    assert re.search(r"vision_model\.encoder\.layers\.0\..*E4M3 per-tensor; 1 call; amax [\d.]+", told)
+    assert re.search(
+        r"vision_model\.encoder\.layers\.0\..*E4M3 per-tensor; 1 call; amax [\d.]+", told
+    )
     assert len(set(formats)) == 1
     assert len(set(underflow)) > 1
 
 
 @needs_browser
 def test_page_is_readable_on_a_phone(browser: Browser, several: Path) -> None:
-    """At 390 pixels nothing sticks out of the page's width, and no text is smaller than 11 pixels."""
-    browser.command("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    """At 390 pixels nothing sticks out of the page's width, and no text is smaller than 11
+    pixels.
+    """
+    browser.command(
+        "Emulation.setDeviceMetricsOverride",
+        width=390,
+        height=844,
+        deviceScaleFactor=1,
+        mobile=True,
+    )
     browser.open(several)
     width = browser.run("return document.documentElement.scrollWidth")
     smallest = browser.run(
-        "return Math.min(...[...document.querySelectorAll('main *')].filter(e => e.checkVisibility()"
+        "return Math.min(...[...document.querySelectorAll('main *')].filter(e => "
+        "e.checkVisibility()"
         " && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))"
         ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
     )
@@ -580,8 +665,12 @@ def test_page_is_readable_on_a_phone(browser: Browser, several: Path) -> None:
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_both_schemes(browser: Browser, several: Path, scheme: str) -> None:
-    """With either preference, text has a contrast of at least 4.5 to what it stands on (WCAG 2.2, AA)."""
-    browser.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    """With either preference, text has a contrast of at least 4.5 to what it stands on (WCAG 2.2,
+    AA).
+    """
+    browser.command(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+    )
     browser.open(several)
     worst, ground = browser.run(
         """
@@ -608,7 +697,9 @@ def test_text_stands_out_in_both_schemes(browser: Browser, several: Path, scheme
 
 @needs_browser
 def test_hostile_names_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
-    """All hostile names at once: no script of theirs runs, nothing is asked for, and they are read as they are."""
+    """All hostile names at once: no script of theirs runs, nothing is asked for, and they are read
+    as they are.
+    """
     run = hostile(HOSTILE[0])
     run["cases"] = [hostile(name)["cases"][0] for name in HOSTILE]
     report.write(run, tmp_path)

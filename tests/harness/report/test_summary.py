@@ -19,14 +19,21 @@ LONG = "wds/imagenet-a-task-with-a-very-long-name-indeed/image_retrieval_recall@
 
 
 def run(**names: str) -> dict[str, Any]:
-    """Two recipes: one with a PASS and an INCONCLUSIVE, one with a FAIL, as verdicts judges drawn outcomes."""
+    """Two recipes: one with a PASS and an INCONCLUSIVE, one with a FAIL, as verdicts judges drawn
+    outcomes.
+    """
     task, metric = names.get("task", "emoji"), names.get("metric", "acc1")
     found = []
     for n, lost, won in ((4000, 10, 12), (120, 4, 1), (2000, 150, 10)):
-        before, after = (outcomes(o.correct, o.clusters, task=task, metric=metric) for o in pair(n, lost, won))
+        before, after = (
+            outcomes(o.correct, o.clusters, task=task, metric=metric) for o in pair(n, lost, won)
+        )
         found.append(verdicts.compare(before, after, Budget(points=2.5)))
     recipes = names.get("recipe", "fp8"), "int4"
-    families = [verdicts.family(found[:2], recipe=recipes[0]), verdicts.family(found[2:], recipe=recipes[1])]
+    families = [
+        verdicts.family(found[:2], recipe=recipes[0]),
+        verdicts.family(found[2:], recipe=recipes[1]),
+    ]
     cases = [
         {
             "recipe": f.recipe,
@@ -44,9 +51,13 @@ def run(**names: str) -> dict[str, Any]:
 
 
 class Screen:
-    """pytest's own terminal reporter with a screen of so many columns; ``text`` is what it showed."""
+    """pytest's own terminal reporter with a screen of so many columns; ``text`` is what it
+    showed.
+    """
 
-    def __init__(self, config: pytest.Config, capsys: pytest.CaptureFixture[str], width: int, colour: bool) -> None:
+    def __init__(
+        self, config: pytest.Config, capsys: pytest.CaptureFixture[str], width: int, colour: bool
+    ) -> None:
         self._capsys = capsys
         reporter = config.pluginmanager.getplugin("terminalreporter")
         assert isinstance(reporter, pytest.TerminalReporter)
@@ -57,14 +68,18 @@ class Screen:
 
     def show(self, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
         """What `summary.write` writes."""
-        monkeypatch.setattr(self.reporter.config, "get_terminal_writer", lambda: self.writer, raising=False)
+        monkeypatch.setattr(
+            self.reporter.config, "get_terminal_writer", lambda: self.writer, raising=False
+        )
         self._capsys.readouterr()
         summary.write(self.reporter, results)
         return self._capsys.readouterr().out
 
 
 @pytest.fixture
-def show(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def show(
+    pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
     """What a terminal of so many columns shows of results."""
 
     def shown(results: dict[str, Any], width: int = 120, colour: bool = False) -> str:
@@ -74,7 +89,9 @@ def show(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_a_line_has_every_number_of_a_verdict(show: Any) -> None:
-    """FP16, quantized, difference with its interval, budget, verdict and drift stand in one line a task and metric."""
+    """FP16, quantized, difference with its interval, budget, verdict and drift stand in one line a
+    task and metric.
+    """
     lines = show(run()).splitlines()
     v = run()["cases"][1]["accuracy"]["verdicts"][0]
     line = next(line for line in lines if "FAIL" in line and line.startswith("  emoji/acc1"))
@@ -106,21 +123,35 @@ def test_each_recipe_has_one_headline(show: Any) -> None:
 @pytest.mark.parametrize("width", [200, 120, 100, 80, 60, 40])
 @pytest.mark.parametrize("task", ["emoji", LONG])
 def test_no_line_is_wider_than_the_terminal(show: Any, width: int, task: str) -> None:
-    """Whatever the width, and at most 120, lines fit, and each keeps its difference and its verdict."""
+    """Whatever the width, and at most 120, lines fit, and each keeps its difference and its
+    verdict.
+    """
     lines = show(run(task=task, recipe="a-recipe-with-a-long-name" * 3), width).splitlines()
-    rows = [line for line in lines if re.search(r"[+-]\d\.\d\d.* (PASS|FAIL|INCONCLUSIVE)", line) and line[:1] == " "]
+    rows = [
+        line
+        for line in lines
+        if re.search(r"[+-]\d\.\d\d.* (PASS|FAIL|INCONCLUSIVE)", line) and line[:1] == " "
+    ]
 
     assert max(len(line) for line in lines if not line.startswith("=")) <= min(width, 120)
-    assert [re.search(r"PASS|FAIL|INCONCLUSIVE", row)[0] for row in rows[-3:]] == ["PASS", "INCONCLUSIVE", "FAIL"]  # type: ignore[index]
+    assert [re.search(r"PASS|FAIL|INCONCLUSIVE", row)[0] for row in rows[-3:]] == [
+        "PASS",
+        "INCONCLUSIVE",
+        "FAIL",
+    ]  # type: ignore[index]
     assert all(re.search(r"[+-]\d\.\d\d", row) for row in rows[-3:])
 
 
 def test_columns_go_in_the_order_of_their_worth(show: Any) -> None:
-    """All are there at 120 columns; drift goes first and the interval next, the budget last of all."""
+    """All are there at 120 columns; drift goes first and the interval next, the budget last of
+    all.
+    """
     names = ("FP16", "quantized", "difference", "interval", "budget", "verdict", "drift")
     found = {}
     for width in (120, 100, 80, 70, 60, 50, 40):
-        headings = next(line for line in show(run(task=LONG), width).splitlines() if "task/metric" in line)
+        headings = next(
+            line for line in show(run(task=LONG), width).splitlines() if "task/metric" in line
+        )
         found[width] = [n for n in names if n in headings.split()]
 
     assert found[120] == list(names)
@@ -128,13 +159,17 @@ def test_columns_go_in_the_order_of_their_worth(show: Any) -> None:
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) > 3
     assert found[40] == ["difference", "verdict"]
-    gone = [next(n for n in a if n not in b) for a, b in itertools.pairwise(found.values()) if a != b]
+    gone = [
+        next(n for n in a if n not in b) for a, b in itertools.pairwise(found.values()) if a != b
+    ]
     assert gone[0] == "drift"
     assert all("budget" in columns or len(columns) == 2 for columns in found.values())
 
 
 def test_verdicts_have_their_colours(show: Any) -> None:
-    """Green, yellow and red where the terminal has colours; no control sequence where it has none."""
+    """Green, yellow and red where the terminal has colours; no control sequence where it has
+    none.
+    """
     coloured, plain = show(run(), colour=True), show(run())
 
     for code, word in ((32, "PASS"), (33, "INCONCLUSIVE"), (31, "FAIL")):
@@ -148,13 +183,18 @@ def test_verdicts_have_their_colours(show: Any) -> None:
 def test_nothing_is_written_about_nothing(show: Any) -> None:
     """A run without cases, or whose cases have no verdict to tell, leaves the terminal alone."""
     assert show({"schema": 1, "environment": {}, "cases": []}) == ""
-    assert show({"schema": 1, "environment": {}, "cases": [{"recipe": "fp8", "model": "embedded"}]}) == ""
+    assert (
+        show({"schema": 1, "environment": {}, "cases": [{"recipe": "fp8", "model": "embedded"}]})
+        == ""
+    )
 
 
 def test_a_run_without_accuracy_has_headlines_only(show: Any) -> None:
     """Of a run of the insertion suite a line a recipe says how many problems there are."""
     problem = {"rule": "never run", "what": "1 never ran", "names": ["q"], "mend": ""}
-    cases = [{"recipe": "fp8", "model": "embedded", "insertion": {"map": [], "problems": [problem]}}]
+    cases = [
+        {"recipe": "fp8", "model": "embedded", "insertion": {"map": [], "problems": [problem]}}
+    ]
     lines = show({"schema": 1, "environment": {}, "cases": cases}).splitlines()
 
     assert lines[-1] == "fp8 on embedded: FAIL  1 insertion problem"
@@ -162,32 +202,55 @@ def test_a_run_without_accuracy_has_headlines_only(show: Any) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=[f"hostile{i}" for i in range(len(HOSTILE))])
 def test_hostile_names_are_text_on_the_terminal(show: Any, name: str) -> None:
-    """No control character reaches the terminal, no name begins another line, and no line is a runner's command."""
+    """No control character reaches the terminal, no name begins another line, and no line is a
+    runner's command.
+    """
     written = show(run(recipe=name, task=name, metric=name, drift=name))
     lines = written.split("\n")
 
-    usual = [len(show(run(recipe=n, task=n, metric="m", drift="d")).split("\n")) for n in ("n", "n" * 120)]
+    usual = [
+        len(show(run(recipe=n, task=n, metric="m", drift="d")).split("\n"))
+        for n in ("n", "n" * 120)
+    ]
 
     # A headline without room for its reason has it on the next line.
     assert usual[0] <= len(lines) <= usual[1]
-    assert len([line for line in lines if re.search(r" embedded: (INCONCLUSIVE|FAIL)( |$)", line)]) == 2
+    assert (
+        len([line for line in lines if re.search(r" embedded: (INCONCLUSIVE|FAIL)( |$)", line)])
+        == 2
+    )
     assert all(line.isprintable() for line in lines)
     assert not [line for line in lines if line.lstrip().startswith("::") or "##[" in line]
 
 
-SPEED = {"reference_per_second": 100.0, "quantized_per_second": 40.0, "ratio": 0.4, "low": 0.38, "high": 0.42,
-         "rounds": 8, "baseline_ratio": 0.5, "baseline_low": 0.48, "baseline_high": 0.52,
-         "moved": "slower"}  # fmt: skip
+SPEED = {
+    "reference_per_second": 100.0,
+    "quantized_per_second": 40.0,
+    "ratio": 0.4,
+    "low": 0.38,
+    "high": 0.42,
+    "rounds": 8,
+    "baseline_ratio": 0.5,
+    "baseline_low": 0.48,
+    "baseline_high": 0.52,
+    "moved": "slower",
+}
 
 
 def test_a_tower_that_became_slower_is_told_and_fails_nothing(show: Any) -> None:
-    """Its ratio and the baseline's stand there with their intervals, and in the headline, after a run of this suite
-    alone too; the verdict is no other.
+    """Its ratio and the baseline's stand there with their intervals, and in the headline, after a
+    run of this suite alone too; the verdict is no other.
     """
     results = run()
     results["cases"][0]["throughput"] = {"vision": SPEED}
-    alone = {"environment": {}, "cases": [{"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED}}]}
-    line = "  speed: vision runs at 0.40 [0.38, 0.42] times FP16's speed, 0.50 [0.48, 0.52] in the baseline: slower"
+    alone = {
+        "environment": {},
+        "cases": [{"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED}}],
+    }
+    line = (
+        "  speed: vision runs at 0.40 [0.38, 0.42] times FP16's speed, 0.50 [0.48, 0.52] in the "
+        "baseline: slower"
+    )
 
     for shown in (show(results), show(alone)):
         assert line in shown.splitlines()

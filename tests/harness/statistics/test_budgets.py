@@ -68,13 +68,15 @@ def policy(tmp_path: Path) -> budgets.Policy:
 def test_budget_is_the_last_terms_that_match(
     policy: budgets.Policy, of: tuple[str, str, str, str], points: float
 ) -> None:
-    """Defaults, task, metric and overrides apply in this order; a task is also known by the end of its name."""
+    """Defaults, task, metric and overrides apply in this order; a task is also known by the end of
+    its name.
+    """
     assert policy.budget(*of).points == points
 
 
 def test_budget_merges_limits_and_tells_reason_and_place(policy: budgets.Policy) -> None:
-    """An override replaces only the limits it names; its reason is kept, and the place is where the points are
-    written.
+    """An override replaces only the limits it names; its reason is kept, and the place is where the
+    points are written.
     """
     budget = policy.budget("emoji", "acc1", "int4-awq", "embedded")
 
@@ -85,14 +87,24 @@ def test_budget_merges_limits_and_tells_reason_and_place(policy: budgets.Policy)
 
 
 def test_expectations_and_samples(policy: budgets.Policy) -> None:
-    """Declared leave-outs come with their reason and place; sample counts of a metric go before the task's."""
+    """Declared leave-outs come with their reason and place; sample counts of a metric go before the
+    task's.
+    """
     (declared,) = policy.expectations("fp8-linear-only")
 
-    assert (declared.tower, declared.module_kind, declared.reason) == ("vision", "attention", "Linear layers only")
+    assert (declared.tower, declared.module_kind, declared.reason) == (
+        "vision",
+        "attention",
+        "Linear layers only",
+    )
     assert declared.place == f"{policy.path}:15 (expectations.fp8-linear-only[0])"
     assert policy.left_out("fp8-linear-only") == (("vision", "attention"),)
     assert policy.left_out("fp8") == ()
-    assert (policy.samples("emoji", "acc1"), policy.samples("emoji", "recall"), policy.samples("x", "acc1")) == (
+    assert (
+        policy.samples("emoji", "acc1"),
+        policy.samples("emoji", "recall"),
+        policy.samples("x", "acc1"),
+    ) == (
         1632,
         600,
         None,
@@ -106,7 +118,11 @@ def test_expectations_and_samples(policy: budgets.Policy) -> None:
         ("points: 2.0", "points: two", r":6 \(tasks\.emoji\.points\): is 'two'"),
         ("points: 2.0", "points: .nan", r":6 \(tasks\.emoji\.points\): is nan"),
         ("points: 2.0", "points: true", r":6 \(tasks\.emoji\.points\)"),
-        ("points: 2.0", "pionts: 2.0", r":6 \(tasks\.emoji\.pionts\): there is no setting 'pionts'"),
+        (
+            "points: 2.0",
+            "pionts: 2.0",
+            r":6 \(tasks\.emoji\.pionts\): there is no setting 'pionts'",
+        ),
         ("points: 2.0", "points: 2.0\n    points: 3.0", r":7: .*'points' is written twice"),
         ("points: 2.0", "points: 2.0\n    expected_loss: 2.5", r":5 .*expected_loss is 2\.5"),
         ("points: 1.0", "alpha: 0.05", r":1 \(defaults\): no points"),
@@ -124,7 +140,9 @@ def test_expectations_and_samples(policy: budgets.Policy) -> None:
         ("emoji:", "? [a, b]\n  :", r"is not YAML|emoji"),
     ],
 )
-def test_load_refuses_what_is_wrong_and_says_where(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_load_refuses_what_is_wrong_and_says_where(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
     """Each error in the file is one line with file, line, place and mend."""
     assert old in SMALL
     path = write(tmp_path, SMALL.replace(old, new, 1))
@@ -158,7 +176,9 @@ def test_load_refuses_a_missing_file(tmp_path: Path) -> None:
     ],
 )
 def test_check_names_finds_mistyped_names(tmp_path: Path, old: str, new: str, told: str) -> None:
-    """An override or expectation for a recipe or task that does not exist would hold silently for nothing."""
+    """An override or expectation for a recipe or task that does not exist would hold silently for
+    nothing.
+    """
     known = ["fp8", "fp8-linear-only", "int4-awq"]
     budgets.load(write(tmp_path, SMALL)).check_names(known, ["emoji"])
 
@@ -167,7 +187,9 @@ def test_check_names_finds_mistyped_names(tmp_path: Path, old: str, new: str, to
 
 
 def test_committed_budgets_name_known_recipes_and_tasks() -> None:
-    """The file of this repository has no mistyped name, and says what each default recipe leaves out."""
+    """The file of this repository has no mistyped name, and says what each default recipe leaves
+    out.
+    """
     policy = budgets.load(COMMITTED)
 
     policy.check_names(finding.DEFAULT + finding.MORE, tasks.EMBEDDED_TASKS)
@@ -185,8 +207,12 @@ def test_committed_budgets_can_be_resolved(name: str) -> None:
             resolvable(policy.budget(task, metric, name, "embedded"), samples, task=task)
 
 
-def test_command_prints_what_the_budgets_resolve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m harness.statistics.budgets` shows a line a metric; a bad file is told in one line with exit code 4."""
+def test_command_prints_what_the_budgets_resolve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m harness.statistics.budgets` shows a line a metric; a bad file is told in one line
+    with exit code 4.
+    """
     assert budgets.main([str(COMMITTED), "--recipe", "fp8"]) == 0
     table = capsys.readouterr().out
     assert budgets.main([str(write(tmp_path, "defaults: {}\n"))]) == 4
@@ -198,19 +224,37 @@ def test_command_prints_what_the_budgets_resolve(tmp_path: Path, capsys: pytest.
     assert len(error.splitlines()) == 1
 
 
-NUMBERS = ["0", "-1", ".nan", ".inf", "1e308", "1.0e+308", "x", "true", "null", "[]", "{}", "1e-300", "1.0e-12"]
+NUMBERS = [
+    "0",
+    "-1",
+    ".nan",
+    ".inf",
+    "1e308",
+    "1.0e+308",
+    "x",
+    "true",
+    "null",
+    "[]",
+    "{}",
+    "1e-300",
+    "1.0e-12",
+]
 NUMBERS += ["1.0e-6", "0.4999", "0.999999999999", "2", "1e6", "2024-13-45", "9" * 400, "9" * 5000]
 TERMS = ("points", "alpha", "power", "expected_loss", "discordance", "design_effect", "samples")
 
 
 def refusal(path: Path) -> str | None:
-    """What is wrong with a budgets file; None where all that it says can be planned with, at any sample count."""
+    """What is wrong with a budgets file; None where all that it says can be planned with, at any
+    sample count.
+    """
     try:
         policy = budgets.load(path)
     except UsageError as error:
         return str(error)
     budgets.table(policy)
-    assert all(resolution(policy.budget("t", "acc1"), n).samples_needed > 0 for n in (1, 1000, 10**7))
+    assert all(
+        resolution(policy.budget("t", "acc1"), n).samples_needed > 0 for n in (1, 1000, 10**7)
+    )
     return None
 
 
@@ -238,7 +282,9 @@ def test_small_alphas_are_numbers_in_every_spelling(tmp_path: Path, text: str) -
 
 
 def test_tasks_without_a_budget_are_refused_at_once_with_the_lines_to_add(tmp_path: Path) -> None:
-    """Three such tasks give three lines, before a picture is read; with the proposed lines nothing is refused."""
+    """Three such tasks give three lines, before a picture is read; with the proposed lines nothing
+    is refused.
+    """
     for name, labels in (("shapes", range(480)), ("tones", range(200)), ("large", range(20_000))):
         folder = tmp_path / "data" / name
         (folder / "test").mkdir(parents=True)
@@ -252,7 +298,9 @@ def test_tasks_without_a_budget_are_refused_at_once_with_the_lines_to_add(tmp_pa
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
     names = ("wds/shapes", "wds/tones", "wds/large")
-    options = Options(recipes=("int8",), tasks=names, data_root=tmp_path / "data", baselines=tmp_path)
+    options = Options(
+        recipes=("int8",), tasks=names, data_root=tmp_path / "data", baselines=tmp_path
+    )
     write(tmp_path, "defaults: {points: 1.0, discordance: 0.04}\n")
 
     with pytest.raises(UsageError) as refused:

@@ -12,14 +12,23 @@ from scipy import special, stats
 
 from harness.data.tasks import Outcomes, TaskRun
 from harness.errors import UsageError
-from harness.statistics.distribution import Measurement, answers, distribution, divergence, mean_interval, paired_change
+from harness.statistics.distribution import (
+    Measurement,
+    answers,
+    distribution,
+    divergence,
+    mean_interval,
+    paired_change,
+)
 from harness.statistics.verdicts import Budget, Limits
 
 RECALL = "image_retrieval_recall@5"
 
 
 def run(noise: float, metric: str = "acc1", **fields: Any) -> TaskRun:
-    """A run over 200 samples and 20 candidates whose scores and embeddings carry Gaussian noise of this size."""
+    """A run over 200 samples and 20 candidates whose scores and embeddings carry Gaussian noise of
+    this size.
+    """
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(200, 20)) * 3
     images, texts = rng.normal(size=(200, 16)), rng.normal(size=(20, 16))
@@ -28,8 +37,17 @@ def run(noise: float, metric: str = "acc1", **fields: Any) -> TaskRun:
     images, texts = (e + noise * rng.normal(size=e.shape) for e in (images, texts))
     best = np.argsort(-scores, axis=1)[:, :5].astype(np.int32)
     correct = best[:, 0] < 10
-    made = outcomes(correct, metric=metric, answers=best[:, 0], top5=best, scores=scores.astype(np.float32), **fields)
-    unit = [(e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32) for e in (images, texts)]
+    made = outcomes(
+        correct,
+        metric=metric,
+        answers=best[:, 0],
+        top5=best,
+        scores=scores.astype(np.float32),
+        **fields,
+    )
+    unit = [
+        (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32) for e in (images, texts)
+    ]
     return TaskRun("emoji", {metric: made}, *unit)
 
 
@@ -39,7 +57,9 @@ def by_name(found: tuple[Measurement, ...] | list[Measurement]) -> dict[str, Mea
 
 
 def test_equal_runs_change_nothing() -> None:
-    """A run against itself has no changed answer, no divergence, full agreement and cosines of one."""
+    """A run against itself has no changed answer, no divergence, full agreement and cosines of
+    one.
+    """
     found = by_name(
         distribution(
             run(0, RECALL),
@@ -48,7 +68,15 @@ def test_equal_runs_change_nothing() -> None:
         )
     )
 
-    zero = {"changed_answers", "large_margin_flips", "borderline_flips", "margin_change", "kl_mean", "kl_p99", "kl_max"}
+    zero = {
+        "changed_answers",
+        "large_margin_flips",
+        "borderline_flips",
+        "margin_change",
+        "kl_mean",
+        "kl_p99",
+        "kl_max",
+    }
     one = {"top5_agreement", "retrieval_overlap"}
     cosine = {f"{side}_cosine_{k}" for side in ("image", "text") for k in ("mean", "p1", "min")}
     assert set(found) == zero | one | cosine
@@ -59,7 +87,9 @@ def test_equal_runs_change_nothing() -> None:
 
 
 def test_every_limit_of_a_budget_is_measured() -> None:
-    """A limit that nothing is measured for would be silence: each field of Limits names a measurement."""
+    """A limit that nothing is measured for would be silence: each field of Limits names a
+    measurement.
+    """
     found = by_name(
         distribution(
             run(0, "text_retrieval_recall@5"),
@@ -90,7 +120,9 @@ def test_a_limit_is_kept_on_one_side_and_exceeded_on_the_other(name: str) -> Non
 
 def test_noise_moves_every_measurement() -> None:
     """More noise means more changed answers and divergence, less agreement and smaller cosines."""
-    little, much = (by_name(distribution(run(0), run(noise), {"acc1": Budget(1.0)})) for noise in (0.1, 1.0))
+    little, much = (
+        by_name(distribution(run(0), run(noise), {"acc1": Budget(1.0)})) for noise in (0.1, 1.0)
+    )
 
     for name, small in little.items():
         if name in ("borderline_flips", "large_margin_flips", "margin_change"):
@@ -108,13 +140,17 @@ def test_flips_are_split_by_the_reference_margin() -> None:
 
 
 def test_top5_counts_sets_and_overlap_counts_members() -> None:
-    """Another order of the same five agrees; one foreign candidate breaks the agreement but four fifths of the overlap
-    stay.
+    """Another order of the same five agrees; one foreign candidate breaks the agreement but four
+    fifths of the overlap stay.
     """
     reference = outcomes(
-        [1, 1], metric="image_retrieval_recall@5", top5=np.array([[0, 1, 2, 3, 4]] * 2, dtype=np.int32)
+        [1, 1],
+        metric="image_retrieval_recall@5",
+        top5=np.array([[0, 1, 2, 3, 4]] * 2, dtype=np.int32),
     )
-    quantized = dataclasses.replace(reference, top5=np.array([[4, 3, 2, 1, 0], [0, 1, 2, 3, 9]], dtype=np.int32))
+    quantized = dataclasses.replace(
+        reference, top5=np.array([[4, 3, 2, 1, 0], [0, 1, 2, 3, 9]], dtype=np.int32)
+    )
 
     found = by_name(answers(reference, quantized, Budget(1.0)))
 
@@ -123,7 +159,9 @@ def test_top5_counts_sets_and_overlap_counts_members() -> None:
 
 
 def test_divergence_is_scipys_entropy() -> None:
-    """KL of the softmaxed rows equals scipy.stats.entropy of the two distributions, also for logits of hundreds."""
+    """KL of the softmaxed rows equals scipy.stats.entropy of the two distributions, also for logits
+    of hundreds.
+    """
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 50, 30)) * np.array([1, 5, 30, 100, 300]).repeat(10)[:, None] / 30
 
@@ -133,20 +171,29 @@ def test_divergence_is_scipys_entropy() -> None:
 
 
 def test_a_value_that_is_not_finite_keeps_no_limit() -> None:
-    """NaN scores and embeddings of a broken quantized model exceed their limits instead of comparing as fine."""
+    """NaN scores and embeddings of a broken quantized model exceed their limits instead of
+    comparing as fine.
+    """
     reference, quantized = run(0), run(0.1)
     scores = quantized.outcomes["acc1"].scores
     assert scores is not None
     scores[3] = np.nan
     quantized.image_embeddings[5] = np.nan
     limits = Limits(
-        kl_mean=9.0, kl_p99=9.0, kl_max=9.0, image_cosine_mean=-1.0, image_cosine_p1=-1.0, image_cosine_min=-1.0
+        kl_mean=9.0,
+        kl_p99=9.0,
+        kl_max=9.0,
+        image_cosine_mean=-1.0,
+        image_cosine_p1=-1.0,
+        image_cosine_min=-1.0,
     )
 
     found = by_name(distribution(reference, quantized, {"acc1": Budget(1.0, limits=limits)}))
 
     broken = {name for name, m in found.items() if not m.ok}
-    assert broken == {f.name for f in dataclasses.fields(Limits) if getattr(limits, f.name) is not None}
+    assert broken == {
+        f.name for f in dataclasses.fields(Limits) if getattr(limits, f.name) is not None
+    }
 
 
 def without_scores(o: Outcomes) -> Outcomes:
@@ -170,12 +217,16 @@ def test_runs_of_other_metrics_or_shapes_are_refused() -> None:
     with pytest.raises(UsageError, match="image_retrieval"):
         distribution(reference, run(0, RECALL), budgets)
     with pytest.raises(UsageError, match="text embeddings are"):
-        distribution(reference, dataclasses.replace(reference, text_embeddings=reference.text_embeddings[:-1]), budgets)
+        distribution(
+            reference,
+            dataclasses.replace(reference, text_embeddings=reference.text_embeddings[:-1]),
+            budgets,
+        )
 
 
 def test_mean_interval_covers_the_truth_and_is_seeded() -> None:
-    """About 95 % of intervals hold the true mean, wider where samples come in clusters; the same data give the same
-    interval.
+    """About 95 % of intervals hold the true mean, wider where samples come in clusters; the same
+    data give the same interval.
     """
     rng = np.random.default_rng(0)
     hits = 0
@@ -184,7 +235,10 @@ def test_mean_interval_covers_the_truth_and_is_seeded() -> None:
         assert spread is not None
         hits += spread[0] <= 1 <= spread[1]
     values = np.repeat(rng.normal(size=100), 5)
-    apart, together = mean_interval(values, np.arange(500))[1], mean_interval(values, np.arange(500) // 5)[1]
+    apart, together = (
+        mean_interval(values, np.arange(500))[1],
+        mean_interval(values, np.arange(500) // 5)[1],
+    )
     assert apart is not None
     assert together is not None
 

@@ -24,11 +24,15 @@ def part(outcomes: Outcomes, order: np.ndarray) -> Outcomes:
     """The outcomes of some samples, in an order."""
     arrays = ("correct", "answers", "top5", "targets", "margins", "clusters")
     fields = {name: getattr(outcomes, name)[order] for name in arrays}
-    return dataclasses.replace(outcomes, sample_ids=tuple(outcomes.sample_ids[i] for i in order), **fields)
+    return dataclasses.replace(
+        outcomes, sample_ids=tuple(outcomes.sample_ids[i] for i in order), **fields
+    )
 
 
 def test_wealth_is_the_product_of_the_bets() -> None:
-    """Log wealth from counts is the log of the mean over stakes of the product over samples, one by one."""
+    """Log wealth from counts is the log of the mean over stakes of the product over samples, one by
+    one.
+    """
     x = np.array([0, 0, -1, 0, 1, -1, 0, 1, 1, 0])
     margin = 0.02
     grown = np.mean([np.prod(1 + g * (x + margin) / (1 - margin)) for g in STAKES])
@@ -42,8 +46,8 @@ def test_wealth_is_the_product_of_the_bets() -> None:
 @pytest.mark.parametrize("margin", [0.005, 0.02, 0.3])
 @pytest.mark.parametrize("discordance", [0.3, 0.6])
 def test_wealth_cannot_grow_on_average_at_the_margin(margin: float, discordance: float) -> None:
-    """One bet multiplies the wealth by 1 on average where the true loss is the margin: the bound of Ville's
-    inequality.
+    """One bet multiplies the wealth by 1 on average where the true loss is the margin: the bound of
+    Ville's inequality.
     """
     won, lost = (discordance - margin) / 2, (discordance + margin) / 2
     for counts, p in (((1, 0, 0), lost), ((0, 1, 0), 1 - discordance), ((0, 0, 1), won)):
@@ -62,12 +66,18 @@ def test_wealth_survives_a_large_task() -> None:
     assert shrunk < 0
 
 
-@pytest.mark.parametrize(("lost", "won", "expected"), [(0.02, 0.02, Decision.PASS), (0.09, 0.01, Decision.FAIL)])
-def test_update_decides_before_the_end_and_keeps_to_it(lost: float, won: float, expected: Decision) -> None:
+@pytest.mark.parametrize(
+    ("lost", "won", "expected"), [(0.02, 0.02, Decision.PASS), (0.09, 0.01, Decision.FAIL)]
+)
+def test_update_decides_before_the_end_and_keeps_to_it(
+    lost: float, won: float, expected: Decision
+) -> None:
     """A plain truth is decided early, and later samples, even contrary ones, do not change it."""
     losses, wins = changes(20_000, lost, won)
     test = Sequential(Budget(2.0))
-    used = next(i for i in range(0, 20_000, 100) if test.update(losses[i : i + 100], wins[i : i + 100]))
+    used = next(
+        i for i in range(0, 20_000, 100) if test.update(losses[i : i + 100], wins[i : i + 100])
+    )
 
     assert test.decision is expected
     assert used < 5000
@@ -91,8 +101,8 @@ def test_update_does_not_depend_on_the_batches() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_interval_holds_the_estimate_and_agrees_with_the_decision(seed: int) -> None:
-    """The interval holds the measured difference; the budget lies below it just when PASS is shown, above just when
-    FAIL is.
+    """The interval holds the measured difference; the budget lies below it just when PASS is shown,
+    above just when FAIL is.
     """
     losses, wins = changes(1500, 0.04, 0.01, seed)
     measured = (wins.sum() - losses.sum()) / 1500
@@ -107,8 +117,8 @@ def test_interval_holds_the_estimate_and_agrees_with_the_decision(seed: int) -> 
 
 
 def test_clusters_are_single_bets() -> None:
-    """Clusters of five that move as one give the evidence of single samples, a fifth as many; as singles they would
-    decide.
+    """Clusters of five that move as one give the evidence of single samples, a fifth as many; as
+    singles they would decide.
     """
     losses, wins = changes(400, 0.02, 0.02)
     five = np.repeat(losses, 5), np.repeat(wins, 5)
@@ -128,8 +138,8 @@ def test_clusters_are_single_bets() -> None:
 
 
 def test_update_refuses_clusters_that_break_the_bets() -> None:
-    """A cluster split over batches, or larger than announced, is an error: its bets would not be independent or
-    bounded.
+    """A cluster split over batches, or larger than announced, is an error: its bets would not be
+    independent or bounded.
     """
     test = Sequential(Budget(1.0), largest_cluster=2)
     test.update([False, False], [False, False], clusters=[1, 1])
@@ -140,7 +150,9 @@ def test_update_refuses_clusters_that_break_the_bets() -> None:
         test.update([False] * 3, [False] * 3, clusters=[2, 2, 2])
 
 
-@pytest.mark.parametrize(("fields", "told"), [({"share": 0.0}, "share"), ({"largest_cluster": 0}, "largest_cluster")])
+@pytest.mark.parametrize(
+    ("fields", "told"), [({"share": 0.0}, "share"), ({"largest_cluster": 0}, "largest_cluster")]
+)
 def test_sequential_refuses_senseless_settings(fields: dict[str, float], told: str) -> None:
     """No alpha to spend and empty clusters are errors."""
     with pytest.raises(ValueError, match=told):
@@ -148,7 +160,9 @@ def test_sequential_refuses_senseless_settings(fields: dict[str, float], told: s
 
 
 def test_verdict_after_an_early_stop_says_so() -> None:
-    """The verdict carries the decision, the fraction used and an interval wider than that of a fixed-sample test."""
+    """The verdict carries the decision, the fraction used and an interval wider than that of a
+    fixed-sample test.
+    """
     reference, quantized = pair(8000, 160, 160)
     order = shuffled(reference.clusters, seed=1)[:2000]
     reference, quantized = part(reference, order), part(quantized, order)
@@ -166,7 +180,9 @@ def test_verdict_after_an_early_stop_says_so() -> None:
 
 
 def test_verdict_of_an_undecided_task_spends_the_alpha_that_is_left() -> None:
-    """At the end the fixed-sample test runs at half of alpha, so a result between the two is no longer a PASS."""
+    """At the end the fixed-sample test runs at half of alpha, so a result between the two is no
+    longer a PASS.
+    """
     reference, quantized = pair(1000, 30, 20)
     test = Sequential(Budget(2.4))
     test.update(reference.correct & ~quantized.correct, quantized.correct & ~reference.correct)
@@ -182,7 +198,9 @@ def test_verdict_of_an_undecided_task_spends_the_alpha_that_is_left() -> None:
 
 
 def test_verdict_refuses_to_come_too_early_or_from_other_samples() -> None:
-    """An undecided task that is not at its end has no verdict, nor have samples that were not taken in."""
+    """An undecided task that is not at its end has no verdict, nor have samples that were not taken
+    in.
+    """
     reference, quantized = pair(1000, 30, 20)
     test = Sequential(Budget(2.4))
     test.update(reference.correct & ~quantized.correct, quantized.correct & ~reference.correct)
@@ -194,7 +212,9 @@ def test_verdict_refuses_to_come_too_early_or_from_other_samples() -> None:
 
 
 def test_shuffled_keeps_clusters_whole_and_mixes_them() -> None:
-    """The order is a permutation, the same for a seed, with each cluster's samples side by side and clusters mixed."""
+    """The order is a permutation, the same for a seed, with each cluster's samples side by side and
+    clusters mixed.
+    """
     clusters = np.arange(1000) // 5
     order = shuffled(clusters, seed=3)
 

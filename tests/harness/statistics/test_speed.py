@@ -11,7 +11,16 @@ import pytest
 import torch
 from scipy import stats
 
-from harness.statistics.speed import CudaClock, Effort, Ratio, Rounds, WallClock, clock_of, in_turn, moved
+from harness.statistics.speed import (
+    CudaClock,
+    Effort,
+    Ratio,
+    Rounds,
+    WallClock,
+    clock_of,
+    in_turn,
+    moved,
+)
 
 
 class Told:
@@ -28,7 +37,7 @@ def steady(seconds: float, noise: float = 0.0, seed: int = 0) -> Callable[[], fl
     return lambda: seconds * float(np.exp(noise * rng.normal()))
 
 
-# -- the ratio --------------------------------------------------------------------------------------------------------
+# -- the ratio -------------------------------------------------------------------------------------
 
 
 def test_a_side_twice_as_fast_has_the_ratio_two() -> None:
@@ -37,7 +46,9 @@ def test_a_side_twice_as_fast_has_the_ratio_two() -> None:
 
 
 def test_the_interval_is_that_of_order_statistics() -> None:
-    """Its ends are the innermost rounds that hold the median with the confidence asked for, by the binomial."""
+    """Its ends are the innermost rounds that hold the median with the confidence asked for, by the
+    binomial.
+    """
     ratios = np.random.default_rng(1).lognormal(size=25)
     found = Ratio.of(ratios, np.ones(25), 0.95)
     rank = int(stats.binom.ppf(0.025, 25, 0.5))
@@ -47,8 +58,8 @@ def test_the_interval_is_that_of_order_statistics() -> None:
 
 
 def test_an_interrupted_round_moves_it_by_one_rank() -> None:
-    """A side that was stopped for a second in one round of nine changes neither the estimate nor the scale of its
-    interval.
+    """A side that was stopped for a second in one round of nine changes neither the estimate nor
+    the scale of its interval.
     """
     base, side = np.ones(9), np.linspace(0.99, 1.01, 9)
     side[4] = 100.0
@@ -66,19 +77,29 @@ def test_too_few_rounds_have_no_interval() -> None:
 
 @pytest.mark.parametrize(
     ("was", "now", "word"),
-    [((0.50, 0.54), (0.40, 0.44), "slower"), ((0.50, 0.54), (0.60, 0.7), "faster"), ((0.50, 0.54), (0.53, 0.60), "")],
+    [
+        ((0.50, 0.54), (0.40, 0.44), "slower"),
+        ((0.50, 0.54), (0.60, 0.7), "faster"),
+        ((0.50, 0.54), (0.53, 0.60), ""),
+    ],
 )
-def test_moved_is_what_has_no_number_in_common(was: tuple[float, float], now: tuple[float, float], word: str) -> None:
+def test_moved_is_what_has_no_number_in_common(
+    was: tuple[float, float], now: tuple[float, float], word: str
+) -> None:
     """Intervals that touch have not moved; of others the side is named."""
     assert moved(Ratio(0.52, *was), Ratio(0.5, *now)) == word
 
 
 def test_what_has_no_interval_has_not_moved() -> None:
     """Nothing is concluded from a single number."""
-    assert moved(Ratio(0.5), Ratio(0.1, 0.1, 0.1, 8)) == moved(Ratio(0.5, 0.5, 0.5, 8), Ratio(0.1)) == ""
+    assert (
+        moved(Ratio(0.5), Ratio(0.1, 0.1, 0.1, 8))
+        == moved(Ratio(0.5, 0.5, 0.5, 8), Ratio(0.1))
+        == ""
+    )
 
 
-# -- when to stop -----------------------------------------------------------------------------------------------------
+# -- when to stop ----------------------------------------------------------------------------------
 
 
 def test_sides_run_in_turn_and_warm_rounds_do_not_count() -> None:
@@ -109,7 +130,9 @@ def test_more_rounds_are_run_only_while_undecided() -> None:
     found = in_turn(sides, "a", Told(), Effort(first=8, most=32, width=0.05))
 
     assert found.ratio("b", "a").rounds == 32
-    assert in_turn(sides, "a", Told(), Effort(first=8, most=32, width=9.0)).ratio("b", "a").rounds == 8
+    assert (
+        in_turn(sides, "a", Told(), Effort(first=8, most=32, width=9.0)).ratio("b", "a").rounds == 8
+    )
 
 
 def test_a_bound_decides_as_well() -> None:
@@ -141,13 +164,17 @@ def test_looks_double_and_share_the_error() -> None:
 
 
 def test_the_interval_holds_the_truth_however_often_it_was_looked_at() -> None:
-    """Over 300 noisy measurements with interruptions, stopped when narrow, at most 5 % miss the true ratio."""
+    """Over 300 noisy measurements with interruptions, stopped when narrow, at most 5 % miss the
+    true ratio.
+    """
     missed = 0
     for seed in range(300):
         rng = np.random.default_rng(seed)
 
         def side(seconds: float, rng: np.random.Generator = rng) -> Callable[[], float]:
-            return lambda: seconds * float(np.exp(0.03 * rng.normal())) * (3.0 if rng.random() < 0.05 else 1.0)
+            return lambda: (
+                seconds * float(np.exp(0.03 * rng.normal())) * (3.0 if rng.random() < 0.05 else 1.0)
+            )
 
         ratio = in_turn({"a": side(1.0), "b": side(2.0)}, "a", Told()).ratio("b", "a")
         assert ratio.interval is not None
@@ -158,13 +185,15 @@ def test_the_interval_holds_the_truth_however_often_it_was_looked_at() -> None:
 
 def test_rounds_are_read_by_side() -> None:
     """Medians and ratios come from the columns that carry the sides' names."""
-    found = Rounds(("a", "b"), np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 9.0]]), Effort(confidence=0.1))
+    found = Rounds(
+        ("a", "b"), np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 9.0]]), Effort(confidence=0.1)
+    )
 
     assert (found.median("a"), found.median("b")) == (2.0, 4.0)
     assert found.ratio("a", "b").value == 3.0
 
 
-# -- clocks -----------------------------------------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------------------
 
 
 def test_the_wall_clock_counts_what_the_call_takes() -> None:
@@ -177,7 +206,9 @@ def test_the_wall_clock_counts_what_the_call_takes() -> None:
 
 
 def test_the_cuda_clock_is_read_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start is recorded before the work and end behind it; the end is waited for; milliseconds become seconds."""
+    """Start is recorded before the work and end behind it; the end is waited for; milliseconds
+    become seconds.
+    """
     told: list[str] = []
     names: Iterator[str] = iter(("start", "end"))
 
@@ -204,7 +235,7 @@ def test_the_cuda_clock_is_read_between_events(monkeypatch: pytest.MonkeyPatch) 
     assert told == ["start recorded", "ran", "end recorded", "end waited for"]
 
 
-# -- under pytest-benchmark -------------------------------------------------------------------------------------------
+# -- under pytest-benchmark ------------------------------------------------------------------------
 
 BENCHMARK = """
     from harness.evaluation import throughput
@@ -226,8 +257,12 @@ BENCHMARK = """
 """
 
 
-def test_pytest_benchmark_holds_every_round_of_the_quantized_side(pytester: pytest.Pytester) -> None:
-    """Each of its rounds is behind one of the reference; the row carries the ratio with its interval, and the rate."""
+def test_pytest_benchmark_holds_every_round_of_the_quantized_side(
+    pytester: pytest.Pytester,
+) -> None:
+    """Each of its rounds is behind one of the reference; the row carries the ratio with its
+    interval, and the rate.
+    """
     pytester.makepyfile(BENCHMARK)
 
     result = pytester.runpytest_inprocess("--benchmark-json=out.json")
@@ -241,7 +276,9 @@ def test_pytest_benchmark_holds_every_round_of_the_quantized_side(pytester: pyte
     assert row["stats"]["rounds"] == row["extra_info"]["ratio"]["rounds"]
 
 
-def test_where_pytest_benchmark_measures_nothing_there_is_no_ratio(pytester: pytest.Pytester) -> None:
+def test_where_pytest_benchmark_measures_nothing_there_is_no_ratio(
+    pytester: pytest.Pytester,
+) -> None:
     """With --benchmark-disable each side runs once and nothing is told."""
     pytester.makepyfile(BENCHMARK)
 

@@ -41,14 +41,22 @@ from harness.statistics.verdicts import (
         (40, 40, 0, 1.0, Decision.FAIL),
     ],
 )
-def test_compare_gives_the_three_answers(n: int, lost: int, won: int, points: float, expected: Decision) -> None:
-    """PASS, FAIL or INCONCLUSIVE follow from the counts, an unchanged model on too few samples not being a PASS."""
+def test_compare_gives_the_three_answers(
+    n: int, lost: int, won: int, points: float, expected: Decision
+) -> None:
+    """PASS, FAIL or INCONCLUSIVE follow from the counts, an unchanged model on too few samples not
+    being a PASS.
+    """
     assert compare(*pair(n, lost, won), Budget(points)).decision is expected
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1000, Decision.INCONCLUSIVE), (50_000, Decision.FAIL)])
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1000, Decision.INCONCLUSIVE), (50_000, Decision.FAIL)]
+)
 def test_compare_a_planted_loss_of_one_point(n: int, expected: Decision) -> None:
-    """A loss of 1 point with 4 % discordance against half a point: 1,000 samples cannot tell, 50,000 FAIL."""
+    """A loss of 1 point with 4 % discordance against half a point: 1,000 samples cannot tell,
+    50,000 FAIL.
+    """
     lost, won = round(0.025 * n), round(0.015 * n)
 
     verdict = compare(*pair(n, lost, won), Budget(0.5))
@@ -59,13 +67,21 @@ def test_compare_a_planted_loss_of_one_point(n: int, expected: Decision) -> None
 
 
 def test_compare_counts_what_changed() -> None:
-    """Accuracies, counts, changed answers and the ids of lost and won samples are those of the two runs."""
+    """Accuracies, counts, changed answers and the ids of lost and won samples are those of the two
+    runs.
+    """
     reference, quantized = pair(300, lost=4, won=2)
     quantized.answers[200] = 9
 
     verdict = compare(reference, quantized, Budget(2.0))
 
-    assert (verdict.n, verdict.clusters, verdict.lost, verdict.won, verdict.changed) == (300, 300, 4, 2, 7)
+    assert (verdict.n, verdict.clusters, verdict.lost, verdict.won, verdict.changed) == (
+        300,
+        300,
+        4,
+        2,
+        7,
+    )
     assert verdict.reference_accuracy == reference.accuracy
     assert verdict.quantized_accuracy == quantized.accuracy
     assert verdict.difference == pytest.approx(-2 / 3)
@@ -77,7 +93,9 @@ def test_compare_counts_what_changed() -> None:
 
 @pytest.mark.parametrize(("threshold", "large"), [(3.0, 2), (None, 0), (0.5, 4)])
 def test_compare_splits_the_lost_by_reference_margin(threshold: float | None, large: int) -> None:
-    """Lost samples with margins 1 to 4 split at the threshold, or at the median margin of the right answers."""
+    """Lost samples with margins 1 to 4 split at the threshold, or at the median margin of the right
+    answers.
+    """
     verdict = compare(*pair(300, lost=4, won=2), Budget(2.0, large_margin=threshold))
 
     assert (verdict.lost_large, verdict.lost_borderline) == (large, 4 - large)
@@ -85,18 +103,31 @@ def test_compare_splits_the_lost_by_reference_margin(threshold: float | None, la
 
 @pytest.mark.parametrize(("lost", "won"), [(32, 20), (100, 20), (55, 20), (15, 0)])
 def test_compare_interval_agrees_with_the_decision(lost: int, won: int) -> None:
-    """The budget lies below the interval of a PASS, above that of a FAIL, and within that of an INCONCLUSIVE."""
+    """The budget lies below the interval of a PASS, above that of a FAIL, and within that of an
+    INCONCLUSIVE.
+    """
     for points in np.arange(0.2, 8, 0.2):
         verdict = compare(*pair(986, lost, won), Budget(float(points)))
         low, high = verdict.interval
-        found = Decision.PASS if low > -points else Decision.FAIL if high < -points else Decision.INCONCLUSIVE
+        found = (
+            Decision.PASS
+            if low > -points
+            else Decision.FAIL
+            if high < -points
+            else Decision.INCONCLUSIVE
+        )
 
         assert verdict.decision is found, points
 
 
 def test_compare_with_clusters_is_less_sure() -> None:
-    """The same counts in whole clusters of five that change together no longer decide what single samples decided."""
-    alone, together = compare(*pair(1500, 55, 35), Budget(2.7)), compare(*pair(1500, 55, 35, size=5), Budget(2.7))
+    """The same counts in whole clusters of five that change together no longer decide what single
+    samples decided.
+    """
+    alone, together = (
+        compare(*pair(1500, 55, 35), Budget(2.7)),
+        compare(*pair(1500, 55, 35, size=5), Budget(2.7)),
+    )
 
     assert alone.decision is Decision.PASS
     assert (together.decision, together.clusters) == (Decision.INCONCLUSIVE, 300)
@@ -112,7 +143,9 @@ def test_compare_ignores_how_clusters_are_numbered() -> None:
     names = np.random.default_rng(0).permutation(10_000)[reference.clusters].astype(np.int32)
 
     renamed = compare(
-        dataclasses.replace(reference, clusters=names), dataclasses.replace(quantized, clusters=names), Budget(3.0)
+        dataclasses.replace(reference, clusters=names),
+        dataclasses.replace(quantized, clusters=names),
+        Budget(3.0),
     )
 
     assert renamed == compare(reference, quantized, Budget(3.0))
@@ -120,7 +153,11 @@ def test_compare_ignores_how_clusters_are_numbered() -> None:
 
 def drop_last(o: Outcomes) -> Outcomes:
     """The same outcomes without the last sample."""
-    cut = {f.name: getattr(o, f.name)[:-1] for f in dataclasses.fields(o) if f.name not in ("task", "metric", "scores")}
+    cut = {
+        f.name: getattr(o, f.name)[:-1]
+        for f in dataclasses.fields(o)
+        if f.name not in ("task", "metric", "scores")
+    }
     return dataclasses.replace(o, **cut)
 
 
@@ -130,16 +167,24 @@ def drop_last(o: Outcomes) -> Outcomes:
         (lambda o: dataclasses.replace(o, task="emoji100"), "emoji100"),
         (lambda o: dataclasses.replace(o, metric="acc5"), "acc5"),
         (drop_last, "50 samples in the reference, 49"),
-        (lambda o: dataclasses.replace(o, sample_ids=o.sample_ids[::-1]), "order differ: number 0 is 's00000'"),
-        (lambda o: dataclasses.replace(o, sample_ids=("x", *o.sample_ids[1:])), "samples differ: number 0 is 's00000'"),
+        (
+            lambda o: dataclasses.replace(o, sample_ids=o.sample_ids[::-1]),
+            "order differ: number 0 is 's00000'",
+        ),
+        (
+            lambda o: dataclasses.replace(o, sample_ids=("x", *o.sample_ids[1:])),
+            "samples differ: number 0 is 's00000'",
+        ),
         (lambda o: dataclasses.replace(o, targets=o.targets + 1), "targets"),
         (lambda o: dataclasses.replace(o, clusters=o.clusters // 2), "clusters"),
         (lambda o: dataclasses.replace(o, margins=o.margins[:-1]), "49 margins"),
     ],
 )
-def test_compare_refuses_what_is_not_a_pair(spoil: Callable[[Outcomes], Outcomes], told: str) -> None:
-    """Outcomes of another task, metric, sample set, order, target or clustering are an error that names the
-    difference.
+def test_compare_refuses_what_is_not_a_pair(
+    spoil: Callable[[Outcomes], Outcomes], told: str
+) -> None:
+    """Outcomes of another task, metric, sample set, order, target or clustering are an error that
+    names the difference.
     """
     reference, quantized = pair(50, 3, 2)
 
@@ -154,14 +199,18 @@ def test_compare_refuses_no_samples_and_a_broken_reference() -> None:
     reference, quantized = pair(50, 3, 2)
     broken = dataclasses.replace(reference, margins=np.full(50, np.nan, dtype=np.float32))
 
-    with pytest.raises(UsageError, match=r"^emoji \(acc1\): .*no samples.*[Cc]heck the task's data"):
+    with pytest.raises(
+        UsageError, match=r"^emoji \(acc1\): .*no samples.*[Cc]heck the task's data"
+    ):
         compare(outcomes([]), outcomes([]), Budget(1.0))
     with pytest.raises(UsageError, match=r"^emoji \(acc1\): .*NaN.*reference model itself"):
         compare(broken, quantized, Budget(1.0))
 
 
 def test_message_says_expected_found_where_and_what_to_do() -> None:
-    """A FAIL tells the budget and its place, the numbers, the samples and the next step, in that order."""
+    """A FAIL tells the budget and its place, the numbers, the samples and the next step, in that
+    order.
+    """
     text = compare(*pair(1000, 60, 10), Budget(1.0, place="budgets.yaml:7 (tasks.emoji)")).message()
 
     parts = [
@@ -185,11 +234,16 @@ def test_message_of_inconclusive_names_the_samples_that_decide() -> None:
     needed = verdict.samples_needed
     assert needed is not None
     assert f"about {needed:,} samples would decide" in verdict.message()
-    assert compare(*pair(needed, round(0.025 * needed), round(0.015 * needed)), Budget(1.5)).decision is Decision.PASS
+    assert (
+        compare(*pair(needed, round(0.025 * needed), round(0.015 * needed)), Budget(1.5)).decision
+        is Decision.PASS
+    )
 
 
 def test_message_on_the_budget_promises_no_sample_size() -> None:
-    """A measured loss equal to the budget is decided by no number of samples, and the message says so."""
+    """A measured loss equal to the budget is decided by no number of samples, and the message says
+    so.
+    """
     verdict = compare(*pair(1000, 25, 15), Budget(1.0))
 
     assert verdict.samples_needed is None
@@ -220,13 +274,19 @@ def test_verdict_is_json() -> None:
     ],
 )
 def test_budget_refuses_what_makes_no_test(fields: dict[str, float]) -> None:
-    """Terms outside their range are a usage error at the budget's place, with the range they must keep to."""
-    with pytest.raises(UsageError, match=r"^budgets\.yaml:3: .*(number above|number of at least|loss of at least)"):
+    """Terms outside their range are a usage error at the budget's place, with the range they must
+    keep to.
+    """
+    with pytest.raises(
+        UsageError, match=r"^budgets\.yaml:3: .*(number above|number of at least|loss of at least)"
+    ):
         Budget(**fields, place="budgets.yaml:3")  # type: ignore[arg-type]
 
 
 def test_resolvable_refuses_and_names_what_would_do() -> None:
-    """Half a point on 1,000 samples is refused; the named sample size and the named budget are both accepted."""
+    """Half a point on 1,000 samples is refused; the named sample size and the named budget are both
+    accepted.
+    """
     budget = Budget(0.5, place="budgets.yaml:3")
     plan = resolution(budget, 1000)
 
@@ -253,14 +313,24 @@ def test_resolvable_counts_expected_loss_and_clusters() -> None:
     plain = resolution(Budget(1.5), 1000).samples_needed
 
     assert resolution(Budget(1.5, expected_loss=0.5), 1000).samples_needed > 2 * plain
-    assert resolution(Budget(1.5, design_effect=2.0), 1000).samples_needed == pytest.approx(2 * plain, abs=2)
+    assert resolution(Budget(1.5, design_effect=2.0), 1000).samples_needed == pytest.approx(
+        2 * plain, abs=2
+    )
 
 
 def verdict_with(p_inferior: float, p_noninferior: float = 1.0) -> Verdict:
     """A verdict with these p-values and the decision they make alone."""
     made = compare(*pair(1000, 30, 10), Budget(1.0))
-    alone = Decision.PASS if p_noninferior <= 0.05 else Decision.FAIL if p_inferior <= 0.05 else Decision.INCONCLUSIVE
-    return dataclasses.replace(made, p_inferior=p_inferior, p_noninferior=p_noninferior, decision=alone)
+    alone = (
+        Decision.PASS
+        if p_noninferior <= 0.05
+        else Decision.FAIL
+        if p_inferior <= 0.05
+        else Decision.INCONCLUSIVE
+    )
+    return dataclasses.replace(
+        made, p_inferior=p_inferior, p_noninferior=p_noninferior, decision=alone
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,14 +346,18 @@ def verdict_with(p_inferior: float, p_noninferior: float = 1.0) -> Verdict:
 def test_family_passes_uncorrected_and_fails_by_holm(
     p_inferior: tuple[float, ...], p_noninferior: tuple[float, ...], expected: Decision
 ) -> None:
-    """PASS needs all tasks at alpha each, FAIL one task after Holm's correction, the rest is INCONCLUSIVE."""
+    """PASS needs all tasks at alpha each, FAIL one task after Holm's correction, the rest is
+    INCONCLUSIVE.
+    """
     verdicts = [verdict_with(f, p) for f, p in zip(p_inferior, p_noninferior, strict=True)]
 
     assert family(verdicts, 0.05).decision is expected
 
 
 def test_family_withdraws_a_fail_that_holm_does_not_uphold() -> None:
-    """A task that fails only alone becomes INCONCLUSIVE, says so, and keeps its number of samples needed."""
+    """A task that fails only alone becomes INCONCLUSIVE, says so, and keeps its number of samples
+    needed.
+    """
     joined = family([verdict_with(0.03), verdict_with(0.5)], 0.05)
 
     first = joined.verdicts[0]
@@ -295,11 +369,18 @@ def test_family_withdraws_a_fail_that_holm_does_not_uphold() -> None:
 
 def test_family_headline_is_one_line_with_the_worst_task() -> None:
     """The headline names recipe, model, decision, counts and the task that decided."""
-    passing, failing = compare(*pair(1579, 32, 20), Budget(2.0)), compare(*pair(1579, 179, 63), Budget(2.5))
+    passing, failing = (
+        compare(*pair(1579, 32, 20), Budget(2.0)),
+        compare(*pair(1579, 179, 63), Budget(2.5)),
+    )
 
-    line = family([passing, dataclasses.replace(failing, task="captions")], recipe="int3", model="embedded").headline()
+    line = family(
+        [passing, dataclasses.replace(failing, task="captions")], recipe="int3", model="embedded"
+    ).headline()
 
-    assert line.startswith("int3 on embedded: FAIL: 1 PASS, 1 FAIL; worst is captions (acc1) at -7.35 points [")
+    assert line.startswith(
+        "int3 on embedded: FAIL: 1 PASS, 1 FAIL; worst is captions (acc1) at -7.35 points ["
+    )
     assert "\n" not in line
 
 
@@ -310,10 +391,12 @@ def test_family_of_nothing_is_refused() -> None:
 
 
 def test_plan_agrees_with_itself() -> None:
-    """At the samples needed the power is the wanted one and the smallest budget this one; the smallest budget needs
-    the samples there are.
+    """At the samples needed the power is the wanted one and the smallest budget this one; the
+    smallest budget needs the samples there are.
     """
-    budget = Budget(1.5, expected_loss=0.4, discordance=0.03, design_effect=1.7, alpha=0.02, power=0.9)
+    budget = Budget(
+        1.5, expected_loss=0.4, discordance=0.03, design_effect=1.7, alpha=0.02, power=0.9
+    )
 
     plan = resolution(budget, 4000)
     enough = resolution(budget, plan.samples_needed)
@@ -326,7 +409,9 @@ def test_plan_agrees_with_itself() -> None:
 
 
 def test_plan_is_in_fractions_of_the_budgets_points() -> None:
-    """An expected loss in points enters as a fraction; no fewer samples are discordant than are expected to be lost."""
+    """An expected loss in points enters as a fraction; no fewer samples are discordant than are
+    expected to be lost.
+    """
     plan = resolution(Budget(1.5, expected_loss=0.5), 1000)
     rare = resolution(Budget(5.0, expected_loss=4.0, discordance=0.01), 1000)
 
@@ -336,7 +421,9 @@ def test_plan_is_in_fractions_of_the_budgets_points() -> None:
 
 
 def test_plan_goes_by_the_observed_design_effect() -> None:
-    """A design effect that the baseline observed takes the place of the declared one, and can refuse a budget."""
+    """A design effect that the baseline observed takes the place of the declared one, and can
+    refuse a budget.
+    """
     budget = Budget(1.5)
     n = resolution(budget, 1000).samples_needed
 
@@ -347,7 +434,9 @@ def test_plan_goes_by_the_observed_design_effect() -> None:
 
 
 def test_refusal_names_the_smallest_budget_that_is_accepted() -> None:
-    """The budget that the refusal offers is accepted, and one a hundredth of a point smaller is not."""
+    """The budget that the refusal offers is accepted, and one a hundredth of a point smaller is
+    not.
+    """
     with pytest.raises(UsageError) as refused:
         resolvable(Budget(0.5), 1000)
     (offered,) = map(float, re.findall(r"or a budget of ([\d.]+) points", str(refused.value)))
@@ -358,7 +447,9 @@ def test_refusal_names_the_smallest_budget_that_is_accepted() -> None:
 
 
 def test_family_headline_measures_each_task_by_its_own_budget() -> None:
-    """The worst task is the one furthest beyond its own budget, of passing ones the closest to it; each is counted."""
+    """The worst task is the one furthest beyond its own budget, of passing ones the closest to it;
+    each is counted.
+    """
     passing = compare(*pair(1579, 32, 20), Budget(2.0))
     over = dataclasses.replace(compare(*pair(1579, 179, 63), Budget(2.5)), task="over")
     wide = dataclasses.replace(compare(*pair(1579, 200, 60), Budget(6.0)), task="wide")
@@ -372,10 +463,20 @@ def test_family_headline_measures_each_task_by_its_own_budget() -> None:
 
 @pytest.mark.parametrize(
     ("n", "lost", "won", "size", "points"),
-    [(60, 30, 0, 1, 5.0), (60, 0, 30, 1, 5.0), (300, 0, 150, 5, 5.0), (1000, 25, 15, 1, 1.5), (200, 10, 5, 5, 3.0)],
+    [
+        (60, 30, 0, 1, 5.0),
+        (60, 0, 30, 1, 5.0),
+        (300, 0, 150, 5, 5.0),
+        (1000, 25, 15, 1, 1.5),
+        (200, 10, 5, 5, 3.0),
+    ],
 )
-def test_interval_is_students_only_with_clusters(n: int, lost: int, won: int, size: int, points: float) -> None:
-    """The interval in points is Tango's, with Student's t and the design effect where samples share clusters."""
+def test_interval_is_students_only_with_clusters(
+    n: int, lost: int, won: int, size: int, points: float
+) -> None:
+    """The interval in points is Tango's, with Student's t and the design effect where samples share
+    clusters.
+    """
     verdict = compare(*pair(n, lost, won, size=size), Budget(points))
     groups = None if size == 1 else n // size
 
@@ -386,7 +487,9 @@ def test_interval_is_students_only_with_clusters(n: int, lost: int, won: int, si
 
 
 def test_interval_holds_the_budget_where_the_exact_test_withholds_a_pass() -> None:
-    """140 unchanged samples pass 2 points by Tango's test but not by the exact one: the interval reaches the budget."""
+    """140 unchanged samples pass 2 points by Tango's test but not by the exact one: the interval
+    reaches the budget.
+    """
     verdict = compare(*pair(140, 0, 0), Budget(2.0))
 
     assert 100 * paired.interval(0, 0, 140, 0.05)[0] > -2.0
@@ -406,7 +509,9 @@ def test_samples_needed_count_clusters_and_exceed_those_there_are() -> None:
 
 
 def test_large_margin_without_a_right_answer_is_zero() -> None:
-    """A reference that gets nothing right has no median margin, and its verdict still has numbers."""
+    """A reference that gets nothing right has no median margin, and its verdict still has
+    numbers.
+    """
     wrong = outcomes(np.zeros(50))
 
     assert compare(wrong, wrong, Budget(1.0)).large_margin == 0.0
@@ -418,7 +523,9 @@ def test_ids_of_equal_margins_keep_the_order_of_the_samples() -> None:
     even = (np.arange(400) % 2).astype(np.float32)
 
     verdict = compare(
-        dataclasses.replace(reference, margins=even), dataclasses.replace(quantized, margins=even), Budget(1.0)
+        dataclasses.replace(reference, margins=even),
+        dataclasses.replace(quantized, margins=even),
+        Budget(1.0),
     )
 
     assert verdict.lost_ids == reference.sample_ids[1:200:2] + reference.sample_ids[0:200:2]
@@ -434,8 +541,13 @@ def test_claim_is_shown_at_alpha_itself() -> None:
 
 
 def test_family_judges_by_its_own_alpha() -> None:
-    """The family's alpha decides anew, whatever each task decided alone; what is decided needs no more samples."""
-    open_ = [dataclasses.replace(v, samples_needed=9999) for v in (verdict_with(1.0, 0.07), verdict_with(0.07))]
+    """The family's alpha decides anew, whatever each task decided alone; what is decided needs no
+    more samples.
+    """
+    open_ = [
+        dataclasses.replace(v, samples_needed=9999)
+        for v in (verdict_with(1.0, 0.07), verdict_with(0.07))
+    ]
 
     loose = family(open_, 0.2)
     strict = family([verdict_with(1.0, 0.04)], 0.01)
@@ -447,7 +559,9 @@ def test_family_judges_by_its_own_alpha() -> None:
 
 
 def test_withdrawn_fail_needs_samples_at_the_corrected_alpha() -> None:
-    """What Holm does not uphold would be decided by the samples that alpha over the number of tasks asks for."""
+    """What Holm does not uphold would be decided by the samples that alpha over the number of tasks
+    asks for.
+    """
     first = family([verdict_with(0.03), verdict_with(0.5)], 0.05).verdicts[0]
 
     expected = paired.samples_for(0.04, 0.01, -0.02, 0.025, 0.8)
@@ -457,7 +571,9 @@ def test_withdrawn_fail_needs_samples_at_the_corrected_alpha() -> None:
 
 
 def test_message_says_only_what_is_so() -> None:
-    """Clusters, an early stop and lost samples are told where there are any; every line but the first is indented."""
+    """Clusters, an early stop and lost samples are told where there are any; every line but the
+    first is indented.
+    """
     failing = compare(*pair(1000, 60, 10), Budget(1.0))
     passing = compare(*pair(1579, 32, 20), Budget(2.0))
     text = failing.message()
@@ -466,7 +582,9 @@ def test_message_says_only_what_is_so() -> None:
     assert "of 1000 samples 60 lost" in text
     assert "decided early" not in text
     assert "where:" not in passing.message()
-    assert "decided early, on 25.0% of" in dataclasses.replace(failing, fraction_used=0.25).message()
+    assert (
+        "decided early, on 25.0% of" in dataclasses.replace(failing, fraction_used=0.25).message()
+    )
     assert all(line.startswith("  ") and line == line.rstrip() for line in text.splitlines()[1:])
     assert not text.splitlines()[0].startswith(" ")
 
@@ -479,14 +597,24 @@ def test_message_lists_five_lost_samples_and_counts_the_rest(lost: int, more: st
 
     named = ", ".join(f"s{i:05d}" for i in range(lost - 1, max(lost - 6, -1), -1))
     assert verdict.decision is not Decision.PASS
-    assert where == ([] if more is None else [f"  where: lost with the largest margins: {named}{more}"])
+    assert where == (
+        [] if more is None else [f"  where: lost with the largest margins: {named}{more}"]
+    )
 
 
 @pytest.mark.parametrize(("n", "lost", "won", "size"), [(1000, 25, 15, 1), (1500, 55, 35, 5)])
-def test_advice_offers_the_budget_that_these_samples_resolve(n: int, lost: int, won: int, size: int) -> None:
-    """The budget offered is the smallest one that this many samples resolve at the measured loss, clusters included."""
-    verdict = compare(*pair(n, lost, won, size), Budget(2.7 if size > 1 else 1.5, place="budgets.yaml:3"))
-    (offered,) = map(float, re.findall(r", or a budget of ([\d.]+) points on these", verdict.message()))
+def test_advice_offers_the_budget_that_these_samples_resolve(
+    n: int, lost: int, won: int, size: int
+) -> None:
+    """The budget offered is the smallest one that this many samples resolve at the measured loss,
+    clusters included.
+    """
+    verdict = compare(
+        *pair(n, lost, won, size), Budget(2.7 if size > 1 else 1.5, place="budgets.yaml:3")
+    )
+    (offered,) = map(
+        float, re.findall(r", or a budget of ([\d.]+) points on these", verdict.message())
+    )
 
     wide = Budget(offered, expected_loss=-verdict.difference, discordance=verdict.discordance)
     plan = resolution(wide, n, design_effect=verdict.design_effect)
@@ -496,7 +624,9 @@ def test_advice_offers_the_budget_that_these_samples_resolve(n: int, lost: int, 
 
 
 def test_advice_offers_no_budget_for_a_loss_beyond_it() -> None:
-    """A measured loss beyond the budget that is not shown yet asks for samples, never for a wider budget."""
+    """A measured loss beyond the budget that is not shown yet asks for samples, never for a wider
+    budget.
+    """
     verdict = compare(*pair(300, 10, 2), Budget(2.0))
 
     assert verdict.difference < -2.0
@@ -506,7 +636,9 @@ def test_advice_offers_no_budget_for_a_loss_beyond_it() -> None:
 
 
 def test_family_judges_each_task_at_the_alpha_of_its_budget() -> None:
-    """A p-value of 0.02 passes at 0.05 and not at 0.01, alone and in a family of tasks with different alphas."""
+    """A p-value of 0.02 passes at 0.05 and not at 0.01, alone and in a family of tasks with
+    different alphas.
+    """
 
     def at(alpha: float, p_noninferior: float, p_inferior: float = 1.0) -> Verdict:
         made = verdict_with(p_inferior, p_noninferior)
@@ -523,7 +655,9 @@ def test_family_judges_each_task_at_the_alpha_of_its_budget() -> None:
 
 
 def test_large_clean_clusters_decide_nothing() -> None:
-    """1,000 single samples and 40 clusters of 50 without a loss: INCONCLUSIVE at 1 point, and the message says why."""
+    """1,000 single samples and 40 clusters of 50 without a loss: INCONCLUSIVE at 1 point, and the
+    message says why.
+    """
     right = np.ones(3000, dtype=bool)
     kept = right.copy()
     kept[:10] = False
@@ -543,8 +677,16 @@ def test_large_clean_clusters_decide_nothing() -> None:
     [
         (2.5, None, True),
         (0.7, None, False),
-        (2.5, Observed(487, 18, 1000), True),  # the stored discordance of a bad recipe refuses nothing
-        (0.7, Observed(487, 18, 1000), True),  # so far over the budget that any sample count shows it
+        (
+            2.5,
+            Observed(487, 18, 1000),
+            True,
+        ),  # the stored discordance of a bad recipe refuses nothing
+        (
+            0.7,
+            Observed(487, 18, 1000),
+            True,
+        ),  # so far over the budget that any sample count shows it
         (0.7, Observed(0, 0, 1000), True),
         (0.7, Observed(20, 20, 1000), False),
         (0.7, Observed(1000, 0, 1000), True),
@@ -553,5 +695,7 @@ def test_large_clean_clusters_decide_nothing() -> None:
 def test_what_a_baseline_shows_is_never_a_reason_to_refuse(
     points: float, observed: Observed | None, expected: bool
 ) -> None:
-    """A budget is refused where neither what it declares nor what was measured can be decided by the samples."""
+    """A budget is refused where neither what it declares nor what was measured can be decided by
+    the samples.
+    """
     assert judgeable(Budget(points), 1000, observed) is expected

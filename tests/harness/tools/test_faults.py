@@ -33,22 +33,35 @@ def site(tmp_path: Path) -> Site:
     for recipe in ("fp8", "int8"):
         folder = tmp_path / "baselines" / "embedded" / recipe
         folder.mkdir(parents=True)
-        (folder / "record@x86_64@some.json").write_text(json.dumps({"tasks": {"a": {"correct": 7}}, "verdict": "PASS"}))
+        (folder / "record@x86_64@some.json").write_text(
+            json.dumps({"tasks": {"a": {"correct": 7}}, "verdict": "PASS"})
+        )
         (folder / "outcomes-0123.safetensors").write_bytes(b"0123456789")
     return Site(tmp_path, tmp_path / "baselines", "fp8")
 
 
 def test_there_are_enough_of_each_kind() -> None:
-    """At least forty faults, three or more in each of ModelOpt, recipe, calibration, checkpoint, baseline, export."""
+    """At least forty faults, three or more in each of ModelOpt, recipe, calibration, checkpoint,
+    baseline, export.
+    """
     kinds = Counter(f.where for f in CATALOGUE.values())
 
     assert len(CATALOGUE) >= 40
-    for where in (Where.MODELOPT, Where.RECIPE, Where.CALIBRATION, Where.CHECKPOINT, Where.BASELINE, Where.EXPORT):
+    for where in (
+        Where.MODELOPT,
+        Where.RECIPE,
+        Where.CALIBRATION,
+        Where.CHECKPOINT,
+        Where.BASELINE,
+        Where.EXPORT,
+    ):
         assert kinds[where] >= 3, where
 
 
 def test_each_says_what_it_plants_and_where_it_comes_from() -> None:
-    """Name, origin and description are there, no two descriptions are equal, and recipes are default ones."""
+    """Name, origin and description are there, no two descriptions are equal, and recipes are
+    default ones.
+    """
     assert len({f.plants for f in CATALOGUE.values()}) == len(CATALOGUE)
     for entry in CATALOGUE.values():
         assert entry.name.strip(), entry
@@ -89,11 +102,24 @@ def state() -> list[Any]:
 
     attention = _diffusers_attention()
     return [
-        tensor_quant._fp8_eager, tensor_quant._tensor_quant, mtq.fold_weight, attention._functionals_to_replace,
-        quantize.quantize, quantize.forward_loop_over, quantize.fold, references.load, tasks.load_tasks, tasks.evaluate,
-        checkpoint.save, checkpoint.restore_in_fresh_process, calibration.load, graph.tower, forms.Form.codes,
-        F.scaled_dot_product_attention, F.softmax,
-    ]  # fmt: skip
+        tensor_quant._fp8_eager,
+        tensor_quant._tensor_quant,
+        mtq.fold_weight,
+        attention._functionals_to_replace,
+        quantize.quantize,
+        quantize.forward_loop_over,
+        quantize.fold,
+        references.load,
+        tasks.load_tasks,
+        tasks.evaluate,
+        checkpoint.save,
+        checkpoint.restore_in_fresh_process,
+        calibration.load,
+        graph.tower,
+        forms.Form.codes,
+        F.scaled_dot_product_attention,
+        F.softmax,
+    ]
 
 
 REPLACING = [f for f in CATALOGUE.values() if f.where not in (Where.BASELINE, Where.RECIPE)]
@@ -123,9 +149,13 @@ def test_a_fault_goes_even_if_the_run_raises(planted: Any, site: Site) -> None:
     assert all(a is b for a, b in zip(before, state(), strict=True))
 
 
-@pytest.mark.parametrize("planted", [f for f in CATALOGUE.values() if f.where is Where.RECIPE], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "planted", [f for f in CATALOGUE.values() if f.where is Where.RECIPE], ids=lambda f: f.name
+)
 def test_a_recipe_fault_gives_another_recipe(planted: Any, site: Site) -> None:
-    """The gate is handed another recipe than the clean one, which loads or is refused for what was planted in it."""
+    """The gate is handed another recipe than the clean one, which loads or is refused for what was
+    planted in it.
+    """
     with planted.planted(site):
         (ref,) = site.options["recipes"]
         try:
@@ -139,9 +169,15 @@ def test_a_recipe_fault_gives_another_recipe(planted: Any, site: Site) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["baseline edited", "outcomes truncated", "outcomes lost", "outcomes file is a pointer",
-     "baseline of another recipe", "baseline removed"],
-)  # fmt: skip
+    [
+        "baseline edited",
+        "outcomes truncated",
+        "outcomes lost",
+        "outcomes file is a pointer",
+        "baseline of another recipe",
+        "baseline removed",
+    ],
+)
 def test_a_baseline_fault_changes_the_files_of_its_site(name: str, site: Site) -> None:
     """The copy of the baselines is damaged."""
 
@@ -157,7 +193,9 @@ def test_a_baseline_fault_changes_the_files_of_its_site(name: str, site: Site) -
         assert files() != before
 
 
-WRONG_ARITHMETIC = [f for f in CATALOGUE.values() if f.plant.__module__ == "harness.tools.faults.arithmetic"]
+WRONG_ARITHMETIC = [
+    f for f in CATALOGUE.values() if f.plant.__module__ == "harness.tools.faults.arithmetic"
+]
 
 
 def test_the_arithmetic_faults_are_known() -> None:
@@ -167,33 +205,50 @@ def test_the_arithmetic_faults_are_known() -> None:
 
 @pytest.mark.parametrize("planted", WRONG_ARITHMETIC, ids=lambda f: f.name)
 def test_wrong_arithmetic_differs_from_modelopts(planted: Any, site: Site) -> None:
-    """Each wrong function really gives other bits than ModelOpt's on some tensor: it is no equivalent of it."""
+    """Each wrong function really gives other bits than ModelOpt's on some tensor: it is no
+    equivalent of it.
+    """
     from modelopt.torch.quantization import tensor_quant
 
     ties = torch.tensor([0.5, -0.5, 1.5, 2.5, 3.5, -1.0]) / 127
-    x = torch.cat([torch.linspace(-1.2, 1.2, 4801), torch.linspace(0, 5e-5, 100), ties]).repeat(3, 1)
+    x = torch.cat([torch.linspace(-1.2, 1.2, 4801), torch.linspace(0, 5e-5, 100), ties]).repeat(
+        3, 1
+    )
     amax = torch.tensor([[0.0], [1.0], [0.37]])
 
     def both() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         whole = tensor_quant._tensor_quant
-        return tensor_quant._fp8_eager(x, amax), whole(x, amax, narrow_range=False), whole(x, amax, narrow_range=True)
+        return (
+            tensor_quant._fp8_eager(x, amax),
+            whole(x, amax, narrow_range=False),
+            whole(x, amax, narrow_range=True),
+        )
 
     right = both()
     with planted.planted(site):
         wrong = both()
 
-    same = [torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0)) for a, b in zip(right, wrong, strict=True)]
+    same = [
+        torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0)) for a, b in zip(right, wrong, strict=True)
+    ]
     assert not all(same)
 
 
 def test_the_unspoiled_arithmetic_is_modelopts() -> None:
-    """Without a defect the replacement functions give ModelOpt's bits, so that each fault plants one thing only."""
+    """Without a defect the replacement functions give ModelOpt's bits, so that each fault plants
+    one thing only.
+    """
     from modelopt.torch.quantization import tensor_quant
 
     from harness.tools.faults.arithmetic import _fp8, _integer
 
     x = torch.cat([torch.linspace(-700, 700, 20001), torch.tensor([0.0, -0.0])]).half()
-    for amax in (torch.tensor(3.7), torch.tensor(448.0), torch.tensor(0.0), torch.tensor(600.0).half()):
+    for amax in (
+        torch.tensor(3.7),
+        torch.tensor(448.0),
+        torch.tensor(0.0),
+        torch.tensor(600.0).half(),
+    ):
         assert torch.equal(_fp8()(x, amax), tensor_quant._fp8_eager(x, amax))
         for narrow in (True, False):
             ours = _integer()(x, amax, 8, False, narrow)

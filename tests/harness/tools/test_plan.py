@@ -1,4 +1,6 @@
-"""The plan of a large run: work is counted right, parts add up, and what was not measured says so."""
+"""The plan of a large run: work is counted right, parts add up, and what was not measured says
+so.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,13 @@ def test_page_is_what_the_rates_give(measured: Rates) -> None:
     assert plan.PAGE.read_text() == plan.page(measured)
 
 
-# -- what is counted ------------------------------------------------------------------------------------------------
+# -- what is counted -------------------------------------------------------------------------------
 
 
 def test_operations_are_those_of_the_architecture() -> None:
-    """A ViT-L/14 of n = 257 tokens, d = 1024: 24 layers of 24 n d^2 + 4 n^2 d, the patches and the projection."""
+    """A ViT-L/14 of n = 257 tokens, d = 1024: 24 layers of 24 n d^2 + 4 n^2 d, the patches and the
+    projection.
+    """
     n, d = 257, 1024
 
     expected = 24 * (24 * n * d * d + 4 * n * n * d) + 2 * 256 * 3 * 14 * 14 * d + 2 * d * 768
@@ -43,16 +47,25 @@ def test_operations_are_those_of_the_architecture() -> None:
 
 
 def test_a_cut_prompt_costs_what_its_tokens_cost() -> None:
-    """The text tower of n tokens, d = 768: 12 layers of 24 n d^2 + 4 n^2 d, and the projection of one."""
+    """The text tower of n tokens, d = 768: 12 layers of 24 n d^2 + 4 n^2 d, and the projection of
+    one.
+    """
     for n in (16, 77):
-        assert plan.operations("ViT-L-14", n)["text"] == 12 * (24 * n * 768**2 + 4 * n * n * 768) + 2 * 768 * 768
+        assert (
+            plan.operations("ViT-L-14", n)["text"]
+            == 12 * (24 * n * 768**2 + 4 * n * n * 768) + 2 * 768 * 768
+        )
 
 
 def test_quantized_numbers_are_those_that_enabled_quantizers_take() -> None:
-    """Recipe fp8 takes 13 n d a layer (q, k, v, out, fc1, four in fc2, four around attention), pixels and the head."""
+    """Recipe fp8 takes 13 n d a layer (q, k, v, out, fc1, four in fc2, four around attention),
+    pixels and the head.
+    """
     n, d = 257, 1024
 
-    assert plan.quantized_elements("ViT-L-14", "fp8")["vision"] == 24 * 13 * n * d + 3 * 224 * 224 + d
+    assert (
+        plan.quantized_elements("ViT-L-14", "fp8")["vision"] == 24 * 13 * n * d + 3 * 224 * 224 + d
+    )
 
 
 def test_slices_are_cut_as_the_evaluator_cuts_them() -> None:
@@ -62,16 +75,20 @@ def test_slices_are_cut_as_the_evaluator_cuts_them() -> None:
     texts, each = tasks.texts_of(task), len(task.prompts) // tasks.texts_of(task)
     cut = shards.cut(task)
 
-    assert [one.n for one in cut if one.side == "images"] == plan._cut(len(task.sample_ids), shards.PICTURES)
+    assert [one.n for one in cut if one.side == "images"] == plan._cut(
+        len(task.sample_ids), shards.PICTURES
+    )
     assert [one.n for one in cut if one.side == "texts"] == plan._cut(texts, shards.PROMPTS // each)
 
 
-# -- how it adds up -------------------------------------------------------------------------------------------------
+# -- how it adds up --------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 12))
 def test_makespan_keeps_the_bounds_of_list_scheduling(times: list[int], workers: int) -> None:
-    """No shorter than the longest slice or an even share, no longer than both together (Graham 1966)."""
+    """No shorter than the longest slice or an even share, no longer than both together (Graham
+    1966).
+    """
     found = plan.makespan(times, workers)
 
     assert max(max(times), sum(times) / workers) <= found <= sum(times) / workers + max(times)
@@ -79,7 +96,9 @@ def test_makespan_keeps_the_bounds_of_list_scheduling(times: list[int], workers:
 
 
 def test_more_gpus_take_less_time_and_more_gpu_hours(measured: Rates) -> None:
-    """With a cluster, time falls with the GPUs and never below what is not divided; their hours only grow."""
+    """With a cluster, time falls with the GPUs and never below what is not divided; their hours
+    only grow.
+    """
     plans = [plan.plan(measured, workers) for workers in (2, 4, 8, 16, 32, 64)]
     undivided = [sum(v for k, v in p.parts.items() if not k.startswith("embed")) for p in plans]
 
@@ -115,29 +134,37 @@ def test_a_measured_gpu_takes_the_place_of_the_assumed_one(measured: Rates) -> N
     assert "GPU: Card. Its rates were measured." in page
     assert "assum" not in page
     assert "not a measurement" in plan.page(dataclasses.replace(measured, gpu=None))
-    times, computing = plan.slices(measured, Gpu.of(dataclasses.replace(measured, gpu=gpu)), quantized=True)
+    times, computing = plan.slices(
+        measured, Gpu.of(dataclasses.replace(measured, gpu=gpu)), quantized=True
+    )
     assert computing == pytest.approx(55_000 / 5 + 105_000 / 40)
     assert sum(times) >= computing * (1 - 1e-9)
 
 
 def test_a_slow_decoder_is_what_a_slice_waits_for(measured: Rates) -> None:
-    """Where cores decode more slowly than the GPU computes, they are the slower half, and the page says so."""
+    """Where cores decode more slowly than the GPU computes, they are the slower half, and the page
+    says so.
+    """
     slow = dataclasses.replace(measured, decode=1.0)
 
     assert sum(plan.slices(slow, Gpu.of(slow), quantized=False)[0]) > 55_000 / plan.CORES
     assert "Of pictures, decoding is the slower half" in plan.page(slow)
 
 
-# -- measuring ------------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def test_the_photograph_is_as_large_as_imagenets() -> None:
-    """The picture that decoding is measured on has the bytes of ImageNet's mean one, give or take a fifth."""
+    """The picture that decoding is measured on has the bytes of ImageNet's mean one, give or take a
+    fifth.
+    """
     assert 90_000 < len(rates.photograph()) < 135_000
 
 
 def test_a_rate_is_work_over_time() -> None:
-    """Ten units of work a tick of the clock are a rate of ten; the first round, which warms up, does not count."""
+    """Ten units of work a tick of the clock are a rate of ten; the first round, which warms up,
+    does not count.
+    """
     ticks = iter(range(100))
     done = []
 

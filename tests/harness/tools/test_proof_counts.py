@@ -1,4 +1,6 @@
-"""The proof counts rightly: what plants nothing survives, bounds are the closed forms, errors are told apart."""
+"""The proof counts rightly: what plants nothing survives, bounds are the closed forms, errors are
+told apart.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,14 @@ def kill(**changes: object) -> Kill:
 
 
 def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
-    """What kills is the fault and not the proof: with nothing planted, the checks that need no data find nothing."""
-    checks = [c for c in proof.CHECKS if c.name in ("every_pattern_matches", "every_enabled_quantizer_runs")]
+    """What kills is the fault and not the proof: with nothing planted, the checks that need no data
+    find nothing.
+    """
+    checks = [
+        c
+        for c in proof.CHECKS
+        if c.name in ("every_pattern_matches", "every_enabled_quantizer_runs")
+    ]
 
     found = proof.attempt(HARMLESS, clean, checks)
 
@@ -61,14 +69,18 @@ def crash(case: Case) -> list[str]:
     ("run", "how"), [(refuse, "usage error"), (crash, "error"), (lambda case: ["wrong"], "failed")]
 )
 def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
-    """A usage error, a raised exception and a found problem are three different words in the matrix."""
+    """A usage error, a raised exception and a found problem are three different words in the
+    matrix.
+    """
     found = proof.attempt(HARMLESS, clean, [Check("insertion", "this_one", run)])  # type: ignore[arg-type]
 
     assert (found.suite, found.check, found.how) == ("insertion", "this one", how)
 
 
 def test_the_first_check_that_notices_kills(clean: Clean) -> None:
-    """In the order of the checks; whether it needs a baseline stands beside it, and nothing behind it runs."""
+    """In the order of the checks; whether it needs a baseline stands beside it, and nothing behind
+    it runs.
+    """
     wrong = [
         Check("numerics", "silent", lambda case: []),
         Check("insertion", "with", lambda case: ["moved"], recorded=True),
@@ -81,11 +93,15 @@ def test_the_first_check_that_notices_kills(clean: Clean) -> None:
 
 
 def test_only_checkpoint_faults_meet_the_checkpoint_suite(clean: Clean) -> None:
-    """A fresh process does not carry a fault planted in this one, so its difference would be no kill."""
+    """A fresh process does not carry a fault planted in this one, so its difference would be no
+    kill.
+    """
     checks = [Check("checkpoint", "differs", lambda case: ["differs"])]
 
     assert proof.attempt(HARMLESS, clean, checks).survived
-    assert not proof.attempt(dataclasses.replace(HARMLESS, where=Where.CHECKPOINT), clean, checks).survived
+    assert not proof.attempt(
+        dataclasses.replace(HARMLESS, where=Where.CHECKPOINT), clean, checks
+    ).survived
 
 
 def test_a_site_is_gone_after_the_attempt(clean: Clean) -> None:
@@ -99,7 +115,9 @@ def test_a_site_is_gone_after_the_attempt(clean: Clean) -> None:
 
 @pytest.mark.parametrize("count", [1, 40, 98])
 def test_bounds_are_the_closed_forms(count: int) -> None:
-    """With all killed the lower bound is alpha^(1/n), and with no alarm the upper one is 1 - alpha^(1/n)."""
+    """With all killed the lower bound is alpha^(1/n), and with no alarm the upper one is 1 -
+    alpha^(1/n).
+    """
     assert proof.lower_bound(count, count) == pytest.approx(0.05 ** (1 / count))
     assert proof.upper_bound(0, count) == pytest.approx(1 - 0.05 ** (1 / count))
     assert proof.lower_bound(count - 1, count) < proof.lower_bound(count, count)
@@ -113,7 +131,11 @@ def test_the_document_names_survivors_and_baselines() -> None:
     text = proof.document([kill(), lost, starred], [])
 
     assert "2 of 3 faults killed: 66.7%" in text
-    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    rows = {
+        line.split(" | ")[0].strip("| "): line
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
     assert rows["FP8 truncates"].endswith("| **survived** |")
     assert rows["recipe swapped"].endswith("| insertion: a check \\* |")
     assert rows["scale constant 240"].endswith("| insertion: a check |")
@@ -127,12 +149,16 @@ def test_alarms_are_counted() -> None:
 
 
 def test_variations_differ_in_order_and_cover_the_axes() -> None:
-    """Every variation has an order of its own; over three processes each batch size meets both thread counts."""
+    """Every variation has an order of its own; over three processes each batch size meets both
+    thread counts.
+    """
     found = [v for process in range(3) for v in proof.variations(6, process, "7")]
 
     assert len({v.order for v in found}) == 18
     assert len({v.batch_size for v in found}) == 5
-    assert {(v.batch_size, v.threads) for v in found} == {(b, t) for b in {v.batch_size for v in found} for t in (1, 2)}
+    assert {(v.batch_size, v.threads) for v in found} == {
+        (b, t) for b in {v.batch_size for v in found} for t in (1, 2)
+    }
 
 
 def test_the_command_refuses_unknown_faults() -> None:
@@ -142,7 +168,9 @@ def test_the_command_refuses_unknown_faults() -> None:
 
 
 def test_every_suite_of_the_gate_is_in_the_order() -> None:
-    """Insertion comes first, accuracy's record last, and each suite that decides something is there."""
+    """Insertion comes first, accuracy's record last, and each suite that decides something is
+    there.
+    """
     suites = [check.suite for check in proof.CHECKS]
 
     assert set(suites) == {"insertion", "numerics", "accuracy", "checkpoint", "export"}

@@ -1,4 +1,6 @@
-"""The error rates that the verdicts promise, measured on drawn pairs: at least 10,000 draws a cell."""
+"""The error rates that the verdicts promise, measured on drawn pairs: at least 10,000 draws a
+cell.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_false_pass_and_false_fail_keep_alpha(cell: Cell) -> None:
 
 
 def test_tango_alone_does_not_keep_alpha() -> None:
-    """Where hardly any sample is discordant Tango's test alone calls FAIL too often: the exact guard is needed."""
+    """Where hardly any sample is discordant Tango's test alone calls FAIL too often: the exact
+    guard is needed.
+    """
     measured = draws.measure(Cell(986, 0.0101, 1.0, -1.0), DRAWS, seed=1)
 
     assert measured.naive_failed.refutes(0.05), str(measured.naive_failed)
@@ -48,11 +52,17 @@ def test_tango_alone_does_not_keep_alpha() -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    [Cell(300, 0.035, 2.5, -2.5, 5, 0.5), Cell(200, 0.04, 2.0, -2.0, 5, 1.0), Cell(300, 0.035, 2.5, -2.5, 5, 0.0)],
+    [
+        Cell(300, 0.035, 2.5, -2.5, 5, 0.5),
+        Cell(200, 0.04, 2.0, -2.0, 5, 1.0),
+        Cell(300, 0.035, 2.5, -2.5, 5, 0.0),
+    ],
     ids=str,
 )
 def test_clustered_verdict_keeps_alpha_where_the_naive_one_does_not(cell: Cell) -> None:
-    """With captions that move together the clustered verdict keeps alpha; taking them as independent breaks it."""
+    """With captions that move together the clustered verdict keeps alpha; taking them as
+    independent breaks it.
+    """
     measured = draws.measure(cell, DRAWS, seed=1)
 
     assert not measured.passed.refutes(cell.alpha), str(measured.passed)
@@ -71,7 +81,9 @@ def test_clustered_verdict_keeps_alpha_where_the_naive_one_does_not(cell: Cell) 
     ids=str,
 )
 def test_few_or_unequal_clusters_keep_alpha(cell: Cell) -> None:
-    """Where large clusters may stay clean by chance, or there are few, a loss on the budget rarely passes."""
+    """Where large clusters may stay clean by chance, or there are few, a loss on the budget rarely
+    passes.
+    """
     measured = draws.measure(cell, 1000, seed=1)
 
     assert not measured.passed.refutes(cell.alpha), str(measured.passed)
@@ -90,10 +102,14 @@ def test_few_or_unequal_clusters_keep_alpha(cell: Cell) -> None:
     ids=str,
 )
 def test_measured_power_agrees_with_the_formula(cell: Cell) -> None:
-    """The share of right decisions is within 3 points of the formula that refuses budgets; wrong ones are rare."""
+    """The share of right decisions is within 3 points of the formula that refuses budgets; wrong
+    ones are rare.
+    """
     measured = draws.measure(cell, DRAWS, seed=1)
     right, wrong = (
-        (measured.passed, measured.failed) if cell.truth > -cell.points else (measured.failed, measured.passed)
+        (measured.passed, measured.failed)
+        if cell.truth > -cell.points
+        else (measured.failed, measured.passed)
     )
 
     planned = paired.power(cell.n, cell.discordance, cell.margin, cell.truth / 100, cell.alpha)
@@ -103,7 +119,9 @@ def test_measured_power_agrees_with_the_formula(cell: Cell) -> None:
 
 
 def test_planted_loss_is_decided_by_a_large_task_only() -> None:
-    """A true loss of 1 point, a budget of half: 1,000 samples mostly cannot decide, 20,000 nearly always FAIL."""
+    """A true loss of 1 point, a budget of half: 1,000 samples mostly cannot decide, 20,000 nearly
+    always FAIL.
+    """
     small = draws.measure(Cell(1000, 0.04, 0.5, -1.0), DRAWS, seed=1)
     large = draws.measure(Cell(20_000, 0.04, 0.5, -1.0), DRAWS, seed=1)
 
@@ -112,9 +130,13 @@ def test_planted_loss_is_decided_by_a_large_task_only() -> None:
     assert large.failed.value > 0.95
 
 
-@pytest.mark.parametrize("cell", [Cell(400, 0.08, 3.0, -3.0), Cell(150, 0.15, 8.0, -8.0, 3, 0.5)], ids=str)
+@pytest.mark.parametrize(
+    "cell", [Cell(400, 0.08, 3.0, -3.0), Cell(150, 0.15, 8.0, -8.0, 3, 0.5)], ids=str
+)
 def test_early_stop_keeps_alpha_under_continuous_peeking(cell: Cell) -> None:
-    """Looking after every bet and stopping at once keeps alpha; a fixed-sample test looked at that way does not."""
+    """Looking after every bet and stopping at once keeps alpha; a fixed-sample test looked at that
+    way does not.
+    """
     stopped = draws.peek(cell, DRAWS, seed=1)
 
     assert not stopped.early_passed.refutes(cell.alpha / 2), str(stopped.early_passed)
@@ -125,7 +147,9 @@ def test_early_stop_keeps_alpha_under_continuous_peeking(cell: Cell) -> None:
 
 
 def test_early_stop_saves_samples_where_the_truth_is_plain() -> None:
-    """An equal model and one far over the budget are decided rightly before half of the samples are used."""
+    """An equal model and one far over the budget are decided rightly before half of the samples are
+    used.
+    """
     equal, worse = (draws.peek(Cell(4000, 0.04, 2.0, t), 200, seed=1) for t in (0.0, -6.0))
 
     assert equal.passed.value > 0.97
@@ -134,7 +158,9 @@ def test_early_stop_saves_samples_where_the_truth_is_plain() -> None:
 
 
 def test_family_keeps_the_false_fail_rate_over_three_tasks() -> None:
-    """Three tasks on their budgets: Holm keeps the family's false FAIL at alpha, without it 1 - 0.95^3 is near."""
+    """Three tasks on their budgets: Holm keeps the family's false FAIL at alpha, without it 1 -
+    0.95^3 is near.
+    """
     joined = draws.join([Cell(1000, 0.04, 1.0, -1.0)] * 3, DRAWS, seed=1)
 
     assert not joined.failed.refutes(0.05), str(joined.failed)
@@ -142,8 +168,8 @@ def test_family_keeps_the_false_fail_rate_over_three_tasks() -> None:
 
 
 def test_family_keeps_the_false_pass_rate_without_a_correction() -> None:
-    """One task over its budget and two that are equal: the family is PASS in no more than alpha of the draws, and not
-    far less.
+    """One task over its budget and two that are equal: the family is PASS in no more than alpha of
+    the draws, and not far less.
     """
     equal = Cell(1632, 0.01, 2.5, 0.0)
 
@@ -154,7 +180,9 @@ def test_family_keeps_the_false_pass_rate_without_a_correction() -> None:
 
 
 def test_drawn_pairs_are_judged_as_compare_judges() -> None:
-    """The vectorised decisions of the simulation are those of compare on outcomes with the same counts."""
+    """The vectorised decisions of the simulation are those of compare on outcomes with the same
+    counts.
+    """
     cell = Cell(400, 0.05, 2.0, -1.0)
     won, lost = draws.draw(generator(), cell, 60)
     passed, failed = draws.fixed(won[:, 0], lost[:, 0], cell.n, cell.margin, cell.alpha)
@@ -162,7 +190,10 @@ def test_drawn_pairs_are_judged_as_compare_judges() -> None:
     for b, c, is_pass, is_fail in zip(won[:, 0], lost[:, 0], passed, failed, strict=True):
         decision = compare(*pair(400, int(c), int(b)), Budget(2.0)).decision
 
-        assert (decision is Decision.PASS, decision is Decision.FAIL) == (bool(is_pass), bool(is_fail))
+        assert (decision is Decision.PASS, decision is Decision.FAIL) == (
+            bool(is_pass),
+            bool(is_fail),
+        )
 
 
 def generator() -> np.random.Generator:
@@ -190,8 +221,8 @@ def test_rate_bounds_refute_only_beyond_chance() -> None:
 
 
 def test_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The documented command writes every table with the draws and the command that made it, the same for the same
-    seed.
+    """The documented command writes every table with the draws and the command that made it, the
+    same for the same seed.
     """
     for name in ("EDGE", "CLUSTERED", "UNEQUAL", "POWER", "PEEKED", "FAMILIES"):
         monkeypatch.setattr(simulation, name, getattr(simulation, name)[:1])
@@ -208,7 +239,8 @@ def test_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_report_names_a_refuted_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell whose rate is above its alpha makes the command fail and stands in bold."""
-    # The truth lies inside the budget, so PASS is right and frequent; declared as an edge it must be told.
+    # The truth lies inside the budget, so PASS is right and frequent; declared as an edge it must
+    # be told.
     monkeypatch.setattr(simulation, "EDGE", (Cell(1000, 0.04, 2.5, 0.0),))
     for name in ("CLUSTERED", "UNEQUAL", "POWER", "PEEKED", "FAMILIES"):
         monkeypatch.setattr(simulation, name, ())

@@ -1,4 +1,6 @@
-"""Releases: what is expected to differ between them does, anything else is named, and the page says what is so."""
+"""Releases: what is expected to differ between them does, anything else is named, and the page says
+what is so.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ NEWEST = next(reversed(MEASURED.values()))
 PAIRS = list(itertools.permutations(MEASURED, 2))
 
 HEAD = 'package: nvidia-modelopt\nrelease: "0.48"\ndifferences:\n'
-ENTRY = "  - {kind: quantizers, name: x, quantizers: ['*'], before: absent, after: 'off', reason: r, evidence: e}\n"
+ENTRY = (
+    "  - {kind: quantizers, name: x, quantizers: ['*'], before: absent, after: 'off', reason: r, "
+    "evidence: e}\n"
+)
 
 
 def write(folder: Path, text: str, name: str = "0.48.yaml") -> Path:
@@ -64,7 +69,9 @@ def to(*releases: str, records: Any = RECORDS) -> Way:
 
 @pytest.mark.parametrize(("base", "fresh"), PAIRS, ids=map("-to-".join, PAIRS))
 def test_every_difference_between_measured_releases_is_expected(base: str, fresh: str) -> None:
-    """From any measured release to any other, back or forward, the records explain all that differs and all are met."""
+    """From any measured release to any other, back or forward, the records explain all that differs
+    and all are met.
+    """
     found = check.check(MEASURED[fresh], MEASURED[base], RECORDS)
 
     assert not found.findings, "\n".join(found.lines(RECORDS))
@@ -73,15 +80,23 @@ def test_every_difference_between_measured_releases_is_expected(base: str, fresh
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.name)
 def test_every_record_is_needed(record: differences.Record) -> None:
-    """Without the record, the release before the one that it is of differs in what nobody expects."""
-    earlier = [m for m in MEASURED.values() if differences.release(m.release) < differences.release(record.release)]
+    """Without the record, the release before the one that it is of differs in what nobody
+    expects.
+    """
+    earlier = [
+        m
+        for m in MEASURED.values()
+        if differences.release(m.release) < differences.release(record.release)
+    ]
     rest = [r for r in RECORDS if r is not record]
 
     assert check.check(earlier[-1], NEWEST, rest).findings
 
 
 def test_a_release_that_tox_tries_is_measured() -> None:
-    """Each environment modelopt-X of tox.ini has its measurement, and the newest is the pinned release."""
+    """Each environment modelopt-X of tox.ini has its measurement, and the newest is the pinned
+    release.
+    """
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
     (section,) = [name for name in tox.sections() if name.startswith("testenv:modelopt-")]
@@ -97,26 +112,40 @@ def test_a_release_that_tox_tries_is_measured() -> None:
 
 def test_the_page_is_written_from_what_was_measured() -> None:
     """docs/versions.md is what the command makes of the committed measurements and records."""
-    assert (ROOT / "docs" / "versions.md").read_text() == table.render(list(MEASURED.values()), RECORDS)
+    assert (ROOT / "docs" / "versions.md").read_text() == table.render(
+        list(MEASURED.values()), RECORDS
+    )
 
 
-@pytest.mark.parametrize("fact", [
-    "| quantizers inserted | 837 | 837 | 837 | **987** | **996** | 996 | 996 |",
-    "| `FP8_DEFAULT_CFG` | 292 / 146 | 292 / 146 | 292 / 146 | **342 / 171** | **0 / 171** | 0 / 171 | 0 / 171 |",
-    "(published) | 388 / 194 | 388 / 194 | 388 / 194 | **0 / 0** | 0 / 0 | 0 / 0 | **refused (RuntimeError)** |",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "| quantizers inserted | 837 | 837 | 837 | **987** | **996** | 996 | 996 |",
+        "| `FP8_DEFAULT_CFG` | 292 / 146 | 292 / 146 | 292 / 146 | **342 / 171** | **0 / 171** | 0 "
+        "/ 171 | 0 / 171 |",
+        "(published) | 388 / 194 | 388 / 194 | 388 / 194 | **0 / 0** | 0 / 0 | 0 / 0 | **refused "
+        "(RuntimeError)** |",
+    ],
+)
 def test_the_page_shows_the_known_changes(fact: str) -> None:
-    """LayerNorm in 0.44, the presets' vision tower in 0.45, the published dict that ends in its default."""
+    """LayerNorm in 0.44, the presets' vision tower in 0.45, the published dict that ends in its
+    default.
+    """
     assert fact in (ROOT / "docs" / "versions.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["fp8", "FP8_DEFAULT_CFG", "DEFAULT_LAST"])
 def test_the_installed_release_is_as_it_was_measured(name: str) -> None:
-    """What this release makes of a recipe, a preset and the published dict is what its file says."""
+    """What this release makes of a recipe, a preset and the published dict is what its file
+    says.
+    """
     blanks = {"embedded": architectures.build("embedded")}
     kept = measurement.find(NEWEST.release, BASELINES).subjects[name]
     if environment.versions()["nvidia-modelopt"] != NEWEST.release:
-        pytest.skip("another release is held against the newest measured one by python -m harness.tools.versions check")
+        pytest.skip(
+            "another release is held against the newest measured one by python -m "
+            "harness.tools.versions check"
+        )
 
     found = measurement.subject(measurement.references()[name], blanks)
 
@@ -128,9 +157,15 @@ def test_the_installed_release_is_as_it_was_measured(name: str) -> None:
 
 
 def test_records_are_undone_newest_first_and_done_oldest_first(tmp_path: Path) -> None:
-    """Back from 0.50 the newer record applies first, from after to before; forward the older, from before to after."""
+    """Back from 0.50 the newer record applies first, from after to before; forward the older, from
+    before to after.
+    """
     for number in (48, 50):
-        write(tmp_path, HEAD.replace("48", str(number)) + ENTRY.replace("x", f"x{number}"), f"0.{number}.yaml")
+        write(
+            tmp_path,
+            HEAD.replace("48", str(number)) + ENTRY.replace("x", f"x{number}"),
+            f"0.{number}.yaml",
+        )
     records = differences.load(tmp_path)
 
     back, forward = to("0.50.1", "0.47", records=records), to("0.47", "0.50.0rc1", records=records)
@@ -145,9 +180,13 @@ def test_records_are_undone_newest_first_and_done_oldest_first(tmp_path: Path) -
 
 
 def test_packages_travel_apart(tmp_path: Path) -> None:
-    """A record of transformers applies where transformers moved, whatever ModelOpt did; torch never does."""
+    """A record of transformers applies where transformers moved, whatever ModelOpt did; torch never
+    does.
+    """
     write(
-        tmp_path, HEAD.replace("nvidia-modelopt", "transformers").replace("0.48", "5.0") + ENTRY, "transformers-5.yaml"
+        tmp_path,
+        HEAD.replace("nvidia-modelopt", "transformers").replace("0.48", "5.0") + ENTRY,
+        "transformers-5.yaml",
     )
     records = differences.load(tmp_path)
     here = {"nvidia-modelopt": "0.47.0", "transformers": "5.14.1", "torch": "2.13.0"}
@@ -179,7 +218,9 @@ def without(quantizers: QuantizerMap, module_class: str) -> QuantizerMap:
 
 
 def test_what_is_expected_is_met_and_counted(fp8: QuantizerMap) -> None:
-    """Under 0.44 the map has no Embedding: the overlay takes the baseline's away, and says how many."""
+    """Under 0.44 the map has no Embedding: the overlay takes the baseline's away, and says how
+    many.
+    """
     older = without(fp8, "Embedding")
 
     laid = overlay.lay(fp8, older, to("0.47", "0.44"), "fp8")
@@ -189,10 +230,14 @@ def test_what_is_expected_is_met_and_counted(fp8: QuantizerMap) -> None:
     assert laid.met == {"nvidia-modelopt 0.45 embedding": 9}
 
 
-def test_a_difference_that_no_record_expects_is_named_with_its_record(fp8: QuantizerMap, tmp_path: Path) -> None:
-    """The finding names quantizers, what was expected and found; its draft, completed, expects it."""
+def test_a_difference_that_no_record_expects_is_named_with_its_record(
+    fp8: QuantizerMap, tmp_path: Path
+) -> None:
+    """The finding names quantizers, what was expected and found; its draft, completed, expects
+    it.
+    """
     moved = changed(fp8, "q_bmm", format="E5M2")
-    finding, = overlay.lay(fp8, moved, to("0.47", "0.48"), "fp8").findings  # fmt: skip
+    (finding,) = overlay.lay(fp8, moved, to("0.47", "0.48"), "fp8").findings
 
     assert str(finding).splitlines() == [
         "7 quantizers are not as expected:",
@@ -206,16 +251,24 @@ def test_a_difference_that_no_record_expects_is_named_with_its_record(fp8: Quant
 
 
 def test_a_draft_runs_from_the_older_release_to_the_newer(fp8: QuantizerMap) -> None:
-    """Found under an older release than the baseline's, before is what was found, and after the baseline's."""
-    finding, = overlay.lay(fp8, without(fp8, "LayerNorm"), to("0.47", "0.46"), "fp8").findings  # fmt: skip
+    """Found under an older release than the baseline's, before is what was found, and after the
+    baseline's.
+    """
+    (finding,) = overlay.lay(fp8, without(fp8, "LayerNorm"), to("0.47", "0.46"), "fp8").findings
     (draft,) = yaml.safe_load(finding.draft)
 
-    assert (draft["before"], draft["after"], draft["module_class"]) == ("absent", "off", "LayerNorm")
+    assert (draft["before"], draft["after"], draft["module_class"]) == (
+        "absent",
+        "off",
+        "LayerNorm",
+    )
     assert "*.layers.*.layer_norm1.input_quantizer" in draft["quantizers"]
 
 
 def test_a_record_that_meets_nothing_fails_by_name(fp8: QuantizerMap) -> None:
-    """A map under 0.44 with Embedding quantizers all the same is told under the record's name, with its place."""
+    """A map under 0.44 with Embedding quantizers all the same is told under the record's name, with
+    its place.
+    """
     found = overlay.lay(without(fp8, "Embedding"), fp8, to("0.47", "0.44"), "fp8").findings
 
     assert "the expected difference nvidia-modelopt 0.45 embedding meets nothing" in str(found[0])
@@ -232,45 +285,78 @@ def test_a_record_of_another_subject_is_left_alone(fp8: QuantizerMap) -> None:
     assert "expected off" in str(found.findings)
 
 
-@pytest.mark.parametrize(("word", "state", "holds"), [
-    ("present", "off", True), ("present", "absent", False), ("on", "off", False), ("on", "INT8 per-tensor", True),
-    ("off", "off", True), ("INT8 *", "INT8 per-channel(0) called 0 times", True), ("INT8 *", "off", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "state", "holds"),
+    [
+        ("present", "off", True),
+        ("present", "absent", False),
+        ("on", "off", False),
+        ("on", "INT8 per-tensor", True),
+        ("off", "off", True),
+        ("INT8 *", "INT8 per-channel(0) called 0 times", True),
+        ("INT8 *", "off", False),
+    ],
+)
 def test_states_are_words_or_globs(word: str, state: str, holds: bool) -> None:
-    """``on`` and ``present`` stand for several states; anything else is a glob over the state's own words."""
+    """``on`` and ``present`` stand for several states; anything else is a glob over the state's own
+    words.
+    """
     assert differences.matches(word, state) is holds
 
 
 def test_an_outcome_is_followed_over_releases() -> None:
-    """The published dict was taken, then taken without effect, then refused: each step is a record, met both ways."""
+    """The published dict was taken, then taken without effect, then refused: each step is a record,
+    met both ways.
+    """
     last = "DEFAULT_LAST"
-    taken, nothing, refused = (MEASURED[r].subjects[last].outcome for r in ("0.43.0", "0.46.1", "0.47.0"))
+    taken, nothing, refused = (
+        MEASURED[r].subjects[last].outcome for r in ("0.43.0", "0.46.1", "0.47.0")
+    )
 
     met, findings = overlay.outcome(refused, taken, to("0.47", "0.43"), last)
 
-    assert (list(met), findings) == ([
-        "nvidia-modelopt 0.47 nothing-enabled-is-refused", "nvidia-modelopt 0.44 default-is-an-entry-like-others"
-    ], [])  # fmt: skip
+    assert (list(met), findings) == (
+        [
+            "nvidia-modelopt 0.47 nothing-enabled-is-refused",
+            "nvidia-modelopt 0.44 default-is-an-entry-like-others",
+        ],
+        [],
+    )
     assert overlay.outcome(taken, nothing, to("0.43", "0.46"), last)[1] == []
-    (finding,) = overlay.outcome(refused, "3 vision, 0 text quantizers on", to("0.47", "0.46"), last)[1]
+    (finding,) = overlay.outcome(
+        refused, "3 vision, 0 text quantizers on", to("0.47", "0.46"), last
+    )[1]
     assert "expected 0 vision, 0 text quantizers on" in str(finding)
 
 
 def test_a_deviation_is_expected_where_its_release_has_it() -> None:
-    """Packed NVFP4 fails on a CPU before 0.45, and only there; mended or otherwise broken, it is told."""
-    name, fails = "nvfp4-packed-zeros", "fails: AssertionError: Torch not compiled with CUDA enabled"
+    """Packed NVFP4 fails on a CPU before 0.45, and only there; mended or otherwise broken, it is
+    told.
+    """
+    name, fails = (
+        "nvfp4-packed-zeros",
+        "fails: AssertionError: Torch not compiled with CUDA enabled",
+    )
 
     assert overlay.deviation(name, fails, to("0.47", "0.44"), "cpu")[1] == []
     assert overlay.deviation(name, "as recorded", to("0.47", "0.44"), "cuda")[1] == []
     assert overlay.deviation(name, "as recorded", to("0.47", "0.46"), "cpu")[1] == []
-    assert "expected as recorded" in str(overlay.deviation(name, fails, to("0.47", "0.46"), "cpu")[1])
-    assert "expected fails: *" in str(overlay.deviation(name, "as recorded", to("0.47", "0.44"), "cpu")[1])
+    assert "expected as recorded" in str(
+        overlay.deviation(name, fails, to("0.47", "0.46"), "cpu")[1]
+    )
+    assert "expected fails: *" in str(
+        overlay.deviation(name, "as recorded", to("0.47", "0.44"), "cpu")[1]
+    )
 
 
 def test_a_deviation_that_is_gone_is_told_with_where_to_write_it() -> None:
-    """A case that ModelOpt now treats as the definition does fails the numerics suite and says what to correct."""
+    """A case that ModelOpt now treats as the definition does fails the numerics suite and says what
+    to correct.
+    """
     known = deviations.KNOWN[0]
-    mended = replace(known, reproduce=lambda: deviations.Evidence(*[known.reproduce().definition] * 3))
+    mended = replace(
+        known, reproduce=lambda: deviations.Evidence(*[known.reproduce().definition] * 3)
+    )
 
     _, (same,) = carried.deviation(mended, RECORDS, {"nvidia-modelopt": known.measured_on}, "cpu")
     _, (later,) = carried.deviation(mended, RECORDS, {"nvidia-modelopt": "0.99.0"}, "cpu")
@@ -279,7 +365,10 @@ def test_a_deviation_that_is_gone_is_told_with_where_to_write_it() -> None:
     assert "Correct or remove it in harness/formats/deviations.py." in same
     assert "after: as defined" in later
     assert "baselines/versions/0.99.yaml" in later
-    assert carried.deviation(known, RECORDS, {"nvidia-modelopt": known.measured_on}, "cpu") == ({}, [])
+    assert carried.deviation(known, RECORDS, {"nvidia-modelopt": known.measured_on}, "cpu") == (
+        {},
+        [],
+    )
 
 
 # -- the baseline of another release
@@ -296,11 +385,15 @@ def under(record: Record, release: str, module_class: str) -> Record:
     """*record* as if another release had given it, without quantizers at modules of a class."""
     versions = record.provenance.versions | {"nvidia-modelopt": release}
     left = tuple(q for q in record.quantizers if q["module_class"] != module_class)
-    return replace(record, provenance=replace(record.provenance, versions=versions), quantizers=left)
+    return replace(
+        record, provenance=replace(record.provenance, versions=versions), quantizers=left
+    )
 
 
 def test_a_record_is_carried_to_the_release_that_runs() -> None:
-    """The carried record has this run's releases and the map expected of them; the stored one is as it was."""
+    """The carried record has this run's releases and the map expected of them; the stored one is as
+    it was.
+    """
     kept = stored()
     older = under(kept, "0.44.0", "Embedding")
 
@@ -323,16 +416,21 @@ def test_a_record_of_another_model_is_not_carried() -> None:
 
 
 def test_the_message_says_what_was_met_what_was_not_and_how_to_write_it() -> None:
-    """An upgrade to a release that nobody knows yet: the unexpected difference, the file, the record, the rerun."""
+    """An upgrade to a release that nobody knows yet: the unexpected difference, the file, the
+    record, the rerun.
+    """
     kept = stored()
     made = carried.carry(kept, under(kept, "0.48.0", "Embedding"), RECORDS)
 
     assert made.unexpected is not None
-    message = made.unexpected.message("tests/test_insertion.py::test_map_equals_baseline[fp8-embedded]")
+    message = made.unexpected.message(
+        "tests/test_insertion.py::test_map_equals_baseline[fp8-embedded]"
+    )
     for line in (
         "the quantizer map is not what is expected after nvidia-modelopt 0.47.0 to 0.48.0",
         "  9 Embedding quantizers are absent, expected off:",
-        "the release after 0.47.0, up to 0.48.0, that brought it (such as baselines/versions/0.48.yaml):",
+        "the release after 0.47.0, up to 0.48.0, that brought it (such as "
+        "baselines/versions/0.48.yaml):",
         "  module_class: Embedding",
         "  before: 'off'",
         "  after: absent",
@@ -343,18 +441,24 @@ def test_the_message_says_what_was_met_what_was_not_and_how_to_write_it() -> Non
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
-    """A gate whose store holds the FP8 record that 0.44 would have left, beside the committed records of releases."""
+    """A gate whose store holds the FP8 record that 0.44 would have left, beside the committed
+    records of releases.
+    """
     folder = tmp_path_factory.mktemp("baselines")
     for path in (BASELINES / "versions").glob("*.yaml"):
         write(folder, path.read_text(), path.name)
     (folder / "budgets.yaml").write_text((BASELINES / "budgets.yaml").read_text())
     made = Gate(Options(recipes=("fp8",), calibration_size=64, baselines=folder, device="cpu"))
-    made.store.write(under(made.cases()[0].record(accuracy=False), "0.44.0", "Embedding"), "as of 0.44")
+    made.store.write(
+        under(made.cases()[0].record(accuracy=False), "0.44.0", "Embedding"), "as of 0.44"
+    )
     return made
 
 
 def test_the_gate_compares_the_map_with_a_baseline_of_another_release(gate: Gate) -> None:
-    """The map holds against the older record, and the run's results tell which expected difference it met."""
+    """The map holds against the older record, and the run's results tell which expected difference
+    it met.
+    """
     (case,) = gate.cases()
     found = case.drift()
 
@@ -363,7 +467,10 @@ def test_the_gate_compares_the_map_with_a_baseline_of_another_release(gate: Gate
     results = Results()
     collector.collect(gate, results, collector.Notes())
     assert results.environment["expected_differences"] == {
-        "nvidia-modelopt 0.45 embedding": {"count": 9, "reason": RECORDS_BY_NAME["embedding"].reason}
+        "nvidia-modelopt 0.45 embedding": {
+            "count": 9,
+            "reason": RECORDS_BY_NAME["embedding"].reason,
+        }
     }
 
 
@@ -384,17 +491,31 @@ def test_results_of_workers_join_their_expected_differences() -> None:
 # -- files
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (HEAD + ENTRY.replace("quantizers, name", "quantisers, name"), r"0\.48\.yaml:4 .*differences\[0\]"),
-    (HEAD + ENTRY.replace(", reason: r", ""), r"0\.48\.yaml:4 .*'reason' is missing.* reason and evidence"),
-    (HEAD + ENTRY.replace("before: absent", "befor: absent"), r"'before' is missing|no setting 'befor'"),
-    (HEAD + ENTRY.replace("['*']", "[]"), r"0\.48\.yaml:4 .*quantizers"),
-    (HEAD + ENTRY + ENTRY, r"0\.48\.yaml:5 .*the name 'x' is taken"),
-    (HEAD.replace("0.48", "newest") + ENTRY, r"0\.48\.yaml:2 .*a release is written as 0\.44"),
-    (HEAD.replace("nvidia-modelopt", "torch") + ENTRY, r"0\.48\.yaml:1 \(package\)"),
-    ("differences: [", r"0\.48\.yaml:1: is not YAML"),
-])  # fmt: skip
-def test_a_file_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEAD + ENTRY.replace("quantizers, name", "quantisers, name"),
+            r"0\.48\.yaml:4 .*differences\[0\]",
+        ),
+        (
+            HEAD + ENTRY.replace(", reason: r", ""),
+            r"0\.48\.yaml:4 .*'reason' is missing.* reason and evidence",
+        ),
+        (
+            HEAD + ENTRY.replace("before: absent", "befor: absent"),
+            r"'before' is missing|no setting 'befor'",
+        ),
+        (HEAD + ENTRY.replace("['*']", "[]"), r"0\.48\.yaml:4 .*quantizers"),
+        (HEAD + ENTRY + ENTRY, r"0\.48\.yaml:5 .*the name 'x' is taken"),
+        (HEAD.replace("0.48", "newest") + ENTRY, r"0\.48\.yaml:2 .*a release is written as 0\.44"),
+        (HEAD.replace("nvidia-modelopt", "torch") + ENTRY, r"0\.48\.yaml:1 \(package\)"),
+        ("differences: [", r"0\.48\.yaml:1: is not YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     """What is wrong in a file of expected differences is told with file, line and place."""
     with pytest.raises(UsageError, match=message):
         differences.load(write(tmp_path, text))
@@ -405,7 +526,9 @@ def test_two_files_for_one_release_are_refused(tmp_path: Path) -> None:
     write(tmp_path, HEAD + ENTRY, "a.yaml")
     write(tmp_path, HEAD.replace("0.48", "0.48.0") + ENTRY.replace("x", "y"), "b.yaml")
 
-    with pytest.raises(UsageError, match=r"b\.yaml: is a second file for nvidia-modelopt 0\.48\.0, after a\.yaml"):
+    with pytest.raises(
+        UsageError, match=r"b\.yaml: is a second file for nvidia-modelopt 0\.48\.0, after a\.yaml"
+    ):
         differences.load(tmp_path)
 
 
@@ -417,7 +540,9 @@ def test_a_folder_of_baselines_without_records_expects_nothing(tmp_path: Path) -
 def test_the_folder_of_records_is_no_model(tmp_path: Path) -> None:
     """The store does not take it for an orphan, and refuses a model of its name."""
     assert Store(write(tmp_path, HEAD + ENTRY)).orphans([]) == ()
-    with pytest.raises(UsageError, match="the baselines keep this name for what releases are expected to change"):
+    with pytest.raises(
+        UsageError, match="the baselines keep this name for what releases are expected to change"
+    ):
         folder_name("versions", "model")
 
 
@@ -429,7 +554,9 @@ names = st.builds(
     st.sampled_from(["mlp.fc1", "mlp.fc2", "self_attn", "layer_norm1"]),
     st.sampled_from(["input", "weight", "q_bmm", "bmm2_output"]),
     st.sampled_from(["", ".0", ".1"]),
-) | st.sampled_from(["visual_projection.weight_quantizer", "text_projection.input_quantizer", "input_quantizer"])
+) | st.sampled_from(
+    ["visual_projection.weight_quantizer", "text_projection.input_quantizer", "input_quantizer"]
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -442,8 +569,15 @@ def test_folded_names_unfold_to_themselves(among: list[str]) -> None:
 
 
 def test_a_measurement_comes_back_from_its_file(fp8: QuantizerMap, tmp_path: Path) -> None:
-    """States, sequences, calls and block formats survive, and equal measurements give equal files."""
-    odd = changed(changed(fp8, "k_bmm", calls=0, dynamic=True), "fc1.weight", format="E2M1/E4M3", granularity="block16")
+    """States, sequences, calls and block formats survive, and equal measurements give equal
+    files.
+    """
+    odd = changed(
+        changed(fp8, "k_bmm", calls=0, dynamic=True),
+        "fc1.weight",
+        format="E2M1/E4M3",
+        granularity="block16",
+    )
     kept = Measurement(
         {"nvidia-modelopt": "0.48.0"},
         {"fp8": measurement.Subject("x", {"embedded": tuple(map(measurement._essential, odd))})},
@@ -464,7 +598,9 @@ def test_a_measurement_comes_back_from_its_file(fp8: QuantizerMap, tmp_path: Pat
 
 
 def test_two_releases_are_compared_with_one_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """From 0.44 to 0.45 the preset's vision tower goes off, by place and layer; 1 says that something changes."""
+    """From 0.44 to 0.45 the preset's vision tower goes off, by place and layer; 1 says that
+    something changes.
+    """
     assert main(["diff", "0.44", "0.45", "--subject", "FP8_DEFAULT_CFG"]) == 1
 
     assert "336 quantizers change: vision mlp.{fc1,fc2} {input,weight}" in capsys.readouterr().out
@@ -477,13 +613,19 @@ def test_releases_that_make_the_same_of_a_recipe_say_so(capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "0.45.0 and 0.47.0 make the same of CLIP\n"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["diff", "0.44", "0.99"], "0.99: is no measured release and no file. Measured: 0.41.0"),
-    (["diff", "0.44", "README.md"], "README.md:1: is not JSON"),
-    (["--baselines", "tests", "check"], "tests/versions: holds no measurement to compare with"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["diff", "0.44", "0.99"], "0.99: is no measured release and no file. Measured: 0.41.0"),
+        (["diff", "0.44", "README.md"], "README.md:1: is not JSON"),
+        (["--baselines", "tests", "check"], "tests/versions: holds no measurement to compare with"),
+    ],
+)
 def test_what_cannot_be_compared_is_a_usage_error(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One line with the mend, and exit code 4."""
     monkeypatch.chdir(ROOT)
