@@ -140,12 +140,12 @@ def test_cuda_eager_e4m3(dtype: torch.dtype, check: Check) -> None:
     check.problems(numerics.cuda_eager_e4m3(dtype))
 
 
-@pytest.mark.parametrize("name", numerics.BLOCK_FORMATS)
-def test_cuda_block_formats(name: str, check: Check) -> None:
+@pytest.mark.parametrize("block_format", numerics.BLOCK_FORMATS)
+def test_cuda_block_formats(block_format: str, check: Check) -> None:
     """On a CUDA device the dynamic block formats agree with the oracle in all but the ties that
     approximate division moves.
     """
-    check.problems(numerics.cuda_block_formats(name))
+    check.problems(numerics.cuda_block_formats(block_format))
 
 
 # -- the quantized model itself --------------------------------------------------------------------

@@ -380,8 +380,8 @@ def cuda_eager_e4m3(dtype: torch.dtype) -> list[str]:
     return _unequal(fp8_eager(x.cuda(), amax.cuda()).cpu(), torch.as_tensor(expected), x, "E4M3")
 
 
-@check("numerics", name=BLOCK_FORMATS)
-def cuda_block_formats(name: str) -> list[str]:
+@check("numerics", block_format=BLOCK_FORMATS)
+def cuda_block_formats(block_format: str) -> list[str]:
     """Compare the dynamic block formats on a CUDA device, but for the ties that approximate
     division moves.
 
@@ -390,7 +390,7 @@ def cuda_block_formats(name: str) -> list[str]:
     to a neighbour.
     """
     _need_cuda()
-    num_bits, block, scale_bits = BLOCK_FORMATS[name]
+    num_bits, block, scale_bits = BLOCK_FORMATS[block_format]
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(8))
     amax = None if scale_bits == (8, 0) else x.abs().max()
     blocks = {-1: block, "type": "dynamic", "scale_bits": scale_bits}
@@ -402,11 +402,13 @@ def cuda_block_formats(name: str) -> list[str]:
     problems = []
     if differs.float().mean() > MOVED_BY_DIVISION:
         problems.append(
-            f"{int(differs.sum())} of {x.numel()} elements differ from the definition of {name}"
+            f"{int(differs.sum())} of {x.numel()} elements differ from the definition of "
+            f"{block_format}"
         )
     if far.any():
         problems.append(
-            f"{int(far.sum())} elements are further from the definition of {name} than a neighbour"
+            f"{int(far.sum())} elements are further from the definition of {block_format} than "
+            f"a neighbour"
         )
     return problems
 

@@ -178,3 +178,17 @@ def test_every_suite_of_the_gate_is_in_the_order() -> None:
     assert proof.CHECKS[-1].name == "accuracy_equals_baseline"
     assert all(isinstance(fault, Fault) for fault in CATALOGUE.values())
     assert Path(proof.MATRIX).name == "kill-matrix.md"
+
+
+@pytest.mark.parametrize("parameter", sorted(proof.FEW.keys() - {"examples"}))
+def test_a_few_values_mean_the_same_to_every_check(clean: Clean, parameter: str) -> None:
+    """A parameter that the proof narrows has one meaning: all checks that have it take values of
+    one set, and the few are of it too.  (The number of examples is of no set.)
+    """
+    case = clean.gate.cases()[0]
+    ranges = [check.values[parameter] for check in proof.CHECKS if parameter in check.values]
+    found = [set(of(case) if callable(of) else of) for of in ranges]
+    widest = max(found, key=len)
+
+    assert set(proof.FEW[parameter]) <= widest
+    assert [values - widest for values in found] == [set()] * len(found)
