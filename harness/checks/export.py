@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness import export
-from harness.checks.registry import KnownDefect, NotJudged, check
+from harness.checks.registry import NotJudged, check
 from harness.export import engine
 from harness.gate.case import Case
 from harness.gate.graphs import Graphs
@@ -44,38 +44,6 @@ def runtime_computes_what_fake_quantization_does(case: Case, tower: str) -> list
     """
     parity = _graphs(case).parity(tower)
     return [] if parity.holds else [parity]
-
-
-@check("export", tower=TOWERS)
-def optimisations_change_nothing(case: Case, tower: str) -> list[Problem]:
-    """Look for the same with optimisations on; what differs then is the runtime's defect.
-
-    Raises:
-        KnownDefect: only the optimised graph differs.
-    """
-    optimized = _graphs(case).parity(tower, optimize=True)
-    if _graphs(case).parity(tower).holds and not optimized.holds:
-        raise KnownDefect(f"{export.RUNTIME} optimises this graph into another: {optimized}")
-    return []
-
-
-@check("export")
-def published_export_is_gated_too(case: Case) -> list[Problem]:
-    """Look at the graph of ModelOpt's own export where that works; what is wrong in it is
-    ModelOpt's defect.
-
-    Raises:
-        KnownDefect: the graph is not what the quantizers say.
-    """
-    problems = _graphs(case).published
-    if isinstance(problems, str):
-        raise NotJudged(f"the published path does not export: {problems}")
-    if problems:
-        raise KnownDefect(
-            "ModelOpt's own export, not the recipe: "
-            + "; ".join(problem.what for problem in problems)
-        )
-    return []
 
 
 @check("export")

@@ -44,10 +44,6 @@ class NotJudged(Exception):  # noqa: N818 - no error: there is nothing to judge
     """A check has nothing to look at; the text says why."""
 
 
-class KnownDefect(Exception):  # noqa: N818 - the recipe's check holds
-    """What a check found is a defect of a library, and fails no recipe."""
-
-
 @dataclass(frozen=True)
 class Check:
     """One check.
@@ -104,7 +100,7 @@ class Check:
                 own = {"folder": Path(folder)} if "folder" in accepted else {}
                 try:
                     found = self.run(**given, **own, **dict(zip(values, chosen, strict=True)))
-                except (NotJudged, KnownDefect):
+                except NotJudged:
                     continue
             yield from _texts(found)
 

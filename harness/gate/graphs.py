@@ -9,7 +9,7 @@ import torch
 from harness import export
 from harness.data.tasks import Task
 from harness.export import engine
-from harness.gate.built import built
+from harness.gate.built import built, is_built
 from harness.gate.quantized import Quantized
 from harness.gate.reference_side import ReferenceSide
 from harness.problems import Problem
@@ -56,6 +56,16 @@ class Graphs:
         if (tower, optimize) not in self.parities:
             self.parities[tower, optimize] = self._exported.parity(tower, optimize)
         return self.parities[tower, optimize]
+
+    def look_at_libraries(self) -> None:
+        """Measure what a report says of the libraries around a case's graphs: the towers that were
+        compared, with the runtime's optimisations on, and ModelOpt's own export.
+        """
+        if not is_built(self, "no_form") or self.no_form:
+            return
+        for tower in dict.fromkeys(tower for tower, _ in self.parities):
+            self.parity(tower, optimize=True)
+        _ = self.published
 
     def engine(self, tower: str) -> engine.Measured:
         """A tower's float16 graph in TensorRT: its answers against fake quantization, its speed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.checks.registry import KnownDefect, NotJudged
+from harness.checks.registry import NotJudged
 
 if TYPE_CHECKING:
     from harness.diagnosis.blame import Blame
@@ -52,13 +52,11 @@ def notes_of(config: pytest.Config) -> Notes:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Skip a test whose check has nothing to judge; a library's defect is an expected failure."""
+    """Skip a test whose check has nothing to judge."""
     try:
         yield
     except NotJudged as reason:
         pytest.skip(str(reason))
-    except KnownDefect as defect:
-        pytest.xfail(str(defect))
 
 
 def keep_problems(item: pytest.Item, problems: list[object]) -> None:

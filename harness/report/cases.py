@@ -127,7 +127,7 @@ def export_faults(case: Json) -> list[str]:
 
 def export_lines(case: Json) -> list[str]:
     """What exporting to ONNX costs, in sentences: the drop, or why there is no graph, and the
-    runtime's defects.
+    defects of the runtime and of ModelOpt's own export.
     """
     found = case.get("export") or {}
     if found.get("no_form"):
@@ -149,6 +149,10 @@ def export_lines(case: Json) -> list[str]:
                 f"{found.get('runtime', 'it')} is "
                 f"{error:.2g} off, {limit:.1g} is rounding"
             )
+    published = found.get("published")
+    if published and not isinstance(published, str):
+        told = "; ".join(" ".join(problem.split()) for problem in published)
+        lines.append(f"ModelOpt's own export, not the recipe: {told}")
     return lines
 
 

@@ -56,8 +56,6 @@ SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places"})
 #: Suites that decide about a recipe; the others measure, or need what a planted fault does not
 #: have.
 _DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
-#: Checks that fail no recipe: what they find is a library's defect.
-_OF_LIBRARIES = ("optimisations_change_nothing", "published_export_is_gated_too")
 #: Checks of the insertion suite that come after numerics: what they find, an earlier check may find
 #: without them.
 _LATER = ("map_equals_baseline", "structure_of_published_architecture")
@@ -73,9 +71,7 @@ FEW: dict[str, tuple[Any, ...]] = {
 
 def _ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
     """*checks* of the deciding suites, cheap ones first, and accuracy's record last."""
-    decide = [
-        check for check in checks if check.suite in _DECIDING and check.name not in _OF_LIBRARIES
-    ]
+    decide = [check for check in checks if check.suite in _DECIDING]
     later = [check for check in decide if check.name in _LATER]
     recorded = [check for check in decide if check.recorded and check not in later]
     first = [check for check in decide if check not in later and check not in recorded]

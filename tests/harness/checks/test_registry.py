@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 
 import pytest
 
 from harness.checks import registry
-from harness.checks.registry import Check, KnownDefect, NotJudged, Values
+from harness.checks.registry import Check, NotJudged, Values
 from harness.gate.case import Case
 from harness.gate.options import Options
 from harness.gate.session import Gate
@@ -97,16 +96,6 @@ def test_problems_are_those_of_all_values() -> None:
     assert list(check.problems(case)) == ["fp8-embedded b 1", "fp8-embedded b 3"]
     assert list(check.problems(case, {"number": (3,), "other": ()})) == ["fp8-embedded b 3"]
     assert check.title == "of two parameters"
-
-
-def test_a_known_defect_is_no_problem() -> None:
-    """What a check calls a library's defect fails no recipe."""
-
-    def defective() -> Iterator[str]:
-        raise KnownDefect("not ours")
-
-    gate = Gate(Options(recipes=("fp8",)))
-    assert list(Check("export", "defective", defective).problems(gate.cases()[0])) == []
 
 
 @pytest.mark.parametrize(

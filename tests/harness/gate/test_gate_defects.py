@@ -7,6 +7,7 @@ meets.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,25 @@ def test_patch_embedding_in_fp16_passes_accuracy(run_gate: RunGate) -> None:
 
     assert result.ret == 0
     result.assert_outcomes(passed=4)
+
+
+def test_libraries_around_a_graph_are_looked_at_for_the_report(
+    run_gate: RunGate, tmp_path: Path
+) -> None:
+    """A test of a graph leaves in the results what the runtime's optimisations make of it and what
+    ModelOpt's own export comes to; no test is about either.
+    """
+    result = run_gate(
+        suite("export"),
+        "--recipe",
+        "int8",
+        "-k",
+        "runtime_computes and text",
+        "--gate-report",
+        tmp_path / "report",
+    )
+
+    result.assert_outcomes(passed=1, deselected=result.parseoutcomes()["deselected"])
+    (case,) = json.loads((tmp_path / "report" / "results.json").read_text())["cases"]
+    assert case["export"]["optimized"].keys() == case["export"]["parity"].keys() == {"text"}
+    assert "published" in case["export"]

@@ -263,3 +263,40 @@ def test_a_ratio_that_did_not_move_is_no_news(show: Any) -> None:
     steady = {"recipe": "fp8", "model": "embedded", "throughput": {"vision": SPEED | {"moved": ""}}}
 
     assert show({"environment": {}, "cases": [steady]}) == ""
+
+
+PARITY = {"error": 1e-7, "bound": 5e-5, "holds": True}
+OPTIMIZED = {"optimized": {"text": PARITY | {"error": 0.017, "holds": False}}}
+
+
+def exported(**found: object) -> dict[str, Any]:
+    """A case whose graph of the text tower holds, and what else was found."""
+    export = {"no_form": None, "runtime": "ort 1", "parity": {"text": PARITY}, **found}
+    return {"recipe": "fp8", "model": "embedded", "export": export}
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (OPTIMIZED, "text, the runtime's defect: with its optimisations on ort 1 is 0.017 off"),
+        ({"published": ["no pair\n  at q"]}, "ModelOpt's own export, not the recipe: no pair at q"),
+    ],
+    ids=["optimised", "published"],
+)
+def test_a_defect_of_a_library_is_a_line_and_fails_nothing(
+    show: Any, found: dict[str, Any], line: str
+) -> None:
+    """What the runtime's optimisations or ModelOpt's own export get wrong is told; the export of
+    the case holds.
+    """
+    case = exported(**found)
+
+    assert f"  {line}" in show({"environment": {}, "cases": [case]})
+    assert cases.export_faults(case) == []
+
+
+def test_libraries_that_get_nothing_wrong_are_not_told() -> None:
+    """Optimisations that hold and a published way that exports nothing are no line."""
+    case = exported(optimized={"text": PARITY}, published="TypeError: a float")
+
+    assert cases.export_lines(case) == []
