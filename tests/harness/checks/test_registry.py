@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import runpy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,26 +17,37 @@ from harness.gate.options import Options
 from harness.gate.session import Gate
 from harness.places import SUITES
 
+#: Methods of the fixture ``check`` that turn what a check returned into an outcome.
+JUDGES = ("problems", "verdict", "drift", "limits")
 
-def calls_of(source: str) -> dict[str, set[tuple[str, str]]]:
-    """The (module, function) pairs that each test function of *source* calls, by the test's
-    name.
+
+def judged_in(test: ast.FunctionDef) -> set[tuple[str, str]]:
+    """The (module, function) pairs whose result a test hands to its fixture ``check``, whatever
+    else happens in it.
     """
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            called = {call.func for call in ast.walk(node) if isinstance(call, ast.Call)}
-            found[node.name] = {
-                (func.value.id, func.attr)
-                for func in called
-                if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)
-            }
+    found = set()
+    for statement in test.body:
+        match statement:
+            case ast.Expr(
+                ast.Call(
+                    func=ast.Attribute(value=ast.Name("check"), attr=judge),
+                    args=[
+                        ast.Call(func=ast.Attribute(value=ast.Name(module), attr=function)),
+                        *_,
+                    ],
+                )
+            ) if judge in JUDGES:
+                found.add((module, function))
     return found
 
 
 def amiss(suite: str, source: str) -> list[str]:
     """What differs between the tests of *source* and the registered checks of *suite*."""
-    tests = calls_of(source)
+    tests = {
+        node.name: judged_in(node)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
     names = {check.name for check in registry.every() if check.suite == suite}
     untested = [
         f"check {name} has no test" for name in sorted(names) if f"test_{name}" not in tests
@@ -40,12 +55,27 @@ def amiss(suite: str, source: str) -> list[str]:
     unregistered = [
         f"{test} has no check" for test in tests if test.removeprefix("test_") not in names
     ]
-    uncalled = [
-        f"{test} does not call its check"
-        for test, called in tests.items()
-        if test.removeprefix("test_") in names and (suite, test.removeprefix("test_")) not in called
+    unjudged = [
+        f"{test} does not judge what its check returns"
+        for test, judged in tests.items()
+        if test.removeprefix("test_") in names and (suite, test.removeprefix("test_")) not in judged
     ]
-    return untested + unregistered + uncalled
+    return untested + unregistered + unjudged
+
+
+def parametrized(test: Callable[..., None]) -> dict[str, list[Any]]:
+    """The values that a test's own marks give, by parameter."""
+    marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+    return {mark.args[0]: list(mark.args[1]) for mark in marks}
+
+
+def ranged_over(check: Check) -> dict[str, list[Any]]:
+    """The values of a check's parameters, by name, but for those that a case has (pytest gets them
+    from the run) and those that the function has by default.
+    """
+    accepted = inspect.signature(check.run).parameters
+    fixed = {name: list(of) for name, of in check.values.items() if not callable(of)}
+    return {name: of for name, of in fixed.items() if of != [accepted[name].default]}
 
 
 @pytest.mark.parametrize("suite", registry.SUITES)
@@ -54,6 +84,19 @@ def test_tests_and_checks_are_the_same(suite: str) -> None:
     test.
     """
     assert amiss(suite, (SUITES / f"test_{suite}.py").read_text()) == []
+
+
+@pytest.mark.parametrize("suite", registry.SUITES)
+def test_tests_range_over_the_values_of_their_checks(suite: str) -> None:
+    """A test is parametrized with the registered values of its check, all of them in their order:
+    the proof and a run look at the same.
+    """
+    tests = runpy.run_path(str(SUITES / f"test_{suite}.py"))
+    checks = [check for check in registry.every() if check.suite == suite]
+
+    found = {check.name: parametrized(tests[f"test_{check.name}"]) for check in checks}
+
+    assert found == {check.name: ranged_over(check) for check in checks}
 
 
 def test_every_suite_is_compared() -> None:
@@ -73,7 +116,26 @@ def test_a_deleted_or_foreign_test_is_noticed() -> None:
     assert amiss("checkpoint", "") == [f"check {name} has no test"]
     assert amiss("checkpoint", f"{source}\n\ndef test_else(): pass\n") == ["test_else has no check"]
     assert amiss("checkpoint", source.replace(f"checkpoint.{name}", "checkpoint.lost")) == [
-        f"test_{name} does not call its check"
+        f"test_{name} does not judge what its check returns"
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "orphans.no_baseline_is_orphaned(gate)",
+        "check.problems([]); orphans.no_baseline_is_orphaned(gate)",
+        "check.keep(orphans.no_baseline_is_orphaned(gate))",
+        "check.problems([*orphans.no_baseline_is_orphaned(gate)][:0])",
+        "if gate.cases(): check.problems(orphans.no_baseline_is_orphaned(gate))",
+    ],
+)
+def test_a_check_whose_result_is_dropped_is_noticed(body: str) -> None:
+    """To call the check is not enough: what it returns decides about the test, always."""
+    name = "test_no_baseline_is_orphaned"
+
+    assert amiss("orphans", f"def {name}(gate, check):\n    {body}") == [
+        f"{name} does not judge what its check returns"
     ]
 
 
