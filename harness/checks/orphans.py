@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 @check("orphans")
-def no_baseline_is_orphaned(gate: Gate) -> tuple[Orphan, ...]:
+def no_baseline_is_orphaned(session: Gate) -> tuple[Orphan, ...]:
     """Return the records that belong to no recipe and model of a plain run."""
-    if not gate.options.is_default:
+    if not session.options.is_default:
         raise NotJudged(
             "only a run of all default recipes on the default model knows what is unused"
         )
-    return gate.orphans()
+    return session.orphans()

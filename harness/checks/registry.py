@@ -53,8 +53,9 @@ class Check:
         name: of its function; its test has ``test_`` before it.
         run: the function.
         recorded: whether it compares with a stored baseline.
-        values: what its parameters range over, by name.  ``case``, ``gate`` and ``folder`` are
-            given to any check.
+        values: what its parameters range over, by name.  ``case``, ``gate`` (the case's setting)
+            and ``folder`` are given to any check; whatever else a function takes is a fixture that
+            a test alone has, such as ``benchmark`` or ``tuned``.
     """
 
     suite: str
@@ -75,6 +76,16 @@ class Check:
         """
         return "case" in inspect.signature(self.run).parameters
 
+    @property
+    def needs_fixture(self) -> tuple[str, ...]:
+        """The parameters that a test alone can give: fixtures of pytest, a fine-tuned model."""
+        given = {"case", "gate", "folder", *self.values}
+        return tuple(
+            name
+            for name, parameter in inspect.signature(self.run).parameters.items()
+            if name not in given and parameter.default is parameter.empty
+        )
+
     def problems(
         self, case: Case, only: Mapping[str, Iterable[Any]] | None = None
     ) -> Iterator[str]:
@@ -84,7 +95,17 @@ class Check:
         Args:
             case: a case of a run.
             only: values that take the place of a parameter's own, by name.
+
+        Raises:
+            TypeError: the check needs what a test alone can give.
         """
+        if self.needs_fixture:
+            # A plain run leaves fine-tuning out.
+            asked = " -m qat" if self.suite == "qat" else ""
+            raise TypeError(
+                f"{self.suite}: {self.name} needs {' and '.join(self.needs_fixture)}, which its "
+                f"test alone has: run pytest tests/test_{self.suite}.py::test_{self.name}{asked}"
+            )
         accepted = inspect.signature(self.run).parameters
         values = dict(self.values) | {
             name: few for name, few in (only or {}).items() if name in accepted

@@ -69,9 +69,11 @@ FEW: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """*checks* of the deciding suites, cheap ones first, and accuracy's record last."""
-    decide = [check for check in checks if check.suite in _DECIDING]
+def ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """*checks* of the deciding suites that need no fixture, cheap ones first, and accuracy's record
+    last.
+    """
+    decide = [check for check in checks if check.suite in _DECIDING and not check.needs_fixture]
     later = [check for check in decide if check.name in _LATER]
     recorded = [check for check in decide if check.recorded and check not in later]
     first = [check for check in decide if check not in later and check not in recorded]
@@ -79,7 +81,7 @@ def _ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
     return (*early, *later, *(check for check in first if check not in early), *recorded)
 
 
-CHECKS = _ordered(registry.every())
+CHECKS = ordered(registry.every())
 
 
 def _looked_at(gate: Gate) -> tuple[str, ...]:

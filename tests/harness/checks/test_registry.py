@@ -160,6 +160,35 @@ def test_problems_are_those_of_all_values() -> None:
     assert check.title == "of two parameters"
 
 
+NEEDED = {
+    "no_baseline_is_orphaned": ("session",),
+    "reference_forward": ("benchmark",),
+    "quantized_forward": ("benchmark",),
+    "loss_is_won_back": ("tuned",),
+    "calibration_did_not_move": ("tuned",),
+    "trained_model_is_restored": ("tuned",),
+}
+
+
+def test_what_a_test_alone_has_is_known() -> None:
+    """Checks of speed, of fine-tuned models and of a whole run say which of their parameters the
+    registry cannot give; no other check has any.
+    """
+    found = {check.name: check.needs_fixture for check in registry.every()}
+
+    assert {name: needed for name, needed in found.items() if needed} == NEEDED
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_check_that_needs_a_fixture_is_refused(name: str) -> None:
+    """It says what is missing and how to run it, before anything is measured."""
+    (check,) = (check for check in registry.every() if check.name == name)
+    (case,) = Gate(Options(recipes=("fp8",))).cases()
+
+    with pytest.raises(TypeError, match=f"needs {NEEDED[name][0]}, .* run pytest .*::test_{name}"):
+        list(check.problems(case))
+
+
 @pytest.mark.parametrize(
     ("suite", "name"), [("nowhere", "a_check"), ("insertion", "every_pattern_matches")]
 )

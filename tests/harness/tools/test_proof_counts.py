@@ -192,3 +192,16 @@ def test_a_few_values_mean_the_same_to_every_check(clean: Clean, parameter: str)
 
     assert set(proof.FEW[parameter]) <= widest
     assert [values - widest for values in found] == [set()] * len(found)
+
+
+def test_a_check_that_needs_a_fixture_is_left_out() -> None:
+    """The proof has no fixtures: a check of a suite that decides, but needs one, is not among its
+    checks.
+    """
+
+    def measured(case: Case, benchmark: object) -> list[str]:
+        return []
+
+    checks = [Check("accuracy", "measured", measured), Check("accuracy", "plain", crash)]
+
+    assert [check.name for check in proof.ordered(checks)] == ["plain"]
