@@ -10,7 +10,7 @@ JSON: a worker process hands its part to the one that reports.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -188,7 +188,7 @@ class Results:
         ]
         self.environment = other["environment"] | self.environment
         if any(expected):
-            self.environment["expected_differences"] = expected[0] | expected[1]
+            self.environment["expected_differences"] = _added(*expected)
         for case in other["cases"]:
             mine = self.case(case["recipe"], case["model"])
             for name, value in case.items():
@@ -213,3 +213,12 @@ class Results:
         if self.interrupted:
             found["interrupted"] = self.interrupted
         return found
+
+
+def _added(one: Mapping[str, Json], other: Mapping[str, Json]) -> dict[str, Json]:
+    """Expected differences of two processes, with the counts of those that both met added."""
+    both = dict(one)
+    for name, met in other.items():
+        count = one[name]["count"] + met["count"] if name in one else met["count"]
+        both[name] = {**met, "count": count}
+    return both

@@ -72,6 +72,7 @@ class Gate(Setting):
     def forget_frames(self) -> None:
         """Drop what the frames of remembered errors hold: models of cases that came before."""
         for owner in (
+            self,
             *self._cases.values(),
             *(case.graphs for case in self._cases.values()),
             *self._sides.values(),

@@ -4,6 +4,7 @@ reports show.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.checks.registry import NotJudged
+from harness.pytest_plugin import private
+from harness.pytest_plugin.run import parameters
 
 if TYPE_CHECKING:
     from harness.diagnosis.blame import Blame
@@ -31,12 +34,14 @@ class Notes:
 
     Attributes:
         problems: what a check returned, by case and the check's name.
+        checkpoints: what differs after restoring, by case and form of checkpoint.
         layer_errors: the error of every layer, measured while the model was in memory.
         blames: the quantizers at fault.
         tuned: fine-tuned models.
     """
 
     problems: dict[tuple[CaseName, str], list[object]] = field(default_factory=dict)
+    checkpoints: dict[CaseName, dict[str, list[str]]] = field(default_factory=dict)
     layer_errors: dict[Case, list[dict[str, Any]]] = field(default_factory=dict)
     blames: dict[Case, Blame] = field(default_factory=dict)
     tuned: dict[Case, FineTuned] = field(default_factory=dict)
@@ -56,7 +61,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     try:
         yield
     except NotJudged as reason:
-        pytest.skip(str(reason))
+        private.skip_at(item, str(reason))
 
 
 def keep_problems(item: pytest.Item, problems: list[object]) -> None:
@@ -64,8 +69,13 @@ def keep_problems(item: pytest.Item, problems: list[object]) -> None:
     from harness.pytest_plugin.outcomes import case_of
 
     case = case_of(item)
-    if case is not None and isinstance(item, pytest.Function):
-        notes_of(item.config).problems[case, item.originalname.removeprefix("test_")] = problems
+    if case is None or not isinstance(item, pytest.Function):
+        return
+    notes = notes_of(item.config)
+    notes.problems[case, item.originalname.removeprefix("test_")] = problems
+    form = parameters(item).get("form")
+    if form is not None:
+        notes.checkpoints.setdefault(case, {})[form] = [str(problem) for problem in problems]
 
 
 def quantized(case: Case, notes: Notes) -> Quantized:
@@ -93,11 +103,18 @@ def tuned(case: Case, notes: Notes) -> FineTuned:
 # -- results ---------------------------------------------------------------------------------------
 
 
-def describe(gate: Gate, results: Results) -> None:
-    """Say in the results what the run is bound to."""
+def describe(gate: Gate, results: Results, words: Sequence[object]) -> None:
+    """Say in the results what the run is bound to.
+
+    Args:
+        gate: the run.
+        results: what is filled.
+        words: the words of the command line behind ``pytest``.
+    """
     from harness.evaluation import environment
 
     results.environment.update(
+        command=shlex.join(["pytest", *map(str, words)]),
         versions=environment.versions(),
         device=str(gate.device_key),
         attention=gate.options.attention,
@@ -107,7 +124,12 @@ def describe(gate: Gate, results: Results) -> None:
 
 def collect(gate: Gate, results: Results, notes: Notes) -> None:
     """Add to the results what the run measured; nothing is measured for it."""
+    own = gate.cases()
     for case in gate.touched():
+        # A published architecture is a case too; it needs no device.
+        reason = case.not_gated() if case in own else None
+        if reason is not None:
+            results.case(case.recipe_name, case.model_name)["not_gated"] = reason
         for name, section in sections_of(case, notes).items():
             if isinstance(section, dict):
                 results.section(case.recipe_name, case.model_name, name).update(section)
@@ -145,6 +167,7 @@ def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
         found["memory"] = compression.as_dict() | {"problems": _records(compression.problems())}
     if case in notes.blames:
         found["blame"] = notes.blames[case].as_dict()
+    found["checkpoint"] = notes.checkpoints.get(case.name)
     found["numerics"] = _numerics(case, notes)
     found["drift"] = _drift(case)
     found["export"] = _export(case.graphs)

@@ -16,6 +16,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.pytest_plugin import private
+from harness.pytest_plugin.run import parameters
 
 #: Options of pytest-benchmark that read or write saved runs.
 _OPTIONS = ("benchmark_save", "benchmark_autosave", "benchmark_compare", "benchmark_json")
@@ -109,7 +110,7 @@ def check_comparison(config: pytest.Config, items: Sequence[pytest.Item]) -> Non
 
 
 def _has_case(item: pytest.Item) -> bool:
-    return "case" in getattr(getattr(item, "callspec", None), "params", {})
+    return "case" in parameters(item)
 
 
 def regressions(config: pytest.Config) -> list[tuple[str, str]]:

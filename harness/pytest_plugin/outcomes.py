@@ -23,7 +23,7 @@ from harness.errors import UnforeseenError, UsageError, reading
 from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
 from harness.pytest_plugin import machine, private
 from harness.pytest_plugin.private import Failed
-from harness.pytest_plugin.run import is_worker, results_of
+from harness.pytest_plugin.run import is_worker, parameters, results_of
 
 if TYPE_CHECKING:
     from harness.gate.case import Case
@@ -312,7 +312,7 @@ def _outcome(report: pytest.TestReport) -> Outcome | None:
 
 def case_of(item: pytest.Item) -> CaseName | None:
     """The case that a test is about, a published architecture's included."""
-    params = getattr(getattr(item, "callspec", None), "params", {})
+    params = parameters(item)
     found: CaseName | None = next(
         (params[name] for name in (*CASES, "structure_case") if name in params), None
     )
@@ -323,7 +323,7 @@ def _check(
     item: pytest.Item, report: pytest.TestReport, outcome: Outcome, error: BaseException | None
 ) -> CheckResult:
     case = case_of(item)
-    params = getattr(getattr(item, "callspec", None), "params", {})
+    params = parameters(item)
     message = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else _message(report, error)
     return CheckResult(
         test=report.nodeid,

@@ -40,13 +40,19 @@ from harness.pytest_plugin.outcomes import (
     refusing,
     uses_gate,
 )
-from harness.pytest_plugin.run import has_results, is_worker, options_of, results_of, tell
+from harness.pytest_plugin.run import (
+    has_results,
+    is_worker,
+    options_of,
+    parameters,
+    results_of,
+    tell,
+)
 from harness.pytest_plugin.workers import hand_over, settle, take_selection
 
 if TYPE_CHECKING:
     from harness.baselines import Comparison
     from harness.diagnosis.qat import FineTuned
-    from harness.gate.case import Case
     from harness.gate.listing import CaseName
     from harness.gate.options import Options
     from harness.gate.quantized import Quantized
@@ -67,7 +73,7 @@ _TAKEN = pytest.StashKey[list[str]]()
 #: Recipes that a pull request broke, so that no test can load them -> the reason.
 _REFUSED = pytest.StashKey[dict[str, str]]()
 #: Which test showed the quantizers at fault of a case.
-_BLAMED = pytest.StashKey[dict["Case", str]]()
+_BLAMED = pytest.StashKey[dict["CaseName", str]]()
 
 
 def _whole_number(text: str) -> int:
@@ -401,7 +407,7 @@ def _has_no_case(item: pytest.Item) -> bool:
     """True for a test of the gate that has nothing to look at; a parameter may be an array: by
     identity.
     """
-    params = getattr(getattr(item, "callspec", None), "params", {})
+    params = parameters(item)
     return any(params.get(name) is _NO_CASE for name in _CASES)
 
 
@@ -509,7 +515,7 @@ def _gate(config: pytest.Config) -> Gate:
             **_progress(config, options),
         )
         config.stash[_GATE] = Gate(options, evaluator)
-        collector.describe(config.stash[_GATE], results_of(config))
+        collector.describe(config.stash[_GATE], results_of(config), config.invocation_params.args)
         keep_gate(config, config.stash[_GATE])
     return config.stash[_GATE]
 
@@ -624,13 +630,13 @@ class Check:
     def _blame(self, task: str, metric: str) -> str:
         """The quantizers at fault; where another test of the case has said it, which one."""
         gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
-        told = self._request.config.stash.setdefault(_BLAMED, {})
-        first = told.setdefault(case, self._nodeid)
-        if first != self._nodeid:
-            return f"blame: see {first}"
+        blamed = self._request.config.stash.setdefault(_BLAMED, {})
+        if case in blamed:
+            return f"blame: see {blamed[case]}"
         from harness.diagnosis import blame
 
         found = blame.of_case(gate[case], task, metric)
+        blamed[case] = self._nodeid
         collector.notes_of(self._request.config).blames[gate[case]] = found
         return found.message()
 
@@ -650,7 +656,7 @@ def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> 
     """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
     from harness.gate import listing
 
-    case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[union-attr]
+    case = None if item is None else parameters(item).get("case")
     return listing.words_of(options_of(config), case)
 
 

@@ -23,6 +23,14 @@ else:
     Failed = pytest.fail.Exception
 
 
+def skip_at(item: pytest.Item, reason: str) -> None:
+    """Skip a test from a hook, and have the report name the test's place instead of the hook's.
+
+    ``pytest.mark.skip`` does the same inside pytest.
+    """
+    raise pytest.skip.Exception(reason, _use_item_location=True)
+
+
 def has_option(parser: Any, name: str, dest: str) -> bool:
     """Whether a plugin has taken an option's name, or the name under which its value is kept.
 

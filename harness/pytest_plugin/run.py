@@ -62,6 +62,12 @@ def options_of(config: pytest.Config) -> Options:
     )
 
 
+def parameters(item: pytest.Item) -> dict[str, Any]:
+    """The parameters of a test by name; empty where it has none."""
+    given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return given
+
+
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process runs tests for another one, which reports."""
     return hasattr(config, "workerinput")

@@ -17,7 +17,7 @@ import pytest
 from harness.pytest_plugin import machine, private
 from harness.pytest_plugin.options import check_stored
 from harness.pytest_plugin.outcomes import CASES, in_suites, refusing, uses_gate
-from harness.pytest_plugin.run import is_worker, options_of, results_of, tell
+from harness.pytest_plugin.run import is_worker, options_of, parameters, results_of, tell
 
 if TYPE_CHECKING:
     from harness.evaluation.shards import Store
@@ -137,7 +137,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Say which tests ``--dist loadgroup`` is to keep together: those of a case."""
     if not is_worker(item.config) or not uses_gate(item):
         return
-    params = getattr(getattr(item, "callspec", None), "params", {})
+    params = parameters(item)
     cases = [params[name] for name in CASES if hasattr(params.get(name), "id")]
     if cases:
         # pytest-xdist puts an @ of its own before the group.
@@ -146,8 +146,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def without_group(nodeid: str) -> str:
     """A test's id as pytest gives it: a worker sends it with its group behind an @."""
-    grouped = nodeid.rfind("@") > nodeid.rfind("]")
-    return nodeid.rpartition("@")[0] if grouped else nodeid
+    # Behind the path, which may have an @ of its own, and behind the parameters, which may too.
+    start = max(nodeid.find("::"), nodeid.rfind("]"))
+    group = nodeid.rfind("@")
+    return nodeid[:group] if group > start >= 0 else nodeid
 
 
 @pytest.hookimpl(trylast=True)

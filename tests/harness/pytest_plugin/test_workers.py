@@ -55,6 +55,8 @@ def test_workers_are_spread_over_the_devices(count: int) -> None:
         ("test_a.py::test_x[a@b]@a on b", "test_a.py::test_x[a@b]"),
         ("test_a.py::test_x[a@b]", "test_a.py::test_x[a@b]"),
         ("test_a.py::test_x", "test_a.py::test_x"),
+        ("../python@3.11/test_a.py::test_x", "../python@3.11/test_a.py::test_x"),
+        ("../python@3.11/test_a.py::test_x@fp8", "../python@3.11/test_a.py::test_x"),
     ],
 )
 def test_ids_are_read_without_their_groups(sent: str, plain: str) -> None:

@@ -481,11 +481,13 @@ def test_results_of_workers_join_their_expected_differences() -> None:
     """Each process of a run tells what it met; the one that reports shows all."""
     one, other = Results(), Results()
     one.environment.update(device="cpu", expected_differences={"a": {"count": 1, "reason": "x"}})
-    other.environment.update(device="cpu", expected_differences={"b": {"count": 2, "reason": "y"}})
+    met = {"a": {"count": 3, "reason": "x"}, "b": {"count": 2, "reason": "y"}}
+    other.environment.update(device="cpu", expected_differences=met)
 
     one.merge(other.as_dict())
 
-    assert one.environment["expected_differences"].keys() == {"a", "b"}
+    counts = {n: m["count"] for n, m in one.environment["expected_differences"].items()}
+    assert counts == {"a": 4, "b": 2}
 
 
 # -- files
