@@ -34,6 +34,15 @@ def uncached() -> None:
     paired.exact_p.cache_clear()
 
 
+@pytest.fixture
+def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
+    """pytester, whose folder is a project of the gate for ``parseconfig``: elsewhere the installed
+    gate adds no option.
+    """
+    pytester.plugins.append("harness.pytest_plugin.plugin")
+    return pytester
+
+
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     """The embedded CLIP in FP16 on the CPU, loaded once: tests change copies of it only."""

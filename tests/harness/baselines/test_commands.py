@@ -39,7 +39,6 @@ def parsed(pytester: pytest.Pytester) -> Parsed:
 def here(pytester: pytest.Pytester) -> Path:
     """The working folder, with recipes and folders of models of several names."""
     folder = pytester.path
-    pytester.makeconftest('pytest_plugins = ["harness.pytest_plugin.plugin"]')
     for name in (
         "x/my.yaml",
         "y/my.yaml",

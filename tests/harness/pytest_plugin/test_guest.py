@@ -95,6 +95,12 @@ markers =
 Run = Callable[..., pytest.RunResult]
 
 
+@pytest.fixture(autouse=True)
+def stranger(pytester: pytest.Pytester) -> None:
+    """The projects of these tests are nobody's, until they ask for the gate themselves."""
+    pytester.plugins.clear()
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A project with names that are the gate's too; runs pytest in it, with the guest or
