@@ -346,7 +346,8 @@ def test_hostile_file_names_survive(root: Path) -> None:
     assert {f"{name}.yaml" for name in names(selection)} == set(hostile)
     text = describe(selection)
     assert "new\\nline" in text
-    assert "::" not in text
+    # GitHub's runner obeys a command at the beginning of a line only.
+    assert not any(line.lstrip().startswith("::") for line in text.splitlines())
     assert all(line.isprintable() for line in text.splitlines())
     assert len(text.splitlines()) == sum(2 + bool(one.broken) for one in selection)
     assert {one.recipe for one in selection if one.broken} == {
