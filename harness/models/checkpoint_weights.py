@@ -183,12 +183,10 @@ def _header(path: Path) -> dict[str, Tensor]:
             raise UsageError(
                 path, f"tensor {files.shown(name)} has {end - begin} bytes for {tensor.shape}", fix
             )
-        if end > size - 8 - length:
-            what = (
-                f"is cut off: it does not load, {size:,} bytes where its header asks for "
-                f"{8 + length + end:,}"
-            )
-            raise UsageError(path, what, fix)
+    needed = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    if needed > size:
+        what = f"is cut off: it does not load, {size:,} bytes where its header asks for {needed:,}"
+        raise UsageError(path, what, fix)
     return tensors
 
 

@@ -99,6 +99,12 @@ def reached(
     """As :func:`affected`, of the working tree and what it was compared with, *base*."""
     changed = comparison.changes
     paths = _recipe_files(tree, comparison.files)
+    if not _holds_recipes(tree, paths) and not _holds_recipes(
+        base, _recipe_files(base, comparison.files)
+    ):
+        what = "no file in it is a recipe"
+        fix = "Give the folder that imports are resolved in, such as modelopt_recipes."
+        raise UsageError(tree.root, what, fix)
     selected = [found for path in paths if (found := _reached(tree, path, comparison))]
     selected = _each_once(selected)
     selected += _untold_snippets(tree, comparison, selected)
@@ -107,6 +113,17 @@ def reached(
     return sorted(
         (one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe
     )
+
+
+def _holds_recipes(tree: Tree, paths: Iterable[Path]) -> bool:
+    """Whether any of *paths* is, or might be, more than a preset."""
+    for path in paths:
+        try:
+            if files.is_folder(path) or kind_of(tree.read(path), tree) != "preset":
+                return True
+        except UsageError:
+            return True
+    return False
 
 
 def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:

@@ -25,7 +25,7 @@ MOST = 60
 #: Lines that failed tests get at least, whatever else the run shows.
 LEAST = 12
 #: Characters of a line, and of the first line of a message.
-WIDE, FIRST = 200, 400
+WIDE, FIRST = 300, 400
 #: Characters of a failed test's reason in pytest's short summary.
 REASON = 80
 #: Tests that dependents are shown to point to, each on a line.
@@ -82,10 +82,17 @@ def _ranked(lines: Sequence[str], *, first: bool) -> list[Piece]:
     found = []
     for place, line in enumerate(lines):
         rank = _rank(line, last=place == len(lines) - 1 and not is_list)
+        if place == 1 and _is_list_of_names(line):
+            rank = 1  # the names that the first line counts
         found.append(
             Piece(line, (0 if first else 2) if place == 0 else rank if first else rank + 2)
         )
     return found
+
+
+def _is_list_of_names(line: str) -> bool:
+    """Whether a line lists names: it is indented and says nothing of expected, found or fix."""
+    return line.startswith("  ") and ": " not in line
 
 
 def _rank(line: str, *, last: bool) -> int:
@@ -257,7 +264,7 @@ def told(config: pytest.Config) -> frozenset[str] | None:
 def hint(config: pytest.Config) -> list[str]:
     """A line that says where the rest of what failed tests said is."""
     brief = config.stash.get(_BRIEF, None)
-    return [brief.hint] if brief is not None else []
+    return [brief.hint] if brief is not None and brief.hint else []
 
 
 def is_brief(config: pytest.Config) -> bool:
@@ -331,7 +338,11 @@ def _in_short(
         if lines:
             shown[group.kind].append(group.report(lines))
     left_out = [group for group, lines in zip(groups, chosen, strict=True) if not lines]
-    config.stash[_BRIEF] = _Brief(tests, _hint(config, left_out))
+    is_whole = all(
+        lines == [piece.text for piece in group.pieces] and len(group.reports) == 1
+        for group, lines in zip(groups, chosen, strict=True)
+    )
+    config.stash[_BRIEF] = _Brief(tests, "" if is_whole else _hint(config, left_out))
     return shown
 
 

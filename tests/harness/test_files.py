@@ -389,6 +389,8 @@ ALLOWED = {
     "report/page.py": "templates of this package",
     "evaluation/environment.py": "/proc/cpuinfo and the sources of installed packages",
     "tools/resident.py": "/proc/self/status",
+    "places.py": "folders of this package",
+    "lint/known.py": "data of this package",
     "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is told apart",
     "baselines/store.py": "what the store itself wrote, compared before it is written again",
     "pull_requests/revisions.py": "files of a git working tree, which may be links and are hashed as git does it",

@@ -239,6 +239,14 @@ def test_what_cannot_be_used_is_refused_with_its_place(checkpoint: Path, name: s
     assert part in line
 
 
+def test_a_file_that_is_cut_off_is_told_what_it_needs(checkpoint: Path) -> None:
+    """The size is that of the whole file, not of the first tensor that is not there."""
+    whole = (checkpoint / "model.safetensors").stat().st_size
+    cut(whole // 2)(checkpoint)
+
+    assert f"{whole // 2:,} bytes where its header asks for {whole:,}" in refusal(checkpoint)
+
+
 ODD: dict[str, Change] = {
     "a pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),

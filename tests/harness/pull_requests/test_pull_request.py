@@ -246,6 +246,18 @@ def test_nothing_reached_is_a_clean_exit(tree: Tree) -> None:
     assert "collected" not in result.stdout.str()
 
 
+def test_a_root_that_is_too_deep_is_refused(tree: Tree) -> None:
+    """A folder of snippets alone is not the tree that recipes are resolved in: nothing of it would
+    ever be judged.
+    """
+    tree.edit(NUMERIC, "axis:", "axis: 0")
+    tree.root = tree.root / "configs"
+    result = tree.gate("--list-affected")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *configs: no file in it is a recipe. Give the folder *"])
+
+
 def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> None:
     """Without ``*[qkv]_bmm_quantizer`` the diff says which quantizers went, and insertion fails on
     both models.
