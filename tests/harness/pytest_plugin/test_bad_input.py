@@ -242,7 +242,7 @@ def one(folder: Path, pattern: str) -> Path:
 BUDGETS: dict[str, tuple[str, str, str]] = {
     "unknown setting": ("  alpha: 0.05", "  alhpa: 0.05", "alhpa"),
     "not YAML": ("defaults:", "defaults: [", "YAML"),
-    "number out of range": ("  power: 0.8", "  power: 1.8", "power is 1.8"),
+    "number out of range": ("  power: 0.8", "  power: 1.8", "(defaults.power): is 1.8"),
     "override without a reason": ("    reason: four-bit", "    # four-bit", "reason"),
     "unknown recipe": ('recipe: "int4-awq"', 'recipe: "int4-awg"', "int4-awg"),
     "more than the samples resolve": (
