@@ -360,9 +360,8 @@ def _numbers(
         codes = _codes(graph, pair, step)
         if codes is None:
             return
-        wanted = _oracle_codes(
-            step, model.get_submodule(pair.name.partition(".weight_quantizer")[0]).weight
-        )  # type: ignore[arg-type]
+        layer: Any = model.get_submodule(pair.name.partition(".weight_quantizer")[0])
+        wanted = _oracle_codes(step, layer.weight)
         got = codes.astype(np.float32)
         got = got.T if got.shape != wanted.shape or _turned(graph, pair) else got
         if got.shape != wanted.shape:

@@ -35,9 +35,9 @@ class _AsOpenClip:
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embeddings (n, d)."""
-        return self._model.get_image_features(
-            pixel_values=pixels.to(self._model.dtype)
-        ).pooler_output  # type: ignore[no-any-return]
+        pixels = pixels.to(self._model.dtype)
+        embeddings: Tensor = self._model.get_image_features(pixel_values=pixels).pooler_output
+        return embeddings
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Embeddings (n, d)."""
@@ -66,9 +66,11 @@ def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
 
     def tokenize(texts: list[str]) -> Tensor:
         context = model.config.text_config.max_position_embeddings
-        return words(
+        encoded = words(
             texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt"
-        )["input_ids"]  # type: ignore[no-any-return]
+        )
+        ids: Tensor = encoded["input_ids"]
+        return ids
 
     def loader(name: str, task: str) -> Any:
         dataset = build_dataset(f"wds/{name}", str(DATA / name), transform, "test", task=task)

@@ -85,9 +85,9 @@ def _twice(_: Site) -> Iterator[None]:
     """Query, key and value pass their quantizers twice."""
 
     def twice(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
-        return original(
-            m, m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *a, **kw
-        )  # type: ignore[no-any-return]
+        q, k, v = m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v)
+        attended: Tensor = original(m, q, k, v, *a, **kw)
+        return attended
 
     with _around_sdpa(twice):
         yield
@@ -132,9 +132,9 @@ def _no_mask(_: Site) -> Iterator[None]:
     """The quantized text tower sees words that come later."""
 
     def unmasked(m: Any, original: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return original(
-            m, *args[:3], **{k: v for k, v in kwargs.items() if k not in ("attn_mask", "is_causal")}
-        )  # type: ignore[no-any-return]
+        others = {k: v for k, v in kwargs.items() if k not in ("attn_mask", "is_causal")}
+        attended: Tensor = original(m, *args[:3], **others)
+        return attended
 
     with _around_sdpa(unmasked):
         yield
