@@ -126,15 +126,19 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+#: How lines begin that differ.
+DIFFERENT = "test_time  |Name .time|-----|=====|plugins: "
+
+
 def told(result: pytest.RunResult) -> list[str]:
     """The output of a run without what differs from one run to the next: times, and rules around
-    them.
+    them; and without pytest's list of installed plugins, which names every one.
     """
     lines = [
         re.sub(r"\b[0-9.]+ ?(s|us|ns)\b|[0-9]{8}_[0-9]{6}", "#", line)
         for line in result.outlines + result.errlines
     ]
-    return [line for line in lines if not re.match("test_time  |Name .time|-----|=====", line)]
+    return [line for line in lines if not re.match(DIFFERENT, line)]
 
 
 @pytest.mark.parametrize(
