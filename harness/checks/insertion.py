@@ -22,7 +22,7 @@ from harness.quantization.quantize import QuantizationError
 from harness.recipes import applied
 from harness.recipes.algorithms import methods
 from harness.recipes.loading import Recipe
-from harness.recipes.patterns import overridden_patterns, unmatched_patterns
+from harness.recipes.patterns import means_all, overridden_patterns, unmatched_patterns
 
 if TYPE_CHECKING:
     from harness.gate.case import Case
@@ -220,11 +220,7 @@ def _named_off(recipe: Recipe, q: Quantizer) -> bool:
     last = next(
         (e for e in reversed(entries) if applied.speaks_of(e, q.name, q.module_class)), None
     )
-    return (
-        last is not None
-        and not last.enable
-        and last.pattern.strip("*") not in ("", "_quantizer", "quantizer")
-    )
+    return last is not None and not last.enable and not means_all(last.pattern)
 
 
 def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> list[str]:

@@ -293,7 +293,7 @@ def _blocks(recipe: Recipe, touched: dict[str, Touched], families: Families) -> 
 def _block_sizes(entry: Entry) -> dict[int, int]:
     """The blocks that *entry* asks for, by dimension."""
     found: dict[int, int] = {}
-    for cfg in entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]:
+    for cfg in entry.attributes:
         blocks = cfg.get("block_sizes") or {}
         found |= {
             key: size

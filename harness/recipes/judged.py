@@ -83,7 +83,7 @@ def cuda_formats(entry: Entry) -> Iterator[str]:
     """Yield the formats of *entry* that ModelOpt computes on CUDA only (measured): NVFP4 and the MX
     formats.
     """
-    for cfg in entry.cfg if isinstance(entry.cfg, list) else [entry.cfg or {}]:
+    for cfg in entry.attributes:
         bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes") or {}
         scale = blocks.get("scale_bits")
         name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, (list, tuple)) else f"INT{bits}"

@@ -61,6 +61,13 @@ class Entry:
         """The pattern as its author wrote it."""
         return self.written or self.pattern
 
+    @property
+    def attributes(self) -> list[dict[str, Any]]:
+        """The attributes that the line gives, one dict per part of a sequential quantizer; one
+        empty dict where the line only switches.
+        """
+        return self.cfg if isinstance(self.cfg, list) else [self.cfg or {}]
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -98,11 +98,12 @@ def is_own(recipe: Recipe, entry: Entry) -> bool:
 
 def denies_all(entry: Entry) -> bool:
     """Whether *entry* turns every quantizer of every model off."""
-    return (
-        not entry.enable
-        and entry.parent_class is None
-        and entry.pattern.strip("*") in ("", "_quantizer", "quantizer")
-    )
+    return not entry.enable and entry.parent_class is None and means_all(entry.pattern)
+
+
+def means_all(pattern: str) -> bool:
+    """Whether *pattern* matches every quantizer of every model: ``*``, ``*_quantizer``."""
+    return pattern.strip("*") in ("", "_quantizer", "quantizer")
 
 
 def of_class(entry: Entry) -> str:
@@ -151,9 +152,8 @@ def _corrections(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
         yield without_braces
     if "{" in without_braces:
         return
-    yield re.sub(
-        r"(_quantizer)\.\d+(\*?)$", r"\1\2", without_braces
-    )  # a part, where there is no sequence
+    # A part, where there is no sequence
+    yield re.sub(r"(_quantizer)\.\d+(\*?)$", r"\1\2", without_braces)
     yield from _with_missing_folders(without_braces, quantizers)
     yield from _with_words_corrected(without_braces, quantizers)
     if re.search(r"\w", pattern) and not any(c in without_braces for c in "*?["):

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.gate.results import SCHEMA
 from harness.report import cases, markdown, page
 from harness.report.text import json_text, plain
 
 __all__ = ["write"]
-
-#: The version of ``Results.as_dict()`` that is understood here (docs/results-schema.md).
-SCHEMA = 1
 
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:

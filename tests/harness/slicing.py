@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from written import weights_in
 
 from harness.data.tasks import Outcomes, TaskRun
 
@@ -26,17 +27,4 @@ def assert_equal(expected: TaskRun, found: TaskRun) -> None:
             assert np.array_equal(one, other), (metric, field.name)
 
 
-RECIPE = """
-metadata:
-  recipe_type: ptq
-quantize:
-  algorithm: max
-  quant_cfg:
-    - quantizer_name: '*'
-      enable: false
-    - quantizer_name: '*weight_quantizer'
-      parent_class: nn.Linear
-      cfg:
-        num_bits: 8
-        axis: 0
-"""
+RECIPE = weights_in(8)

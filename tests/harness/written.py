@@ -19,6 +19,13 @@ def recipe(folder: Path, entries: str, algorithm: str | None = "max") -> Recipe:
     return load(str(path))
 
 
+def weights_in(bits: int) -> str:
+    """The text of a recipe that rounds the weights of Linears to integers, one scale per row."""
+    weights = entry("*weight_quantizer", f"num_bits: {bits}, axis: 0", "nn.Linear")
+    head = "metadata: {recipe_type: ptq}\nquantize:\n  algorithm: max\n  quant_cfg:\n"
+    return head + DENY_ALL + weights
+
+
 def entry(pattern: str, cfg: str, parent_class: str = "") -> str:
     """A line that gives the attributes *cfg* (YAML without braces) to what *pattern* matches."""
     parent = f"parent_class: {parent_class}, " if parent_class else ""

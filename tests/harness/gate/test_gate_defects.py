@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from written import weights_in
 
 from harness.checks import (
     checkpoint,
@@ -186,12 +187,7 @@ def test_s8_typo_in_a_pattern(run_gate: RunGate, tmp_path: Path, typo: str) -> N
 def test_int3_weights_fail_accuracy(run_gate: RunGate, tmp_path: Path) -> None:
     """Weights in three bits lose more than their budget, and the accuracy suite says so."""
     recipe = tmp_path / "int3.yaml"
-    recipe.write_text(
-        "metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: max\n  quant_cfg:\n"
-        "    - quantizer_name: '*'\n      enable: false\n"
-        "    - quantizer_name: '*weight_quantizer'\n      parent_class: nn.Linear\n"
-        "      cfg:\n        num_bits: 3\n        axis: 0\n"
-    )
+    recipe.write_text(weights_in(3))
 
     result = run_gate(suite("accuracy"), "--recipe", recipe, "-k", "budget", "--no-blame")
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from written import weights_in
 
 from harness.baselines import Record, Store
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
@@ -41,20 +42,7 @@ RunGate = Callable[..., pytest.RunResult]
 
 #: Weights in four bits lose 1.4 points of emoji100, give or take 1.4: a budget of two points is not
 #: decided.
-FOUR_BITS = """
-metadata:
-  recipe_type: ptq
-quantize:
-  algorithm: max
-  quant_cfg:
-    - quantizer_name: '*'
-      enable: false
-    - quantizer_name: '*weight_quantizer'
-      parent_class: nn.Linear
-      cfg:
-        num_bits: 4
-        axis: 0
-"""
+FOUR_BITS = weights_in(4)
 BUDGETS = "defaults: {points: 2.0, discordance: 0.035}\n"
 
 
