@@ -57,9 +57,8 @@ MAX_NAMES = 1_000_000  # files of one folder
 _CHUNK = MIB
 _CORRECT_PATH = "Correct the path."
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_SURROGATE = re.compile(
-    r"\\u[dD][89a-fA-F]"
-)  # the escape of half a pair; a whole pair has two of them
+# The escape of half a pair; a whole pair has two of them
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)

@@ -169,9 +169,8 @@ def _may_be_cut(data: bytes, form: str | None) -> bool:
     decide.
     """
     if form in ("JPEG", "MPO"):
-        return data.rfind(b"\xff\xd9") < data.rfind(
-            b"\xff\xda"
-        )  # end of the picture, start of its last scan
+        # End of the picture, start of its last scan
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if form == "PNG":
         return b"IEND" not in data[-64:]
     if form == "WEBP":

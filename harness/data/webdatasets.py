@@ -173,9 +173,8 @@ def _shards(folder: Path) -> list[Path]:
     paths: list[Path] = []
     for index in range(int(text)):
         path = folder / f"{index}.tar"
-        if not files.exists(
-            path
-        ):  # the first one that is missing ends the list, however long it claims to be
+        # The first one that is missing ends the list, however long it claims to be
+        if not files.exists(path):
             raise UsageError(path, f"is missing, nshards.txt says {int(text)}", FIX)
         paths.append(path)
     return paths

@@ -48,9 +48,8 @@ def half_products() -> Iterator[None]:
     def of_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not _is_half_on_cpu(x):
             return linear(x, weight, bias)
-        if torch.is_grad_enabled() and (
-            x.requires_grad or weight.requires_grad
-        ):  # none passes through a buffer
+        # None passes through a buffer
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return linear(x.float(), weight.float(), None if bias is None else bias.float()).half()
         rows = x.reshape(-1, x.shape[-1])
         padded = torch.empty(len(rows) + -len(rows) % _ROWS, rows.shape[1])

@@ -67,9 +67,8 @@ def build(model_cfg: Json) -> nn.Module:
     from open_clip import CLIP, CustomTextCLIP
 
     cfg = {key: value for key, value in model_cfg.items() if key != "custom_text"}
-    if cfg["vision_cfg"].get(
-        "timm_model_pretrained"
-    ):  # would ask a hub for weights that the checkpoint's replace
+    # Would ask a hub for weights that the checkpoint's replace
+    if cfg["vision_cfg"].get("timm_model_pretrained"):
         cfg["vision_cfg"] = cfg["vision_cfg"] | {"timm_model_pretrained": False}
     model: nn.Module = (CustomTextCLIP if model_cfg.get("custom_text") else CLIP)(**cfg)
     model.open_clip_config = model_cfg  # type: ignore[assignment]
@@ -191,9 +190,8 @@ def _byte_pairs(context: int) -> Any:
         }
     merges = [" ".join(pair) for pair in theirs.bpe_ranks]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of the way in which transformers reads these files
+        # Of the way in which transformers reads these files
+        warnings.simplefilter("ignore", DeprecationWarning)
         (Path(place) / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
         (Path(place) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
         return CLIPTokenizer.from_pretrained(place, model_max_length=context, local_files_only=True)

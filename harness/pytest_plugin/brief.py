@@ -79,14 +79,16 @@ def _ranked(lines: Sequence[str], *, first: bool) -> list[Piece]:
     if begins.startswith("blame"):
         return _of_blame(lines)
     is_list = len(lines) > 2 and not any(line.startswith(" ") for line in lines)
+    later = 0 if first else 2
     found = []
     for place, line in enumerate(lines):
-        rank = _rank(line, last=place == len(lines) - 1 and not is_list)
-        if place == 1 and _is_list_of_names(line):
+        if place == 0:
+            rank = 0
+        elif place == 1 and _is_list_of_names(line):
             rank = 1  # the names that the first line counts
-        found.append(
-            Piece(line, (0 if first else 2) if place == 0 else rank if first else rank + 2)
-        )
+        else:
+            rank = _rank(line, last=place == len(lines) - 1 and not is_list)
+        found.append(Piece(line, rank + later))
     return found
 
 
@@ -235,9 +237,8 @@ def share_out(groups: Sequence[Group], room: int) -> list[list[str]]:
 
 
 def _cut(piece: Piece) -> str:
-    from harness.report import (
-        summary,
-    )  # when something failed: every run of pytest imports this module
+    # When something failed: every run of pytest imports this module
+    from harness.report import summary
 
     return summary.middle(piece.text, FIRST if piece.rank == 0 else WIDE)
 

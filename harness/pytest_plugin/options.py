@@ -217,9 +217,8 @@ def _check_places(config: pytest.Config) -> None:
     get = config.getoption
     for name in ("recipes_root", "data_root"):
         path = get(name)
-        pattern = name == "data_root" and "{dataset" in str(
-            path
-        )  # filled in for each task, and looked for then
+        # Filled in for each task, and looked for then
+        pattern = name == "data_root" and "{dataset" in str(path)
         if path is not None and not pattern and not files.is_folder(path):
             raise UsageError(
                 f"{_option(name)} {path}", "is not a directory", "Give an existing directory."

@@ -147,9 +147,8 @@ def pytest_collection_modifyitems(
     config.stash[_OURS] = {item.path for item in items if in_suites(item.path) or uses_gate(item)}
     expression, before = config.getoption("markexpr"), len(items)
     yield
-    selected = (
-        config.getoption("gate_recipes") != []
-    )  # of a pull request that broke every recipe nothing is left
+    # Of a pull request that broke every recipe nothing is left
+    selected = config.getoption("gate_recipes") != []
     if expression and config.stash[_OURS] and not items and selected and not is_worker(config):
         what = f"selects none of the {before} tests"
         fix = f"The gate's markers are {', '.join(SUITES)}."

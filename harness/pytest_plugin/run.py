@@ -39,9 +39,8 @@ def options_of(config: pytest.Config) -> Options:
         "baselines": get("baselines"),
     }
     given = {name: value for name, value in given.items() if value}
-    if (
-        get("gate_recipes") is not None
-    ):  # an empty list where a pull request broke all that it touched
+    # An empty list where a pull request broke all that it touched
+    if get("gate_recipes") is not None:
         given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
     return Options(
         **given,

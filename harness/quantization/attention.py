@@ -53,9 +53,8 @@ def diffusers_plugin() -> Any:
     plugins = "modelopt.torch.quantization.plugins"
     try:
         return importlib.import_module(f"{plugins}.diffusion.diffusers")
-    except (
-        ImportError
-    ):  # its place up to ModelOpt 0.42, where the package's attribute of that name is the library
+    # Its place up to ModelOpt 0.42, where the package's attribute of that name is the library
+    except ImportError:
         return importlib.import_module(f"{plugins}.diffusers")
 
 

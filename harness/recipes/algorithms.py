@@ -59,9 +59,8 @@ def check_count(methods: Sequence[Any], place: str) -> None:
 
 
 def _check_method(one: Any, place: str) -> None:
-    from harness.recipes.installed import (
-        modelopt_config,
-    )  # it imports ModelOpt, which takes seconds
+    # It imports ModelOpt, which takes seconds
+    from harness.recipes.installed import modelopt_config
     from harness.recipes.schema import explained
 
     modelopt_config()

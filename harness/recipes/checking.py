@@ -86,9 +86,8 @@ class Installed:
         """As :class:`Schema`."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of the dict form, of which the gate says by itself what it does
+                # Of the dict form, of which the gate says by itself what it does
+                warnings.simplefilter("ignore")
                 given = {"algorithm": algorithms.DEFAULT} | plain(section)
                 given["quant_cfg"] = config_form.accepted(given["quant_cfg"], str(path))
                 checked = modelopt_config().QuantizeConfig(**given).model_dump(exclude_unset=True)

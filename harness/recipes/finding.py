@@ -140,9 +140,8 @@ def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
         return [file for file in typed if _exists(file)]
     inside: list[Path] = []
     if ".." not in path.parts:
-        in_tree = re.sub(
-            r"^huggingface/models/", "models/", ref
-        )  # where ModelOpt moved them; old names still count
+        # Where ModelOpt moved them; old names still count
+        in_tree = re.sub(r"^huggingface/models/", "models/", ref)
         inside = [
             file
             for file in _with_suffixes(tree.root / in_tree)

@@ -309,9 +309,8 @@ def test_a_channels_scale_follows_it_through_the_chunks(shape: tuple[int, ...], 
     amax = (2.0 ** (channel % 5)).astype(np.float32)
     x = np.broadcast_to(amax * np.float32(0.26), shape)
 
-    y = formats.quantize_dequantize(
-        x, "INT4", 7 * amax, axis=axis
-    )  # the step is amax, so a quarter of it is lost
+    # The step is amax, so a quarter of it is lost
+    y = formats.quantize_dequantize(x, "INT4", 7 * amax, axis=axis)
     z = formats.quantize_dequantize(x, "INT4", 7 / 2 * amax, axis=axis)  # and here half of amax
 
     assert not y.any()
