@@ -126,7 +126,7 @@ def said(report: Any) -> str:
     """What a failed test said; of an assertion pytest's explanation, without the source around
     it.
     """
-    text = str(report.longreprtext)
+    text = str(report.longrepr)  # longreprtext would begin with pytest-xdist's worker
     explained = [line[1:].removeprefix("  ") for line in text.splitlines() if line.startswith("E ")]
     crash = getattr(report.longrepr, "reprcrash", None)
     if explained and crash is not None:

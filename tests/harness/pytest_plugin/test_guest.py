@@ -107,7 +107,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     without.
     """
     pytester.makeconftest(CONFTEST)
-    pytester.makepyfile(browser=BROWSER, test_own=TESTS)
+    pytester.makepyfile(emulated_devices=BROWSER, test_own=TESTS)
     pytester.makefile(".ini", pytest=CONFIGURATION)
     pytester.mkdir("data")
     pytester.mkpydir("harness").joinpath("__init__.py").write_text("STEEL = True")
@@ -162,9 +162,9 @@ def test_same_output_and_exit_code(project: Run, arguments: tuple[str, ...]) -> 
     """Whatever such a project asks for, it is told the same, before or after a plugin with an
     option of ours.
     """
-    alone = project(*arguments, plugins=("browser",))
+    alone = project(*arguments, plugins=("emulated_devices",))
 
-    for plugins in ((GUEST, "browser"), ("browser", GUEST)):
+    for plugins in ((GUEST, "emulated_devices"), ("emulated_devices", GUEST)):
         visited = project(*arguments, plugins=plugins)
         assert visited.ret == alone.ret
         assert told(visited) == told(alone)
@@ -175,7 +175,12 @@ def test_its_tests_are_spread_by_xdist_and_nothing_heavy_is_imported(project: Ru
     ``harness`` is its own.
     """
     result = project(
-        "-n", "2", "-k", "imports or qat or proof", plugins=(GUEST, "browser"), process=True
+        "-n",
+        "2",
+        "-k",
+        "imports or qat or proof",
+        plugins=(GUEST, "emulated_devices"),
+        process=True,
     )
 
     result.assert_outcomes(passed=4)
@@ -295,7 +300,7 @@ def test_a_taken_option_is_refused_where_the_gate_runs(
     """
     pytester.makeconftest('pytest_plugins = ["harness.pytest_plugin.plugin"]')
 
-    result = project(*arguments, plugins=(GUEST, "browser"))
+    result = project(*arguments, plugins=(GUEST, "emulated_devices"))
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line]
