@@ -374,11 +374,12 @@ def _room(
     terminal: Any, config: pytest.Config, shown: dict[str, list[Any]], groups: Sequence[Group]
 ) -> int:
     """Lines that are left for failed tests, their lines in pytest's short summary included."""
-    from harness.report import summary
+    from harness.report import cases, summary
 
     header = 9 if config.getoption("verbose") == 0 else 1
     width = min(terminal.config.get_terminal_writer().fullwidth, summary.WIDEST)
-    table = summary.lines(results_of(config).as_dict(), width, told=told(config))
+    results = cases.read(results_of(config).as_dict())
+    table = summary.lines(results, width, told=told(config))
     pointers = {one.longrepr for one in shown.get("skipped", ()) if hasattr(one, "gate_check")}
     headings = {group.kind for group in groups} - {"inconclusive"}
     notes = len(notes_of(config)) + bool(config.getoption("xmlpath", None))

@@ -459,7 +459,7 @@ def fell_short(results: Results, case: Case | CaseName) -> str:
     for check in results.checks.get(key, Checks()).every:
         if not check.about_baseline:
             found.add(check)
-    judged = results.case(*key) | {"checks": found.as_dict()}
+    judged = cases.read_case(results.case(*key) | {"checks": found.as_dict()})
     if not Word(cases.decision(judged)).falls_short:
         return ""
     return f"{cases.decision(judged)}: {cases.headline(judged)}"
@@ -484,7 +484,7 @@ def conclude(session: pytest.Session) -> None:
             )
         )
     found = results.as_dict()
-    word = Word(cases.run_decision(found))
+    word = Word(cases.run_decision(cases.read(found)))
     notes = config.stash.setdefault(_NOTES, [])
     if session.exitstatus == pytest.ExitCode.OK and word.falls_short:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -735,7 +735,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """The messages of inconclusive tests, and one line per recipe and task."""
-    from harness.report import summary
+    from harness.report import cases, summary
 
     for one in terminalreporter.getreports("inconclusive"):
         terminalreporter.write_sep("_", one.head_line or one.nodeid, yellow=True)
@@ -743,4 +743,5 @@ def pytest_terminal_summary(
     for line in [*brief.hint(config), *notes_of(config)]:
         terminalreporter.write_line(line)
     if has_results(config):
-        summary.write(terminalreporter, results_of(config).as_dict(), told=brief.told(config))
+        results = cases.read(results_of(config).as_dict())
+        summary.write(terminalreporter, results, told=brief.told(config))

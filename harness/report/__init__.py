@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.gate.results import SCHEMA
+from harness.gate.results_schema import RunResult
 from harness.report import cases, markdown, page
 from harness.report.text import json_text, plain
 
@@ -35,11 +36,11 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
             f"have schema {results.get('schema')!r}, and this report reads {SCHEMA}",
             "Report with the version of the gate that measured.",
         )
-    clean = cases.judged(plain(results))
+    run = cases.read(results)
     parts = {
-        "report.html": page.render(clean),
-        "summary.md": markdown.summary(clean),
-        "results.json": json_text(clean),
+        "report.html": page.render(run),
+        "summary.md": markdown.summary(run),
+        "results.json": json_text(_judged(plain(results), run)),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,3 +50,18 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
         mend = "Give --gate-report a folder that can be written."
         raise UsageError(folder, f"cannot be written ({error.strerror or error})", mend) from error
     return [folder / name for name in parts]
+
+
+def _judged(results: dict[str, Any], run: RunResult) -> dict[str, Any]:
+    """*results* with the decision and the headline of the run and of each case written into
+    them.
+    """
+    every = [
+        case | {"decision": cases.decision(typed), "headline": cases.headline(typed)}
+        for case, typed in zip(results["cases"], run.cases, strict=True)
+    ]
+    return results | {
+        "decision": cases.run_decision(run),
+        "headline": cases.run_headline(run),
+        "cases": every,
+    }

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from harness.gate.results import Outcome, Word, worst
-from harness.report.text import number
-
-Json = dict[str, Any]
+from harness.gate.results_schema import (
+    CaseResult,
+    DriftResult,
+    ExportResult,
+    FailedCheck,
+    LimitResult,
+    ObservationResult,
+    ProblemResult,
+    RunResult,
+    SpeedResult,
+)
+from harness.report.text import plain
 
 #: Short words for the kinds of drift (``baselines.Kind``), for a column of a table.
 DRIFT = {
@@ -46,112 +55,104 @@ class Row:
         return f"{self.task}/{self.metric}"
 
 
-def rows(case: Json) -> list[Row]:
+def rows(case: CaseResult) -> list[Row]:
     """The verdicts of *case*, in order."""
-    moved = case.get("drift") or {}
-    found = []
-    for v in (case.get("accuracy") or {}).get("verdicts") or []:
-        low, high = (number(x) or 0.0 for x in v["interval"])
-        found.append(
-            Row(
-                task=v["task"],
-                metric=v["metric"],
-                reference=number(v["reference_accuracy"]) or 0.0,
-                quantized=number(v["quantized_accuracy"]) or 0.0,
-                difference=number(v["difference"]) or 0.0,
-                low=low,
-                high=high,
-                budget=number(v["budget"]["points"]) or 0.0,
-                decision=v["decision"],
-                drift=drift_word(moved.get(f"{v['task']}/{v['metric']}")),
-            )
+    if case.accuracy is None:
+        return []
+    return [
+        Row(
+            task=verdict.task,
+            metric=verdict.metric,
+            reference=verdict.reference_accuracy,
+            quantized=verdict.quantized_accuracy,
+            difference=verdict.difference,
+            low=verdict.interval[0],
+            high=verdict.interval[1],
+            budget=verdict.budget.points,
+            decision=verdict.decision,
+            drift=drift_word(case.drift.get(f"{verdict.task}/{verdict.metric}")),
         )
-    return found
+        for verdict in case.accuracy.verdicts
+    ]
 
 
-def drift_word(drift: Json | None) -> str:
+def drift_word(drift: DriftResult | None) -> str:
     """A word or two for a drift of the results; nothing where it was not looked at."""
-    kind = str((drift or {}).get("kind", ""))
-    return DRIFT.get(kind, kind)
+    return "" if drift is None else DRIFT.get(drift.kind, drift.kind)
 
 
-def mismatches(case: Json) -> list[Json]:
+def mismatches(case: CaseResult) -> list[ObservationResult]:
     """Observations of quantizers that do not compute what their format says, or could not be
     compared.
     """
-    found = (case.get("numerics") or {}).get("observations") or []
-    return [o for o in found if o.get("mismatches") or o.get("unsupported")]
+    found = case.numerics.observations if case.numerics else []
+    return [seen for seen in found if seen.mismatches or seen.unsupported]
 
 
-def folded(case: Json) -> list[Json]:
+def folded(case: CaseResult) -> list[ProblemResult]:
     """What the weights that accuracy is measured on compute otherwise than fake quantization."""
-    return (case.get("numerics") or {}).get("folded") or []
+    return case.numerics.folded if case.numerics else []
 
 
-def problems(case: Json) -> list[Json]:
+def problems(case: CaseResult) -> list[ProblemResult]:
     """Invariants of the quantizer map that do not hold."""
-    return (case.get("insertion") or {}).get("problems") or []
+    return case.insertion.problems if case.insertion else []
 
 
-def not_covered(case: Json) -> list[str]:
+def not_covered(case: CaseResult) -> list[str]:
     """What of the model no recipe can quantize, and why."""
-    return (case.get("insertion") or {}).get("not_covered") or []
+    return case.insertion.not_covered if case.insertion else []
 
 
-def heavy(case: Json) -> list[Json]:
+def heavy(case: CaseResult) -> list[ProblemResult]:
     """Weights that do not take their bits after compression."""
-    return (case.get("memory") or {}).get("problems") or []
+    return case.memory.problems if case.memory else []
 
 
-def export_faults(case: Json) -> list[str]:
+def export_faults(case: CaseResult) -> list[str]:
     """What of the exported graphs does not hold, a few words each; the runtime's own defects are
     none of these.
     """
-    found = case.get("export") or {}
+    found = case.export or ExportResult()
     faults = [
-        f"{where}: {p['rule']}" for where, ps in (found.get("problems") or {}).items() for p in ps
+        f"{where}: {problem.rule}"
+        for where, problems_there in found.problems.items()
+        for problem in problems_there
     ]
-    faults += [
-        f"{tower}: parity" for tower, p in (found.get("parity") or {}).items() if not p["holds"]
-    ]
-    answers = found.get("answers") or {}
-    faults += [f"answers on {answers['task']}"] if answers.get("differing") else []
-    # A tower that the task alone caught, on more rows than the probe.
-    faults += [
-        f"{t}: parity on {answers['task']}"
-        for t, p in (answers.get("towers") or {}).items()
-        if not p["holds"]
-    ]
+    faults += [f"{tower}: parity" for tower, parity in found.parity.items() if not parity.holds]
+    if answers := found.answers:
+        faults += [f"answers on {answers.task}"] if answers.differing else []
+        # A tower that the task alone caught, on more rows than the probe.
+        faults += [
+            f"{tower}: parity on {answers.task}"
+            for tower, parity in answers.towers.items()
+            if not parity.holds
+        ]
     return faults
 
 
-def export_lines(case: Json) -> list[str]:
+def export_lines(case: CaseResult) -> list[str]:
     """What exporting to ONNX costs, in sentences: the drop, or why there is no graph, and the
     defects of the runtime and of ModelOpt's own export.
     """
-    found = case.get("export") or {}
-    if found.get("no_form"):
-        return [f"no ONNX form: {found['no_form']}"]
+    found = case.export or ExportResult()
+    if found.no_form:
+        return [f"no ONNX form: {found.no_form}"]
     lines = []
-    if answers := found.get("answers"):
-        drop = number(answers["drop"]) or 0.0
+    if answers := found.answers:
         lines.append(
-            f"drop from exporting: {drop:.2f} points, {answers['changed']} of {answers['n']} "
-            f"answers changed "
-            f"({answers['task']}/{answers['metric']})"
+            f"drop from exporting: {answers.drop:.2f} points, {answers.changed} of {answers.n} "
+            f"answers changed ({answers.task}/{answers.metric})"
         )
-    for tower, p in (found.get("optimized") or {}).items():
-        same = (found.get("parity") or {}).get(tower) or {}
-        if not p["holds"] and same.get("holds", True):
-            error, limit = number(p["error"]) or 0.0, number(p["bound"]) or 0.0
+    for tower, parity in found.optimized.items():
+        same = found.parity.get(tower)
+        if not parity.holds and (same is None or same.holds):
             lines.append(
-                f"{tower}, the runtime's defect: with its optimisations on "
-                f"{found.get('runtime', 'it')} is "
-                f"{error:.2g} off, {limit:.1g} is rounding"
+                f"{tower}, the runtime's defect: with its optimisations on {found.runtime} is "
+                f"{parity.error:.2g} off, {parity.bound:.1g} is rounding"
             )
-    published = found.get("published")
-    if published and not isinstance(published, str):
-        told = "; ".join(" ".join(problem.split()) for problem in published)
+    if found.published and not isinstance(found.published, str):
+        told = "; ".join(" ".join(problem.split()) for problem in found.published)
         lines.append(f"ModelOpt's own export, not the recipe: {told}")
     return lines
 
@@ -175,65 +176,54 @@ class Speed:
         )
 
 
-def speeds(case: Json) -> list[Speed]:
+def speeds(case: CaseResult) -> list[Speed]:
     """The speed ratios of a case."""
-    found = []
-    for tower, speed in (case.get("throughput") or {}).items():
-        if not isinstance(speed, dict) or number(speed.get("ratio")) is None:
-            continue
-        ratios = (
-            _ratio(speed, "ratio", "low", "high"),
-            _ratio(speed, *(f"baseline_{k}" for k in ("ratio", "low", "high"))),
-        )
-        found.append(Speed(str(tower), *ratios, str(speed.get("moved") or "")))
-    return found
+    return [
+        Speed(tower, _ratio(speed), _baseline_ratio(speed), speed.moved)
+        for tower, speed in case.throughput.items()
+        if speed.ratio is not None
+    ]
 
 
-def _ratio(speed: Json, *keys: str) -> str:
+def _ratio(speed: SpeedResult) -> str:
+    return _shown_ratio(speed.ratio, speed.low, speed.high)
+
+
+def _baseline_ratio(speed: SpeedResult) -> str:
+    return _shown_ratio(speed.baseline_ratio, speed.baseline_low, speed.baseline_high)
+
+
+def _shown_ratio(value: float | None, low: float | None, high: float | None) -> str:
     """``0.41 [0.40, 0.42]``, or nothing where there is no ratio."""
-    value, low, high = (number(speed.get(key)) for key in keys)
     if value is None:
         return ""
     return f"{value:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
 
 
-def speed_lines(case: Json) -> list[str]:
+def speed_lines(case: CaseResult) -> list[str]:
     """The towers whose speed ratio is no longer the baseline's, in sentences; they fail nothing."""
     return [f"speed: {speed}" for speed in speeds(case) if speed.moved]
 
 
-def gain_lines(case: Json) -> list[str]:
+def gain_lines(case: CaseResult) -> list[str]:
     """What fine-tuning won back, a sentence a metric."""
     return [
-        f"fine-tuned, {g['task']}/{g['metric']}: {g['before']:.2%} to {g['after']:.2%} (FP16 "
-        f"{g['reference']:.2%}), "
-        f"{g['won']} won and {g['lost']} lost, p(no gain) {g['p']:.2g}"
-        for g in (case.get("qat") or {}).get("gains") or []
+        f"fine-tuned, {gain.task}/{gain.metric}: {gain.before:.2%} to {gain.after:.2%} (FP16 "
+        f"{gain.reference:.2%}), {gain.won} won and {gain.lost} lost, p(no gain) {gain.p:.2g}"
+        for gain in (case.qat.gains if case.qat else [])
     ]
 
 
-def exceeded(case: Json) -> list[Json]:
+def exceeded(case: CaseResult) -> list[LimitResult]:
     """Measures beyond accuracy that are over their limits."""
-    return [m for m in (case.get("accuracy") or {}).get("limits") or [] if m.get("exceeded")]
+    return [limit for limit in (case.accuracy.limits if case.accuracy else []) if limit.exceeded]
 
 
-def exceeded_lines(case: Json) -> list[str]:
+def exceeded_lines(case: CaseResult) -> list[str]:
     """The same, one sentence per measure: ``emoji (acc1): kl_mean is 0.31, limit: at most 0.2:
     EXCEEDED``.
     """
-    return [str(m["message"]) for m in exceeded(case)]
-
-
-def failed_checks(part: Json) -> list[Json]:
-    """Checks of a case (or, of a whole run, those of no case) that fell short: test, suite,
-    outcome, first line.
-    """
-    return (part.get("checks") or {}).get("failed") or []
-
-
-def depending(part: Json) -> dict[str, int]:
-    """How many checks did not run because another one failed, by the id of that one."""
-    return (part.get("checks") or {}).get("depending") or {}
+    return [limit.message for limit in exceeded(case)]
 
 
 @dataclass(frozen=True)
@@ -252,80 +242,78 @@ class Failed:
         return f"{self.name}{times}: {self.message}"
 
 
-def failed_functions(part: Json) -> list[Failed]:
-    """The failed checks, one line per test function."""
+def failed_functions(checks: list[FailedCheck]) -> list[Failed]:
+    """Failed checks, one line per test function."""
     found: dict[tuple[str, str], list[str]] = {}
-    for check in failed_checks(part):
-        name = str(check["test"]).partition("[")[0].rpartition("::")[2]
-        found.setdefault((str(check.get("suite") or ""), name), []).append(
-            str(check.get("message") or "")
-        )
+    for check in checks:
+        name = check.test.partition("[")[0].rpartition("::")[2]
+        found.setdefault((check.suite, name), []).append(check.message)
     return [
         Failed(suite, name, len(messages), messages[0]) for (suite, name), messages in found.items()
     ]
 
 
-def _checked(part: Json) -> Word:
+def _checked(part: CaseResult | RunResult) -> Word:
     """The worst word of the checks of *part*."""
-    counts = (part.get("checks") or {}).get("counts") or {}
-    return worst(Outcome(name).word for name, count in counts.items() if count)
+    return worst(Outcome(name).word for name, count in part.checks.counts.items() if count)
 
 
-def decision(case: Json) -> str:
+def decision(case: CaseResult) -> str:
     """The worst word of all that was judged of a case, or ``no verdict`` where nothing was.
 
     Judged are the verdicts, the limits beyond accuracy, what each suite found, and each check that
     ran: one that failed, or that could not run because another one failed, fails the case whatever
     its accuracy.
     """
-    verdict = str((case.get("accuracy") or {}).get("decision") or "")
-    words = [_checked(case), *(word for word in Word if word.value == verdict)]
+    words = [_checked(case)]
+    if case.accuracy is not None:
+        words.append(Word(case.accuracy.decision))
     broken = (
-        any((case.get("checkpoint") or {}).values())
-        or heavy(case)
-        or folded(case)
-        or exceeded(case)
+        problems(case),
+        mismatches(case),
+        export_faults(case),
+        heavy(case),
+        folded(case),
+        exceeded(case),
+        *case.checkpoint.values(),
     )
-    if problems(case) or mismatches(case) or export_faults(case) or broken:
+    if any(broken):
         words.append(Word.FAIL)
-    if (
-        "insertion" in case
-        or "numerics" in case
-        or {"parity", "answers"} & set(case.get("export") or {})
-    ):
+    exported = case.export is not None and (case.export.parity or case.export.answers)
+    if case.insertion or case.numerics or exported:
         words.append(Word.PASS)
     return worst(words).value
 
 
-def run_decision(results: Json) -> str:
+def run_decision(results: RunResult) -> str:
     """The worst word of all that a run judged: its cases, the checks of no case, and what was
     refused.
     """
-    words = [Word(decision(case)) for case in results["cases"]]
+    words = [Word(decision(case)) for case in results.cases]
     words.append(_checked(results))
-    if (results["environment"].get("selection") or {}).get("refused"):
+    if results.environment.selection.refused:
         words.append(Word.FAIL)
-    if results.get("interrupted"):
+    if results.interrupted:
         words.append(Word.INTERRUPTED)
-    if results.get("refused"):
+    if results.refused:
         words.append(Word.REFUSED)
     return worst(words).value
 
 
-def run_headline(results: Json) -> str:
+def run_headline(results: RunResult) -> str:
     """What a run came to, in one line without its word: the usage error that ended it, or how many
     cases ended how.
     """
-    if results.get("refused") or results.get("interrupted"):
-        return str(results.get("refused") or results["interrupted"])
-    words = [decision(case) for case in results["cases"]]
+    if results.refused or results.interrupted:
+        return results.refused or results.interrupted
+    words = [decision(case) for case in results.cases]
     parts = [
         f"{words.count(word.value)} {word.value}" for word in reversed(Word) if word.value in words
     ]
-    other = failed_checks(results)
+    other = results.checks.failed
     if other:
         parts.append(f"{len(other)} failed of no recipe")
-    refused = (results["environment"].get("selection") or {}).get("refused") or {}
+    refused = results.environment.selection.refused
     if refused:
         parts.append(f"refused: {', '.join(refused)}")
     return ", ".join(parts) or "nothing gated"
@@ -339,105 +327,84 @@ class Reasons:
     pairs: list[tuple[str, str]]
 
 
-#: The lists of a selection (``harness.pull_requests.selection``), in the order in which they
-#: matter.
-_LISTS = {
-    "refused": "Refused",
-    "not_gated": "Not gated",
-    "undecided": "Undecided",
-    "left_out": "Not compared",
-    "unused": "Changed, and imported by no recipe",
-}
-
-
-def reasons(results: Json) -> list[Reasons]:
+def reasons(results: RunResult) -> list[Reasons]:
     """The recipes and files of a pull request that were refused or not gated, each with its
-    reason.
+    reason; what matters most comes first.
     """
-    selection = results["environment"].get("selection") or {}
-    lists = [
-        Reasons(title, list((selection.get(key) or {}).items())) for key, title in _LISTS.items()
-    ]
-    by_hand = [
-        (f"{c['recipe']} on {c['model']}", c["not_gated"])
-        for c in results["cases"]
-        if c.get("not_gated")
-    ]
-    if by_hand:
-        lists.append(Reasons("Not gated on this device", by_hand))
-    return [found for found in lists if found.pairs]
+    selection = results.environment.selection
+    by_title = {
+        "Refused": selection.refused,
+        "Not gated": selection.not_gated,
+        "Undecided": selection.undecided,
+        "Not compared": selection.left_out,
+        "Changed, and imported by no recipe": selection.unused,
+        "Not gated on this device": {
+            f"{case.recipe} on {case.model}": case.not_gated
+            for case in results.cases
+            if case.not_gated
+        },
+    }
+    return [Reasons(title, list(pairs.items())) for title, pairs in by_title.items() if pairs]
 
 
-def map_changes(results: Json) -> list[tuple[str, list[str]]]:
+def map_changes(results: RunResult) -> list[tuple[str, list[str]]]:
     """What a pull request does to the quantizer map: (recipe, lines), the architecture before each
     of its lines.
     """
     found = []
-    for effect in (results["environment"].get("selection") or {}).get("effects") or []:
+    for effect in results.environment.selection.effects:
         lines = [
             f"{architecture}: {line}"
-            for architecture, changes in (effect.get("by_architecture") or {}).items()
+            for architecture, changes in effect.by_architecture.items()
             for line in changes
         ]
-        lines += effect.get("beyond_map") or []
-        found.append((str(effect.get("recipe", "")), lines or ["no effect on CLIP"]))
+        lines += effect.beyond_map
+        found.append((effect.recipe, lines or ["no effect on CLIP"]))
     return found
 
 
-def judged(results: Json) -> Json:
-    """*results* with the decision and the headline of the run and of each case written into
-    them.
-    """
-    cases = [
-        case | {"decision": decision(case), "headline": headline(case)} for case in results["cases"]
-    ]
-    return results | {
-        "decision": run_decision(results),
-        "headline": run_headline(results),
-        "cases": cases,
-    }
+def read(results: Mapping[str, object]) -> RunResult:
+    """The results of a run (``Results.as_dict``, or what ``results.json`` holds), typed."""
+    return RunResult.model_validate(plain(results))
 
 
-def headline(case: Json) -> str:
+def read_case(case: Mapping[str, object]) -> CaseResult:
+    """One case of such results, typed."""
+    return CaseResult.model_validate(plain(case))
+
+
+def headline(case: CaseResult) -> str:
     """What decided a case, in one line without its name."""
-    parts = [f"not gated: {case['not_gated']}"] if case.get("not_gated") else []
+    parts = [f"not gated: {case.not_gated}"] if case.not_gated else []
     verdicts = rows(case)
-    if verdicts:
-        counts = Counter(r.decision for r in verdicts)
+    if case.accuracy is not None and verdicts:
+        counts = Counter(row.decision for row in verdicts)
         parts.append(", ".join(f"{n} {word}" for word, n in counts.items()))
-        deciding = [
-            r for r in verdicts if r.decision == (case["accuracy"].get("decision"))
-        ] or verdicts
-        worst = min(deciding, key=lambda r: r.difference + r.budget)
+        deciding = [row for row in verdicts if row.decision == case.accuracy.decision] or verdicts
+        closest = min(deciding, key=lambda row: row.difference + row.budget)
         parts.append(
-            f"{'closest' if worst.decision == 'PASS' else 'worst'} is {worst.name} at "
-            f"{worst.difference:+.2f} "
-            f"[{worst.low:+.2f}, {worst.high:+.2f}], budget {worst.budget:g}"
+            f"{'closest' if closest.decision == 'PASS' else 'worst'} is {closest.name} at "
+            f"{closest.difference:+.2f} [{closest.low:+.2f}, {closest.high:+.2f}], "
+            f"budget {closest.budget:g}"
         )
     if exceeded(case):
         parts.append(_count(len(exceeded(case)), "limit", "") + " EXCEEDED")
-    if "insertion" in case:
+    if case.insertion:
         parts.append(_count(len(problems(case)), "insertion problem", "insertion holds"))
-    if "numerics" in case:
-        parts.append(
-            _count(len(mismatches(case)) + len(folded(case)), "numerics mismatch", "numerics hold")
-        )
-    if "checkpoint" in case:
-        parts.append(
-            _count(
-                sum(map(bool, case["checkpoint"].values())),
-                "checkpoint problem",
-                "checkpoints hold",
-            )
-        )
-    if "memory" in case:
+    if case.numerics:
+        wrong = len(mismatches(case)) + len(folded(case))
+        parts.append(_count(wrong, "numerics mismatch", "numerics hold"))
+    if case.checkpoint:
+        wrong = sum(map(bool, case.checkpoint.values()))
+        parts.append(_count(wrong, "checkpoint problem", "checkpoints hold"))
+    if case.memory:
         parts.append(_count(len(heavy(case)), "memory problem", "weights take their bits"))
-    if {"problems", "parity", "answers"} & set(case.get("export") or {}):
+    if case.export and (case.export.problems or case.export.parity or case.export.answers):
         parts.append(_count(len(export_faults(case)), "export problem", "export holds"))
     parts += [
         f"{speed.tower} {speed.moved} than the baseline" for speed in speeds(case) if speed.moved
     ]
-    words = [drift_word(d) for d in (case.get("drift") or {}).values()]
+    words = [drift_word(drift) for drift in case.drift.values()]
     moved = [word for word in dict.fromkeys(words) if word not in CALM]
     if moved:
         parts.append(f"against the baseline: {', '.join(moved)}")
@@ -445,18 +412,18 @@ def headline(case: Json) -> str:
     return "; ".join(parts) or "nothing measured"
 
 
-def _check_parts(case: Json, *, alone: bool) -> list[str]:
+def _check_parts(case: CaseResult, *, alone: bool) -> list[str]:
     """What the headline says of the checks of a case; those that passed only where there is nothing
     else to say.
     """
-    failed, parts = failed_checks(case), []
+    failed, depending, parts = case.checks.failed, case.checks.depending, []
     if len(failed) == 1:
-        parts.append(f"failed check: {failed[0].get('message') or failed[0]['test']}")
+        parts.append(f"failed check: {failed[0].message or failed[0].test}")
     elif failed:
         parts.append(_count(len(failed), "failed check", ""))
-    if depending(case):
-        parts.append(f"{sum(depending(case).values())} not run, see {next(iter(depending(case)))}")
-    passed = ((case.get("checks") or {}).get("counts") or {}).get("passed", 0)
+    if depending:
+        parts.append(f"{sum(depending.values())} not run, see {next(iter(depending))}")
+    passed = case.checks.counts.get("passed", 0)
     if alone and not parts and passed:
         parts.append(f"{_count(passed, 'check', '')} passed")
     return parts

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-from harness.report.cases import Json
-from harness.report.text import number
+from harness.gate.results_schema import (
+    AmaxResult,
+    CaseResult,
+    ObservationResult,
+    QuantizerResult,
+)
 
 #: A short sign for the kind of a quantizer, over its column.
 _ROLES = {
@@ -62,25 +66,22 @@ class Grid:
     hidden: int
 
 
-def grids(case: Json) -> list[Grid]:
+def grids(case: CaseResult) -> list[Grid]:
     """A grid a tower of *case*; columns and outside quantizers that are off everywhere are counted,
     not drawn.
     """
-    quantizers = (case.get("insertion") or {}).get("map") or []
-    seen = {o["name"]: o for o in (case.get("numerics") or {}).get("observations") or []}
-    towers = sorted(
-        {q["tower"] for q in quantizers}, key=lambda t: ({"vision": 0, "text": 1}.get(t, 2), t)
-    )
-    return [_grid(tower, [q for q in quantizers if q["tower"] == tower], seen) for tower in towers]
+    quantizers = case.insertion.map if case.insertion else []
+    seen = {o.name: o for o in case.numerics.observations} if case.numerics else {}
+    order = {"vision": 0, "text": 1}
+    towers = sorted({q.tower for q in quantizers}, key=lambda t: (order.get(t, 2), t))
+    return [_grid(tower, [q for q in quantizers if q.tower == tower], seen) for tower in towers]
 
 
-def formats(case: Json) -> list[tuple[str, str, int]]:
+def formats(case: CaseResult) -> list[tuple[str, str, int]]:
     """(format, class, enabled quantizers) of *case*, most frequent first: the legend."""
-    count: dict[str, int] = {}
-    for q in (case.get("insertion") or {}).get("map") or []:
-        if q["enabled"]:
-            count[q["format"]] = count.get(q["format"], 0) + 1
-    return [(name, style(name), n) for name, n in sorted(count.items(), key=lambda item: -item[1])]
+    quantizers = case.insertion.map if case.insertion else []
+    count = Counter(q.format for q in quantizers if q.enabled)
+    return [(name, style(name), n) for name, n in count.most_common()]
 
 
 def style(name: str) -> str:
@@ -98,23 +99,23 @@ def style(name: str) -> str:
     return f"f-{known.get(name, 'other')}"
 
 
-def _grid(tower: str, quantizers: list[Json], seen: dict[str, Json]) -> Grid:
-    placed = {(q["layer"], _column(q)): q for q in quantizers if q["layer"] is not None}
-    used = [_column(q) for q in quantizers if q["layer"] is not None and q["enabled"]]
+def _grid(
+    tower: str, quantizers: list[QuantizerResult], seen: dict[str, ObservationResult]
+) -> Grid:
+    placed = {(q.layer, _column(q)): q for q in quantizers if q.layer is not None}
+    used = [_column(q) for q in quantizers if q.layer is not None and q.enabled]
     # In the order of the model's modules, which a dict over all quantizers keeps.
-    every = dict.fromkeys(_column(q) for q in quantizers if q["layer"] is not None)
+    every = dict.fromkeys(_column(q) for q in quantizers if q.layer is not None)
     wanted = set(used)
     columns = _by_module([c for c in every if c in wanted])
     rows = []
-    for layer in sorted({q["layer"] for q in quantizers if q["layer"] is not None}):
+    for layer in sorted({q.layer for q in quantizers if q.layer is not None}):
         members = [placed.get((layer, c)) for c in columns]
-        rows.append((layer, [None if q is None else cell(q, seen.get(q["name"])) for q in members]))
+        rows.append((layer, [None if q is None else cell(q, seen.get(q.name)) for q in members]))
     outside = [
-        (_short(q), cell(q, seen.get(q["name"])))
-        for q in quantizers
-        if q["layer"] is None and q["enabled"]
+        (_short(q), cell(q, seen.get(q.name))) for q in quantizers if q.layer is None and q.enabled
     ]
-    off = sum(1 for q in quantizers if q["layer"] is None and not q["enabled"])
+    off = sum(1 for q in quantizers if q.layer is None and not q.enabled)
     modules = [(name, len(list(group))) for name, group in groupby(c.module for c in columns)]
     return Grid(
         tower, modules, columns, rows if columns else [], outside, off + len(every) - len(columns)
@@ -126,81 +127,67 @@ def _by_module(columns: list[Column]) -> list[Column]:
     return sorted(columns, key=lambda c: order.index(c.module))
 
 
-def _column(q: Json) -> Column:
-    layer = f".{q['layer']}."
-    holder = q["name"].rpartition(".")[0] if "." in q["name"] else q["name"]
+def _column(q: QuantizerResult) -> Column:
+    layer = f".{q.layer}."
+    holder = q.name.rpartition(".")[0] if "." in q.name else q.name
     within = holder.partition(layer)[2] if layer in holder else holder.partition(layer[:-1])[2]
     return Column(within or "layer", _role(q))
 
 
-def _role(q: Json) -> str:
-    kind = str(q["kind"])
-    return _ROLES.get(kind, kind)
+def _role(q: QuantizerResult) -> str:
+    return _ROLES.get(q.kind, q.kind)
 
 
-def _short(q: Json) -> str:
-    return f"{q['name'].rpartition('.')[0].rpartition('.')[2]} {_role(q)}"
+def _short(q: QuantizerResult) -> str:
+    return f"{q.name.rpartition('.')[0].rpartition('.')[2]} {_role(q)}"
 
 
-def cell(q: Json, seen: Json | None) -> Cell:
+def cell(q: QuantizerResult, seen: ObservationResult | None) -> Cell:
     """The cell of one quantizer of the map, with its observation where there is one."""
     sign, look = _look(q)
     title = "; ".join(_words(q, seen))
-    saturation, underflow = (
-        _level(number((seen or {}).get(key))) for key in ("saturation", "underflow")
-    )
+    saturation = 0 if seen is None else _level(seen.saturation)
+    underflow = 0 if seen is None else _level(seen.underflow)
     return Cell(sign, look, saturation, underflow, title)
 
 
-def _look(q: Json) -> tuple[str, str]:
-    if not q["enabled"]:
+def _look(q: QuantizerResult) -> tuple[str, str]:
+    if not q.enabled:
         return "·", "off"
-    if not q["calls"]:
+    if not q.calls:
         return "!", "broken"
-    if q["amax"] is None and not q["dynamic"]:
+    if q.amax is None and not q.dynamic:
         return "?", "broken"
     short = {"f-e4m3": "8", "f-e5m2": "8", "f-int8": "8", "f-int4": "4", "f-e2m1": "4"}
-    look = style(q["format"])
+    look = style(q.format)
     return short.get(look, "q"), look
 
 
-def _words(q: Json, seen: Json | None) -> Iterator[str]:
-    yield q["name"]
-    if not q["enabled"]:
+def _words(q: QuantizerResult, seen: ObservationResult | None) -> Iterator[str]:
+    yield q.name
+    if not q.enabled:
         yield "off"
         return
-    yield f"{q['format']} {q['granularity']}"
-    yield f"{q['calls']} call{'' if q['calls'] == 1 else 's'}" if q["calls"] else "NEVER CALLED"
-    yield "dynamic" if q["dynamic"] else _range(q["amax"])
+    yield f"{q.format} {q.granularity}"
+    yield f"{q.calls} call{'' if q.calls == 1 else 's'}" if q.calls else "NEVER CALLED"
+    yield "dynamic" if q.dynamic else _range(q.amax)
     if seen:
-        yield f"saturated {_share(seen.get('saturation'))}"
-        yield f"underflow {_share(seen.get('underflow'))}"
-        if seen.get("mismatches"):
-            yield f"{seen['mismatches']} of {seen['elements']} elements differ from the definition"
-        if seen.get("unsupported"):
-            yield f"not compared: {seen['unsupported']}"
+        yield f"saturated {seen.saturation:.3%}"
+        yield f"underflow {seen.underflow:.3%}"
+        if seen.mismatches:
+            yield f"{seen.mismatches} of {seen.elements} elements differ from the definition"
+        if seen.unsupported:
+            yield f"not compared: {seen.unsupported}"
 
 
-def _range(amax: dict[str, Any] | None) -> str:
+def _range(amax: AmaxResult | None) -> str:
     if amax is None:
         return "NO AMAX"
-    low, high = number(amax["low"]), number(amax["high"])
-    if amax["count"] == 1:
-        return f"amax {_number(high)}"
-    return f"amax {_number(low)} to {_number(high)} ({amax['count']} values)"
+    if amax.count == 1:
+        return f"amax {amax.high:.4g}"
+    return f"amax {amax.low:.4g} to {amax.high:.4g} ({amax.count} values)"
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
-
-
-def _share(value: Any) -> str:
-    share = number(value)
-    return "unknown" if share is None else f"{share:.3%}"
-
-
-def _level(share: float | None) -> int:
+def _level(share: float) -> int:
     """0 for none, 1 to 4 for shares above each of _STEPS; 4 too for what is not a number."""
-    if share is None:
-        return 0
     return 4 if math.isnan(share) else sum(share > step for step in _STEPS)

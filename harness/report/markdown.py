@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from harness.escaping import shown
+from harness.gate.results_schema import CaseResult, EnvironmentResult, RunResult
 from harness.report import cases
-from harness.report.cases import Json
-from harness.report.text import markdown_block, markdown_code, markdown_text, number
+from harness.report.text import markdown_block, markdown_code, markdown_text
 
 #: Characters of a comment; GitHub takes 65,536.
 LIMIT = 60_000
@@ -18,14 +17,14 @@ _SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "REFUSED": "❌",
 _DRAWN_BY = "Everything else is in report.html and results.json of the same run."
 
 
-def summary(results: Json) -> str:
-    """*results* (plain, see ``harness.report.text``) as Markdown of less than LIMIT characters.
+def summary(results: RunResult) -> str:
+    """*results* as Markdown of less than LIMIT characters.
 
     Recipes that did not pass come first; where there is no room for all, the parts left out are
     counted.
     """
     order = {"FAIL": 0, "INCONCLUSIVE": 1}
-    found = sorted(results["cases"], key=lambda case: order.get(cases.decision(case), 2))
+    found = sorted(results.cases, key=lambda case: order.get(cases.decision(case), 2))
     parts = [
         _heading(results),
         *_refused(results),
@@ -34,7 +33,7 @@ def summary(results: Json) -> str:
         *_selection(results),
     ]
     parts += [part for case in found for part in _case(case)]
-    return _fitting(parts, _footer(results["environment"]))
+    return _fitting(parts, _footer(results.environment))
 
 
 def _fitting(parts: list[str], footer: str) -> str:
@@ -50,46 +49,41 @@ def _fitting(parts: list[str], footer: str) -> str:
     return "\n\n".join(kept) + (left_out.format(gone) if gone else "\n\n") + footer + "\n"
 
 
-def _heading(results: Json) -> str:
+def _heading(results: RunResult) -> str:
     word = cases.run_decision(results)
     sign = _SIGNS.get(word, "")
     headline = markdown_text(cases.run_headline(results), 300)
     return f"## Quantized CLIP: {sign} {word} ({headline})".replace("  ", " ")
 
 
-def _refused(results: Json) -> Iterator[str]:
+def _refused(results: RunResult) -> Iterator[str]:
     """The line of the usage error that ended the run."""
-    line = results.get("refused") or results.get("interrupted")
+    line = results.refused or results.interrupted
     if line:
         yield f"**{cases.run_decision(results)}:** {markdown_text(line, 1000)}"
 
 
-def _other(results: Json) -> Iterator[str]:
+def _other(results: RunResult) -> Iterator[str]:
     yield from _failed(results, "Failed checks of no recipe:")
 
 
-def _failed(part: Json, title: str) -> Iterator[str]:
+def _failed(part: CaseResult | RunResult, title: str) -> Iterator[str]:
     """The failed checks, each with its suite and the first line of its message."""
-    found = cases.failed_checks(part)
+    found = part.checks.failed
     if not found:
         return
     lines = [f"**{title}**", ""]
     for check in found[:_ROWS]:
-        what = (
-            f"{check['suite']}, {check['outcome']}: "
-            if check.get("suite")
-            else f"{check['outcome']}: "
-        )
-        lines.append(
-            f"- {markdown_code(check['test'])} {markdown_text(what + check['message'], 400)}"
-        )
+        suite = f"{check.suite}, " if check.suite else ""
+        what = f"{suite}{check.outcome}: {check.message}"
+        lines.append(f"- {markdown_code(check.test)} {markdown_text(what, 400)}")
     lines += [f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else []
-    for see, count in cases.depending(part).items():
+    for see, count in part.checks.depending.items():
         lines.append(f"- {count} not run for the same cause as {markdown_code(see)}")
     yield "\n".join(lines)
 
 
-def _selection(results: Json) -> Iterator[str]:
+def _selection(results: RunResult) -> Iterator[str]:
     """What of the pull request was refused or not gated, and what it does to the quantizer map."""
     for found in cases.reasons(results):
         lines = [f"**{found.title}:**", ""]
@@ -109,25 +103,24 @@ def _selection(results: Json) -> Iterator[str]:
         yield "\n".join([title, "", *lines, "", "</details>"])
 
 
-def _overview(found: list[Json]) -> Iterator[str]:
+def _overview(found: list[CaseResult]) -> Iterator[str]:
     """One table with a line a recipe, in pieces so that a very long one still fits."""
     for begin in range(0, len(found), _ROWS):
         lines = ["| recipe | model | | what decided |", "|---|---|---|---|"]
         for case in found[begin : begin + _ROWS]:
             word = cases.decision(case)
             lines.append(
-                f"| {markdown_code(case['recipe'])} | {markdown_code(case['model'])} | "
+                f"| {markdown_code(case.recipe)} | {markdown_code(case.model)} | "
                 f"{_SIGNS.get(word, '')} {word} "
                 f"| {markdown_text(cases.headline(case), 400)} |"
             )
         yield "\n".join(lines)
 
 
-def _case(case: Json) -> Iterator[str]:
+def _case(case: CaseResult) -> Iterator[str]:
     verdicts = cases.rows(case)
     title = (
-        f"### {markdown_code(case['recipe'])} on {markdown_code(case['model'])}: "
-        f"{cases.decision(case)}"
+        f"### {markdown_code(case.recipe)} on {markdown_code(case.model)}: {cases.decision(case)}"
     )
     body = [
         *_verdicts(verdicts),
@@ -165,7 +158,7 @@ def _verdicts(rows: list[cases.Row]) -> Iterator[str]:
     yield "\n".join([*lines, *_more(len(rows) - _ROWS, "verdict")])
 
 
-def _exceeded(case: Json) -> Iterator[str]:
+def _exceeded(case: CaseResult) -> Iterator[str]:
     found = cases.exceeded_lines(case)
     if found:
         lines = ["**Limits:**", "", *(f"- {markdown_text(line, 300)}" for line in found[:_ROWS])]
@@ -174,50 +167,49 @@ def _exceeded(case: Json) -> Iterator[str]:
         )
 
 
-def _problems(case: Json) -> Iterator[str]:
+def _problems(case: CaseResult) -> Iterator[str]:
     for problem in cases.problems(case)[:_ROWS]:
-        names = problem.get("names") or []
-        lines = [f"**Insertion:** {markdown_text(problem['what'], 600)}", ""]
+        names = problem.names
+        lines = [f"**Insertion:** {markdown_text(problem.what, 600)}", ""]
         lines += [f"- {markdown_code(name)}" for name in names[:_NAMES]]
         lines += [f"- and {len(names) - _NAMES} more"] if len(names) > _NAMES else []
-        lines += ["", markdown_text(problem.get("mend", ""), 600)]
+        lines += ["", markdown_text(problem.mend, 600)]
         yield "\n".join(lines).rstrip()
 
 
-def _mismatches(case: Json) -> Iterator[str]:
+def _mismatches(case: CaseResult) -> Iterator[str]:
     found = cases.mismatches(case)
     if not found:
         return
     lines = ["**Numerics:** these quantizers do not compute what their format says:", ""]
-    for o in found[:_NAMES]:
-        what = (
-            o["unsupported"]
-            or f"{o['mismatches']} of {o['elements']} elements differ; {o['first']}"
-        )
-        lines.append(f"- {markdown_code(o['name'])}: {markdown_text(what, 300)}")
+    for seen in found[:_NAMES]:
+        differ = f"{seen.mismatches} of {seen.elements} elements differ; {seen.first}"
+        what = seen.unsupported or differ
+        lines.append(f"- {markdown_code(seen.name)}: {markdown_text(what, 300)}")
     yield "\n".join(
         [*lines, *([f"- and {len(found) - _NAMES} more"] if len(found) > _NAMES else [])]
     )
 
 
-def _blame(case: Json) -> Iterator[str]:
-    blame = case.get("blame") or {}
-    groups = blame.get("groups") or []
+def _blame(case: CaseResult) -> Iterator[str]:
+    blame = case.blame
+    if blame is None:
+        return
+    groups = blame.groups
     if groups:
         lines = ["<details><summary>Blame: quantizers ranked by harm</summary>", ""]
         lines += ["| group | turned off: points won | alone: points lost |", "|---|--:|--:|"]
         lines += [
-            f"| {markdown_code(g['name'])} | {_points(g.get('off_points'))} | "
-            f"{_points(g.get('alone_points'))} |"
-            for g in groups[:_NAMES]
+            f"| {markdown_code(group.name)} | {group.off_points:+.2f} | {group.alone_points:+.2f} |"
+            for group in groups[:_NAMES]
         ]
         yield "\n".join([*lines, "", *_more(len(groups) - _NAMES, "group"), "</details>"])
-    if blame.get("patch"):
-        proof = "verified by a full evaluation" if blame.get("verified") else "not verified"
-        yield f"Recipe patch ({proof}):\n\n{markdown_block(blame['patch'][:4000], 'yaml')}"
+    if blame.patch:
+        proof = "verified by a full evaluation" if blame.verified else "not verified"
+        yield f"Recipe patch ({proof}):\n\n{markdown_block(blame.patch[:4000], 'yaml')}"
 
 
-def _throughput(case: Json) -> Iterator[str]:
+def _throughput(case: CaseResult) -> Iterator[str]:
     found = cases.speeds(case)
     if found:
         lines = [
@@ -232,7 +224,7 @@ def _throughput(case: Json) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _export(case: Json) -> Iterator[str]:
+def _export(case: CaseResult) -> Iterator[str]:
     lines = [
         *(f"export: {fault}" for fault in cases.export_faults(case)),
         *cases.export_lines(case),
@@ -241,20 +233,14 @@ def _export(case: Json) -> Iterator[str]:
         yield "\n".join(f"- {markdown_text(line, 400)}" for line in lines)
 
 
-def _points(value: Any) -> str:
-    found = number(value)
-    return "" if found is None else f"{found:+.2f}"
-
-
 def _more(n: int, what: str) -> list[str]:
     return ["", f"*and {n} more {what}{'s' if n > 1 else ''}*", ""] if n > 0 else []
 
 
-def _footer(environment: Json) -> str:
-    versions = environment.get("versions") or {}
-    facts = [f"{name} {version}" for name, version in versions.items()]
-    facts += [str(environment[key]) for key in ("device", "date") if environment.get(key)]
+def _footer(environment: EnvironmentResult) -> str:
+    facts = [f"{name} {version}" for name, version in environment.versions.items()]
+    facts += [fact for fact in (environment.device, environment.date) if fact]
     lines = [f"<sub>{markdown_text('; '.join(facts), 1500)}</sub>"] if facts else []
-    if environment.get("command"):
-        lines.append(markdown_block(shown(environment["command"], 2000)))
+    if environment.command:
+        lines.append(markdown_block(shown(environment.command, 2000)))
     return "\n\n".join([*lines, _DRAWN_BY])

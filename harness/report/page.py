@@ -6,23 +6,24 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.escaping import visible
+from harness.gate.results_schema import CaseResult, RunResult
 from harness.report import cases, grid
-from harness.report.cases import Json, Row
-from harness.report.text import number
+from harness.report.cases import Row
+from harness.report.text import plain
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 #: Sections with a place of their own; any other is shown as it is.
-_DRAWN = (
+_DRAWN = {
     "recipe",
     "model",
     "quantize",
@@ -38,11 +39,11 @@ _DRAWN = (
     "decision",
     "headline",
     "not_gated",
-)
+}
 
 
-def render(results: Json) -> str:
-    """The page of *results* (plain, see ``harness.report.text``).
+def render(results: RunResult) -> str:
+    """The page of *results*.
 
     Everything printed is escaped, control characters are made visible, and the page's own policy
     lets nothing but its one script run and nothing be fetched.
@@ -52,13 +53,13 @@ def render(results: Json) -> str:
         _environment()
         .get_template("report.html")
         .render(
-            environment=results["environment"],
+            environment=results.environment,
             decision=cases.run_decision(results),
             headline=cases.run_headline(results),
-            failed=cases.failed_checks(results),
+            failed=results.checks.failed,
             reasons=cases.reasons(results),
             map_changes=cases.map_changes(results),
-            cases=[view(case, f"case-{i}") for i, case in enumerate(results["cases"])],
+            cases=[view(case, f"case-{i}") for i, case in enumerate(results.cases)],
             script=Markup(script),  # noqa: S704 - this package's own file
             style=Markup(style),  # noqa: S704
             script_hash=_hash(script),
@@ -91,26 +92,23 @@ def _hash(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
-def view(case: Json, anchor: str) -> Json:
+def view(case: CaseResult, anchor: str) -> dict[str, object]:
     """What the template shows of *case*; ``anchor`` is its id in the page."""
-    rows = cases.rows(case)
+    rows, accuracy = cases.rows(case), case.accuracy
     return {
         "id": anchor,
-        "recipe": case["recipe"],
-        "model": case["model"],
+        "recipe": case.recipe,
+        "model": case.model,
         "decision": cases.decision(case),
         "headline": cases.headline(case),
         "rows": rows,
         "axis": axis(rows),
-        "verdicts": {
-            f"{v['task']}/{v['metric']}": v
-            for v in (case.get("accuracy") or {}).get("verdicts") or []
-        },
-        "beyond": (case.get("accuracy") or {}).get("beyond") or {},
+        "verdicts": {f"{v.task}/{v.metric}": v for v in accuracy.verdicts} if accuracy else {},
+        "beyond": plain(accuracy.beyond) if accuracy else {},
         "changed": list(gallery(case)),
         "exceeded": cases.exceeded_lines(case),
-        "failed": cases.failed_checks(case),
-        "depending": cases.depending(case),
+        "failed": case.checks.failed,
+        "depending": case.checks.depending,
         "problems": cases.problems(case),
         "not_covered": cases.not_covered(case),
         "gains": cases.gain_lines(case),
@@ -122,18 +120,22 @@ def view(case: Json, anchor: str) -> Json:
         "throughput": throughput(case),
         "export": cases.export_lines(case),
         "export_faults": cases.export_faults(case),
-        "quantize": case.get("quantize") or {},
-        "drift": {
-            key: {"word": cases.drift_word(d), **d} for key, d in (case.get("drift") or {}).items()
-        },
-        "rest": {name: value for name, value in case.items() if name not in _DRAWN},
+        "quantize": case.quantize,
+        "drift": [(where, cases.drift_word(d), d) for where, d in case.drift.items()],
+        "rest": plain(case.model_dump(exclude=_DRAWN, exclude_unset=True)),
     }
 
 
-def axis(rows: list[Row]) -> Json:
-    """The scale that all verdicts of a case share: ``at`` maps points to percent of the width,
-    ``ticks`` label it.
-    """
+@dataclass(frozen=True)
+class Axis:
+    """A scale: ``at`` maps points to percent of the width, ``ticks`` label it."""
+
+    at: Callable[[float], float]
+    ticks: list[float]
+
+
+def axis(rows: list[Row]) -> Axis:
+    """The scale that all verdicts of a case share."""
     ends = [
         x for r in rows for x in (r.low, r.high, r.difference, -r.budget, 0.0) if math.isfinite(x)
     ] or [-1.0, 1.0]
@@ -146,133 +148,132 @@ def axis(rows: list[Row]) -> Json:
 
     step = next((s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if (high - low) / s <= 6), 100)
     ticks = [round(k * step, 6) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return {"at": at, "ticks": ticks}
+    return Axis(at, ticks)
 
 
-def layers(case: Json) -> list[Json]:
+def layers(case: CaseResult) -> list[dict[str, object]]:
     """A row an encoder layer: its error, and the worst saturation and underflow of its
     quantizers.
     """
-    found: dict[tuple[str, int], Json] = {}
-    for e in case.get("layer_error") or []:
-        found[e["tower"], e["layer"]] = {
-            "sqnr": number(e["sqnr_db"]),
-            "cosine": number(e["cosine"]),
-        }
-    seen = {o["name"]: o for o in (case.get("numerics") or {}).get("observations") or []}
-    for q in (case.get("insertion") or {}).get("map") or []:
-        observed = seen.get(q["name"])
-        if observed is None or q["layer"] is None:
-            continue
-        row = found.setdefault((q["tower"], q["layer"]), {"sqnr": None, "cosine": None})
-        for key in ("saturation", "underflow"):
-            share = number(observed[key]) or 0.0
-            if share >= row.get(key, (-1.0, ""))[0]:
-                row[key] = (share, q["name"])
-    finite = [
-        row["sqnr"]
-        for row in found.values()
-        if row["sqnr"] is not None and math.isfinite(row["sqnr"])
-    ]
-    top = max(finite, default=1.0)
-    order = {tower: i for i, tower in enumerate(dict.fromkeys(tower for tower, _ in found))}
-    return [
-        {
-            "tower": tower,
-            "layer": layer,
-            "saturation": None,
-            "underflow": None,
-            **row,
-            "order": sortable(row["sqnr"]),
-            "bar": 0.0
-            if row["sqnr"] is None or math.isnan(row["sqnr"])
-            else max(0.0, min(100.0, 100 * row["sqnr"] / max(top, 1e-9))),
-        }
-        for (tower, layer), row in sorted(
-            found.items(), key=lambda item: (order[item[0][0]], item[0][1])
-        )
-    ]
-
-
-def blame(case: Json) -> Json | None:
-    """The ranked groups with bars on one scale, and the patch as lines."""
-    found = case.get("blame") or {}
-    if not found:
-        return None
-    groups = [
-        {
-            "name": g["name"],
-            "off": number(g.get("off_points")),
-            "alone": number(g.get("alone_points")),
-        }
-        for g in found.get("groups") or []
-    ]
-    top = (
-        max((abs(x) for g in groups for x in (g["off"], g["alone"]) if x is not None), default=0.0)
-        or 1.0
+    errors = {(error.tower, error.layer or 0): error for error in case.layer_error}
+    seen = (
+        {observed.name: observed for observed in case.numerics.observations}
+        if (case.numerics)
+        else {}
     )
-    for g in groups:
-        for key in ("off", "alone"):
-            g[f"{key}_bar"] = round(100 * max(0.0, g[key] or 0.0) / top, 1)
-    return {
-        "groups": groups,
-        "patch": str(found.get("patch") or "").splitlines(),
-        "verified": bool(found.get("verified")),
-        "note": found.get("note", ""),
-        "where": " ".join(str(found[key]) for key in ("task", "metric") if found.get(key)),
-    }
-
-
-def throughput(case: Json) -> list[Json]:
-    """A row a tower: rates, the ratio to the reference and that of the baseline, with bars on one
-    scale.
-    """
-    rows, shown = [], {speed.tower: speed for speed in cases.speeds(case)}
-    for tower, speed in (case.get("throughput") or {}).items():
-        if not isinstance(speed, dict):
+    worst: dict[tuple[str, int], dict[str, tuple[float, str]]] = {place: {} for place in errors}
+    for quantizer in case.insertion.map if case.insertion else []:
+        observed = seen.get(quantizer.name)
+        if observed is None or quantizer.layer is None:
             continue
-        keys = ("reference_per_second", "quantized_per_second", "ratio", "baseline_ratio")
+        shares = worst.setdefault((quantizer.tower, quantizer.layer), {})
+        for key, share in (
+            ("saturation", observed.saturation),
+            ("underflow", observed.underflow),
+        ):
+            if share >= shares.get(key, (-1.0, ""))[0]:
+                shares[key] = (share, quantizer.name)
+    finite = [error.sqnr_db for error in errors.values() if math.isfinite(error.sqnr_db)]
+    top = max(finite, default=1.0)
+    towers = list(dict.fromkeys(tower for tower, _ in worst))
+    rows = []
+    for tower, layer in sorted(worst, key=lambda place: (towers.index(place[0]), place[1])):
+        error = errors.get((tower, layer))
+        sqnr = None if error is None else error.sqnr_db
         rows.append(
             {
                 "tower": tower,
-                "shown": shown.get(tower),
-                **{key: number(speed.get(key)) for key in keys},
+                "layer": layer,
+                "saturation": worst[tower, layer].get("saturation"),
+                "underflow": worst[tower, layer].get("underflow"),
+                "sqnr": sqnr,
+                "cosine": None if error is None else error.cosine,
+                "order": sortable(sqnr),
+                "bar": _bar(sqnr, top),
             }
         )
-    top = max([1.0, *(r[key] or 0.0 for r in rows for key in ("ratio", "baseline_ratio"))])
-    for r in rows:
-        for key in ("ratio", "baseline_ratio"):
-            r[f"{key}_bar"] = round(100 * (r[key] or 0.0) / top, 1)
-        r["one"] = round(100 / top, 1)
     return rows
 
 
-def gallery(case: Json) -> Iterator[Json]:
+def _bar(value: float | None, top: float) -> float:
+    """The length of a bar in percent of that of *top*."""
+    if value is None or math.isnan(value):
+        return 0.0
+    return max(0.0, min(100.0, 100 * value / max(top, 1e-9)))
+
+
+def blame(case: CaseResult) -> dict[str, object] | None:
+    """The ranked groups with bars on one scale, and the patch as lines."""
+    found = case.blame
+    if found is None:
+        return None
+    points = [abs(x) for group in found.groups for x in (group.off_points, group.alone_points)]
+    top = max(points, default=0.0) or 1.0
+    return {
+        "groups": [
+            {
+                "name": group.name,
+                "off": group.off_points,
+                "alone": group.alone_points,
+                "off_bar": round(100 * max(0.0, group.off_points) / top, 1),
+                "alone_bar": round(100 * max(0.0, group.alone_points) / top, 1),
+            }
+            for group in found.groups
+        ],
+        "patch": found.patch.splitlines(),
+        "verified": found.verified,
+        "note": found.note,
+        "where": " ".join(word for word in (found.task, found.metric) if word),
+    }
+
+
+def throughput(case: CaseResult) -> list[dict[str, object]]:
+    """A row a tower: rates, the ratio to the reference and that of the baseline, with bars on one
+    scale.
+    """
+    shown = {speed.tower: speed for speed in cases.speeds(case)}
+    ratios = [x for speed in case.throughput.values() for x in (speed.ratio, speed.baseline_ratio)]
+    top = max([1.0, *(ratio or 0.0 for ratio in ratios)])
+    return [
+        {
+            "tower": tower,
+            "shown": shown.get(tower),
+            "reference_per_second": speed.reference_per_second,
+            "quantized_per_second": speed.quantized_per_second,
+            "ratio": speed.ratio,
+            "baseline_ratio": speed.baseline_ratio,
+            "ratio_bar": round(100 * (speed.ratio or 0.0) / top, 1),
+            "baseline_ratio_bar": round(100 * (speed.baseline_ratio or 0.0) / top, 1),
+            "one": round(100 / top, 1),
+        }
+        for tower, speed in case.throughput.items()
+    ]
+
+
+def gallery(case: CaseResult) -> Iterator[dict[str, object]]:
     """Every changed answer of every metric, pictures checked: what is not a picture is not
     shown.
     """
-    for where, entries in ((case.get("accuracy") or {}).get("changed") or {}).items():
-        for entry in entries:
-            before, after = (
-                number(entry.get("reference_margin")),
-                number(entry.get("quantized_margin")),
-            )
-            images = {
-                key: picture(entry.get(key))
-                for key in ("image", "reference_image", "quantized_image")
-            }
+    for where, answers in case.accuracy.changed.items() if case.accuracy else ():
+        for answer in answers:
+            before, after = answer.reference_margin, answer.quantized_margin
             yield {
-                "query": None,
-                **entry,
-                **images,
+                "sample": answer.sample,
+                "target": answer.target,
+                "reference": answer.reference,
+                "quantized": answer.quantized,
+                "query": answer.query,
+                "image": picture(answer.image),
+                "reference_image": picture(answer.reference_image),
+                "quantized_image": picture(answer.quantized_image),
                 "where": where,
                 # Under recall@5 a sample is right by its five first answers, of which only one is
                 # shown.
                 "deep": "@" in where,
-                "kind": entry["kind"] if entry["kind"] in ("lost", "won") else "changed",
+                "kind": answer.kind,
                 "before": before,
                 "after": after,
-                "fall": 0.0 if before is None or after is None else sortable(before - after),
+                "fall": sortable(before - after),
                 "rank": sortable(before),
             }
 
@@ -290,7 +291,7 @@ def sortable(value: float | None) -> float:
     return -1e9 if value is None or math.isnan(value) else max(-1e9, min(1e9, value))
 
 
-def picture(value: Any) -> str | None:
+def picture(value: object) -> str | None:
     """*value* if it is the data URI of a picture, else None."""
     return value if isinstance(value, str) and _IMAGE.fullmatch(value) else None
 

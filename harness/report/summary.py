@@ -7,12 +7,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.escaping import shown
 from harness.gate.results import Word
+from harness.gate.results_schema import CaseResult, ExpectedResult, RunResult
 from harness.report import cases
-from harness.report.cases import Json, Row
+from harness.report.cases import Row
 
 if TYPE_CHECKING:
     import pytest
@@ -58,9 +59,9 @@ _COLUMNS = (
 
 
 def write(
-    terminal: pytest.TerminalReporter, results: Json, *, told: Collection[str] | None = None
+    terminal: pytest.TerminalReporter, results: RunResult, *, told: Collection[str] | None = None
 ) -> None:
-    """Write the table of *results* (``Results.as_dict``) to pytest's terminal reporter, if there is
+    """Write the table of *results* to pytest's terminal reporter, if there is
     anything in it.
 
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval,
@@ -97,13 +98,13 @@ def _plain(text: str) -> Line:
     return Line(((text, {}),))
 
 
-def lines(results: Json, width: int, *, told: Collection[str] | None = None) -> list[Line]:
+def lines(results: RunResult, width: int, *, told: Collection[str] | None = None) -> list[Line]:
     """The lines that :func:`write` writes."""
     brief = told is not None
-    found = _expected(results["environment"].get("expected_differences") or {})
-    shown_cases = [case for case in results["cases"] if _worth_a_line(case)]
+    found = _expected(results.environment.expected_differences)
+    shown_cases = [case for case in results.cases if _worth_a_line(case)]
     word = cases.run_decision(results)
-    if not shown_cases and not cases.failed_checks(results) and word not in _STOPPED:
+    if not shown_cases and not results.checks.failed and word not in _STOPPED:
         return found
     every = [row for case in shown_cases for row in cases.rows(case)]
     columns, name_width = fit(every, width)
@@ -132,17 +133,17 @@ def lines(results: Json, width: int, *, told: Collection[str] | None = None) -> 
     return [*found, _plain("of no recipe: FAIL"), *others] if others else found
 
 
-def _worth_a_line(case: dict[str, Any]) -> bool:
+def _worth_a_line(case: CaseResult) -> bool:
     """Whether anything was judged of the case, or its speed moved."""
-    judged = {"accuracy", "insertion", "numerics", "export", "checks", "not_gated"}
-    return bool(case.keys() & judged or cases.speed_lines(case))
+    judged = (case.accuracy, case.insertion, case.numerics, case.export, case.not_gated)
+    return any(judged) or bool(case.checks.counts or cases.speed_lines(case))
 
 
 def _holds(row: Row) -> bool:
     return row.decision == Word.PASS.value
 
 
-def _details(case: dict[str, Any], width: int) -> list[str]:
+def _details(case: CaseResult, width: int) -> list[str]:
     """Sentences about a case below its verdicts; those that take more than a line are wrapped where
     all is shown.
     """
@@ -157,26 +158,26 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="    ", drop_whitespace=True) or [text]
 
 
-def _failed(part: Json, width: int, told: Collection[str]) -> list[Line]:
+def _failed(part: CaseResult | RunResult, width: int, told: Collection[str]) -> list[Line]:
     """The failed checks of a case, or of none: one line per test function with what the first of
     them said.
     """
-    untold = [check for check in cases.failed_checks(part) if check["test"] not in told]
+    untold = [check for check in part.checks.failed if check.test not in told]
     found = []
-    for failed in cases.failed_functions({"checks": {"failed": untold}}):
+    for failed in cases.failed_functions(untold):
         line = f"  {failed.suite or 'test'}: {shown(failed, None)}"
         found.append(_plain(line if len(line) <= width else f"{line[: width - 1]}…"))
     return found
 
 
-def _expected(met: dict[str, Any]) -> list[Line]:
+def _expected(met: dict[str, ExpectedResult]) -> list[Line]:
     """The differences between releases that were expected, and met."""
     if not met:
         return []
     heading = Line((("expected differences of this release, met", {}),), is_heading=True)
     places = (
-        f"{shown(name)} ({one['count']} places): {shown(one['reason'], None)}"
-        for name, one in met.items()
+        f"{shown(name)} ({difference.count} places): {shown(difference.reason, None)}"
+        for name, difference in met.items()
     )
     return [heading, *map(_plain, places)]
 
@@ -229,10 +230,10 @@ def _row(row: Row, columns: list[_Column], rows: list[Row], name_width: int) -> 
     return Line(tuple(parts))
 
 
-def _headline(case: dict[str, Any], width: int) -> list[Line]:
+def _headline(case: CaseResult, width: int) -> list[Line]:
     """The recipe, its decision and what decided it."""
     word = cases.decision(case)
-    name = middle(shown(f"{case['recipe']} on {case['model']}"), max(12, width // 2))
+    name = middle(shown(f"{case.recipe} on {case.model}"), max(12, width // 2))
     colour = {_COLOURS[word]: True} if word in _COLOURS else {}
     text = shown(cases.headline(case), None)
     first: tuple[tuple[str, dict[str, bool]], ...] = (

@@ -356,8 +356,8 @@ def test_a_check_decides_a_case(outcome: Outcome, word: str) -> None:
     """
     check = CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", gated=True)
 
-    assert cases.decision(case_with(check)) == word
-    passed = case_with(check, accuracy={"decision": "PASS"})
+    assert cases.decision(cases.read_case(case_with(check))) == word
+    passed = cases.read_case(case_with(check, accuracy={"decision": "PASS"}))
     assert cases.decision(passed) == (word if word != "no verdict" else "PASS")
 
 

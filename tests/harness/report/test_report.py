@@ -22,15 +22,16 @@ from browser import MISSING, Browser
 from found import HOSTILE, hostile, measured
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from harness import escaping, report
 from harness.errors import UsageError
+from harness.gate import results_schema
 from harness.report import cases, grid, markdown, page, text
 
 ROOT = Path(__file__).parents[3]
-SCHEMA: dict[str, Any] = json.loads(
-    (ROOT / "harness/report/templates/results.schema.json").read_text()
-)
+SCHEMA_FILE = ROOT / "harness/report/templates/results.schema.json"
+SCHEMA: dict[str, Any] = json.loads(SCHEMA_FILE.read_text())
 #: The names themselves would end up in the log of a run of these tests.
 HOSTILE_IDS = [f"hostile{i}" for i in range(len(HOSTILE))]
 EMPTY: dict[str, Any] = {"schema": 1, "environment": {}, "cases": []}
@@ -90,6 +91,33 @@ def test_results_hold_to_their_schema(written: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
     jsonschema.validate(strict((written / "results.json").read_text()), SCHEMA)
+
+
+def test_published_schema_is_that_of_the_types() -> None:
+    """The schema file is what the types make; ``python -m harness.gate.results_schema`` renews
+    it.
+    """
+    assert SCHEMA_FILE.read_text() == results_schema.schema_text()
+
+
+def test_types_have_every_key_of_a_measured_run() -> None:
+    """No part of a run has a key that its type lacks."""
+
+    def unknown(part: object) -> Iterator[str]:
+        if isinstance(part, BaseModel):
+            yield from part.model_extra or ()
+            parts: list[object] = [getattr(part, name) for name in type(part).model_fields]
+        elif isinstance(part, dict):
+            parts = list(part.values())
+        else:
+            parts = part if isinstance(part, list) else []
+        for inner in parts:
+            yield from unknown(inner)
+
+    run = measured()
+    run["cases"][0]["insertion"]["map"][0]["surplus"] = True
+
+    assert list(unknown(cases.read(run))) == ["surplus"]
 
 
 def test_results_are_the_run(written: Path) -> None:
@@ -224,8 +252,8 @@ def test_sections_that_a_run_did_not_touch_are_left_out(
 @pytest.mark.parametrize("name", HOSTILE, ids=HOSTILE_IDS)
 def test_hostile_names_are_text_in_the_page(name: str) -> None:
     """No name adds an element, an attribute or a script to the page."""
-    usual = Elements(page.render(text.plain(hostile("harmless"))))
-    source = page.render(text.plain(hostile(name)))
+    usual = Elements(page.render(cases.read(hostile("harmless"))))
+    source = page.render(cases.read(hostile(name)))
     found = Elements(source)
 
     assert [(tag, list(attrs)) for tag, attrs in found.found] == [
@@ -240,12 +268,12 @@ def test_hostile_names_are_text_in_the_page(name: str) -> None:
 def test_hostile_names_are_text_in_the_summary(name: str) -> None:
     """No name becomes markup, a link, a picture, a mention, a command or another row."""
     markdown_it = pytest.importorskip("markdown_it", reason="needs markdown-it-py")
-    summary = markdown.summary(text.plain(hostile(name)))
+    summary = markdown.summary(cases.read(hostile(name)))
     renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(
         ["table", "strikethrough"]
     )
     found = Elements(renderer.render(summary))
-    usual = Elements(renderer.render(markdown.summary(text.plain(hostile("harmless")))))
+    usual = Elements(renderer.render(markdown.summary(cases.read(hostile("harmless")))))
 
     assert found.tags == usual.tags
     assert [t for t, _ in found.found if t in ("tr", "td", "h2", "h3", "li", "details")] == [
@@ -337,7 +365,7 @@ def test_summary_fits_a_comment_and_counts_what_it_leaves_out() -> None:
     """
     run = text.plain(hostile("pwned ` | <b>" * 40))
     run["cases"] = run["cases"] * 120
-    summary = markdown.summary(run)
+    summary = markdown.summary(cases.read(run))
 
     assert len(summary) < markdown.LIMIT < 65_536
     assert re.search(r"\*\d+ parts of this summary found no room\.\*", summary)
@@ -350,7 +378,7 @@ def test_summary_names_the_failing_recipes_first() -> None:
     run = text.plain(measured())
     words = ("PASS", "INCONCLUSIVE", "FAIL")
     run["cases"] = [{"recipe": w.lower(), "model": "m", "accuracy": {"decision": w}} for w in words]
-    summary = markdown.summary(run)
+    summary = markdown.summary(cases.read(run))
 
     assert [summary.index(f"`{w}`") for w in ("fail", "inconclusive", "pass")] == sorted(
         summary.index(f"`{w.lower()}`") for w in words
@@ -360,8 +388,8 @@ def test_summary_names_the_failing_recipes_first() -> None:
 
 def test_summary_has_every_number_of_a_verdict() -> None:
     """FP16, quantized, difference, interval, budget, verdict and drift stand in one row."""
-    run = text.plain(measured())
-    row = cases.rows(run["cases"][0])[0]
+    run = cases.read(measured())
+    row = cases.rows(run.cases[0])[0]
     line = next(
         line for line in markdown.summary(run).splitlines() if line.startswith(f"| `{row.name}`")
     )
@@ -381,7 +409,7 @@ def test_speed_stands_beside_the_baselines() -> None:
     """Both ratios with their intervals and the word for what moved, in the comment and on the
     page.
     """
-    results = text.plain(measured())
+    results = cases.read(measured())
     ratio, baseline = "0.33 [0.32, 0.34]", "0.50 [0.48, 0.52]"
 
     assert f"| vision | {ratio} | {baseline} | slower |" in html.unescape(markdown.summary(results))
@@ -394,19 +422,20 @@ def test_weights_that_do_not_take_their_bits_fail_a_case() -> None:
     results = text.plain(measured())
     case = results["cases"][0]
     case["memory"] = {"problems": []}
-    assert "weights take their bits" in cases.headline(case)
+    assert "weights take their bits" in cases.headline(cases.read_case(case))
 
     case["memory"] = {
         "problems": [{"rule": "weight not compressed", "what": "1 of 45", "names": [], "mend": ""}]
     }
 
-    assert cases.decision(case) == "FAIL"
-    assert "1 memory problem" in cases.headline(case)
+    failed = cases.read_case(case)
+    assert cases.decision(failed) == "FAIL"
+    assert "1 memory problem" in cases.headline(failed)
 
 
 def test_patch_in_the_summary_is_the_patch() -> None:
     """What a person copies out of the comment is the recipe's YAML, unescaped."""
-    run = text.plain(measured())
+    run = cases.read(measured())
 
     assert "```yaml\n- quantizer_name: '*layers.0.mlp*'\n  enable: false\n```" in markdown.summary(
         run
@@ -427,8 +456,8 @@ def test_a_case_fails_whatever_its_accuracy(section: str, value: Any) -> None:
     """Accuracy that passed does not hide a defect found by another suite."""
     case = {"recipe": "r", "model": "m", "accuracy": {"decision": "PASS"}}
 
-    assert cases.decision(case) == "PASS"
-    assert cases.decision({**case, section: value}) == "FAIL"
+    assert cases.decision(cases.read_case(case)) == "PASS"
+    assert cases.decision(cases.read_case({**case, section: value})) == "FAIL"
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -455,35 +484,39 @@ def test_grid_shows_what_never_runs() -> None:
     """A quantizer that is enabled and not called, or without a range, is not coloured as one that
     works.
     """
-    case = text.plain(measured())["cases"][0]
-    q = next(
-        q for q in case["insertion"]["map"] if q["enabled"] and q["amax"] and q["layer"] is not None
-    )
+    insertion = cases.read(measured()).cases[0].insertion
+    assert insertion is not None
+    q = next(q for q in insertion.map if q.enabled and q.amax and q.layer is not None)
 
-    assert grid.cell(q, None).style == "f-e4m3"
-    assert f"amax {q['amax']['high']:.4g}" in grid.cell(q, None).title
-    assert grid.cell({**q, "calls": 0}, None).style == "broken"
-    assert "NEVER CALLED" in grid.cell({**q, "calls": 0}, None).title
-    assert grid.cell({**q, "amax": None}, None).style == "broken"
-    assert grid.cell({**q, "amax": None, "dynamic": True}, None).style == "f-e4m3"
-    assert grid.cell({**q, "enabled": False}, None).style == "off"
+    def cell(**changed: object) -> grid.Cell:
+        return grid.cell(q.model_copy(update=changed), None)
+
+    assert q.amax is not None
+    assert cell().style == "f-e4m3"
+    assert f"amax {q.amax.high:.4g}" in cell().title
+    assert cell(calls=0).style == "broken"
+    assert "NEVER CALLED" in cell(calls=0).title
+    assert cell(amax=None).style == "broken"
+    assert cell(amax=None, dynamic=True).style == "f-e4m3"
+    assert cell(enabled=False).style == "off"
 
 
 def test_grid_has_every_enabled_quantizer_once() -> None:
     """Every enabled quantizer has a cell, and each cell is another's."""
-    case = text.plain(measured())["cases"][0]
+    case = cases.read(measured()).cases[0]
+    assert case.insertion is not None
     cells = [c for g in grid.grids(case) for _, row in g.rows for c in row if c] + [
         c for g in grid.grids(case) for _, c in g.outside
     ]
     named = [c.title.partition(";")[0] for c in cells if c.style != "off"]
 
-    assert sorted(named) == sorted(q["name"] for q in case["insertion"]["map"] if q["enabled"])
+    assert sorted(named) == sorted(q.name for q in case.insertion.map if q.enabled)
 
 
 def test_axis_holds_every_interval_budget_and_zero() -> None:
     """Positions grow with the points and lie within the picture, the budget's too."""
-    rows = cases.rows(text.plain(measured())["cases"][0])
-    at = page.axis(rows)["at"]
+    rows = cases.rows(cases.read(measured()).cases[0])
+    at = page.axis(rows).at
 
     for r in rows:
         places = [at(p) for p in sorted({r.low, r.difference, r.high, -r.budget, 0.0})]

@@ -72,7 +72,7 @@ class Screen:
             self.reporter.config, "get_terminal_writer", lambda: self.writer, raising=False
         )
         self._capsys.readouterr()
-        summary.write(self.reporter, results)
+        summary.write(self.reporter, cases.read(results))
         return self._capsys.readouterr().out
 
 
@@ -252,7 +252,8 @@ def test_a_tower_that_became_slower_is_told_and_fails_nothing(show: Any) -> None
     for shown in (show(results), show(alone)):
         assert line in shown.splitlines()
         assert "vision slower than the baseline" in shown
-    assert cases.decision(results["cases"][0]) == cases.decision(run()["cases"][0])
+    slower, steady = (cases.read(each).cases[0] for each in (results, run()))
+    assert cases.decision(slower) == cases.decision(steady)
 
 
 def test_a_ratio_that_did_not_move_is_no_news(show: Any) -> None:
@@ -289,11 +290,11 @@ def test_a_defect_of_a_library_is_a_line_and_fails_nothing(
     case = exported(**found)
 
     assert f"  {line}" in show({"environment": {}, "cases": [case]})
-    assert cases.export_faults(case) == []
+    assert cases.export_faults(cases.read_case(case)) == []
 
 
 def test_libraries_that_get_nothing_wrong_are_not_told() -> None:
     """Optimisations that hold and a published way that exports nothing are no line."""
     case = exported(optimized={"text": PARITY}, published="TypeError: a float")
 
-    assert cases.export_lines(case) == []
+    assert cases.export_lines(cases.read_case(case)) == []
