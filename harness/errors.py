@@ -21,7 +21,7 @@ class UsageError(Exception):
         self.where, self.what, self.fix = where, what, fix
         self._parts = (str(where), what, fix)
         where, what = _cut(str(where), 600), _cut(what, 2400)
-        line = f"{where}: {what.rstrip('.')}. {fix}"
+        line = f"{where}: {sentences(what, fix)}"
         # One line even where a name or a library's message brings its own line breaks or control
         # characters.
         super().__init__("".join(c if c.isprintable() else " " for c in " ".join(line.split())))
@@ -97,6 +97,15 @@ def raise_all(errors: Sequence[UsageError]) -> None:
         raise different[0]
     if different:
         raise CombinedUsageError(different)
+
+
+def sentences(*parts: str) -> str:
+    """*parts* as one text, in which each but the last ends with one mark: its own, or a full
+    stop.
+    """
+    *heads, last = (part.strip() for part in parts if part.strip())
+    ended = [head.rstrip(".") + "." if head[-1] not in "?!…:" else head for head in heads]
+    return " ".join([*ended, last])
 
 
 def _cut(text: str, most: int) -> str:

@@ -35,7 +35,7 @@ from harness.baselines.commands import PLACEHOLDER, accept_command, remove_comma
 from harness.baselines.comparison import Comparison
 from harness.baselines.drift import Changes, belongs_to, changes, mergeable
 from harness.baselines.records import HistoryEntry, Record, TaskRecord
-from harness.errors import UsageError
+from harness.errors import UsageError, sentences
 from harness.evaluation.environment import BINDING_PACKAGES, DeviceKey, Nearness
 from harness.recipes.names import KEPT, folder_name
 
@@ -104,7 +104,7 @@ class Orphan:
     command: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.why}. Remove it: {self.command}"
+        return f"{self.path}: {sentences(self.why, f'Remove it: {self.command}')}"
 
 
 @dataclass(frozen=True)
@@ -460,8 +460,10 @@ def _stale(other: Record, fresh: Record) -> Iterator[str]:
     behind = [m for m in belongs_to(other, fresh) if m.what not in BINDING_PACKAGES]
     if behind and other.path is not None:
         yield (
-            f"left behind, {other.path}: {behind[0]}. Measure there too, or remove it: "
-            f"{remove_command(other.path)}"
+            f"left behind, {other.path}: "
+            + sentences(
+                str(behind[0]), f"Measure there too, or remove it: {remove_command(other.path)}"
+            )
         )
 
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from harness.data import tasks
 from harness.data.tasks import Task
+from harness.errors import sentences
 from harness.quantization import quantize
 from harness.quantization.maps import Quantizer, QuantizerMap, tensor_quantizers
 from harness.quantization.quantize import QuantizationError
@@ -349,7 +350,8 @@ def find(
             f"spread over the model."
         )
         if refused:
-            note += f" {len(refused)} of these sets cannot be left out: {refused[0]}."
+            more = f"{len(refused)} of these sets cannot be left out: {refused[0].rstrip('.')}."
+            note = sentences(note, more)
     return Blame(
         task.name, metric, tuple(ranking), culprits, patch_of(culprits), verified, seconds, note
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from harness import baselines
 from harness.baselines import Record
 from harness.data import tasks
+from harness.errors import sentences
 from harness.evaluation.subjects import Evaluator
 from harness.gate import listing
 from harness.gate.built import forget_frames
@@ -105,7 +106,7 @@ class Gate(Setting):
         for case, record in self.measured().items():
             if left_out and case in left_out:
                 fix = "Fix it, or accept it as it is: --update-baselines --reason TEXT"
-                show(f"not stored: {case.id}: {left_out[case]}. {fix}")
+                show(f"not stored: {case.id}: {sentences(left_out[case], fix)}")
                 continue
             self.store.update(record, reason=reason, new_only=new_only, show=show)
 

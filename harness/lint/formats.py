@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from harness.errors import sentences
 from harness.escaping import shown, visible
 from harness.lint.rules import RULES, level
 from harness.lint.run import LintProblem
@@ -25,7 +26,7 @@ def text(problems: Sequence[LintProblem]) -> str:
     for one in problems:
         place = f"{one.path}:{one.line}:{one.column}"
         note = " (note)" if one.level == "note" else ""
-        lines.append(shown(f"{place}: {one.rule}{note}: {one.what}. Fix: {one.fix}", None))
+        lines.append(shown(f"{place}: {one.rule}{note}: {_said(one)}", None))
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -48,6 +49,11 @@ def as_json(problems: Sequence[LintProblem]) -> str:
     return json.dumps(found, indent=1, ensure_ascii=True) + "\n"
 
 
+def _said(problem: LintProblem) -> str:
+    """What is wrong, and how to fix it."""
+    return sentences(problem.what, f"Fix: {problem.fix}")
+
+
 def github(problems: Sequence[LintProblem]) -> str:
     """Return one workflow command for each problem, which GitHub shows on the line of the file."""
     lines = []
@@ -55,7 +61,7 @@ def github(problems: Sequence[LintProblem]) -> str:
         command = {"error": "error", "note": "notice"}[one.level]
         properties = {"file": one.path, "line": one.line, "col": one.column, "title": one.rule}
         given = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-        lines.append(f"::{command} {given}::{_message(f'{one.what}. Fix: {one.fix}')}")
+        lines.append(f"::{command} {given}::{_message(_said(one))}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -87,7 +93,7 @@ def sarif(problems: Sequence[LintProblem]) -> str:
             "ruleId": one.rule,
             "ruleIndex": names.index(one.rule),
             "level": one.level,
-            "message": {"text": visible(f"{one.what}. Fix: {one.fix}")},
+            "message": {"text": visible(_said(one))},
             "locations": [{"physicalLocation": _location(one)}],
         }
         for one in problems

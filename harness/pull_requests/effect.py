@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from harness.errors import sentences
 from harness.models import architectures
 from harness.quantization import maps, quantize
 from harness.quantization.maps import QuantizerMap
@@ -109,7 +110,7 @@ def refusal(head: Recipe, error: QuantizationError) -> str:
         else:
             on -= touched
     if last is not None and not on:
-        return f"{last}. Entries apply in order: put it first."
+        return sentences(last, "Entries apply in order: put it first.")
     return f"ModelOpt refuses it on CLIP: {str(error)[:300]}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import escaping
-from harness.errors import UsageError
+from harness.errors import UsageError, sentences
 from harness.pull_requests import effect, reach, revisions
 from harness.pull_requests.effect import Effect
 from harness.pull_requests.reach import Affected
@@ -161,7 +161,7 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
     ]
     undecided = {one.recipe.recipe: one.undecided for one in judged if one.undecided}
     undecided |= {
-        part.path: f"{part.why}. {part.mend}" for part in comparison.left_out if part.mend
+        part.path: sentences(part.why, part.mend) for part in comparison.left_out if part.mend
     }
     return Selection(
         compared=comparison.note,

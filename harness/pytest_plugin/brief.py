@@ -18,7 +18,7 @@ import pytest
 
 from harness.pytest_plugin import private
 from harness.pytest_plugin.outcomes import first_line, notes_of
-from harness.pytest_plugin.run import has_results, is_worker, results_of
+from harness.pytest_plugin.run import has_results, is_worker, lines_told, results_of
 
 #: Lines of a failing run of one recipe.
 MOST = 60
@@ -383,9 +383,9 @@ def _room(
     pointers = {one.longrepr for one in shown.get("skipped", ()) if hasattr(one, "gate_check")}
     headings = {group.kind for group in groups} - {"inconclusive"}
     notes = len(notes_of(config)) + bool(config.getoption("xmlpath", None))
-    # A blank line, the headings, the hint, the notes, the table, and pytest's short summary with
-    # its end.
-    used = 1 + len(headings) + 1 + notes + len(table) + 1 + len(pointers) + 1
+    # What was told before, a blank line, the headings, the hint, the notes, the table, and pytest's
+    # short summary with its end.
+    used = lines_told(config) + 1 + len(headings) + 1 + notes + len(table) + 1 + len(pointers) + 1
     return max(LEAST, MOST - header - config.stash.get(_PROGRESS, 8) - used)
 
 

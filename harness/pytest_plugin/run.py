@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.gate.options import Options
 
 _RESULTS = pytest.StashKey[Results]()
+_TOLD = pytest.StashKey[int]()
 
 
 def results_of(config: pytest.Config) -> Results:
@@ -77,3 +78,9 @@ def tell(config: pytest.Config, lines: Sequence[str]) -> None:
     terminal = config.get_terminal_writer()
     for line in ["", *lines] if lines else []:
         terminal.line(line)
+        config.stash[_TOLD] = lines_told(config) + 1 + line.count("\n")
+
+
+def lines_told(config: pytest.Config) -> int:
+    """How many lines :func:`tell` has shown."""
+    return config.stash.get(_TOLD, 0)

@@ -116,7 +116,7 @@ def unmatched_hint(entry: Entry, quantizers: Sequence[Placed], hidden: Mapping[s
     pattern = entry.pattern
     if hidden and "bmm" in pattern and not any(q.module_kind == "attention" for q in quantizers):
         path, reason = next(iter(hidden.items()))
-        return f"{path} and {len(hidden) - 1} more: {reason}."
+        return f"{path} and {len(hidden) - 1} more: {reason.rstrip('.')}."
     if "bmm2_output" in pattern:
         return (
             "ModelOpt's own attention class has no output quantizer. Register diffusers': "

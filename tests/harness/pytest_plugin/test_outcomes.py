@@ -488,9 +488,16 @@ def test_open(gate, case, n): raise Inconclusive("cannot decide\\n" + "more\\n" 
 FUNCTIONS = "\n".join(
     f"def test_{n}(gate, case, check): check.problems(['{n}: ' + PROBLEM])" for n in range(20)
 )
+#: What a run says before pytest's summary, as ``--new-baselines-only`` does.
+TELLS = """
+from harness.pytest_plugin.run import tell
+def test_tells(request): tell(request.config, ["not stored: a case", "added: one\\nin two lines"])
+"""
 
 
-@pytest.mark.parametrize(("more", "arguments"), [(FUNCTIONS, ()), ("", ("-q",)), ("", ("-n", "2"))])
+@pytest.mark.parametrize(
+    ("more", "arguments"), [(FUNCTIONS + TELLS, ()), ("", ("-q",)), ("", ("-n", "2"))]
+)
 @pytest.mark.parametrize("in_ci", [True, False], ids=["in CI", "at a keyboard"])
 def test_a_failing_run_takes_sixty_lines(
     run_suite: RunSuite,
