@@ -24,6 +24,11 @@ _TELLS_NUMBERS = re.compile(r"(?<![A-Za-z_0-9])\d|\?|\[[^\]]*[-!\d]")
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
+def tells_numbers(pattern: str) -> bool:
+    """Whether *pattern* tells layers apart by their numbers."""
+    return _TELLS_NUMBERS.search(pattern) is not None
+
+
 @dataclass(frozen=True)
 class Touched:
     """What a recipe's entries make of one family: of one place of each group, and by its name the
@@ -82,7 +87,7 @@ class Family:
         return [mask & of_class for mask in masks]
 
     def _matching(self, pattern: str, part: str) -> int:
-        if _TELLS_NUMBERS.search(pattern):
+        if tells_numbers(pattern):
             return _bits(
                 n
                 for n, place in enumerate(self.places)

@@ -8,8 +8,9 @@ google/siglip2-*) and from open_clip's model configurations.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,10 +29,13 @@ Sizes = dict[str, Any]
 class Architecture:
     """A published architecture: the family in whose name it is gated, and what builds it on torch's
     default device.
+
+    ``sizes`` are the settings of its configuration, empty where the library knows them by a name.
     """
 
     family: str
     make: Callable[[], nn.Module]
+    sizes: Sizes = field(default_factory=dict)
 
 
 def _sizes(width: int, layers: int, heads: int, **more: Any) -> Sizes:
@@ -44,20 +48,13 @@ def _sizes(width: int, layers: int, heads: int, **more: Any) -> Sizes:
     }
 
 
-def _clip(vision: Sizes, text: Sizes, projection: int) -> nn.Module:
-    from transformers import CLIPConfig, CLIPModel
-
+def _clip(vision: Sizes, text: Sizes, projection: int) -> Architecture:
     shared = {"projection_dim": projection}
-    config = CLIPConfig(
-        vision_config=vision | shared, text_config=text | shared, projection_dim=projection
-    )
-    config._attn_implementation = "sdpa"
-    return CLIPModel(config)  # type: ignore[no-any-return]
+    sizes = {"vision_config": vision | shared, "text_config": text | shared, **shared}
+    return Architecture("clip", partial(_built_of, "CLIPConfig", "CLIPModel", sizes), sizes)
 
 
-def _siglip(vision: Sizes, text: Sizes, naflex: bool = False) -> nn.Module:
-    import transformers
-
+def _siglip(vision: Sizes, text: Sizes, naflex: bool = False) -> Architecture:
     name = "Siglip2" if naflex else "Siglip"
     words = {
         "max_position_embeddings": 64,
@@ -65,9 +62,17 @@ def _siglip(vision: Sizes, text: Sizes, naflex: bool = False) -> nn.Module:
         "eos_token_id": 1,
         "pad_token_id": 1,
     }
-    config = getattr(transformers, f"{name}Config")(vision_config=vision, text_config=words | text)
+    sizes = {"vision_config": vision, "text_config": words | text}
+    make = partial(_built_of, f"{name}Config", f"{name}Model", sizes)
+    return Architecture(name.lower(), make, sizes)
+
+
+def _built_of(config_class: str, model_class: str, sizes: Sizes) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, config_class)(**copy.deepcopy(sizes))
     config._attn_implementation = "sdpa"
-    return getattr(transformers, f"{name}Model")(config)  # type: ignore[no-any-return]
+    return getattr(transformers, model_class)(config)  # type: ignore[no-any-return]
 
 
 def _embedded() -> nn.Module:
@@ -130,12 +135,9 @@ _OPEN_CLIP = (
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
-    **{name: Architecture("clip", partial(_clip, *sizes)) for name, sizes in _CLIP.items()},
-    **{name: Architecture("siglip", partial(_siglip, *sizes)) for name, sizes in _SIGLIP.items()},
-    **{
-        name: Architecture("siglip2", partial(_siglip, *sizes, naflex=True))
-        for name, sizes in _NAFLEX.items()
-    },
+    **{name: _clip(*sizes) for name, sizes in _CLIP.items()},
+    **{name: _siglip(*sizes) for name, sizes in _SIGLIP.items()},
+    **{name: _siglip(*sizes, naflex=True) for name, sizes in _NAFLEX.items()},
     **{
         f"open_clip-{n}": Architecture("open_clip", partial(openclip.build_published, n))
         for n in _OPEN_CLIP
