@@ -8,7 +8,7 @@ finds the nearest one, and writes so that neither a kill nor a second process lo
 
 from harness.baselines.commands import PLACEHOLDER, accept_command, rerun_command
 from harness.baselines.comparison import Comparison
-from harness.baselines.drift import Changes, Drift, Kind, Limits, changes, compare
+from harness.baselines.drift import Changes, Drift, Kind, NoiseLimits, changes, compare
 from harness.baselines.records import HistoryEntry, Record, SampleOutcomes, TaskRecord
 from harness.baselines.store import Change, Missing, Orphan, Store
 
@@ -20,8 +20,8 @@ __all__ = [
     "Drift",
     "HistoryEntry",
     "Kind",
-    "Limits",
     "Missing",
+    "NoiseLimits",
     "Orphan",
     "Record",
     "SampleOutcomes",

@@ -42,7 +42,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Limits:
+class NoiseLimits:
     """What still counts as noise where bits cannot be compared.
 
     ``alpha``: error rate, over all tasks of one comparison (Bonferroni), of the exact tests for
@@ -137,7 +137,7 @@ class Drift(Comparison):
         return "\n".join(lines)
 
 
-def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drift:
+def compare(stored: Record, fresh: Record, limits: NoiseLimits | None = None) -> Drift:
     """Hold *fresh* against *stored*.
 
     What must agree before anything is compared: model revision, recipe hash, calibration data and
@@ -152,7 +152,7 @@ def compare(stored: Record, fresh: Record, limits: Limits | None = None) -> Drif
         limits: of what counts as noise.
 
     """
-    limits = limits or Limits()
+    limits = limits or NoiseLimits()
     near = fresh.provenance.device.nearness(stored.provenance.device)
     foreign = belongs_to(stored, fresh)
     missing = tuple(t.name for t in fresh.tasks if stored.task(t.task, t.metric) is None)
@@ -290,7 +290,7 @@ def _first_change(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
 class _Judge:
     """Collects what moved over the tasks and the ranges of one comparison."""
 
-    def __init__(self, bits: bool, limits: Limits, tests: int) -> None:
+    def __init__(self, bits: bool, limits: NoiseLimits, tests: int) -> None:
         self.bits, self.limits, self.tests = bits, limits, tests
         self.reference = self.quantized = self.noise = False
         self.lines: list[str] = []

@@ -92,26 +92,13 @@ class _Device(_Shape):
     exact: str
 
 
-class _Ratio(_Shape):
-    high: float | None
-    low: float | None
-    rounds: int
-    value: float
-
-
-class _History(_Shape):
-    changes: tuple[str, ...]
-    date: str
-    reason: str
-
-
 class _Stored(_Shape):
     attention: str
     calibration: _Calibration
     checksum: Hash
     device: _Device
     facts: dict[str, str]
-    history: tuple[_History, ...] = pydantic.Field(min_length=1)
+    history: tuple[HistoryEntry, ...] = pydantic.Field(min_length=1)
     measured: str
     model: _Named
     outcomes: Hash | None
@@ -119,7 +106,7 @@ class _Stored(_Shape):
     recipe: _Named
     schema_: Literal[1] = pydantic.Field(alias="schema")
     tasks: dict[str, dict[str, _Task]]
-    throughput: dict[str, _Ratio]
+    throughput: dict[str, Ratio]
     versions: dict[str, str]
 
 
@@ -337,8 +324,8 @@ def read(path: Path, blob: Callable[[str, str, str], bytes]) -> Record:
             {"name": name, **attributes} for name, attributes in stored.quantizers.items()
         ),
         tasks=tasks,
-        throughput={tower: Ratio(**dict(kept)) for tower, kept in stored.throughput.items()},
-        history=tuple(HistoryEntry(h.date, h.reason, h.changes) for h in stored.history),
+        throughput=stored.throughput,
+        history=stored.history,
         measured=stored.measured,
         path=path,
     )

@@ -217,9 +217,7 @@ def _accuracy(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {
         "decision": family.decision.value,
         "headline": family.headline(),
-        "verdicts": [
-            asdict(verdict) | {"decision": verdict.decision.value} for verdict in family.verdicts
-        ],
+        "verdicts": [verdict.as_dict() for verdict in family.verdicts],
         "beyond": {f"{v.task}/{v.metric}": case.beyond(v.task, v.metric) for v in family.verdicts},
         "limits": [
             measurement.as_dict() for measurement in limits if measurement.limit is not None

@@ -32,32 +32,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from harness import files, places
 from harness.errors import UsageError
 from harness.files import Place
-from harness.statistics.verdicts import MOST_DESIGN_EFFECT, Budget, Limits, resolution
+from harness.statistics.limits import Limits, NonNegative, Number, Strict
+from harness.statistics.verdicts import MOST_DESIGN_EFFECT, Budget, resolution
 
 LEAST_ALPHA = 1e-6
 """Smallest alpha of the file. The tests hold further down; nobody runs a million gates to see
 it.
 """
 
-_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
-
-
-def _number(value: object) -> object:
-    """`1e-4` as the number that it is in YAML 1.2; PyYAML, which reads YAML 1.1, takes it for
-    text.
-    """
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Cosine = Annotated[Number, Field(ge=-1, le=1)]
-NonNegative = Annotated[Number, Field(ge=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
 
 
@@ -70,27 +57,7 @@ _FIXES = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class _Limits(_Strict):
-    changed_answers: Share | None = None
-    large_margin_flips: Share | None = None
-    kl_mean: NonNegative | None = None
-    kl_p99: NonNegative | None = None
-    kl_max: NonNegative | None = None
-    image_cosine_mean: Cosine | None = None
-    image_cosine_p1: Cosine | None = None
-    image_cosine_min: Cosine | None = None
-    text_cosine_mean: Cosine | None = None
-    text_cosine_p1: Cosine | None = None
-    text_cosine_min: Cosine | None = None
-    top5_agreement: Share | None = None
-    retrieval_overlap: Share | None = None
-
-
-class _Terms(_Strict):
+class _Terms(Strict):
     points: Annotated[Number, Field(gt=0, lt=100)] | None = None
     alpha: Annotated[Number, Field(ge=LEAST_ALPHA, lt=0.5)] | None = None
     power: Annotated[Number, Field(gt=0.5, lt=1)] | None = None
@@ -98,7 +65,7 @@ class _Terms(_Strict):
     discordance: Annotated[Number, Field(gt=0, lt=1)] | None = None
     design_effect: Annotated[Number, Field(ge=1, le=MOST_DESIGN_EFFECT)] | None = None
     large_margin: Annotated[Number, Field(ge=-1e6, le=1e6)] | None = None
-    limits: _Limits | None = None
+    limits: Limits | None = None
 
 
 class _Metric(_Terms):
@@ -106,7 +73,7 @@ class _Metric(_Terms):
 
 
 class _Task(_Metric):
-    metrics: dict[Text, _Metric] = {}
+    metrics: dict[Text, _Metric] = Field(default_factory=dict)
 
 
 class _Override(_Terms):
@@ -117,17 +84,17 @@ class _Override(_Terms):
     reason: Text
 
 
-class _LeaveOut(_Strict):
+class _LeaveOut(Strict):
     tower: Literal["vision", "text"]
     module_kind: Literal["linear", "patch_embedding", "attention"]
     reason: Text
 
 
-class _File(_Strict):
+class _File(Strict):
     defaults: _Terms
-    tasks: dict[Text, _Task] = {}
-    overrides: list[_Override] = []
-    expectations: dict[Text, list[_LeaveOut]] = {}
+    tasks: dict[Text, _Task] = Field(default_factory=dict)
+    overrides: list[_Override] = Field(default_factory=list)
+    expectations: dict[Text, list[_LeaveOut]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

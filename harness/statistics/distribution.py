@@ -20,7 +20,8 @@ from scipy import special, stats
 
 from harness.errors import UsageError
 from harness.statistics import paired
-from harness.statistics.verdicts import Budget, Limits, check_pair, large_margin
+from harness.statistics.limits import Limits
+from harness.statistics.verdicts import Budget, check_pair, large_margin
 
 if TYPE_CHECKING:
     from harness.data.tasks import Outcomes, TaskRun

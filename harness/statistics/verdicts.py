@@ -11,14 +11,15 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
 from harness.statistics import paired
+from harness.statistics.limits import Limits
 
 if TYPE_CHECKING:
     from harness.data.tasks import Outcomes
@@ -39,32 +40,6 @@ no smaller one.
 
 MOST_DESIGN_EFFECT = 1e6
 """Largest design effect: that of clusters of a million samples."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits beyond accuracy; None: measured and reported, not limited.
-
-    `changed_answers` and `large_margin_flips` are the largest allowed shares of the samples; `kl_*`
-    the largest allowed divergence (nats) of the quantized answer distribution from the reference's;
-    `*_cosine_*` the smallest allowed cosines of each embedding with the reference's;
-    `top5_agreement` and `retrieval_overlap` the smallest allowed shares (see
-    `harness.statistics.distribution`).
-    """
-
-    changed_answers: float | None = None
-    large_margin_flips: float | None = None
-    kl_mean: float | None = None
-    kl_p99: float | None = None
-    kl_max: float | None = None
-    image_cosine_mean: float | None = None
-    image_cosine_p1: float | None = None
-    image_cosine_min: float | None = None
-    text_cosine_mean: float | None = None
-    text_cosine_p1: float | None = None
-    text_cosine_min: float | None = None
-    top5_agreement: float | None = None
-    retrieval_overlap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +149,12 @@ class Verdict:
     note: str = ""
     fix: str = ""
     block: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain record for JSON."""
+        record = asdict(self) | {"decision": self.decision.value}
+        record["budget"]["limits"] = self.budget.limits.model_dump()
+        return record
 
     @property
     def discordance(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import asdict
 from typing import Any
 
 #: Names that mean something to a terminal, to a runner of GitHub, to Markdown or to HTML.
@@ -64,7 +63,7 @@ def _measured() -> dict[str, Any]:
     section.update(
         decision=family.decision,
         headline=family.headline(),
-        verdicts=[asdict(v) for v in family.verdicts],
+        verdicts=[v.as_dict() for v in family.verdicts],
         beyond={
             f"{v.task}/{v.metric}": {"kl_mean": 0.0125, "kl_max": float("inf")}
             for v in family.verdicts

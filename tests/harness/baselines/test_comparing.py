@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from harness import baselines
-from harness.baselines import Kind, Limits, Record, SampleOutcomes, Store, compare
+from harness.baselines import Kind, NoiseLimits, Record, SampleOutcomes, Store, compare
 from harness.digests import ids_digest, set_digest
 from harness.evaluation.environment import DeviceKey
 
@@ -422,7 +422,7 @@ def as_scored(scores: NDArray[np.float64], targets: NDArray[np.int32]) -> Made:
 
 def test_noise_is_rarely_called_drift() -> None:
     """Over seeded draws of balanced small changes, false drift stays at or under its error rate."""
-    limits = Limits(alpha=0.05)
+    limits = NoiseLimits(alpha=0.05)
     rng = np.random.default_rng(3)
     base = outcomes()
     was = record(task_record())

@@ -24,7 +24,7 @@ from made_records import (
     with_changes,
 )
 
-from harness.baselines import Drift, Kind, Limits, Record, SampleOutcomes, compare
+from harness.baselines import Drift, Kind, NoiseLimits, Record, SampleOutcomes, compare
 from harness.baselines import drift as drift_module
 from harness.baselines.drift import Changes, changes
 from harness.evaluation.environment import Nearness
@@ -201,7 +201,7 @@ def test_attributes_that_the_diff_does_not_know_are_told_with_both_values() -> N
 # -- what a comparison says and how it decides
 
 
-def verdict(was: Record, now: Record, limits: Limits | None = None) -> Drift:
+def verdict(was: Record, now: Record, limits: NoiseLimits | None = None) -> Drift:
     """The two compared by verdict, as neither promises bits."""
     bare = [replace(r, provenance=replace(r.provenance, bits=None)) for r in (was, now)]
     return compare(bare[0], bare[1], limits)
@@ -312,9 +312,9 @@ def test_error_rate_is_shared_by_the_tests_of_all_compared_tasks(tasks: int) -> 
     now = record(task_record(quantized=lost), *others)
 
     at = 2 * tasks * 2.0**-7
-    assert "within noise (p = 0.0078)" in "\n".join(verdict(was, now, Limits(alpha=at)).notes)
-    assert verdict(was, now, Limits(alpha=at)).kind is Kind.MISSING
-    assert verdict(was, now, Limits(alpha=1.01 * at)).kind is Kind.QUANTIZED
+    assert "within noise (p = 0.0078)" in "\n".join(verdict(was, now, NoiseLimits(alpha=at)).notes)
+    assert verdict(was, now, NoiseLimits(alpha=at)).kind is Kind.MISSING
+    assert verdict(was, now, NoiseLimits(alpha=1.01 * at)).kind is Kind.QUANTIZED
 
 
 def test_another_verdict_on_equal_outcomes_is_the_statistics() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ def run(**names: str) -> dict[str, Any]:
             "accuracy": {
                 "decision": f.decision.value,
                 "headline": f.headline(),
-                "verdicts": [asdict(v) for v in f.verdicts],
+                "verdicts": [v.as_dict() for v in f.verdicts],
             },
             "drift": {f"{task}/{metric}": {"kind": names.get("drift", kind), "headline": "moved"}},
         }

@@ -20,7 +20,8 @@ from harness.statistics.distribution import (
     mean_interval,
     paired_change,
 )
-from harness.statistics.verdicts import Budget, Limits
+from harness.statistics.limits import Limits
+from harness.statistics.verdicts import Budget
 
 RECALL = "image_retrieval_recall@5"
 
@@ -98,10 +99,10 @@ def test_every_limit_of_a_budget_is_measured() -> None:
         )
     )
 
-    assert {f.name for f in dataclasses.fields(Limits)} <= set(found)
+    assert set(Limits.model_fields) <= set(found)
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Limits)])
+@pytest.mark.parametrize("name", list(Limits.model_fields))
 def test_a_limit_is_kept_on_one_side_and_exceeded_on_the_other(name: str) -> None:
     """Each limit, set just beyond the measured value on either side, decides accordingly."""
     reference, quantized = run(0, RECALL), run(0.8, RECALL)
@@ -191,9 +192,7 @@ def test_a_value_that_is_not_finite_keeps_no_limit() -> None:
     found = by_name(distribution(reference, quantized, {"acc1": Budget(1.0, limits=limits)}))
 
     broken = {name for name, m in found.items() if not m.ok}
-    assert broken == {
-        f.name for f in dataclasses.fields(Limits) if getattr(limits, f.name) is not None
-    }
+    assert broken == {name for name in Limits.model_fields if getattr(limits, name) is not None}
 
 
 def without_scores(o: Outcomes) -> Outcomes:

@@ -254,7 +254,7 @@ def test_verdict_is_json() -> None:
     """A verdict becomes plain JSON for the report."""
     verdict = compare(*pair(100, 3, 2), Budget(1.0))
 
-    assert json.loads(json.dumps(dataclasses.asdict(verdict)))["decision"] == "INCONCLUSIVE"
+    assert json.loads(json.dumps(verdict.as_dict()))["decision"] == "INCONCLUSIVE"
 
 
 @pytest.mark.parametrize(
