@@ -1,7 +1,7 @@
 """The gate's own cost, and the speed of what is deployed: ``python -m harness.tools.benchmark``
 (``tox -e benchmark``).
 
-    # all of it, 25 minutes on two cores; stored in .benchmarks/speed.json
+    # all of it, 25 minutes on two cores; stored in docs/speed.json
     python -m harness.tools.benchmark
     python -m harness.tools.benchmark gate        # only whole runs of pytest, and the plain script
     python -m harness.tools.benchmark deployed    # only the towers in ONNX Runtime and torch
@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import files
+from harness.tools import pages
 
 ROOT = Path(__file__).parents[2]
-STORED, PAGE = ROOT / ".benchmarks" / "speed.json", ROOT / "docs" / "speed.md"
+STORED, PAGE = ROOT / "docs" / "speed.json", ROOT / "docs" / "speed.md"
 TEN = (
     "fp8",
     "fp8-linear-only",
@@ -225,16 +226,18 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def page(stored: dict[str, Any]) -> str:
     """``docs/speed.md`` from what was stored."""
-    return "\n".join([*_HEAD, *_gate(stored), *_deployed(stored), *_gpu(stored)]) + "\n"
+    return (
+        "\n".join([*_HEAD, *_gate(stored), *_deployed(stored), *_gpu(stored)])
+        + "\n"
+        + pages.footer(PAGE.name)
+    )
 
 
 _HEAD = [
     "# Speed",
     "",
-    "Written by `python -m harness.tools.benchmark page` from `.benchmarks/speed.json`, which `tox "
-    "-e benchmark` "
-    "measures; "
-    "edit neither.",
+    "Written by `python -m harness.tools.benchmark page` from [speed.json](speed.json), which "
+    "`tox -e benchmark` measures; edit neither.",
 ]
 
 
@@ -276,15 +279,6 @@ def _gate(stored: dict[str, Any]) -> Iterator[str]:
         "(below 1, as pictures and prompts that two tasks share are embedded once).",
         f"- The whole gate of one more recipe, checkpoint, export and numerics on top: "
         f"{wall['whole gate, two recipes'] - wall['whole gate, one recipe']:.1f} s.",
-        "",
-        "What is left (profiled with torch 2.13 on an AMD EPYC, two cores). Of an FP8 forward over "
-        "pictures: matrix "
-        "products 58 %, attention in FP16 18 %, conversions between FP16 and FP32 10 %, looking "
-        "quantizers up under "
-        "10 %. Beside the forwards, of one recipe: a second of bootstrap and permutation for the "
-        "measures beyond "
-        "accuracy. Once a run: imports, and 6 s of decoding and tokenising; then the reference's "
-        "own 7 s.",
     )
 
 
@@ -306,7 +300,7 @@ def _deployed(stored: dict[str, Any]) -> Iterator[str]:
             "",
             f"### {name}, batches of {ROWS[name]}",
             "",
-            "| tower | side | a second | times FP32 | resident, MiB |",
+            "| tower | side | per second | times FP32 | resident, MiB |",
         )
         yield "|---|---|---|---|---|"
         for row in rows:
@@ -337,7 +331,7 @@ def _gpu(stored: dict[str, Any]) -> Iterator[str]:
         f"{', '.join(f'{name} {value}' for name, value in part['conditions'].items())}."
     )
     yield f"Linears that ran in FP8: {part['in FP8'][0]} of {part['in FP8'][1]}."
-    yield from ("", "| tower | batch | side | a second | times FP16 |", "|---|---|---|---|---|")
+    yield from ("", "| tower | batch | side | per second | times FP16 |", "|---|---|---|---|---|")
     for row in part["rows"]:
         ratio = row["ratio"]["value"]
         yield (
@@ -363,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--stored",
         type=Path,
         default=STORED,
-        help="what was measured (default: .benchmarks/speed.json)",
+        help="what was measured (default: docs/speed.json)",
     )
     parser.add_argument("--out", type=Path, default=PAGE, help="the page (default: docs/speed.md)")
     options = parser.parse_args(arguments)

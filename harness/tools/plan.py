@@ -31,6 +31,7 @@ from harness.models import architectures
 from harness.places import DOCS
 from harness.quantization import quantize
 from harness.recipes import loading
+from harness.tools import pages
 from harness.tools.rates import CONTEXT, MODEL, PROMPT, RECIPE, Rates, measure
 
 RATES, PAGE = DOCS / "scale.json", DOCS / "scale.md"
@@ -354,7 +355,7 @@ def page(rates: Rates) -> str:
             *([] if gpu.measured else _assumed(gpu)),
             *_adding(),
         ]
-    )
+    ) + pages.footer("scale.md")
 
 
 def _table(plans: Sequence[Plan]) -> list[str]:
@@ -362,7 +363,7 @@ def _table(plans: Sequence[Plan]) -> list[str]:
         _row("", map(_called, plans)),
         "|---|" + "---:|" * len(plans),
         *(_row(name, (_duration(p.parts[name]) for p in plans)) for name in plans[0].parts),
-        _row("**in all**", (f"**{_duration(p.seconds)}**" for p in plans)),
+        _row("**total**", (f"**{_duration(p.seconds)}**" for p in plans)),
         _row("GPU hours", (f"{p.gpu_hours:.1f}" for p in plans)),
         _row("share of them computing", (f"{p.busy:.0%}" for p in plans)),
     ]
@@ -433,7 +434,7 @@ def _adding() -> list[str]:
         f"recipes, and the "
         "reference's slices are computed once for all. Sending and embedding stay as they are, on "
         "the same workers.",
-        "- GPU hours: GPUs times the time in all, whether they compute or not.",
+        "- GPU hours: GPUs times the total time, whether they compute or not.",
         "",
     ]
 

@@ -35,6 +35,7 @@ from harness.gate.preflight import preflight
 from harness.gate.reference_side import Prepared
 from harness.gate.session import Gate
 from harness.quantization.quantize import QuantizationError
+from harness.tools import pages
 from harness.tools.faults import CATALOGUE, Fault, Site, Where
 
 MATRIX = places.DOCS / "kill-matrix.md"
@@ -427,7 +428,7 @@ def document(found: Sequence[Kill], runs: Sequence[dict[str, Any]]) -> str:
         by += " \\*" if kill.recorded else ""
         cells = (fault.name, fault.where.value, fault.plants, fault.origin, by)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + pages.footer("kill-matrix.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from harness.statistics import paired
+from harness.tools import pages
 from harness.tools.draws import Cell, Rate, join, measure, peek, skewed
 
 # The documentation's cells: what the packaged and the published tasks look like, and where the
@@ -295,7 +296,7 @@ chance of any false one is at most their mean. The last column is how often at l
 correction.
 
 {_table("true differences | alphas | PASS | FAIL | FAIL, uncorrected", tables[5])}
-"""
+{pages.footer("error-rates.md")}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

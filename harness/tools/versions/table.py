@@ -12,6 +12,7 @@ from harness.baselines.differences import Record, release
 from harness.baselines.overlay import REFUSED
 from harness.formats import deviations
 from harness.quantization.maps import ATTENTION_KINDS, QuantizerMap
+from harness.tools import pages
 from harness.tools.versions import check, measurement
 from harness.tools.versions.measurement import OWN, PLACES, Measurement
 
@@ -49,7 +50,7 @@ def render(measured: Sequence[Measurement], records: Sequence[Record]) -> str:
     parts.append(_CHANGES)
     for before, after in pairwise(measured):
         parts.append(_step(before, after, records))
-    return "\n".join(parts)
+    return "\n".join(parts) + pages.footer("versions.md")
 
 
 def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Row]]]:
