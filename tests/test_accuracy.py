@@ -13,6 +13,11 @@ from harness.pytest_plugin.plugin import Check
 pytestmark = pytest.mark.accuracy
 
 
+def test_reference_agrees_with_published(gate: Gate, case: CaseName, check: Check) -> None:
+    """The FP16 model is as accurate as what was published of its checkpoint."""
+    check.problems(accuracy.reference_agrees_with_published(gate[case]))
+
+
 def test_loss_is_within_budget(gate: Gate, case: CaseName, metric: Metric, check: Check) -> None:
     """Sample by sample against FP16, the loss is below the budget at the declared confidence."""
     check.verdict(accuracy.loss_is_within_budget(gate[case], metric))

@@ -21,6 +21,17 @@ def _metrics(case: Case) -> list[Metric]:
     return [(verdict.task, verdict.metric) for verdict in case.verdicts.verdicts]
 
 
+@check("accuracy")
+def reference_agrees_with_published(case: Case) -> list[str]:
+    """Compare the FP16 model with what was published of its checkpoint, a sentence per metric."""
+    if case.setting.options.early_stop:
+        raise NotJudged("with --early-stop the reference does not see all of a task's samples")
+    problems = case.shared.published_problems
+    if problems is None:
+        raise NotJudged(f"nothing is published of {case.model_name} on these tasks")
+    return problems
+
+
 @check("accuracy", metric=_metrics)
 def loss_is_within_budget(case: Case, metric: Metric) -> Verdict:
     """Return the verdict on one metric, as it stands among those on all tasks."""

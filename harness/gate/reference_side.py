@@ -23,7 +23,7 @@ from harness.models.references import Reference
 from harness.quantization import fit, maps, quantize
 from harness.quantization.magnitudes import Magnitudes
 from harness.quantization.maps import QuantizerMap
-from harness.statistics import sanity
+from harness.statistics import published, sanity
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,18 @@ class ReferenceSide:
         """*runs* of the reference; a usage error where nothing can be compared with them."""
         sanity.check(self.source, runs, _called(self.reference.dtype))
         return dict(runs)
+
+    @built
+    def published_problems(self) -> list[str] | None:
+        """What disagrees with published results, a sentence each; None where there are none."""
+        outcomes = {
+            (name, metric): outcomes
+            for name, run in self.runs.items()
+            for metric, outcomes in run.outcomes.items()
+        }
+        return published.problems(
+            self.reference, {task.name: task for task in self.tasks}, outcomes
+        )
 
     def in_blocks(self, task: Task) -> early.Evaluation:
         """The reference on *task*, as far as early stops need it."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from harness.statistics import paired
+from harness.statistics import paired, published
 from harness.statistics.sequential import log_wealth
 from harness.statistics.verdicts import Budget, Decision, Verdict, decide, family
 
@@ -356,3 +356,48 @@ def _verdict(cell: Cell, noninferior: float, inferior: float) -> Verdict:
         samples_needed=None,
         decision=decide(paired.Shown(noninferior, inferior), cell.alpha),
     )
+
+
+@dataclass(frozen=True)
+class PublishedAgreement:
+    """How often a reference was found to disagree with its published row, and how often the best
+    fit was the mistake that was made.
+    """
+
+    alarms: Rate
+    named: Rate
+
+
+def agree(
+    row: published.PublishedRow,
+    n: int,
+    difference: float,
+    spread: float,
+    mistake: str,
+    draws: int,
+    seed: int,
+) -> PublishedAgreement:
+    """Draw accuracies of a reference whose true accuracy differs from its published row.
+
+    Args:
+        row: the published row.
+        n: samples.
+        difference: true difference in points.
+        spread: standard deviation of the true difference over checkpoints.
+        mistake: what was done wrong, or empty; it is one that cannot be seen.
+        draws: how many.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    truth = row.result.value + rng.normal(difference, spread, draws)
+    right = rng.binomial(n, np.clip(truth / 100, 0, 1))
+    counts, times = np.unique(right, return_counts=True)
+    alarms = named = 0
+    for count, often in zip(counts, times, strict=True):
+        comparison = published.sampled(row, 100 * float(count) / n, n, n)
+        if comparison.agrees:
+            continue
+        alarms += int(often)
+        found = published.fits(comparison, {}, 0.1)
+        named += int(often) * bool(found and found[0].mistake == mistake)
+    return PublishedAgreement(Rate(alarms, draws), Rate(named, draws))

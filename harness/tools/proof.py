@@ -60,6 +60,8 @@ _DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
 #: Checks of the insertion suite that come after numerics: what they find, an earlier check may find
 #: without them.
 _LATER = ("map_equals_baseline", "structure_of_published_architecture")
+#: The check of accuracy that needs no quantized model, and so comes before those of `_LATER`.
+_REFERENCE = ("reference_agrees_with_published",)
 #: Of what the suites look at exhaustively, a few values that tell a wrong function from a right
 #: one.
 FEW: dict[str, tuple[Any, ...]] = {
@@ -79,6 +81,7 @@ def ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
     recorded = [check for check in decide if check.recorded and check not in later]
     first = [check for check in decide if check not in later and check not in recorded]
     early = [check for check in first if check.suite in ("insertion", "numerics")]
+    early += [check for check in first if check.name in _REFERENCE]
     return (*early, *later, *(check for check in first if check not in early), *recorded)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn import pair
 
-from harness.statistics import paired
+from harness.statistics import paired, published
 from harness.statistics.verdicts import Budget, Decision, compare
 from harness.tools import draws, simulation
 from harness.tools.draws import Cell, Rate
@@ -251,3 +251,31 @@ def test_report_names_a_refuted_promise(monkeypatch: pytest.MonkeyPatch) -> None
     assert "false PASS" in broken[0]
     assert "Refuted promises, in bold: 1" in page
     assert "| **" in page
+
+
+@pytest.mark.parametrize(
+    ("cell", "least", "most"),
+    [
+        ((50_000, "", 0.0, 0.0), 0.0, published.ALPHA),
+        ((50_000, "", -0.3, 0.0), 0.0, published.ALPHA),
+        ((1_000, "", -0.3, 0.0), 0.0, published.ALPHA),
+        ((50_000, published.GELU, -2.7, 1.0), 0.9, 1.0),
+        ((50_000, published.TEMPLATE, -4.5, 0.7), 0.99, 1.0),
+        ((1_000, published.SHUFFLED, -75.4, 0.0), 1.0, 1.0),
+    ],
+)
+def test_disagreement_with_what_was_published(
+    cell: tuple[int, str, float, float], least: float, most: float
+) -> None:
+    """A reference that is within the protocol's allowance raises an alarm no more often than
+    promised, a known mistake nearly always, and then it is named more often than any other.
+    """
+    known = published.of_checkpoint("openai/clip-vit-large-patch14", published.rows())
+    row = next(row for row in known if row.result.task == "imagenet1k")
+    n, mistake, difference, spread = cell
+
+    found = draws.agree(row, n, difference, spread, mistake, DRAWS, seed=1)
+
+    assert found.alarms.value >= least
+    assert not found.alarms.refutes(most)
+    assert not mistake or found.named.value > 0.5 * found.alarms.value
