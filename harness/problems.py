@@ -7,19 +7,22 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Problem:
     """Something that must not be: its rule, the quantizers or patterns it is about, and how to mend
     it.
+
+    ``place`` is where the recipe causes it, ``file:line:column``, or empty where no line is known.
     """
 
     rule: str
     what: str
     names: tuple[str, ...]
     mend: str
+    place: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         lines = [self.what, *(f"  {line}" for line in collapse(self.names)), self.mend]

@@ -5,8 +5,9 @@ Each function returns what is wrong; nothing wrong is an empty list.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -23,6 +24,7 @@ from harness.recipes import applied
 from harness.recipes.algorithms import methods
 from harness.recipes.loading import Recipe
 from harness.recipes.patterns import means_all, overridden_patterns, unmatched_patterns
+from harness.recipes.yaml_reading import spot
 
 if TYPE_CHECKING:
     from harness.gate.case import Case
@@ -60,7 +62,31 @@ def check(
     problems += run_twice(quantizers)
     if calibrated:
         problems += uncalibrated(quantizers, recipe)
-    return problems
+    return [_placed(problem, quantizers, recipe) for problem in problems]
+
+
+def _placed(problem: Problem, quantizers: QuantizerMap, recipe: Recipe) -> Problem:
+    """*problem* with the place of the entry that decides about most of what it names."""
+    if problem.place or not problem.names:
+        return problem
+    named = set(problem.names)
+    # Layers are named by their modules, quantizers that are not there by a name of their own.
+    names = [q.name for q in quantizers if q.module in named] or list(problem.names)
+    return replace(problem, place=place_of_most(names, quantizers, recipe))
+
+
+def place_of_most(names: Iterable[str], quantizers: QuantizerMap, recipe: Recipe) -> str:
+    """Return ``file:line:column`` of the entry that is the last one about most of *names*, or an
+    empty string.
+    """
+    entries = [entry for part in recipe.parts for entry in part.entries]
+    classes = {q.module: q.module_class for q in quantizers}
+    found = (
+        applied.last_about(entries, name, classes.get(name.rpartition(".")[0], ""))
+        for name in names
+    )
+    deciding = Counter(index for index in found if index is not None)
+    return spot(entries[max(deciding, key=deciding.__getitem__)].position) if deciding else ""
 
 
 def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()) -> list[Problem]:
@@ -217,10 +243,10 @@ def _named_off(recipe: Recipe, q: Quantizer) -> bool:
     everything.
     """
     entries = [entry for part in recipe.parts for entry in part.entries]
-    last = next(
-        (e for e in reversed(entries) if applied.speaks_of(e, q.name, q.module_class)), None
-    )
-    return last is not None and not last.enable and not means_all(last.pattern)
+    last = applied.last_about(entries, q.name, q.module_class)
+    if last is None:
+        return False
+    return not entries[last].enable and not means_all(entries[last].pattern)
 
 
 def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> list[str]:

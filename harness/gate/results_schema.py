@@ -120,6 +120,9 @@ class ProblemResult(_Whole):
     what: str
     names: list[str] = []
     mend: str = ""
+    place: str = Field(
+        default="", description="where the recipe causes it, file:line:column; empty if unknown"
+    )
 
 
 class InsertionResult(_Part):
@@ -333,6 +336,14 @@ class HarmResult(_Part):
     alone_margin: Number | None = None
 
 
+class SuggestionResult(_Part):
+    """The patch as the change of one line of the recipe's file."""
+
+    file: str = Field(description="from the root of its repository")
+    line: Count
+    text: str = Field(description="what stands for the line; the line itself comes first")
+
+
 class BlameResult(_Part):
     """Groups of quantizers, worst first, and the patch that wins the budget back."""
 
@@ -344,6 +355,10 @@ class BlameResult(_Part):
     verified: bool
     seconds: Number | None = None
     note: str = ""
+    place: str = Field(
+        default="", description="file:line:column of the entry that is about most of the culprits"
+    )
+    suggestion: SuggestionResult | None = None
 
 
 class GainResult(_Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import PurePath
 from typing import Any
@@ -59,7 +59,8 @@ def github(problems: Sequence[LintProblem]) -> str:
     lines = []
     for one in problems:
         command = {"error": "error", "note": "notice"}[one.level]
-        properties = {"file": one.path, "line": one.line, "col": one.column, "title": one.rule}
+        where = {"file": one.path, "line": one.line, "col": one.column} if one.path else {}
+        properties = where | {"title": one.rule}
         given = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
         lines.append(f"::{command} {given}::{_message(_said(one))}")
     return "".join(f"{line}\n" for line in lines)
@@ -77,16 +78,20 @@ def _property(value: object) -> str:
     return _message(value).replace(":", "%3A").replace(",", "%2C")
 
 
-def sarif(problems: Sequence[LintProblem]) -> str:
-    """Return a log of SARIF 2.1.0 with one run."""
-    names = list(RULES)
+def sarif(
+    problems: Sequence[LintProblem],
+    tool: str = "clip-gate lint",
+    known: Mapping[str, tuple[str, str]] = RULES,
+) -> str:
+    """Return a log of SARIF 2.1.0 with one run of *tool*, which knows the rules *known*."""
+    names = list(known)
     rules = [
         {
             "id": name,
             "shortDescription": {"text": description},
             "defaultConfiguration": {"level": level(name)},
         }
-        for name, (description, _) in RULES.items()
+        for name, (description, _) in known.items()
     ]
     results = [
         {
@@ -94,11 +99,11 @@ def sarif(problems: Sequence[LintProblem]) -> str:
             "ruleIndex": names.index(one.rule),
             "level": one.level,
             "message": {"text": visible(_said(one))},
-            "locations": [{"physicalLocation": _location(one)}],
+            "locations": [{"physicalLocation": _location(one)}] if one.path else [],
         }
         for one in problems
     ]
-    driver: dict[str, Any] = {"name": "clip-gate lint", "version": _version(), "rules": rules}
+    driver: dict[str, Any] = {"name": tool, "version": _version(), "rules": rules}
     log = {
         "$schema": SARIF_SCHEMA,
         "version": "2.1.0",
@@ -125,4 +130,9 @@ def _version() -> str:
         return "0"
 
 
-FORMATS = {"text": text, "json": as_json, "github": github, "sarif": sarif}
+FORMATS: dict[str, Callable[[Sequence[LintProblem]], str]] = {
+    "text": text,
+    "json": as_json,
+    "github": github,
+    "sarif": sarif,
+}

@@ -28,6 +28,7 @@ RULES = {
         "error",
     ),
     "no-deny-all": ("Quantizers that no entry names run as INT8, ModelOpt's default.", "error"),
+    "nothing-on": ("The recipe turns every quantizer off, and none on.", "error"),
     "block-size": ("Blocks do not divide the tensors that they are for.", "error"),
     "files": ("The algorithm would read or write a file.", "error"),
     "some-blocks": ("Blocks do not divide the tensors of some architectures.", "note"),
@@ -37,14 +38,32 @@ RULES = {
 }
 
 
+#: What only the full gate finds, where it annotates the lines of a recipe.
+GATE_RULES = {
+    "insertion": ("A quantizer of the model is not what the recipe is meant to say.", "error"),
+    "failed": ("The gate's verdict on the recipe is FAIL.", "error"),
+    "refused": ("The gate cannot use what was given.", "error"),
+}
+
+
 @dataclass(frozen=True)
 class Found:
-    """Something that a rule found: the entry whose line shows it, what is wrong, and the fix."""
+    """Something that a rule found: the entry whose line shows it, what is wrong, and the fix.
+
+    ``is_order`` says that not the entry but where the recipe has it is wrong: of an imported one
+    the line of the import is shown.
+    """
 
     rule: str
     entry: Entry
     what: str
     fix: str
+    is_order: bool = False
+
+    @property
+    def place(self) -> str:
+        """The place that shows it."""
+        return self.entry.position if self.is_order else self.entry.origin
 
 
 class Families:
@@ -125,6 +144,7 @@ def check(recipe: Recipe, families: Families) -> Iterator[Found]:
         yield from _unmatched(part, touched, families)
         yield from _overridden(part, touched)
         yield from _without_deny_all(part, touched)
+        yield from _nothing_on(part, touched)
         yield from _one_family(part, touched)
         yield from _blocks(part, touched, families)
         yield from _cuda(part, touched)
@@ -207,9 +227,8 @@ def _overridden(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
             everywhere = all(any(key[2] == victim for key in by_family[name]) for name in matters)
             if everywhere and (rule, entry) not in seen:
                 seen.add((rule, entry))
-                yield Found(
-                    "overridden", recipe.entries[entry], finding.what.rstrip("."), finding.fix
-                )
+                what = finding.what.rstrip(".")
+                yield Found("overridden", recipe.entries[entry], what, finding.fix, is_order=True)
 
 
 def _findings(recipe: Recipe, here: Touched) -> list[patterns.Finding]:
@@ -229,7 +248,23 @@ def _without_deny_all(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[F
         "default"
     )
     fix = "Write - {quantizer_name: '*', enable: false} as the first entry."
-    yield Found("no-deny-all", recipe.entries[0], what, fix)
+    yield Found("no-deny-all", recipe.entries[0], what, fix, is_order=True)
+
+
+def _nothing_on(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
+    """A recipe whose entries turn off every quantizer of every family, and none on."""
+    settings = [one for here in touched.values() for one in here.applied.settings.values()]
+    is_whole = all(
+        set(here.groups) <= set(map(place_of, here.applied.settings)) for here in touched.values()
+    )
+    if any(entry.enable for entry in recipe.entries) or not is_whole or not settings:
+        return
+    last = max(one.switched for one in settings)
+    what = "no entry turns anything on: the recipe quantizes nothing"
+    fix = (
+        "Add entries with cfg, such as - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}."
+    )
+    yield Found("nothing-on", recipe.entries[last], what, fix, is_order=True)
 
 
 def _one_family(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
@@ -339,4 +374,4 @@ def _divisor(width: int) -> int:
 
 def level(rule: str) -> str:
     """The level of a rule: ``error`` or ``note``."""
-    return RULES[rule][1]
+    return (RULES | GATE_RULES)[rule][1]

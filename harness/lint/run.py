@@ -146,8 +146,15 @@ class _Run:
             self._recipe(path, tree)
             return
         users = self._users(tree).get(_real(path), []) if named else []
+        before = len(self.problems)
         for user in users:
             self._recipe(user, tree)
+        here = _real(path)
+        self.problems[before:] = [
+            one
+            for one in self.problems[before:]
+            if one.level == "error" or _real(Path(one.path)) == here
+        ]
         if not users:
             self._snippet(document, tree)
 
@@ -211,7 +218,7 @@ class _Run:
                 with reading(path):
                     for found in check(recipe, self.families):
                         self._report(
-                            UsageError(found.entry.origin, found.what, found.fix), found.rule, path
+                            UsageError(found.place, found.what, found.fix), found.rule, path
                         )
             except UsageError as error:
                 self._report(error, "schema", path)

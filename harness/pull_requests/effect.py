@@ -105,7 +105,7 @@ def refusal(head: Recipe, error: QuantizationError) -> str:
         elif on and on <= touched:
             on, last = (
                 set(),
-                f"entry {number} `{entry.pattern}` ({entry.origin}) turns everything off",
+                f"entry {number} `{entry.pattern}` ({entry.position}) turns everything off",
             )
         else:
             on -= touched

@@ -166,7 +166,7 @@ def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
         compression = case.compression
         found["memory"] = compression.as_dict() | {"problems": _records(compression.problems())}
     if case in notes.blames:
-        found["blame"] = notes.blames[case].as_dict()
+        found["blame"] = _blame(case, notes.blames[case])
     found["checkpoint"] = notes.checkpoints.get(case.name)
     found["numerics"] = _numerics(case, notes)
     found["drift"] = _drift(case)
@@ -193,6 +193,30 @@ def _insertion(case: Case) -> dict[str, Any]:
         "not_covered": insertion.not_covered(case.shared.model),
         "problems": _records(insertion.all_problems(case)),
     }
+
+
+def _blame(case: Case, blame: Blame) -> dict[str, Any]:
+    """The quantizers at fault, with the line of the recipe that is about them, and the change."""
+    from harness.checks import insertion
+    from harness.diagnosis import suggestion
+    from harness.report import annotated
+
+    found = blame.as_dict()
+    names = [name for group in blame.culprits for name in group.quantizers]
+    found["place"] = insertion.place_of_most(names, case.map, case.recipe)
+    change = None
+    if blame.verified and not case.recipe.candidates:
+        change = suggestion.of_patch(case.recipe.path, blame.patch)
+    if change is None:
+        found["suggestion"] = None
+        return found
+    where, line, _ = annotated.parts_of(change.place)
+    found["suggestion"] = {
+        "file": annotated.in_repository(where),
+        "line": line,
+        "text": change.text,
+    }
+    return found
 
 
 def _numerics(case: Case, notes: Notes) -> dict[str, Any]:

@@ -45,6 +45,8 @@ _MOST = 4096
 STORING = ("test_map_equals_baseline", "test_accuracy_equals_baseline")
 #: Files of a report.
 REPORT = ("report.html", "summary.md", "results.json")
+#: Those that --gate-annotations adds.
+ANNOTATIONS = ("annotations.txt", "problems.sarif")
 #: Options that cannot be used together: what is said of the first, and how to fix it.
 _CANCEL: tuple[tuple[str, str, str, str], ...] = (
     (
@@ -67,6 +69,12 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "gate_report",
+        "list_affected",
+        "does not go with --list-affected: nothing is gated",
+        "Leave out one of them.",
+    ),
+    (
+        "gate_annotations",
         "list_affected",
         "does not go with --list-affected: nothing is gated",
         "Leave out one of them.",
@@ -354,7 +362,7 @@ def prepare_report(config: pytest.Config) -> None:
 
 def _in_the_way(folder: Path) -> Iterator[Path]:
     """What has the name of a file of the report and is a link, a folder or a device."""
-    for name in REPORT:
+    for name in (*REPORT, *ANNOTATIONS):
         path = folder / name
         if os.path.lexists(path) and (path.is_symlink() or not files.is_file(path)):
             yield path

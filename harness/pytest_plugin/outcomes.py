@@ -21,7 +21,7 @@ import pytest
 from harness import places
 from harness.errors import UnforeseenError, UsageError, reading
 from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
-from harness.pytest_plugin import machine, private
+from harness.pytest_plugin import annotate, machine, private
 from harness.pytest_plugin.private import Failed
 from harness.pytest_plugin.run import is_worker, parameters, results_of
 
@@ -195,6 +195,7 @@ def refusing(config: pytest.Config) -> Iterator[None]:
         ):
             traceback.print_exception(error.__cause__)
         results_of(config).refused = str(error)
+        annotate.keep_refusal(config, error)
         raise pytest.UsageError(*error.lines) from error
 
 

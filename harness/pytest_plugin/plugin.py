@@ -16,7 +16,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
-from harness.pytest_plugin import brief, collector, machine, outcomes, private, workers
+from harness.pytest_plugin import annotate, brief, collector, machine, outcomes, private, workers
 from harness.pytest_plugin.options import (
     check_given,
     check_options,
@@ -214,6 +214,12 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         "'cluster'",
     )
     add("--gate-report", metavar="DIR", help="write report.html, summary.md and results.json here")
+    add(
+        "--gate-annotations",
+        choices=("github",),
+        help="print what is wrong as workflow commands, which GitHub shows on the recipe's lines; "
+        "with --gate-report, write them and a SARIF file there too",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -238,6 +244,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         config.option.cacheclear = False
         take_selection(config)
         return None
+    annotate.start(config)
     rev = config.getoption("changed_since")
     if rev is None:
         return None
@@ -258,6 +265,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         selected = selection.select(root, rev, config.getoption("attention"), device.type)
     except UsageError as error:
         raise pytest.UsageError(*error.lines) from error
+    annotate.keep_selection(config, selected)
     print(selected)  # pytest's terminal is not set up yet
     if selected.undecided:
         raise pytest.UsageError(str(_undecided(selected)))

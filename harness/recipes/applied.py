@@ -133,6 +133,12 @@ def speaks_of(entry: Entry, name: str, module_class: str) -> bool:
     return matches(entry.pattern, name) or matches(entry.pattern, place_of(name))
 
 
+def last_about(entries: Sequence[Entry], name: str, module_class: str) -> int | None:
+    """Return the number of the last of *entries* that speaks of the quantizer *name*, or None."""
+    numbers = reversed(range(len(entries)))
+    return next((n for n in numbers if speaks_of(entries[n], name, module_class)), None)
+
+
 def apply(entries: Sequence[Entry], places: Places) -> Applied:
     """Return what ModelOpt makes of *entries* on a model that has quantizers at *places*."""
     roots = {place: _Node() for place in places}

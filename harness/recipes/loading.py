@@ -46,7 +46,8 @@ class Entry:
     ``cfg`` holds quantizer attributes (num_bits, axis, block_sizes, ...; a list for a sequential
     quantizer), or None where the line only switches.  ``origin`` is ``file:line``, or what is known
     of it.  ``written`` is the key that the author wrote where that is not the pattern: ``default``
-    in the older dict form.
+    in the older dict form.  ``imported_at`` is where the recipe's own file imports the line, or
+    empty.
     """
 
     pattern: str
@@ -55,6 +56,14 @@ class Entry:
     cfg: dict[str, Any] | list[dict[str, Any]] | None
     origin: str
     written: str = ""
+    imported_at: str = ""
+
+    @property
+    def position(self) -> str:
+        """Where the recipe's own file has the line among its others: where it is written, or
+        imported.
+        """
+        return self.imported_at or self.origin
 
     @property
     def shown(self) -> str:
@@ -477,9 +486,13 @@ def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> 
         )
     if len(lines) > MAX_ENTRIES:
         raise UsageError(where, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
+    imported = getattr(lines, "imported_at", {})
     return tuple(
         Entry(
-            *fields, origin=place, written="default" if "default" in line and len(line) == 1 else ""
+            *fields,
+            origin=place,
+            written="default" if "default" in line and len(line) == 1 else "",
+            imported_at=imported.get(number - 1, ""),
         )
         for number, line in enumerate(lines, 1)
         for place in [getattr(line, "place", "") or f"{source} entry {number}"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from harness.problems import Problem
 from harness.recipes.applied import Applied, Placed, applied_to, matched, place_of
 from harness.recipes.loading import Entry, Recipe
+from harness.recipes.yaml_reading import spot
 
 #: Names of the rules, as the gate reports them.
 NO_MATCH, OVERRIDDEN, TOO_EARLY = (
@@ -72,9 +73,8 @@ def unmatched_patterns(
                 f"matches none of the "
                 f"{len(quantizers)} quantizers of this model{of_class(entry)}."
             )
-            problems.append(
-                Problem(NO_MATCH, what, (), unmatched_hint(entry, quantizers, hidden or {}))
-            )
+            fix = unmatched_hint(entry, quantizers, hidden or {})
+            problems.append(Problem(NO_MATCH, what, (), fix, spot(entry.origin)))
     return problems
 
 
@@ -198,10 +198,13 @@ def _with_missing_folders(pattern: str, quantizers: Sequence[Placed]) -> Iterato
 def _with_words_corrected(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
     """*pattern* with one word of it replaced by one like it that names have there."""
     known = {part for q in quantizers for part in q.name.split(".") if not part.isdigit()}
-    lower = {part.lower(): part for part in sorted(known)}
+    whole = {part.lower(): part for part in sorted(known)}
+    # What stands behind a class of characters: "[qkv]_bmm_quantizer"
+    ends = {part[part.find("_") :].lower(): part[part.find("_") :] for part in known if "_" in part}
     for word in re.findall(r"[A-Za-z_]\w*", pattern):
-        if word in known:
+        if word in known or word in ends.values():
             continue
+        lower = ends if f"]{word}" in pattern else whole
         for near in difflib.get_close_matches(word.lower(), lower, 3, 0.7):
             yield pattern.replace(word, lower[near])
 
@@ -228,7 +231,8 @@ def overridden_patterns(
         done = applied_to((*quantizers, *elsewhere), part.entries)
         count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
         problems += [
-            Problem(one.rule, one.what, (), one.fix) for one in overridden(part, done, count)
+            Problem(one.rule, one.what, (), one.fix, spot(part.entries[one.entry].position))
+            for one in overridden(part, done, count)
         ]
     return problems
 
@@ -271,9 +275,8 @@ def _turned_off_again(recipe: Recipe, done: Applied, count: int, counted: bool) 
         everything = " everything" if len(done.touched[later]) == count else ""
         number = f"{total} quantizers, of " if counted else ""
         what = (
-            f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.origin}), stands "
-            f"behind the entries "
-            f"that enable and turns{everything} off again: {number}"
+            f"entry {later + 1} of recipe {recipe.name}, {other.shown!r} ({other.position}), "
+            f"stands behind the entries that enable and turns{everything} off again: {number}"
             f"{'entry' if len(indices) == 1 else 'entries'} {named}."
         )
         front = " to the front," if everything else ""
@@ -305,8 +308,9 @@ def _exceptions_too_early(
         does = "turns off" if not entry.enable else "gives attributes to"
         number = f"{len(done.touched[index])} " if counted else ""
         what = (
-            f"entry {index + 1} of recipe {recipe.name}, {entry.shown!r} ({entry.origin}), {does} "
-            f"{number}quantizers, and entries behind it set all of them again: it has no effect."
+            f"entry {index + 1} of recipe {recipe.name}, {entry.shown!r} ({entry.position}), "
+            f"{does} {number}quantizers, and entries behind it set all of them again: it has no "
+            f"effect."
         )
         fix = (
             f"Entries apply in order, the last one wins: move {entry.shown!r} behind entry "

@@ -317,9 +317,9 @@ class _Splicer:
             imported = self._lookup(item["$import"], getattr(item, "place", "") or where)
             if isinstance(imported, list):
                 for inner, one in enumerate(imported):
-                    result.add(one, place_at(imported, [inner], place))
+                    result.add(one, place_at(imported, [inner], place), place)
             else:
-                result.add(imported, place)
+                result.add(imported, place, place)
         return result
 
 

@@ -67,6 +67,11 @@ class Place(str):
         return closer
 
 
+def spot(place: str | Path) -> str:
+    """Return ``file:line:column`` of a *place*, or an empty string where no line is known."""
+    return f"{place.path}:{place.line}:{place.column}" if isinstance(place, Place) else ""
+
+
 class Located(dict[Any, Any]):
     """A mapping that knows its place, which lets a message name the place of an entry, and those of
     its keys.
@@ -80,14 +85,19 @@ class Located(dict[Any, Any]):
 
 
 class LocatedList(list[Any]):
-    """A list that knows the places of its items."""
+    """A list that knows the places of its items, and of imported ones where the document at hand
+    imports them.
+    """
 
     def __init__(self, items: Iterable[Any] = (), places: Iterable[str] = ()) -> None:
         super().__init__(items)
         self.places = list(places)
+        self.imported_at: dict[int, str] = {}
 
-    def add(self, item: Any, place: str) -> None:
+    def add(self, item: Any, place: str, imported_at: str = "") -> None:
         """Append *item*, which is at *place*."""
+        if imported_at:
+            self.imported_at[len(self)] = imported_at
         self.append(item)
         self.places.append(place)
 

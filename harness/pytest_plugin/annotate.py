@@ -1,0 +1,112 @@
+"""``--gate-annotations``: what is wrong, on the lines of the recipes, however a run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import UsageError
+from harness.pytest_plugin.run import is_worker, options_of, results_of
+
+if TYPE_CHECKING:
+    from harness.lint.run import LintProblem
+    from harness.pull_requests.selection import Selection
+
+_REFUSED = pytest.StashKey[list[UsageError]]()
+_SELECTED = pytest.StashKey["Selection"]()
+
+
+def start(config: pytest.Config) -> None:
+    """Have the annotations written when the run ends, where they were asked for."""
+    asked = config.getoption("gate_annotations") is not None
+    if asked and not is_worker(config) and not config.option.collectonly:
+        config.add_cleanup(partial(_finish, config))
+
+
+def keep_selection(config: pytest.Config, selected: Selection) -> None:
+    """Annotate all that *selected* reaches, also what is not gated."""
+    config.stash[_SELECTED] = selected
+
+
+def keep_refusal(config: pytest.Config, error: UsageError) -> None:
+    """Annotate what ended the run."""
+    config.stash.setdefault(_REFUSED, []).append(error)
+
+
+def _finish(config: pytest.Config) -> None:
+    """Print the annotations, and write them where a report is written."""
+    from harness.report import annotated, cases
+
+    try:
+        recipes = _recipes(config)
+        linted = _linted(config, {*recipes.values(), *_selected(config)})
+        results, refused = cases.read(results_of(config).as_dict()), config.stash.get(_REFUSED, [])
+        found = annotated.of_run(linted, results, recipes, refused)
+        text = annotated.commands(found)
+        _write(config.getoption("gate_report"), text, annotated.sarif(found))
+    except UsageError as error:
+        print(f"no annotations: {error}")
+        return
+    print(text, end="", flush=True)
+
+
+def _write(folder: Path | None, commands: str, sarif: str) -> None:
+    if folder is None:
+        return
+    from harness.report import annotated
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / annotated.COMMANDS).write_text(commands, encoding="utf-8", newline="\n")
+        (folder / annotated.SARIF).write_text(sarif, encoding="utf-8", newline="\n")
+    except OSError as error:
+        fix = "Give --gate-report a folder that can be written."
+        raise UsageError(folder, f"cannot be written ({error.strerror or error})", fix) from error
+
+
+def _recipes(config: pytest.Config) -> dict[str, Path]:
+    """The file of each recipe of the run, by its name in the results."""
+    from harness.recipes import finding, names
+
+    found = {}
+    options = options_of(config)
+    for reference, name in names.of_recipes(options.recipes, options.recipes_root).items():
+        try:
+            path = finding.path_of(reference, options.recipes_root)
+        except UsageError:  # it has been refused, with this reason
+            continue
+        if path is not None:
+            found[name] = path
+    return found
+
+
+def _selected(config: pytest.Config) -> Iterable[Path]:
+    """The files that a pull request reaches or changes."""
+    selected = config.stash.get(_SELECTED, None)
+    if selected is None:
+        return []
+    root = Path(config.getoption("recipes_root"))
+    reached = [one.path for one in selected.affected if one.path is not None]
+    return [*reached, *(root / name for name in selected.unused)]
+
+
+def _linted(config: pytest.Config, paths: Iterable[Path]) -> list[LintProblem]:
+    from harness.lint.run import lint
+    from harness.recipes.tree import SUFFIXES
+
+    there = sorted(one for one in paths if one.is_dir() or one.name.endswith(SUFFIXES))
+    there = [one for one in there if one.exists()]
+    if not there:
+        return []
+    try:
+        outcome = lint(there, config.getoption("recipes_root"))
+    except UsageError as error:
+        keep_refusal(config, error)
+        return []
+    for error in outcome.unreadable:
+        keep_refusal(config, error)
+    return list(outcome.problems)
