@@ -208,15 +208,11 @@ def _blame(case: CaseResult) -> Iterator[str]:
     if change is not None:
         yield (
             f"Suggested change of line {change.line} of {markdown_code(change.file)} (verified by "
-            f"a full evaluation):
-
-{markdown_block(change.text[:4000], 'suggestion')}"
+            f"a full evaluation):\n\n{markdown_block(change.text[:4000], 'suggestion')}"
         )
     elif blame.patch:
         proof = "verified by a full evaluation" if blame.verified else "not verified"
-        yield f"Recipe patch ({proof}):
-
-{markdown_block(blame.patch[:4000], 'yaml')}"
+        yield f"Recipe patch ({proof}):\n\n{markdown_block(blame.patch[:4000], 'yaml')}"
 
 
 def _throughput(case: CaseResult) -> Iterator[str]:
