@@ -1,7 +1,8 @@
 """Print how the product's source reads, in figures: ``python .ci/style.py [FOLDER]`` (default:
 harness).
 
-Files under five lines are left out.  Densities are counts per 1,000 lines.
+Files under five lines are left out.  Densities are counts per 1,000 lines.  Exit code 1 where two
+modules define a public class of one name.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LONG = 100
 
 
-def main(folder: Path) -> None:
-    """Print one line per measure."""
+def main(folder: Path) -> int:
+    """Print one line per measure; return the exit code."""
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))}
     lines_of = {path: text.splitlines() for path, text in texts.items()}
     lines_of = {path: lines for path, lines in lines_of.items() if len(lines) >= 5}
@@ -29,6 +30,7 @@ def main(folder: Path) -> None:
     functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
     public = [node for tree in trees for node in public_definitions(tree)]
     classes = Counter(node.name for node in public if isinstance(node, ast.ClassDef))
+    twice = [name for name, count in classes.items() if count > 1]
     counts = Counter(type(node) for node in nodes)
     comprehensions = sum(counts[kind] for kind in COMPREHENSIONS)
     documented = sum(ast.get_docstring(node) is not None for node in public)
@@ -48,11 +50,11 @@ def main(folder: Path) -> None:
         "Any": str(sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)),
         "fmt: skip": str(sum("# fmt: skip" in line for line in lines)),
         "type: ignore": str(sum("# type: ignore" in line for line in lines)),
-        "public class names in several modules": ", ".join(n for n, c in classes.items() if c > 1)
-        or "none",
+        "public class names in several modules": ", ".join(twice) or "none",
     }
     for name, value in measures.items():
         print(f"{name:42} {value}")
+    return 1 if twice else 0
 
 
 def public_definitions(
@@ -84,4 +86,4 @@ def spread(sizes: list[int], *, maximum: bool = True) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "harness"))
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "harness")))

@@ -10,7 +10,7 @@ from harness.checks import checkpoint
 from harness.gate.listing import CaseName
 from harness.gate.quantized import Quantized
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Check
+from harness.pytest_plugin.plugin import Judge
 
 pytestmark = pytest.mark.checkpoint
 
@@ -22,7 +22,7 @@ def test_restored_model_is_the_saved_one(
     quantized: Quantized,
     form: checkpoint.Form,
     tmp_path: Path,
-    check: Check,
+    check: Judge,
 ) -> None:
     """Restored in a fresh process, the model has the same quantizer map and computes the same
     bits.

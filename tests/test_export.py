@@ -10,7 +10,7 @@ import torch
 from harness.checks import export
 from harness.gate.listing import CaseName
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Check
+from harness.pytest_plugin.plugin import Judge
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("quantized")]
 
@@ -30,7 +30,7 @@ def libraries(gate: Gate, case: CaseName) -> Iterator[None]:
 @_TOWERS
 @_PRECISIONS
 def test_graph_has_the_quantizers_of_the_map(
-    gate: Gate, case: CaseName, tower: str, dtype: torch.dtype, check: Check
+    gate: Gate, case: CaseName, tower: str, dtype: torch.dtype, check: Judge
 ) -> None:
     """One Q/DQ pair for each enabled quantizer and none for a disabled one, in its place, with its
     scale and codes.
@@ -40,7 +40,7 @@ def test_graph_has_the_quantizers_of_the_map(
 
 @_TOWERS
 def test_runtime_computes_what_fake_quantization_does(
-    gate: Gate, case: CaseName, tower: str, check: Check
+    gate: Gate, case: CaseName, tower: str, check: Judge
 ) -> None:
     """In ONNX Runtime without optimisations, codes are the quantizers' and outputs agree within
     rounding.
@@ -48,7 +48,7 @@ def test_runtime_computes_what_fake_quantization_does(
     check.problems(export.runtime_computes_what_fake_quantization_does(gate[case], tower))
 
 
-def test_answers_are_those_of_fake_quantization(gate: Gate, case: CaseName, check: Check) -> None:
+def test_answers_are_those_of_fake_quantization(gate: Gate, case: CaseName, check: Judge) -> None:
     """Sample by sample, graph and fake quantization answer the same, given the codes and but for
     ties in rounding.
     """
@@ -57,7 +57,7 @@ def test_answers_are_those_of_fake_quantization(gate: Gate, case: CaseName, chec
 
 @_TOWERS
 def test_engine_computes_what_fake_quantization_does(
-    gate: Gate, case: CaseName, tower: str, check: Check
+    gate: Gate, case: CaseName, tower: str, check: Judge
 ) -> None:
     """TensorRT builds an engine of the float16 graph, its features those of fake quantization
     within half precision.

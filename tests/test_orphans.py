@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from harness.checks import orphans
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Check
+from harness.pytest_plugin.plugin import Judge
 
 
-def test_no_baseline_is_orphaned(gate: Gate, check: Check) -> None:
+def test_no_baseline_is_orphaned(gate: Gate, check: Judge) -> None:
     """Each record belongs to a recipe and model that a plain run gates; anything else is told with
     its removal.
     """

@@ -11,7 +11,7 @@ from harness.checks import throughput
 from harness.gate.listing import CaseName
 from harness.gate.quantized import Quantized
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Check
+from harness.pytest_plugin.plugin import Judge
 
 pytestmark = pytest.mark.throughput
 
@@ -20,7 +20,7 @@ _TOWERS = pytest.mark.parametrize("tower", throughput.TOWERS)
 
 @_TOWERS
 def test_reference_forward(
-    gate: Gate, model_case: CaseName, tower: str, benchmark: BenchmarkFixture, check: Check
+    gate: Gate, model_case: CaseName, tower: str, benchmark: BenchmarkFixture, check: Judge
 ) -> None:
     """A forward of the FP16 tower, in images or texts a second."""
     check.problems(throughput.reference_forward(gate[model_case], tower, benchmark))
@@ -33,7 +33,7 @@ def test_quantized_forward(
     quantized: Quantized,
     tower: str,
     benchmark: BenchmarkFixture,
-    check: Check,
+    check: Judge,
 ) -> None:
     """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told
     where it moved.
@@ -42,7 +42,7 @@ def test_quantized_forward(
 
 
 def test_compressed_weights_take_their_bits(
-    gate: Gate, case: CaseName, quantized: Quantized, check: Check
+    gate: Gate, case: CaseName, quantized: Quantized, check: Judge
 ) -> None:
     """Packed by mtq.compress, every quantized weight takes bits times parameters, and so does the
     checkpoint.

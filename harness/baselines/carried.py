@@ -20,7 +20,7 @@ from harness.baselines import (
     rerun_command,
 )
 from harness.baselines.differences import Way
-from harness.baselines.overlay import Finding
+from harness.baselines.overlay import OverlayFinding
 from harness.formats.deviations import Deviation
 from harness.quantization import maps
 
@@ -34,7 +34,7 @@ class Unexpected(Comparison):
     against: str
     way: Way
     met: Mapping[str, int]
-    findings: tuple[Finding, ...]
+    findings: tuple[OverlayFinding, ...]
 
     @property
     def word(self) -> str:
@@ -70,7 +70,9 @@ class Carried:
     unexpected: Unexpected | None = None
 
 
-def carry(stored: Record, fresh: Record, records: Sequence[differences.Record]) -> Carried:
+def carry(
+    stored: Record, fresh: Record, records: Sequence[differences.ExpectedDifference]
+) -> Carried:
     """*stored* with what the releases between it and *fresh* are expected to have changed in its
     map.
 
@@ -93,7 +95,7 @@ def carry(stored: Record, fresh: Record, records: Sequence[differences.Record]) 
 
 def deviation(
     known: Deviation,
-    records: Sequence[differences.Record],
+    records: Sequence[differences.ExpectedDifference],
     versions: Mapping[str, str],
     device: str,
 ) -> tuple[Mapping[str, int], list[str]]:

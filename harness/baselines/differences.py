@@ -93,7 +93,7 @@ class Quantizers(_Difference):
     subjects: Globs = ["*"]
 
 
-class Deviation(_Difference):
+class DeviationDifference(_Difference):
     """A known deviation of the arithmetic that another release has not, or has otherwise; on one
     kind of device.
     """
@@ -103,14 +103,16 @@ class Deviation(_Difference):
     device: Literal["any", "cpu", "cuda"] = "any"
 
 
-class Outcome(_Difference):
+class OutcomeDifference(_Difference):
     """A configuration that another release takes or refuses."""
 
     kind: Literal["outcome"]
     subjects: Globs
 
 
-Difference = Annotated[Quantizers | Deviation | Outcome, Field(discriminator="kind")]
+Difference = Annotated[
+    Quantizers | DeviationDifference | OutcomeDifference, Field(discriminator="kind")
+]
 
 
 class _File(_Strict):
@@ -120,12 +122,12 @@ class _File(_Strict):
 
 
 @dataclass(frozen=True)
-class Record:
+class ExpectedDifference:
     """One expected difference and the release that brought it; ``place`` is where it is written."""
 
     package: str
     release: str
-    difference: Quantizers | Deviation | Outcome
+    difference: Quantizers | DeviationDifference | OutcomeDifference
     place: str
 
     @property
@@ -135,17 +137,17 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Step:
+class ReleaseStep:
     """A record on the way from one release to another: what *was* there becomes what *now* is
     expected.
     """
 
-    record: Record
+    record: ExpectedDifference
     was: str
     now: str
 
     @property
-    def difference(self) -> Quantizers | Deviation | Outcome:
+    def difference(self) -> Quantizers | DeviationDifference | OutcomeDifference:
         """What the record says."""
         return self.record.difference
 
@@ -156,7 +158,7 @@ class Way:
     which and to which.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[ReleaseStep, ...]
     moved: tuple[tuple[str, Version, Version], ...]
 
     def __str__(self) -> str:
@@ -192,13 +194,13 @@ class Way:
         return text
 
 
-def load(baselines: Path) -> tuple[Record, ...]:
+def load(baselines: Path) -> tuple[ExpectedDifference, ...]:
     """Every record under the folder of *baselines*, in the order of packages and releases.
 
     Raises:
         UsageError: a file that cannot be used, two files for one release, or a name twice.
     """
-    found: list[Record] = []
+    found: list[ExpectedDifference] = []
     paths: dict[tuple[str, Version], Path] = {}
     for path in sorted((baselines / FOLDER).glob("*.y*ml")):
         content, place = files.read_yaml_with_places(
@@ -212,7 +214,7 @@ def load(baselines: Path) -> tuple[Record, ...]:
             raise UsageError(path, what, "Join the two.")
         paths[key] = path
         for number, difference in enumerate(content.differences):
-            record = Record(
+            record = ExpectedDifference(
                 content.package, content.release, difference, place("differences", number)
             )
             if record.name in {r.name for r in found}:
@@ -230,7 +232,9 @@ def release(text: str) -> Version:
     return Version(Version(text).base_version)
 
 
-def way(records: Iterable[Record], base: Mapping[str, str], here: Mapping[str, str]) -> Way:
+def way(
+    records: Iterable[ExpectedDifference], base: Mapping[str, str], here: Mapping[str, str]
+) -> Way:
     """The way from the releases of *base* to those of *here* (package to version); packages either
     lacks stay put.
     """
@@ -242,10 +246,12 @@ def way(records: Iterable[Record], base: Mapping[str, str], here: Mapping[str, s
             continue
         mine = [(release(r.release), r) for r in every if r.package == package]
         found += [
-            Step(r, r.difference.before, r.difference.after) for v, r in mine if start < v <= end
+            ReleaseStep(r, r.difference.before, r.difference.after)
+            for v, r in mine
+            if start < v <= end
         ]
         found += [
-            Step(r, r.difference.after, r.difference.before)
+            ReleaseStep(r, r.difference.after, r.difference.before)
             for v, r in reversed(mine)
             if end < v <= start
         ]

@@ -14,7 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.baselines import differences
-from harness.baselines.differences import Deviation, Outcome, Quantizers, Step, Way
+from harness.baselines.differences import (
+    DeviationDifference,
+    OutcomeDifference,
+    Quantizers,
+    ReleaseStep,
+    Way,
+)
 from harness.problems import collapse
 from harness.quantization import maps
 from harness.quantization.maps import Quantizer, QuantizerMap
@@ -25,7 +31,7 @@ REFUSED = "refused: "
 
 
 @dataclass(frozen=True)
-class Finding:
+class OverlayFinding:
     """Something that no record expects (``draft`` is the record that would), or a record that met
     nothing.
     """
@@ -46,7 +52,7 @@ class Expected:
 
     map: QuantizerMap
     met: Mapping[str, int]
-    findings: tuple[Finding, ...]
+    findings: tuple[OverlayFinding, ...]
 
 
 def lay(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expected:
@@ -93,13 +99,13 @@ def lay(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expe
     return Expected(tuple(q for q in laid if q is not None), met, tuple(findings))
 
 
-def told(findings: Iterable[Finding], way: Way) -> list[str]:
+def told(findings: Iterable[OverlayFinding], way: Way) -> list[str]:
     """Findings for a person, and the records that would expect them."""
     every = list(findings)
     return [*(line for f in every for line in str(f).splitlines()), *drafted(every, way)]
 
 
-def drafted(findings: Iterable[Finding], way: Way) -> list[str]:
+def drafted(findings: Iterable[OverlayFinding], way: Way) -> list[str]:
     """The records that would expect *findings*, to be completed, under the line that says where
     they belong.
     """
@@ -114,37 +120,41 @@ def state(q: Quantizer | None) -> str:
     return ABSENT if q is None else maps.state(q)
 
 
-def outcome(base: str, fresh: str, way: Way, subject: str) -> tuple[dict[str, int], list[Finding]]:
+def outcome(
+    base: str, fresh: str, way: Way, subject: str
+) -> tuple[dict[str, int], list[OverlayFinding]]:
     """Whether what became of *subject* is what *base* leads to expect: the records met, and what is
     amiss.
     """
     expected, met = base, dict[str, int]()
-    findings: list[Finding] = []
+    findings: list[OverlayFinding] = []
     for step in way.steps:
         difference = step.difference
-        if not isinstance(difference, Outcome) or not _covers(difference, subject):
+        if not isinstance(difference, OutcomeDifference) or not _covers(difference, subject):
             continue
         expected = _taken(step, expected, fresh, f"{subject}: {expected}", met, findings)
     # In which words a release refuses it is no matter.
     if expected != fresh and not (expected.startswith(REFUSED) and fresh.startswith(REFUSED)):
         draft = way.draft("outcome", expected, fresh, subjects=[subject])
         findings.append(
-            Finding(
+            OverlayFinding(
                 f"{subject} has another outcome", (f"expected {expected}", f"found {fresh}"), draft
             )
         )
     return met, findings
 
 
-def deviation(name: str, fresh: str, way: Way, device: str) -> tuple[dict[str, int], list[Finding]]:
+def deviation(
+    name: str, fresh: str, way: Way, device: str
+) -> tuple[dict[str, int], list[OverlayFinding]]:
     """Whether a known deviation is in the state that its record, made under the way's first
     release, leads to.
     """
     expected, met = "as recorded", dict[str, int]()
-    findings: list[Finding] = []
+    findings: list[OverlayFinding] = []
     for step in way.steps:
         difference = step.difference
-        if not isinstance(difference, Deviation) or not differences.any_of(
+        if not isinstance(difference, DeviationDifference) or not differences.any_of(
             difference.deviations, name
         ):
             continue
@@ -154,7 +164,7 @@ def deviation(name: str, fresh: str, way: Way, device: str) -> tuple[dict[str, i
     if expected != fresh:
         draft = way.draft("deviation", expected, fresh, deviations=[name])
         findings.append(
-            Finding(
+            OverlayFinding(
                 f"the deviation {name} is another",
                 (f"expected {expected}", f"found {fresh}"),
                 draft,
@@ -164,7 +174,12 @@ def deviation(name: str, fresh: str, way: Way, device: str) -> tuple[dict[str, i
 
 
 def _taken(
-    step: Step, expected: str, fresh: str, shown: str, met: dict[str, int], findings: list[Finding]
+    step: ReleaseStep,
+    expected: str,
+    fresh: str,
+    shown: str,
+    met: dict[str, int],
+    findings: list[OverlayFinding],
 ) -> str:
     """What is expected after *step*: it goes into *met*, or into *findings* where it starts from
     something else.
@@ -176,11 +191,11 @@ def _taken(
     return fresh if differences.matches(step.now, fresh) else step.now
 
 
-def _covers(difference: Quantizers | Outcome, subject: str) -> bool:
+def _covers(difference: Quantizers | OutcomeDifference, subject: str) -> bool:
     return differences.any_of(difference.subjects, subject)
 
 
-def _passing(number: int, steps: Sequence[tuple[Step, Quantizers]]) -> bool:
+def _passing(number: int, steps: Sequence[tuple[ReleaseStep, Quantizers]]) -> bool:
     """Whether a step brings or takes quantizers that neither end of the way has: they came in
     between and went.
     """
@@ -209,8 +224,8 @@ def _speaks_of(difference: Quantizers, q: Quantizer) -> bool:
     )
 
 
-def _unmet(step: Step, what: str) -> Finding:
-    return Finding(
+def _unmet(step: ReleaseStep, what: str) -> OverlayFinding:
+    return OverlayFinding(
         f"the expected difference {step.record.name} meets nothing: {what}",
         (
             f"{step.record.place} expects {step.was!r} to become {step.now!r}",
@@ -225,7 +240,7 @@ def _unexpected(
     actual: Mapping[str, str],
     every: Mapping[str, Quantizer],
     wrong: Sequence[str],
-) -> Finding:
+) -> OverlayFinding:
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for name in wrong:
         groups[expected[name], actual[name], every[name].module_class].append(name)
@@ -242,4 +257,4 @@ def _unexpected(
             way.draft("quantizers", before, after, quantizers=patterns, module_class=module_class)
         )
     what = f"{len(wrong)} quantizers are not as expected:"
-    return Finding(what, tuple(lines), "".join(drafts))
+    return OverlayFinding(what, tuple(lines), "".join(drafts))

@@ -195,7 +195,7 @@ class Store:
             try:
                 record = text.read(path, lambda *which: self._blob(path.parent, *which))
                 break
-            except text.UnreadableError as error:
+            except text.UnreadableRecordError as error:
                 # Another process may have replaced the record, and swept its outcomes, since the
                 # JSON was read.
                 if last or not isinstance(error, text.VanishedError):
@@ -216,10 +216,10 @@ class Store:
             path = folder.parent / REFERENCE / _reference_name(task, metric, digest)
         try:
             data = text.read_bytes(path, text.MAX_OUTCOMES)
-        except text.UnreadableError as error:
+        except text.UnreadableRecordError as error:
             raise type(error)(str(error), path) from None
         if digests.of_bytes(data) != digest:
-            raise text.UnreadableError(
+            raise text.UnreadableRecordError(
                 "truncated or edited: its SHA-256 is not the one the record names", path
             )
         return data
@@ -527,7 +527,7 @@ def _sweep(model: Path) -> None:
     for path in (path for folder in folders for path in folder.glob("record*.json")):
         try:
             named |= _digests(json.loads(text.read_bytes(path, text.MAX_TEXT)))
-        except (text.UnreadableError, ValueError, RecursionError):
+        except (text.UnreadableRecordError, ValueError, RecursionError):
             # What a broken record names is not known: it may be mended from git, so nothing is
             # removed.
             return

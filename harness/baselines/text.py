@@ -275,7 +275,7 @@ def _render(value: Any, indent: int = 0, keep_order: bool = False) -> str:
 # Reading.
 
 
-class UnreadableError(Exception):
+class UnreadableRecordError(Exception):
     """Why a record cannot be used, and the file at fault if it is not the record itself."""
 
     def __init__(self, what: str, path: Path | None = None) -> None:
@@ -283,7 +283,7 @@ class UnreadableError(Exception):
         self.path = path
 
 
-class VanishedError(UnreadableError):
+class VanishedError(UnreadableRecordError):
     """A file is not there: another process has replaced the record meanwhile, or it was removed."""
 
 
@@ -301,21 +301,23 @@ def read(path: Path, blob: Callable[[str, str, str], bytes]) -> Record:
     """
     content = _parse(read_bytes(path, MAX_TEXT))
     if content.get("schema") != SCHEMA:
-        raise UnreadableError(
+        raise UnreadableRecordError(
             f"it is of schema {content.get('schema')!r}, this harness reads schema {SCHEMA}"
         )
     try:
         stored = _Stored.model_validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise UnreadableError(f"at {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UnreadableRecordError(
+            f"at {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None
     intact = _checksum(content) == stored.checksum
     tasks, wrong = _tasks(stored, blob)
     if wrong or not intact:
         first_wrong = (
             wrong[0] if wrong else f"its checksum is not {stored.checksum[:12]}, which it carries"
         )
-        raise UnreadableError(
+        raise UnreadableRecordError(
             f"it was edited by hand, or a merge mixed two versions: {first_wrong}"
         )
     return Record(
@@ -351,15 +353,17 @@ def read_bytes(path: Path, limit: int) -> bytes:
         with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise UnreadableError("it is not a regular file")
+                raise UnreadableRecordError("it is not a regular file")
             if status.st_size > limit:
-                raise UnreadableError(f"it has {status.st_size:,} bytes, the limit is {limit:,}")
+                raise UnreadableRecordError(
+                    f"it has {status.st_size:,} bytes, the limit is {limit:,}"
+                )
             return file.read()
     except FileNotFoundError:
         raise VanishedError("it is not there") from None
     except OSError as error:
         link = error.errno == errno.ELOOP or isinstance(error, IsADirectoryError)
-        raise UnreadableError(
+        raise UnreadableRecordError(
             "it is not a regular file" if link else f"it cannot be read ({error.strerror})"
         ) from None
 
@@ -368,24 +372,24 @@ def _parse(data: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise UnreadableError("a key appears twice in one object")
+            raise UnreadableRecordError("a key appears twice in one object")
         return found
 
     def constant(name: str) -> float:
-        raise UnreadableError(f"{name} is not a number")
+        raise UnreadableRecordError(f"{name} is not a number")
 
     try:
         content = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"byte {error.start} is not UTF-8") from None
+        raise UnreadableRecordError(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UnreadableError(
+        raise UnreadableRecordError(
             f"line {error.lineno} column {error.colno}: {error.msg}; truncated or a bad merge"
         ) from None
     except (RecursionError, ValueError) as error:
-        raise UnreadableError(f"not JSON of a record ({type(error).__name__})") from None
+        raise UnreadableRecordError(f"not JSON of a record ({type(error).__name__})") from None
     if not isinstance(content, dict):
-        raise UnreadableError("it holds no JSON object")
+        raise UnreadableRecordError("it holds no JSON object")
     return content
 
 
@@ -393,7 +397,7 @@ def _provenance(stored: _Stored) -> Provenance:
     try:
         device = DeviceKey(stored.device.exact, stored.device.architecture)
     except ValueError as error:
-        raise UnreadableError(f"at device: {error}") from None
+        raise UnreadableRecordError(f"at device: {error}") from None
     return Provenance(
         model=stored.model.name,
         model_revision=stored.model.hash,
@@ -414,7 +418,9 @@ def _tasks(
 ) -> tuple[tuple[TaskRecord, ...], list[str]]:
     """The tasks with their outcomes, and every number of theirs that the outcomes contradict."""
     if bool(stored.tasks) != (stored.outcomes is not None):
-        raise UnreadableError("at outcomes: there must be outcomes if and only if there are tasks")
+        raise UnreadableRecordError(
+            "at outcomes: there must be outcomes if and only if there are tasks"
+        )
     quantized = _load(blob("", "", stored.outcomes)) if stored.outcomes else {}
     found, wrong = [], []
     for task, metrics in stored.tasks.items():
@@ -460,7 +466,7 @@ def _load(data: bytes) -> Arrays:
     try:
         arrays: Arrays = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UnreadableError(f"its outcomes are no safetensors file ({error})") from None
+        raise UnreadableRecordError(f"its outcomes are no safetensors file ({error})") from None
     return arrays
 
 
@@ -476,13 +482,13 @@ def _array(arrays: Arrays, name: str, dtypes: tuple[str, ...], length: int) -> N
     array = arrays.get(name)
     if array is None or array.dtype.name not in dtypes or array.shape != (length,):
         found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
-        raise UnreadableError(
+        raise UnreadableRecordError(
             f"its outcomes hold {found} for {name}, not {' or '.join(dtypes)} of shape ({length},)"
         )
     return array
 
 
-def corrupt(path: Path, error: UnreadableError, accept: str) -> UsageError:
+def corrupt(path: Path, error: UnreadableRecordError, accept: str) -> UsageError:
     """The usage error for a record in *path* that cannot be used; *accept* is the command that
     measures anew.
     """

@@ -39,7 +39,7 @@ _MAX_DEPTH = 8  # of folders in a class folder
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """What is under the root of a data set: of each group of paths, one must be there."""
 
     kind: str
@@ -49,21 +49,21 @@ class Layout:
 
 #: CLIP_benchmark names that are read from their original files.  Any other comes as a webdataset.
 LAYOUTS = {
-    "cifar10": Layout(
+    "cifar10": FolderLayout(
         CLASSIFICATION, (cifar.folders("cifar10"),), "Unpack cifar-10-python.tar.gz there."
     ),
-    "cifar100": Layout(
+    "cifar100": FolderLayout(
         CLASSIFICATION, (cifar.folders("cifar100"),), "Unpack cifar-100-python.tar.gz there."
     ),
-    "imagenet1k": Layout(
+    "imagenet1k": FolderLayout(
         CLASSIFICATION,
         (("val", "ILSVRC2012_img_val.tar"), ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")),
         "Put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there.",
     ),
-    "imagenet1k-unverified": Layout(
+    "imagenet1k-unverified": FolderLayout(
         CLASSIFICATION, (("val",),), "Put the 1000 class folders of the validation set there."
     ),
-    "mscoco_captions": Layout(
+    "mscoco_captions": FolderLayout(
         RETRIEVAL,
         (
             ("val2014", "images/val2014"),
@@ -72,7 +72,7 @@ LAYOUTS = {
         "Unpack val2014.zip there and put coco_test_karpathy.json beside it.",
     ),
 }
-_WEBDATASET = Layout(CLASSIFICATION, (("test/nshards.txt",),), webdatasets.FIX)
+_WEBDATASET = FolderLayout(CLASSIFICATION, (("test/nshards.txt",),), webdatasets.FIX)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def load(name: str, root: Path | None) -> Samples:
     return _webdataset(name, place)
 
 
-def _find(name: str, root: Path, layout: Layout) -> Path:
+def _find(name: str, root: Path, layout: FolderLayout) -> Path:
     """The folder that holds data set *name*: *root* filled in, below it by name, or *root*
     itself.
     """
@@ -244,7 +244,7 @@ def _find(name: str, root: Path, layout: Layout) -> Path:
     return place
 
 
-def _missing(place: Path, layout: Layout) -> list[str]:
+def _missing(place: Path, layout: FolderLayout) -> list[str]:
     """What the layout needs that is not in *place*."""
     return [
         " or ".join(group)

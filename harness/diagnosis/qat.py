@@ -28,14 +28,14 @@ from harness.models import families
 from harness.quantization import quantize
 from harness.quantization.contrastive import contrastive, differentiable_attention
 from harness.statistics import paired
-from harness.statistics.verdicts import Decision, Family, Verdict, check_pair
+from harness.statistics.verdicts import Decision, Verdict, VerdictFamily, check_pair
 
 if TYPE_CHECKING:
     from harness.gate.case import Case
 
 
 @dataclass(frozen=True)
-class Settings:
+class TuningSettings:
     """A bounded number of steps: AdamW without weight decay, a learning rate that falls to zero
     linearly, from a seed.
 
@@ -60,7 +60,7 @@ class Trained:
 def train(
     model: nn.Module,
     pairs: CalibrationPairs,
-    settings: Settings | None = None,
+    settings: TuningSettings | None = None,
     progress: bool = False,
 ) -> Trained:
     """A copy of *model*, quantized, calibrated and not folded, with its weights fine-tuned on
@@ -77,7 +77,7 @@ def train(
     """
     from tqdm import tqdm
 
-    how = settings or Settings()
+    how = settings or TuningSettings()
     parameter = next(model.parameters())
     tuned = copy.deepcopy(model).float()
     weights = [p.requires_grad_(True) for p in tuned.parameters() if p.dim() > 1]
@@ -123,7 +123,7 @@ def _memory_named(rows: int) -> Iterator[None]:
 
 
 def _batches(
-    pairs: CalibrationPairs, how: Settings, device: torch.device
+    pairs: CalibrationPairs, how: TuningSettings, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """As many batches as there are steps, every pair once an epoch, in an order of its own each."""
     generator = torch.Generator().manual_seed(how.seed)
@@ -173,7 +173,7 @@ class Gain:
 
 
 def gains(
-    before: Family, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]
+    before: VerdictFamily, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]
 ) -> list[Gain]:
     """The gain on every metric whose verdict in *before* is no PASS; empty if there is nothing to
     win back.
@@ -221,7 +221,7 @@ class FineTuned:
     def __init__(self, case: Case) -> None:
         self.case = case
         began = time.perf_counter()
-        options, how = case.setting.options, Settings()
+        options, how = case.setting.options, TuningSettings()
         if options.batch_size is not None:
             how = replace(how, batch_size=min(how.batch_size, options.batch_size))
         trained = train(case.quantized.model, case.calibration, how, progress=options.progress)

@@ -78,7 +78,7 @@ def check(address: str) -> None:
 
 
 @dataclass(frozen=True)
-class Order:
+class SliceOrder:
     """A slice as a worker is asked for it, with what its answer must hang on."""
 
     model: str
@@ -231,7 +231,7 @@ class Cluster:
 
     def _orders(self, subject: Subject) -> Any:
         made = subject.quantization
-        order = Order(
+        order = SliceOrder(
             model=references.absolute(subject.reference.source),
             task="",
             data_root=self._data_root,
@@ -244,7 +244,7 @@ class Cluster:
             bound=subject.bound | environment.conditions(self._device, self._batch_size),
         )
 
-        def of(one: Slice) -> Order:
+        def of(one: Slice) -> SliceOrder:
             bound = {"data": one.task.data_hash} | order.bound
             return replace(
                 order, task=one.task.name, side=one.side, part=(one.start, one.stop), bound=bound
@@ -304,7 +304,7 @@ def unpack(packed: Packed, reference: Reference, attention: str) -> nn.Module:
 # -- in the worker ---------------------------------------------------------------------------------
 
 
-def answer(order: Order, packed: Packed | None) -> tuple[str, Floats | str]:
+def answer(order: SliceOrder, packed: Packed | None) -> tuple[str, Floats | str]:
     """The node's name with the slice's embeddings, or with what is wrong here."""
     import ray
 
@@ -315,7 +315,7 @@ def answer(order: Order, packed: Packed | None) -> tuple[str, Floats | str]:
         return node, str(error)
 
 
-def embedded(order: Order, packed: Packed | None) -> Floats | str:
+def embedded(order: SliceOrder, packed: Packed | None) -> Floats | str:
     """The embeddings that *order* asks for, or what of all that they hang on is another here.
 
     Raises:

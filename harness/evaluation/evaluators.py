@@ -25,7 +25,7 @@ from harness.data.tasks import Task, TaskRun
 from harness.evaluation import shards
 from harness.evaluation.cluster import Cluster
 from harness.evaluation.environment import conditions
-from harness.evaluation.shards import Floats, Side, Slice, Store
+from harness.evaluation.shards import Floats, ShardStore, Side, Slice
 from harness.evaluation.subjects import Engine, Evaluator, Subject, side_embeddings
 
 
@@ -104,7 +104,7 @@ class Sliced:
     engine: Engine
     device: torch.device
     batch_size: int
-    store: Store | None = None
+    store: ShardStore | None = None
     progress: bool = False
     visible: Callable[[], AbstractContextManager[None]] = nullcontext
     pictures: int = shards.PICTURES
@@ -165,7 +165,7 @@ class Sliced:
         return found
 
     def _each(
-        self, subject: Subject, slices: Sequence[Slice], store: Store | None
+        self, subject: Subject, slices: Sequence[Slice], store: ShardStore | None
     ) -> Iterator[tuple[Slice, Floats]]:
         """Every slice once, in any order: from the store, computed here, or taken over from who
         computes it now.
@@ -216,7 +216,7 @@ def evaluator(
     *,
     cluster: str | None = None,
     data_root: Path | None = None,
-    store: Store | None = None,
+    store: ShardStore | None = None,
     progress: bool = False,
     visible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluator:

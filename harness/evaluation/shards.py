@@ -74,7 +74,7 @@ def cut(task: Task, pictures: int = PICTURES, prompts: int = PROMPTS) -> list[Sl
     ]
 
 
-class Store:
+class ShardStore:
     """Shards of one folder.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.export import files
-from harness.export.graph import OUTPUT, TOWERS, Tower
+from harness.export.graph import OUTPUT, TOWERS, TowerModule
 
 #: Forwards before the clock runs, and forwards on the clock.
 _WARM, _TIMED = 10, 50
@@ -48,7 +48,7 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
-class Engine:
+class TensorRTEngine:
     """A TensorRT engine of one tower, for batches up to the size of *example*'s.
 
     The network is strongly typed: the graph's own types and Q/DQ decide the precision, nothing else
@@ -125,8 +125,8 @@ def measure(
         batch: with the tower's input, pixels in float16.
     """
     x = batch[TOWERS[tower]].cuda()
-    engine = Engine(proto, tower, x)
-    encode, plain = Tower(quantized.cuda(), tower), Tower(reference.cuda(), tower)
+    engine = TensorRTEngine(proto, tower, x)
+    encode, plain = TowerModule(quantized.cuda(), tower), TowerModule(reference.cuda(), tower)
     with torch.inference_mode():
         cosine = (
             torch.nn.functional.cosine_similarity(engine(x).double(), encode(x).double(), dim=1)

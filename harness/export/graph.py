@@ -204,7 +204,7 @@ def _sdpa(
     return _SDPA(query, key, value, attn_mask, *args, **kw)
 
 
-class Tower(nn.Module):
+class TowerModule(nn.Module):
     """One tower of a model, from its input to its embedding."""
 
     def __init__(self, model: nn.Module, tower: str) -> None:
@@ -226,7 +226,7 @@ def traced(model: nn.Module, tower: str, example: Tensor, **more: Any) -> onnx.M
     with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
         path = Path(folder) / "graph.onnx"
         torch.onnx.export(
-            Tower(model, tower).eval(),
+            TowerModule(model, tower).eval(),
             (example,),
             str(path),
             dynamo=False,

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from harness.data import inputs, tasks
 from harness.data.tasks import Task
 from harness.export.gated import Graph
-from harness.export.graph import TOWERS, Tower
+from harness.export.graph import TOWERS, TowerModule
 from harness.export.runtime import session
 from harness.models.hooks import after_each
 from harness.quantization import quantize
@@ -147,7 +147,7 @@ class Runtimes:
             p.name: p.dequantize.output[0] for p in pairs if p.quantize and not p.is_weight
         }
         self._session = session(_showing(proto, list(self._watched.values())), optimize)
-        self._model, self._module = model, Tower(model, tower)
+        self._model, self._module = model, TowerModule(model, tower)
         self._error, self._elements, self._moved = 0.0, 0, 0
         self._wrong: Counter[str] = Counter()
 

@@ -36,7 +36,7 @@ from harness.recipes.loading import Recipe
 from harness.statistics import distribution, sanity, verdicts
 from harness.statistics.distribution import Measurement
 from harness.statistics.speed import Ratio
-from harness.statistics.verdicts import Family, Verdict
+from harness.statistics.verdicts import Verdict, VerdictFamily
 
 #: Pairs in the one batch that calls are counted and numerics are compared on.
 PROBED = 8
@@ -258,7 +258,7 @@ class Case:
         )
 
     @built
-    def verdicts(self) -> Family:
+    def verdicts(self) -> VerdictFamily:
         """The verdicts on every metric of every task, joined over the tasks."""
         known = {name: one.verdict for name, one in self.stopped.items()}
         found = self.judged(*self.runs, known)

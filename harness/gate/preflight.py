@@ -86,7 +86,7 @@ def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> li
     """
     counts = tasks.sample_counts(gate.options.tasks, gate.options.data_root)
     refused: list[UsageError] = []
-    plans: dict[str, dict[str, budgets.Plan]] = {}
+    plans: dict[str, dict[str, budgets.SamplePlan]] = {}
     for (task, metric), n in counts.items():
         for case, record in records.items():
             budget = case.budget(task, metric)
@@ -105,7 +105,7 @@ def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> li
             others = known[metric].budgets if metric in known else ()
             # Captions of one picture move together: half of what they would if they were one
             # sample.
-            known[metric] = budgets.Plan(task, metric, n, (1 + mean) / 2, (*others, budget))
+            known[metric] = budgets.SamplePlan(task, metric, n, (1 + mean) / 2, (*others, budget))
     return refused + [
         budgets.no_entry(gate.policy, task, list(found.values())) for task, found in plans.items()
     ]

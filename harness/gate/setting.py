@@ -74,7 +74,7 @@ class Setting:
         return budgets.load(self.options.baselines / "budgets.yaml")
 
     @cached_property
-    def expected(self) -> tuple[differences.Record, ...]:
+    def expected(self) -> tuple[differences.ExpectedDifference, ...]:
         """The differences that are expected between releases of ModelOpt and transformers."""
         return differences.load(self.options.baselines)
 

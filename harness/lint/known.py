@@ -20,7 +20,7 @@ FILE = Path(__file__).parent / "data" / "known.json.gz"
 
 
 @dataclass(frozen=True)
-class Place:
+class QuantizerPlace:
     """A place for a quantizer: its name, and the module that holds it.
 
     ``shape`` are the sizes of the weight, or the last size alone of what enters a linear layer;
@@ -51,16 +51,16 @@ class Release:
     data: Mapping[str, Any]
 
     @cached_property
-    def families(self) -> dict[str, list[Place]]:
+    def families(self) -> dict[str, list[QuantizerPlace]]:
         """The places for quantizers of each family: those of all its architectures together."""
-        found: dict[str, dict[str, Place]] = {}
+        found: dict[str, dict[str, QuantizerPlace]] = {}
         for places in self.architectures.values():
             for family, place in places:
                 found.setdefault(family, {}).setdefault(place.name, place)
         return {family: list(places.values()) for family, places in found.items()}
 
     @cached_property
-    def samples(self) -> list[Place]:
+    def samples(self) -> list[QuantizerPlace]:
         """One place of those that differ in the number of a layer alone, of each architecture."""
         rows = {
             tuple(map(str, row)): row
@@ -70,7 +70,7 @@ class Release:
         return [next(_places(*row)) for row in rows.values()]
 
     @cached_property
-    def architectures(self) -> dict[str, list[tuple[str, Place]]]:
+    def architectures(self) -> dict[str, list[tuple[str, QuantizerPlace]]]:
         """The places of each architecture, each with the family."""
         return {
             name: [(one["family"], place) for row in one["places"] for place in _places(*row)]
@@ -118,10 +118,12 @@ def _places(
     module_class: str,
     module_kind: str,
     shape: Sequence[int] | None,
-) -> Iterator[Place]:
+) -> Iterator[QuantizerPlace]:
     sizes = None if shape is None else tuple(shape)
     if not ranges:
-        yield Place(name, module_class, module_kind, sizes)
+        yield QuantizerPlace(name, module_class, module_kind, sizes)
     for first, last in ranges:
         for number in range(first, last + 1):
-            yield Place(name.replace("#", str(number), 1), module_class, module_kind, sizes)
+            yield QuantizerPlace(
+                name.replace("#", str(number), 1), module_class, module_kind, sizes
+            )

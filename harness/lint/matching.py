@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from harness.lint.known import Place
+from harness.lint.known import QuantizerPlace
 from harness.recipes import applied
-from harness.recipes.applied import Applied, Entry
+from harness.recipes.applied import Applied, AppliedEntry
 
 #: A pattern without these treats every number of a layer alike: a digit behind a letter ("bmm2") is
 #: not one of those.
@@ -39,10 +39,10 @@ class Touched:
     groups: dict[str, int]
 
 
-class Family:
+class FamilyPlaces:
     """The places for quantizers of one family of model, as bits of whole numbers."""
 
-    def __init__(self, name: str, places: Sequence[Place]) -> None:
+    def __init__(self, name: str, places: Sequence[QuantizerPlace]) -> None:
         self.name = name
         self.places = tuple(places)
         self.modules = frozenset(
@@ -57,7 +57,7 @@ class Family:
         self.matching = lru_cache(maxsize=4096)(self._matching)
         self._of_class = lru_cache(maxsize=64)(self._find_class)
 
-    def touched(self, entries: Sequence[Entry]) -> Touched:
+    def touched(self, entries: Sequence[AppliedEntry]) -> Touched:
         """Return what ModelOpt makes of *entries* here, by one place of each group that they do not
         tell apart.
         """
@@ -72,11 +72,11 @@ class Family:
             places[place.name] = place.module_class
         return Touched(applied.apply(entries, places), chosen)
 
-    def of(self, group: int) -> list[Place]:
+    def of(self, group: int) -> list[QuantizerPlace]:
         """Return the places of a *group*."""
         return [place for index, place in enumerate(self.places) if group >> index & 1]
 
-    def _masks(self, entry: Entry) -> list[int]:
+    def _masks(self, entry: AppliedEntry) -> list[int]:
         """The places that *entry* speaks of, and those of which it speaks as the parts of a
         sequence.
         """

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from harness.lint.known import Place, Release, releases
-from harness.lint.matching import Family, Touched
+from harness.lint.known import QuantizerPlace, Release, releases
+from harness.lint.matching import FamilyPlaces, Touched
 from harness.recipes import judged, patterns
 from harness.recipes.applied import matched, place_of
 from harness.recipes.loading import Entry, Recipe
@@ -74,9 +74,9 @@ class Families:
         self.names_unknown = lru_cache(maxsize=4096)(self._names_unknown)
 
     @cached_property
-    def every(self) -> list[Family]:
+    def every(self) -> list[FamilyPlaces]:
         """All of them."""
-        return [Family(name, places) for name, places in self.release.families.items()]
+        return [FamilyPlaces(name, places) for name, places in self.release.families.items()]
 
     @cached_property
     def modules(self) -> frozenset[str]:
@@ -91,11 +91,11 @@ class Families:
         )
 
     @cached_property
-    def places(self) -> list[Place]:
+    def places(self) -> list[QuantizerPlace]:
         """One place of those that differ in the number of a layer alone, of every family; CLIP's
         come first.
         """
-        found: dict[str, Place] = {}
+        found: dict[str, QuantizerPlace] = {}
         for family in sorted(self.every, key=lambda one: one.name):
             for first in family.first_of_rows:
                 found.setdefault(family.places[first].name, family.places[first])
@@ -338,11 +338,13 @@ def _block_sizes(entry: Entry) -> dict[int, int]:
     return found
 
 
-def _shaped_by(number: int, touched: dict[str, Touched], families: Families) -> list[Place]:
+def _shaped_by(
+    number: int, touched: dict[str, Touched], families: Families
+) -> list[QuantizerPlace]:
     """The linear layers' places, in every family, that end with the attributes of the entry
     *number* and enabled.
     """
-    found: list[Place] = []
+    found: list[QuantizerPlace] = []
     for family in families.every:
         here = touched[family.name]
         group = 0

@@ -44,7 +44,7 @@ class LintProblem:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LintOutcome:
     """What a run of the lint found: problems by place, the reasons why files cannot be read, the
     recipes looked at.
     """
@@ -61,7 +61,7 @@ class Outcome:
         return 1 if any(one.level == "error" for one in self.problems) else 0
 
 
-def lint(paths: Sequence[str | Path], root: Path | None = None) -> Outcome:
+def lint(paths: Sequence[str | Path], root: Path | None = None) -> LintOutcome:
     """Look at recipe files, and at all recipes below folders.
 
     Args:
@@ -91,7 +91,7 @@ def lint(paths: Sequence[str | Path], root: Path | None = None) -> Outcome:
         (one.path, one.line, one.column, one.rule): one
         for one in sorted(run.problems, reverse=True)
     }
-    return Outcome(
+    return LintOutcome(
         tuple(sorted(problems.values())), tuple(run.unreadable.values()), len(run.looked_at)
     )
 

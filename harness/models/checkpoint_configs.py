@@ -36,7 +36,7 @@ class Keys(BaseModel):
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedTensor:
     """A tensor that the configuration asks for: its shape, and the keys that decide it."""
 
     shape: tuple[int, ...]
@@ -66,12 +66,14 @@ class Encoder(Keys):
             )
         return self
 
-    def tensors(self) -> dict[str, Expected]:
+    def tensors(self) -> dict[str, ExpectedTensor]:
         """Tensors whose shapes tell every size of the tower, by their names without the prefix."""
         width = self.hidden_size
         return {
-            "encoder.layers.0.self_attn.q_proj.weight": Expected((width, width), "hidden_size"),
-            "encoder.layers.0.mlp.fc1.weight": Expected(
+            "encoder.layers.0.self_attn.q_proj.weight": ExpectedTensor(
+                (width, width), "hidden_size"
+            ),
+            "encoder.layers.0.mlp.fc1.weight": ExpectedTensor(
                 (self.intermediate_size, width), "intermediate_size"
             ),
         }
@@ -100,13 +102,13 @@ class Vision(Encoder):
         """Height and width of the pictures that the tower needs, in pixels."""
         return self.image_size
 
-    def tensors(self) -> dict[str, Expected]:
+    def tensors(self) -> dict[str, ExpectedTensor]:
         """As :meth:`Encoder.tensors`, with the embeddings."""
         patch = (self.hidden_size, 3, self.patch_size, self.patch_size)
         positions = (self.image_size // self.patch_size) ** 2 + self.has_class_token
         return super().tensors() | {
-            "embeddings.patch_embedding.weight": Expected(patch, "patch_size"),
-            "embeddings.position_embedding.weight": Expected(
+            "embeddings.patch_embedding.weight": ExpectedTensor(patch, "patch_size"),
+            "embeddings.position_embedding.weight": ExpectedTensor(
                 (positions, self.hidden_size), "image_size and patch_size"
             ),
         }
@@ -121,13 +123,15 @@ class Text(Encoder):
     max_position_embeddings: Width = 64
     eos_token_id: Token | None = 49407
 
-    def tensors(self) -> dict[str, Expected]:
+    def tensors(self) -> dict[str, ExpectedTensor]:
         """As :meth:`Encoder.tensors`, with the embeddings."""
         words = (self.vocab_size, self.hidden_size)
         positions = (self.max_position_embeddings, self.hidden_size)
         return super().tensors() | {
-            "embeddings.token_embedding.weight": Expected(words, "vocab_size"),
-            "embeddings.position_embedding.weight": Expected(positions, "max_position_embeddings"),
+            "embeddings.token_embedding.weight": ExpectedTensor(words, "vocab_size"),
+            "embeddings.position_embedding.weight": ExpectedTensor(
+                positions, "max_position_embeddings"
+            ),
         }
 
 
@@ -171,13 +175,13 @@ class Siglip2Vision(Vision):
         """Height and width of the square that fills all patches."""
         return math.isqrt(self.num_patches) * self.patch_size
 
-    def tensors(self) -> dict[str, Expected]:
+    def tensors(self) -> dict[str, ExpectedTensor]:
         """As :meth:`Vision.tensors`, with a Linear as the patch embedding."""
         patch = (self.hidden_size, 3 * self.patch_size**2)
         positions = (self.num_patches, self.hidden_size)
         return super().tensors() | {
-            "embeddings.patch_embedding.weight": Expected(patch, "patch_size"),
-            "embeddings.position_embedding.weight": Expected(positions, "num_patches"),
+            "embeddings.patch_embedding.weight": ExpectedTensor(patch, "patch_size"),
+            "embeddings.position_embedding.weight": ExpectedTensor(positions, "num_patches"),
         }
 
 
@@ -239,7 +243,7 @@ class Siglip2(Whole):
     text_config: Annotated[Text, BeforeValidator(_or_empty)] = Field(default_factory=Text)
 
 
-class Kind(Keys):
+class ModelType(Keys):
     """What ``config.json`` says of any model: its type, and what would have other files read or
     weights changed.
     """
@@ -253,7 +257,7 @@ class Kind(Keys):
 # -- preprocessor_config.json ----------------------------------------------------------------------
 
 
-class Size(Keys):
+class PictureSize(Keys):
     """A size of pictures: of the shortest edge, of both sides, or a number, whose meaning the class
     decides.
     """
@@ -273,7 +277,7 @@ class Size(Keys):
         return {key: value for key, value in content.items() if key != "number"}
 
     @model_validator(mode="after")
-    def _one_way(self) -> Size:
+    def _one_way(self) -> PictureSize:
         if self.number is None and self.shortest_edge is None and self.pair is None:
             raise ValueError("expected a number of pixels, shortest_edge, or height and width")
         return self
@@ -294,10 +298,10 @@ class Preprocessing(Keys):
     """
 
     do_resize: Switch = True
-    size: Size = Field(default_factory=lambda: Size.model_validate(224))
+    size: PictureSize = Field(default_factory=lambda: PictureSize.model_validate(224))
     resample: Annotated[int, Field(ge=0, le=5)] | None = 3
     do_center_crop: Switch = None
-    crop_size: Size | None = None
+    crop_size: PictureSize | None = None
     do_pad: Literal[False] | None = None
     do_rescale: Switch = True
     rescale_factor: Annotated[float, Field(gt=0, le=1)] = 1 / 255

@@ -57,7 +57,7 @@ _REVISION_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
 
 @dataclass(frozen=True)
-class Form:
+class CheckpointForm:
     """A form of checkpoint by its ``model_type``.
 
     ``models`` are transformers' classes that it may be saved as, the usual one first; ``tokenizer``
@@ -76,26 +76,28 @@ class Form:
 
 
 FORMS = {
-    "clip": Form(checkpoint_configs.Clip, ("CLIPModel",), "CLIPTokenizer", "CLIPImageProcessor"),
-    "clip_vision_model": Form(
+    "clip": CheckpointForm(
+        checkpoint_configs.Clip, ("CLIPModel",), "CLIPTokenizer", "CLIPImageProcessor"
+    ),
+    "clip_vision_model": CheckpointForm(
         checkpoint_configs.ClipVision,
         ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
         "",
         "CLIPImageProcessor",
     ),
-    "clip_text_model": Form(
+    "clip_text_model": CheckpointForm(
         checkpoint_configs.ClipText,
         ("CLIPTextModel", "CLIPTextModelWithProjection"),
         "CLIPTokenizer",
     ),
-    "siglip": Form(
+    "siglip": CheckpointForm(
         checkpoint_configs.Siglip, ("SiglipModel",), "AutoTokenizer", "SiglipImageProcessor"
     ),
-    "siglip2": Form(
+    "siglip2": CheckpointForm(
         checkpoint_configs.Siglip2, ("Siglip2Model",), "AutoTokenizer", "Siglip2ImageProcessor"
     ),
 }
-_OPEN_CLIP = Form(OpenClip, ("open_clip",))
+_OPEN_CLIP = CheckpointForm(OpenClip, ("open_clip",))
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Checkpoint:
     """
 
     folder: Path
-    form: Form
+    form: CheckpointForm
     config: Keys
     weights: tuple[Path, ...]
     tokenizer: Path | None = None
@@ -295,7 +297,7 @@ def inspect(folder: Path) -> Checkpoint:
     if is_open_clip(folder):
         return _inspect_open_clip(folder)
     text = _config_text(folder)
-    kind = files.validate_json(text, folder / CONFIG, checkpoint_configs.Kind, fix=FIX)
+    kind = files.validate_json(text, folder / CONFIG, checkpoint_configs.ModelType, fix=FIX)
     form = _form(folder, kind)
     config = files.validate_json(text, folder / CONFIG, form.config, fix=FIX_SIZES)
     checkpoint_weights.check_unquantized(folder, kind)
@@ -320,7 +322,7 @@ def family_model(folder: Path) -> str:
         UsageError: it has no configuration of a form that is gated.
     """
     kind = files.validate_json(
-        _config_text(folder), folder / CONFIG, checkpoint_configs.Kind, fix=FIX
+        _config_text(folder), folder / CONFIG, checkpoint_configs.ModelType, fix=FIX
     )
     return _form(folder, kind).model
 
@@ -381,7 +383,7 @@ def _config_text(folder: Path) -> str:
     return files.read_text(folder / CONFIG, limit=files.MAX_CONFIG, fix=FIX)
 
 
-def _form(folder: Path, kind: checkpoint_configs.Kind) -> Form:
+def _form(folder: Path, kind: checkpoint_configs.ModelType) -> CheckpointForm:
     if kind.model_type not in FORMS:
         fix = f"Give one of {', '.join(FORMS)}, or open_clip's form."
         raise UsageError(folder / CONFIG, f"model_type is {files.shown(kind.model_type)}", fix)
@@ -393,7 +395,7 @@ def _form(folder: Path, kind: checkpoint_configs.Kind) -> Form:
 # -- tokenizer and preprocessing -------------------------------------------------------------------
 
 
-def _tokenizer_folder(folder: Path, form: Form) -> Path:
+def _tokenizer_folder(folder: Path, form: CheckpointForm) -> Path:
     """The folder of the tokenizer: the checkpoint itself or, for a pipeline's ``text_encoder``,
     ``tokenizer`` next to it.
     """
@@ -461,7 +463,7 @@ def _first_with(
     return None
 
 
-def _check_preprocessing(place: Path, form: Form, side: int) -> None:
+def _check_preprocessing(place: Path, form: CheckpointForm, side: int) -> None:
     """Refuse preprocessing that is not usable, or makes pictures of another size than the model's
     *side*.
     """
@@ -509,7 +511,9 @@ def _sides(found: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
             )
         return resized
     crop = (
-        checkpoint_configs.Size.model_validate(224) if found.crop_size is None else found.crop_size
+        checkpoint_configs.PictureSize.model_validate(224)
+        if found.crop_size is None
+        else found.crop_size
     )
     made = crop.pair or ((crop.number, crop.number) if crop.number else None)
     if made is None:

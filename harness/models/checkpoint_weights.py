@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from harness import files
 from harness.errors import UsageError
 from harness.models import checkpoint_configs
-from harness.models.checkpoint_configs import Encoder, Expected, Keys, Tensor, Vision, Whole
+from harness.models.checkpoint_configs import Encoder, ExpectedTensor, Keys, Tensor, Vision, Whole
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
@@ -64,7 +64,7 @@ FIX = (
 FIX_SIZES = "Give the configuration that these weights were saved with."
 
 
-def weights_of(folder: Path, kind: checkpoint_configs.Kind) -> tuple[Path, ...]:
+def weights_of(folder: Path, kind: checkpoint_configs.ModelType) -> tuple[Path, ...]:
     """The safetensors files of the Hugging Face checkpoint in *folder*.
 
     Raises:
@@ -190,7 +190,7 @@ def _header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_unquantized(folder: Path, kind: checkpoint_configs.Kind) -> None:
+def check_unquantized(folder: Path, kind: checkpoint_configs.ModelType) -> None:
     """Refuse a checkpoint whose files say that it is quantized.
 
     Raises:
@@ -231,7 +231,7 @@ def check_sizes(
         UsageError: the first size that differs, with the keys that decide it.
     """
     check_floats(folder, tensors)
-    expected: dict[str, tuple[str, Expected]] = {}
+    expected: dict[str, tuple[str, ExpectedTensor]] = {}
     for tower_name, tower in towers.items():
         place = f" ({tower_name}_config)" if isinstance(config, Whole) else ""
         expected |= {
@@ -266,11 +266,11 @@ def _layers(tensors: Mapping[str, Tensor], prefix: str, *, whole: bool) -> int:
     return len(numbers)
 
 
-def _projections(model: str, config: Keys) -> dict[str, Expected]:
+def _projections(model: str, config: Keys) -> dict[str, ExpectedTensor]:
     """The projections into the space that pictures and words share, where the class has them."""
     if isinstance(config, checkpoint_configs.Clip):
         return {
-            f"{kind}_projection.weight": Expected(
+            f"{kind}_projection.weight": ExpectedTensor(
                 (config.projection_dim, tower.hidden_size), "projection_dim"
             )
             for kind, tower in (("visual", config.vision_config), ("text", config.text_config))
@@ -281,6 +281,8 @@ def _projections(model: str, config: Keys) -> dict[str, Expected]:
         kind = "visual" if isinstance(config, Vision) else "text"
         width = config.projection_dim or config.hidden_size
         return {
-            f"{kind}_projection.weight": Expected((width, config.hidden_size), "projection_dim")
+            f"{kind}_projection.weight": ExpectedTensor(
+                (width, config.hidden_size), "projection_dim"
+            )
         }
     return {}

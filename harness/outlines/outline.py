@@ -12,12 +12,12 @@ from functools import cached_property, lru_cache
 from torch import nn
 
 from harness.errors import one_line
-from harness.lint.known import Place
-from harness.lint.matching import Family, tells_numbers
+from harness.lint.known import QuantizerPlace
+from harness.lint.matching import FamilyPlaces, tells_numbers
 from harness.outlines import building
 from harness.outlines.table import PARTS, ROWS, Row
 from harness.quantization import maps
-from harness.recipes.applied import Entry
+from harness.recipes.applied import AppliedEntry
 
 #: Roles of modules, in the order in which the first that fits is taken: what a path contains.
 _ROLES: tuple[tuple[str, str], ...] = (
@@ -42,7 +42,7 @@ _OF_EXPERTS = re.compile(
 
 
 @dataclass(frozen=True)
-class Site(Place):
+class Site(QuantizerPlace):
     """A place for a quantizer in all layers that are alike.
 
     Attributes:
@@ -90,19 +90,19 @@ class Outline:
         self.unsupported = unsupported
 
     @cached_property
-    def folded(self) -> Family:
+    def folded(self) -> FamilyPlaces:
         """One place of those that differ in the number of a layer alone."""
-        return Family(self.row.family, self.sites)
+        return FamilyPlaces(self.row.family, self.sites)
 
     @cached_property
-    def full(self) -> Family:
+    def full(self) -> FamilyPlaces:
         """Every place, for entries that tell layers apart by their numbers."""
-        return Family(
+        return FamilyPlaces(
             self.row.family,
             [replace(site, name=name, names=(name,)) for site in self.sites for name in site.names],
         )
 
-    def family_for(self, entries: Iterable[Entry]) -> Family:
+    def family_for(self, entries: Iterable[AppliedEntry]) -> FamilyPlaces:
         """The places among which *entries* tell apart."""
         return self.full if any(tells_numbers(entry.pattern) for entry in entries) else self.folded
 

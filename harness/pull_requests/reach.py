@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness import escaping, files
 from harness.errors import UsageError
-from harness.pull_requests.revisions import Comparison, at_revision, compare
+from harness.pull_requests.revisions import Changeset, at_revision, compare
 from harness.recipes import judged
 from harness.recipes.finding import section_files
 from harness.recipes.loading import kind_of
@@ -93,9 +93,7 @@ def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
         return reached(tree, Tree(base), comparison, presets)
 
 
-def reached(
-    tree: Tree, base: Tree, comparison: Comparison, presets: bool = False
-) -> list[Affected]:
+def reached(tree: Tree, base: Tree, comparison: Changeset, presets: bool = False) -> list[Affected]:
     """As :func:`affected`, of the working tree and what it was compared with, *base*."""
     changed = comparison.changes
     paths = _recipe_files(tree, comparison.files)
@@ -169,7 +167,7 @@ def _real(path: Path) -> Path:
 
 
 def _untold_snippets(
-    tree: Tree, comparison: Comparison, selected: Iterable[Affected]
+    tree: Tree, comparison: Changeset, selected: Iterable[Affected]
 ) -> list[Affected]:
     """Changed files with a schema that nobody here knows, which no selected recipe imports:
     snippets or recipes?
@@ -198,7 +196,7 @@ def _untold_snippets(
     return found
 
 
-def _reached(tree: Tree, path: Path, comparison: Comparison) -> Affected | None:
+def _reached(tree: Tree, path: Path, comparison: Changeset) -> Affected | None:
     """*path*'s recipe with the changes that it reaches, or None; breadth first, so that chains are
     the shortest.
     """
@@ -270,7 +268,7 @@ def states_type(tree: Tree, path: Path) -> bool:
     return files.is_folder(path) or (isinstance(body, dict) and "metadata" in body)
 
 
-def _change(comparison: Comparison, name: str) -> str | None:
+def _change(comparison: Changeset, name: str) -> str | None:
     """What happened to the file *name*; of a part that is not compared, nobody can say that it is
     as it was.
     """

@@ -69,7 +69,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Changeset:
     """The difference between a revision and the working tree.
 
     Attributes:
@@ -110,7 +110,7 @@ def changes(root: Path, rev: str) -> dict[str, str]:
     return compare(root, rev).changes
 
 
-def compare(root: Path, rev: str) -> Comparison:
+def compare(root: Path, rev: str) -> Changeset:
     """Compare *root* as it is now with the merge base of *rev* and HEAD.
 
     YAML files and symbolic links count, those too that git does not track yet and does not ignore.
@@ -161,7 +161,7 @@ def compare(root: Path, rev: str) -> Comparison:
         if what == "removed" and before[name].blob in others_now.keys() - _EMPTY:
             found[name] = f"renamed to {others_now[before[name].blob]}"
     yaml = tuple(sorted(name for name in now if _is_yaml(name)))
-    return Comparison(commit, note, found, renamed, yaml, tuple(left_out))
+    return Changeset(commit, note, found, renamed, yaml, tuple(left_out))
 
 
 # --- revisions

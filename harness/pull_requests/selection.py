@@ -13,7 +13,7 @@ from harness.errors import UsageError, sentences
 from harness.pull_requests import effect, reach, revisions
 from harness.pull_requests.effect import Effect
 from harness.pull_requests.reach import Affected
-from harness.pull_requests.revisions import Comparison
+from harness.pull_requests.revisions import Changeset
 from harness.quantization.quantize import QuantizationError
 from harness.recipes import judged, loading
 from harness.recipes.loading import Recipe
@@ -212,7 +212,7 @@ class _Judged:
 
 
 def _judge(
-    one: Affected, root: Path, base: Path, comparison: Comparison, attention: str, device: str
+    one: Affected, root: Path, base: Path, comparison: Changeset, attention: str, device: str
 ) -> _Judged:
     """Load *one*, and compare what it does to CLIP with what it did at the revision whose tree is
     *base*.
@@ -251,7 +251,7 @@ def _judge(
     return _Judged(one, effect=change)
 
 
-def _before(path: Path, root: Path, base: Path, comparison: Comparison) -> Recipe | None:
+def _before(path: Path, root: Path, base: Path, comparison: Changeset) -> Recipe | None:
     """The recipe at *path* as it was, under its old name if it was renamed; None where it was not
     there or broken.
     """

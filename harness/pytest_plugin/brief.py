@@ -140,7 +140,7 @@ def said(report: Any) -> str:
 
 
 @dataclass
-class Group:
+class FailedGroup:
     """The failed tests of one function that ended alike."""
 
     kind: str
@@ -198,18 +198,18 @@ class _Text:
             writer.line(line)
 
 
-def grouped(stats: dict[str, list[Any]]) -> list[Group]:
+def grouped(stats: dict[str, list[Any]]) -> list[FailedGroup]:
     """The failed tests of the gate, by how they ended and by test function."""
-    found: dict[tuple[str, str], Group] = {}
+    found: dict[tuple[str, str], FailedGroup] = {}
     for kind in FAILING:
         for report in stats.get(kind, []):
             if hasattr(report, "gate_check"):
                 key = kind, report.nodeid.partition("[")[0]
-                found.setdefault(key, Group(kind)).reports.append(report)
+                found.setdefault(key, FailedGroup(kind)).reports.append(report)
     return list(found.values())
 
 
-def share_out(groups: Sequence[Group], room: int) -> list[list[str]]:
+def share_out(groups: Sequence[FailedGroup], room: int) -> list[list[str]]:
     """The lines that each group shows, first things first.
 
     Args:
@@ -318,7 +318,7 @@ def _replaced(terminal: pytest.TerminalReporter, stats: dict[str, list[Any]]) ->
 
 
 def _in_short(
-    terminal: Any, config: pytest.Config, groups: Sequence[Group]
+    terminal: Any, config: pytest.Config, groups: Sequence[FailedGroup]
 ) -> dict[str, list[Any]]:
     """Reports by kind, with one for each group in the place of its members."""
     shown = {
@@ -371,7 +371,7 @@ def _dependents(reports: Sequence[Any]) -> list[Any]:
 
 
 def _room(
-    terminal: Any, config: pytest.Config, shown: dict[str, list[Any]], groups: Sequence[Group]
+    terminal: Any, config: pytest.Config, shown: dict[str, list[Any]], groups: Sequence[FailedGroup]
 ) -> int:
     """Lines that are left for failed tests, their lines in pytest's short summary included."""
     from harness.report import cases, summary
@@ -403,7 +403,7 @@ def _with_times(config: pytest.Config, room: int) -> int:
     return room
 
 
-def _hint(config: pytest.Config, left_out: Sequence[Group]) -> str:
+def _hint(config: pytest.Config, left_out: Sequence[FailedGroup]) -> str:
     from harness.report import summary
 
     folder = config.getoption("gate_report")

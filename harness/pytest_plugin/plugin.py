@@ -555,7 +555,7 @@ def tuned(pytestconfig: pytest.Config, gate: Gate, trained_case: CaseName) -> Fi
     return collector.tuned(gate[trained_case], collector.notes_of(pytestconfig))
 
 
-class Check:
+class Judge:
     """Turns what the library found into a test's outcome, with the commands that rerun the case and
     accept it.
     """
@@ -650,9 +650,9 @@ class Check:
 
 
 @pytest.fixture
-def check(request: pytest.FixtureRequest) -> Check:
+def check(request: pytest.FixtureRequest) -> Judge:
     """How a suite says that something does not hold."""
-    return Check(request)
+    return Judge(request)
 
 
 def updating(config: pytest.Config) -> bool:

@@ -20,7 +20,7 @@ from harness.pytest_plugin.outcomes import CASES, in_suites, refusing, uses_gate
 from harness.pytest_plugin.run import is_worker, options_of, parameters, results_of, tell
 
 if TYPE_CHECKING:
-    from harness.evaluation.shards import Store
+    from harness.evaluation.shards import ShardStore
     from harness.gate.listing import CaseName
 
 #: Where a worker leaves what it hands over, and finds the folder of shards.
@@ -30,7 +30,7 @@ _SELECTED = "quantized CLIP gate recipes"
 #: The folder of shards in pytest's cache, beside what other plugins keep there.
 CACHE = "quantized-clip-gate"
 _LOOKED_AT = pytest.StashKey[bool]()
-_STORE = pytest.StashKey["Store | None"]()
+_STORE = pytest.StashKey["ShardStore | None"]()
 _TOUCHED = pytest.StashKey[set[Path]]()
 
 
@@ -56,18 +56,18 @@ def take_device(config: pytest.Config) -> None:
         torch.cuda.set_device(cuda_device(worker, torch.cuda.device_count()))
 
 
-def store_of(config: pytest.Config) -> Store | None:
+def store_of(config: pytest.Config) -> ShardStore | None:
     """Where shards are kept: in pytest's cache, else, for several processes, in a folder of this
     run; else nowhere.
     """
-    from harness.evaluation.shards import Store
+    from harness.evaluation.shards import ShardStore
 
     if _STORE not in config.stash:
         if is_worker(config):
             folder, run = config.workerinput.get(_HANDED) or (None, "")  # type: ignore[attr-defined]
         else:
             folder, run = _folder(config), uuid.uuid4().hex
-        config.stash[_STORE] = None if folder is None else Store(Path(folder), run)
+        config.stash[_STORE] = None if folder is None else ShardStore(Path(folder), run)
     return config.stash[_STORE]
 
 

@@ -24,7 +24,7 @@ from harness.models.shapes import ShapesOnly
 from harness.quantization import quantize
 from harness.quantization.maps import QuantizerMap, kind_of, quantizer_map, tensor_quantizers
 from harness.recipes.algorithms import steps
-from harness.recipes.applied import Applied, Setting, applied_to, place_of
+from harness.recipes.applied import Applied, AppliedSetting, applied_to, place_of
 from harness.recipes.loading import Entry, Recipe
 
 #: Quantizers that ModelOpt's FP8 attention of diffusers asks for a range, which a list of
@@ -196,11 +196,11 @@ def _check_sequences(recipe: Recipe, done: Applied, attention: str) -> None:
             )
 
 
-def _origin(entries: Sequence[Entry], setting: Setting) -> str:
+def _origin(entries: Sequence[Entry], setting: AppliedSetting) -> str:
     return entries[setting.switched if setting.shaped is None else setting.shaped].origin
 
 
-def _check_history(recipe: Recipe, done: Applied, name: str, setting: Setting) -> None:
+def _check_history(recipe: Recipe, done: Applied, name: str, setting: AppliedSetting) -> None:
     """Refuse ranges per channel where an earlier entry fixed one: ModelOpt keeps the buffer, whose
     shape is another.
     """

@@ -32,7 +32,7 @@ _PART = re.compile(r"(_quantizer)(?:\.\d+)+$")
 _OF_A_SEQUENCE = re.compile(r"(weight_quantizers?|input_quantizers?)\.\d+(?=$|\.)")
 
 
-class Entry(Protocol):
+class AppliedEntry(Protocol):
     """What is asked of an entry (:class:`harness.recipes.loading.Entry`)."""
 
     @property
@@ -79,7 +79,7 @@ class Placed(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
+class AppliedSetting:
     """What the entries leave of one quantizer.
 
     ``cfg`` are its attributes as written (None: ModelOpt's defaults); ``switched`` is the index of
@@ -102,7 +102,7 @@ class Applied:
     """
 
     touched: tuple[frozenset[str], ...]
-    settings: dict[str, Setting]
+    settings: dict[str, AppliedSetting]
     nested: frozenset[str]
 
 
@@ -124,7 +124,7 @@ def is_of(parent_class: str | None, module_class: str) -> bool:
     return parent_class is None or parent_class.rpartition(".")[2] == module_class
 
 
-def speaks_of(entry: Entry, name: str, module_class: str) -> bool:
+def speaks_of(entry: AppliedEntry, name: str, module_class: str) -> bool:
     """Whether *entry* touches the quantizer *name* of a module of that class, itself or through its
     sequence.
     """
@@ -133,13 +133,13 @@ def speaks_of(entry: Entry, name: str, module_class: str) -> bool:
     return matches(entry.pattern, name) or matches(entry.pattern, place_of(name))
 
 
-def last_about(entries: Sequence[Entry], name: str, module_class: str) -> int | None:
+def last_about(entries: Sequence[AppliedEntry], name: str, module_class: str) -> int | None:
     """Return the number of the last of *entries* that speaks of the quantizer *name*, or None."""
     numbers = reversed(range(len(entries)))
     return next((n for n in numbers if speaks_of(entries[n], name, module_class)), None)
 
 
-def apply(entries: Sequence[Entry], places: Places) -> Applied:
+def apply(entries: Sequence[AppliedEntry], places: Places) -> Applied:
     """Return what ModelOpt makes of *entries* on a model that has quantizers at *places*."""
     roots = {place: _Node() for place in places}
     nested: set[str] = set()
@@ -172,7 +172,7 @@ class _Node:
 
     def __init__(self) -> None:
         self.parts: list[_Node] | None = None
-        self.setting: Setting | None = None
+        self.setting: AppliedSetting | None = None
 
     def walk(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], _Node]]:
         """Yield the node and those below it, in the order of ``named_modules``, each with its
@@ -189,14 +189,14 @@ class _Node:
         if self.parts is None:
             before = self.setting
             shaped = (before.cfg, index, before.shaped) if before else (None, index, None)
-            self.setting = Setting(enable, *shaped)
+            self.setting = AppliedSetting(enable, *shaped)
 
     def shape(self, cfg: Attributes, enable: bool, index: int) -> None:
         """Give attributes, the same to every part of a sequence."""
         for part in self.parts or ():
             part.shape(cfg, enable, index)
         if self.parts is None:
-            self.setting = Setting(enable, cfg, index, index)
+            self.setting = AppliedSetting(enable, cfg, index, index)
 
 
 def _set(
@@ -204,7 +204,7 @@ def _set(
     place: str,
     path: tuple[int, ...],
     node: _Node,
-    entry: Entry,
+    entry: AppliedEntry,
     index: int,
     nested: set[str],
 ) -> None:
@@ -248,7 +248,7 @@ def _holder(roots: dict[str, _Node], place: str, path: tuple[int, ...]) -> tuple
     return node.parts, path[-1]
 
 
-def matched(quantizers: Iterable[Placed], entry: Entry) -> set[str]:
+def matched(quantizers: Iterable[Placed], entry: AppliedEntry) -> set[str]:
     """Names of the quantizers that *entry* speaks of, as they are now: globs over whole names, case
     and all.
 
@@ -258,7 +258,7 @@ def matched(quantizers: Iterable[Placed], entry: Entry) -> set[str]:
     return {q.name for q in quantizers if speaks_of(entry, q.name, q.module_class)}
 
 
-def applied_to(quantizers: Iterable[Placed], entries: Sequence[Entry]) -> Applied:
+def applied_to(quantizers: Iterable[Placed], entries: Sequence[AppliedEntry]) -> Applied:
     """Return what ModelOpt makes of *entries* on the model that has *quantizers*."""
     return apply(entries, places((q.name, q.module_class) for q in quantizers))
 

@@ -35,7 +35,7 @@ CALM = ("none", "noise", "")
 
 
 @dataclass(frozen=True)
-class Row:
+class VerdictRow:
     """One verdict as it is shown: accuracies as fractions, everything else in points."""
 
     task: str
@@ -55,12 +55,12 @@ class Row:
         return f"{self.task}/{self.metric}"
 
 
-def rows(case: CaseResult) -> list[Row]:
+def rows(case: CaseResult) -> list[VerdictRow]:
     """The verdicts of *case*, in order."""
     if case.accuracy is None:
         return []
     return [
-        Row(
+        VerdictRow(
             task=verdict.task,
             metric=verdict.metric,
             reference=verdict.reference_accuracy,
@@ -158,7 +158,7 @@ def export_lines(case: CaseResult) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Speed:
+class SpeedLine:
     """A tower's speed ratio as it is shown, and the baseline's; ``moved`` is ``slower``, ``faster``
     or empty.
     """
@@ -176,10 +176,10 @@ class Speed:
         )
 
 
-def speeds(case: CaseResult) -> list[Speed]:
+def speeds(case: CaseResult) -> list[SpeedLine]:
     """The speed ratios of a case."""
     return [
-        Speed(tower, _ratio(speed), _baseline_ratio(speed), speed.moved)
+        SpeedLine(tower, _ratio(speed), _baseline_ratio(speed), speed.moved)
         for tower, speed in case.throughput.items()
         if speed.ratio is not None
     ]

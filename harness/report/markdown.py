@@ -140,7 +140,7 @@ def _case(case: CaseResult) -> Iterator[str]:
         yield from body[1:]
 
 
-def _verdicts(rows: list[cases.Row]) -> Iterator[str]:
+def _verdicts(rows: list[cases.VerdictRow]) -> Iterator[str]:
     if not rows:
         return
     lines = [

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from harness.escaping import visible
 from harness.gate.results_schema import CaseResult, RunResult
 from harness.report import cases, grid
-from harness.report.cases import Row
+from harness.report.cases import VerdictRow
 from harness.report.text import plain
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -134,7 +134,7 @@ class Axis:
     ticks: list[float]
 
 
-def axis(rows: list[Row]) -> Axis:
+def axis(rows: list[VerdictRow]) -> Axis:
     """The scale that all verdicts of a case share."""
     ends = [
         x for r in rows for x in (r.low, r.high, r.difference, -r.budget, 0.0) if math.isfinite(x)

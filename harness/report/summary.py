@@ -13,7 +13,7 @@ from harness.escaping import shown
 from harness.gate.results import Word
 from harness.gate.results_schema import CaseResult, ExpectedResult, RunResult
 from harness.report import cases
-from harness.report.cases import Row
+from harness.report.cases import VerdictRow
 
 if TYPE_CHECKING:
     import pytest
@@ -41,7 +41,7 @@ class _Column:
     """
 
     heading: str
-    show: Callable[[Row], str]
+    show: Callable[[VerdictRow], str]
     right: bool
     goes: int
 
@@ -139,7 +139,7 @@ def _worth_a_line(case: CaseResult) -> bool:
     return any(judged) or bool(case.checks.counts or cases.speed_lines(case))
 
 
-def _holds(row: Row) -> bool:
+def _holds(row: VerdictRow) -> bool:
     return row.decision == Word.PASS.value
 
 
@@ -182,7 +182,7 @@ def _expected(met: dict[str, ExpectedResult]) -> list[Line]:
     return [heading, *map(_plain, places)]
 
 
-def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:
+def fit(rows: list[VerdictRow], width: int) -> tuple[list[_Column], int]:
     """The columns that *width* holds for *rows*, and the width of the names among them."""
     columns = list(_COLUMNS)
     longest = max((len(shown(r.name)) for r in rows), default=0)
@@ -196,18 +196,20 @@ def fit(rows: list[Row], width: int) -> tuple[list[_Column], int]:
     return columns, max(8, min(longest, width - _fixed(columns, rows)))
 
 
-def _fixed(columns: list[_Column], rows: list[Row]) -> int:
+def _fixed(columns: list[_Column], rows: list[VerdictRow]) -> int:
     """Width of a line without the names: indentation, the other columns, two blanks between
     columns.
     """
     return 2 + sum(2 + _width(c, rows) for c in columns[1:])
 
 
-def _width(column: _Column, rows: list[Row]) -> int:
+def _width(column: _Column, rows: list[VerdictRow]) -> int:
     return max([len(column.heading), *(len(column.show(r)) for r in rows)])
 
 
-def _cells(columns: list[_Column], cells: list[str], rows: list[Row], name_width: int) -> list[str]:
+def _cells(
+    columns: list[_Column], cells: list[str], rows: list[VerdictRow], name_width: int
+) -> list[str]:
     """*cells* brought to their columns' widths."""
     padded = [middle(cells[0], name_width).ljust(name_width)]
     for column, cell in zip(columns[1:], cells[1:], strict=True):
@@ -216,7 +218,7 @@ def _cells(columns: list[_Column], cells: list[str], rows: list[Row], name_width
     return [*padded[:-1], padded[-1].rstrip()]
 
 
-def _row(row: Row, columns: list[_Column], rows: list[Row], name_width: int) -> Line:
+def _row(row: VerdictRow, columns: list[_Column], rows: list[VerdictRow], name_width: int) -> Line:
     """One verdict, its decision and a drift that fails in colour."""
     colours = {
         "verdict": {_COLOURS.get(row.decision, "bold"): True},

@@ -245,7 +245,7 @@ def load(path: Path) -> Policy:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """Samples of one metric of a task, with the budgets of all recipes that will be judged on
     it.
     """
@@ -269,7 +269,7 @@ class Plan:
         return points if points < 100 else None
 
 
-def no_entry(policy: Policy, task: str, plans: Sequence[Plan]) -> UsageError:
+def no_entry(policy: Policy, task: str, plans: Sequence[SamplePlan]) -> UsageError:
     """What to say of a task for which the default budget holds, and which has too few samples for
     it.
 

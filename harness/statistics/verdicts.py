@@ -487,7 +487,7 @@ def judgeable(budget: Budget, n: int, measured: Observed | None = None) -> bool:
 
 
 @dataclass(frozen=True)
-class Family:
+class VerdictFamily:
     """The verdict over all tasks of one recipe on one model; `verdicts` hold the decisions after
     Holm's correction.
 
@@ -527,7 +527,7 @@ def family(
     alpha: float | None = None,
     recipe: str = "recipe",
     model: str = "model",
-) -> Family:
+) -> VerdictFamily:
     """Join the verdicts on the tasks of one model, each judged at the alpha of its budget, or all
     at `alpha`.
 
@@ -552,7 +552,7 @@ def family(
         decision = Decision.FAIL
     else:
         decision = Decision.INCONCLUSIVE if Decision.INCONCLUSIVE in decisions else Decision.PASS
-    return Family(recipe, model, max(alphas), decision, joined, tuple(adjusted))
+    return VerdictFamily(recipe, model, max(alphas), decision, joined, tuple(adjusted))
 
 
 def _in_family(verdict: Verdict, alpha: float, adjusted: float, tasks: int) -> Verdict:

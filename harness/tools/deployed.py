@@ -47,7 +47,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Row:
+class DeployedRow:
     """One side, measured: samples a second (median), how many times faster than BASE, and bytes of
     memory.
 
@@ -102,7 +102,7 @@ def _torch() -> str:
 
 def measure(
     tower: str, sides: list[Side], x: Any, folder: Path, threads: int, effort: Effort = EFFORT
-) -> Iterator[Row]:
+) -> Iterator[DeployedRow]:
     """Time the *sides* of a tower in turn over the rows of *x*, and weigh each in a process of its
     own.
 
@@ -123,7 +123,7 @@ def measure(
     del runs
     for side in sides:
         weighed = weigh(side, x, folder, threads)
-        yield Row(
+        yield DeployedRow(
             tower,
             side.name,
             len(x) / rounds.median(side.name),

@@ -28,7 +28,7 @@ REFUTED = 1e-3
 
 
 @dataclass(frozen=True)
-class Cell:
+class Condition:
     """One condition: `groups` clusters of `size` samples, their discordance and true difference
     (points), the budget (points).
 
@@ -108,19 +108,19 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCondition:
     """How often a cell was called PASS and FAIL, by the verdict and by the plain test that it
     improves on.
     """
 
-    cell: Cell
+    cell: Condition
     passed: Rate
     failed: Rate
     naive_passed: Rate
     naive_failed: Rate
 
 
-def draw(rng: np.random.Generator, cell: Cell, draws: int) -> tuple[Ints, Ints]:
+def draw(rng: np.random.Generator, cell: Condition, draws: int) -> tuple[Ints, Ints]:
     """Samples won and lost in each cluster, both (draws, groups); for independent samples their
     totals, (draws, 1).
     """
@@ -138,7 +138,7 @@ def draw(rng: np.random.Generator, cell: Cell, draws: int) -> tuple[Ints, Ints]:
     return won, np.where(whole, sizes * ((fate >= win) & (fate < win + lose)), lost)
 
 
-def measure(cell: Cell, draws: int, seed: int) -> Measured:
+def measure(cell: Condition, draws: int, seed: int) -> MeasuredCondition:
     """Judge `draws` runs of one cell, in chunks that bound the memory."""
     rng = np.random.default_rng(seed)
     counts = np.zeros(4, dtype=np.int64)
@@ -151,10 +151,10 @@ def measure(cell: Cell, draws: int, seed: int) -> Measured:
         else:
             judged = clustered(won, lost, cell)
         counts += [int(x.sum()) for x in (*judged, *plain)]
-    return Measured(cell, *(Rate(int(c), draws) for c in counts))
+    return MeasuredCondition(cell, *(Rate(int(c), draws) for c in counts))
 
 
-def tango(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
+def tango(won: Ints, lost: Ints, cell: Condition) -> tuple[Bools, Bools]:
     """PASS and FAIL (draws,) of Tango's test alone: neither clusters nor the exact guard."""
     z, critical = paired.tango_z(won, lost, cell.n, -cell.margin), stats.norm.isf(cell.alpha)
     return z >= critical, z <= -critical
@@ -179,7 +179,7 @@ def fixed(won: Ints, lost: Ints, n: int, margin: float, alpha: float) -> tuple[B
     return passed, failed
 
 
-def clustered(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
+def clustered(won: Ints, lost: Ints, cell: Condition) -> tuple[Bools, Bools]:
     """PASS and FAIL (draws,) of the clustered verdict; `won` and `lost` are (draws, groups)."""
     b, c, sizes = won.sum(axis=1), lost.sum(axis=1), cell.sizes
     inflation = paired.design_effect(won - lost, sizes, b, c, cell.margin)
@@ -196,7 +196,7 @@ def clustered(won: Ints, lost: Ints, cell: Cell) -> tuple[Bools, Bools]:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StoppedCondition:
     """A cell under continuous peeking: decisions of the early stop and of the whole procedure, and
     samples used.
 
@@ -205,7 +205,7 @@ class Stopped:
     person would who stops when it looks good. `used`: mean share of samples.
     """
 
-    cell: Cell
+    cell: Condition
     early_passed: Rate
     early_failed: Rate
     passed: Rate
@@ -215,7 +215,7 @@ class Stopped:
     used: float
 
 
-def peek(cell: Cell, draws: int, seed: int, share: float = 0.5) -> Stopped:
+def peek(cell: Condition, draws: int, seed: int, share: float = 0.5) -> StoppedCondition:
     """Run the early stop on `draws` tasks of a cell, looking after every sample, or every
     cluster.
     """
@@ -257,12 +257,12 @@ def peek(cell: Cell, draws: int, seed: int, share: float = 0.5) -> Stopped:
     early_passed, early_failed, passed, failed, peeked_passed, peeked_failed = (
         Rate(int(c), draws) for c in counts
     )
-    return Stopped(
+    return StoppedCondition(
         cell, early_passed, early_failed, passed, failed, peeked_passed, peeked_failed, used / draws
     )
 
 
-def _ordered(rng: np.random.Generator, cell: Cell, draws: int) -> tuple[Ints, Ints, Ints]:
+def _ordered(rng: np.random.Generator, cell: Condition, draws: int) -> tuple[Ints, Ints, Ints]:
     """Net wins, won and lost of every bet in order, (draws, groups): `draw`, but with single
     samples kept apart.
     """
@@ -286,13 +286,13 @@ class Joined:
     would have been FAIL.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Condition, ...]
     passed: Rate
     failed: Rate
     any_failed: Rate
 
 
-def join(cells: Sequence[Cell], draws: int, seed: int) -> Joined:
+def join(cells: Sequence[Condition], draws: int, seed: int) -> Joined:
     """Judge `draws` families of independent tasks, one for each cell (without clusters), each at
     its cell's alpha.
     """
@@ -313,7 +313,7 @@ def join(cells: Sequence[Cell], draws: int, seed: int) -> Joined:
     return Joined(tuple(cells), *(Rate(x, draws) for x in (passed, failed, any_failed)))
 
 
-def _p_values(cell: Cell, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _p_values(cell: Condition, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """The two p-values of each draw (2, draws): guarded where they could be at most alpha, Tango's
     where not.
     """
@@ -330,7 +330,7 @@ def _p_values(cell: Cell, draws: int, rng: np.random.Generator) -> NDArray[np.fl
     return p[:, index.ravel()]
 
 
-def _verdict(cell: Cell, noninferior: float, inferior: float) -> Verdict:
+def _verdict(cell: Condition, noninferior: float, inferior: float) -> Verdict:
     budget = Budget(cell.points, alpha=cell.alpha)
     return Verdict(
         task="drawn",

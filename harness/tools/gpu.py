@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.export.graph import TOWERS, Tower
+from harness.export.graph import TOWERS, TowerModule
 from harness.models import families
 from harness.quantization import memory, quantize
 from harness.quantization.context import quiet
@@ -41,7 +41,7 @@ _ASKED = (
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuRow:
     """One side of a tower at one batch size: samples a second (median) and how many times faster
     than FP16.
     """
@@ -135,7 +135,7 @@ def sweep(
     batches: Sequence[int] = BATCHES,
     cache: int = 0,
     effort: Effort = EFFORT,
-) -> Iterator[Row]:
+) -> Iterator[GpuRow]:
     """Every side of both towers at every batch size, in turn.
 
     Args:
@@ -150,11 +150,13 @@ def sweep(
     for tower, name in TOWERS.items():
         for batch in batches:
             pool = Pool(inputs[name], batch, cache)
-            runs = {side: pool(Tower(model, tower)) for side, model in sides.items()}
+            runs = {side: pool(TowerModule(model, tower)) for side, model in sides.items()}
             with quiet():
                 rounds = in_turn(runs, BASE, clock, effort)
             for side in sides:
-                yield Row(tower, batch, side, batch / rounds.median(side), rounds.ratio(side, BASE))
+                yield GpuRow(
+                    tower, batch, side, batch / rounds.median(side), rounds.ratio(side, BASE)
+                )
 
 
 def conditions(device: torch.device) -> dict[str, str]:

@@ -97,7 +97,7 @@ def names() -> list[str]:
     return ["embedded", *architectures.ARCHITECTURES, *_TOWERS]
 
 
-def _measured(measured: measurement.Measurement) -> list[list[Any]]:
+def _measured(measured: measurement.ReleaseMeasurement) -> list[list[Any]]:
     found = {}
     for subject in measurement.PLACES.values():
         for q in measured.subjects[subject].maps["ViT-L-14"]:

@@ -45,7 +45,7 @@ CORES = 8
 
 
 @dataclass(frozen=True)
-class Size:
+class TaskSize:
     """A task as far as its cost goes; ``pairs`` are scored: queries times candidates, over its
     metrics.
     """
@@ -60,10 +60,10 @@ class Size:
 
 TASKS = (
     # 80 templates a class in CLIP_benchmark; ILSVRC2012_img_val.tar has 6.7 GB.
-    Size("ImageNet-1k", 50_000, 1_000, 80_000, 50_000 * 1_000, 6_745_000_000),
+    TaskSize("ImageNet-1k", 50_000, 1_000, 80_000, 50_000 * 1_000, 6_745_000_000),
     # The Karpathy test split: five captions a picture; both directions are scored; val2014 has 160
     # kB a picture.
-    Size("COCO captions", 5_000, 25_000, 25_000, 2 * 5_000 * 25_000, 800_000_000),
+    TaskSize("COCO captions", 5_000, 25_000, 25_000, 2 * 5_000 * 25_000, 800_000_000),
 )
 
 

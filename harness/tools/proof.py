@@ -36,7 +36,7 @@ from harness.gate.reference_side import Prepared
 from harness.gate.session import Gate
 from harness.quantization.quantize import QuantizationError
 from harness.tools import pages
-from harness.tools.faults import CATALOGUE, Fault, Site, Where
+from harness.tools.faults import CATALOGUE, Fault, FaultSite, Where
 
 MATRIX = places.DOCS / "kill-matrix.md"
 #: Pairs that the proof calibrates on: two batches, so that a loop which stops early is seen.
@@ -157,7 +157,7 @@ class Clean:
         """What a run takes over of this one: what has been built and *fault* does not touch."""
         return self.gate.side(MODEL).prepared(SHARED - (fault.anew if fault else frozenset()))
 
-    def run(self, site: Site, fault: Fault | None = None, **options: Any) -> Case:
+    def run(self, site: FaultSite, fault: Fault | None = None, **options: Any) -> Case:
         """A case of a fresh gate over *site*, sharing with the clean one what *fault* does not
         touch.
         """
@@ -171,11 +171,11 @@ class Clean:
         )
         return gate.cases()[0]
 
-    def site(self, recipe: str) -> Site:
+    def site(self, recipe: str) -> FaultSite:
         """A new place to plant in, with its own copy of the baselines."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         shutil.copytree(self.baselines, folder / "baselines")
-        return Site(folder, folder / "baselines", recipe)
+        return FaultSite(folder, folder / "baselines", recipe)
 
 
 def asdict_shallow(options: Options) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kil
 
 
 def _noticed(
-    fault: Fault, clean: Clean, site: Site, checks: Sequence[Check]
+    fault: Fault, clean: Clean, site: FaultSite, checks: Sequence[Check]
 ) -> tuple[Check, str, str] | None:
     try:
         case = clean.run(site, fault)

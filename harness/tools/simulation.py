@@ -20,26 +20,26 @@ from tqdm import tqdm
 
 from harness.statistics import paired, published
 from harness.tools import pages
-from harness.tools.draws import Cell, Rate, agree, join, measure, peek, skewed
+from harness.tools.draws import Condition, Rate, agree, join, measure, peek, skewed
 
 # The documentation's cells: what the packaged and the published tasks look like, and where the
 # plain tests are weak.
 EDGE = (
-    Cell(1000, 0.035, 2.5, -2.5),
-    Cell(1632, 0.04, 2.5, -2.5),
-    Cell(1000, 0.04, 1.0, -1.0),
-    Cell(986, 0.0101, 1.0, -1.0),
-    Cell(1632, 0.006, 0.5, -0.5),
-    Cell(10000, 0.05, 1.0, -1.0),
-    Cell(50000, 0.05, 0.5, -0.5),
-    Cell(1000, 0.04, 1.0, -1.0, alpha=0.01),
+    Condition(1000, 0.035, 2.5, -2.5),
+    Condition(1632, 0.04, 2.5, -2.5),
+    Condition(1000, 0.04, 1.0, -1.0),
+    Condition(986, 0.0101, 1.0, -1.0),
+    Condition(1632, 0.006, 0.5, -0.5),
+    Condition(10000, 0.05, 1.0, -1.0),
+    Condition(50000, 0.05, 0.5, -0.5),
+    Condition(1000, 0.04, 1.0, -1.0, alpha=0.01),
 )
 CLUSTERED = (
-    Cell(600, 0.035, 2.5, -2.5, 5, 0.0),
-    Cell(600, 0.035, 2.5, -2.5, 5, 0.3),
-    Cell(600, 0.035, 2.5, -2.5, 5, 1.0),
-    Cell(200, 0.035, 2.0, -2.0, 5, 0.5),
-    Cell(5000, 0.04, 1.0, -1.0, 5, 0.5),
+    Condition(600, 0.035, 2.5, -2.5, 5, 0.0),
+    Condition(600, 0.035, 2.5, -2.5, 5, 0.3),
+    Condition(600, 0.035, 2.5, -2.5, 5, 1.0),
+    Condition(200, 0.035, 2.0, -2.0, 5, 0.5),
+    Condition(5000, 0.04, 1.0, -1.0, 5, 0.5),
 )
 _PARETO, _LOG_NORMAL = (
     skewed(stats.pareto(1.2), 2000, 60),
@@ -48,38 +48,42 @@ _PARETO, _LOG_NORMAL = (
 # The first four come from a report of false passes; in them nothing happens but that whole clusters
 # are lost.
 UNEQUAL = (
-    Cell(1000, 0.01, 1.0, -1.0, 1, 1.0, others=((40, 50),)),
-    Cell(300, 0.025, 2.5, -2.5, 1, 1.0, others=((20, 30),)),
-    Cell(200, 0.05, 5.0, -5.0, 1, 1.0, others=((20, 20),)),
-    Cell(600, 0.025, 2.5, -2.5, 5, 1.0, others=((20, 50),)),
-    Cell(1000, 0.06, 5.0, -5.0, 1, 0.5, others=((40, 50),)),
-    Cell(1000, 0.04, 2.5, -2.5, 1, 0.5, others=((200, 5),)),
-    Cell(_PARETO[0][0], 0.06, 5.0, -5.0, _PARETO[0][1], 1.0, others=_PARETO[1:]),
-    Cell(_PARETO[0][0], 0.06, 5.0, -5.0, _PARETO[0][1], 0.5, others=_PARETO[1:]),
-    Cell(_LOG_NORMAL[0][0], 0.06, 5.0, -5.0, _LOG_NORMAL[0][1], 1.0, others=_LOG_NORMAL[1:]),
-    Cell(_LOG_NORMAL[0][0], 0.06, 5.0, -5.0, _LOG_NORMAL[0][1], 0.3, others=_LOG_NORMAL[1:]),
+    Condition(1000, 0.01, 1.0, -1.0, 1, 1.0, others=((40, 50),)),
+    Condition(300, 0.025, 2.5, -2.5, 1, 1.0, others=((20, 30),)),
+    Condition(200, 0.05, 5.0, -5.0, 1, 1.0, others=((20, 20),)),
+    Condition(600, 0.025, 2.5, -2.5, 5, 1.0, others=((20, 50),)),
+    Condition(1000, 0.06, 5.0, -5.0, 1, 0.5, others=((40, 50),)),
+    Condition(1000, 0.04, 2.5, -2.5, 1, 0.5, others=((200, 5),)),
+    Condition(_PARETO[0][0], 0.06, 5.0, -5.0, _PARETO[0][1], 1.0, others=_PARETO[1:]),
+    Condition(_PARETO[0][0], 0.06, 5.0, -5.0, _PARETO[0][1], 0.5, others=_PARETO[1:]),
+    Condition(_LOG_NORMAL[0][0], 0.06, 5.0, -5.0, _LOG_NORMAL[0][1], 1.0, others=_LOG_NORMAL[1:]),
+    Condition(_LOG_NORMAL[0][0], 0.06, 5.0, -5.0, _LOG_NORMAL[0][1], 0.3, others=_LOG_NORMAL[1:]),
 )
 POWER = (
-    Cell(1000, 0.035, 2.5, -0.5),
-    Cell(1632, 0.04, 2.5, -0.75),
-    Cell(1000, 0.04, 1.5, 0.0),
-    Cell(10000, 0.05, 0.6, 0.0),
-    Cell(1000, 0.04, 1.0, -1.0 - 1.5),
-    Cell(1632, 0.06, 1.0, -1.0 - 1.0),
-    Cell(5000, 0.06, 1.0, -1.0 - 1.0),
-    Cell(600, 0.04, 2.5, -0.5, 5, 0.5),
+    Condition(1000, 0.035, 2.5, -0.5),
+    Condition(1632, 0.04, 2.5, -0.75),
+    Condition(1000, 0.04, 1.5, 0.0),
+    Condition(10000, 0.05, 0.6, 0.0),
+    Condition(1000, 0.04, 1.0, -1.0 - 1.5),
+    Condition(1632, 0.06, 1.0, -1.0 - 1.0),
+    Condition(5000, 0.06, 1.0, -1.0 - 1.0),
+    Condition(600, 0.04, 2.5, -0.5, 5, 0.5),
 )
 PEEKED = (
-    Cell(1000, 0.04, 1.0, -1.0),
-    Cell(2000, 0.05, 1.0, -1.0),
-    Cell(600, 0.04, 2.5, -2.5, 5, 0.5),
-    Cell(2000, 0.05, 2.0, 0.0),
-    Cell(2000, 0.05, 1.0, -3.5),
+    Condition(1000, 0.04, 1.0, -1.0),
+    Condition(2000, 0.05, 1.0, -1.0),
+    Condition(600, 0.04, 2.5, -2.5, 5, 0.5),
+    Condition(2000, 0.05, 2.0, 0.0),
+    Condition(2000, 0.05, 1.0, -3.5),
 )
 FAMILIES = (
-    (Cell(1000, 0.04, 1.0, -1.0),) * 3,
-    (Cell(1000, 0.04, 1.0, -1.0), Cell(1632, 0.04, 2.5, 0.0), Cell(1632, 0.04, 2.5, 0.0)),
-    tuple(Cell(1000, 0.04, 1.0, -1.0, alpha=alpha) for alpha in (0.05, 0.01, 0.001)),
+    (Condition(1000, 0.04, 1.0, -1.0),) * 3,
+    (
+        Condition(1000, 0.04, 1.0, -1.0),
+        Condition(1632, 0.04, 2.5, 0.0),
+        Condition(1632, 0.04, 2.5, 0.0),
+    ),
+    tuple(Condition(1000, 0.04, 1.0, -1.0, alpha=alpha) for alpha in (0.05, 0.01, 0.001)),
 )
 # Samples, mistake, true difference in points and its spread over checkpoints.
 PUBLISHED = tuple(
@@ -104,7 +108,7 @@ class Promises:
     def __init__(self) -> None:
         self.broken: list[str] = []
 
-    def held(self, rate: Rate, cell: Cell, what: str, alpha: float | None = None) -> str:
+    def held(self, rate: Rate, cell: Condition, what: str, alpha: float | None = None) -> str:
         """The rate as a table shows it, in bold where it is above *alpha*, or the cell's, beyond
         chance.
         """
@@ -139,18 +143,18 @@ def report(draws: int, seed: int, progress: bool = True) -> tuple[str, list[str]
     return _page(draws, seed, tables, promises.broken), promises.broken
 
 
-def _edge_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
+def _edge_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Row:
     m = measure(cell, draws, seed)
     both = promises.held(m.passed, cell, "false PASS"), promises.held(m.failed, cell, "false FAIL")
     return *_truth(cell), *both, f"{m.naive_passed.value:.2%}", f"{m.naive_failed.value:.2%}"
 
 
-def _clustered_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
+def _clustered_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Row:
     row = _edge_row(cell, draws, seed, promises)
     return *row[:4], f"{cell.groups} x {cell.size}", f"{cell.inflation:.1f}", *row[4:]
 
 
-def _unequal_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
+def _unequal_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Row:
     row = _edge_row(cell, draws, seed, promises)
     unchanged = measure(replace(cell, truth=0.0), max(draws // 10, 1), seed)
     kinds = [(cell.groups, cell.size), *cell.others]
@@ -161,7 +165,7 @@ def _unequal_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
     return *row[:4], clusters, f"{cell.together:.0%}", *row[4:], f"{unchanged.passed.value:.1%}"
 
 
-def _power_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
+def _power_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Row:
     m = measure(cell, draws, seed)
     wanted = "PASS" if cell.truth > -cell.points else "FAIL"
     right, wrong = (m.passed, m.failed) if wanted == "PASS" else (m.failed, m.passed)
@@ -179,7 +183,7 @@ def _power_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
     )
 
 
-def _peeked_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
+def _peeked_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Row:
     s = peek(cell, draws, seed)
     passed, failed = str(s.passed), str(s.failed)
     if cell.truth <= -cell.points:
@@ -198,7 +202,7 @@ def _peeked_row(cell: Cell, draws: int, seed: int, promises: Promises) -> Row:
     )
 
 
-def _family_row(cells: Sequence[Cell], draws: int, seed: int, promises: Promises) -> Row:
+def _family_row(cells: Sequence[Condition], draws: int, seed: int, promises: Promises) -> Row:
     j = join(cells, draws, seed)
     name = ", ".join(
         "at the edge" if c.truth == -c.points else f"{c.truth:+g} of {-c.points:+g}" for c in cells
@@ -227,7 +231,7 @@ def _published_row(
     return f"{n:,}", mistake or "none", f"{difference:+.2f}", f"{spread:.1f}", alarms, named
 
 
-def _truth(cell: Cell) -> tuple[str, ...]:
+def _truth(cell: Condition) -> tuple[str, ...]:
     return f"{cell.n:,}", f"{cell.discordance:.1%}", f"{cell.points:g}", f"{cell.alpha:g}"
 
 

@@ -6,7 +6,7 @@ thing itself (ModelOpt's functions, a recipe's file, the batches of the calibrat
 checkpoint or of a baseline) and never the gate's own decisions.
 """
 
-from harness.tools.faults.catalogue import CATALOGUE, Fault, Site, Where
+from harness.tools.faults.catalogue import CATALOGUE, Fault, FaultSite, Where
 
 # Importing a module of faults fills the catalogue, in the order of the data's way through the gate.
 from harness.tools.faults import arithmetic, recipe, modelopt, ranges, data, records, export  # isort: skip
@@ -14,7 +14,7 @@ from harness.tools.faults import arithmetic, recipe, modelopt, ranges, data, rec
 __all__ = [
     "CATALOGUE",
     "Fault",
-    "Site",
+    "FaultSite",
     "Where",
     "arithmetic",
     "data",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.tools.faults.catalogue import Site, Where, add, replaced
+from harness.tools.faults.catalogue import FaultSite, Where, add, replaced
 
 _ZERO = 2.0**-24
 Cast = Callable[[Tensor], Tensor]
@@ -93,8 +93,8 @@ def _half_away(y: Tensor) -> Tensor:
 
 def _planted(
     function: str, wrong: Callable[..., Tensor]
-) -> Callable[[Site], AbstractContextManager[None]]:
-    def plant(_: Site) -> AbstractContextManager[None]:
+) -> Callable[[FaultSite], AbstractContextManager[None]]:
+    def plant(_: FaultSite) -> AbstractContextManager[None]:
         from modelopt.torch.quantization import tensor_quant
 
         return replaced((tensor_quant, function, wrong))

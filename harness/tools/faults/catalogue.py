@@ -27,7 +27,7 @@ class Where(Enum):
 
 
 @dataclass
-class Site:
+class FaultSite:
     """Where one fault is planted: a folder of its own, and a copy of the clean baselines that it
     may damage.
 
@@ -41,7 +41,7 @@ class Site:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-Plant = Callable[[Site], AbstractContextManager[None]]
+Plant = Callable[[FaultSite], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Fault:
     recipe: str
     anew: frozenset[str]
 
-    def planted(self, site: Site) -> AbstractContextManager[None]:
+    def planted(self, site: FaultSite) -> AbstractContextManager[None]:
         """The defect, for as long as the block lasts."""
         return self.plant(site)
 
@@ -71,12 +71,12 @@ CATALOGUE: dict[str, Fault] = {}
 
 def fault(
     name: str, where: Where, origin: str, recipe: str = "fp8", anew: tuple[str, ...] = ()
-) -> Callable[[Callable[[Site], Iterator[None]]], Plant]:
+) -> Callable[[Callable[[FaultSite], Iterator[None]]], Plant]:
     """Register a generator function as a fault; the first line of its docstring says what it
     plants.
     """
 
-    def register(plant: Callable[[Site], Iterator[None]]) -> Plant:
+    def register(plant: Callable[[FaultSite], Iterator[None]]) -> Plant:
         what = (plant.__doc__ or "").strip().splitlines()[0]
         return add(name, where, origin, what, contextmanager(plant), recipe, anew)
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.tools.faults.catalogue import Site, Where, fault, replaced
+from harness.tools.faults.catalogue import FaultSite, Where, fault, replaced
 
 _MODEL = ("reference", "runs", "places", "calibration", "tasks")
 
 
 @fault("base model moved", Where.MODEL, "a hub checkpoint that was updated in place", anew=_MODEL)
-def _moved(_: Site) -> Iterator[None]:
+def _moved(_: FaultSite) -> Iterator[None]:
     """The reference's files hold other weights, so that its revision is another one."""
     from harness.models import references
 
@@ -38,7 +38,7 @@ def _moved(_: Site) -> Iterator[None]:
     "gelu for quick_gelu after an upgrade",
     anew=_MODEL,
 )
-def _activation(_: Site) -> Iterator[None]:
+def _activation(_: FaultSite) -> Iterator[None]:
     """The same files and the same releases compute another activation."""
     from harness.models import references
 
@@ -61,7 +61,7 @@ def _activation(_: Site) -> Iterator[None]:
     "another sample count under a fixed threshold",
     anew=("tasks", "runs"),
 )
-def _fewer(_: Site) -> Iterator[None]:
+def _fewer(_: FaultSite) -> Iterator[None]:
     """A classification task has half of its samples."""
     from harness.data import tasks
 
@@ -77,7 +77,7 @@ def _fewer(_: Site) -> Iterator[None]:
 
 
 @fault("labels shuffled", Where.DATA, "class: labels shuffled", anew=("tasks", "runs"))
-def _shuffled(_: Site) -> Iterator[None]:
+def _shuffled(_: FaultSite) -> Iterator[None]:
     """Every picture gets the label of another one, for the reference and the quantized model
     alike.
     """
@@ -97,7 +97,7 @@ def _shuffled(_: Site) -> Iterator[None]:
 
 
 @fault("class names off by one", Where.DATA, "an index that starts at one", anew=("tasks", "runs"))
-def _off_by_one(_: Site) -> Iterator[None]:
+def _off_by_one(_: FaultSite) -> Iterator[None]:
     """The quantized model is asked with the class names of the classes beside."""
     from harness.data import tasks
 
@@ -120,7 +120,7 @@ def _off_by_one(_: Site) -> Iterator[None]:
     Where.DATA,
     "the quantized model that was never put in the pipeline",
 )
-def _itself(_: Site) -> Iterator[None]:
+def _itself(_: FaultSite) -> Iterator[None]:
     """The evaluation of the quantized model runs with all its quantizers off."""
     from harness.quantization import quantize
 
@@ -137,7 +137,7 @@ def _itself(_: Site) -> Iterator[None]:
 
 
 @fault("quantized model sees other pixels", Where.DATA, "a deployment with its own preprocessing")
-def _other_pixels(_: Site) -> Iterator[None]:
+def _other_pixels(_: FaultSite) -> Iterator[None]:
     """Only the quantized model is evaluated on pictures that were not normalised."""
     from harness.data import tasks
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from harness.tools.faults.catalogue import Site, Where, add, replaced
+from harness.tools.faults.catalogue import FaultSite, Where, add, replaced
 
 #: recipes: attention quantized; the patch embedding left out; scales per channel
 _FP8, _WITHOUT_PATCHES, _INT8 = "fp8", "fp8-patch-embedding-fp16", "int8"
@@ -21,10 +21,10 @@ _PATCHES = "vision_model.embeddings.patch_embedding"
 Edit = Callable[[onnx.GraphProto], None]
 
 
-def _exported(edit: Edit) -> Callable[[Site], AbstractContextManager[None]]:
+def _exported(edit: Edit) -> Callable[[FaultSite], AbstractContextManager[None]]:
     """Every float32 vision tower goes through *edit* as it leaves the exporter."""
 
-    def plant(_: Site) -> AbstractContextManager[None]:
+    def plant(_: FaultSite) -> AbstractContextManager[None]:
         from harness.export import graph
 
         original = graph.tower
@@ -115,7 +115,7 @@ def _keys_for_values(graph: onnx.GraphProto) -> None:
     _reading(graph, "swapped", outputs[1])
 
 
-def _truncating(_: Site) -> AbstractContextManager[None]:
+def _truncating(_: FaultSite) -> AbstractContextManager[None]:
     """Weights' codes are rounded toward zero."""
     from harness.export.forms import Form
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from harness.models import families
 from harness.quantization.maps import tensor_quantizers
-from harness.tools.faults.catalogue import Site, Where, after_quantizing, enabled, fault, replaced
+from harness.tools.faults.catalogue import (
+    FaultSite,
+    Where,
+    after_quantizing,
+    enabled,
+    fault,
+    replaced,
+)
 
 _SDPA = F.scaled_dot_product_attention
 
@@ -45,7 +52,7 @@ def _around_sdpa(wrong: Callable[..., Tensor]) -> Any:
     Where.MODELOPT,
     "diffusers' class with another attention backend (S3)",
 )
-def _skipped(_: Site) -> Iterator[None]:
+def _skipped(_: FaultSite) -> Iterator[None]:
     """The attention quantizers are inserted and enabled, and scaled_dot_product_attention goes
     round them.
     """
@@ -63,7 +70,7 @@ def _plain_sdpa(*args: Any, **kwargs: Any) -> Tensor:
     "attn_implementation='eager' (S3)",
     anew=("reference", "runs", "places"),
 )
-def _eager(_: Site) -> Iterator[None]:
+def _eager(_: FaultSite) -> Iterator[None]:
     """The model is loaded with eager attention, which never reaches the four attention
     quantizers.
     """
@@ -81,7 +88,7 @@ def _eager(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "an attention module wrapped inside another one",
 )
-def _twice(_: Site) -> Iterator[None]:
+def _twice(_: FaultSite) -> Iterator[None]:
     """Query, key and value pass their quantizers twice."""
 
     def twice(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
@@ -98,7 +105,7 @@ def _twice(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "an attention module wrapped inside another one",
 )
-def _value_twice(_: Site) -> Iterator[None]:
+def _value_twice(_: FaultSite) -> Iterator[None]:
     """Only the value passes its quantizer twice, which changes no bit, as quantizing is
     idempotent.
     """
@@ -111,7 +118,7 @@ def _value_twice(_: Site) -> Iterator[None]:
 
 
 @fault("attention output not quantized", Where.MODELOPT, "ModelOpt's own attention class (S4)")
-def _no_output(_: Site) -> Iterator[None]:
+def _no_output(_: FaultSite) -> Iterator[None]:
     """The output of the second product never passes its quantizer."""
 
     def without(
@@ -128,7 +135,7 @@ def _no_output(_: Site) -> Iterator[None]:
 @fault(
     "causal mask lost", Where.MODELOPT, "a rewritten attention that drops is_causal and attn_mask"
 )
-def _no_mask(_: Site) -> Iterator[None]:
+def _no_mask(_: FaultSite) -> Iterator[None]:
     """The quantized text tower sees words that come later."""
 
     def unmasked(m: Any, original: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -145,7 +152,7 @@ def _no_mask(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "replace_function after a forward that raised (ModelOpt 0.47, S12)",
 )
-def _left_swapped(_: Site) -> Iterator[None]:
+def _left_swapped(_: FaultSite) -> Iterator[None]:
     """A quantized model raised in its forward, and every other one attends through that model's
     quantizers.
     """
@@ -174,7 +181,7 @@ def _raise(*_: Any) -> Tensor:
     Where.MODELOPT,
     "ModelOpt's own attention class, which quantizes the softmax (S12)",
 )
-def _softmax_swapped(_: Site) -> Iterator[None]:
+def _softmax_swapped(_: FaultSite) -> Iterator[None]:
     """A forward raised and torch's softmax is another function ever since, for every model of the
     process.
     """
@@ -192,7 +199,7 @@ def _softmax_swapped(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "a rewritten attention that passes no scale, or another one",
 )
-def _no_scale(_: Site) -> Iterator[None]:
+def _no_scale(_: FaultSite) -> Iterator[None]:
     """The quantized attention does not divide by the root of the head's width."""
 
     def unscaled(m: Any, original: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -207,7 +214,7 @@ def _no_scale(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "class: quantizers wired to each other's tensors",
 )
-def _exchanged(_: Site) -> Iterator[None]:
+def _exchanged(_: FaultSite) -> Iterator[None]:
     """The key passes the value's quantizer and the value the key's, after a right calibration."""
 
     def exchange(model: nn.Module) -> None:
@@ -227,7 +234,7 @@ def _exchanged(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "class: quantizers off after calibration",
 )
-def _disabled(_: Site) -> Iterator[None]:
+def _disabled(_: FaultSite) -> Iterator[None]:
     """All quantizers are calibrated, and off."""
 
     def switch_off(model: nn.Module) -> None:
@@ -239,7 +246,7 @@ def _disabled(_: Site) -> Iterator[None]:
 
 
 @fault("calibration never ends", Where.MODELOPT, "quantizers left in calibration mode")
-def _calibrating(_: Site) -> Iterator[None]:
+def _calibrating(_: FaultSite) -> Iterator[None]:
     """One layer's quantizers stay in calibration mode: enabled, called, with an amax, and
     quantizing nothing.
     """
@@ -254,7 +261,7 @@ def _calibrating(_: Site) -> Iterator[None]:
 
 
 @fault("quantizing switched off inside", Where.MODELOPT, "quantizers whose _if_quant stays False")
-def _if_quant(_: Site) -> Iterator[None]:
+def _if_quant(_: FaultSite) -> Iterator[None]:
     """Every attention quantizer is enabled, called and calibrated, and returns its input."""
 
     def hollow(model: nn.Module) -> None:
@@ -266,7 +273,7 @@ def _if_quant(_: Site) -> Iterator[None]:
 
 
 @fault("two places share one quantizer", Where.MODELOPT, "tied modules that are wrapped once")
-def _shared(_: Site) -> Iterator[None]:
+def _shared(_: FaultSite) -> Iterator[None]:
     """Query and key of each block pass one and the same quantizer."""
 
     def share(model: nn.Module) -> None:
@@ -279,7 +286,7 @@ def _shared(_: Site) -> Iterator[None]:
 
 
 @fault("auto-quantize leaves attention off", Where.MODELOPT, "auto_quantize (S9)")
-def _no_attention(_: Site) -> Iterator[None]:
+def _no_attention(_: FaultSite) -> Iterator[None]:
     """All attention quantizers end up disabled although the formats enabled them."""
 
     def switch_off(model: nn.Module) -> None:
@@ -291,7 +298,7 @@ def _no_attention(_: Site) -> Iterator[None]:
 
 
 @fault("folding switches input quantizers off", Where.MODELOPT, "class: folding does too much")
-def _fold_all(_: Site) -> Iterator[None]:
+def _fold_all(_: FaultSite) -> Iterator[None]:
     """The folded model that accuracy is measured on quantizes weights only."""
     import modelopt.torch.quantization as mtq
 
@@ -309,7 +316,7 @@ def _fold_all(_: Site) -> Iterator[None]:
 
 
 @fault("folding forgets to quantize", Where.MODELOPT, "class: folding does too little")
-def _fold_nothing(_: Site) -> Iterator[None]:
+def _fold_nothing(_: FaultSite) -> Iterator[None]:
     """Folding turns weight quantizers off and leaves the weights as they are."""
     import modelopt.torch.quantization as mtq
 
@@ -324,7 +331,7 @@ def _fold_nothing(_: Site) -> Iterator[None]:
 @fault(
     "SmoothQuant folded twice", Where.MODELOPT, "weights folded twice", recipe="int8-smoothquant"
 )
-def _smoothed_twice(_: Site) -> Iterator[None]:
+def _smoothed_twice(_: FaultSite) -> Iterator[None]:
     """SmoothQuant's scale multiplies the weights twice, and the inputs once."""
 
     def again(model: nn.Module) -> None:
@@ -344,7 +351,7 @@ def _smoothed_twice(_: Site) -> Iterator[None]:
     "a scale that is not restored",
     recipe="int8-smoothquant",
 )
-def _scale_lost(_: Site) -> Iterator[None]:
+def _scale_lost(_: FaultSite) -> Iterator[None]:
     """One layer's weights are smoothed and its inputs are not."""
 
     def lose(model: nn.Module) -> None:

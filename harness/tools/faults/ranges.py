@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.tools.faults.catalogue import (
-    Site,
+    FaultSite,
     Where,
     add,
     after_quantizing,
@@ -28,12 +28,12 @@ ONE_KEY = "vision_model.encoder.layers.0.self_attn.k_bmm_quantizer"
 
 def _amax(
     change: Callable[[Tensor], Tensor], *endings: str
-) -> Callable[[Site], AbstractContextManager[None]]:
+) -> Callable[[FaultSite], AbstractContextManager[None]]:
     """*change* every calibrated amax of the quantizers whose names end so, behind the setter's
     checks.
     """
 
-    def plant(_: Site) -> AbstractContextManager[None]:
+    def plant(_: FaultSite) -> AbstractContextManager[None]:
         def edit(model: nn.Module) -> None:
             for quantizer in enabled(model, *endings):
                 if getattr(quantizer, "_amax", None) is not None and not quantizer._amax.is_meta:
@@ -130,7 +130,7 @@ for _name, _clean, _what, _change, _ending in (
 
 
 @fault("two quantizers share one amax", Where.MODELOPT, "class: two quantizers sharing one amax")
-def _one_amax(_: Site) -> Iterator[None]:
+def _one_amax(_: FaultSite) -> Iterator[None]:
     """Key and value of one block have the query's range."""
 
     def share(model: nn.Module) -> None:
@@ -168,7 +168,7 @@ def _calibrated_on(change: Callable[[Batches], Batches]) -> AbstractContextManag
 @fault(
     "image normalisation wrong in calibration", Where.CALIBRATION, "ToTensor() without Normalize()"
 )
-def _not_normalised(_: Site) -> Iterator[None]:
+def _not_normalised(_: FaultSite) -> Iterator[None]:
     """Calibration sees pixels from 0 to 1, evaluation normalised ones."""
 
     def change(batches: Batches) -> Batches:
@@ -182,7 +182,7 @@ def _not_normalised(_: Site) -> Iterator[None]:
 
 
 @fault("colours exchanged in calibration", Where.CALIBRATION, "BGR for RGB (OpenCV's order)")
-def _bgr(_: Site) -> Iterator[None]:
+def _bgr(_: FaultSite) -> Iterator[None]:
     """Calibration sees pictures with red and blue exchanged."""
     with _calibrated_on(
         lambda batches: (b | {"pixel_values": b["pixel_values"].flip(1)} for b in batches)
@@ -195,7 +195,7 @@ def _bgr(_: Site) -> Iterator[None]:
     Where.CALIBRATION,
     "a generator that is empty from the second pass on",
 )
-def _one_batch(_: Site) -> Iterator[None]:
+def _one_batch(_: FaultSite) -> Iterator[None]:
     """Only the first batch is seen, whatever size was asked for."""
     import itertools
 
@@ -204,7 +204,7 @@ def _one_batch(_: Site) -> Iterator[None]:
 
 
 @fault("calibration on noise", Where.CALIBRATION, "dummy inputs left in a script")
-def _noise(_: Site) -> Iterator[None]:
+def _noise(_: FaultSite) -> Iterator[None]:
     """Pictures are Gaussian noise."""
 
     def change(batches: Batches) -> Batches:
@@ -220,7 +220,7 @@ def _noise(_: Site) -> Iterator[None]:
 
 
 @fault("calibration on empty captions", Where.CALIBRATION, "captions that were not found")
-def _no_words(_: Site) -> Iterator[None]:
+def _no_words(_: FaultSite) -> Iterator[None]:
     """Every caption consists of the same padding."""
     with _calibrated_on(
         lambda bs: (b | {"input_ids": b["input_ids"][:, -1:].expand_as(b["input_ids"])} for b in bs)
@@ -229,21 +229,21 @@ def _no_words(_: Site) -> Iterator[None]:
 
 
 @fault("text tower uncalibrated", Where.CALIBRATION, "an image-only calibration loop (S7)")
-def _images_only(_: Site) -> Iterator[None]:
+def _images_only(_: FaultSite) -> Iterator[None]:
     """Only pictures run through the model, so that the text tower's inputs run dynamic."""
     with _driven(lambda model, batch: model.get_image_features(pixel_values=batch["pixel_values"])):
         yield
 
 
 @fault("vision tower uncalibrated", Where.CALIBRATION, "a text-only calibration loop (S7)")
-def _words_only(_: Site) -> Iterator[None]:
+def _words_only(_: FaultSite) -> Iterator[None]:
     """Only captions run through the model."""
     with _driven(lambda model, batch: model.get_text_features(input_ids=batch["input_ids"])):
         yield
 
 
 @fault("no calibration at all", Where.CALIBRATION, "forward_loop=None (S7)")
-def _nothing(_: Site) -> Iterator[None]:
+def _nothing(_: FaultSite) -> Iterator[None]:
     """The loop runs nothing, and every input quantizer stays dynamic."""
     with _driven(lambda model, batch: None):
         yield
@@ -269,7 +269,7 @@ def _driven(step: Callable[[Any, dict[str, Tensor]], object]) -> AbstractContext
     "class: calibration data changed",
     anew=("calibration",),
 )
-def _other_data(_: Site) -> Iterator[None]:
+def _other_data(_: FaultSite) -> Iterator[None]:
     """Fewer pairs than the record was measured with are loaded."""
     from harness.data import calibration
 

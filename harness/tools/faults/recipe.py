@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from harness.tools.faults.catalogue import Site, Where, add, fault, replaced
+from harness.tools.faults.catalogue import FaultSite, Where, add, fault, replaced
 
 Entries = list[dict[str, Any]]
 Slip = Callable[[Entries], Entries]
@@ -41,11 +41,11 @@ def _renamed(old: str, new: str) -> Slip:
     return change
 
 
-def _written(slip: Slip) -> Callable[[Site], AbstractContextManager[None]]:
+def _written(slip: Slip) -> Callable[[FaultSite], AbstractContextManager[None]]:
     """The recipe's file, with a slip in it, takes the clean one's place under the same name."""
 
     @contextmanager
-    def plant(site: Site) -> Iterator[None]:
+    def plant(site: FaultSite) -> Iterator[None]:
         from harness.recipes import loading
 
         path = loading.load(site.recipe).path
@@ -60,11 +60,11 @@ def _written(slip: Slip) -> Callable[[Site], AbstractContextManager[None]]:
     return plant
 
 
-def _misread(slip: Slip) -> Callable[[Site], AbstractContextManager[None]]:
+def _misread(slip: Slip) -> Callable[[FaultSite], AbstractContextManager[None]]:
     """The file is right; what ModelOpt makes of it is not."""
 
     @contextmanager
-    def plant(_: Site) -> Iterator[None]:
+    def plant(_: FaultSite) -> Iterator[None]:
         from harness.quantization import quantize
 
         original = quantize.quantize
@@ -274,7 +274,7 @@ for _name, _clean, _what, _origin, _slip in _MISREAD:
 
 
 @fault("preset that skips the vision tower", Where.RECIPE, "every mtq.*_CFG preset since 0.45 (S1)")
-def _preset(site: Site) -> Iterator[None]:
+def _preset(site: FaultSite) -> Iterator[None]:
     """ModelOpt's own FP8 preset leaves the whole vision tower in FP16."""
     site.options["recipes"] = ("modelopt.torch.quantization:FP8_DEFAULT_CFG",)
     yield

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.tools.faults.catalogue import Site, Where, add, fault, replaced
+from harness.tools.faults.catalogue import FaultSite, Where, add, fault, replaced
 
 WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"
 AMAX = "vision_model.encoder.layers.1.mlp.fc1.input_quantizer._amax"
@@ -24,10 +24,10 @@ AMAX = "vision_model.encoder.layers.1.mlp.fc1.input_quantizer._amax"
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def _read_back(**other: Any) -> Callable[[Site], AbstractContextManager[None]]:
+def _read_back(**other: Any) -> Callable[[FaultSite], AbstractContextManager[None]]:
     """The fresh process reads the checkpoint in another way than it was written."""
 
-    def plant(_: Site) -> AbstractContextManager[None]:
+    def plant(_: FaultSite) -> AbstractContextManager[None]:
         from harness.checks import checkpoint
 
         original = checkpoint.restore_in_fresh_process
@@ -42,10 +42,10 @@ def _read_back(**other: Any) -> Callable[[Site], AbstractContextManager[None]]:
     return plant
 
 
-def _damaged(damage: Callable[[Path], None]) -> Callable[[Site], AbstractContextManager[None]]:
+def _damaged(damage: Callable[[Path], None]) -> Callable[[FaultSite], AbstractContextManager[None]]:
     """*damage* happens to the folder after the model was saved into it."""
 
-    def plant(_: Site) -> AbstractContextManager[None]:
+    def plant(_: FaultSite) -> AbstractContextManager[None]:
         from harness.checks import checkpoint
 
         original = checkpoint.save
@@ -131,18 +131,18 @@ for _name, _origin, _what, _plant in (
 # -- baselines -------------------------------------------------------------------------------------
 
 
-def _record(site: Site, recipe: str | None = None) -> Path:
+def _record(site: FaultSite, recipe: str | None = None) -> Path:
     """The record of the clean run."""
     (path,) = (site.baselines / "embedded" / (recipe or site.recipe)).glob("record@*.json")
     return path
 
 
-def _outcomes(site: Site) -> Path:
+def _outcomes(site: FaultSite) -> Path:
     (path,) = _record(site).parent.glob("outcomes-*.safetensors")
     return path
 
 
-def _sealed(site: Site, change: Callable[[Any], Any]) -> None:
+def _sealed(site: FaultSite, change: Callable[[Any], Any]) -> None:
     """Put a changed record into the store as the store itself writes it: intact, and not what was
     measured.
     """
@@ -156,7 +156,7 @@ def _sealed(site: Site, change: Callable[[Any], Any]) -> None:
 
 
 @fault("baseline edited", Where.BASELINE, "references lowered by hand to make CI green")
-def _edited(site: Site) -> Iterator[None]:
+def _edited(site: FaultSite) -> Iterator[None]:
     """A number in the record was changed in an editor."""
     path = _record(site)
     content = json.loads(path.read_text())
@@ -178,7 +178,7 @@ def _edited(site: Site) -> Iterator[None]:
 
 
 @fault("outcomes truncated", Where.BASELINE, "a write that was cut off, a full disk")
-def _truncated(site: Site) -> Iterator[None]:
+def _truncated(site: FaultSite) -> Iterator[None]:
     """The outcomes file ends in the middle."""
     path = _outcomes(site)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -186,21 +186,21 @@ def _truncated(site: Site) -> Iterator[None]:
 
 
 @fault("outcomes lost", Where.BASELINE, "a file that was not added to the commit")
-def _lost(site: Site) -> Iterator[None]:
+def _lost(site: FaultSite) -> Iterator[None]:
     """The record is there, its outcomes file is not."""
     _outcomes(site).unlink()
     yield
 
 
 @fault("outcomes file is a pointer", Where.BASELINE, "Git LFS that was not fetched")
-def _pointer(site: Site) -> Iterator[None]:
+def _pointer(site: FaultSite) -> Iterator[None]:
     """The outcomes file holds three lines of text instead of its content."""
     _outcomes(site).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     yield
 
 
 @fault("baseline of another recipe", Where.BASELINE, "a record copied from folder to folder")
-def _copied(site: Site) -> Iterator[None]:
+def _copied(site: FaultSite) -> Iterator[None]:
     """The recipe's folder holds the record of INT8."""
     here, other = _record(site).parent, _record(site, "int8").parent
     shutil.rmtree(here)
@@ -213,7 +213,7 @@ def _copied(site: Site) -> Iterator[None]:
     Where.BASELINE,
     "a baseline that silently belongs to another version",
 )
-def _release(site: Site) -> Iterator[None]:
+def _release(site: FaultSite) -> Iterator[None]:
     """The record was measured with another ModelOpt."""
 
     def older(record: Any) -> Any:
@@ -227,7 +227,7 @@ def _release(site: Site) -> Iterator[None]:
 
 
 @fault("baseline of other outcomes", Where.BASELINE, "references lowered by hand to make CI green")
-def _lowered(site: Site) -> Iterator[None]:
+def _lowered(site: FaultSite) -> Iterator[None]:
     """An intact record says that the quantized model lost 1 % more samples than it did."""
 
     def lower(record: Any) -> Any:
@@ -249,7 +249,7 @@ def _with_losses(task: Any) -> Any:
 
 
 @fault("baseline removed", Where.BASELINE, "a renamed recipe")
-def _removed(site: Site) -> Iterator[None]:
+def _removed(site: FaultSite) -> Iterator[None]:
     """There is no record."""
     shutil.rmtree(_record(site).parent)
     yield

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.baselines import differences, overlay
-from harness.baselines.differences import Outcome, Record, Way
-from harness.baselines.overlay import REFUSED, Finding
+from harness.baselines.differences import ExpectedDifference, OutcomeDifference, Way
+from harness.baselines.overlay import REFUSED, OverlayFinding
 from harness.formats import deviations
 from harness.pull_requests import effect
 from harness.pull_requests.effect import Effect
 from harness.quantization import maps
 from harness.tools.versions import measurement
-from harness.tools.versions.measurement import Measurement, Subject
+from harness.tools.versions.measurement import ReleaseMeasurement, SubjectState
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Checked:
 
     way: Way
     met: Mapping[str, int]
-    findings: tuple[tuple[Finding, tuple[str, ...]], ...]
+    findings: tuple[tuple[OverlayFinding, tuple[str, ...]], ...]
 
-    def lines(self, records: Iterable[Record]) -> list[str]:
+    def lines(self, records: Iterable[ExpectedDifference]) -> list[str]:
         """The whole result for a person."""
         found = [str(self.way), *(met_lines(self.met, records) or ["no difference is expected"])]
         for finding, where in self.findings:
@@ -34,7 +34,7 @@ class Checked:
         return [*found, "", *drafted] if drafted else found
 
 
-def met_lines(met: Mapping[str, int], records: Iterable[Record]) -> list[str]:
+def met_lines(met: Mapping[str, int], records: Iterable[ExpectedDifference]) -> list[str]:
     """A line for each record that was met: its name, how much it changed, and why."""
     reasons = {record.name: record.difference for record in records}
     return [
@@ -46,16 +46,19 @@ def met_lines(met: Mapping[str, int], records: Iterable[Record]) -> list[str]:
 
 
 def check(
-    fresh: Measurement, base: Measurement, records: Sequence[Record], device: str = "cpu"
+    fresh: ReleaseMeasurement,
+    base: ReleaseMeasurement,
+    records: Sequence[ExpectedDifference],
+    device: str = "cpu",
 ) -> Checked:
     """Hold *fresh*, measured here, against *base* with the expected differences of all releases
     between them.
     """
     way = differences.way(records, base.versions, fresh.versions)
     met: Counter[str] = Counter()
-    found: dict[Finding, list[str]] = defaultdict(list)
+    found: dict[OverlayFinding, list[str]] = defaultdict(list)
 
-    def take(where: str, done: tuple[Mapping[str, int], Iterable[Finding]]) -> None:
+    def take(where: str, done: tuple[Mapping[str, int], Iterable[OverlayFinding]]) -> None:
         met.update(done[0])
         for finding in done[1]:
             found[finding].append(where)
@@ -65,7 +68,9 @@ def check(
         if old is None or new is None:
             what = f"{name} is in one of the two measurements only"
             found[
-                Finding(what, ("Measure the other release with this version of the harness.",))
+                OverlayFinding(
+                    what, ("Measure the other release with this version of the harness.",)
+                )
             ].append(name)
             continue
         for where, done in _subject(name, old, new, way):
@@ -82,13 +87,14 @@ def check(
 
 
 def _subject(
-    name: str, old: Subject, new: Subject, way: Way
-) -> Iterable[tuple[str, tuple[Mapping[str, int], Iterable[Finding]]]]:
+    name: str, old: SubjectState, new: SubjectState, way: Way
+) -> Iterable[tuple[str, tuple[Mapping[str, int], Iterable[OverlayFinding]]]]:
     """Where, and what, of one subject: its outcome where a record speaks of that or a release
     refuses it, else maps.
     """
     spoken = any(
-        isinstance(s.difference, Outcome) and differences.any_of(s.difference.subjects, name)
+        isinstance(s.difference, OutcomeDifference)
+        and differences.any_of(s.difference.subjects, name)
         for s in way.steps
     )
     if spoken or REFUSED in old.outcome + new.outcome:
@@ -99,13 +105,13 @@ def _subject(
         yield f"{name} on {architecture}", (laid.met, laid.findings)
 
 
-def effects(base: Measurement, fresh: Measurement) -> list[Effect]:
+def effects(base: ReleaseMeasurement, fresh: ReleaseMeasurement) -> list[Effect]:
     """What changes from one release to another, subjects that change alike together; nothing for
     those that do not.
     """
     alike: dict[tuple[tuple[tuple[str, ...], ...], tuple[str, ...]], list[str]] = defaultdict(list)
     for name in dict.fromkeys([*base.subjects, *fresh.subjects]):
-        old, new = (m.subjects.get(name, Subject("not measured", {})) for m in (base, fresh))
+        old, new = (m.subjects.get(name, SubjectState("not measured", {})) for m in (base, fresh))
         if REFUSED in old.outcome + new.outcome or not (old.maps and new.maps):
             beyond: tuple[str, ...] = (
                 (f"{old.outcome} to {new.outcome}",) if old.outcome != new.outcome else ()

@@ -68,7 +68,7 @@ PLACES = {attention: differences.subject("places", attention) for attention in A
 
 
 @dataclass(frozen=True)
-class Subject:
+class SubjectState:
     """What became of one recipe, preset or dict: its outcome in words, and its map by architecture
     if it was taken.
     """
@@ -78,13 +78,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class ReleaseMeasurement:
     """One release: the versions that were installed, what became of each subject, the state of each
     deviation.
     """
 
     versions: Mapping[str, str]
-    subjects: Mapping[str, Subject]
+    subjects: Mapping[str, SubjectState]
     deviations: Mapping[str, str]
 
     @property
@@ -92,7 +92,7 @@ class Measurement:
         """ModelOpt's."""
         return self.versions["nvidia-modelopt"]
 
-    def only(self, glob: str) -> Measurement:
+    def only(self, glob: str) -> ReleaseMeasurement:
         """The same with the subjects that *glob* means."""
         return replace(
             self, subjects={n: s for n, s in self.subjects.items() if fnmatch.fnmatchcase(n, glob)}
@@ -107,7 +107,7 @@ def references() -> dict[str, str]:
     return own | presets | dicts | {name: name for name in MODELOPT_RECIPES}
 
 
-def measure(say: Callable[[str], object] = lambda _: None) -> Measurement:
+def measure(say: Callable[[str], object] = lambda _: None) -> ReleaseMeasurement:
     """Measure the installed release; *say* gets the name of each subject before it takes its
     seconds.
     """
@@ -116,25 +116,25 @@ def measure(say: Callable[[str], object] = lambda _: None) -> Measurement:
     for attention, name in PLACES.items():
         say(name)
         maps = {a: _map(partial(quantize.insert, b, attention)) for a, b in blanks.items()}
-        found[name] = Subject(f"{len(maps[ARCHITECTURES[0]])} quantizers inserted", maps)
+        found[name] = SubjectState(f"{len(maps[ARCHITECTURES[0]])} quantizers inserted", maps)
     for name, reference in references().items():
         say(name)
         found[name] = subject(reference, blanks)
     say("known deviations")
     with quiet():
         states = {known.name: known.state() for known in deviations.KNOWN}
-    return Measurement(environment.versions(), found, states)
+    return ReleaseMeasurement(environment.versions(), found, states)
 
 
-def subject(reference: str, blanks: Mapping[str, nn.Module]) -> Subject:
+def subject(reference: str, blanks: Mapping[str, nn.Module]) -> SubjectState:
     """What the installed release makes of a recipe on architectures without weights."""
     try:
         recipe = loading.load(reference, finding.HERE if _own(reference) else None)
         maps = {a: _map(partial(quantize.structure, b, recipe)) for a, b in blanks.items()}
     except (UsageError, quantize.QuantizationError) as error:
-        return Subject(REFUSED + _plain(str(error)).partition(". ")[0], {})
+        return SubjectState(REFUSED + _plain(str(error)).partition(". ")[0], {})
     on = [q.tower for q in maps[ARCHITECTURES[0]] if q.enabled]
-    return Subject(f"{on.count('vision')} vision, {on.count('text')} text quantizers on", maps)
+    return SubjectState(f"{on.count('vision')} vision, {on.count('text')} text quantizers on", maps)
 
 
 def _own(reference: str) -> bool:
@@ -189,7 +189,7 @@ def path_of(release: str, baselines: Path) -> Path:
     return baselines / differences.FOLDER / f"{release}.json"
 
 
-def write(measurement: Measurement, path: Path) -> None:
+def write(measurement: ReleaseMeasurement, path: Path) -> None:
     """Write *measurement*, the names of alike quantizers folded; equal measurements give equal
     files.
     """
@@ -205,7 +205,7 @@ def write(measurement: Measurement, path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> Measurement:
+def read(path: Path) -> ReleaseMeasurement:
     """A measurement from its file.
 
     Raises:
@@ -215,25 +215,25 @@ def read(path: Path) -> Measurement:
     content = files.read_json(path, dict[str, Any], limit=files.MAX_MEASURED, fix=fix)
     try:
         subjects = {
-            name: Subject(
+            name: SubjectState(
                 str(one["outcome"]), {a: _map_of(groups) for a, groups in one["maps"].items()}
             )
             for name, one in content["subjects"].items()
         }
-        return Measurement(dict(content["versions"]), subjects, dict(content["deviations"]))
+        return ReleaseMeasurement(dict(content["versions"]), subjects, dict(content["deviations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             path, f"is not a measurement of a release ({type(error).__name__}: {error})", fix
         ) from error
 
 
-def every(baselines: Path) -> tuple[Measurement, ...]:
+def every(baselines: Path) -> tuple[ReleaseMeasurement, ...]:
     """All measurements under the folder of *baselines*, oldest release first."""
     found = [read(path) for path in (baselines / differences.FOLDER).glob("*.json")]
     return tuple(sorted(found, key=lambda m: differences.release(m.release)))
 
 
-def find(name: str, baselines: Path) -> Measurement:
+def find(name: str, baselines: Path) -> ReleaseMeasurement:
     """The measurement that *name* means: a file, or a release such as 0.44 (of several patches the
     newest).
 

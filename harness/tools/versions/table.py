@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from harness.baselines.differences import Record, release
+from harness.baselines.differences import ExpectedDifference, release
 from harness.baselines.overlay import REFUSED
 from harness.formats import deviations
 from harness.quantization.maps import ATTENTION_KINDS, QuantizerMap
 from harness.tools import pages
 from harness.tools.versions import check, measurement
-from harness.tools.versions.measurement import OWN, PLACES, Measurement
+from harness.tools.versions.measurement import OWN, PLACES, ReleaseMeasurement
 
 _EMBEDDED, _LARGE = measurement.ARCHITECTURES
 _HEAD = """\
@@ -38,7 +38,7 @@ them. For any two releases, and on the embedded architecture too: `python -m har
 Row = tuple[str, list[str]]
 
 
-def render(measured: Sequence[Measurement], records: Sequence[Record]) -> str:
+def render(measured: Sequence[ReleaseMeasurement], records: Sequence[ExpectedDifference]) -> str:
     """The page, from *measured* (oldest first) and the expected differences."""
     packages = [p for p in measured[-1].versions if p != "nvidia-modelopt"]
     others = ", ".join(
@@ -53,7 +53,7 @@ def render(measured: Sequence[Measurement], records: Sequence[Record]) -> str:
     return "\n".join(parts) + pages.footer("versions.md")
 
 
-def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Row]]]:
+def _tables(measured: Sequence[ReleaseMeasurement]) -> list[tuple[str, list[Row]]]:
     def row(name: str, show: Callable[..., str], *more: str) -> Row:
         return name, [show(m, *more) for m in measured]
 
@@ -91,25 +91,25 @@ def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _inserted(m: Measurement, module_class: str) -> str:
+def _inserted(m: ReleaseMeasurement, module_class: str) -> str:
     return str(sum(module_class in ("*", q.module_class) for q in _places(m, "diffusers")))
 
 
-def _attention(m: Measurement, attention: str) -> str:
+def _attention(m: ReleaseMeasurement, attention: str) -> str:
     kinds = {q.kind for q in _places(m, attention) if q.module_kind == "attention"}
     return " ".join(kind.removesuffix("_bmm") for kind in ATTENTION_KINDS if kind in kinds)
 
 
-def _deviation(m: Measurement, name: str) -> str:
+def _deviation(m: ReleaseMeasurement, name: str) -> str:
     state = m.deviations[name]
     return f"fails ({state.split(':')[1].strip()})" if state.startswith("fails: ") else state
 
 
-def _places(m: Measurement, attention: str) -> QuantizerMap:
+def _places(m: ReleaseMeasurement, attention: str) -> QuantizerMap:
     return m.subjects[PLACES[attention]].maps[_LARGE]
 
 
-def _taken(m: Measurement, name: str) -> str:
+def _taken(m: ReleaseMeasurement, name: str) -> str:
     """What a release made of a subject, in the width of a table's cell."""
     subject = m.subjects[name]
     if subject.outcome.startswith(REFUSED):
@@ -138,7 +138,9 @@ def _markdown(releases: Sequence[str], rows: Sequence[Row]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _step(before: Measurement, after: Measurement, records: Sequence[Record]) -> str:
+def _step(
+    before: ReleaseMeasurement, after: ReleaseMeasurement, records: Sequence[ExpectedDifference]
+) -> str:
     """One release to the next: the differences of the maps, and who expects them."""
     start, end = release(before.release), release(after.release)
     mine = [

@@ -19,7 +19,7 @@ from harness.data import calibration
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Outcomes, TaskRun
 from harness.diagnosis import qat
-from harness.diagnosis.qat import Settings, Trained
+from harness.diagnosis.qat import Trained, TuningSettings
 from harness.errors import UsageError
 from harness.gate.case import Case
 from harness.gate.options import Options
@@ -33,7 +33,7 @@ from harness.statistics import verdicts
 from harness.statistics.verdicts import Budget
 
 CPU = torch.device("cpu")
-FEW = Settings(steps=3, batch_size=16)
+FEW = TuningSettings(steps=3, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_more_steps_than_an_epoch_has(quantized: torch.nn.Module, pairs: Calibra
     """After the last whole batch the pairs come again, in another order; an incomplete batch is
     left out.
     """
-    how = Settings(steps=5, batch_size=20)
+    how = TuningSettings(steps=5, batch_size=20)
 
     batches = list(qat._batches(pairs, how, CPU))
 
@@ -147,7 +147,7 @@ def test_the_option_bounds_the_pairs_of_a_step(monkeypatch: pytest.MonkeyPatch) 
     """
     sizes = []
 
-    def train(model: Any, pairs: Any, how: Settings, progress: bool) -> Trained:
+    def train(model: Any, pairs: Any, how: TuningSettings, progress: bool) -> Trained:
         sizes.append(how.batch_size)
         return Trained(model, ())
 

@@ -21,9 +21,9 @@ from slicing import CPU, RECIPE, ROWS, assert_equal
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
 from harness.errors import UsageError
 from harness.evaluation import cluster, environment, shards
-from harness.evaluation.cluster import Cluster, ClusterError, Order
+from harness.evaluation.cluster import Cluster, ClusterError, SliceOrder
 from harness.evaluation.evaluators import Alone, Sliced
-from harness.evaluation.shards import Store
+from harness.evaluation.shards import ShardStore
 from harness.evaluation.subjects import Quantization, state_digest
 from harness.gate.case import Case
 from harness.gate.options import Options
@@ -122,7 +122,7 @@ def case(gate: Gate) -> Case:
     return gate.cases()[0]
 
 
-def evaluator(folder: Path, store: Store | None = None) -> Sliced:
+def evaluator(folder: Path, store: ShardStore | None = None) -> Sliced:
     """An evaluator on the cluster, which cuts the larger task into four and two."""
     engine = Cluster("local", CPU, ROWS, folder / "data")
     return Sliced(engine, CPU, ROWS, store, pictures=256, prompts=150)
@@ -150,15 +150,15 @@ def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> No
 
 
 @pytest.fixture
-def order(gate: Gate, case: Case, folder: Path) -> Order:
+def order(gate: Gate, case: Case, folder: Path) -> SliceOrder:
     """An order for a part of the reference's answers."""
     engine = Cluster("local", CPU, ROWS, folder / "data")
     task = case.tasks[1]
-    found: Order = engine._orders(case.shared.subject)(shards.Slice(task, "images", 2, 5))
+    found: SliceOrder = engine._orders(case.shared.subject)(shards.Slice(task, "images", 2, 5))
     return found
 
 
-def test_an_order_is_carried_out(gate: Gate, case: Case, order: Order) -> None:
+def test_an_order_is_carried_out(gate: Gate, case: Case, order: SliceOrder) -> None:
     """A worker that has all that the order names answers with the slice's embeddings."""
     whole = gate.evaluator.embed(case.shared.subject, case.tasks[1], "images")
 
@@ -181,7 +181,7 @@ def test_an_order_is_carried_out(gate: Gate, case: Case, order: Order) -> None:
         "sources of harness and ModelOpt",
     ],
 )
-def test_a_worker_says_what_differs(name: str, order: Order) -> None:
+def test_a_worker_says_what_differs(name: str, order: SliceOrder) -> None:
     """Where anything that the answer hangs on is another, the worker names it and computes
     nothing.
     """
@@ -196,7 +196,7 @@ def test_a_worker_says_what_differs(name: str, order: Order) -> None:
     )
 
 
-def test_other_ranges_than_were_sent_are_refused(gate: Gate, case: Case, order: Order) -> None:
+def test_other_ranges_than_were_sent_are_refused(gate: Gate, case: Case, order: SliceOrder) -> None:
     """A quantized model that arrives with other calibrated ranges than its digest says is not
     evaluated.
     """
@@ -222,7 +222,7 @@ def test_a_killed_worker_changes_nothing(
     one process.
     """
     expected = case.reference_runs, case.quantized_runs
-    found = evaluator(folder, Store(tmp_path, "run"))
+    found = evaluator(folder, ShardStore(tmp_path, "run"))
 
     reference = found.evaluate(case.shared.subject, case.tasks)
     before = (folder / "log").read_text().splitlines()

@@ -27,7 +27,7 @@ from harness.data import inputs, tasks
 from harness.data.tasks import Task, TaskRun
 from harness.evaluation import early, environment, shards
 from harness.evaluation.evaluators import Alone, Here, Sliced
-from harness.evaluation.shards import Floats, Slice, Store
+from harness.evaluation.shards import Floats, ShardStore, Slice
 from harness.evaluation.subjects import Subject, state_digest
 from harness.gate.options import Options
 from harness.gate.session import Gate
@@ -55,7 +55,9 @@ class Counting(Here):
             yield one, array
 
 
-def sliced(store: Store | None, batch_size: int = ROWS, **more: Any) -> tuple[Sliced, Computed]:
+def sliced(
+    store: ShardStore | None, batch_size: int = ROWS, **more: Any
+) -> tuple[Sliced, Computed]:
     """An evaluator that cuts tasks small, and what it has computed."""
     engine = Counting(batch_size)
     return Sliced(engine, CPU, batch_size, store, **(SIZES | more)), engine.computed
@@ -169,10 +171,10 @@ def test_what_is_there_is_not_computed_again(
     """A second process of the same run takes every shard, bit for bit; one of a later run says that
     it did.
     """
-    first, computed = sliced(Store(tmp_path, "run"))
+    first, computed = sliced(ShardStore(tmp_path, "run"))
     first.evaluate(subject, [hundred])
-    again, more = sliced(Store(tmp_path, "run"))
-    later, none = sliced(Store(tmp_path, "another run"))
+    again, more = sliced(ShardStore(tmp_path, "run"))
+    later, none = sliced(ShardStore(tmp_path, "another run"))
 
     assert_equal(whole, again.evaluate(subject, [hundred])["emoji100"])
     assert_equal(whole, later.evaluate(subject, [hundred])["emoji100"])
@@ -189,14 +191,14 @@ def test_a_damaged_shard_is_computed_again(
     """A shard that is cut short, empty, changed in one bit, or no shard at all is named and
     computed again.
     """
-    sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
+    sliced(ShardStore(tmp_path, "one"))[0].evaluate(subject, [hundred])
     files = sorted(tmp_path.rglob("*.safetensors"))
     content = files[0].read_bytes()
     files[0].write_bytes(content[:-100])
     files[1].write_bytes(b"")
     files[2].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     files[3].write_text("{}")
-    evaluator, computed = sliced(Store(tmp_path, "two"))
+    evaluator, computed = sliced(ShardStore(tmp_path, "two"))
 
     assert_equal(whole, evaluator.evaluate(subject, [hundred])["emoji100"])
     assert len(computed) == 4
@@ -204,7 +206,7 @@ def test_a_damaged_shard_is_computed_again(
     assert [note.partition(": is damaged")[0] for note in notes[1:]] == [
         str(file) for file in files[:4]
     ]
-    assert sliced(Store(tmp_path, "three"))[0].evaluate(subject, [hundred])
+    assert sliced(ShardStore(tmp_path, "three"))[0].evaluate(subject, [hundred])
     assert sorted(tmp_path.rglob(".part-*")) == []
 
 
@@ -263,7 +265,7 @@ def run(
     said.
     """
     size = options.get("batch_size", ROWS)
-    evaluator, computed = sliced(None if kept is None else Store(kept, name), size)
+    evaluator, computed = sliced(None if kept is None else ShardStore(kept, name), size)
     fixed = Options(
         recipes=(str(folder / "mine.yaml"),),
         clip_models=(str(folder / "clip"),),
@@ -318,10 +320,10 @@ def test_a_model_changed_in_memory_is_something_else(
     """A weight that is another in this process alone, or a quantizer switched off, binds shards as
     well.
     """
-    sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
+    sliced(ShardStore(tmp_path, "one"))[0].evaluate(subject, [hundred])
     model = copy.deepcopy(subject.model)
     next(model.parameters()).data.view(-1)[0] += 1
-    evaluator, computed = sliced(Store(tmp_path, "two"))
+    evaluator, computed = sliced(ShardStore(tmp_path, "two"))
     evaluator.evaluate(Subject(subject.reference, model), [hundred])
 
     assert len(computed) == 6
@@ -339,9 +341,9 @@ def test_other_sources_are_something_else(
     """An edited checkout of the harness or of ModelOpt keeps its release; shards of before the edit
     are left out.
     """
-    sliced(Store(tmp_path, "one"))[0].evaluate(subject, [hundred])
+    sliced(ShardStore(tmp_path, "one"))[0].evaluate(subject, [hundred])
     monkeypatch.setattr(environment, "sources", lambda: "another digest")
-    evaluator, computed = sliced(Store(tmp_path, "two"))
+    evaluator, computed = sliced(ShardStore(tmp_path, "two"))
 
     evaluator.evaluate(subject, [hundred])
 
@@ -354,7 +356,7 @@ def test_a_folder_that_takes_no_file_costs_nothing_but_a_note(
 ) -> None:
     """Where nothing can be kept the run goes on, and says so."""
     (tmp_path / "file").write_text("")
-    evaluator, computed = sliced(Store(tmp_path / "file", "run"))
+    evaluator, computed = sliced(ShardStore(tmp_path / "file", "run"))
 
     assert_equal(whole, evaluator.evaluate(subject, [hundred])["emoji100"])
     assert len(computed) == 6
@@ -367,7 +369,7 @@ def test_only_what_a_run_touched_is_discarded(
     """A run that came to its end takes its own shards with it and no other's."""
     kept = tmp_path / shards._name("embedded") / "another recipe"
     kept.mkdir(parents=True)
-    store = Store(tmp_path, "run")
+    store = ShardStore(tmp_path, "run")
     sliced(store)[0].evaluate(subject, [hundred])
 
     shards.discard(store.touched)
@@ -391,7 +393,7 @@ def evaluate_until_killed(folder: Path, held: Any) -> None:
             yield from super().compute(subject, slices)
 
     reference = references.load("embedded", CPU)
-    evaluator = Sliced(Stopping(ROWS), CPU, ROWS, Store(folder, "run"), **SIZES)
+    evaluator = Sliced(Stopping(ROWS), CPU, ROWS, ShardStore(folder, "run"), **SIZES)
     evaluator.evaluate(Subject(reference, reference.model), [part_of_hundred(reference)])
 
 
@@ -405,7 +407,7 @@ def test_a_process_that_dies_with_a_claim_is_taken_over_from(
     held = context.Event()
     other = context.Process(target=evaluate_until_killed, args=(tmp_path, held))
     other.start()
-    evaluator, computed = sliced(Store(tmp_path, "run"))
+    evaluator, computed = sliced(ShardStore(tmp_path, "run"))
 
     def kill() -> None:
         while len(computed) < 3:  # all that is left but the shard that the other one holds
@@ -445,7 +447,7 @@ def test_blocks_of_an_early_stop_are_shared(
     alone = early.Evaluation(functools.partial(Alone(ROWS).embed, subject), task)
     counts = []
     for _ in range(2):
-        evaluator, computed = sliced(Store(tmp_path, "run"))
+        evaluator, computed = sliced(ShardStore(tmp_path, "run"))
         shared = early.Evaluation(functools.partial(evaluator.embed, subject), task)
         for number, block in enumerate(blocks):
             assert_equal(alone.run(number, block), shared.run(number, block))

@@ -28,7 +28,7 @@ from harness.models import families
 from harness.quantization import quantize
 from harness.quantization.observations import observe
 from harness.recipes import loading
-from harness.tools.faults import CATALOGUE, Site, Where
+from harness.tools.faults import CATALOGUE, FaultSite, Where
 
 #: fault -> the rule that names it, or "parity"
 NAMED = {
@@ -79,7 +79,7 @@ def test_fault_of_export_is_named(
     fault = CATALOGUE[name]
     clean = int8 if fault.recipe == "int8" else fp8
 
-    with fault.planted(Site(tmp_path, tmp_path, fault.recipe)):
+    with fault.planted(FaultSite(tmp_path, tmp_path, fault.recipe)):
         exports = Exports(clean.model, clean.inputs)
         rules = {problem.rule for problem in exports.problems("vision", torch.float32)}
         if NAMED[name] == "parity":

@@ -20,7 +20,7 @@ from harness.lint import formats
 from harness.lint.command import main
 from harness.lint.known import installed, releases
 from harness.lint.rules import RULES
-from harness.lint.run import LintProblem, Outcome, lint
+from harness.lint.run import LintOutcome, LintProblem, lint
 from harness.recipes import judged
 from harness.recipes.finding import HERE, installed_root
 
@@ -54,7 +54,7 @@ def put(path: Path, text: str) -> Path:
     return path
 
 
-def errors(outcome: Outcome) -> list[tuple[str, int, int, str]]:
+def errors(outcome: LintOutcome) -> list[tuple[str, int, int, str]]:
     """(file, line, column, rule) of each problem that is not a note."""
     return [
         (Path(p.path).name, p.line, p.column, p.rule)
@@ -63,7 +63,7 @@ def errors(outcome: Outcome) -> list[tuple[str, int, int, str]]:
     ]
 
 
-def notes(outcome: Outcome) -> set[tuple[int, str]]:
+def notes(outcome: LintOutcome) -> set[tuple[int, str]]:
     """(line, rule) of each note."""
     return {(p.line, p.rule) for p in outcome.problems if p.level == "note"}
 

@@ -556,7 +556,7 @@ def test_what_is_needed_first_is_shown_first() -> None:
     """Of a message that is cut come its first line, the fix and the numbers, then what would help,
     in their order.
     """
-    group = brief.Group(
+    group = brief.FailedGroup(
         "failed", [Told("t.py::test_it[a]", VERDICT), Told("t.py::test_it[b]", "another thing")]
     )
 

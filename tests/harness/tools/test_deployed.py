@@ -53,7 +53,7 @@ def test_every_side_computes_the_same_features(
     """
     x = families.sample_inputs(reference, 4)[graph.TOWERS[tower]]
     with torch.no_grad():
-        expected = graph.Tower(reference, tower)(x).double()
+        expected = graph.TowerModule(reference, tower)(x).double()
 
     for side in sides[tower]:
         found = torch.as_tensor(resident.load(side.what, side.path, x.numpy(), 2)()).double()

@@ -21,14 +21,14 @@ from harness.models import references
 from harness.quantization import quantize
 from harness.quantization.attention import _diffusers_attention
 from harness.recipes import finding, loading
-from harness.tools.faults import CATALOGUE, Site, Where
+from harness.tools.faults import CATALOGUE, FaultSite, Where
 from harness.tools.faults.catalogue import add, after_quantizing, enabled, fault, replaced
 
 Snapshot = Callable[[], list[Any]]
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> FaultSite:
     """A place with a record and outcomes of two recipes in it, as the store lays them out."""
     for recipe in ("fp8", "int8"):
         folder = tmp_path / "baselines" / "embedded" / recipe
@@ -37,7 +37,7 @@ def site(tmp_path: Path) -> Site:
             json.dumps({"tasks": {"a": {"correct": 7}}, "verdict": "PASS"})
         )
         (folder / "outcomes-0123.safetensors").write_bytes(b"0123456789")
-    return Site(tmp_path, tmp_path / "baselines", "fp8")
+    return FaultSite(tmp_path, tmp_path / "baselines", "fp8")
 
 
 def test_there_are_enough_of_each_kind() -> None:
@@ -85,7 +85,7 @@ def test_the_first_line_of_the_docstring_is_the_description() -> None:
     """A function becomes a fault with its own words."""
 
     @fault("for this test", Where.DATA, "nowhere")
-    def _plant(_: Site) -> Iterator[None]:
+    def _plant(_: FaultSite) -> Iterator[None]:
         """What it plants.
 
         More about it.
@@ -126,7 +126,7 @@ REPLACING = [f for f in CATALOGUE.values() if f.where not in (Where.BASELINE, Wh
 
 
 @pytest.mark.parametrize("planted", REPLACING, ids=lambda f: f.name)
-def test_a_fault_is_there_within_its_block_only(planted: Any, site: Site) -> None:
+def test_a_fault_is_there_within_its_block_only(planted: Any, site: FaultSite) -> None:
     """Something is replaced, or an option set, within the block, and all is as before behind it."""
     before = state()
 
@@ -139,7 +139,7 @@ def test_a_fault_is_there_within_its_block_only(planted: Any, site: Site) -> Non
 
 
 @pytest.mark.parametrize("planted", REPLACING, ids=lambda f: f.name)
-def test_a_fault_goes_even_if_the_run_raises(planted: Any, site: Site) -> None:
+def test_a_fault_goes_even_if_the_run_raises(planted: Any, site: FaultSite) -> None:
     """What a fault replaced is put back when the block ends in an error."""
     before = state()
 
@@ -152,7 +152,7 @@ def test_a_fault_goes_even_if_the_run_raises(planted: Any, site: Site) -> None:
 @pytest.mark.parametrize(
     "planted", [f for f in CATALOGUE.values() if f.where is Where.RECIPE], ids=lambda f: f.name
 )
-def test_a_recipe_fault_gives_another_recipe(planted: Any, site: Site) -> None:
+def test_a_recipe_fault_gives_another_recipe(planted: Any, site: FaultSite) -> None:
     """The gate is handed another recipe than the clean one, which loads or is refused for what was
     planted in it.
     """
@@ -178,7 +178,7 @@ def test_a_recipe_fault_gives_another_recipe(planted: Any, site: Site) -> None:
         "baseline removed",
     ],
 )
-def test_a_baseline_fault_changes_the_files_of_its_site(name: str, site: Site) -> None:
+def test_a_baseline_fault_changes_the_files_of_its_site(name: str, site: FaultSite) -> None:
     """The copy of the baselines is damaged."""
 
     def files() -> dict[str, bytes]:
@@ -204,7 +204,7 @@ def test_the_arithmetic_faults_are_known() -> None:
 
 
 @pytest.mark.parametrize("planted", WRONG_ARITHMETIC, ids=lambda f: f.name)
-def test_wrong_arithmetic_differs_from_modelopts(planted: Any, site: Site) -> None:
+def test_wrong_arithmetic_differs_from_modelopts(planted: Any, site: FaultSite) -> None:
     """Each wrong function really gives other bits than ModelOpt's on some tensor: it is no
     equivalent of it.
     """

@@ -15,7 +15,7 @@ from harness.checks.registry import Check
 from harness.errors import UsageError
 from harness.gate.case import Case
 from harness.tools import proof
-from harness.tools.faults import CATALOGUE, Fault, Site, Where
+from harness.tools.faults import CATALOGUE, Fault, FaultSite, Where
 from harness.tools.proof import Clean, Kill
 
 
@@ -25,7 +25,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
     return Clean(tmp_path_factory.mktemp("proof") / "clean", ["fp8"])
 
 
-def nothing(_: Site) -> AbstractContextManager[None]:
+def nothing(_: FaultSite) -> AbstractContextManager[None]:
     """Plants nothing."""
     return nullcontext()
 

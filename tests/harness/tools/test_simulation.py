@@ -13,7 +13,7 @@ from drawn import pair
 from harness.statistics import paired, published
 from harness.statistics.verdicts import Budget, Decision, compare
 from harness.tools import draws, simulation
-from harness.tools.draws import Cell, Rate
+from harness.tools.draws import Condition, Rate
 
 DRAWS = 10_000
 
@@ -21,16 +21,16 @@ DRAWS = 10_000
 @pytest.mark.parametrize(
     "cell",
     [
-        Cell(1000, 0.035, 2.5, -2.5),
-        Cell(1632, 0.04, 1.0, -1.0),
-        Cell(986, 0.0101, 1.0, -1.0),
-        Cell(1632, 0.006, 0.5, -0.5),
-        Cell(300, 0.1, 3.0, -3.0),
-        Cell(1000, 0.04, 1.0, -1.0, alpha=0.01),
+        Condition(1000, 0.035, 2.5, -2.5),
+        Condition(1632, 0.04, 1.0, -1.0),
+        Condition(986, 0.0101, 1.0, -1.0),
+        Condition(1632, 0.006, 0.5, -0.5),
+        Condition(300, 0.1, 3.0, -3.0),
+        Condition(1000, 0.04, 1.0, -1.0, alpha=0.01),
     ],
     ids=str,
 )
-def test_false_pass_and_false_fail_keep_alpha(cell: Cell) -> None:
+def test_false_pass_and_false_fail_keep_alpha(cell: Condition) -> None:
     """With the true loss on the budget, neither PASS nor FAIL comes more often than alpha."""
     measured = draws.measure(cell, DRAWS, seed=1)
 
@@ -45,7 +45,7 @@ def test_tango_alone_does_not_keep_alpha() -> None:
     """Where hardly any sample is discordant Tango's test alone calls FAIL too often: the exact
     guard is needed.
     """
-    measured = draws.measure(Cell(986, 0.0101, 1.0, -1.0), DRAWS, seed=1)
+    measured = draws.measure(Condition(986, 0.0101, 1.0, -1.0), DRAWS, seed=1)
 
     assert measured.naive_failed.refutes(0.05), str(measured.naive_failed)
 
@@ -53,13 +53,13 @@ def test_tango_alone_does_not_keep_alpha() -> None:
 @pytest.mark.parametrize(
     "cell",
     [
-        Cell(300, 0.035, 2.5, -2.5, 5, 0.5),
-        Cell(200, 0.04, 2.0, -2.0, 5, 1.0),
-        Cell(300, 0.035, 2.5, -2.5, 5, 0.0),
+        Condition(300, 0.035, 2.5, -2.5, 5, 0.5),
+        Condition(200, 0.04, 2.0, -2.0, 5, 1.0),
+        Condition(300, 0.035, 2.5, -2.5, 5, 0.0),
     ],
     ids=str,
 )
-def test_clustered_verdict_keeps_alpha_where_the_naive_one_does_not(cell: Cell) -> None:
+def test_clustered_verdict_keeps_alpha_where_the_naive_one_does_not(cell: Condition) -> None:
     """With captions that move together the clustered verdict keeps alpha; taking them as
     independent breaks it.
     """
@@ -75,12 +75,12 @@ def test_clustered_verdict_keeps_alpha_where_the_naive_one_does_not(cell: Cell) 
 @pytest.mark.parametrize(
     "cell",
     [
-        Cell(1000, 0.06, 5.0, -5.0, together=0.5, others=((40, 50),)),
-        Cell(100, 0.026, 2.5, -2.5, 10, 0.5),
+        Condition(1000, 0.06, 5.0, -5.0, together=0.5, others=((40, 50),)),
+        Condition(100, 0.026, 2.5, -2.5, 10, 0.5),
     ],
     ids=str,
 )
-def test_few_or_unequal_clusters_keep_alpha(cell: Cell) -> None:
+def test_few_or_unequal_clusters_keep_alpha(cell: Condition) -> None:
     """Where large clusters may stay clean by chance, or there are few, a loss on the budget rarely
     passes.
     """
@@ -93,15 +93,15 @@ def test_few_or_unequal_clusters_keep_alpha(cell: Cell) -> None:
 @pytest.mark.parametrize(
     "cell",
     [
-        Cell(1000, 0.035, 2.5, -0.5),
-        Cell(1000, 0.04, 1.5, 0.0),
-        Cell(10_000, 0.05, 0.6, 0.0),
-        Cell(1000, 0.04, 1.0, -2.5),
-        Cell(1632, 0.06, 1.0, -2.0),
+        Condition(1000, 0.035, 2.5, -0.5),
+        Condition(1000, 0.04, 1.5, 0.0),
+        Condition(10_000, 0.05, 0.6, 0.0),
+        Condition(1000, 0.04, 1.0, -2.5),
+        Condition(1632, 0.06, 1.0, -2.0),
     ],
     ids=str,
 )
-def test_measured_power_agrees_with_the_formula(cell: Cell) -> None:
+def test_measured_power_agrees_with_the_formula(cell: Condition) -> None:
     """The share of right decisions is within 3 points of the formula that refuses budgets; wrong
     ones are rare.
     """
@@ -122,8 +122,8 @@ def test_planted_loss_is_decided_by_a_large_task_only() -> None:
     """A true loss of 1 point, a budget of half: 1,000 samples mostly cannot decide, 20,000 nearly
     always FAIL.
     """
-    small = draws.measure(Cell(1000, 0.04, 0.5, -1.0), DRAWS, seed=1)
-    large = draws.measure(Cell(20_000, 0.04, 0.5, -1.0), DRAWS, seed=1)
+    small = draws.measure(Condition(1000, 0.04, 0.5, -1.0), DRAWS, seed=1)
+    large = draws.measure(Condition(20_000, 0.04, 0.5, -1.0), DRAWS, seed=1)
 
     assert small.passed.value + small.failed.value < 0.25
     assert small.passed.value < 0.05
@@ -131,9 +131,9 @@ def test_planted_loss_is_decided_by_a_large_task_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", [Cell(400, 0.08, 3.0, -3.0), Cell(150, 0.15, 8.0, -8.0, 3, 0.5)], ids=str
+    "cell", [Condition(400, 0.08, 3.0, -3.0), Condition(150, 0.15, 8.0, -8.0, 3, 0.5)], ids=str
 )
-def test_early_stop_keeps_alpha_under_continuous_peeking(cell: Cell) -> None:
+def test_early_stop_keeps_alpha_under_continuous_peeking(cell: Condition) -> None:
     """Looking after every bet and stopping at once keeps alpha; a fixed-sample test looked at that
     way does not.
     """
@@ -150,7 +150,7 @@ def test_early_stop_saves_samples_where_the_truth_is_plain() -> None:
     """An equal model and one far over the budget are decided rightly before half of the samples are
     used.
     """
-    equal, worse = (draws.peek(Cell(4000, 0.04, 2.0, t), 200, seed=1) for t in (0.0, -6.0))
+    equal, worse = (draws.peek(Condition(4000, 0.04, 2.0, t), 200, seed=1) for t in (0.0, -6.0))
 
     assert equal.passed.value > 0.97
     assert worse.failed.value > 0.97
@@ -161,7 +161,7 @@ def test_family_keeps_the_false_fail_rate_over_three_tasks() -> None:
     """Three tasks on their budgets: Holm keeps the family's false FAIL at alpha, without it 1 -
     0.95^3 is near.
     """
-    joined = draws.join([Cell(1000, 0.04, 1.0, -1.0)] * 3, DRAWS, seed=1)
+    joined = draws.join([Condition(1000, 0.04, 1.0, -1.0)] * 3, DRAWS, seed=1)
 
     assert not joined.failed.refutes(0.05), str(joined.failed)
     assert joined.any_failed.refutes(0.09), str(joined.any_failed)
@@ -171,9 +171,9 @@ def test_family_keeps_the_false_pass_rate_without_a_correction() -> None:
     """One task over its budget and two that are equal: the family is PASS in no more than alpha of
     the draws, and not far less.
     """
-    equal = Cell(1632, 0.01, 2.5, 0.0)
+    equal = Condition(1632, 0.01, 2.5, 0.0)
 
-    joined = draws.join([Cell(1000, 0.04, 1.0, -1.0), equal, equal], DRAWS, seed=1)
+    joined = draws.join([Condition(1000, 0.04, 1.0, -1.0), equal, equal], DRAWS, seed=1)
 
     assert not joined.passed.refutes(0.05), str(joined.passed)
     assert joined.passed.value > 0.03
@@ -183,7 +183,7 @@ def test_drawn_pairs_are_judged_as_compare_judges() -> None:
     """The vectorised decisions of the simulation are those of compare on outcomes with the same
     counts.
     """
-    cell = Cell(400, 0.05, 2.0, -1.0)
+    cell = Condition(400, 0.05, 2.0, -1.0)
     won, lost = draws.draw(generator(), cell, 60)
     passed, failed = draws.fixed(won[:, 0], lost[:, 0], cell.n, cell.margin, cell.alpha)
 
@@ -204,7 +204,7 @@ def generator() -> np.random.Generator:
 @pytest.mark.parametrize("size", [1, 5])
 def test_drawn_pairs_have_the_stated_truth(size: int) -> None:
     """Discordance, difference and design effect of the draws are those of the cell."""
-    cell = Cell(400, 0.06, 2.0, -2.0, size, 0.5 if size > 1 else 0.0)
+    cell = Condition(400, 0.06, 2.0, -2.0, size, 0.5 if size > 1 else 0.0)
     won, lost = draws.draw(generator(), cell, 4000)
     n = 4000 * cell.n
 
@@ -241,7 +241,7 @@ def test_report_names_a_refuted_promise(monkeypatch: pytest.MonkeyPatch) -> None
     """A cell whose rate is above its alpha makes the command fail and stands in bold."""
     # The truth lies inside the budget, so PASS is right and frequent; declared as an edge it must
     # be told.
-    monkeypatch.setattr(simulation, "EDGE", (Cell(1000, 0.04, 2.5, 0.0),))
+    monkeypatch.setattr(simulation, "EDGE", (Condition(1000, 0.04, 2.5, 0.0),))
     for name in ("CLUSTERED", "UNEQUAL", "POWER", "PEEKED", "FAMILIES"):
         monkeypatch.setattr(simulation, name, ())
 

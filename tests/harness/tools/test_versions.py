@@ -34,7 +34,7 @@ from harness.recipes import loading
 from harness.recipes.names import folder_name
 from harness.tools.versions import check, measurement, table
 from harness.tools.versions.__main__ import main
-from harness.tools.versions.measurement import Measurement
+from harness.tools.versions.measurement import ReleaseMeasurement
 
 ROOT = Path(__file__).parents[3]
 BASELINES = ROOT / "baselines"
@@ -79,7 +79,7 @@ def test_every_difference_between_measured_releases_is_expected(base: str, fresh
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.name)
-def test_every_record_is_needed(record: differences.Record) -> None:
+def test_every_record_is_needed(record: differences.ExpectedDifference) -> None:
     """Without the record, the release before the one that it is of differs in what nobody
     expects.
     """
@@ -580,9 +580,13 @@ def test_a_measurement_comes_back_from_its_file(fp8: QuantizerMap, tmp_path: Pat
         format="E2M1/E4M3",
         granularity="block16",
     )
-    kept = Measurement(
+    kept = ReleaseMeasurement(
         {"nvidia-modelopt": "0.48.0"},
-        {"fp8": measurement.Subject("x", {"embedded": tuple(map(measurement._essential, odd))})},
+        {
+            "fp8": measurement.SubjectState(
+                "x", {"embedded": tuple(map(measurement._essential, odd))}
+            )
+        },
         {"a": "as recorded"},
     )
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
