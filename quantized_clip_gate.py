@@ -62,20 +62,20 @@ def is_wanted(config: pytest.Config) -> bool:
         return True
     folder = config.invocation_params.dir
     # A word may be the value of an option that nobody knows yet: the current folder counts as well.
-    given = [folder / word for word in (known.rootdir, known.inifilename, *words) if word]
-    return any(_has_gate(place) for place in (folder, *_existing(given)))
+    paths = [folder / word for word in (known.rootdir, known.inifilename, *words) if word]
+    return any(_has_gate(place) for place in (folder, *_existing(paths)))
 
 
 def _existing(paths: Iterable[Path]) -> list[Path]:
     """Those of *paths* that exist; text that cannot be a path does not."""
-    found = []
+    existing = []
     for path in paths:
         try:
             if path.exists():
-                found.append(path)
+                existing.append(path)
         except (OSError, ValueError):
             continue
-    return found
+    return existing
 
 
 def _has_gate(place: Path) -> bool:

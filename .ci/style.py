@@ -26,7 +26,7 @@ def main(folder: Path) -> int:
     lines_of = {path: lines for path, lines in lines_of.items() if len(lines) >= 5}
     trees = [ast.parse(texts[path]) for path in lines_of]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    lines = [line for found in lines_of.values() for line in found]
+    lines = [line for module in lines_of.values() for line in module]
     functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
     public = [node for tree in trees for node in public_definitions(tree)]
     classes = Counter(node.name for node in public if isinstance(node, ast.ClassDef))
@@ -38,7 +38,7 @@ def main(folder: Path) -> int:
     per_thousand = 1000 / len(lines)
     measures = {
         "lines": f"{len(lines):,} in {len(lines_of)} modules",
-        "lines per module (median/p90/max)": spread([len(found) for found in lines_of.values()]),
+        "lines per module (median/p90/max)": spread([len(module) for module in lines_of.values()]),
         "lines per function (median/p90)": spread(
             [length(node) for node in functions], maximum=False
         ),

@@ -13,12 +13,12 @@ for name in distribution.files or ():
     path = Path(str(name.locate())).resolve()
     if package in path.parents and path.parent.name != "__pycache__" and name.hash:
         expected[path] = name.hash.value
-found = {}
+installed = {}
 for path in package.rglob("*"):
     if path.is_file() and path.parent.name != "__pycache__":
         digest = hashlib.sha256(path.read_bytes()).digest()
-        found[path] = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-changed = sorted(str(path) for path, _ in expected.items() ^ found.items())
+        installed[path] = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+changed = sorted(str(path) for path, _ in expected.items() ^ installed.items())
 if not expected or changed:
     sys.exit(f"{package} is not what the wheel brought: {changed or 'no files'}")
 print(f"the {len(expected)} files of {package} are those of the wheel")

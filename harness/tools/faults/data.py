@@ -98,7 +98,7 @@ def _shuffled(_: FaultSite) -> Iterator[None]:
 
 @fault("class names off by one", Where.DATA, "an index that starts at one", anew=("tasks", "runs"))
 def _off_by_one(_: FaultSite) -> Iterator[None]:
-    """The quantized model is asked with the class names of the classes beside."""
+    """The quantized model is asked with the class names of the neighbouring classes."""
     from harness.data import tasks
 
     original = tasks.evaluate

@@ -191,9 +191,9 @@ for _name, _recipe, _what, _origin, _edit in (
         _keys_for_values,
     ),
     (
-        "exported scales beside their channels",
+        "exported scales of other channels",
         _INT8,
-        "one weight's scales belong to the channels beside",
+        "one weight's scales belong to the neighbouring channels",
         "class: axis lost in a transposition",
         _wrong_axis,
     ),

@@ -114,7 +114,7 @@ for _name, _clean, _what, _change, _ending in (
     (
         "channels shifted by one",
         "int8",
-        "a weight's scales belong to the channels beside",
+        "a weight's scales belong to the neighbouring channels",
         lambda a: a.roll(1, 0),
         ONE_WEIGHT,
     ),

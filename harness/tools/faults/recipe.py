@@ -219,7 +219,7 @@ _MISREAD: tuple[tuple[str, str, str, str, Slip], ...] = (
     (
         "weights on the wrong axis",
         "int8",
-        "weights get a scale an input channel instead of one an output channel",
+        "weights get one scale per input channel instead of one per output channel",
         "class: wrong axis",
         _named("weight_quantizer", axis=1),
     ),
@@ -254,7 +254,7 @@ _MISREAD: tuple[tuple[str, str, str, str, Slip], ...] = (
     (
         "dynamic for static",
         "fp8",
-        "ModelOpt computes input scales anew for each batch",
+        "ModelOpt computes input scales again for each batch",
         "class: dynamic for static",
         _named("input_quantizer", type="dynamic"),
     ),

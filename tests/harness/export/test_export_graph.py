@@ -38,7 +38,7 @@ NAMED = {
     "zero point dropped": "zero point",
     "Q/DQ of key and value exchanged": "Q/DQ on the wrong tensor",
     "exported codes truncated": "codes differ",
-    "exported scales beside their channels": "scale is not the amax",
+    "exported scales of other channels": "scale is not the amax",
     "other epsilon in a LayerNorm": "parity",
     "attention scale lost on export": "parity",
 }
