@@ -48,7 +48,7 @@ WORDS = (
         "is, are, is stored",
     ),
     (r"beside", "next to, in addition to, besides"),
-    (r"(?:un)?told|(?<!\.)tells?", "reported, says, distinguish"),
+    (r"(?:un)?told|(?<!\.)(?<!def\s)tells?", "reported, says, distinguish"),
     (
         r"(?:a|an|one) (?:row|line|entry|number|scale|test|file|name|value|record|GPU) an?"
         r"(?!\s(?:time|single|different|second)\b)(?=\s+\w)",

@@ -1,6 +1,6 @@
-"""The one place where an installed pair of packages is mended before it is imported.
+"""The one place where an installed pair of packages is fixed before it is imported.
 
-torchvision's wheels on the package registry are built for CUDA.  Beside a CPU build of torch their
+torchvision's wheels on the package registry are built for CUDA.  Next to a CPU build of torch their
 C extension does not load, and ``import torchvision`` then stops at two fake-kernel registrations
 for operators that the extension would have declared.  Declaring the two schemas is all that is
 missing: nothing here runs the operators. Import this module before torchvision, transformers' image
@@ -24,7 +24,7 @@ _keep: list[torch.library.Library] = []
 
 def repair_torchvision() -> bool:
     """Declare torchvision's two unguarded operators where its extension cannot; True if anything
-    was mended.
+    was fixed.
     """
     import importlib.machinery
     import sys

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class UsageError(Exception):
-    """Bad input, told in one line: the file (or option), what is wrong there, and the mend.
+    """Bad input, reported in one line: the file (or option), what is wrong there, and the fix.
 
     The plugin turns it into pytest's usage error: exit code 4, nothing written.  ``where``,
     ``what`` and ``fix`` are kept as they were given; the place of an entry of a recipe also knows
@@ -56,7 +56,7 @@ class UnforeseenError(UsageError):
     """An error that came out of reading what somebody gave, and that no check foresaw: a defect of
     the gate.
 
-    It is told like bad input, before anything is computed; its cause is the error itself.
+    It is reported like bad input, before anything is computed; its cause is the error itself.
     """
 
     def __init__(self, where: str | Path, error: Exception) -> None:
@@ -133,8 +133,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
         return True
     # torch raises a plain RuntimeError for the memory of a CPU, and for what cuBLAS and cuDNN
     # cannot get.
-    told = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    phrases = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in phrases)
 
 
 def one_line(error: BaseException) -> str:

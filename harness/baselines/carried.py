@@ -54,7 +54,7 @@ class Unexpected(Comparison):
         lines += [
             f"  expected and met: {name} ({count} quantizers)" for name, count in self.met.items()
         ]
-        lines += overlay.told(self.findings, self.way)
+        lines += overlay.explanations(self.findings, self.way)
         lines += [f"rerun:  {rerun_command(nodeid, options)}"] if nodeid else []
         return "\n".join(lines)
 
@@ -86,7 +86,7 @@ def carry(
     if not way.moved or provenance.mismatches(moved, new):
         return Carried(stored, {})
     pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
-    laid = overlay.lay(pair[0], pair[1], way, differences.subject(new.recipe, new.attention))
+    laid = overlay.apply(pair[0], pair[1], way, differences.subject(new.recipe, new.attention))
     kept: tuple[dict[str, Any], ...] = tuple(q.as_dict() for q in laid.map)
     against = f"{stored.path or 'baseline'}, {stored.measured[:10]}"
     unexpected = Unexpected(against, way, laid.met, laid.findings) if laid.findings else None
@@ -106,9 +106,9 @@ def deviation(
     met, findings = overlay.deviation(known.name, known.state(), way, device)
     if not findings:
         return met, []
-    told = (
+    explanation = (
         f"{known.name} in {known.where}, measured on {known.measured_on}: {known.definition}; "
         f"{known.modelopt}"
     )
-    mend = [] if way.moved else ["Correct or remove it in harness/formats/deviations.py."]
-    return met, ["\n".join([told, *overlay.told(findings, way), *mend])]
+    fix = [] if way.moved else ["Correct or remove it in harness/formats/deviations.py."]
+    return met, ["\n".join([explanation, *overlay.explanations(findings, way), *fix])]

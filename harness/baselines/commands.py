@@ -49,7 +49,7 @@ def accept_command(
     model: str | None = None,
     new_only: bool = False,
 ) -> str:
-    """The command that measures anew and accepts what it finds.
+    """The command that measures again and accepts what it finds.
 
     Args:
         nodeid: the case to run; None runs every suite.

@@ -1,7 +1,7 @@
 """Expected differences between releases: what ModelOpt or transformers changed for CLIP, each a
 record with a reason.
 
-Written and reviewed by people, one file a release, beside the baselines and never in them::
+Written and reviewed by people, one file per release, next to the baselines and never in them::
 
     # baselines/versions/0.44.yaml
     package: nvidia-modelopt
@@ -48,7 +48,7 @@ from harness.errors import UsageError
 #: Packages whose releases change what a recipe does to CLIP, in the order in which their records
 #: apply.
 PACKAGES = ("nvidia-modelopt", "transformers")
-#: Where the records lie, under the folder of baselines.
+#: Where the records are, under the folder of baselines.
 FOLDER = VERSIONS
 
 #: What to do about the file where it is absent, misses a key or has one that does not exist.

@@ -31,7 +31,7 @@ HIGHER_IS_BETTER = ("cosine", "agreement", "overlap")
 
 
 class Kind(Enum):
-    """What became of the baseline; of several, the last in this order is reported first."""
+    """How a measurement compares with the baseline; the last in this order is reported first."""
 
     NOTHING = "nothing moved"
     NOISE = "only noise"
@@ -110,7 +110,7 @@ class Drift(Comparison):
         )
 
     def accept_command(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
-        """The command that measures anew and accepts: the case *nodeid* where it can stand alone,
+        """The command that measures again and accepts: the case *nodeid* where it can stand alone,
         else the recipe.
         """
         case = None if self.whole else nodeid
@@ -120,7 +120,7 @@ class Drift(Comparison):
 
     def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
         """All of it for a person, with the command that reruns the case and the one that measures
-        anew and accepts.
+        again and accepts.
         """
         title = {
             Kind.MISMATCH: "not compared: the baseline belongs to something else",
@@ -240,7 +240,7 @@ def _advice(foreign: Sequence[Mismatch]) -> tuple[str, ...]:
         return ()
     back = " ".join(f"{m.what}=={m.stored}" for m in packages)
     return (
-        "this record does not judge other releases. Accepting measures anew and prints, before it "
+        "this record does not judge other releases. Accepting measures again and prints, before it "
         "writes, what the "
         "upgrade moved in the reference and in the quantized model; git diff shows it for review",
         f"to compare with this very baseline, go back to its releases: pip install {back}",
@@ -259,7 +259,7 @@ def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> lis
         return []
     if stored.quantizers == fresh.quantizers:
         return []
-    # maps.py needs torch: imported only where there is something to tell.
+    # maps.py needs torch: imported only where there is something to report.
     from harness.quantization import maps
 
     pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
@@ -375,7 +375,7 @@ def outcome_change(was: SampleOutcomes, now: SampleOutcomes) -> str:
     changed = int((was.answers != now.answers).sum())
     lost, won = int((was.correct & ~now.correct).sum()), int((now.correct & ~was.correct).sum())
     by = float(np.abs(was.margins.astype(np.float32) - now.margins.astype(np.float32)).max())
-    margins = f"by up to {by:.3g}" if by else "by less than float16 tells"
+    margins = f"by up to {by:.3g}" if by else "by less than float16 resolves"
     return (
         f"{changed:,} of {len(was.answers):,} answers changed, {lost:,} lost, {won:,} won, margins "
         f"{margins}"
@@ -387,8 +387,8 @@ def redrawn(changed: int, alpha: float) -> int:
     same places.
 
     Another processor sums in another order.  The reference hardly notices; a quantized model does,
-    as a value beside a rounding boundary lands on its other side and drags the next layer's along.
-    At worst its error is drawn anew: the difference of two independent errors is sqrt(2) as large
+    as a value next to a rounding boundary lands on its other side and drags the next layer's along.
+    At worst its error is drawn again: the difference of two independent errors is sqrt(2) as large
     as one, and answers change in proportion, as the density of margins is flat near zero.  So with
     *changed* (c) answers that quantization changed in the record, a Poisson count, the count
     between two models has the mean sqrt(2) E[c], and stays with probability 1 - *alpha* at or under

@@ -55,7 +55,7 @@ class Expected:
     findings: tuple[OverlayFinding, ...]
 
 
-def lay(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expected:
+def apply(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expected:
     """The map that *base* becomes on the *way*, and how *fresh*, which was measured here, differs
     from it.
 
@@ -99,7 +99,7 @@ def lay(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expe
     return Expected(tuple(q for q in laid if q is not None), met, tuple(findings))
 
 
-def told(findings: Iterable[OverlayFinding], way: Way) -> list[str]:
+def explanations(findings: Iterable[OverlayFinding], way: Way) -> list[str]:
     """Findings for a person, and the records that would expect them."""
     every = list(findings)
     return [*(line for f in every for line in str(f).splitlines()), *drafted(every, way)]
@@ -123,7 +123,7 @@ def state(q: Quantizer | None) -> str:
 def outcome(
     base: str, fresh: str, way: Way, subject: str
 ) -> tuple[dict[str, int], list[OverlayFinding]]:
-    """Whether what became of *subject* is what *base* leads to expect: the records met, and what is
+    """Whether the outcome of *subject* is what *base* leads to expect: the records met, and what is
     amiss.
     """
     expected, met = base, dict[str, int]()
@@ -133,7 +133,7 @@ def outcome(
         if not isinstance(difference, OutcomeDifference) or not _covers(difference, subject):
             continue
         expected = _taken(step, expected, fresh, f"{subject}: {expected}", met, findings)
-    # In which words a release refuses it is no matter.
+    # The words in which a release refuses it do not matter.
     if expected != fresh and not (expected.startswith(REFUSED) and fresh.startswith(REFUSED)):
         draft = way.draft("outcome", expected, fresh, subjects=[subject])
         findings.append(

@@ -1,4 +1,4 @@
-"""The store: where records lie, which one is nearest, and how they are written.
+"""The store: where records are, which one is nearest, and how they are written.
 
 On disk, a folder a model and one a recipe in it::
 
@@ -42,7 +42,7 @@ from harness.recipes.names import KEPT, folder_name
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
 REFERENCE = KEPT["recipe"][0]
-#: The one folder of the store that is no model's: expected differences between releases
+#: The one folder of the store that is not a model's: expected differences between releases
 #: (``harness.tools.versions``).
 VERSIONS = KEPT["model"][0]
 _RECORD = re.compile(r"record@(?P<architecture>[^@]+)@(?P<exact>[^@]+)\.json")
@@ -354,7 +354,7 @@ class Store:
             raise UsageError(
                 path,
                 f"cannot be stored: {error}",
-                "A baseline holds finite numbers only: mend the run",
+                "A baseline holds finite numbers only: correct the run",
             ) from None
         reference = path.parent.parent / REFERENCE
         for task in record.tasks:
@@ -528,7 +528,7 @@ def _sweep(model: Path) -> None:
         try:
             named |= _digests(json.loads(text.read_bytes(path, text.MAX_TEXT)))
         except (text.UnreadableRecordError, ValueError, RecursionError):
-            # What a broken record names is not known: it may be mended from git, so nothing is
+            # What a broken record names is not known: it may be restored from git, so nothing is
             # removed.
             return
     for folder in folders:

@@ -3,7 +3,7 @@
 Keys are sorted, short values stand on one line, each quantizer has a line of its own, in module
 order.  Counts are exact.  Rounded are percentages and differences (4 decimals), and intervals,
 numbers beyond accuracy and speed ratios (6 significant digits); nothing that is compared by bits is
-among them.  A checksum over the content, and the outcomes beside it, tell an edited number.
+among them.  A checksum over the content, and the outcomes next to it, reveal an edited number.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def to_text(record: Record) -> str:
 
     Raises:
         ValueError: a quantizer named twice, a number that JSON cannot hold, a decision that is
-            none: what could not be read again is not written.
+            not known: what could not be read again is not written.
 
     """
     content = _content(record)
@@ -456,7 +456,7 @@ def _contradictions(task: TaskRecord, stored: _Task) -> list[str]:
         }
     where = f"tasks.{task.task}.{task.metric}"
     return [
-        f"{where}.{n} says {a}, the outcomes beside it say {b}"
+        f"{where}.{n} says {a}, the outcomes next to it say {b}"
         for n, (a, b) in pairs.items()
         if a != b
     ]
@@ -490,8 +490,8 @@ def _array(arrays: Arrays, name: str, dtypes: tuple[str, ...], length: int) -> N
 
 def corrupt(path: Path, error: UnreadableRecordError, accept: str) -> UsageError:
     """The usage error for a record in *path* that cannot be used; *accept* is the command that
-    measures anew.
+    measures again.
     """
     restore = shlex.join(["git", "checkout", "--", str(error.path or path)])
-    mend = f"Bring it back ({restore}), or measure again ({remove_command(path)}; {accept})"
-    return UsageError(path, f"this baseline cannot be used: {error}", mend)
+    fix = f"Bring it back ({restore}), or measure again ({remove_command(path)}; {accept})"
+    return UsageError(path, f"this baseline cannot be used: {error}", fix)

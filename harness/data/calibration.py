@@ -145,7 +145,7 @@ def load(
         seed: of that choice.
 
     Raises:
-        UsageError: nothing usable lies there, or a file is damaged.
+        UsageError: nothing usable is there, or a file is damaged.
     """
     if size < 1:
         raise UsageError(
@@ -169,7 +169,7 @@ class _Stored:
 
     def hash(self) -> str:
         """SHA-256 over pictures and captions; each picture is checked as far as its header and its
-        end tell.
+        end show.
         """
         digest = hashlib.sha256()
         for content, caption in zip(self.pictures.contents(), self.captions, strict=True):

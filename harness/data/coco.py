@@ -68,7 +68,7 @@ class Annotations:
                 path = files.regular_file(folder / name, inside=folder, what="picture")
                 return PictureFile(path, inside=folder)
         looked = ", ".join(dict.fromkeys(_shown(folder) for folder in folders))
-        fix = "Put the picture folder beside the annotations."
+        fix = "Put the picture folder next to the annotations."
         raise UsageError(self.path, f"picture {name} is in none of {looked}", fix)
 
 

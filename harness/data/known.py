@@ -1,6 +1,6 @@
 """Pictures and prompts that several tasks hold take one forward of a model, not one a task.
 
-Sound because an embedding hangs on its picture or prompt alone and not on its batch (see
+Sound because an embedding depends on its picture or prompt alone and not on its batch (see
 :mod:`harness.data.inputs`).
 """
 

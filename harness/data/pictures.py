@@ -200,7 +200,7 @@ class Source(Protocol):
         """Return what a hash over the pictures is taken of; each picture is checked on the way.
 
         Raises:
-            UsageError: a picture cannot be used, as far as its header and its end tell.
+            UsageError: a picture cannot be used, as far as its header and its end show.
         """
         ...
 

@@ -69,7 +69,7 @@ LAYOUTS = {
             ("val2014", "images/val2014"),
             ("coco_test_karpathy.json", "annotations/coco_test_karpathy.json"),
         ),
-        "Unpack val2014.zip there and put coco_test_karpathy.json beside it.",
+        "Unpack val2014.zip there and put coco_test_karpathy.json next to it.",
     ),
 }
 _WEBDATASET = FolderLayout(CLASSIFICATION, (("test/nshards.txt",),), webdatasets.FIX)
@@ -104,7 +104,7 @@ class Samples:
         """SHA-256 over ids, picture files, labels or captions, class names and templates: equal
         hashes, equal data.
 
-        Every picture file is read, and checked as far as its header and its end tell.
+        Every picture file is read, and checked as far as its header and its end show.
 
         Raises:
             UsageError: a picture cannot be used.

@@ -9,7 +9,7 @@ Two kinds, with CLIP_benchmark's definitions and its names for the metrics:
 
 What the model returns is taken in its own precision; everything after it is computed in double
 precision and rounded once to float32 logits (100 times the cosine).  CLIP_benchmark computes on in
-the model's precision: with a half-precision model its logits lie on a grid of 1/64, and many
+the model's precision: with a half-precision model its logits are on a grid of 1/64, and many
 answers are ties.  Where it gets single-precision features, every sample's answer is the same as
 here.  Ties go to the lower index.
 """
@@ -56,7 +56,7 @@ class Outcomes:
 
     ``n`` samples, each with one or more right ones among ``m`` candidates: an image among class
     names (``acc1``), a caption among images (``image_retrieval_recall@5``), an image among captions
-    (``text_retrieval_recall@5``).  All arrays lie on the CPU and are in the order of
+    (``text_retrieval_recall@5``).  All arrays are on the CPU and are in the order of
     ``sample_ids``.
 
     ``margins`` are in logits: the best right candidate's minus that of the k-th best wrong one (k
@@ -180,7 +180,7 @@ class Task:
                 f"{self.name} is a {self.kind} task; embed its slices and score them together"
             )
         if not 0 <= start < stop <= len(self.sample_ids):
-            raise ValueError(f"{start}:{stop} is no part of {len(self.sample_ids)} samples")
+            raise ValueError(f"{start}:{stop} is not a part of {len(self.sample_ids)} samples")
         part = slice(start, stop)
         whole = (start, stop) == (0, len(self.sample_ids))
         return dataclasses.replace(
@@ -345,7 +345,7 @@ def evaluate(
     progress: bool = False,
     known: Known | None = None,
 ) -> TaskRun:
-    """Run *model* (of a known family, quantized or not) over *task*, where it lies and in its own
+    """Run *model* (of a known family, quantized or not) over *task*, where it is and in its own
     dtype.
 
     Args:

@@ -1,5 +1,5 @@
 """CLIP_benchmark's webdatasets: numbered tar archives with pictures, labels or captions, and text
-files beside them.
+files next to them.
 
 Samples are formed as the package webdataset forms them (files of one name up to its first dot, in
 order of the archive), but nothing in an archive is decoded on sight, and a picture is not read

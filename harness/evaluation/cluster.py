@@ -1,11 +1,11 @@
 """Slices on the workers of a Ray cluster (``--cluster ADDRESS|local``).
 
-A worker reads the reference and the data from its own disk, where they must lie under the same
+A worker reads the reference and the data from its own disk, where they must be under the same
 paths as here.  A quantized model is sent to it: calibrated once, here, saved and restored as the
 checkpoint suite does it.  Were each worker to calibrate for itself, 64 of them would spend more on
 that than on the pictures, and on a GPU nothing promises that all would get the same ranges.
 
-Before it computes anything, a worker says what its answers hang on: releases, sources, device,
+Before it computes anything, a worker says what its answers depend on: releases, sources, device,
 data, weights, ranges. Where that is not what this run says, the run stops and names the node and
 the difference.
 """
@@ -51,7 +51,7 @@ _MEND_JOIN = (
     "RAY_AUTH_MODE=token "
     "with its RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
 )
-_MEND = "Give the address of a Ray head (HOST:PORT, `ray start --head` prints it), or local."
+_FIX = "Give the address of a Ray head (HOST:PORT, `ray start --head` prints it), or local."
 
 Packed = npt.NDArray[np.uint8]
 
@@ -70,16 +70,16 @@ def check(address: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec("ray") is None:
-        mend = "Install the extra 'cluster': pip install 'quantized-clip-gate[cluster]'."
-        raise UsageError(f"--cluster {address}", "needs Ray, which is not installed", mend)
+        fix = "Install the extra 'cluster': pip install 'quantized-clip-gate[cluster]'."
+        raise UsageError(f"--cluster {address}", "needs Ray, which is not installed", fix)
     host, _, port = address.rpartition(":")
     if address != LOCAL and not (host and port.isdigit() and "/" not in host):
-        raise UsageError(f"--cluster {address}", "is no address", _MEND)
+        raise UsageError(f"--cluster {address}", "is not an address", _FIX)
 
 
 @dataclass(frozen=True)
 class SliceOrder:
-    """A slice as a worker is asked for it, with what its answer must hang on."""
+    """A slice as a worker is asked for it, with what its answer must depend on."""
 
     model: str
     task: str
@@ -98,7 +98,7 @@ class Cluster:
     dies over it.
 
     A worker has one GPU, or as many CPU cores as torch has threads here: the number of threads is
-    part of what equal bits hang on.
+    part of what equal bits depend on.
     """
 
     at_once: int | None = None
@@ -150,11 +150,11 @@ class Cluster:
         nodes = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
         if not any(there >= amount for there in nodes):
             what = f"no node has {amount} {kind}, which a worker takes (they have {sorted(nodes)})"
-            mend = (
+            fix = (
                 "Choose --device, or the threads of this process with OMP_NUM_THREADS, to fit the "
                 "nodes."
             )
-            raise UsageError(f"--cluster {self.address}", what, mend)
+            raise UsageError(f"--cluster {self.address}", what, fix)
 
     def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
         """The embeddings of each slice, as they come."""
@@ -176,7 +176,7 @@ class Cluster:
             if self._device.type == "cuda"
             else {"num_cpus": torch.get_num_threads()}
         )
-        # Deaths are counted and told here, so Ray does not try again by itself.
+        # Deaths are counted and reported here, so Ray does not try again by itself.
         work = ray.remote(max_retries=0, **room)(answer)
         pending = {work.remote(order_of(one), packed): (one, 1) for one in slices}
         try:
@@ -195,11 +195,11 @@ class Cluster:
                         pending[work.remote(order_of(one), packed)] = one, tries + 1
                         continue
                     if isinstance(found, str):
-                        mend = (
+                        fix = (
                             "Every node needs the data, the model and the releases that this "
                             "process has."
                         )
-                        raise UsageError(f"--cluster {self.address}, node {node}", found, mend)
+                        raise UsageError(f"--cluster {self.address}, node {node}", found, fix)
                     self._computed[node] += 1
                     yield one, found
         finally:
@@ -273,7 +273,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"--cluster {address}", f"nothing answers there ({error})", _MEND
+            f"--cluster {address}", f"nothing answers there ({error})", _FIX
         ) from error
 
 
@@ -316,7 +316,10 @@ def answer(order: SliceOrder, packed: Packed | None) -> tuple[str, Floats | str]
 
 
 def embedded(order: SliceOrder, packed: Packed | None) -> Floats | str:
-    """The embeddings that *order* asks for, or what of all that they hang on is another here.
+    """Compute the embeddings for *order*.
+
+    If the environment, model or data of this node differ from those of the run, return the
+    differences as text instead.
 
     Raises:
         UsageError: the model or the data are not here, or damaged.

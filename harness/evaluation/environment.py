@@ -119,7 +119,7 @@ def _cpu() -> tuple[str, list[str]]:
             key, _, value = line.partition(":")
             info.setdefault(key.strip().lower(), value.strip())
     name = info.get("model name") or _arm_name(info) or platform.processor() or platform.machine()
-    # A virtual machine may hide the model behind a generic name: family and model number tell more
+    # A virtual machine may hide the model behind a generic name: family and model number say more
     # of them apart.
     numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
     flags = (info.get("flags") or info.get("features") or "").split()
@@ -145,7 +145,7 @@ def _cpu_architecture(capability: str) -> str:
 
 
 def bits_condition(device: torch.device, batch: int | None) -> str | None:
-    """What must agree, beside the device, before equal inputs may be expected to give equal bits;
+    """What must agree, besides the device, before equal inputs may be expected to give equal bits;
     None: nothing helps.
 
     A CPU computes the same bits for the same build, number of threads and batch size.  CUDA does
@@ -167,7 +167,7 @@ def versions() -> dict[str, str]:
     "2.13.0", ...}``.
 
     ``2.13.0+cpu`` and ``2.13.0+cu130`` are one release on two kinds of device; ``bits_condition``
-    tells builds apart.
+    distinguishes builds.
     """
     return {name: _version(name).partition("+")[0] for name in BINDING_PACKAGES}
 
@@ -207,8 +207,8 @@ def _version(package: str) -> str:
 
 
 def conditions(device: torch.device, batch_size: int) -> dict[str, str]:
-    """What embeddings hang on in the process that computes them: releases, sources, device, and how
-    it is used.
+    """What embeddings depend on in the process that computes them: releases, sources, device, and
+    how it is used.
     """
     return {
         **versions(),

@@ -57,7 +57,7 @@ class Alone:
         """There is nothing to reach."""
 
     def notes(self) -> list[str]:
-        """There is nothing to tell."""
+        """There is nothing to report."""
         return []
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Here:
             )
 
     def notes(self) -> list[str]:
-        """There is nothing to tell."""
+        """There is nothing to report."""
         return []
 
     def close(self) -> None:

@@ -5,8 +5,8 @@ A shard is the unit embeddings of one slice of a task under one model.  Outcomes
 ``harness.data.tasks.score`` makes them from embeddings, the same in every process, and only the
 whole of a task can be scored.
 
-A shard lies at a place that people can read (model, recipe, task, slice) and carries all that its
-numbers hang on. What does not belong to this run is left out, named and written anew, so nothing
+A shard is at a place that people can read (model, recipe, task, slice) and carries all that its
+numbers depend on. What does not belong to this run is left out, named and written again, so nothing
 stale is ever used.
 """
 
@@ -93,10 +93,10 @@ class ShardStore:
         self._unwritten = ""
 
     def place(self, model: str, recipe: str, one: Slice) -> Path:
-        """Where the shard of *one* under *recipe* on *model* lies."""
+        """The file of the shard of *one* under *recipe* on *model*."""
         folder = self.folder / _name(model) / _name(recipe)
         self.touched.add(folder)
-        # The blocks of an early stop are tasks of their own beside the whole one.
+        # The blocks of an early stop are tasks of their own in addition to the whole one.
         part = one.task.data_hash.partition("[")[2]
         apart = f"-{digests.of_text(part)[:8]}" if part else ""
         return (
@@ -195,7 +195,7 @@ class ShardStore:
             shards, places = (
                 ("shard belongs", "its place") if count == 1 else ("shards belong", "their places")
             )
-            lines.append(f"{folder}: {count} {shards} to {why}: left out, {places} written anew")
+            lines.append(f"{folder}: {count} {shards} to {why}: left out, {places} written again")
         lines += [
             f"{place}: is damaged ({why}): computed again" for place, why in self._damaged.items()
         ]
@@ -203,10 +203,10 @@ class ShardStore:
 
 
 def discard(folders: set[Path]) -> None:
-    """Remove what a run that came to its end has kept: the next one measures anew."""
+    """Remove what a run that came to its end has kept: the next one measures again."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other recipes of the model may lie there
+        with contextlib.suppress(OSError):  # other recipes of the model may be there
             folder.parent.rmdir()
 
 

@@ -52,7 +52,7 @@ class Subject:
 
     @cached_property
     def bound(self) -> dict[str, str]:
-        """What its answers hang on beside the data and the process that computes them."""
+        """What its answers depend on besides the data and the process that computes them."""
         found = {
             "model revision": self.reference.revision,
             "preprocessing": digests.of_json(self.reference.image_processor.to_dict()),

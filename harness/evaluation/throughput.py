@@ -43,7 +43,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Speed:
-    """A quantized tower beside its reference: samples a second of each (medians), and how many
+    """A quantized tower next to its reference: samples a second of each (medians), and how many
     times faster it is.
     """
 
@@ -52,7 +52,7 @@ class Speed:
     ratio: Ratio
 
     def as_dict(self) -> dict[str, Any]:
-        """A plain record for JSON: the ratio's parts beside the rates."""
+        """A plain record for JSON: the ratio's parts and the rates."""
         rates = {
             "reference_per_second": self.reference_per_second,
             "quantized_per_second": self.quantized_per_second,

@@ -10,7 +10,7 @@ standard ONNX.
 The Q/DQ are written here, from the quantizers themselves, and not by rewriting what ModelOpt
 exports.  ModelOpt 0.47 exports E4M3 as operators of a domain of TensorRT's that nothing else reads,
 stops at diffusers' attention (a TypeError), would quantize the softmax and move a factor before the
-quantizers of query and key if it did not stop, and has no form for scales per channel.  Mending all
+quantizers of query and key if it did not stop, and has no form for scales per channel.  Fixing all
 that afterwards means recognising each pattern in the graph; writing a pair where a quantizer is
 called is one rule (`graph`).  Where ModelOpt's own export works it is gated by the same check
 (`modelopt`, which also names its defects, each with a test that notices when it is gone).

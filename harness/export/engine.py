@@ -1,4 +1,4 @@
-"""The same graphs in TensorRT: an engine is built, and what it answers and how fast is told.
+"""The same graphs in TensorRT: an engine is built; its answers and its speed are reported.
 
 Needs ``tensorrt`` 10 or later and a GPU; :func:`missing` says what is not there.
 """

@@ -147,7 +147,7 @@ def of(quantizer: Any, shape: tuple[int, ...] | None) -> Form:
         or (values < 0).any()
         or (shape is None and (values <= _ZERO).any())
     ):
-        raise NoFormError("its amax is no range (see the insertion suite)")
+        raise NoFormError("its amax is not a range (see the insertion suite)")
     if sizes:
         return _blocked(element, values, sizes, shape)
     if values.size == 1:

@@ -70,7 +70,7 @@ class Graph:
                 self.constants[node.output[0]] = node.attribute[0].t
 
     def constant(self, name: str) -> Array | None:
-        """The values of a constant, or None if it is none."""
+        """The values of a constant, or None if it is not a constant."""
         held = self.constants.get(name)
         if held is None:
             # Exporters write a zero point as a constant and a cast.
@@ -100,7 +100,7 @@ class Graph:
                 )
                 named = Pair(quantizer_name((quantize or node).name), quantize, node)
                 if "_quantizer" not in named.name:
-                    # ModelOpt writes some from within the attention block: the name tells no more
+                    # ModelOpt writes some from within the attention block: the name says no more
                     # than the block.
                     named = replace(named, name=self.place(named) or named.name)
                 yield named
@@ -123,7 +123,7 @@ class Graph:
 
     def place(self, pair: Pair) -> str | None:
         """The quantizer whose place this pair has, read off its neighbours; None where they do not
-        tell.
+        show it.
         """
         source = self.producer.get(pair.quantize.input[0]) if pair.quantize is not None else None
         if source is not None and self._follows_softmax(source):
@@ -316,11 +316,11 @@ def _zero_points(graph: Graph, pairs: list[Pair], quantizers: dict[str, Any]) ->
                 lines.append(f"{pair.name}: {node.op_type} has one of another type, or not zero")
     if lines:
         what = f"{len(lines)} nodes lack the zero point that says which format they mean:"
-        mend = (
+        fix = (
             "Without it the format is the runtime's to guess, and ONNX Runtime's optimisations "
             "compute garbage."
         )
-        yield Problem("zero point", what, _some(lines), mend)
+        yield Problem("zero point", what, _some(lines), fix)
 
 
 def _numbers(

@@ -195,7 +195,7 @@ def _sdpa(
     **kw: Any,
 ) -> Tensor:
     """Attention with a mask that is added: torch 2.13 exports a boolean one as FP16 plus FP32,
-    which is no sum.
+    which is not a sum.
     """
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(

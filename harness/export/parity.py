@@ -2,7 +2,7 @@
 
 Two floating-point libraries never agree to the last bit: they sum in another order.  Between
 quantizers that is harmless, but a quantizer turns the smallest difference into a whole step where a
-value lies on the boundary of two codes, and what follows then differs by as much as quantization
+value is on the boundary of two codes, and what follows then differs by as much as quantization
 itself.  A tolerance on the output alone is therefore either too tight to hold or too wide to mean
 anything.  So outputs are compared *given the codes* (:func:`compare`):
 
@@ -17,7 +17,7 @@ probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5), 2019), and D
 up.  For the embedded model: 6e-5 (vision) and 3e-5 (text).
 
 Answers are compared sample by sample over a task in the same way (:func:`answers`).  What the codes
-on a boundary cost is reported beside, as the drop from exporting: accuracy of the graph against
+on a boundary cost is reported separately, as the drop from exporting: accuracy of the graph against
 fake quantization by itself.
 """
 

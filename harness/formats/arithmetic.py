@@ -38,7 +38,7 @@ class Order(Enum):
     #: ``s = fl(fl(1/a) * max)``, ``y = fl(Q(fl(x * s)) / s)``: ModelOpt's packed INT4.
     RECIPROCAL_RATIO = "reciprocal ratio"
     #: ``d = fl(a / max)``, ``y = fl(Q(fl(x / d)) * d)``: stored tensors, whose scale d is kept
-    #: beside the codes.
+    #: next to the codes.
     STEP = "step"
 
 

@@ -31,7 +31,7 @@ class Format:
 
     A *float* with m = `mantissa_bits` has the elements ``+-k * 2**(max(e, min_exponent) - m)``, k <
     2**(m+1), up to `max`: an exponent below `min_exponent` is a subnormal.  An *int* has the
-    elements ``k * step`` from `lowest` to `max`. `specials` tells what the codes beyond the finite
+    elements ``k * step`` from `lowest` to `max`. `specials` says what the codes beyond the finite
     ones hold: ``"none"``; ``"nan"`` (the last code of each sign, OFP8's E4M3); ``"ieee"`` (infinity
     and NaNs in the last exponent, E5M2).
     """

@@ -1,5 +1,5 @@
-"""Inputs that tell one rounding from another: the neighbourhood of every number of a format, and of
-its edges.
+"""Inputs that distinguish one rounding from another: the neighbourhood of every number of a format,
+and of its edges.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness.formats.number_formats import Format
 
-#: Where between two neighbouring numbers of a format the probes lie, in shares of the gap.
+#: Where between two neighbouring numbers of a format the probes are, in shares of the gap.
 FRACTIONS = (0.0, 0.3, 0.49, 0.5, 0.51, 0.99)
 
 

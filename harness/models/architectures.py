@@ -158,7 +158,7 @@ def build(name: str) -> nn.Module:
     memory.
 
     Raises:
-        UsageError: the name is none of ARCHITECTURES.
+        UsageError: the name is not in ARCHITECTURES.
     """
     return _built(name, torch.device("meta"))
 

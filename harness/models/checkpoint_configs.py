@@ -67,7 +67,7 @@ class Encoder(Keys):
         return self
 
     def tensors(self) -> dict[str, ExpectedTensor]:
-        """Tensors whose shapes tell every size of the tower, by their names without the prefix."""
+        """Tensors whose shapes give every size of the tower, by their names without the prefix."""
         width = self.hidden_size
         return {
             "encoder.layers.0.self_attn.q_proj.weight": ExpectedTensor(

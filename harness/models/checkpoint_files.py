@@ -102,7 +102,7 @@ _OPEN_CLIP = CheckpointForm(OpenClip, ("open_clip",))
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that can be loaded, as far as its files tell without being loaded.
+    """A checkpoint that can be loaded, as far as its files show without being loaded.
 
     ``tokenizer`` and ``image_processor`` are the folders of these, None where the model has no such
     tower or brings its own; ``weights`` the safetensors files that are read.
@@ -234,7 +234,7 @@ def _from_hub(name: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     except (HFValidationError, OSError, ValueError) as error:
-        raise UsageError(where, f"is no hub id ({error})", FIX) from error
+        raise UsageError(where, f"is not a hub id ({error})", FIX) from error
     fix = f"Download it where there is a network ('hf download {name}') and give the directory."
     try:
         fetched = Path(snapshot_download(name, allow_patterns=patterns))

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as far as their headers tell: which files hold them, and whether they
+"""The weights of a checkpoint as far as their headers show: which files hold them, and whether they
 fit its sizes.
 
 Only safetensors are read: a pickle is a program.  Every size that ``config.json`` asks for is
@@ -165,7 +165,7 @@ def _header(path: Path) -> dict[str, Tensor]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise UsageError(path, "is no safetensors file: it does not load as one", fix)
+            raise UsageError(path, "is not a safetensors file: it does not load as one", fix)
         header = file.read(length)
     try:
         text = header.decode("utf-8")

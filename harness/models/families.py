@@ -49,7 +49,7 @@ class Family:
     """One row.
 
     ``model_classes`` are the classes of its models, ``attention_classes`` those of the attention
-    blocks that ModelOpt converts when it is told to.  ``hidden`` holds classes whose products
+    blocks that ModelOpt converts on request.  ``hidden`` holds classes whose products
     ModelOpt cannot quantize, with the reason and what helps: full insertion leaves them out, and
     the gate says so.  ``patch_embedding`` is what the path of the patch embedding contains.
     ``absent`` are classes of layer, as recipes write them, that this family alone has none of.
@@ -211,7 +211,7 @@ def named(model_class: str) -> str:
 
 
 def tower_of(family: Family, module: str) -> str:
-    """The tower that the module path *module* lies in, or ``none``."""
+    """The tower that the module path *module* is in, or ``none``."""
     return next(
         (name for name, tower in family.towers.items() if module.startswith(tower.prefixes)), "none"
     )

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Rows of one matrix product in FP32: always as many, as the order of the sums hangs on their
+#: Rows of one matrix product in FP32: always as many, as the order of the sums depends on their
 #: number.
 _ROWS = 512
 #: Every FP16 number, by its code.  Made by NumPy: torch would start its threads, and whoever
@@ -82,7 +82,7 @@ def looked_up() -> Iterator[None]:
     There are 65,536 such numbers.  A quantizer answers all of them when it first runs, ModelOpt's
     own function does that, and from then on a tensor costs a read an element instead of FP8's chain
     of casts (measured with torch 2.13 on a CPU with AVX-512: 15 ns an element and 1 to 3).  The
-    first tensor goes both ways: a quantizer whose answer is not the table's, for hanging on more
+    first tensor goes both ways: a quantizer whose answer is not the table's, for depending on more
     than the number, keeps its function.
     """
     from modelopt.torch.quantization.nn import TensorQuantizer

@@ -156,7 +156,7 @@ def image_processor(folder: Path) -> Any:
 
 def tokenizer(folder: Path) -> Any:
     """The checkpoint's tokenizer, of transformers: open_clip's own byte-pair vocabulary, or what
-    lies beside it.
+    is next to it.
 
     Raises:
         UsageError: the checkpoint names a tokenizer of the hub and does not hold it.
@@ -172,7 +172,7 @@ def tokenizer(folder: Path) -> Any:
         except Exception as error:
             what = f"its tokenizer, {text.get('hf_tokenizer_name')}, is not there ({_line(error)})"
             raise UsageError(
-                folder, what, "Put the files of that tokenizer beside the weights."
+                folder, what, "Put the files of that tokenizer next to the weights."
             ) from error
     return _byte_pairs(text.get("context_length", 77))
 
@@ -326,7 +326,7 @@ def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module
         or "visual.class_embedding" not in state
     ):
         what = (
-            "is no standard vision transformer with a standard text transformer (timm, EVA, "
+            "is not a standard vision transformer with a standard text transformer (timm, EVA, "
             "SigLIP, ResNet, CoCa)"
         )
         raise UsageError(place, what, fix)

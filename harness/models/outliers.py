@@ -50,7 +50,7 @@ class Outliers:
         """Refuse what cannot be planted exactly.
 
         Raises:
-            ValueError: the factor is no power of two above 1, or the share not in (0, 1).
+            ValueError: the factor is not a power of two above 1, or the share not in (0, 1).
         """
         if self.factor <= 1 or not math.log2(self.factor).is_integer():
             raise ValueError(
@@ -116,5 +116,5 @@ def _scale(
         if parameter is not None:
             parameter[channels] *= factor
     for reader in readers:
-        assert isinstance(reader, nn.Linear), f"{reader} reads a LayerNorm and is no Linear"
+        assert isinstance(reader, nn.Linear), f"{reader} reads a LayerNorm and is not a Linear"
         reader.weight[:, channels] /= factor

@@ -224,7 +224,7 @@ def _square(naflex: Any, side: int) -> Any:
 
 def family_of(ref: str) -> str:
     """The family of the reference *ref*, from its name and configuration alone; ``clip`` where they
-    do not tell.
+    do not say.
 
     What is wrong with it, loading it says.
     """

@@ -107,8 +107,8 @@ QuantizerMap = tuple[Quantizer, ...]
 
 
 def of_dict(attributes: Mapping[str, Any]) -> Quantizer:
-    """A quantizer from its ``as_dict``; what another version of the harness kept beside it, or did
-    not, is left out.
+    """A quantizer from its ``as_dict``.  Keys that only another version of the harness has are left
+    out.
     """
     amax = attributes.get("amax")
     known: dict[str, Any] = {f.name: attributes.get(f.name) for f in fields(Quantizer)}

@@ -1,7 +1,7 @@
 """What quantized weights weigh: in memory and on the disk, before and after ``mtq.compress``,
 against bits times parameters.
 
-Fake quantization saves nothing: a weight that is quantized to eight bits still lies there in
+Fake quantization saves nothing: a weight that is quantized to eight bits is still stored in
 sixteen.  ``mtq.compress`` packs it.  Here every weight with an enabled quantizer is held against
 its format, one by one, so that the one which compression passed over has a name; and the file
 against what the weights have become.
@@ -87,14 +87,14 @@ class Compression:
                 f"{len(wrong)} of {len(self.weights)} quantized weights do not take their bits "
                 f"after mtq.compress:"
             )
-            found.append(Problem("weight not compressed", what, lines, _MEND))
+            found.append(Problem("weight not compressed", what, lines, _FIX))
         saved, shrunk = self.before.memory - self.after.memory, self.before.disk - self.after.disk
         if saved - shrunk > max(_OVERHEAD, _SHARE * saved):
             what = (
                 f"the checkpoint shrinks by {shrunk:,} bytes, the weights in memory by {saved:,}."
             )
-            mend = "Look at what mto.save writes: a second copy of the weights, or unpacked ones."
-            found.append(Problem("checkpoint not compressed", what, (), mend))
+            fix = "Look at what mto.save writes: a second copy of the weights, or unpacked ones."
+            found.append(Problem("checkpoint not compressed", what, (), fix))
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Compression:
         }
 
 
-_MEND = (
+_FIX = (
     "Compare mtq.compress's patterns and the formats that ModelOpt packs with the recipe's weight "
     "quantizers."
 )
@@ -142,7 +142,7 @@ def compressed(model: nn.Module, leave_out: Sequence[str] = ()) -> nn.Module:
 
 
 def compare(model: nn.Module, packed: nn.Module) -> Compression:
-    """A quantized *model* beside its packed copy (:func:`compressed`)."""
+    """A quantized *model* next to its packed copy (:func:`compressed`)."""
     weights = quantized_weights(model)
     found = tuple(
         Weight(name, format_, weight.numel(), bits, _bytes(packed.get_parameter(name)))

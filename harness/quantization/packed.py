@@ -85,7 +85,7 @@ def problems(
         ),
     )
     return [
-        Problem(rule, what, tuple(lines), mend) for rule, what, lines, mend in found if lines
+        Problem(rule, what, tuple(lines), fix) for rule, what, lines, fix in found if lines
     ], count
 
 
@@ -140,7 +140,7 @@ def unlike_packed(weight: Tensor, step: Any) -> int:
     expected = formats.quantize_dequantize(weight, step.format, rules=rules, **_layout(step))
     if kind != "MXFP4QTensor":
         return int(np.count_nonzero(~formats.same_bits(found, expected)))
-    # mxfp4-packed-ties and -zero: ties go towards zero, where a number a little smaller goes too; 0
+    # mxfp4-packed-ties and -zero: ties go towards zero, where a slightly smaller number goes too; 0
     # loses its sign.
     amax = weight.abs().reshape(len(weight), -1, size).amax(-1)
     inward = formats.quantize_dequantize(

@@ -199,7 +199,7 @@ def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") ->
 
     if recipe.kind == SEARCHED:
         raise QuantizationError(
-            recipe, ValueError("what a search chooses hangs on weights and data")
+            recipe, ValueError("what a search chooses depends on weights and data")
         )
     bare = dataclasses.replace(recipe, quant_cfg=dict(recipe.quant_cfg) | {"algorithm": None})
     made = quantize(model, bare, None, attention)

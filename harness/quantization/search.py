@@ -2,8 +2,8 @@
 
 ModelOpt tries every candidate format on every layer, scores what each does to the loss and spends
 the allowed bits where they matter.  The loss here is CLIP's own over the calibration pairs.  What
-the search settles on is read back from the model and stated as a ptq recipe, an entry a quantizer,
-so that the suites judge it like one that a person wrote.
+the search settles on is read back from the model and stated as a ptq recipe, one entry per
+quantizer, so that the suites judge it like one that a person wrote.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def chosen(model: nn.Module, recipe: Recipe) -> Recipe:
     it chose.
 
     Each format is applied to a layer by itself, as ModelOpt does it: patterns see
-    ``weight_quantizer``, no path. Entries for what is no layer (the quantizers around attention)
+    ``weight_quantizer``, no path. Entries for what is not a layer (the quantizers around attention)
     apply in a fixed baseline only.
 
     Args:
@@ -134,14 +134,14 @@ def problems(model: nn.Module, recipe: Recipe) -> list[Problem]:
         f"the search of recipe {recipe.name} chose for {len(empty)} layers a format that quantizes "
         f"no weight there:"
     )
-    mend = (
+    fix = (
         "It counts them as compressed and they stay as they are. Give the format entries that "
         "match these layers "
         "(formats apply layer by layer, so a pattern sees 'weight_quantizer' and no path), or "
         "exclude the layers: "
         "auto_quantize.disabled_layers."
     )
-    return [Problem("format without effect", what, tuple(empty), mend)]
+    return [Problem("format without effect", what, tuple(empty), fix)]
 
 
 def _fixed(recipe: Recipe) -> Recipe | None:

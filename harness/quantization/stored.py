@@ -81,7 +81,7 @@ def problems(model: nn.Module) -> list[Problem]:
             lost.append(name)
         elif not torch.equal(found, module.weight_quantizer(module.weight)):
             other.append(name)
-    told = (
+    findings = (
         (
             "fake quantization is not what is stored",
             other,
@@ -103,7 +103,7 @@ def problems(model: nn.Module) -> list[Problem]:
         ),
     )
     return [
-        Problem(rule, f"{len(names)} {what}", tuple(names), mend)
-        for rule, names, what, mend in told
+        Problem(rule, f"{len(names)} {what}", tuple(names), fix)
+        for rule, names, what, fix in findings
         if names
     ]

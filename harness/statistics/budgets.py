@@ -1,7 +1,7 @@
 """The budgets file: what loss is allowed on which task, and which layers a recipe leaves out on
 purpose.
 
-Policy, written and reviewed by people; what was measured lives in the records beside it. Four
+Policy, written and reviewed by people; what was measured lives in the records next to it. Four
 sections::
 
     defaults:       # terms of every budget
@@ -235,7 +235,7 @@ class Policy:
 
 
 def load(path: Path) -> Policy:
-    """Read and check a budgets file; UsageError (file, line, place, mend) for anything wrong in
+    """Read and check a budgets file; UsageError (file, line, place, fix) for anything wrong in
     it.
     """
     parsed, place = files.read_yaml_with_places(path, _File, what="budgets file", fixes=_FIXES)
@@ -315,7 +315,7 @@ def _matches(
 def table(
     policy: Policy, recipe: str = "", model: str = "", discordance: float | None = None
 ) -> str:
-    """What each task's budget resolves at its declared sample count: one line a metric."""
+    """What each task's budget resolves at its declared sample count: one line per metric."""
     columns = ("samples", "discord.", "expected", "budget", "resolves", "needs")
     head = f"{'task':16} {'metric':26} " + " ".join(f"{c:>8}" for c in columns) + "  power"
     rows = [head]

@@ -40,7 +40,7 @@ class Measurement:
     """One number, where it comes from and the limit it keeps or not. `metric` is empty for
     embeddings.
 
-    `interval` (95 %) and `p` are None where they have no meaning. `at_most` tells which side of
+    `interval` (95 %) and `p` are None where they have no meaning. `at_most` says which side of
     `limit` is allowed.
     """
 
@@ -222,7 +222,7 @@ def mean_interval(
             total.sum(axis=axis) / (len(x) if count is None else count.sum(axis=axis))
         )
 
-    # Clusters of one size need not be counted anew in each resample, which is half of the work.
+    # Clusters of one size need not be counted again in each resample, which is half of the work.
     drawn = stats.bootstrap(
         (sums,) if (sizes == sizes[0]).all() else (sums, sizes),
         of,

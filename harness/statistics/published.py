@@ -314,7 +314,7 @@ def visible(row: PublishedRow, reference: Reference, task: Task) -> dict[str, bo
     seen: dict[str, bool] = {}
     activation = activation_of(reference.model)
     expected = row.entry.activation
-    # Without a declared activation neither mistake can be told.
+    # Without a declared activation neither mistake can be detected.
     seen[GELU] = expected == "quick_gelu" and activation == "gelu"
     seen[QUICK_GELU] = expected == "gelu" and activation == "quick_gelu"
     resample = getattr(reference.image_processor, "resample", None)

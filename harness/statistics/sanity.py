@@ -7,8 +7,8 @@ looking costs nothing.
 
 A reference that guesses on every task is refused. One that guesses on some task and not on others
 may be a real model on a hard task, or the labels of that task may be wrong: there its verdict is
-INCONCLUSIVE. A task on which not even a model that is always right could be told from guessing is
-not doubted.
+INCONCLUSIVE. A task on which not even a model that is always right could be distinguished from
+guessing is not doubted.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Guess:
 
     @property
     def can_be_told(self) -> bool:
-        """Whether a model that is always right would be told from one that guesses."""
+        """Whether a model that is always right would be distinguished from one that guesses."""
         return self.chance**self.n <= ALPHA
 
     @property
     def at_chance(self) -> bool:
-        """It could be told from guessing, and is not."""
+        """It could be distinguished from guessing, and is not."""
         return self.can_be_told and self.p > ALPHA
 
     def __str__(self) -> str:
@@ -100,10 +100,10 @@ def check(model: str, runs: Mapping[str, TaskRun], dtype: str) -> None:
         dtype: what it computes in, as a person calls it: ``FP16``.
 
     Raises:
-        UsageError: an embedding is not finite, or no metric tells the reference from one that
-            guesses.
+        UsageError: an embedding is not finite, or no metric distinguishes the reference from one
+            that guesses.
     """
-    lost = [told for side in ("image", "text") if (told := _lost(runs, side))]
+    lost = [reason for side in ("image", "text") if (reason := _lost(runs, side))]
     if lost:
         what = f"the reference gives no finite embedding for {' and '.join(lost)} in {dtype}"
         fix = (

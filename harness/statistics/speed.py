@@ -26,7 +26,7 @@ Run = Callable[[], object]
 
 
 class Clock(Protocol):
-    """Tells how long something takes on one kind of device."""
+    """Measures how long something takes on one kind of device."""
 
     def time(self, run: Run) -> float:
         """Seconds that *run* takes, all work that it starts included."""

@@ -89,7 +89,7 @@ class Budget:
         if self.points - self.expected_loss < LEAST_POINTS:
             what = (
                 f"points is {self.points} and expected_loss {self.expected_loss}: no sample count "
-                f"tells them apart"
+                f"distinguishes them"
             )
             raise UsageError(self.place, what, f"Leave {LEAST_POINTS} points between them.")
         if not 1 <= self.design_effect <= MOST_DESIGN_EFFECT:
@@ -209,7 +209,7 @@ class Verdict:
             return f"`pytest -m accuracy --blame` finds the quantizers at fault; or {policy}."
         if self.samples_needed is None:
             return (
-                f"the measured loss lies on the budget, so no sample size decides; change the "
+                f"the measured loss is on the budget, so no sample size decides; change the "
                 f"recipe, or {policy}."
             )
         resolved = 100 * paired.smallest_margin(
@@ -352,10 +352,10 @@ def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
     same targets and clusters.
     """
     where = f"{reference.task} ({reference.metric})"
-    mend = "Evaluate both models on the same task in the same run."
+    fix = "Evaluate both models on the same task in the same run."
     if (reference.task, reference.metric) != (quantized.task, quantized.metric):
         raise UsageError(
-            where, f"the other outcomes are of {quantized.task} ({quantized.metric})", mend
+            where, f"the other outcomes are of {quantized.task} ({quantized.metric})", fix
         )
     n = len(reference.sample_ids)
     if n == 0:
@@ -364,7 +364,7 @@ def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
         raise UsageError(
             where,
             f"{n} samples in the reference, {len(quantized.sample_ids)} in the quantized model",
-            mend,
+            fix,
         )
     for outcomes, side in ((reference, "reference"), (quantized, "quantized model")):
         for name in ("correct", "answers", "targets", "margins", "clusters"):
@@ -379,10 +379,10 @@ def check_pair(reference: Outcomes, quantized: Outcomes) -> None:
             f"the {'order' if same else 'samples'} differ: number {at} is {a!r} in the reference, "
             f"{z!r} quantized"
         )
-        raise UsageError(where, what, mend)
+        raise UsageError(where, what, fix)
     for name in ("targets", "clusters"):
         if not np.array_equal(getattr(reference, name), getattr(quantized, name)):
-            raise UsageError(where, f"the {name} of the two differ", mend)
+            raise UsageError(where, f"the {name} of the two differ", fix)
     if np.isnan(np.asarray(reference.margins)).any():
         what = "the reference has margins that are NaN"
         raise UsageError(where, what, "The reference model itself is broken: check it in FP16.")
@@ -609,7 +609,7 @@ def _samples_needed(
         test.design_effect,
         test.block,
     )
-    # Beyond a billion the measured loss is the budget, as far as anyone can tell.
+    # Beyond a billion the measured loss is the budget, as far as anyone can measure.
     return max(math.ceil(needed), n + 1) if needed < 1e9 else None
 
 

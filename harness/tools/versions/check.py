@@ -101,7 +101,7 @@ def _subject(
         yield name, overlay.outcome(old.outcome, new.outcome, way, name)
         return
     for architecture in measurement.ARCHITECTURES:
-        laid = overlay.lay(old.maps[architecture], new.maps[architecture], way, name)
+        laid = overlay.apply(old.maps[architecture], new.maps[architecture], way, name)
         yield f"{name} on {architecture}", (laid.met, laid.findings)
 
 

@@ -28,7 +28,7 @@ from harness.errors import UsageError
         (
             r'"lost": 30',
             '"lost": 3',
-            "tasks.cifar100.acc1.lost says 3, the outcomes beside it say 30",
+            "tasks.cifar100.acc1.lost says 3, the outcomes next to it say 30",
         ),
         (r'"right": (\d+)', '"right": 999', "right says 999"),
         (r'"kl_mean": [\d.]+', '"kl_mean": 0.001', "edited by hand"),

@@ -126,7 +126,7 @@ def test_number_that_json_cannot_hold_is_told_and_nothing_written(store: Store) 
     assert told.startswith(
         f"{path}: cannot be stored: Out of range float values are not JSON compliant"
     )
-    assert told.endswith(". A baseline holds finite numbers only: mend the run")
+    assert told.endswith(". A baseline holds finite numbers only: correct the run")
     assert snapshot(store.root) == {}
 
 

@@ -649,7 +649,7 @@ FIXES: dict[
     "COCO's picture absent": (
         captioned_coco,
         without("val2014/3.png"),
-        "Put the picture folder beside the annotations.",
+        "Put the picture folder next to the annotations.",
         written("val2014/3.png", picture()),
     ),
     "COCO's ids": (captioned_coco, named(3, id=2), "Give each picture an id of its own.", named(3)),

@@ -354,7 +354,9 @@ def test_without_ray_the_extra_is_named(
 )
 def test_what_is_no_address_is_refused(address: str, pytester: pytest.Pytester) -> None:
     """Only ``local`` and HOST:PORT are addresses."""
-    assert f"--cluster {address}: is no address. Give" in refused(pytester, f"--cluster={address}")
+    assert f"--cluster {address}: is not an address. Give" in refused(
+        pytester, f"--cluster={address}"
+    )
 
 
 @pytest.mark.usefixtures("with_ray")

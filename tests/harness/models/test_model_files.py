@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "a pickle": (sharded("pytorch_model.bin"), "index.json", "pickled weights are not read"),
     "an absent file": (sharded("b.safetensors"), "b.safetensors", "no such file of weights"),
     "cut off": (cut(100_000), "model.safetensors", "is cut off"),
-    "cut off in the header": (cut(100), "model.safetensors", "is no safetensors file"),
+    "cut off in the header": (cut(100), "model.safetensors", "safetensors file"),
     "an adapter": (added("adapter_config.json"), "adapter_config.json", "adapter"),
     # already quantized
     "ModelOpt's state": (added("modelopt_state.pth"), "modelopt_state.pth", "already quantized"),

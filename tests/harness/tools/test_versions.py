@@ -223,7 +223,7 @@ def test_what_is_expected_is_met_and_counted(fp8: QuantizerMap) -> None:
     """
     older = without(fp8, "Embedding")
 
-    laid = overlay.lay(fp8, older, to("0.47", "0.44"), "fp8")
+    laid = overlay.apply(fp8, older, to("0.47", "0.44"), "fp8")
 
     assert laid.findings == ()
     assert laid.map == older
@@ -237,7 +237,7 @@ def test_a_difference_that_no_record_expects_is_named_with_its_record(
     it.
     """
     moved = changed(fp8, "q_bmm", format="E5M2")
-    (finding,) = overlay.lay(fp8, moved, to("0.47", "0.48"), "fp8").findings
+    (finding,) = overlay.apply(fp8, moved, to("0.47", "0.48"), "fp8").findings
 
     assert str(finding).splitlines() == [
         "7 quantizers are not as expected:",
@@ -247,14 +247,14 @@ def test_a_difference_that_no_record_expects_is_named_with_its_record(
     ]
     records = differences.load(write(tmp_path, HEAD + finding.draft))
     assert records[0].difference.before == "E4M3 per-tensor"
-    assert not overlay.lay(fp8, moved, to("0.47", "0.48", records=records), "fp8").findings
+    assert not overlay.apply(fp8, moved, to("0.47", "0.48", records=records), "fp8").findings
 
 
 def test_a_draft_runs_from_the_older_release_to_the_newer(fp8: QuantizerMap) -> None:
     """Found under an older release than the baseline's, before is what was found, and after the
     baseline's.
     """
-    (finding,) = overlay.lay(fp8, without(fp8, "LayerNorm"), to("0.47", "0.46"), "fp8").findings
+    (finding,) = overlay.apply(fp8, without(fp8, "LayerNorm"), to("0.47", "0.46"), "fp8").findings
     (draft,) = yaml.safe_load(finding.draft)
 
     assert (draft["before"], draft["after"], draft["module_class"]) == (
@@ -269,7 +269,7 @@ def test_a_record_that_meets_nothing_fails_by_name(fp8: QuantizerMap) -> None:
     """A map under 0.44 with Embedding quantizers all the same is told under the record's name, with
     its place.
     """
-    found = overlay.lay(without(fp8, "Embedding"), fp8, to("0.47", "0.44"), "fp8").findings
+    found = overlay.apply(without(fp8, "Embedding"), fp8, to("0.47", "0.44"), "fp8").findings
 
     assert "the expected difference nvidia-modelopt 0.45 embedding meets nothing" in str(found[0])
     assert f"{BASELINES / 'versions' / '0.45.yaml'}:" in str(found[0])
@@ -279,7 +279,7 @@ def test_a_record_of_another_subject_is_left_alone(fp8: QuantizerMap) -> None:
     """What presets lost is not expected of a recipe, and is not missed there."""
     lost = changed(fp8, "vision", enabled=False)
 
-    found = overlay.lay(lost, fp8, to("0.47", "0.44"), "fp8")
+    found = overlay.apply(lost, fp8, to("0.47", "0.44"), "fp8")
 
     assert not any("presets" in name for name in found.met)
     assert "expected off" in str(found.findings)
