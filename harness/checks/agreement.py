@@ -3,7 +3,7 @@ folded copy?
 
 The map says what the quantizers are and the oracle that each computes what *it* is set to.  Neither
 notices a quantizer that ModelOpt set to something else than the recipe says, nor a range that the
-calibration data never gave.  No record is needed for either: both are derived anew here.
+calibration data never gave.  No record is needed for either: both are derived again here.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def with_recipe(
         ("on without being asked for", "are on and no entry of the recipe speaks of them", unasked),
     )
     problems = [
-        Problem(
-            rule, f"{len(lines)} quantizers {what} (recipe {recipe.name}):", _some(lines), _MEND
-        )
+        Problem(rule, f"{len(lines)} quantizers {what} (recipe {recipe.name}):", _some(lines), _FIX)
         for rule, what, lines in found
         if lines
     ]
@@ -125,7 +123,7 @@ def with_recipe(
     return problems
 
 
-_MEND = (
+_FIX = (
     "Put a deny-all entry ('*', enable: false) first and look at how this ModelOpt reads the "
     "entries: "
     "mtq.print_quant_summary(model) shows what it made of them."
@@ -251,11 +249,11 @@ def with_data(
     if not wrong:
         return []
     what = f"{len(wrong)} calibrated ranges are not the largest magnitude in the calibration data:"
-    mend = (
+    fix = (
         "The calibration ran on other data, another model or not at all there, or a range was "
         "changed after it."
     )
-    return [Problem("range is not the data's", what, _some(wrong), mend)]
+    return [Problem("range is not the data's", what, _some(wrong), fix)]
 
 
 def _kept(axis: Any) -> Axes:
@@ -305,7 +303,7 @@ def with_reference(
     for name, value in expected.items():
         if not torch.equal(found[name], value):
             error = float((found[name].double() - value.double()).norm() / value.double().norm())
-            # NaN is no small error.
+            # NaN is not a small error.
             lines += (
                 []
                 if error <= allowed
@@ -317,13 +315,13 @@ def with_reference(
         f"with every quantizer off, {len(lines)} outputs of the quantized model are not the "
         f"reference's:"
     )
-    mend = (
+    fix = (
         "Look at the attention class (--attention): the mask and the scale must reach "
         "scaled_dot_product_attention. "
         "Then at the weights: calibration must leave them, or give the inputs the inverse of what "
         "it does to them."
     )
-    return [Problem("not the reference underneath", what, tuple(lines), mend)]
+    return [Problem("not the reference underneath", what, tuple(lines), fix)]
 
 
 def _only_rounded(model: nn.Module, reference: nn.Module) -> list[Problem]:
@@ -351,12 +349,12 @@ def _only_rounded(model: nn.Module, reference: nn.Module) -> list[Problem]:
         f"GPTQ adapted nothing in {len(only)} of {len(enabled)} Linear layers; their weights are "
         f"only rounded:"
     )
-    mend = (
+    fix = (
         "Their Hessian has no inverse, and ModelOpt then goes on without one: calibrate on more "
         "pairs than a layer has "
         "inputs (--calibration-size), or raise perc_damp (0.01 is the method's own)."
     )
-    return [Problem("GPTQ did nothing", what, tuple(only), mend)]
+    return [Problem("GPTQ did nothing", what, tuple(only), fix)]
 
 
 @torch.no_grad()
@@ -374,5 +372,5 @@ def with_folded(model: nn.Module, folded: nn.Module, inputs: Mapping[str, Tensor
     if not lines:
         return []
     what = f"folding the weights changes {len(lines)} outputs of the model:"
-    mend = "mtq.fold_weight must leave every bit as it is: accuracy is measured on the folded copy."
-    return [Problem("folded model differs", what, tuple(lines), mend)]
+    fix = "mtq.fold_weight must leave every bit as it is: accuracy is measured on the folded copy."
+    return [Problem("folded model differs", what, tuple(lines), fix)]

@@ -2,7 +2,7 @@
 
 Two ways lead there: Hugging Face's ``save_pretrained`` under ModelOpt's checkpointing hook, and
 ``mto.save``.  A restored model must compute the same bits and have the same quantizer map; what a
-careless load loses is found by ``diagnose`` and told by name (S5).
+careless load loses is found by ``diagnose`` and reported by name (S5).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def forms_of(model: nn.Module) -> tuple[Form, ...]:
 
 
 def _save_configuration(model: Any, folder: Path) -> None:
-    """What ``restore`` needs to build the model anew, beside its weights."""
+    """What ``restore`` needs to build the model again, besides its weights."""
     if hasattr(model, "open_clip_config"):
         (folder / openclip.CONFIG).write_text(json.dumps({"model_cfg": model.open_clip_config}))
         return
@@ -183,7 +183,7 @@ _pool: multiprocessing.context.ForkServerContext | None = None
 
 def warm() -> multiprocessing.context.ForkServerContext:
     """Start the server that fresh processes are forked from; its ten seconds of imports then run
-    beside other work.
+    while doing other work.
     """
     global _pool
     if _pool is None:

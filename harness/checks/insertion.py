@@ -206,7 +206,8 @@ def _attention_in_part(
     the recipe does that.
 
     A line of the recipe that names such quantizers and turns them off in some layers is a choice.
-    Off in a whole tower is none: flipping the entry that enabled them loses as much as deleting it.
+    Off in a whole tower is not one: flipping the entry that enabled them loses as much as deleting
+    it.
     """
     off: list[str] = []
     among = 0

@@ -218,7 +218,7 @@ def switched(model: nn.Module, off: Callable[[str], bool]) -> Iterator[None]:
 
 class _Meter:
     """Measures one metric with some quantizers off; only the tower that changes is computed
-    anew.
+    again.
     """
 
     def __init__(

@@ -139,7 +139,7 @@ def _fall(reference: Outcomes, quantized: Outcomes) -> np.ndarray[Any, np.dtype[
     """How far each margin fell (logits); a sample without a finite score fell infinitely."""
     with np.errstate(invalid="ignore"):
         fall = reference.margins.astype(np.float64) - quantized.margins.astype(np.float64)
-    # -inf in both is no fall.
+    # -inf in both is not a fall.
     return np.nan_to_num(fall, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
 

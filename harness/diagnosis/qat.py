@@ -175,8 +175,8 @@ class Gain:
 def gains(
     before: VerdictFamily, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]
 ) -> list[Gain]:
-    """The gain on every metric whose verdict in *before* is no PASS; empty if there is nothing to
-    win back.
+    """The gain on every metric whose verdict in *before* is not a PASS; empty if there is nothing
+    to win back.
 
     Args:
         before: the verdicts on the quantized model.

@@ -117,7 +117,7 @@ class Case:
         device.
         """
         if structure and self.recipe.candidates:
-            return "what a search chooses hangs on weights and data"
+            return "what a search chooses depends on weights and data"
         return judged.not_gated(self.recipe, "cuda" if structure else self.setting.device.type)
 
     # -- the quantized model -----------------------------------------------------------------------
@@ -291,7 +291,7 @@ class Case:
         return next(v for v in self.verdicts.verdicts if (v.task, v.metric) == (task, metric))
 
     def measurements(self, task: str) -> tuple[Measurement, ...]:
-        """How far answers and embeddings of a task moved, each number beside its limit."""
+        """How far answers and embeddings of a task moved, each number next to its limit."""
         if task not in self._measurements:
             before, after = (runs[task] for runs in self.runs)
             budgets_of = {metric: self.budget(task, metric) for metric in before.outcomes}

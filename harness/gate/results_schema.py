@@ -263,7 +263,7 @@ class AccuracyResult(_Part):
 
 
 class DriftResult(_Part):
-    """What became of the baseline."""
+    """How the measurement compares with the baseline."""
 
     kind: str
     headline: str

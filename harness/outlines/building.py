@@ -1,4 +1,4 @@
-"""Architectures of the table on the meta device, with as few layers as tell the layers apart.
+"""Architectures of the table on the meta device, with as few layers as distinguish them.
 
 A model of 80 layers of one kind is built with the first, one in the middle and the last; a
 quantizer of the middle one stands for those of 78.  Routed experts of a layer are built and counted

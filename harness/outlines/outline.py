@@ -96,14 +96,14 @@ class Outline:
 
     @cached_property
     def full(self) -> FamilyPlaces:
-        """Every place, for entries that tell layers apart by their numbers."""
+        """Every place, for entries that distinguish layers by their numbers."""
         return FamilyPlaces(
             self.row.family,
             [replace(site, name=name, names=(name,)) for site in self.sites for name in site.names],
         )
 
     def family_for(self, entries: Iterable[AppliedEntry]) -> FamilyPlaces:
-        """The places among which *entries* tell apart."""
+        """The places that *entries* distinguish."""
         return self.full if any(tells_numbers(entry.pattern) for entry in entries) else self.folded
 
     @cached_property

@@ -4,7 +4,7 @@ quantization gains there.
 Fake quantization is slower than what it simulates.  An exported INT8 graph is what runs, so it is
 what is timed here: in turn with the unquantized tower in ONNX Runtime and in torch
 (:mod:`harness.statistics.speed`), all with as many threads, and each once more in a fresh process
-that tells its resident memory (:mod:`harness.tools.resident`).
+that reports its resident memory (:mod:`harness.tools.resident`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ size.
 
 Fake quantization is what the gate judges by; it computes more than FP16.  What it stands for is
 ModelOpt's real-quant Linear after ``mtq.compress``, whose product is ``torch._scaled_mm`` where its
-backend takes the layer.  Elsewhere it unpacks the weight and goes on, which no time would tell, so
+backend takes the layer.  Elsewhere it unpacks the weight and goes on, which no time would show, so
 the Linears that really run in FP8 are counted.
 """
 
@@ -69,8 +69,8 @@ class Models:
 
     @classmethod
     def of(cls, reference: nn.Module, batches: int = 4, rows: int = 8) -> Models:
-        """FP8 in all Linears of *reference* (FP16), calibrated on noise: speed does not hang on the
-        values.
+        """FP8 in all Linears of *reference* (FP16), calibrated on noise: speed does not depend on
+        the values.
 
         The patch embedding is not packed: ModelOpt 0.47 packs convolutions and cannot run them
         packed.
@@ -96,7 +96,7 @@ def in_fp8(model: nn.Module) -> tuple[int, int]:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Bytes of the device's last cache, as the driver tells it; 0 where it does not."""
+    """Bytes of the device's last cache, as the driver reports it; 0 where it does not."""
     return (
         int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
         if device.type == "cuda"
@@ -160,7 +160,7 @@ def sweep(
 
 
 def conditions(device: torch.device) -> dict[str, str]:
-    """What times on *device* belong to: name, driver, clocks and limits as nvidia-smi tells them,
+    """What times on *device* belong to: name, driver, clocks and limits as nvidia-smi reports them,
     CUDA, cache.
     """
     found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
@@ -183,6 +183,8 @@ def conditions(device: torch.device) -> dict[str, str]:
 
 
 def asked(answer: str) -> dict[str, str]:
-    """nvidia-smi's answer, one line of CSV, by what was asked for; empty where it is none."""
+    """nvidia-smi's answer, one line of CSV, by what was asked for; empty where there is no such
+    line.
+    """
     cells = [cell.strip() for cell in (answer.splitlines() or [""])[0].split(",")]
     return dict(zip(_ASKED, cells, strict=True)) if len(cells) == len(_ASKED) else {}

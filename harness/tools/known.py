@@ -4,8 +4,8 @@ known architecture.
     python -m harness.tools.known
 
 The file is ``harness/lint/data/known.json.gz``.  Of earlier releases it holds the names that were
-measured for CLIP (``baselines/versions``), which tell a name that a release has removed from a
-misspelt one.
+measured for CLIP (``baselines/versions``), which distinguish a name that a release has removed from
+a misspelt one.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ _DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
 _LATER = ("map_equals_baseline", "structure_of_published_architecture")
 #: The check of accuracy that needs no quantized model, and so comes before those of `_LATER`.
 _REFERENCE = ("reference_agrees_with_published",)
-#: Of what the suites look at exhaustively, a few values that tell a wrong function from a right
-#: one.
+#: Of what the suites look at exhaustively, a few values that distinguish a wrong function from a
+#: right one.
 FEW: dict[str, tuple[Any, ...]] = {
     "architecture": ("ViT-L-14",),
     "dtype": (torch.float32, torch.float16),
@@ -105,7 +105,7 @@ NOTHING = Check("", "", _looked_at)
 
 @dataclass(frozen=True)
 class Kill:
-    """What became of one planted fault: the check that killed it first, or none.
+    """The result of one planted fault: the check that killed it first, or none.
 
     ``how`` is "failed", "usage error" (exit code 4) or "error" (the gate's test raised).
     ``recorded``: the check needs a baseline.  ``seconds`` of the whole run.
@@ -155,7 +155,7 @@ class Clean:
 
     def prepared(self, fault: Fault | None = None) -> Prepared:
         """What a run takes over of this one: what has been built and *fault* does not touch."""
-        return self.gate.side(MODEL).prepared(SHARED - (fault.anew if fault else frozenset()))
+        return self.gate.side(MODEL).prepared(SHARED - (fault.rebuilt if fault else frozenset()))
 
     def run(self, site: FaultSite, fault: Fault | None = None, **options: Any) -> Case:
         """A case of a fresh gate over *site*, sharing with the clean one what *fault* does not
@@ -255,8 +255,8 @@ class Variation:
 def variations(count: int, process: int, hash_seed: str) -> Iterator[Variation]:
     """*count* variations for one process: BATCHES and thread counts in turn, a new order each time.
 
-    Two threads every third time only: they wait for each other where something else runs beside
-    them.  Each process begins elsewhere among the pairs.
+    Two threads every third time only: they wait for each other where something else runs at the
+    same time them.  Each process begins elsewhere among the pairs.
     """
     axes = zip(itertools.cycle(BATCHES), itertools.cycle((1, 1, 2)), strict=False)
     for number, (batch, threads) in enumerate(

@@ -154,7 +154,7 @@ def _hashing() -> Callable[[], int]:
 
 
 def _tokenizing(reference: Reference) -> Callable[[], int]:
-    texts = [f"a photo of thing number {i} beside a small dog." for i in range(2000)]
+    texts = [f"a photo of thing number {i} next to a small dog." for i in range(2000)]
 
     def tokenize() -> int:
         return len(inputs.tokenize(reference.tokenizer, texts, CONTEXT))

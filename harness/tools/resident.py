@@ -1,10 +1,10 @@
 """One deployed tower in a process of its own: ``python -m harness.tools.resident WHAT PATH INPUT
-THREADS`` tells its memory.
+THREADS`` reports its memory.
 
 WHAT is ``onnxruntime``, or a class of transformers with a precision
 (``CLIPTextModelWithProjection:float16``); PATH the graph, or the folder of the checkpoint; INPUT a
 file of ``numpy.save``.  Nothing is imported that such a process does not need: what ONNX Runtime
-takes is not to be told with torch beside it.
+takes cannot be measured with torch in the same process.
 """
 
 from __future__ import annotations

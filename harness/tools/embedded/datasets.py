@@ -163,7 +163,7 @@ def drawings(sources: Path, name: str, wanted: Sequence[Concept]) -> list[RGBA]:
 
 
 def make(sources: Path, out: Path, seed: int) -> None:
-    """Draw all four data sets into *out*, with ``datasets.json`` beside them."""
+    """Draw all four data sets into *out*, with ``datasets.json`` next to them."""
     known = emoji.concepts(sources)
     drawn = drawings(sources, emoji.EVALUATION, known)
     record = {

@@ -355,7 +355,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
-    """Save *model* in FP16 with its preprocessing; the record goes beside it for the model card."""
+    """Save *model* in FP16 with its preprocessing; the record goes next to it for the model
+    card.
+    """
     from transformers import CLIPImageProcessor
 
     copy.deepcopy(model).half().save_pretrained(out)  # type: ignore[operator]

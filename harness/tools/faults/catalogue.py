@@ -49,7 +49,7 @@ class Fault:
     """One defect.
 
     ``plants`` says what is wrong while it is planted, ``origin`` which real bug or class of bugs it
-    stands for. ``recipe`` is the clean recipe that the gate runs, and ``anew`` names what of a
+    stands for. ``recipe`` is the clean recipe that the gate runs, and ``rebuilt`` names what of a
     clean run the fault spoils, so that it must not be shared with it (the kinds of ``Gate.share``).
     """
 
@@ -59,7 +59,7 @@ class Fault:
     plants: str
     plant: Plant
     recipe: str
-    anew: frozenset[str]
+    rebuilt: frozenset[str]
 
     def planted(self, site: FaultSite) -> AbstractContextManager[None]:
         """The defect, for as long as the block lasts."""
@@ -70,7 +70,7 @@ CATALOGUE: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, where: Where, origin: str, recipe: str = "fp8", anew: tuple[str, ...] = ()
+    name: str, where: Where, origin: str, recipe: str = "fp8", rebuilt: tuple[str, ...] = ()
 ) -> Callable[[Callable[[FaultSite], Iterator[None]]], Plant]:
     """Register a generator function as a fault; the first line of its docstring says what it
     plants.
@@ -78,7 +78,7 @@ def fault(
 
     def register(plant: Callable[[FaultSite], Iterator[None]]) -> Plant:
         what = (plant.__doc__ or "").strip().splitlines()[0]
-        return add(name, where, origin, what, contextmanager(plant), recipe, anew)
+        return add(name, where, origin, what, contextmanager(plant), recipe, rebuilt)
 
     return register
 
@@ -90,7 +90,7 @@ def add(
     plants: str,
     plant: Plant,
     recipe: str = "fp8",
-    anew: tuple[str, ...] = (),
+    rebuilt: tuple[str, ...] = (),
 ) -> Plant:
     """Register *plant* as a fault.
 
@@ -102,7 +102,7 @@ def add(
             f"fault {name!r} is registered twice, or does not say what it plants and where it "
             f"comes from"
         )
-    CATALOGUE[name] = Fault(name, where, origin, plants, plant, recipe, frozenset(anew))
+    CATALOGUE[name] = Fault(name, where, origin, plants, plant, recipe, frozenset(rebuilt))
     return plant
 
 

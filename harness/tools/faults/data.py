@@ -16,7 +16,9 @@ from harness.tools.faults.catalogue import FaultSite, Where, fault, replaced
 _MODEL = ("reference", "runs", "places", "calibration", "tasks")
 
 
-@fault("base model moved", Where.MODEL, "a hub checkpoint that was updated in place", anew=_MODEL)
+@fault(
+    "base model moved", Where.MODEL, "a hub checkpoint that was updated in place", rebuilt=_MODEL
+)
 def _moved(_: FaultSite) -> Iterator[None]:
     """The reference's files hold other weights, so that its revision is another one."""
     from harness.models import references
@@ -36,7 +38,7 @@ def _moved(_: FaultSite) -> Iterator[None]:
     "a dependency changes the model",
     Where.MODEL,
     "gelu for quick_gelu after an upgrade",
-    anew=_MODEL,
+    rebuilt=_MODEL,
 )
 def _activation(_: FaultSite) -> Iterator[None]:
     """The same files and the same releases compute another activation."""
@@ -59,7 +61,7 @@ def _activation(_: FaultSite) -> Iterator[None]:
     "sample count changed",
     Where.DATA,
     "another sample count under a fixed threshold",
-    anew=("tasks", "runs"),
+    rebuilt=("tasks", "runs"),
 )
 def _fewer(_: FaultSite) -> Iterator[None]:
     """A classification task has half of its samples."""
@@ -76,7 +78,7 @@ def _fewer(_: FaultSite) -> Iterator[None]:
         yield
 
 
-@fault("labels shuffled", Where.DATA, "class: labels shuffled", anew=("tasks", "runs"))
+@fault("labels shuffled", Where.DATA, "class: labels shuffled", rebuilt=("tasks", "runs"))
 def _shuffled(_: FaultSite) -> Iterator[None]:
     """Every picture gets the label of another one, for the reference and the quantized model
     alike.
@@ -96,7 +98,9 @@ def _shuffled(_: FaultSite) -> Iterator[None]:
         yield
 
 
-@fault("class names off by one", Where.DATA, "an index that starts at one", anew=("tasks", "runs"))
+@fault(
+    "class names off by one", Where.DATA, "an index that starts at one", rebuilt=("tasks", "runs")
+)
 def _off_by_one(_: FaultSite) -> Iterator[None]:
     """The quantized model is asked with the class names of the neighbouring classes."""
     from harness.data import tasks

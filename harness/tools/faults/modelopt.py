@@ -68,7 +68,7 @@ def _plain_sdpa(*args: Any, **kwargs: Any) -> Tensor:
     "eager attention",
     Where.MODEL,
     "attn_implementation='eager' (S3)",
-    anew=("reference", "runs", "places"),
+    rebuilt=("reference", "runs", "places"),
 )
 def _eager(_: FaultSite) -> Iterator[None]:
     """The model is loaded with eager attention, which never reaches the four attention

@@ -267,7 +267,7 @@ def _driven(step: Callable[[Any, dict[str, Tensor]], object]) -> AbstractContext
     "other calibration data",
     Where.CALIBRATION,
     "class: calibration data changed",
-    anew=("calibration",),
+    rebuilt=("calibration",),
 )
 def _other_data(_: FaultSite) -> Iterator[None]:
     """Fewer pairs than the record was measured with are loaded."""

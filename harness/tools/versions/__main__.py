@@ -68,9 +68,9 @@ def _check(options: argparse.Namespace) -> int:
     records = differences.load(options.baselines)
     measured = measurement.every(options.baselines)
     if not measured:
-        mend = "Measure the pinned release first: python -m harness.tools.versions measure."
+        fix = "Measure the pinned release first: python -m harness.tools.versions measure."
         raise UsageError(
-            options.baselines / differences.FOLDER, "holds no measurement to compare with", mend
+            options.baselines / differences.FOLDER, "holds no measurement to compare with", fix
         )
     found = check.check(measurement.measure(_say), measured[-1], records)
     print("\n".join(found.lines(records)))

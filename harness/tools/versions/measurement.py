@@ -69,7 +69,7 @@ PLACES = {attention: differences.subject("places", attention) for attention in A
 
 @dataclass(frozen=True)
 class SubjectState:
-    """What became of one recipe, preset or dict: its outcome in words, and its map by architecture
+    """The result of one recipe, preset or dict: its outcome in words, and its map by architecture
     if it was taken.
     """
 
@@ -79,7 +79,7 @@ class SubjectState:
 
 @dataclass(frozen=True)
 class ReleaseMeasurement:
-    """One release: the versions that were installed, what became of each subject, the state of each
+    """One release: the versions that were installed, the result of each subject, the state of each
     deviation.
     """
 
@@ -185,7 +185,7 @@ def _plain(text: str) -> str:
 
 
 def path_of(release: str, baselines: Path) -> Path:
-    """Where the measurement of *release* lies."""
+    """The file of the measurement of *release*."""
     return baselines / differences.FOLDER / f"{release}.json"
 
 
@@ -247,11 +247,11 @@ def find(name: str, baselines: Path) -> ReleaseMeasurement:
         if one.release == name or one.release.startswith(f"{name}."):
             return one
     known = ", ".join(m.release for m in measured) or "none"
-    mend = (
+    fix = (
         f"Measured: {known}. In that release's environment: python -m harness.tools.versions "
         f"measure."
     )
-    raise UsageError(name, "is no measured release and no file", mend)
+    raise UsageError(name, "is neither a measured release nor a file", fix)
 
 
 #: What the names of a group have in common: class and kind of their module, and the state of the
@@ -274,7 +274,7 @@ def _map_of(groups: Mapping[str, Iterable[str]]) -> QuantizerMap:
     for state, patterns in groups.items():
         match = _GROUP.fullmatch(state)
         if match is None:
-            raise ValueError(f"{state!r} is no state of quantizers")
+            raise ValueError(f"{state!r} is not a state of quantizers")
         on = match["format"] is not None
         found += [
             Quantizer(

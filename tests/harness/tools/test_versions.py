@@ -622,7 +622,10 @@ def test_releases_that_make_the_same_of_a_recipe_say_so(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["diff", "0.44", "0.99"], "0.99: is no measured release and no file. Measured: 0.41.0"),
+        (
+            ["diff", "0.44", "0.99"],
+            "0.99: is neither a measured release nor a file. Measured: 0.41.0",
+        ),
         (["diff", "0.44", "README.md"], "README.md:1: is not JSON"),
         (["--baselines", "tests", "check"], "tests/versions: holds no measurement to compare with"),
     ],
