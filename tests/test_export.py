@@ -10,7 +10,7 @@ import torch
 from harness.checks import export
 from harness.gate.listing import CaseName
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Judge
+from harness.pytest_plugin.judge import Judge
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("quantized")]
 

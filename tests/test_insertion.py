@@ -8,7 +8,7 @@ from harness.checks import insertion
 from harness.gate.listing import CaseName
 from harness.gate.quantized import Quantized
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Judge
+from harness.pytest_plugin.judge import Judge
 
 pytestmark = pytest.mark.insertion
 

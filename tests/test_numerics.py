@@ -17,7 +17,7 @@ from harness.formats import deviations
 from harness.gate.listing import CaseName
 from harness.gate.quantized import Quantized
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Judge
+from harness.pytest_plugin.judge import Judge
 
 pytestmark = pytest.mark.numerics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.checks import orphans
 from harness.gate.session import Gate
-from harness.pytest_plugin.plugin import Judge
+from harness.pytest_plugin.judge import Judge
 
 
 def test_no_baseline_is_orphaned(gate: Gate, check: Judge) -> None:

@@ -9,7 +9,7 @@ import pytest
 from harness.checks import checkpoint, qat
 from harness.diagnosis.qat import FineTuned
 from harness.gate.listing import CaseName
-from harness.pytest_plugin.plugin import Judge
+from harness.pytest_plugin.judge import Judge
 
 pytestmark = pytest.mark.qat
 

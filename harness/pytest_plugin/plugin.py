@@ -1,5 +1,4 @@
-"""The pytest side of the gate: options, parametrisation, fixtures, and how results reach the
-terminal.
+"""The pytest side of the gate: parametrisation, fixtures, and how results reach the terminal.
 
 No decision is taken here.  The suites in ``tests/`` call the library; ``harness.gate`` builds each
 thing once.
@@ -7,7 +6,6 @@ thing once.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,21 +15,17 @@ import pytest
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
 from harness.pytest_plugin import annotate, brief, collector, machine, outcomes, private, workers
+from harness.pytest_plugin.command_line import add_options, refuse_taken
+from harness.pytest_plugin.judge import Judge
 from harness.pytest_plugin.options import (
     check_given,
     check_options,
     check_stored,
     prepare_report,
-    shortened,
 )
 from harness.pytest_plugin.outcomes import (
-    Inconclusive,
-    NotHeld,
-    address_of,
-    case_of,
     conclude,
     fell_short,
-    first_line,
     has_suites,
     in_suites,
     is_ours,
@@ -51,14 +45,12 @@ from harness.pytest_plugin.run import (
 from harness.pytest_plugin.workers import hand_over, settle, take_selection
 
 if TYPE_CHECKING:
-    from harness.baselines import Comparison
     from harness.diagnosis.qat import FineTuned
     from harness.gate.listing import CaseName
     from harness.gate.options import Options
     from harness.gate.quantized import Quantized
     from harness.gate.session import Gate
     from harness.pull_requests.selection import Selection
-    from harness.statistics.verdicts import Verdict
 
 #: Suites that never run unless asked for by their marker.
 ON_REQUEST = ("proof", "qat")
@@ -68,158 +60,13 @@ _CASES = ("case", "structure_case", "weights_case", "model_case", "trained_case"
 _NO_CASE = object()
 
 _GATE = pytest.StashKey["Gate"]()
-#: Options of the gate that another plugin had taken already.
-_TAKEN = pytest.StashKey[list[str]]()
 #: Recipes that a pull request broke, so that no test can load them -> the reason.
 _REFUSED = pytest.StashKey[dict[str, str]]()
-#: Which test showed the quantizers at fault of a case.
-_BLAMED = pytest.StashKey[dict["CaseName", str]]()
-
-
-def _whole_number(text: str) -> int:
-    """A whole number; what is none is repeated in a few characters only."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number") from None
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """The command line of the gate; what another plugin has taken already is refused when it
-    runs.
-    """
-    group = parser.getgroup("quantized CLIP gate")
-    config: Any = pluginmanager.get_plugin("pytestconfig")
-    taken = config.stash.setdefault(_TAKEN, [])
-
-    def add(name: str, **attributes: Any) -> None:
-        dest = attributes.setdefault("dest", name.removeprefix("--").replace("-", "_"))
-        if name == "--no-blame" or not private.has_option(parser, name, dest):
-            group.addoption(name, **attributes)
-        else:
-            taken.append(name)
-
-    add(
-        "--recipe",
-        action="append",
-        metavar="REF",
-        dest="gate_recipes",
-        help="recipe to gate; repeatable: a name from harness/recipes/library, a ModelOpt name "
-        "(huggingface/vit/ptq/fp8), a "
-        "YAML path, or module:ATTRIBUTE for a Python quant_cfg (default: the recipes of "
-        "harness/recipes/library)",
-    )
-    add(
-        "--recipes-root",
-        metavar="DIR",
-        help="resolve ModelOpt names and $imports in this modelopt_recipes tree",
-    )
-    add(
-        "--clip-model",
-        action="append",
-        metavar="REF",
-        dest="gate_models",
-        help="model to gate; repeatable: embedded (default), a checkpoint directory, a hub id",
-    )
-    add(
-        "--tasks",
-        metavar="NAME[,NAME]",
-        help=(
-            "CLIP_benchmark tasks (cifar100, imagenet1k, mscoco_captions, wds/...; default: the "
-            "embedded three)"
-        ),
-    )
-    add("--data-root", metavar="DIR", help="where the tasks' data lie")
-    add(
-        "--calibration-data",
-        metavar="DIR",
-        help="image-text pairs: a webdataset or the COCO captions layout",
-    )
-    add(
-        "--calibration-size",
-        type=_whole_number,
-        default=8192,
-        metavar="N",
-        help="pairs to calibrate on (default: 8192, or all there is)",
-    )
-    add(
-        "--batch-size",
-        type=_whole_number,
-        metavar="N",
-        help="rows per forward (default: what suits the device); fewer need less memory, and a "
-        "baseline measured with another number is compared by verdicts instead of bits",
-    )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the models run (default: auto)",
-    )
-    add(
-        "--attention",
-        choices=("modelopt", "diffusers"),
-        default="diffusers",
-        help=(
-            "attention class that ModelOpt puts in (default: diffusers, which the published recipe "
-            "means)"
-        ),
-    )
-    add(
-        "--baselines",
-        metavar="DIR",
-        help="the store of records and budgets (default: the gate's own)",
-    )
-    add(
-        "--update-baselines",
-        action="store_true",
-        help="accept what this run measures; needs --reason",
-    )
-    add(
-        "--new-baselines-only",
-        action="store_true",
-        help="store records that are missing; never change one",
-    )
-    add("--reason", metavar="TEXT", help="why the baselines change; kept in the record's history")
-    add(
-        "--changed-since",
-        metavar="REV",
-        help=(
-            "gate only recipes of --recipes-root that the git diff since REV reaches through "
-            "$import"
-        ),
-    )
-    add(
-        "--list-affected",
-        action="store_true",
-        help="with --changed-since: list those recipes and stop",
-    )
-    add(
-        "--blame",
-        action="store_true",
-        default=None,
-        help="find the quantizers at fault, also on a pass",
-    )
-    add(
-        "--no-blame",
-        dest="blame",
-        action="store_false",
-        help="do not look for the quantizers at fault",
-    )
-    add("--early-stop", action="store_true", help="stop a task once a sequential test has decided")
-    add(
-        "--cluster",
-        metavar="ADDRESS|local",
-        help="evaluate the accuracy suite's tasks in slices on the workers of this Ray cluster "
-        "(HOST:PORT of its head), or of one started on this machine (local); needs the extra "
-        "'cluster'",
-    )
-    add("--gate-report", metavar="DIR", help="write report.html, summary.md and results.json here")
-    add(
-        "--gate-annotations",
-        choices=("github",),
-        help="print what is wrong as workflow commands, which GitHub shows on the recipe's lines; "
-        "with --gate-report, write them and a SARIF file there too",
-    )
+    """The command line of the gate."""
+    add_options(parser, pluginmanager)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -234,7 +81,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     gate.
     """
     try:
-        _refuse_taken(config)
+        refuse_taken(config)
         check_options(config)
     except UsageError as error:
         raise pytest.UsageError(*error.lines) from error
@@ -277,21 +124,6 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     config.stash[_REFUSED] = selected.unloadable
     config.option.gate_recipes = selection.references(selected, root)
     return None
-
-
-def _refuse_taken(config: pytest.Config) -> None:
-    """Refuse a run in which an option of the gate means something else.
-
-    Raises:
-        UsageError: another plugin defines an option of that name.
-    """
-    taken = config.stash.get(_TAKEN, [])
-    if taken:
-        what = "another pytest plugin that is installed here defines this too"
-        fix = (
-            "Run the gate without that plugin: -p no:NAME (pytest --trace-config lists the names)."
-        )
-        raise UsageError(", ".join(taken), what, fix)
 
 
 def _undecided(selected: Selection) -> UsageError:
@@ -555,100 +387,6 @@ def tuned(pytestconfig: pytest.Config, gate: Gate, trained_case: CaseName) -> Fi
     return collector.tuned(gate[trained_case], collector.notes_of(pytestconfig))
 
 
-class Judge:
-    """Turns what the library found into a test's outcome, with the commands that rerun the case and
-    accept it.
-    """
-
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        self._nodeid = address_of(request.node)
-        self._options = repeated_options(request.config, request.node)
-        self._request = request
-
-    def problems(self, found: Iterable[object], heading: str = "") -> None:
-        """Fail with all of *found*, one paragraph each; hold if there is nothing."""
-        from harness.baselines import rerun_command
-
-        problems = list(found)
-        collector.keep_problems(self._request.node, problems)
-        texts = [str(problem) for problem in problems]
-        if texts:
-            parts = (
-                [heading] * bool(heading)
-                + texts
-                + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
-            )
-            raise NotHeld("\n\n".join(parts), self._causes(texts))
-
-    def verdict(self, verdict: Verdict) -> None:
-        """Fail where the loss is over its budget, and, under its own word, where the data cannot
-        tell.
-        """
-        from harness.baselines import rerun_command
-        from harness.statistics.verdicts import Decision
-
-        self._request.node.user_properties.append(("verdict", verdict.decision.value))
-        message = verdict.message()
-        wanted = self._request.config.getoption("blame")
-        if wanted or (wanted is None and verdict.decision is Decision.FAIL):
-            message += "\n\n" + self._blame(verdict.task, verdict.metric)
-        message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
-        if verdict.decision is Decision.INCONCLUSIVE:
-            raise Inconclusive(message, pytrace=False)
-        if verdict.decision is Decision.FAIL:
-            raise NotHeld(message)
-
-    def drift(self, drift: Comparison) -> None:
-        """Fail where there is no baseline, where it belongs to something else, or where something
-        moved.
-        """
-        get = self._request.config.getoption
-        # --new-baselines-only stores what is missing; a record that moved stays as it is and still
-        # fails.
-        if get("update_baselines") or (get("new_baselines_only") and drift.only_adds):
-            return
-        if drift.failed:
-            message = drift.message(self._nodeid, self._options)
-            raise NotHeld(message, self._causes(drift.causes), about_baseline=True)
-
-    def limits(self, found: list[str], metric: tuple[str, str]) -> None:
-        """Fail where measures beyond accuracy passed their limits, and say which quantizers did
-        it.
-        """
-        if not found:
-            return
-        from harness.baselines import rerun_command
-
-        parts = ["\n".join(found)]
-        if self._request.config.getoption("blame") is not False:
-            parts.append(self._blame(*metric))
-        parts.append(f"rerun:  {rerun_command(self._nodeid, self._options)}")
-        raise NotHeld("\n\n".join(parts), self._causes(found))
-
-    def _causes(self, texts: Iterable[str]) -> list[str]:
-        """The first lines of *texts* as causes of this test's recipe; none where it is about no
-        recipe.
-
-        What is wrong on one model or architecture is wrong on the next: a first line says what, and
-        not where.
-        """
-        case = case_of(self._request.node)
-        return [] if case is None else [f"{case.recipe}: {first_line(text)}" for text in texts]
-
-    def _blame(self, task: str, metric: str) -> str:
-        """The quantizers at fault; where another test of the case has said it, which one."""
-        gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
-        blamed = self._request.config.stash.setdefault(_BLAMED, {})
-        if case in blamed:
-            return f"blame: see {blamed[case]}"
-        from harness.diagnosis import blame
-
-        found = blame.of_case(gate[case], task, metric)
-        blamed[case] = self._nodeid
-        collector.notes_of(self._request.config).blames[gate[case]] = found
-        return found.message()
-
-
 @pytest.fixture
 def check(request: pytest.FixtureRequest) -> Judge:
     """How a suite says that something does not hold."""
@@ -658,14 +396,6 @@ def check(request: pytest.FixtureRequest) -> Judge:
 def updating(config: pytest.Config) -> bool:
     """Whether this run stores what it measures."""
     return bool(config.getoption("update_baselines") or config.getoption("new_baselines_only"))
-
-
-def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
-    """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
-    from harness.gate import listing
-
-    case = None if item is None else parameters(item).get("case")
-    return listing.words_of(options_of(config), case)
 
 
 # -- the end of a run ------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""How a test of the suites says what the library found: the fixture ``check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.pytest_plugin import collector
+from harness.pytest_plugin.outcomes import Inconclusive, NotHeld, address_of, case_of, first_line
+from harness.pytest_plugin.run import options_of, parameters
+
+if TYPE_CHECKING:
+    from harness.baselines import Comparison
+    from harness.gate.listing import CaseName
+    from harness.statistics.verdicts import Verdict
+
+#: Which test showed the quantizers at fault of a case.
+_BLAMED = pytest.StashKey[dict["CaseName", str]]()
+
+
+class Judge:
+    """Turns what the library found into a test's outcome, with the commands that rerun the case and
+    accept it.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._nodeid = address_of(request.node)
+        self._options = repeated_options(request.config, request.node)
+        self._request = request
+
+    def problems(self, found: Iterable[object], heading: str = "") -> None:
+        """Fail with all of *found*, one paragraph each; hold if there is nothing."""
+        from harness.baselines import rerun_command
+
+        problems = list(found)
+        collector.keep_problems(self._request.node, problems)
+        texts = [str(problem) for problem in problems]
+        if texts:
+            parts = (
+                [heading] * bool(heading)
+                + texts
+                + [f"rerun:  {rerun_command(self._nodeid, self._options)}"]
+            )
+            raise NotHeld("\n\n".join(parts), self._causes(texts))
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Fail where the loss is over its budget, and, under its own word, where the data cannot
+        tell.
+        """
+        from harness.baselines import rerun_command
+        from harness.statistics.verdicts import Decision
+
+        self._request.node.user_properties.append(("verdict", verdict.decision.value))
+        message = verdict.message()
+        wanted = self._request.config.getoption("blame")
+        if wanted or (wanted is None and verdict.decision is Decision.FAIL):
+            message += "\n\n" + self._blame(verdict.task, verdict.metric)
+        message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
+        if verdict.decision is Decision.INCONCLUSIVE:
+            raise Inconclusive(message, pytrace=False)
+        if verdict.decision is Decision.FAIL:
+            raise NotHeld(message)
+
+    def drift(self, drift: Comparison) -> None:
+        """Fail where there is no baseline, where it belongs to something else, or where something
+        moved.
+        """
+        get = self._request.config.getoption
+        # --new-baselines-only stores what is missing; a record that moved stays as it is and still
+        # fails.
+        if get("update_baselines") or (get("new_baselines_only") and drift.only_adds):
+            return
+        if drift.failed:
+            message = drift.message(self._nodeid, self._options)
+            raise NotHeld(message, self._causes(drift.causes), about_baseline=True)
+
+    def limits(self, found: list[str], metric: tuple[str, str]) -> None:
+        """Fail where measures beyond accuracy passed their limits, and say which quantizers did
+        it.
+        """
+        if not found:
+            return
+        from harness.baselines import rerun_command
+
+        parts = ["\n".join(found)]
+        if self._request.config.getoption("blame") is not False:
+            parts.append(self._blame(*metric))
+        parts.append(f"rerun:  {rerun_command(self._nodeid, self._options)}")
+        raise NotHeld("\n\n".join(parts), self._causes(found))
+
+    def _causes(self, texts: Iterable[str]) -> list[str]:
+        """The first lines of *texts* as causes of this test's recipe; none where it is about no
+        recipe.
+
+        What is wrong on one model or architecture is wrong on the next: a first line says what, and
+        not where.
+        """
+        case = case_of(self._request.node)
+        return [] if case is None else [f"{case.recipe}: {first_line(text)}" for text in texts]
+
+    def _blame(self, task: str, metric: str) -> str:
+        """The quantizers at fault; where another test of the case has said it, which one."""
+        gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
+        blamed = self._request.config.stash.setdefault(_BLAMED, {})
+        if case in blamed:
+            return f"blame: see {blamed[case]}"
+        from harness.diagnosis import blame
+
+        found = blame.of_case(gate[case], task, metric)
+        blamed[case] = self._nodeid
+        collector.notes_of(self._request.config).blames[gate[case]] = found
+        return found.message()
+
+
+def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
+    """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
+    from harness.gate import listing
+
+    case = None if item is None else parameters(item).get("case")
+    return listing.words_of(options_of(config), case)
