@@ -34,7 +34,8 @@ class Tower:
     input to the embedding, empty where the model is nothing but this tower; ``argument`` the name
     that the method gives its input. ``completed_by`` names the projection of the whole checkpoint
     that a tower without its own lacks, and ``as_arguments`` makes the method's arguments of an
-    input that is not passed as it is.
+    input that is not passed as it is.  ``norm`` is the name of the normalisation after the last
+    layer, and ``leading`` the number of tokens before the first patch.
     """
 
     prefixes: tuple[str, ...]
@@ -42,6 +43,8 @@ class Tower:
     argument: str
     completed_by: str = ""
     as_arguments: Callable[[nn.Module, Tensor], dict[str, Tensor]] | None = None
+    norm: str = ""
+    leading: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Family:
     the gate says so.  ``patch_embedding`` is what the path of the patch embedding contains.
     ``absent`` are classes of layer, as recipes write them, that this family alone has none of.
     ``text_is_causal``: whether what follows the end token of a text can be cut off.
+    ``consumers`` are those whose contracts are gated where none is named
+    (:mod:`harness.consumers.contracts`).
     """
 
     name: str
@@ -64,6 +69,7 @@ class Family:
     patch_embedding: str = "patch_embed"
     absent: tuple[str, ...] = ()
     text_is_causal: bool = True
+    consumers: tuple[str, ...] = ()
 
 
 def _patches(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
@@ -97,48 +103,72 @@ _PACKED = (
     "converts the checkpoint to a CLIPModel, whose attention can be quantized"
 )
 _CLIP_ATTENTION = ("CLIPAttention",)
+#: The normalisations after the last layer.
+_VISION_NORM, _TEXT_NORM = "post_layernorm", "final_layer_norm"
 _SIGLIP = {
-    "vision": Tower(("vision_model.",), "get_image_features", "pixel_values"),
-    "text": Tower(("text_model.",), "get_text_features", "input_ids"),
+    "vision": Tower(
+        ("vision_model.",), "get_image_features", "pixel_values", norm=_VISION_NORM
+    ),
+    "text": Tower(("text_model.",), "get_text_features", "input_ids", norm=_TEXT_NORM),
+}
+_CLIP_TOWERS = {
+    "vision": Tower(
+        ("vision_model.", "visual_projection"),
+        "get_image_features",
+        "pixel_values",
+        norm=_VISION_NORM,
+        leading=1,
+    ),
+    "text": Tower(
+        ("text_model.", "text_projection"), "get_text_features", "input_ids", norm=_TEXT_NORM
+    ),
 }
 
 
-def _alone(tower: str, argument: str, completed_by: str = "") -> dict[str, Tower]:
-    return {tower: Tower(("",), "", argument, completed_by)}
+def _vision_alone(completed_by: str = "") -> dict[str, Tower]:
+    alone = Tower(("",), "", "pixel_values", completed_by, norm=_VISION_NORM, leading=1)
+    return {"vision": alone}
+
+
+def _text_alone(completed_by: str = "") -> dict[str, Tower]:
+    return {"text": Tower(("",), "", "input_ids", completed_by, norm=_TEXT_NORM)}
 
 
 FAMILIES = (
     Family(
         name="clip",
         model_classes=("CLIPModel",),
-        towers={
-            "vision": Tower(
-                ("vision_model.", "visual_projection"), "get_image_features", "pixel_values"
-            ),
-            "text": Tower(("text_model.", "text_projection"), "get_text_features", "input_ids"),
-        },
+        towers=_CLIP_TOWERS,
         attention_classes=_CLIP_ATTENTION,
+        consumers=("llava", "sd15", "owlvit"),
     ),
     Family(
         "clip-vision",
         ("CLIPVisionModelWithProjection",),
-        _alone("vision", "pixel_values"),
+        _vision_alone(),
         _CLIP_ATTENTION,
+        consumers=("ip-adapter",),
     ),
     Family(
-        "clip-text", ("CLIPTextModelWithProjection",), _alone("text", "input_ids"), _CLIP_ATTENTION
+        "clip-text",
+        ("CLIPTextModelWithProjection",),
+        _text_alone(),
+        _CLIP_ATTENTION,
+        consumers=("sdxl",),
     ),
     Family(
         "clip-vision-encoder",
         ("CLIPVisionModel",),
-        _alone("vision", "pixel_values", "visual_projection"),
+        _vision_alone("visual_projection"),
         _CLIP_ATTENTION,
+        consumers=("llava",),
     ),
     Family(
         "clip-text-encoder",
         ("CLIPTextModel",),
-        _alone("text", "input_ids", "text_projection"),
+        _text_alone("text_projection"),
         _CLIP_ATTENTION,
+        consumers=("sd15",),
     ),
     Family(
         name="siglip",
@@ -147,6 +177,7 @@ FAMILIES = (
         attention_classes=("SiglipAttention",),
         hidden={"MultiheadAttention": _POOLING},
         text_is_causal=False,
+        consumers=("paligemma", "llava-onevision"),
     ),
     Family(
         name="siglip2",
@@ -154,13 +185,18 @@ FAMILIES = (
         towers=_SIGLIP
         | {
             "vision": Tower(
-                ("vision_model.",), "get_image_features", "pixel_values", as_arguments=_patches
+                ("vision_model.",),
+                "get_image_features",
+                "pixel_values",
+                as_arguments=_patches,
+                norm=_VISION_NORM,
             )
         },
         attention_classes=("Siglip2Attention",),
         hidden={"MultiheadAttention": _POOLING},
         absent=("nn.Conv2d",),  # its patch embedding is a Linear over flat patches
         text_is_causal=False,
+        consumers=("paligemma", "llava-onevision"),
     ),
     Family(
         # open_clip's class and its variant with a text tower of its own (EVA, SigLIP), of the
@@ -184,6 +220,7 @@ FAMILIES = (
 CLIP = FAMILIES[0]
 
 _LAYER = re.compile(r"\.(?:layers|blocks|resblocks)\.(\d+)(?:\.|$)")
+_IS_LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|resblocks)\.\d+")
 
 
 def of(model: nn.Module) -> Family:
@@ -223,6 +260,29 @@ def layer_of(module: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def layers_of(model: nn.Module, tower: str) -> list[nn.Module]:
+    """The encoder layers of *model*'s *tower*, first to last."""
+    prefixes = of(model).towers[tower].prefixes
+    return [
+        module
+        for path, module in model.named_modules()
+        if path.startswith(prefixes) and _IS_LAYER.fullmatch(path)
+    ]
+
+
+def norm_of(model: nn.Module, tower: str) -> nn.Module:
+    """The normalisation after the last layer of *model*'s *tower*.
+
+    Raises:
+        LookupError: its family names none.
+    """
+    row = of(model).towers[tower]
+    for path, module in model.named_modules():
+        if row.norm and path.startswith(row.prefixes) and path.rpartition(".")[2] == row.norm:
+            return module
+    raise LookupError(f"{type(model).__name__} has no norm after the last layer of its {tower}")
+
+
 def hidden_in(model: nn.Module) -> dict[str, str]:
     """Module path -> reason, of every block of *model* whose products ModelOpt cannot quantize."""
     reasons = of(model).hidden
@@ -237,9 +297,11 @@ def hidden_in(model: nn.Module) -> dict[str, str]:
 # -- forwards --------------------------------------------------------------------------------------
 
 
-def encode(model: nn.Module, tower: str, x: Tensor) -> Tensor:
+def encode(model: nn.Module, tower: str, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """The embedding (n, d) that *model*'s *tower* gives for its input *x*, in the model's dtype, of
     any length.
+
+    *mask* is the attention mask of a text's padding, where the tower is given one.
 
     That of a tower without a projection is what its pooling gives.  Every forward of the gate comes
     through here, and none leaves the functions of torch otherwise than it found them
@@ -251,6 +313,8 @@ def encode(model: nn.Module, tower: str, x: Tensor) -> Tensor:
     row = of(model).towers[tower]
     method: Any = getattr(model, row.encode) if row.encode else model
     arguments = row.as_arguments(model, x) if row.as_arguments else {row.argument: x}
+    if mask is not None:
+        arguments["attention_mask"] = mask
     with functions_kept():
         try:
             return feature(method(**arguments))
