@@ -27,7 +27,7 @@ from harness.statistics.speed import Ratio, moved
 
 #: Words in the name of a number beyond accuracy that say: higher is better.  Of all others, lower
 #: is.
-HIGHER_IS_BETTER = ("cosine", "agreement", "overlap")
+HIGHER_IS_BETTER = ("cosine", "agreement", "overlap", "similarity")
 
 
 class Kind(Enum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.baselines import Comparison
 from harness.checks.registry import NotJudged, check
-from harness.consumers import contracts, probes
+from harness.consumers import contracts
 from harness.consumers.reading import Reading
 from harness.statistics.verdicts import Verdict
 
@@ -41,7 +41,7 @@ def tokens_stay_close(case: Case, reading: Reading) -> list[str]:
 def probe_loss_is_within_budget(case: Case, question: Question) -> Verdict:
     """Return the verdict on what a frozen probe reads, as it stands among those of all probes."""
     _known(case, question)
-    return case.read.verdict(*question)
+    return next(v for v in case.consumed.verdicts if (v.task, v.metric) == question)
 
 
 @check("consumers", recorded=True, question=_questions)
@@ -62,13 +62,3 @@ def _known(case: Case, question: Question) -> None:
             f"no probe was trained on the tokens that {question[0]} reads of {case.model_name}: "
             f"only how far they move is judged"
         )
-
-
-#: What a test is parametrized with before a model is loaded.
-QUESTIONS: tuple[Question, ...] = tuple(
-    (consumer, metric)
-    for consumer, name in probes.PROBED
-    for read in contracts.of(consumer).reads
-    if read.name == name
-    for metric in probes.METRICS[read.tower]
-)

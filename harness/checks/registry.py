@@ -28,6 +28,7 @@ SUITES = (
     "insertion",
     "numerics",
     "accuracy",
+    "consumers",
     "checkpoint",
     "export",
     "throughput",

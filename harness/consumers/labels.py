@@ -30,9 +30,7 @@ def foreground(picture: Bytes) -> npt.NDArray[np.bool_]:
     background = np.median(edge, axis=0)
     near = (np.abs(picture.astype(np.int16) - background) <= _NEAR).all(axis=-1)
     regions, _ = ndimage.label(near)
-    outer = np.unique(
-        np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
-    )
+    outer = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
     return np.asarray(~np.isin(regions, outer[outer > 0]))
 
 
@@ -57,8 +55,7 @@ def colours(picture: Bytes) -> Ints:
 
 
 def of_patches(pictures: Bytes, rows: int, columns: int) -> tuple[Ints, Ints]:
-    """Of each patch, row by row: 1 where it is foreground, and its dominant colour there, -1
-    elsewhere.
+    """Of each patch, row by row: 1 where it is foreground and 0 elsewhere, and its dominant colour.
 
     Args:
         pictures: (n, 3, height, width).
@@ -75,11 +72,9 @@ def of_patches(pictures: Bytes, rows: int, columns: int) -> tuple[Ints, Ints]:
                     slice(row * height, (row + 1) * height),
                     slice(column * width, (column + 1) * width),
                 )
-                inside = drawn[patch]
-                is_shown = inside.mean() >= _COVERED
-                shown.append(int(is_shown))
-                counts = np.bincount(shades[patch][inside], minlength=len(COLOURS))
-                coloured.append(int(counts.argmax()) if is_shown else -1)
+                shown.append(int(drawn[patch].mean() >= _COVERED))
+                counts = np.bincount(shades[patch].ravel(), minlength=len(COLOURS))
+                coloured.append(int(counts.argmax()))
     shape = (len(pictures), rows * columns)
     return (
         np.asarray(shown, np.int32).reshape(shape),

@@ -39,6 +39,15 @@ PROBED: tuple[Reading, ...] = (
     ("sdxl", "positions"),
 )
 
+#: The consumers and metrics that probes are trained for.
+QUESTIONS: tuple[tuple[str, str], ...] = tuple(
+    (consumer, metric)
+    for consumer, name in PROBED
+    for read in contracts.of(consumer).reads
+    if read.name == name
+    for metric in METRICS[read.tower]
+)
+
 Ints = npt.NDArray[np.int32]
 
 
@@ -133,9 +142,7 @@ def ask(probe: Probe, of: Material, tokens: Tensor) -> Outcomes:
 
     A sample is a token that has a right answer; those of one picture or text are a cluster.
     """
-    read = next(
-        read for read in contracts.of(probe.consumer).reads if read.name == probe.read
-    )
+    read = next(read for read in contracts.of(probe.consumer).reads if read.name == probe.read)
     right = answers(of, read, probe.metric, tokens.shape[1])[: len(tokens)]
     names = of.picture_ids if read.tower == "vision" else of.text_ids
     items, places = np.nonzero(np.isin(right, probe.classes))
@@ -202,5 +209,3 @@ def fit(
     weight = solved[:-1] / spread[:, None]
     bias = solved[-1] - mean @ weight
     return weight.float(), bias.float(), tuple(int(value) for value in values)
-
-

@@ -40,7 +40,7 @@ Reading = tuple[str, str]
 class Material:
     """What is read: pictures with their names, and texts.
 
-    ``hash`` is the SHA-256 over the data sets that they were taken from and their positions there.
+    ``hash`` is the SHA-256 over the names and pixels of the pictures and over the texts.
     """
 
     pictures: TakenPictures | None
@@ -127,8 +127,9 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
         UsageError: the data cannot be used.
     """
     towers = families.of(reference.model).towers
-    used = []
-    pictures, picture_ids, shades = None, (), None
+    used: list[str] = []
+    pictures, shades = None, None
+    picture_ids: tuple[str, ...] = ()
     if "vision" in towers:
         found = samples.load(task or _PICTURES_OF, data_root)
         chosen = spread(len(found.ids), PICTURES)
@@ -136,7 +137,8 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
         whole = Pictures(Resized(found.pictures, resize), found.ids, resize.shape)
         pictures, picture_ids = whole.take(chosen), tuple(found.ids[i] for i in chosen)
         shades = inputs.shades(reference.image_processor)
-        used.append(f"{found.hash} {chosen}")
+        used += [found.ids[i] for i in chosen]
+        used.append(digests.of_bytes(torch.cat(list(pictures.batches(PICTURES))).numpy().tobytes()))
     texts: tuple[str, ...] = ()
     text_ids: tuple[str, ...] = ()
     if "text" in towers:
@@ -144,7 +146,7 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
         known = _texts_of(found)
         chosen = spread(len(known), TEXTS)
         texts, text_ids = tuple(known[i] for i in chosen), tuple(f"text{i}" for i in chosen)
-        used.append(digests.of_text("\0".join(texts)))
+        used += texts
     context = context_of(reference) if "text" in towers else 0
     return Material(
         pictures,
@@ -250,7 +252,7 @@ def _batches(
     parameter = next(model.parameters())
     size = max(2, size)
     if read.tower == "vision":
-        assert of.pictures is not None and of.shades is not None, "a vision tower has pictures"
+        assert of.shades is not None, "a vision tower has pictures"
         table = of.shades.to(parameter.device, parameter.dtype)
         for batch in torch.split(of.pixels, size):
             pixels = inputs.filled(batch, size).to(parameter.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.errors import UsageError
 from harness.statistics.distribution import Measurement
-from harness.statistics.verdicts import Limits
+from harness.statistics.limits import Limits
 
 #: A token whose norm is above so many medians is an outlier: the few patches in which ViTs keep
 #: what belongs to no place of the picture.
@@ -74,9 +74,7 @@ def compare(
     before, after = reference.float(), quantized.float()
     if not bool(before.isfinite().all()):
         what = "the reference gives tokens that are not finite numbers"
-        raise UsageError(
-            "/".join(name), what, "Check the reference model's weights in FP16."
-        )
+        raise UsageError("/".join(name), what, "Check the reference model's weights in FP16.")
     cosine = F.cosine_similarity(before, after, dim=-1).double().numpy()
     norms = before.norm(dim=-1)
     error = ((after - before).norm(dim=-1) / norms.clamp_min(1e-12)).double().numpy()
@@ -108,11 +106,11 @@ def compare(
     # What is not a number is worse than any number.
     known = np.nan_to_num(error, nan=np.inf)
     order = np.argsort(-known.mean(axis=1), kind="stable")[:shown]
-    item, position = np.unravel_index(int(known.argmax()), known.shape)
+    item, position = divmod(int(known.argmax()), known.shape[1])
     return Moved(
         found,
         tuple((items[i], tuple(round(float(e), 4) for e in error[i])) for i in order),
-        (items[int(item)], int(position)),
+        (items[item], position),
     )
 
 

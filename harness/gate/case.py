@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from harness import baselines
 from harness.baselines import Comparison, Missing, Record, TaskRecord, carried
 from harness.baselines.provenance import Provenance
+from harness.consumers import contracts
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Task, TaskRun
 from harness.evaluation import early, environment, throughput
 from harness.evaluation.subjects import Quantization, Subject
 from harness.gate.built import attempt, built
+from harness.gate.consumed import Consumed
 from harness.gate.graphs import Graphs
 from harness.gate.listing import CaseName, short
 from harness.gate.quantized import Quantized
@@ -304,6 +306,25 @@ class Case:
         """
         return {m.name: m.value for m in self.measurements(task) if m.metric in ("", metric)}
 
+    # -- what consumers read -----------------------------------------------------------------------
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The consumers whose contracts are gated."""
+        return self.shared.consumers
+
+    @built
+    def read(self) -> Consumed:
+        """What the consumers read of the reference and of the quantized model."""
+        shared = self.shared
+        after = shared.read(self.quantized.folded)
+        return Consumed(self.reference, shared.material, shared.tokens, after, self.budget)
+
+    @built
+    def consumed(self) -> Family:
+        """The verdicts on what frozen probes read, joined over all of them."""
+        return self.read.family(self.recipe_name, self.model_name)
+
     # -- baselines ---------------------------------------------------------------------------------
 
     @cached_property
@@ -322,11 +343,13 @@ class Case:
             bits=environment.bits_condition(setting.device, setting.batch_size),
         )
 
-    def record(self, *, accuracy: bool = True) -> Record:
+    def record(self, *, accuracy: bool = True, consumers: bool = False) -> Record:
         """What this run measured of the case, as the store keeps it; without tasks if *accuracy* is
-        False.
+        False, and with what probes read if *consumers* is True.
         """
         records = tuple(map(self._task_record, self.verdicts.verdicts)) if accuracy else ()
+        if consumers:
+            records += tuple(map(self._probe_record, self.consumed.verdicts))
         return Record(
             self.provenance, quantizers=tuple(q.as_dict() for q in self.map), tasks=records
         )
@@ -338,6 +361,19 @@ class Case:
             self.reference_runs[task].outcomes[metric],
             self.quantized_runs[task].outcomes[metric],
             data_hash=self.task(task).data_hash,
+            preprocessing=self.shared.preprocessing,
+            decision=verdict.decision.value,
+            interval=verdict.interval,
+            budget=verdict.budget.points,
+            beyond={name: value for name, value in beyond.items() if math.isfinite(value)},
+        )
+
+    def _probe_record(self, verdict: Verdict) -> TaskRecord:
+        consumer, metric = verdict.task, verdict.metric
+        beyond = self.read.beyond(consumer, metric)
+        return TaskRecord.of(
+            *self.read.outcomes[consumer, metric],
+            data_hash=self.read.data_hash,
             preprocessing=self.shared.preprocessing,
             decision=verdict.decision.value,
             interval=verdict.interval,
@@ -359,7 +395,9 @@ class Case:
         return self.comparisons[task, metric]
 
     def _compare(self, task: str | None, metric: str | None) -> Comparison:
-        fresh, stored = self.record(accuracy=task is not None), self.stored
+        consumers = task in contracts.CONTRACTS
+        accuracy = task is not None and not consumers
+        fresh, stored = self.record(accuracy=accuracy, consumers=consumers), self.stored
         if isinstance(stored, Missing):
             return stored
         if task is not None:
@@ -375,7 +413,9 @@ class Case:
         """
         if not self.comparisons:
             return None
-        record = self.record(accuracy=any(task is not None for task, _ in self.comparisons))
+        tasks = {task for task, _ in self.comparisons if task is not None}
+        read = tasks & set(contracts.CONTRACTS)
+        record = self.record(accuracy=tasks > read, consumers=bool(read))
         ratios = {tower: speed.ratio for tower, speed in self.speeds.items()}
         return replace(record, throughput=ratios or None)
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from harness.consumers import contracts, probes
 from harness.data import samples, tasks
 from harness.gate.options import Options
-from harness.models import architectures, references
+from harness.models import architectures, families, references
 from harness.recipes import names
 
 
@@ -114,6 +115,29 @@ def metric_ids(metrics: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{shown[task]}/{metric}" for task, metric in metrics]
 
 
+def consumers_of(options: Options) -> tuple[str, ...]:
+    """The consumers that were named, or those of the models' families."""
+    if options.consumers:
+        return options.consumers
+    named = [references.family_of(ref) for ref in options.clip_models]
+    rows = {family.name: family.consumers for family in families.FAMILIES}
+    return tuple(dict.fromkeys(consumer for family in named for consumer in rows[family]))
+
+
+def readings_of(options: Options) -> list[tuple[str, str]]:
+    """(consumer, read) pairs of the consumers."""
+    return [
+        (consumer, read.name)
+        for consumer in consumers_of(options)
+        for read in contracts.of(consumer).reads
+    ]
+
+
+def questions_of(options: Options) -> list[tuple[str, str]]:
+    """(consumer, metric) pairs of the consumers that there are probes for."""
+    return [pair for pair in probes.QUESTIONS if pair[0] in consumers_of(options)]
+
+
 #: Options that belong into a command which repeats a case.
 _REPEATED = (
     *("recipes_root", "tasks", "data_root", "calibration_data", "calibration_size", "batch_size"),
@@ -137,6 +161,7 @@ def words_of(options: Options, case: CaseName | None = None) -> list[str]:
     words = [word for recipe in recipes_given for word in _option("recipe", recipe)]
     if models_given != plain.clip_models:
         words += [word for model in models_given for word in _option("clip-model", model)]
+    words += [word for consumer in options.consumers for word in _option("consumer", consumer)]
     for name in _REPEATED:
         value = getattr(options, name)
         if value and value != getattr(plain, name):

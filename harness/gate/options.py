@@ -17,6 +17,7 @@ class Options:
     recipes_root: Path | None = None
     clip_models: tuple[str, ...] = ("embedded",)
     tasks: tuple[str, ...] | None = None
+    consumers: tuple[str, ...] = ()
     data_root: Path | None = None
     calibration_data: Path | None = None
     calibration_size: int = 8192

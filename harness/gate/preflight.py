@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from harness import errors
 from harness.baselines import Missing, Record, differences
+from harness.consumers import contracts, reading
 from harness.data import tasks
 from harness.errors import UsageError
 from harness.gate.case import Case
@@ -37,12 +38,13 @@ def preflight(gate: Gate, *, accuracy: bool, decode: bool = False) -> None:
         policy = gate.policy
         differences.load(options.baselines)
         known_recipes = [case.recipe.name for case in cases] + [*finding.DEFAULT, *finding.MORE]
-        policy.check_names(known_recipes, tasks.EMBEDDED_TASKS)
+        policy.check_names(known_recipes, (*tasks.EMBEDDED_TASKS, *contracts.CONTRACTS))
         # Records first: reading them costs nothing, and a damaged one makes the rest pointless.
         records = {case: case.stored for case in cases}
     for case in cases:
         with errors.reading(f"--clip-model {case.name.model}"):
             case.reference  # noqa: B018
+        reading.check(case.shared.model, case.model_name, options.consumers)
     if accuracy:
         with errors.reading(f"--data-root {options.data_root}"):
             errors.raise_all(_budget_refusals(gate, records))

@@ -8,9 +8,11 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness import digests
+from harness.consumers import reading
+from harness.consumers.reading import Material, Reading
 from harness.data import calibration, inputs, tasks
 from harness.data.calibration import Batches, CalibrationPairs
 from harness.data.tasks import Task, TaskRun
@@ -150,6 +152,30 @@ class ReferenceSide:
     def survey(self) -> fit.Survey:
         """The tensors that recipes quantize, by which a recipe is refused before it is tried."""
         return fit.survey(self.model, self.setting.options.attention)
+
+    # -- what consumers read ----------------------------------------------------------------------
+
+    @cached_property
+    def consumers(self) -> tuple[str, ...]:
+        """The consumers whose contracts are gated on the model."""
+        return reading.names_of(self.model, self.setting.options.consumers)
+
+    @built
+    def material(self) -> Material:
+        """The pictures and texts that consumers read."""
+        options = self.setting.options
+        task = None if options.tasks is None else options.tasks[0]
+        return reading.material(self.reference, task, options.data_root)
+
+    @built
+    def tokens(self) -> dict[Reading, Tensor]:
+        """What each consumer reads of the reference."""
+        return self.read(self.model)
+
+    def read(self, model: nn.Module) -> dict[Reading, Tensor]:
+        """What each consumer reads of *model*."""
+        size = min(self.setting.batch_size, inputs.default_batch_size(self.setting.device))
+        return reading.read_all(model, self.material, self.consumers, size)
 
     # -- answers -----------------------------------------------------------------------------------
 

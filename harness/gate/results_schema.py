@@ -262,6 +262,30 @@ class AccuracyResult(_Part):
     )
 
 
+class ErrorMap(_Part):
+    """A picture whose patches moved most, with the relative error of each patch, row by row."""
+
+    item: str
+    image: Image
+    side: Count = Field(description="patches of a row")
+    errors: list[Number]
+
+
+class ConsumersResult(_Part):
+    """What the consumers of the towers read, token by token."""
+
+    decision: RunWord = ""
+    headline: str = ""
+    verdicts: list[VerdictResult] = Field(default=[], description="one per consumer and probe")
+    beyond: dict[str, dict[str, Number | None]] = Field(
+        default={}, description="by consumer/read, then by measure"
+    )
+    limits: list[LimitResult] = Field(default=[], description="every measure that has a limit")
+    maps: dict[str, list[ErrorMap]] = Field(
+        default={}, description="by consumer/read, worst first; in a run with a report"
+    )
+
+
 class DriftResult(_Part):
     """How the measurement compares with the baseline."""
 
@@ -484,6 +508,7 @@ class CaseResult(_Part):
     insertion: InsertionResult | None = None
     numerics: NumericsResult | None = None
     accuracy: AccuracyResult | None = None
+    consumers: ConsumersResult | None = None
     drift: dict[str, DriftResult] = Field(default={}, description="by task/metric, and map")
     throughput: dict[str, SpeedResult] = Field(default={}, description="by tower")
     memory: MemoryResult | None = None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 from harness import baselines
 from harness.baselines import Record
+from harness.consumers import contracts
 from harness.data import tasks
 from harness.errors import sentences
 from harness.evaluation.subjects import Evaluator
@@ -119,5 +120,9 @@ class Gate(Setting):
         used = [(model, recipe) for model in named for recipe in (*finding.DEFAULT, *finding.MORE)]
         used += [(name.model_name, name.recipe_name) for name in listing.cases_of(self.options)]
         return self.store.orphans(
-            used, tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks
+            used,
+            (
+                *(tasks.EMBEDDED_TASKS if self.options.tasks is None else self.options.tasks),
+                *contracts.CONTRACTS,
+            ),
         )

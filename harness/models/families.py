@@ -106,9 +106,7 @@ _CLIP_ATTENTION = ("CLIPAttention",)
 #: The normalisations after the last layer.
 _VISION_NORM, _TEXT_NORM = "post_layernorm", "final_layer_norm"
 _SIGLIP = {
-    "vision": Tower(
-        ("vision_model.",), "get_image_features", "pixel_values", norm=_VISION_NORM
-    ),
+    "vision": Tower(("vision_model.",), "get_image_features", "pixel_values", norm=_VISION_NORM),
     "text": Tower(("text_model.",), "get_text_features", "input_ids", norm=_TEXT_NORM),
 }
 _CLIP_TOWERS = {

@@ -162,6 +162,8 @@ def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
         found["insertion"] = _insertion(case)
     if is_built(case, "verdicts"):
         found["accuracy"] = _accuracy(case)
+    if is_built(case, "read"):
+        found["consumers"] = _consumers(case)
     if is_built(case, "compression"):
         compression = case.compression
         found["memory"] = compression.as_dict() | {"problems": _records(compression.problems())}
@@ -249,6 +251,35 @@ def _accuracy(case: Case) -> dict[str, Any]:
     }
     if case.setting.options.report:
         found["changed"] = gallery.of_case(case)
+    return found
+
+
+def _consumers(case: Case) -> dict[str, Any]:
+    """What the consumers read; a map of the errors for a report."""
+    read, family = case.read, case.consumed if case.read.verdicts else None
+    found: dict[str, Any] = {
+        "decision": "" if family is None else family.decision.value,
+        "headline": "" if family is None else family.headline(),
+        "verdicts": [
+            asdict(verdict) | {"decision": verdict.decision.value}
+            for verdict in (() if family is None else family.verdicts)
+        ],
+        "beyond": {
+            f"{consumer}/{name}": {one.name: one.value for one in moved.measurements}
+            for (consumer, name), moved in read.all_moved.items()
+        },
+        "limits": [
+            one.as_dict()
+            for moved in read.all_moved.values()
+            for one in moved.measurements
+            if one.limit is not None
+        ],
+    }
+    if case.setting.options.report:
+        maps = {
+            f"{consumer}/{name}": read.maps((consumer, name)) for consumer, name in read.all_moved
+        }
+        found["maps"] = {where: of for where, of in maps.items() if of}
     return found
 
 

@@ -59,6 +59,14 @@ def add_options(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager
         help="model to gate; repeatable: embedded (default), a checkpoint directory, a hub id",
     )
     add(
+        "--consumer",
+        action="append",
+        metavar="NAME",
+        dest="gate_consumers",
+        help="judge what this consumer reads of the towers; repeatable: llava, sd15, sdxl, owlvit, "
+        "... (default: those of the model's kind)",
+    )
+    add(
         "--tasks",
         metavar="NAME[,NAME]",
         help=(

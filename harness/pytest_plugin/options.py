@@ -26,6 +26,7 @@ _TEXTS = {
     "gate_recipes": "--recipe",
     "recipes_root": "--recipes-root",
     "gate_models": "--clip-model",
+    "gate_consumers": "--consumer",
     "tasks": "--tasks",
     "data_root": "--data-root",
     "calibration_data": "--calibration-data",
@@ -42,7 +43,11 @@ _REFERENCES = ("gate_recipes", "gate_models")
 #: Most characters of a value that is no path; paths have the operating system's limit.
 _MOST = 4096
 #: Tests of the suites whose measurements are stored as baselines.
-STORING = ("test_map_equals_baseline", "test_accuracy_equals_baseline")
+STORING = (
+    "test_map_equals_baseline",
+    "test_accuracy_equals_baseline",
+    "test_probe_equals_baseline",
+)
 #: Files of a report.
 REPORT = ("report.html", "summary.md", "results.json")
 #: Those that --gate-annotations adds.
@@ -282,6 +287,7 @@ def check_given(config: pytest.Config) -> None:
     Raises:
         UsageError: something cannot be used; each thing has its line.
     """
+    from harness.consumers import contracts
     from harness.models import checkpoint_files
     from harness.recipes import loading, names
 
@@ -293,6 +299,8 @@ def check_given(config: pytest.Config) -> None:
     for model in models:
         if not checkpoint_files.is_hub_id(checkpoint_files.split(model)[0]):
             looks.append((f"--clip-model {model}", partial(checkpoint_files.look, model)))
+    for consumer in get("gate_consumers") or ():
+        looks.append((f"--consumer {consumer}", partial(contracts.of, consumer)))
     if get("tasks") is not None:
         looks.append(("--tasks", partial(_look_at_tasks, get("tasks"), get("data_root"))))
     for recipe in get("gate_recipes") or ():

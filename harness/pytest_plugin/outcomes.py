@@ -35,6 +35,7 @@ SUITES = {
     "insertion": "quantizers are where the recipe says, and run with calibrated scales",
     "numerics": "quantize-dequantize computes exactly what the format says",
     "accuracy": "the quantized model is no worse than the reference by more than its budget",
+    "consumers": "what LLaVA, Stable Diffusion or OWL-ViT reads of the towers is no worse",
     "checkpoint": "saved, restored in a fresh process, bit-equal",
     "export": "the ONNX graph computes what fake quantization promised",
     "throughput": "what a forward costs (pytest-benchmark)",

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 ON_REQUEST = ("proof", "qat")
 #: Parameters of the suites that name a case.
 _CASES = ("case", "structure_case", "weights_case", "model_case", "trained_case")
+#: Parameters of the suites that are pairs of names within a case.
+_PAIRS = ("metric", "reading", "question")
 #: Stands for a case in a test that has none in this run, until the test is left out.
 _NO_CASE = object()
 
@@ -190,7 +192,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for mark in metafunc.definition.iter_markers("parametrize")
         for name in _names(mark.args[0])
     }
-    wanted = {*_CASES, "metric"} & set(metafunc.fixturenames)
+    wanted = {*_CASES, *_PAIRS} & set(metafunc.fixturenames)
     wanted -= own | private.own_fixtures(metafunc)
     if not wanted:
         return
@@ -208,16 +210,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "model_case": list({case.model: case for case in reversed(cases)}.values())[::-1],
         "trained_case": listing.to_train(options),
     }
-    for name in wanted - {"metric"}:
+    for name in wanted - set(_PAIRS):
         ids = [names.plain(c.model_name) if name == "model_case" else c.id for c in ways[name]]
         metafunc.parametrize(
             name, ways[name] or [_NO_CASE], ids=ids or ["no case"], scope="session"
         )
-    if "metric" in wanted:
-        metrics = listing.metrics_of(options)
+    pairs = {
+        "metric": listing.metrics_of,
+        "reading": listing.readings_of,
+        "question": listing.questions_of,
+    }
+    for name in wanted & set(_PAIRS):
+        known = pairs[name](options)
         # Not of the scope of the session: pytest would then order by metric as well, and quantize a
         # case twice.
-        metafunc.parametrize("metric", metrics, ids=listing.metric_ids(metrics))
+        metafunc.parametrize(
+            name, known or [_NO_CASE], ids=listing.metric_ids(known) or ["no consumer"]
+        )
 
 
 def _names(given: str | Iterable[str]) -> list[str]:
@@ -248,7 +257,7 @@ def _has_no_case(item: pytest.Item) -> bool:
     identity.
     """
     params = parameters(item)
-    return any(params.get(name) is _NO_CASE for name in _CASES)
+    return any(params.get(name) is _NO_CASE for name in (*_CASES, *_PAIRS))
 
 
 @pytest.hookimpl(wrapper=True)

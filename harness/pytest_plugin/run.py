@@ -36,6 +36,7 @@ def options_of(config: pytest.Config) -> Options:
     get = config.getoption
     given: dict[str, Any] = {
         "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
+        "consumers": tuple(dict.fromkeys(get("gate_consumers") or ())),
         "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
         "baselines": get("baselines"),
     }

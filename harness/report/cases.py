@@ -57,8 +57,7 @@ class VerdictRow:
 
 def rows(case: CaseResult) -> list[VerdictRow]:
     """The verdicts of *case*, in order."""
-    if case.accuracy is None:
-        return []
+    judged = (case.accuracy, case.consumers)
     return [
         VerdictRow(
             task=verdict.task,
@@ -72,7 +71,8 @@ def rows(case: CaseResult) -> list[VerdictRow]:
             decision=verdict.decision,
             drift=drift_word(case.drift.get(f"{verdict.task}/{verdict.metric}")),
         )
-        for verdict in case.accuracy.verdicts
+        for part in judged
+        for verdict in (part.verdicts if part else ())
     ]
 
 
@@ -216,7 +216,8 @@ def gain_lines(case: CaseResult) -> list[str]:
 
 def exceeded(case: CaseResult) -> list[LimitResult]:
     """Measures beyond accuracy that are over their limits."""
-    return [limit for limit in (case.accuracy.limits if case.accuracy else []) if limit.exceeded]
+    judged = (case.accuracy, case.consumers)
+    return [limit for part in judged if part for limit in part.limits if limit.exceeded]
 
 
 def exceeded_lines(case: CaseResult) -> list[str]:
@@ -268,6 +269,8 @@ def decision(case: CaseResult) -> str:
     words = [_checked(case)]
     if case.accuracy is not None:
         words.append(Word(case.accuracy.decision))
+    if case.consumers is not None and case.consumers.decision:
+        words.append(Word(case.consumers.decision))
     broken = (
         problems(case),
         mismatches(case),
@@ -377,10 +380,12 @@ def headline(case: CaseResult) -> str:
     """What decided a case, in one line without its name."""
     parts = [f"not gated: {case.not_gated}"] if case.not_gated else []
     verdicts = rows(case)
-    if case.accuracy is not None and verdicts:
+    if verdicts:
         counts = Counter(row.decision for row in verdicts)
         parts.append(", ".join(f"{n} {word}" for word, n in counts.items()))
-        deciding = [row for row in verdicts if row.decision == case.accuracy.decision] or verdicts
+        judged = [part.decision for part in (case.accuracy, case.consumers) if part]
+        word = worst(Word(decided) for decided in judged if decided)
+        deciding = [row for row in verdicts if row.decision == word.value] or verdicts
         closest = min(deciding, key=lambda row: row.difference + row.budget)
         parts.append(
             f"{'closest' if closest.decision == 'PASS' else 'worst'} is {closest.name} at "

@@ -30,6 +30,7 @@ _DRAWN = {
     "insertion",
     "numerics",
     "accuracy",
+    "consumers",
     "drift",
     "throughput",
     "layer_error",
@@ -94,7 +95,8 @@ def _hash(script: str) -> str:
 
 def view(case: CaseResult, anchor: str) -> dict[str, object]:
     """What the template shows of *case*; ``anchor`` is its id in the page."""
-    rows, accuracy = cases.rows(case), case.accuracy
+    rows = cases.rows(case)
+    judged = [part for part in (case.accuracy, case.consumers) if part]
     return {
         "id": anchor,
         "recipe": case.recipe,
@@ -103,8 +105,9 @@ def view(case: CaseResult, anchor: str) -> dict[str, object]:
         "headline": cases.headline(case),
         "rows": rows,
         "axis": axis(rows),
-        "verdicts": {f"{v.task}/{v.metric}": v for v in accuracy.verdicts} if accuracy else {},
-        "beyond": plain(accuracy.beyond) if accuracy else {},
+        "verdicts": {f"{v.task}/{v.metric}": v for part in judged for v in part.verdicts},
+        "beyond": {where: plain(m) for part in judged for where, m in part.beyond.items()},
+        "maps": error_maps(case),
         "changed": list(gallery(case)),
         "exceeded": cases.exceeded_lines(case),
         "failed": case.checks.failed,
@@ -124,6 +127,53 @@ def view(case: CaseResult, anchor: str) -> dict[str, object]:
         "drift": [(where, cases.drift_word(d), d) for where, d in case.drift.items()],
         "rest": plain(case.model_dump(exclude=_DRAWN, exclude_unset=True)),
     }
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch of a picture: its place and size in percent, its error, and how dark it is."""
+
+    x: float
+    y: float
+    size: float
+    error: float
+    shade: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """A picture under the errors of its patches."""
+
+    where: str
+    item: str
+    image: str
+    worst: float
+    patches: list[Patch]
+
+
+def error_maps(case: CaseResult) -> list[Map]:
+    """The pictures whose patches moved most, of every consumer that reads patches."""
+    found = []
+    for where, maps in (case.consumers.maps if case.consumers else {}).items():
+        for one in maps:
+            image = picture(one.image)
+            if image is None or not one.side or len(one.errors) != one.side**2:
+                continue
+            errors = [error if math.isfinite(error) else math.inf for error in one.errors]
+            worst, size = max(errors), 100 / one.side
+            scale = worst or 1.0
+            patches = [
+                Patch(
+                    x=round(size * (number % one.side), 3),
+                    y=round(size * (number // one.side), 3),
+                    size=round(size, 3),
+                    error=error,
+                    shade=1.0 if error == scale else round(error / scale, 3),
+                )
+                for number, error in enumerate(errors)
+            ]
+            found.append(Map(where, one.item, image, worst, patches))
+    return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,10 @@ class Limits(Strict):
     ``kl_*`` the largest allowed divergence (nats) of the quantized answer distribution from the
     reference's; ``*_cosine_*`` the smallest allowed cosines of each embedding with the
     reference's; ``top5_agreement`` and ``retrieval_overlap`` the smallest allowed shares (see
-    ``harness.statistics.distribution``).
+    ``harness.statistics.distribution``).  ``token_*`` are about single tokens, as the consumers of
+    a tower read them: the smallest allowed cosines and agreements of token-to-token similarities,
+    the largest allowed relative errors and changes of the norm of outliers (see
+    ``harness.consumers.tokens``).
     """
 
     changed_answers: Share | None = None
@@ -52,3 +55,12 @@ class Limits(Strict):
     text_cosine_min: Cosine | None = None
     top5_agreement: Share | None = None
     retrieval_overlap: Share | None = None
+    token_cosine_mean: Cosine | None = None
+    token_cosine_p1: Cosine | None = None
+    token_cosine_min: Cosine | None = None
+    token_error_mean: NonNegative | None = None
+    token_error_p99: NonNegative | None = None
+    token_error_max: NonNegative | None = None
+    token_similarity_mean: Cosine | None = None
+    token_similarity_p1: Cosine | None = None
+    token_norm_change: NonNegative | None = None
