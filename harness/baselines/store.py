@@ -155,9 +155,22 @@ class Store:
 
     # -- reading
 
-    def find(self, model: str, recipe: str, device: DeviceKey) -> Record | Missing:
+    def find(
+        self,
+        model: str,
+        recipe: str,
+        device: DeviceKey,
+        holding: tuple[str, str] | None = None,
+    ) -> Record | Missing:
         """The nearest record: of this device, else of its architecture, else of any; of several the
         newest.
+
+        Args:
+            model: the model's name.
+            recipe: the recipe's name.
+            device: this device.
+            holding: a task and a metric; a record without them is the answer only where no record
+                has them, as not every device has measured everything.
 
         Raises:
             UsageError: a name that cannot be a folder, or a record in reach that is corrupt, edited
@@ -168,11 +181,15 @@ class Store:
         tiers: dict[Nearness, list[tuple[Path, DeviceKey]]] = {near: [] for near in Nearness}
         for path, key in self._record_files(folder):
             tiers[device.nearness(key)].append((path, key))
+        others: list[Record] = []
         for near in Nearness:
             found = [self._read(path, key, model, recipe) for path, key in tiers[near]]
-            if found:
-                return max(found, key=lambda r: _rank(r, device))
-        return Missing(model, recipe, device, folder)
+            found.sort(key=lambda r: _rank(r, device), reverse=True)
+            for record in found:
+                if holding is None or record.task(*holding) is not None:
+                    return record
+            others += found
+        return others[0] if others else Missing(model, recipe, device, folder)
 
     def _record_files(self, folder: Path) -> Iterator[tuple[Path, DeviceKey]]:
         for path in sorted(folder.glob("record*.json")):

@@ -384,7 +384,12 @@ class Case:
     @property
     def stored(self) -> Record | Missing:
         """The record of the case that is nearest to this device."""
-        return self.setting.store.find(self.model_name, self.recipe_name, self.setting.device_key)
+        return self._stored(None)
+
+    def _stored(self, holding: tuple[str, str] | None) -> Record | Missing:
+        """The nearest record, of those that hold a task and metric if there are any."""
+        key = self.setting.device_key
+        return self.setting.store.find(self.model_name, self.recipe_name, key, holding)
 
     def drift(self, task: str | None = None, metric: str | None = None) -> Comparison:
         """The case against its stored record: the quantizer map alone, or one metric of one task
@@ -397,7 +402,9 @@ class Case:
     def _compare(self, task: str | None, metric: str | None) -> Comparison:
         consumers = task in contracts.CONTRACTS
         accuracy = task is not None and not consumers
-        fresh, stored = self.record(accuracy=accuracy, consumers=consumers), self.stored
+        holding = (task, metric) if task is not None and metric is not None else None
+        fresh = self.record(accuracy=accuracy, consumers=consumers)
+        stored = self._stored(holding)
         if isinstance(stored, Missing):
             return stored
         if task is not None:
