@@ -154,7 +154,7 @@ def ask(probe: Probe, of: Material, tokens: Tensor) -> Outcomes:
         tuple(f"{names[i]}@{t}" for i, t in zip(items, places, strict=True)),
         logits.numpy(),
         targets.astype(np.int32),
-        items.astype(np.int32),
+        of.clusters[items] if read.tower == "vision" else items.astype(np.int32),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from harness import digests, isolation
 from harness.consumers import contracts
 from harness.consumers.contracts import Contract, Read
-from harness.data import inputs, samples
+from harness.data import inputs, samples, words
 from harness.data.inputs import Pictures, TakenPictures
 from harness.data.pictures import Resized
 from harness.data.tasks import context_of
@@ -40,11 +42,13 @@ Reading = tuple[str, str]
 class Material:
     """What is read: pictures with their names, and texts.
 
-    ``hash`` is the SHA-256 over the names and pixels of the pictures and over the texts.
+    ``clusters`` numbers pictures of one drawing alike.  ``hash`` is the SHA-256 over the names and
+    pixels of the pictures and over the texts.
     """
 
     pictures: TakenPictures | None
     picture_ids: tuple[str, ...]
+    clusters: npt.NDArray[np.int32]
     shades: Tensor | None
     texts: tuple[str, ...]
     text_ids: tuple[str, ...]
@@ -130,12 +134,14 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
     used: list[str] = []
     pictures, shades = None, None
     picture_ids: tuple[str, ...] = ()
+    clusters = np.zeros(0, np.int32)
     if "vision" in towers:
         found = samples.load(task or _PICTURES_OF, data_root)
         chosen = spread(len(found.ids), PICTURES)
         resize = inputs.Resize(reference.image_processor)
         whole = Pictures(Resized(found.pictures, resize), found.ids, resize.shape)
         pictures, picture_ids = whole.take(chosen), tuple(found.ids[i] for i in chosen)
+        clusters = found.clusters[chosen]
         shades = inputs.shades(reference.image_processor)
         used += [found.ids[i] for i in chosen]
         used.append(digests.of_bytes(torch.cat(list(pictures.batches(PICTURES))).numpy().tobytes()))
@@ -151,6 +157,7 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
     return Material(
         pictures,
         picture_ids,
+        clusters,
         shades,
         texts,
         text_ids,
@@ -166,10 +173,13 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _texts_of(found: samples.Samples) -> list[str]:
-    """The first caption of each picture, or each class in the words of the first template."""
+    """The first caption of each picture, or each class in the words of one template
+    after the other.
+    """
     if found.captions is not None:
         return [group[0] for group in found.captions]
-    return [found.templates[0].replace("{c}", name) for name in found.classes]
+    templates = itertools.cycle(found.templates)
+    return [words.fill(next(templates), name) for name in found.classes]
 
 
 def read_all(

@@ -39,6 +39,7 @@ class Prepared:
     tasks: tuple[Task, ...] | None = None
     runs: dict[str, TaskRun] | None = None
     places: QuantizerMap | None = None
+    material: Material | None = None
 
 
 class ReferenceSide:
@@ -164,7 +165,9 @@ class ReferenceSide:
     def material(self) -> Material:
         """The pictures and texts that consumers read."""
         options = self.setting.options
-        task = None if options.tasks is None else options.tasks[0]
+        # The embedded data are read wherever nothing else was named: probes know them.
+        named = [task for task in options.tasks or () if task not in tasks.EMBEDDED_TASKS]
+        task = named[0] if named else None
         return reading.material(self.reference, task, options.data_root)
 
     @built

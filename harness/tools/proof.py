@@ -50,13 +50,13 @@ TASKS = ("emoji100",)
 #: is filling.
 BATCHES = (64, 27, 41, 55, 96)
 #: What a clean run shares with a fault that does not touch it.
-SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places"})
+SHARED = frozenset({"reference", "tasks", "runs", "calibration", "places", "material"})
 
 # -- the gate's checks, in the order in which they run ---------------------------------------------
 
 #: Suites that decide about a recipe; the others measure, or need what a planted fault does not
 #: have.
-_DECIDING = ("insertion", "numerics", "accuracy", "checkpoint", "export")
+_DECIDING = ("insertion", "numerics", "accuracy", "consumers", "checkpoint", "export")
 #: Checks of the insertion suite that come after numerics: what they find, an earlier check may find
 #: without them.
 _LATER = ("map_equals_baseline", "structure_of_published_architecture")
@@ -151,7 +151,9 @@ class Clean:
     def record(self, *, show: Callable[[str], object] = lambda text: None) -> None:
         """Measure every recipe and store its baseline."""
         for case in self.gate.cases():
-            self.gate.store.update(case.record(), reason="clean run of the proof", show=show)
+            self.gate.store.update(
+                case.record(consumers=True), reason="clean run of the proof", show=show
+            )
 
     def prepared(self, fault: Fault | None = None) -> Prepared:
         """What a run takes over of this one: what has been built and *fault* does not touch."""

@@ -44,6 +44,7 @@ def training(reference: Reference) -> Material:
         known,
         pictures=pairs.pictures.take(list(range(pairs.n))),
         picture_ids=names,
+        clusters=np.arange(pairs.n, dtype=np.int32),
         texts=texts,
         text_ids=texts,
         hash=pairs.hash,

@@ -9,7 +9,8 @@ checkpoint or of a baseline) and never the gate's own decisions.
 from harness.tools.faults.catalogue import CATALOGUE, Fault, FaultSite, Where
 
 # Importing a module of faults fills the catalogue, in the order of the data's way through the gate.
-from harness.tools.faults import arithmetic, recipe, modelopt, ranges, data, records, export  # isort: skip
+from harness.tools.faults import arithmetic, recipe, modelopt, consumers  # isort: skip
+from harness.tools.faults import ranges, data, records, export  # isort: skip
 
 __all__ = [
     "CATALOGUE",
@@ -17,6 +18,7 @@ __all__ = [
     "FaultSite",
     "Where",
     "arithmetic",
+    "consumers",
     "data",
     "export",
     "modelopt",
