@@ -168,14 +168,15 @@ def test_the_command_refuses_unknown_faults() -> None:
 
 
 def test_every_suite_of_the_gate_is_in_the_order() -> None:
-    """Insertion comes first, accuracy's record last, and each suite that decides something is
+    """Insertion comes first, what needs records last, and each suite that decides something is
     there.
     """
     suites = [check.suite for check in proof.CHECKS]
 
-    assert set(suites) == {"insertion", "numerics", "accuracy", "checkpoint", "export"}
+    assert set(suites) == {"insertion", "numerics", "accuracy", "consumers", "checkpoint", "export"}
     assert suites[0] == "insertion"
-    assert proof.CHECKS[-1].name == "accuracy_equals_baseline"
+    recorded = [check.name for check in proof.CHECKS[-2:]]
+    assert recorded == ["accuracy_equals_baseline", "probe_equals_baseline"]
     assert all(isinstance(fault, Fault) for fault in CATALOGUE.values())
     assert Path(proof.MATRIX).name == "kill-matrix.md"
 
