@@ -321,7 +321,7 @@ class Case:
         return Consumed(self.reference, shared.material, shared.tokens, after, self.budget)
 
     @built
-    def consumed(self) -> Family:
+    def consumed(self) -> VerdictFamily:
         """The verdicts on what frozen probes read, joined over all of them."""
         return self.read.family(self.recipe_name, self.model_name)
 

@@ -17,7 +17,7 @@ from harness.data.tasks import Outcomes
 from harness.models import families
 from harness.models.references import Reference
 from harness.statistics import verdicts
-from harness.statistics.verdicts import Budget, Decision, Family, Verdict
+from harness.statistics.verdicts import Budget, Decision, Verdict, VerdictFamily
 
 #: Pictures with a map of their errors in a report.
 _MAPS = 4
@@ -91,7 +91,7 @@ class Consumed:
             found.append(verdict)
         return found
 
-    def family(self, recipe: str, model: str) -> Family:
+    def family(self, recipe: str, model: str) -> VerdictFamily:
         """The verdicts joined over all probes."""
         return verdicts.family(list(self.verdicts), recipe=recipe, model=model)
 
