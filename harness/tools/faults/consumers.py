@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models import families
-from harness.tools.faults.catalogue import Site, Where, after_quantizing, fault
+from harness.tools.faults.catalogue import FaultSite, Where, after_quantizing, fault
 from harness.tools.faults.modelopt import _around_sdpa
 
 
@@ -40,7 +40,7 @@ def _on_layer(
     Where.MODELOPT,
     "class: a rewritten last layer that computes the class token alone",
 )
-def _patches(_: Site) -> Iterator[None]:
+def _patches(_: FaultSite) -> Iterator[None]:
     """Each patch of the last layer is its neighbour's; the class token is right."""
 
     def shifted(tokens: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def _patches(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "class: positions after the end token left out to save work",
 )
-def _padding(_: Site) -> Iterator[None]:
+def _padding(_: FaultSite) -> Iterator[None]:
     """What the last layer gives after the end token is what it gives at the end token."""
 
     def plant(model: nn.Module) -> None:
@@ -85,7 +85,7 @@ def _padding(_: Site) -> Iterator[None]:
     Where.MODELOPT,
     "class: an order of channels that is folded into the next layer",
 )
-def _compensated(_: Site) -> Iterator[None]:
+def _compensated(_: FaultSite) -> Iterator[None]:
     """The layer before the last returns its channels in another order, and the last layer puts them
     back.
     """
@@ -117,7 +117,7 @@ def _swapped(tokens: Tensor) -> Tensor:
     Where.MODELOPT,
     "a rewritten attention that takes every mask for the causal one",
 )
-def _mask(site: Site) -> Iterator[None]:
+def _mask(site: FaultSite) -> Iterator[None]:
     """The quantized text tower sees the words, and the padding that its mask hides."""
     site.options["consumers"] = ("stable-cascade",)
 
