@@ -55,7 +55,9 @@ class Judge:
         self._request.node.user_properties.append(("verdict", verdict.decision.value))
         message = verdict.message()
         wanted = self._request.config.getoption("blame")
-        if wanted or (wanted is None and verdict.decision is Decision.FAIL):
+        # What the search for quantizers at fault evaluates are tasks, not tokens.
+        is_of_task = "metric" in parameters(self._request.node)
+        if is_of_task and (wanted or (wanted is None and verdict.decision is Decision.FAIL)):
             message += "\n\n" + self._blame(verdict.task, verdict.metric)
         message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
         if verdict.decision is Decision.INCONCLUSIVE:
