@@ -120,7 +120,7 @@ def test_known_deviation_is_as_it_was(
     gate: Gate, known: deviations.Deviation, check: Judge
 ) -> None:
     """ModelOpt differs from the definition in this case, and exactly as recorded, or as its release
-    is expected to: neither mended nor grown.
+    is expected to: neither fixed nor grown.
     """
     check.problems(numerics.known_deviation_is_as_it_was(gate, known))
 

@@ -8,7 +8,7 @@ from harness.pytest_plugin.judge import Judge
 
 
 def test_no_baseline_is_orphaned(gate: Gate, check: Judge) -> None:
-    """Each record belongs to a recipe and model that a plain run gates; anything else is told with
+    """Each record belongs to a recipe and model that a plain run gates; anything else is reported with
     its removal.
     """
     check.problems(orphans.no_baseline_is_orphaned(gate))

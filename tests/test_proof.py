@@ -35,7 +35,7 @@ Workers = list[Any]
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clean]:
     """The gate with nothing planted, and its baselines.
 
-    One thread from here on: two would wait for each other beside the A/A processes, and bits are
+    One thread from here on: two would wait for each other next to the A/A processes, and bits are
     compared with a baseline of as many threads only.
     """
     threads = torch.get_num_threads()
@@ -48,7 +48,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clean]:
 
 @pytest.fixture(scope="module")
 def calm_runs(clean: Clean) -> Iterator[Workers]:
-    """The A/A processes beside the faults: each has mostly one thread at work."""
+    """The A/A processes next to the faults: each has mostly one thread at work."""
     from concurrent.futures import ThreadPoolExecutor
 
     def run(process: int) -> tuple[int, str, str]:
@@ -153,7 +153,7 @@ def test_nothing_but_a_fault_raises_an_alarm(calm: list[dict[str, Any]]) -> None
 def test_the_matrix_is_written_down(
     matrix: list[Kill], calm: list[dict[str, Any]], show: Callable[[str], None]
 ) -> None:
-    """The matrix with its bounds lies in the documentation, and the bounds are shown."""
+    """The matrix with its bounds is in the documentation, and the bounds are shown."""
     proof.MATRIX.parent.mkdir(exist_ok=True)
     proof.MATRIX.write_text(proof.document(matrix, calm))
 

@@ -35,7 +35,7 @@ def test_quantized_forward(
     benchmark: BenchmarkFixture,
     check: Judge,
 ) -> None:
-    """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and told
+    """A forward of the quantized tower in turn with the FP16 one; their ratio is kept, and reported
     where it moved.
     """
     check.problems(throughput.quantized_forward(gate[case], tower, benchmark))

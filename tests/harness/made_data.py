@@ -55,7 +55,7 @@ def webdataset_captions(root: Path) -> Path:
 
 
 def replace_in_shard(path: Path, name: str, data: bytes) -> None:
-    """Write the shard anew with other *data* for the member *name*."""
+    """Write the shard again with other *data* for the member *name*."""
     with tarfile.open(path) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]  # type: ignore[union-attr]
     write_shard(path, [(n, data if n == name else d) for n, d in members])

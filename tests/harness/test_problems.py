@@ -10,13 +10,13 @@ from harness.problems import Problem, collapse
 
 
 def test_problem_reads_what_where_mend() -> None:
-    """A problem is told in lines: what is wrong, the names folded and indented, the mend; an empty
+    """A problem is reported in lines: what is wrong, the names folded and indented, the fix; an empty
     part has none.
     """
     names = ("v.layers.0.fc.w_quantizer", "v.layers.1.fc.w_quantizer", "head.w_quantizer")
 
-    assert str(Problem("rule", "Two are wrong:", names, "Mend them.")) == (
-        "Two are wrong:\n  v.layers.{0,1}.fc.w_quantizer\n  head.w_quantizer\nMend them."
+    assert str(Problem("rule", "Two are wrong:", names, "Fix them.")) == (
+        "Two are wrong:\n  v.layers.{0,1}.fc.w_quantizer\n  head.w_quantizer\nFix them."
     ).replace("{0,1}", "{0..1}")
     assert str(Problem("rule", "Wrong.", (), "")) == "Wrong."
 
@@ -83,13 +83,13 @@ def test_names_are_folded(names: list[str], lines: list[str]) -> None:
 )
 def test_names_with_two_numbers_keep_both(stages: list[tuple[int, int]], lines: list[str]) -> None:
     """A name with two numbers, as of stages of blocks, is folded at each place, and no other name
-    is told.
+    is reported.
     """
     assert collapse([f"v.stages.{a}.blocks.{b}.fc.w_quantizer" for a, b in stages]) == lines
 
 
 def test_many_groups_are_cut_with_their_number() -> None:
-    """Up to the limit every group is told; of more the first and how many were left out."""
+    """Up to the limit every group is reported; of more the first and how many were left out."""
     names = [f"m{n}.w_quantizer" for n in range(14)]
 
     assert collapse(names[:12]) == names[:12]

@@ -63,7 +63,7 @@ from harness.evaluation.environment import DeviceKey
 def test_other_binding_is_an_error_and_no_comparison(
     store: Store, changed: dict[str, Any], said: str
 ) -> None:
-    """A record of something else is told apart by name, with the command that measures anew, and
+    """A record of something else is distinguished by name, with the command that measures again, and
     never compared.
     """
     # Outcomes far apart: nothing of them may show.
@@ -107,7 +107,7 @@ def test_other_binding_is_an_error_and_no_comparison(
     ids=["size", "order", "ids", "data", "preprocessing"],
 )
 def test_other_samples_are_an_error_and_no_comparison(store: Store, fresh: Any, said: str) -> None:
-    """Another sample size, order, id, data hash or preprocessing is told as what the baseline
+    """Another sample size, order, id, data hash or preprocessing is reported as what the baseline
     belongs to.
     """
     drift = compare(stored(store, record(task_record())), record(fresh()))
@@ -117,7 +117,7 @@ def test_other_samples_are_an_error_and_no_comparison(store: Store, fresh: Any, 
 
 
 def test_other_release_tells_both_ways_out(store: Store) -> None:
-    """A new release of torch is an error that names how to measure anew and how to go back."""
+    """A new release of torch is an error that names how to measure again and how to go back."""
     newer = {"nvidia-modelopt": "0.48.0", "torch": "2.14.0", "transformers": "5.14.1"}
 
     message = compare(
@@ -142,7 +142,7 @@ def test_other_release_on_another_device_adds_a_record(store: Store) -> None:
 
 @pytest.mark.parametrize("device", [XEON, GPU], ids=["same-device", "other-device"])
 def test_other_map_is_an_error_that_says_what_changed(store: Store, device: DeviceKey) -> None:
-    """A map of another structure is a mismatch on every device, told in grouped lines."""
+    """A map of another structure is a mismatch on every device, reported in grouped lines."""
     off = tuple(quantizer(layer, enabled=layer >= 8) for layer in range(12))
 
     drift = compare(
@@ -338,7 +338,7 @@ def test_more_than_noise_on_another_device_is_drift(
 
 
 def test_another_verdict_under_another_budget_is_only_noted(store: Store) -> None:
-    """Budgets are policy: a verdict that changed with its budget is told, and is no drift of the
+    """Budgets are policy: a verdict that changed with its budget is reported, and is not a drift of the
     model.
     """
     drift = compare(

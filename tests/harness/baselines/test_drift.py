@@ -47,7 +47,7 @@ def test_equal_records_have_nothing_to_accept() -> None:
 
 def test_conditions_and_ranges_are_described_and_let_nothing_through() -> None:
     """Other conditions, a range that moved by less than any tolerance and a quantizer turned off
-    are told as what they are, and count neither as loosened nor as tightened.
+    are reported as what they are, and count neither as loosened nor as tightened.
     """
     moved = quantizer(3, amax={"count": 1, "low": 3.251, "high": 3.251, "digest": "0" * 16})
     found = changes(record(), record(quantizers=(*MAP[:3], moved, *MAP[4:]), bits="4 threads"))
@@ -62,7 +62,7 @@ def test_conditions_and_ranges_are_described_and_let_nothing_through() -> None:
     found = changes(record(), record(quantizers=(*MAP[:2], replaced(2, 9.0), off, *MAP[4:])))
     assert found == Changes(
         other=("1 quantizer changes: vision self_attn q_bmm E4M3 per-tensor to off, layers 3",)
-    ), "the structure first; its ranges are told once it is the same"
+    ), "the structure first; its ranges are reported once it is the same"
 
 
 def replaced(layer: int, amax: float) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_speed_that_goes_or_slows_is_loosened_and_one_that_comes_or_quickens_is_
 
 
 def test_other_samples_are_described_without_comparing_sample_by_sample() -> None:
-    """Where the new record has other samples its percentages stand beside the old ones, and no
+    """Where the new record has other samples its percentages stand next to the old ones, and no
     sample is held against one that it is not, neither for another count nor for another order.
     """
     fewer = outcomes(1, n=900)
@@ -172,7 +172,7 @@ def test_numbers_beyond_accuracy_that_come_go_and_move_are_on_their_sides() -> N
 
 
 def test_quantizers_in_another_order_are_named_in_both() -> None:
-    """The first place where two orders differ is told with what stood there and what stands
+    """The first place where two orders differ is reported with what stood there and what stands
     there.
     """
     swapped = (MAP[0], MAP[2], MAP[1], *MAP[3:])
@@ -186,7 +186,7 @@ def test_quantizers_in_another_order_are_named_in_both() -> None:
 
 
 def test_attributes_that_the_diff_does_not_know_are_told_with_both_values() -> None:
-    """Of attributes that only one side has, or that differ, the first quantizer's are told, sorted,
+    """Of attributes that only one side has, or that differ, the first quantizer's are reported, sorted,
     with the count.
     """
     was = (*MAP[:2], *(quantizer(layer, old=1) for layer in range(2, 12)))
@@ -218,7 +218,7 @@ def test_change_of_outcomes_is_told_in_numbers() -> None:
         "5 of 1,000 answers changed, 3 lost, 2 won, margins by up to 1.5"
     )
     assert drift_module.outcome_change(was, was) == (
-        "0 of 1,000 answers changed, 0 lost, 0 won, margins by less than float16 tells"
+        "0 of 1,000 answers changed, 0 lost, 0 won, margins by less than float16 resolves"
     )
 
 
@@ -318,7 +318,7 @@ def test_error_rate_is_shared_by_the_tests_of_all_compared_tasks(tasks: int) -> 
 
 
 def test_another_verdict_on_equal_outcomes_is_the_statistics() -> None:
-    """Where no sample changed, a verdict that did is told as one of other statistics, and nothing
+    """Where no sample changed, a verdict that did is reported as one of other statistics, and nothing
     moved; where a sample of either model did, it is drift.
     """
     drift = compare(record(task_record()), record(task_record(decision="FAIL")))
@@ -335,7 +335,7 @@ def test_another_verdict_on_equal_outcomes_is_the_statistics() -> None:
 
 
 def test_message_begins_with_what_became_of_the_baseline() -> None:
-    """The first line tells the kind and its suspect, the second the record, the third how it was
+    """The first line says the kind and its suspect, the second the record, the third how it was
     compared, and all that follows is in order: lines, missing tasks, notes, commands.
     """
     was = replace(record(task_record()), measured="2026-01-02T03:04:05+00:00")
@@ -399,7 +399,7 @@ def test_what_accepting_replaces(changed: dict[str, Any], whole: bool, new_only:
 
 def test_everything_foreign_is_told_at_once() -> None:
     """All that forbids a comparison is listed, binding first, then data, then the map; a task that
-    the record lacks is no mismatch, and releases alone are followed by advice.
+    the record lacks is not a mismatch, and releases alone are followed by advice.
     """
     now = record(
         task_record(data_hash="0" * 64, preprocessing="1" * 64),

@@ -120,7 +120,7 @@ def test_pair_of_different_samples_is_refused() -> None:
 
 
 def test_what_could_not_be_read_again_is_not_written(store: Store) -> None:
-    """A decision that is none, or an amax that is not finite, is refused before anything reaches
+    """A decision that is not one, or an amax that is not finite, is refused before anything reaches
     the disk.
     """
     nan = quantizer(amax={"count": 1, "low": float("nan"), "high": 1.0, "digest": "0"})

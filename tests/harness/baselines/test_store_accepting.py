@@ -167,7 +167,7 @@ def test_new_only_adds_and_never_changes(store: Store) -> None:
 
 def test_part_of_a_record_keeps_the_rest_of_the_same_foundation(store: Store) -> None:
     """One task measured leaves the others; under another recipe hash they do not belong: they go,
-    and it is told.
+    and it is reported.
     """
     other = task_record(outcomes(4, task="imagenet1k"))
     store.write(record(task_record(), other), "first")
@@ -240,7 +240,7 @@ def test_outcomes_nobody_names_are_swept(store: Store) -> None:
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="rights do not bind root")
 def test_unwritable_store_is_a_usage_error(store: Store) -> None:
-    """A folder that cannot be written is told in one line."""
+    """A folder that cannot be written is reported in one line."""
     store.root.mkdir()
     store.root.chmod(0o500)
     with pytest.raises(UsageError, match="cannot be written"):
@@ -248,7 +248,7 @@ def test_unwritable_store_is_a_usage_error(store: Store) -> None:
 
 
 def test_store_that_is_a_file_is_a_usage_error(store: Store) -> None:
-    """A file where the folder should be is told in one line."""
+    """A file where the folder should be is reported in one line."""
     store.root.parent.mkdir()
     store.root.write_text("")
     with pytest.raises(UsageError, match="cannot be written"):

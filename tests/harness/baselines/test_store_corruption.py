@@ -51,8 +51,8 @@ from harness.errors import UsageError
 def test_edited_record_is_refused_with_its_reason(
     store: Store, pattern: str, by: str, said: str
 ) -> None:
-    """Any number or word changed by hand is found and told with the file, the place and the
-    mend.
+    """Any number or word changed by hand is found and reported with the file, the place and the
+    fix.
     """
     path = record_path(store)
     text, count = re.subn(pattern, by.replace("\\", r"\\"), path.read_text(), count=1)
@@ -118,7 +118,7 @@ def test_flipped_bit_in_outcomes_is_refused(store: Store) -> None:
 
 
 def test_outcomes_taken_away_are_named(store: Store) -> None:
-    """Missing outcomes are told by their path."""
+    """Missing outcomes are reported by their path."""
     record_path(store)
     file = next((store.root / "embedded" / "reference").iterdir())
     file.unlink()
@@ -138,7 +138,7 @@ def test_oversized_record_is_not_read(store: Store) -> None:
 
 
 def test_copied_record_belongs_to_another(store: Store) -> None:
-    """A record copied to another recipe's folder, or another device's name, is told whose it is."""
+    """A record copied to another recipe's folder, or another device's name, is reported whose it is."""
     path = record_path(store)
     copy = store.root / "embedded" / "int8" / path.name
     copy.parent.mkdir()

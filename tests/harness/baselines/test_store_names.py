@@ -97,8 +97,8 @@ def test_names_that_the_store_keeps_are_kept_for_their_kind_only() -> None:
         "model 'VERSIONS': the baselines keep this name for what releases are expected to change. "
         "Rename the file"
     )
-    told = said(lambda: Store("baselines").find("versions", "fp8", XEON))
-    assert told.startswith("model 'versions': the baselines keep this name")
+    message = said(lambda: Store("baselines").find("versions", "fp8", XEON))
+    assert message.startswith("model 'versions': the baselines keep this name")
     free = [
         ("reference", "model"),
         ("versions", "recipe"),
@@ -141,7 +141,7 @@ def test_task_that_cannot_be_a_file_is_told(
     """
     fresh = record(task_record(outcomes(task=task, metric=metric)))
 
-    told = said(lambda: store.write(fresh, "test"))
+    message = said(lambda: store.write(fresh, "test"))
 
-    assert told == f"{where}: its name leads out of the folder of baselines. {PLAIN}"
+    assert message == f"{where}: its name leads out of the folder of baselines. {PLAIN}"
     assert snapshot(store.root) == {}

@@ -110,7 +110,7 @@ def test_missing_baseline_is_told_line_by_line(store: Store) -> None:
     "name", ["record.json", "record@sm90.json", "record@SM90@x.json", "record@a@b@c.json"]
 )
 def test_name_of_no_record_is_told(store: Store, name: str) -> None:
-    """A JSON file that begins as a record but names no device is told with its path and how a name
+    """A JSON file that begins as a record but names no device is reported with its path and how a name
     reads.
     """
     path = store.write(record(), "test").path
@@ -132,7 +132,7 @@ def test_name_of_no_record_is_told(store: Store, name: str) -> None:
 def test_vanished_record_is_read_again_four_times(
     store: Store, monkeypatch: pytest.MonkeyPatch, vanishes: int, reads: int
 ) -> None:
-    """A record that another process replaces meanwhile is read anew, at most four times, then
+    """A record that another process replaces meanwhile is read again, at most four times, then
     told.
     """
     path = store.write(record(), "test").path
@@ -157,8 +157,8 @@ def test_vanished_record_is_read_again_four_times(
 
 
 def test_broken_record_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is broken stays broken: it is not read again, and told with the command that measures it
-    anew.
+    """What is broken stays broken: it is not read again, and reported with the command that measures it
+    again.
     """
     path = store.write(record(), "test").path
     path.write_text("[]")
@@ -200,7 +200,7 @@ def test_outcomes_that_went_meanwhile_are_looked_for_again(
 
 
 def test_outcomes_at_fault_are_named(store: Store) -> None:
-    """Outcomes that are gone, changed or far too large are told by their own path, beside the
+    """Outcomes that are gone, changed or far too large are reported by their own path, next to the
     record's.
     """
     path = store.write(record(task_record()), "test").path
@@ -231,7 +231,7 @@ def test_outcomes_at_fault_are_named(store: Store) -> None:
 
 @pytest.mark.parametrize("moved", ["model", "recipe", "device"])
 def test_moved_record_is_told_with_whose_it_is(store: Store, moved: str) -> None:
-    """A record in another model's or recipe's folder, or under another device's name, is told and
+    """A record in another model's or recipe's folder, or under another device's name, is reported and
     to be taken out.
     """
     path = store.write(record(), "test").path

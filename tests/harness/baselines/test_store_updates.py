@@ -79,7 +79,7 @@ def test_plan_of_an_equal_record_has_nothing_to_write(
 
 
 def test_plan_of_a_changed_record_keeps_what_was_not_measured(store: Store, clock: Clock) -> None:
-    """One task and one speed measured anew replace theirs; the rest stays, and the history goes
+    """One task and one speed measured again replace theirs; the rest stays, and the history goes
     on.
     """
     kept = task_record(outcomes(4, task="imagenet1k"))
@@ -186,7 +186,7 @@ def test_records_of_other_devices_left_behind_are_told(store: Store) -> None:
 
 
 def test_left_behind_is_told_by_what_left_it(store: Store) -> None:
-    """Where releases and the recipe differ, it is the recipe that is told."""
+    """Where releases and the recipe differ, it is the recipe that is reported."""
     other = replace(
         record(recipe_hash="e" * 64, versions={"torch": "2.0.0"}, device=GPU),
         path=Path("there.json"),

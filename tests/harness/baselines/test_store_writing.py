@@ -35,7 +35,7 @@ ACCEPT = "pytest --recipe fp8 --clip-model embedded --new-baselines-only"
 
 
 def test_unchanged_is_shown_and_not_written(store: Store) -> None:
-    """What an update does is shown even where it is nothing, as it is told afterwards."""
+    """What an update does is shown even where it is nothing, as it is reported afterwards."""
     store.write(record(), "first")
     before = snapshot(store.root)
     shown: list[str] = []
@@ -50,8 +50,8 @@ def test_unchanged_is_shown_and_not_written(store: Store) -> None:
 def test_lock_held_elsewhere_is_told_and_nothing_written(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another writer's lock is waited for only so long; reading goes on beside it, and a free lock
-    is no obstacle.
+    """Another writer's lock is waited for only so long; reading goes on next to it, and a free lock
+    is not an obstacle.
     """
     monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.6)
     store.write(record(), "first")
@@ -68,7 +68,7 @@ def test_lock_held_elsewhere_is_told_and_nothing_written(
 
 
 def test_store_in_the_place_of_a_file_is_told(store: Store) -> None:
-    """A file where the store, or a folder above it, should be is told with the system's own
+    """A file where the store, or a folder above it, should be is reported with the system's own
     word.
     """
     store.root.parent.write_text("")
@@ -82,7 +82,7 @@ def test_store_in_the_place_of_a_file_is_told(store: Store) -> None:
 def test_failure_while_writing_is_told_and_leaves_no_temporary(
     store: Store, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """A full disk is told with the record's path; the old record stays and what was begun is
+    """A full disk is reported with the record's path; the old record stays and what was begun is
     removed.
     """
     path = store.write(record(task_record()), "first").path
@@ -121,12 +121,12 @@ def test_number_that_json_cannot_hold_is_told_and_nothing_written(store: Store) 
     nan = quantizer(amax={"count": 1, "low": float("nan"), "high": 1.0, "digest": "0"})
     path = store.root / "embedded" / "fp8" / "record@x86_64-avx512@xeon-8488c-0a1b2c3d.json"
 
-    told = said(lambda: store.write(record(task_record(), quantizers=(nan,)), "bad"))
+    message = said(lambda: store.write(record(task_record(), quantizers=(nan,)), "bad"))
 
-    assert told.startswith(
+    assert message.startswith(
         f"{path}: cannot be stored: Out of range float values are not JSON compliant"
     )
-    assert told.endswith(". A baseline holds finite numbers only: correct the run")
+    assert message.endswith(". A baseline holds finite numbers only: correct the run")
     assert snapshot(store.root) == {}
 
 
@@ -354,7 +354,7 @@ def test_lock_or_record_that_is_a_link_is_refused(
 
 
 def test_outcomes_of_a_misnamed_record_are_kept(store: Store) -> None:
-    """A person is told to rename it; until then nothing that it names is swept by another recipe's
+    """The message asks a person to rename it; until then nothing that it names is swept by another recipe's
     update.
     """
     store.write(record(task_record()), "test")

@@ -179,7 +179,7 @@ def test_an_enabled_quantizer_that_quantizes_nothing(
 
 
 def test_quantizers_that_no_entry_speaks_of(model: nn.Module) -> None:
-    """Without a deny-all entry, whatever is on beside the entries is named (S10)."""
+    """Without a deny-all entry, whatever is on next to the entries is named (S10)."""
     recipe = loading.load("fp8")
     attention_only = replace(recipe, entries=tuple(e for e in recipe.entries if "bmm" in e.pattern))
 
@@ -277,7 +277,7 @@ def test_other_calibrations_than_max_are_left_alone(model: nn.Module, data: Magn
 
 
 def test_a_folded_copy_that_computes_something_else(model: nn.Module, batches: Any) -> None:
-    """A folded copy with one input quantizer off is told by the outputs that differ."""
+    """A folded copy with one input quantizer off is reported by the outputs that differ."""
     folded = fold(model)
     tensor_quantizers(folded)[f"{FC1}.input_quantizer"].disable()
 
@@ -320,7 +320,7 @@ def test_a_changed_weight_underneath(
 def test_a_weight_off_by_one_bit_underneath(
     model: Any, reference: references.Reference, batches: Any
 ) -> None:
-    """Under max calibration a single bit is told, and not where bits cannot be expected."""
+    """Under max calibration a single bit is reported, and not where bits cannot be expected."""
     bits = model.vision_model.encoder.layers[1].mlp.fc1.weight.data.view(torch.int16)
     bits[0] ^= 1
     first = next(iter(batches))

@@ -73,7 +73,7 @@ def test_a_changed_weight_is_told_in_every_family(name: str, tmp_path: Path) -> 
 def test_modelopt_restores_into_the_inner_model_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The defect that is worked around: when this fails, ModelOpt has mended it and the workaround
+    """The defect that is worked around: when this fails, ModelOpt has fixed it and the workaround
     can go.
     """
     import transformers

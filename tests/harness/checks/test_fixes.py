@@ -151,14 +151,14 @@ def test_what_no_attention_class_runs_is_removed(found: Callable[..., list[Probl
 def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind: str) -> None:
     """The entry that the message gives, put at the end, leaves no problem."""
     asked = WHOLE + entry(f"*{kind}_quantizer", "num_bits: e4m3")
-    told = {
+    message = {
         line
         for problem in found(asked)
         for line in re.findall(r"end the recipe with (\{.*?\})", problem.mend)
     }
 
-    assert len(told) == 1
-    assert found(f"{asked}  - {told.pop()}\n") == []
+    assert len(message) == 1
+    assert found(f"{asked}  - {message.pop()}\n") == []
 
 
 def test_a_deny_all_is_moved_to_the_front(

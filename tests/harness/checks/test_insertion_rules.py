@@ -46,7 +46,7 @@ def tower(name: str) -> QuantizerMap:
 
 
 def test_untouched_tower_is_told_with_its_modules() -> None:
-    """A tower with nothing enabled is told whole: how many quantizers of its covered kinds, every
+    """A tower with nothing enabled is reported whole: how many quantizers of its covered kinds, every
     module, in order.
     """
     found = tower("vision") + all_off(tower("text"))
@@ -63,7 +63,7 @@ def test_untouched_tower_is_told_with_its_modules() -> None:
 
 
 def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
-    """A kind of layer with nothing enabled in a tower is told for that tower, with the modules of
+    """A kind of layer with nothing enabled in a tower is reported for that tower, with the modules of
     that kind only.
     """
     found = all_off(tower("vision"), "patch_embedding", "attention") + tower("text")
@@ -96,7 +96,7 @@ def test_every_tower_is_asked() -> None:
 
 
 def test_declared_omissions_are_not_told() -> None:
-    """What the budgets file leaves out in one tower is told neither there nor taken for said of the
+    """What the budgets file leaves out in one tower is reported neither there nor taken for said of the
     other.
     """
     both = all_off(tower("vision"), "attention") + all_off(tower("text"), "attention")
@@ -109,7 +109,7 @@ def test_declared_omissions_are_not_told() -> None:
 
 
 def test_tower_off_but_for_what_is_declared_is_told_whole() -> None:
-    """A tower with nothing on is told whole even where one of its kinds is declared, and then
+    """A tower with nothing on is reported whole even where one of its kinds is declared, and then
     without that kind.
     """
     problem = only(
@@ -154,12 +154,12 @@ ASKS = recipe(on("*[qkv]_bmm_quantizer"), on("*bmm2_output_quantizer"))
 
 
 def test_attention_quantized_whole_is_no_problem() -> None:
-    """Blocks with all that the recipe asks for, on and run, break no rule, nor do those beside
-    attention.
+    """Blocks with all that the recipe asks for, on and run, break no rule, nor do quantizers
+    outside attention.
     """
-    beside = at("vision.layers.0.fc.q_bmm_quantizer", enabled=False)
+    others = at("vision.layers.0.fc.q_bmm_quantizer", enabled=False)
 
-    assert insertion.broken_attention((*WHOLE, beside), ASKS) == []
+    assert insertion.broken_attention((*WHOLE, others), ASKS) == []
 
 
 def test_attention_quantizer_that_is_not_there_is_told() -> None:
@@ -180,7 +180,7 @@ def test_attention_quantizer_that_is_not_there_is_told() -> None:
 
 
 def test_attention_quantizers_that_are_off_are_told_by_block() -> None:
-    """Quantizers that are asked for and off count by block, not by name; a part that is off is told
+    """Quantizers that are asked for and off count by block, not by name; a part that is off is reported
     as well.
     """
     names = (f"{BLOCKS[1]}.q_bmm_quantizer", f"{BLOCKS[1]}.k_bmm_quantizer")
@@ -208,12 +208,12 @@ def test_attention_quantizer_that_never_runs_is_told() -> None:
 
 
 def test_attention_quantizer_that_runs_twice_runs() -> None:
-    """One call is enough, and two are not for this rule to tell."""
+    """One call is enough, and two are not for this rule to say."""
     assert insertion.broken_attention(attention(BLOCKS[0], calls=2), ASKS) == []
 
 
 def test_attention_that_is_neither_there_nor_run_is_two_problems() -> None:
-    """What is missing in one block and what is idle in another are told apart."""
+    """What is missing in one block and what is idle in another are distinguished."""
     found = attention(BLOCKS[0], QKV) + attention(BLOCKS[1], calls=0)
 
     assert [(p.rule, numbers(p.what)) for p in insertion.broken_attention(found, ASKS)] == [
@@ -273,7 +273,7 @@ def test_attention_is_asked_for_block_by_block() -> None:
 
 
 def test_search_asks_for_the_attention_of_every_format() -> None:
-    """A search asks for what any of its formats does, each judged alone, and is told what a search
+    """A search asks for what any of its formats does, each judged alone, and is reported what a search
     can hold.
     """
     search = searching((on("*v_bmm*"), off("*")), (on("*k_bmm*"),), (on("*q_bmm*"),))
@@ -290,7 +290,7 @@ NOTHING = recipe(on("*weight_quantizer"))
 
 def test_attention_in_part_names_what_is_off() -> None:
     """Of blocks with some of the four on, those off are named and the blocks counted; a block all
-    off is none.
+    off is not one.
     """
     names = (
         f"{BLOCKS[0]}.q_bmm_quantizer",
@@ -306,9 +306,9 @@ def test_attention_in_part_names_what_is_off() -> None:
 
 
 def test_only_the_four_around_the_product_belong_together() -> None:
-    """The quantizers of probabilities may be off beside the four, and on beside none of them."""
-    beside = ("p_bmm", "softmax")
-    fused, rest = attention(BLOCKS[0]), attention(BLOCKS[0], beside)
+    """The quantizers of probabilities may be off next to the four, and on next to none of them."""
+    others = ("p_bmm", "softmax")
+    fused, rest = attention(BLOCKS[0]), attention(BLOCKS[0], others)
 
     assert insertion.broken_attention(fused + all_off(rest), NOTHING) == []
     assert insertion.broken_attention(all_off(fused) + rest, NOTHING) == []
@@ -363,7 +363,7 @@ def test_attention_off_in_a_layer_may_be_chosen(entries: tuple[Entry, ...], chos
 
 
 def test_attention_off_in_a_whole_tower_is_no_choice() -> None:
-    """A line that turns a kind off in all layers of a tower is told, the other tower's layers being
+    """A line that turns a kind off in all layers of a tower is reported, the other tower's layers being
     no help.
     """
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[1]}.q_bmm_quantizer")
@@ -442,10 +442,10 @@ def test_idle_attention_is_told_with_the_fix_that_works(
     """
     idle = attention(BLOCKS[0], kinds, calls=0)
     asks = recipe(*(on(f"*{kind}_quantizer") for kind in kinds))
-    told = [*insertion.never_run(idle), *insertion.broken_attention(idle, asks)]
+    message = [*insertion.never_run(idle), *insertion.broken_attention(idle, asks)]
 
-    assert len(told) >= 2
-    for problem in told[:2]:
+    assert len(message) >= 2
+    for problem in message[:2]:
         assert all(fix in problem.mend for fix in fixes), problem.mend
         assert ("sdpa" in problem.mend) == any("sdpa" in fix for fix in fixes)
 
@@ -466,7 +466,7 @@ def test_enabled_quantizer_with_two_calls_runs_twice() -> None:
 
 
 def test_static_quantizer_needs_a_usable_range() -> None:
-    """Without a range and with one that cannot be used are told apart; what is off or dynamic needs
+    """Without a range and with one that cannot be used are distinguished; what is off or dynamic needs
     none.
     """
     found = (

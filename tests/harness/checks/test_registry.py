@@ -100,7 +100,7 @@ def test_tests_range_over_the_values_of_their_checks(suite: str) -> None:
 
 
 def test_every_suite_is_compared() -> None:
-    """No file of tests beside the proof's is left out of the comparison."""
+    """No file of tests next to the proof's is left out of the comparison."""
     files = {path.stem.removeprefix("test_") for path in SUITES.glob("test_*.py")}
 
     assert files - {"proof"} == set(registry.SUITES)

@@ -57,7 +57,7 @@ def webdataset(root: Path, split: str = "test") -> Path:
 
 
 def coco(root: Path, split: str = "train2017", first: int = 100) -> Path:
-    """COCO's own layout: annotations/captions_<split>.json beside the picture folder <split>."""
+    """COCO's own layout: annotations/captions_<split>.json next to the picture folder <split>."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / split).mkdir()
     images, annotations = [], []
@@ -286,7 +286,7 @@ def test_unusable_calibration_data_are_told_in_one_line(
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path, reference: Reference) -> None:
-    """A picture that is none, or is cut, is named with its file when the pairs are loaded."""
+    """A picture that is not one, or is cut, is named with its file when the pairs are loaded."""
     place = coco(tmp_path / "coco")
     path = place / "train2017" / "000000000103.jpg"
     for data in (b"no picture", path.read_bytes()[:900]):

@@ -153,10 +153,10 @@ def test_template_that_is_none_is_refused_with_its_line(
     path = classes(tmp_path) / TEMPLATES
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    told = refusal(lambda: counts("wds/x", tmp_path))
+    message = refusal(lambda: counts("wds/x", tmp_path))
 
-    assert told.startswith(f"{path}:{line}: " if line else f"{path}: ")
-    assert what in told
+    assert message.startswith(f"{path}:{line}: " if line else f"{path}: ")
+    assert what in message
 
 
 def test_templates_are_filled_by_replacement(tmp_path: Path) -> None:
@@ -187,10 +187,10 @@ def test_class_names_that_cannot_be_used(
     path = classes(tmp_path) / "classnames.txt"
     path.write_text(content)
 
-    told = refusal(lambda: counts("wds/x", tmp_path))
+    message = refusal(lambda: counts("wds/x", tmp_path))
 
-    assert told.startswith(f"{path}{where}: ")
-    assert what in told
+    assert message.startswith(f"{path}{where}: ")
+    assert what in message
 
 
 def test_class_names_in_any_language_may_repeat(tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ def test_captions_are_lines_with_words(tmp_path: Path) -> None:
         (b"\xff", "sample r0: 'utf-8' codec"),
     ):
         captions(tmp_path, [("r0.txt", data), *CAPTIONED[:1]])
-        told = refusal(lambda: samples.load("wds/x", tmp_path))
-        assert told.startswith(f"{tmp_path / 'test' / '0.tar'}: ")
-        assert what in told
+        message = refusal(lambda: samples.load("wds/x", tmp_path))
+        assert message.startswith(f"{tmp_path / 'test' / '0.tar'}: ")
+        assert what in message
 
 
 # -- special files ---------------------------------------------------------------------------------
@@ -276,10 +276,10 @@ def test_special_file_in_place_of_data(file: str, instead: str, tmp_path: Path) 
     path.touch()
     INSTEAD[instead](path)
 
-    told = refusal(lambda: samples.load(name, tmp_path).hash)
+    message = refusal(lambda: samples.load(name, tmp_path).hash)
 
-    assert path.name in told
-    assert str(tmp_path) in told
+    assert path.name in message
+    assert str(tmp_path) in message
 
 
 @pytest.mark.parametrize("instead", INSTEAD)
@@ -372,7 +372,7 @@ def cut_between_members(data: bytes) -> bytes:
 
 
 def header_overwritten(data: bytes) -> bytes:
-    """A header in the middle that is no header."""
+    """A header in the middle that is not a header."""
     at = data.index(b"k3.png")
     return data[:at] + b"\xff" * 512 + data[at + 512 :]
 
@@ -422,10 +422,10 @@ def test_damaged_shard(defect: str, tmp_path: Path) -> None:
     path = classes(tmp_path) / "test" / "0.tar"
     path.write_bytes(change(path.read_bytes()))
 
-    told = refusal(lambda: counts("wds/x", tmp_path))
+    message = refusal(lambda: counts("wds/x", tmp_path))
 
-    assert told.startswith(f"{path}: ")
-    assert what in told
+    assert message.startswith(f"{path}: ")
+    assert what in message
 
 
 @pytest.mark.parametrize(
@@ -444,10 +444,10 @@ def test_clusters_that_cannot_be_used(content: str, what: str, tmp_path: Path) -
     path = classes(tmp_path) / "clusters.txt"
     path.write_text(content)
 
-    told = refusal(lambda: counts("wds/x", tmp_path))
+    message = refusal(lambda: counts("wds/x", tmp_path))
 
-    assert told.startswith(f"{path}: ")
-    assert what in told
+    assert message.startswith(f"{path}: ")
+    assert what in message
 
 
 # -- fixes -----------------------------------------------------------------------------------------
@@ -679,8 +679,8 @@ def test_the_command_that_unpacks_a_shard_works(tmp_path: Path) -> None:
     path = place / "test/0.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))
 
-    told = refusal(lambda: counts("wds/x", place))
-    subprocess.run(told.partition("Unpack it: ")[2], shell=True, check=True)
+    message = refusal(lambda: counts("wds/x", place))
+    subprocess.run(message.partition("Unpack it: ")[2], shell=True, check=True)
     assert counts("wds/x", place) == {("wds/x", "acc1"): 6}
 
 
@@ -756,10 +756,10 @@ def test_annotations_that_cannot_be_used(defect: str, tmp_path: Path) -> None:
     content, what = ANNOTATIONS[defect]
     captioned_coco(tmp_path, content)
 
-    told = refusal(lambda: counts("mscoco_captions", tmp_path))
+    message = refusal(lambda: counts("mscoco_captions", tmp_path))
 
-    assert told.startswith(str(tmp_path))
-    assert what in told
+    assert message.startswith(str(tmp_path))
+    assert what in message
 
 
 @pytest.mark.parametrize(
@@ -787,9 +787,9 @@ def test_picture_outside_of_its_folder(name: str, tmp_path: Path, reference: Ref
         lambda: counts("mscoco_captions", place),
         lambda: calibration.load(place, reference),
     ):
-        told = refusal(call)
-        assert "outside" in told
-        assert name in told
+        message = refusal(call)
+        assert "outside" in message
+        assert name in message
 
 
 def test_pictures_and_annotations_in_folders_of_their_own(
@@ -864,10 +864,10 @@ def test_picture_that_cannot_be_used(defect: str, tmp_path: Path, reference: Ref
         (task,) = tasks.load_tasks(["wds/x"], tmp_path, reference)
         task.decode()
 
-    told = refusal(decode)
+    message = refusal(decode)
 
-    assert told.startswith(f"{path}: picture k1 ")
-    assert what in told
+    assert message.startswith(f"{path}: picture k1 ")
+    assert what in message
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "bmp", "gif", "ppm", "tiff"])
@@ -935,13 +935,13 @@ def test_batches_of_512_need_few_open_files(monkeypatch: pytest.MonkeyPatch) -> 
     )
     try:
         batches = list(decoded.batches(512, 0, count))
-        told = refusal(lambda: list(decoded.batches(512, count)))
+        message = refusal(lambda: list(decoded.batches(512, count)))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     assert [len(batch) for batch in batches] == [512, 512, 176]
     assert torch.cat(batches)[:, 0, 0, 0].tolist() == [i % 256 for i in range(count)]
-    assert told == f"{count}.png: picture {count} is none. Restore the file."
+    assert message == f"{count}.png: picture {count} is none. Restore the file."
 
 
 # -- CIFAR -----------------------------------------------------------------------------------------
@@ -1103,10 +1103,10 @@ def test_pickle_that_is_not_cifar(
     content, what = CIFARS[defect]
     path = hundred(tmp_path, content) / "cifar-100-python" / "test"
 
-    told = refusal(lambda: counts("cifar100", tmp_path))
+    message = refusal(lambda: counts("cifar100", tmp_path))
 
-    assert str(path.parent.parent) in told
-    assert what in told
+    assert str(path.parent.parent) in message
+    assert what in message
     assert not (tmp_path / "owned").exists()
 
 
@@ -1137,8 +1137,10 @@ def test_class_folders_are_those_of_imagenet(tmp_path: Path) -> None:
         f"{val / 'tench'}: is not the WordNet id"
     )
     shutil.rmtree(val / "tench")
-    told = refusal(lambda: samples.load(name, tmp_path))
-    assert f"999 class folders with pictures for 1000 class names ({wnids[0]} is not there)" in told
+    message = refusal(lambda: samples.load(name, tmp_path))
+    assert (
+        f"999 class folders with pictures for 1000 class names ({wnids[0]} is not there)" in message
+    )
 
     (val / wnids[0]).mkdir()
     (val / wnids[1] / "b.JPEG").rename(val / wnids[0] / "a.JPEG")
@@ -1173,10 +1175,10 @@ def test_task_name_that_is_none(given: str) -> None:
     """No name at all, one that leads out of the data root, or one that cannot be a file's is
     refused.
     """
-    told = refusal(lambda: samples.names_of(given))
+    message = refusal(lambda: samples.names_of(given))
 
-    assert told.startswith("--tasks ")
-    assert len(told) < 500
+    assert message.startswith("--tasks ")
+    assert len(message) < 500
 
 
 def test_one_data_set_under_two_names_is_refused(tmp_path: Path) -> None:
@@ -1184,8 +1186,8 @@ def test_one_data_set_under_two_names_is_refused(tmp_path: Path) -> None:
     meant.
     """
     classes(tmp_path)
-    told = refusal(lambda: tasks.sample_counts(["wds/x", "wds/y"], tmp_path))
-    assert told.startswith(f"--tasks wds/y: and wds/x are the same data in {tmp_path}")
+    message = refusal(lambda: tasks.sample_counts(["wds/x", "wds/y"], tmp_path))
+    assert message.startswith(f"--tasks wds/y: and wds/x are the same data in {tmp_path}")
 
     classes(tmp_path / "vtab-x")
     assert "are the same data" in refusal(
@@ -1219,10 +1221,10 @@ def test_samples_are_counted_without_pictures(tmp_path: Path) -> None:
 )
 def test_data_root_that_is_no_path(root: str, what: str) -> None:
     """A root that no file can have is refused with its option."""
-    told = refusal(lambda: samples.place_of("cifar100", root))  # type: ignore[arg-type]
+    message = refusal(lambda: samples.place_of("cifar100", root))  # type: ignore[arg-type]
 
-    assert told.startswith("--data-root")
-    assert what in told
+    assert message.startswith("--data-root")
+    assert what in message
 
 
 # -- whatever comes --------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_equal_pictures_and_no_others_share_a_name(emoji100: Task) -> None:
 
 
 def test_pictures_that_do_not_fit_into_memory_have_no_names(emoji100: Task) -> None:
-    """They are embedded task by task: to tell them apart they would have to be decoded once
+    """They are embedded task by task: to distinguish them they would have to be decoded once
     more.
     """
     pictures: Any = emoji100.pictures

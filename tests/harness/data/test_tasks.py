@@ -675,7 +675,7 @@ def broken(writer: Callable[[Path], Path], change: Callable[[Path], Any]) -> Cal
 
 
 def drop_member(path: Path, name: str) -> None:
-    """Write the shard anew without the member *name*."""
+    """Write the shard again without the member *name*."""
     with tarfile.open(path) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]  # type: ignore[union-attr]
     write_shard(path, [(n, d) for n, d in members if n != name])
@@ -801,7 +801,7 @@ def test_unusable_data_are_told_in_one_line(
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path, reference: Reference) -> None:
-    """A picture that is none, or is cut, is a usage error with its file and name before anything is
+    """A picture that is not one, or is cut, is a usage error with its file and name before anything is
     embedded.
     """
     place = coco(tmp_path / "coco")

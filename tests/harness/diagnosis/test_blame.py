@@ -67,7 +67,7 @@ def test_poisonous_layer_is_blamed(found: Blame) -> None:
 
 def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
     """The patch, read as YAML and appended to the recipe, passes every budget after calibrating
-    anew.
+    again.
     """
     entries = yaml.safe_load(found.patch)
     assert all(entry["enable"] is False for entry in entries)
@@ -172,7 +172,7 @@ def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "reported"),
     [
         (
             {"quantizer_name": "*", "enable": False},
@@ -186,7 +186,7 @@ def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
     ids=["refused", "forward"],
 )
 def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
-    case: Case, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], told: str
+    case: Case, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], reported: str
 ) -> None:
     """A set whose patched recipe ModelOpt refuses, or whose model raises, is named in the note;
     blame goes on.
@@ -207,6 +207,6 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
     assert not found.verified
     assert "2 sets tried" in found.note
     assert (
-        f"2 of these sets cannot be left out: without {found.ranking[0].group.name}, {told}"
+        f"2 of these sets cannot be left out: without {found.ranking[0].group.name}, {reported}"
         in found.note
     )

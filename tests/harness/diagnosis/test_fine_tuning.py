@@ -229,7 +229,7 @@ def runs(correct: np.ndarray) -> dict[str, TaskRun]:
 
 @pytest.mark.parametrize(("won_back", "gained"), [(30, True), (3, False), (-30, False)])
 def test_a_gain_is_what_the_paired_test_shows(won_back: int, gained: bool) -> None:
-    """30 of 60 lost samples back is a gain, 3 with as many lost is none, and a further loss is
+    """30 of 60 lost samples back is a gain, 3 with as many lost is not one, and a further loss is
     none.
     """
     reference, before = np.ones(400, bool), np.ones(400, bool)

@@ -32,7 +32,7 @@ def test_error_has_its_decibels() -> None:
 
 
 def test_equal_outputs_are_exact() -> None:
-    """No noise is an infinite ratio, not a division by zero; no signal, or NaN, is no ratio."""
+    """No noise is an infinite ratio, not a division by zero; no signal, or NaN, is not a ratio."""
     r = torch.ones(2, 3)
 
     assert layers.errors(r, r)[0] == math.inf

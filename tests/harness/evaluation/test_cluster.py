@@ -182,7 +182,7 @@ def test_an_order_is_carried_out(gate: Gate, case: Case, order: SliceOrder) -> N
     ],
 )
 def test_a_worker_says_what_differs(name: str, order: SliceOrder) -> None:
-    """Where anything that the answer hangs on is another, the worker names it and computes
+    """Where anything that the answer depends on is another, the worker names it and computes
     nothing.
     """
     other = dataclasses.replace(order, bound=order.bound | {name: "another"})
@@ -364,7 +364,7 @@ def test_what_is_no_address_is_refused(address: str, pytester: pytest.Pytester) 
 def test_what_does_not_go_together_is_refused(
     other: tuple[str, ...], pytester: pytest.Pytester
 ) -> None:
-    """Neither an early stop nor processes of xdist beside a local cluster: told before anything is
+    """Neither an early stop nor processes of xdist next to a local cluster: reported before anything is
     collected.
     """
     assert f"does not go with {other[0]}" in refused(pytester, "--cluster", "local", *other)

@@ -47,7 +47,7 @@ def test_blocks_are_the_task_in_another_order(task: Task) -> None:
 
 
 def test_order_is_random_and_seeded(task: Task) -> None:
-    """The first block is no prefix of the data set, and it is the same block every time."""
+    """The first block is not a prefix of the data set, and it is the same block every time."""
     first, again = next(early.blocks(task)), next(early.blocks(task))
 
     assert first.sample_ids == again.sample_ids

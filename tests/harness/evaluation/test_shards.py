@@ -261,7 +261,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     folder: Path, kept: Path | None, name: str = "", **options: Any
 ) -> tuple[list[TaskRun], Computed, list[str]]:
-    """Reference and quantized model on what lies in *folder*, what was computed, and what was
+    """Reference and quantized model on what is in *folder*, what was computed, and what was
     said.
     """
     size = options.get("batch_size", ROWS)
@@ -293,7 +293,7 @@ def test_shards_of_an_unchanged_run_are_all_taken(given: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("changed", CHANGES)
 def test_shards_of_something_else_are_left_out(changed: str, given: Path, tmp_path: Path) -> None:
-    """After any change of what numbers hang on, none of the old ones is used, and what differs is
+    """After any change of what numbers depend on, none of the old ones is used, and what differs is
     named.
     """
     change, options, what, models_affected = CHANGES[changed]

@@ -173,7 +173,7 @@ def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
 
 
 @contextmanager
-def scale_mended() -> Iterator[None]:
+def scale_repaired() -> Iterator[None]:
     """Within the block ``export_fp8_mha`` gets its scale as a value of the graph (ModelOpt 0.47).
 
     It reads a constant scale into a Python float and hands that to ``g.op("Sqrt", ...)``, a
@@ -184,7 +184,7 @@ def scale_mended() -> Iterator[None]:
 
     original = diffusers.export_fp8_mha
 
-    def mended(g: Any, query: Any, key: Any, value: Any, *args: Any) -> Any:
+    def repaired(g: Any, query: Any, key: Any, value: Any, *args: Any) -> Any:
         mask, dropout, causal, scale, *more = args
         known = symbolic_helper._maybe_get_const(scale, "f")
         if isinstance(known, float):
@@ -193,21 +193,21 @@ def scale_mended() -> Iterator[None]:
             scale = g.op("Identity", g.op("Constant", value_t=torch.tensor(known, dtype=dtype)))
         return original(g, query, key, value, mask, dropout, causal, scale, *more)
 
-    with mock.patch.object(diffusers, "export_fp8_mha", mended):
+    with mock.patch.object(diffusers, "export_fp8_mha", repaired):
         yield
 
 
 def test_published_export_stops_at_diffusers_attention(fp8: Quantized) -> None:
-    """ModelOpt 0.47 hands a Python float to Sqrt (mended by scale_mended)."""
+    """ModelOpt 0.47 hands a Python float to Sqrt (fixed by scale_repaired)."""
     with pytest.raises(TypeError, match="incompatible function arguments"):
         modelopt.published(fp8.model, "text")
 
 
 def test_published_attention_wants_half_precision(fp8: Quantized) -> None:
-    """ModelOpt 0.47 exports quantized attention in 16 bits alone, where parity cannot be told from
+    """ModelOpt 0.47 exports quantized attention in 16 bits alone, where parity cannot be distinguished from
     rounding.
     """
-    with scale_mended(), pytest.raises(ValueError, match="16-bit inputs"):
+    with scale_repaired(), pytest.raises(ValueError, match="16-bit inputs"):
         modelopt.published(fp8.model, "text")
 
 
@@ -215,7 +215,7 @@ def test_published_attention_is_another(fp8: Quantized) -> None:
     """ModelOpt 0.47's attention quantizes the softmax, which no recipe enables, and q and k after
     scaling them.
     """
-    with scale_mended():
+    with scale_repaired():
         proto = modelopt.published(fp8.model, "text", torch.float16)
     problems = {p.rule: str(p) for p in gated.check(modelopt.standard(proto), fp8.model, "text")}
 
@@ -228,7 +228,7 @@ def test_published_weights_have_other_codes(int8: Quantized) -> None:
     """ModelOpt 0.47 leaves weights to be quantized as x / scale: ties, common in FP16, fall the
     other way.
     """
-    with scale_mended():
+    with scale_repaired():
         proto = modelopt.published(int8.model, "text")
 
     assert [p.rule for p in gated.check(proto, int8.model, "text")] == ["codes differ"]

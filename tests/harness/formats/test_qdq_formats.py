@@ -331,7 +331,7 @@ def test_codes_are_read_alike_whatever_integers_hold_them(name: str) -> None:
     ],
 )
 def test_shared_exponent_is_the_smallest_that_covers(element: formats.Format) -> None:
-    """NVIDIA's rule gives the least E with amax <= max * 2**E, over every binade and beside every
+    """NVIDIA's rule gives the least E with amax <= max * 2**E, over every binade and next to every
     boundary.
     """
     edges = (element.max * 2.0 ** np.arange(-126, 127 - np.log2(element.max))).astype(np.float32)

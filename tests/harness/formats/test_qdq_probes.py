@@ -1,4 +1,4 @@
-"""The probes lie where they say, written out number by number: a probe beside its place asks
+"""The probes are where they say, written out number by number: a probe next to its place asks
 nothing.
 """
 
@@ -21,7 +21,7 @@ E2M1 = [-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 
 
 
 def around(numbers: list[float], smallest: float) -> list[float]:
-    """Where the probes of a format with these numbers lie, one sign of them."""
+    """Where the probes of a format with these numbers are, one sign of them."""
     gaps = list(pairwise(numbers))
     inside = [a + share * (b - a) for a, b in gaps for share in (0, 0.3, 0.49, 0.5, 0.51, 0.99)]
     critical = numbers + [(a + b) / 2 for a, b in gaps]
@@ -37,7 +37,7 @@ def around(numbers: list[float], smallest: float) -> list[float]:
 
 
 def ordered(values: Any) -> Any:
-    """The numbers sorted by their bits, so that zeros are told apart, without NaN."""
+    """The numbers sorted by their bits, so that zeros are distinguished, without NaN."""
     array = np.asarray(values, np.float64)
     return np.sort(array[~np.isnan(array)].view(np.int64)).view(np.float64)
 
@@ -54,7 +54,7 @@ def ordered(values: Any) -> Any:
 def test_where_the_probes_lie(
     element: formats.Format, numbers: list[float], smallest: float
 ) -> None:
-    """At shares of every gap, an ulp beside every number and midpoint, beyond the largest and far
+    """At shares of every gap, an ulp next to every number and midpoint, beyond the largest and far
     away; unsigned formats get no negative ones.
     """
     found, one_sign = probes.unit_probes(element), around(numbers, smallest)
@@ -85,7 +85,7 @@ def test_probes_are_scaled_to_each_amax(dtype: Any) -> None:
 
 
 def test_amaxes_are_spread_over_the_exponents() -> None:
-    """Nine amaxes from 2**-4 to 2**4 lie in one binade each, every fourth at its power of two; the
+    """Nine amaxes from 2**-4 to 2**4 are in one binade each, every fourth at its power of two; the
     same seed gives the same, none exceeds the highest.
     """
     found = probes.scales(9, 2.0**-4, 2.0**4)

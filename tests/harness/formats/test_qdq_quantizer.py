@@ -463,7 +463,7 @@ def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
 
 
 def test_a_refusal_names_all_that_is_more() -> None:
-    """Everything that is no quantize-dequantize is in one message."""
+    """Everything that is not a quantize-dequantize is in one message."""
     quantizer = made(num_bits=8)
     quantizer._rotate, quantizer.backend, quantizer._fake_quant, quantizer._bias = (
         True,

@@ -30,7 +30,7 @@ def f32(*values: float) -> Any:
 
 
 def same(found: Any, *expected: float) -> bool:
-    """Whether the numbers are these, zeros told apart by their sign, NaN by nothing."""
+    """Whether the numbers are these, zeros distinguished by their sign, NaN by nothing."""
     return bool(formats.same_bits(found.astype(np.float32), f32(*expected)).all())
 
 
@@ -84,7 +84,7 @@ def test_how_a_tensor_is_cut(
 
 
 def test_two_dimensional_blocks_that_do_not_divide() -> None:
-    """Blocks of 2 x 4 in 3 x 5: six numbers lie where their block says, zeros fill what is missing
+    """Blocks of 2 x 4 in 3 x 5: six numbers are where their block says, zeros fill what is missing
     and are cut off.
     """
     x = np.arange(15, dtype=np.float32).reshape(3, 5) - 7
@@ -544,7 +544,7 @@ def test_saturation_counts_each_block_against_its_own_amax() -> None:
 
 
 def test_saturation_ends_where_the_integers_do() -> None:
-    """-128 steps lie within INT8 and beyond its narrow range; unsigned, all below zero lies
+    """-128 steps lie within INT8 and beyond its narrow range; unsigned, all below zero is
     beyond.
     """
     x = f32(127, -127, -128, -129)

@@ -1,4 +1,4 @@
-"""The embedded data sets and the embedded CLIP's card: what was made is what lies here."""
+"""The embedded data sets and the embedded CLIP's card: what was made is what is here."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_the_embedded_clip_reaches_its_targets(scores: dict[str, Any]) -> None:
 
 
 def test_the_card_tells_what_is_measured(scores: dict[str, Any]) -> None:
-    """README.md follows from training.json, whose scores are those of the checkpoint beside it."""
+    """README.md follows from training.json, whose scores are those of the checkpoint next to it."""
     record = json.loads((card.CLIP / "training.json").read_text())
 
     assert (card.CLIP / "README.md").read_text() == card.render(record, card.parameters(card.CLIP))

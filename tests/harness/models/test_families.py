@@ -323,7 +323,7 @@ def test_hidden_blocks_are_told_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> None:
-    """A recipe with attention quantizers fails on open_clip's attention, and is told what helps."""
+    """A recipe with attention quantizers fails on open_clip's attention, and the message says what helps."""
     model = references.load(str(tiny.write("open_clip", tmp_path / "open_clip")), CPU).model
     places, recipe = maps.quantizer_map(quantize.insert(model)), loading.load("fp8")
 

@@ -206,7 +206,7 @@ def test_modelopts_own_function_runs_twice(entered: list[Tensor]) -> None:
 def test_a_range_a_channel_a_block_or_a_tensor_is_computed(
     made: Any, entered: list[Tensor]
 ) -> None:
-    """What hangs on more than the number is never tabulated: each tensor goes to ModelOpt's
+    """What depends on more than the number is never tabulated: each tensor goes to ModelOpt's
     function, and no other.
     """
     x = drawn(3, 16)

@@ -129,7 +129,7 @@ def test_missing_weights_are_refused(checkpoint: Path) -> None:
 
 
 def test_another_kind_of_model_is_refused(checkpoint: Path) -> None:
-    """A checkpoint of another family is told apart before anything is loaded."""
+    """A checkpoint of another family is distinguished before anything is loaded."""
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
 
@@ -139,13 +139,13 @@ def test_another_kind_of_model_is_refused(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("ref", ["./nowhere", "/no/such/place", "a/b/c", "nothing"])
 def test_path_that_is_no_directory_is_refused(ref: str) -> None:
-    """What looks like a path and is none never goes to the hub."""
+    """What looks like a path and is not one never goes to the hub."""
     with pytest.raises(UsageError, match="is not a directory"):
         references.load(ref, CPU)
 
 
 def test_hub_id_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub id that is not in the cache, without a network, tells the download command."""
+    """A hub id that is not in the cache, without a network, says the download command."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -156,7 +156,7 @@ def test_hub_id_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_hub_id_loads_from_the_local_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub id whose snapshot lies in the cache loads from there, without a network."""
+    """A hub id whose snapshot is in the cache loads from there, without a network."""
     from huggingface_hub import constants
 
     snapshot = tmp_path / "models--someone--small-clip" / "snapshots" / ("a" * 40)

@@ -87,7 +87,7 @@ def test_a_converted_checkpoint_has_the_same_weights(folder: Path, converted: Pa
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_activation_is_kept(tmp_path: Path, quick: bool) -> None:
-    """OpenAI's quick GELU and the exact one are told apart."""
+    """OpenAI's quick GELU and the exact one are distinguished."""
     place = tiny.open_clip(tmp_path / "a", quick_gelu=quick)
 
     made = openclip.convert(openclip.load(place, torch.float32))
@@ -137,14 +137,14 @@ def test_pictures_are_prepared_as_open_clip_prepares_them(folder: Path) -> None:
             {"text_cfg": tiny.OPEN_CLIP["text_cfg"] | {"no_causal_mask": True}},
             "computes something else",
         ),
-        ({"custom_text": True}, "no standard vision transformer"),
+        ({"custom_text": True}, "standard vision transformer"),
     ],
     ids=["layer scale", "average pooling", "no causal mask", "text tower of its own"],
 )
 def test_what_a_clip_model_cannot_be_is_refused(
     tmp_path: Path, change: dict[str, Any], what: str
 ) -> None:
-    """Parts that a CLIPModel lacks are told in one line, and nothing is written."""
+    """Parts that a CLIPModel lacks are reported in one line, and nothing is written."""
     place, out = tiny.open_clip(tmp_path / "a", **change), tmp_path / "out"
 
     with pytest.raises(UsageError, match=what):
@@ -171,7 +171,7 @@ def test_the_command_refuses_in_one_line(
     "text", ["{", "[]", "{}", '{"model_cfg": {"vision_cfg": 3, "text_cfg": {}}}']
 )
 def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
-    """What is no configuration of open_clip's is told with the file."""
+    """What is not a configuration of open_clip's is reported with the file."""
     (tmp_path / openclip.CONFIG).write_text(text)
 
     with pytest.raises(UsageError, match=openclip.CONFIG):
@@ -179,7 +179,7 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_weights_of_another_configuration_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Weights that do not fit the configuration are told."""
+    """Weights that do not fit the configuration are reported."""
     cfg = json.loads((folder / openclip.CONFIG).read_text())
     cfg["model_cfg"]["vision_cfg"]["layers"] = 3
     (tmp_path / openclip.CONFIG).write_text(json.dumps(cfg))

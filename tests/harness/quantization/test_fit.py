@@ -32,7 +32,7 @@ SVD = "{{method: svdquant, lowrank: 8{}}}"
 
 
 @pytest.mark.parametrize(
-    ("entries", "told", "correct"),
+    ("entries", "message", "correct"),
     [
         (
             entry(W, "num_bits: 8, axis: 2"),
@@ -97,10 +97,10 @@ SVD = "{{method: svdquant, lowrank: 8{}}}"
     ],
 )
 def test_attribute_that_does_not_fit(
-    tmp_path: Path, seen: fit.Survey, entries: str, told: str, correct: str
+    tmp_path: Path, seen: fit.Survey, entries: str, message: str, correct: str
 ) -> None:
-    """The entry's line, the quantizer and a fix are told; what the fix says fits."""
-    with pytest.raises(UsageError, match=told) as refused:
+    """The entry's line, the quantizer and a fix are reported; what the fix says fits."""
+    with pytest.raises(UsageError, match=message) as refused:
         fit.check(written.recipe(tmp_path, DENY_ALL + entries), seen)
 
     assert re.match(re.escape(str(tmp_path / "r.yaml")) + r":\d: ", str(refused.value))

@@ -23,7 +23,7 @@ from harness.quantization.maps import Amax, QuantizerMap
 
 
 def test_amax_is_summarised_by_count_extremes_and_bytes() -> None:
-    """A range of any shape and dtype is told by its count, its extremes and the SHA-256 of its fp32
+    """A range of any shape and dtype is reported by its count, its extremes and the SHA-256 of its fp32
     bytes.
     """
     values = torch.tensor([[3.0, 0.5], [2.0, 8.0]])
@@ -124,7 +124,7 @@ def test_record_keeps_what_is_unusual_only() -> None:
 
 
 def test_record_of_another_version_is_read_as_far_as_known() -> None:
-    """What a record has beside the known fields is left out, and what it lacks is None."""
+    """What a record has next to the known fields is left out, and what it lacks is None."""
     q = maps.of_dict({"name": "n", "calls": 2, "colour": "red", "amax": {"low": 0.5, "mean": 1.0}})
     facts = q.as_dict()
 
@@ -137,7 +137,7 @@ def test_record_of_another_version_is_read_as_far_as_known() -> None:
 
 
 class CLIPModel(nn.Module):
-    """By the name of its class of the family clip: layers of every kind that the map tells apart,
+    """By the name of its class of the family clip: layers of every kind that the map distinguishes,
     all tiny.
     """
 
@@ -229,7 +229,7 @@ def test_quantizers_of_a_model_are_its_leaves(clip: CLIPModel) -> None:
 
 
 def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
-    """A quantizer is told by the class, kind, tower and layer of the module that holds it."""
+    """A quantizer is reported by the class, kind, tower and layer of the module that holds it."""
     found = {
         q.name: (q.module_class, q.module_kind, q.tower, q.layer, q.kind)
         for q in maps.quantizer_map(clip)
@@ -517,7 +517,7 @@ def test_equal_maps_differ_in_nothing() -> None:
 def test_places_that_change_alike_share_a_line(
     pattern: str, facts: dict[str, Any], lines: list[str]
 ) -> None:
-    """A line tells how many quantizers changed alike, where, from what to what, and in which
+    """A line says how many quantizers changed alike, where, from what to what, and in which
     layers.
     """
     assert maps.diff(LAYERS, changed(LAYERS, pattern, **facts)) == lines
@@ -559,7 +559,7 @@ def test_quantizers_come_and_go() -> None:
 
 
 def test_places_outside_the_layers_are_folded_by_path() -> None:
-    """Modules outside the layers are told by their whole path, those of one module folded at their
+    """Modules outside the layers are reported by their whole path, those of one module folded at their
     last name.
     """
     before = tuple(at(f"vision.pool.attn.{k}_proj.input_quantizer") for k in "qk")
@@ -570,7 +570,7 @@ def test_places_outside_the_layers_are_folded_by_path() -> None:
 
 
 def test_layer_number_counts_only_where_there_is_one() -> None:
-    """Quantizers inside and outside the layers that share a place are told with the layers of those
+    """Quantizers inside and outside the layers that share a place are reported with the layers of those
     that have one.
     """
     before = (at("vision.layers.4.fc.input_quantizer"), at("fc.input_quantizer", tower="vision"))
@@ -632,7 +632,7 @@ def test_ranges_differ_by_bits_or_beyond_a_tolerance(
 
 
 def test_range_that_comes_is_told() -> None:
-    """A range that was not there is told, and none on either side is no change."""
+    """A range that was not there is reported, and none on either side is not a change."""
     bare, ranged = at("vision.fc.input_quantizer", amax=None), at("vision.fc.input_quantizer")
 
     assert maps.diff((bare,), (ranged,), amax_tolerance=0.1) == [

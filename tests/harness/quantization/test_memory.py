@@ -35,7 +35,7 @@ def packed(recipe: str) -> nn.Module:
 
 
 def compression(recipe: str) -> Compression:
-    """Both beside each other."""
+    """Both next to each other."""
     return memory.compare(quantized(recipe), packed(recipe))
 
 
@@ -113,7 +113,7 @@ def test_modelopt_packs_a_convolution_that_then_cannot_run(recipe: str) -> None:
     """ModelOpt 0.47 packs the patch embedding with the Linears and unpacks only these: the packed
     model raises.
 
-    When this fails it is mended: docs/speed.md then need not leave the patch embedding out.
+    When this fails it is fixed: docs/speed.md then need not leave the patch embedding out.
     """
     model = packed(recipe)
 

@@ -92,7 +92,7 @@ def test_s1_untouched_vision_tower_is_named(blank: nn.Module) -> None:
 
 
 def test_s2_deny_all_at_the_end_is_named(blank: nn.Module, fp8: Recipe) -> None:
-    """S2: a deny-all behind the enabling entries is told, with the entry that has to move."""
+    """S2: a deny-all behind the enabling entries is reported, with the entry that has to move."""
     trap = with_entries(fp8, ("*", False))
 
     problems = patterns.overridden_patterns(maps.quantizer_map(quantize.insert(blank)), trap)
@@ -102,8 +102,8 @@ def test_s2_deny_all_at_the_end_is_named(blank: nn.Module, fp8: Recipe) -> None:
 
 
 def test_s3_eager_attention_is_named(fp8: Recipe) -> None:
-    """S3: under eager attention the four quantizers are enabled, never run, and the load is told to
-    mend.
+    """S3: under eager attention the four quantizers are enabled, never run, and the message asks to fix the
+    load.
     """
     eager = references.load("embedded", torch.device("cpu"), attn_implementation="eager").model
 

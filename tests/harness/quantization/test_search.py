@@ -250,7 +250,7 @@ def test_a_search_needs_batches_and_weights(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"constraints": {"effective_bits": 0}}, "effective_bits must be in"),
         ({"candidate_formats": []}, "candidate_formats"),
@@ -262,10 +262,10 @@ def test_a_search_needs_batches_and_weights(
     ],
 )
 def test_a_search_that_modelopt_refuses_is_told_by_its_file(
-    tmp_path: Path, settings: dict[str, Any], told: str
+    tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     """A bad setting is one line that names the file."""
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         written(tmp_path, a_search(**settings))
 
     assert "searched.yaml" in str(caught.value)

@@ -112,7 +112,7 @@ def test_expectations_and_samples(policy: budgets.Policy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("points: 2.0", "points: -2.0", r":6 \(tasks\.emoji\.points\): is -2\.0"),
         ("points: 2.0", "points: two", r":6 \(tasks\.emoji\.points\): is 'two'"),
@@ -141,13 +141,13 @@ def test_expectations_and_samples(policy: budgets.Policy) -> None:
     ],
 )
 def test_load_refuses_what_is_wrong_and_says_where(
-    tmp_path: Path, old: str, new: str, told: str
+    tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    """Each error in the file is one line with file, line, place and mend."""
+    """Each error in the file is one line with file, line, place and fix."""
     assert old in SMALL
     path = write(tmp_path, SMALL.replace(old, new, 1))
 
-    with pytest.raises(UsageError, match=told) as refused:
+    with pytest.raises(UsageError, match=message) as refused:
         budgets.load(path)
 
     assert str(refused.value).startswith(str(path))
@@ -168,21 +168,21 @@ def test_load_refuses_a_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("int4-awq", "int4-akw", "int4-akw"),
         ("fp8-linear-only:", "fp8-liner-only:", "fp8-liner-only"),
         ("task: emoji", "task: emojy", "emojy"),
     ],
 )
-def test_check_names_finds_mistyped_names(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_check_names_finds_mistyped_names(tmp_path: Path, old: str, new: str, message: str) -> None:
     """An override or expectation for a recipe or task that does not exist would hold silently for
     nothing.
     """
     known = ["fp8", "fp8-linear-only", "int4-awq"]
     budgets.load(write(tmp_path, SMALL)).check_names(known, ["emoji"])
 
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         budgets.load(write(tmp_path, SMALL.replace(old, new))).check_names(known, ["emoji"])
 
 
@@ -210,7 +210,7 @@ def test_committed_budgets_can_be_resolved(name: str) -> None:
 def test_command_prints_what_the_budgets_resolve(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`python -m harness.statistics.budgets` shows a line a metric; a bad file is told in one line
+    """`python -m harness.statistics.budgets` shows a line a metric; a bad file is reported in one line
     with exit code 4.
     """
     assert budgets.main([str(COMMITTED), "--recipe", "fp8"]) == 0
@@ -266,9 +266,9 @@ def test_every_number_is_usable_or_refused(tmp_path: Path, key: str, value: str)
     entry = "".join(f"    {name}: {number}\n" for name, number in terms.items())
     path = write(tmp_path, f"defaults: {{points: 1.0}}\ntasks:\n  t:\n{entry}")
 
-    told = refusal(path)
+    message = refusal(path)
 
-    assert told is None or (told.startswith(str(path)) and "\n" not in told)
+    assert message is None or (message.startswith(str(path)) and "\n" not in message)
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-6", "0.000001"])

@@ -132,7 +132,7 @@ def test_noise_moves_every_measurement() -> None:
 
 
 def test_flips_are_split_by_the_reference_margin() -> None:
-    """Lost samples with margins 1 to 4 split at a threshold of 3; a won sample is no flip."""
+    """Lost samples with margins 1 to 4 split at a threshold of 3; a won sample is not a flip."""
     reference, quantized = outcomes([1] * 8 + [0] * 2), outcomes([0] * 4 + [1] * 5 + [0])
 
     found = by_name(answers(reference, quantized, Budget(1.0, large_margin=3.0)))

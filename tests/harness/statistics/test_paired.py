@@ -100,7 +100,7 @@ def test_tango_z_falls_as_the_difference_rises() -> None:
     ("won", "lost", "n"), [(20, 32, 1579), (0, 0, 1000), (0, 16, 1000), (50, 0, 50), (0, 50, 50)]
 )
 def test_interval_ends_where_the_test_turns(won: int, lost: int, n: int) -> None:
-    """At the ends of the interval the one-sided test is at alpha exactly, and the estimate lies
+    """At the ends of the interval the one-sided test is at alpha exactly, and the estimate is
     within.
     """
     low, high = paired.interval(won, lost, n, 0.05)

@@ -40,7 +40,7 @@ def row(checkpoint: str, task: str, metric: str = "acc1") -> PublishedRow:
 
 
 def test_every_row_has_a_source_and_stands_once() -> None:
-    """At least 40 published rows beside the packaged model's, each of one checkpoint, task and
+    """At least 40 published rows next to the packaged model's, each of one checkpoint, task and
     metric.
     """
     known = published.rows()
@@ -171,7 +171,7 @@ def test_a_planted_mistake_is_named(gate: Gate, mistake: str) -> None:
     ],
 )
 def test_sampling_error_and_protocol_are_allowed_for(found: float, n: int, agrees: bool) -> None:
-    """What fewer samples cannot tell agrees, in both directions; a clear difference does not."""
+    """What fewer samples cannot say agrees, in both directions; a clear difference does not."""
     known = row("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "imagenet1k")
     got = outcomes(np.arange(n) < round(n * found / 100))
 

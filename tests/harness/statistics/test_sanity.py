@@ -188,7 +188,7 @@ def test_a_quantized_model_without_finite_answers_fails() -> None:
 def test_small_honest_tasks_are_not_doubted(
     right: int, n: int, chance: float, expected: bool
 ) -> None:
-    """A reference is at chance where a perfect one would be told from guessing, and this one is
+    """A reference is at chance where a perfect one would be distinguished from guessing, and this one is
     not.
     """
     assert Guess("t", "acc1", right, n, chance).at_chance is expected

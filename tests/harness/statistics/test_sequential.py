@@ -151,11 +151,11 @@ def test_update_refuses_clusters_that_break_the_bets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"), [({"share": 0.0}, "share"), ({"largest_cluster": 0}, "largest_cluster")]
+    ("fields", "reported"), [({"share": 0.0}, "share"), ({"largest_cluster": 0}, "largest_cluster")]
 )
-def test_sequential_refuses_senseless_settings(fields: dict[str, float], told: str) -> None:
+def test_sequential_refuses_senseless_settings(fields: dict[str, float], reported: str) -> None:
     """No alpha to spend and empty clusters are errors."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reported):
         Sequential(Budget(1.0), **fields)  # type: ignore[arg-type]
 
 

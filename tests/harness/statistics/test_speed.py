@@ -23,7 +23,7 @@ from harness.statistics.speed import (
 )
 
 
-class Told:
+class KnownTimes:
     """A clock that asks what runs how long it takes."""
 
     def time(self, run: Callable[[], Any]) -> float:
@@ -109,7 +109,9 @@ def test_sides_run_in_turn_and_warm_rounds_do_not_count() -> None:
     def side(name: str) -> Callable[[], float]:
         return lambda: ran.append(name) or (100.0 if len(ran) <= 4 else 1.0)  # type: ignore[func-returns-value]
 
-    found = in_turn({"a": side("a"), "b": side("b")}, "a", Told(), Effort(first=8, most=8, warm=2))
+    found = in_turn(
+        {"a": side("a"), "b": side("b")}, "a", KnownTimes(), Effort(first=8, most=8, warm=2)
+    )
 
     assert ran == ["a", "b"] * 10
     assert found.seconds.tolist() == [[1.0, 1.0]] * 8
@@ -118,7 +120,7 @@ def test_sides_run_in_turn_and_warm_rounds_do_not_count() -> None:
 
 def test_a_clear_ratio_takes_the_first_rounds_only() -> None:
     """Where the interval is narrow at the first look, nothing more is run."""
-    found = in_turn({"a": steady(1.0), "b": steady(2.0)}, "a", Told())
+    found = in_turn({"a": steady(1.0), "b": steady(2.0)}, "a", KnownTimes())
 
     assert found.ratio("b", "a") == Ratio(0.5, 0.5, 0.5, 8)
 
@@ -127,11 +129,14 @@ def test_more_rounds_are_run_only_while_undecided() -> None:
     """Noise asks for more rounds, up to the last look and no further."""
     sides = {"a": steady(1.0, 0.3, 1), "b": steady(2.0, 0.3, 2)}
 
-    found = in_turn(sides, "a", Told(), Effort(first=8, most=32, width=0.05))
+    found = in_turn(sides, "a", KnownTimes(), Effort(first=8, most=32, width=0.05))
 
     assert found.ratio("b", "a").rounds == 32
     assert (
-        in_turn(sides, "a", Told(), Effort(first=8, most=32, width=9.0)).ratio("b", "a").rounds == 8
+        in_turn(sides, "a", KnownTimes(), Effort(first=8, most=32, width=9.0))
+        .ratio("b", "a")
+        .rounds
+        == 8
     )
 
 
@@ -140,15 +145,15 @@ def test_a_bound_decides_as_well() -> None:
     sides = {"a": steady(1.0, 0.1, 1), "b": steady(10.0, 0.1, 2)}
     effort = Effort(first=8, most=64, width=0.01)
 
-    assert in_turn(sides, "a", Told(), effort, bound=1.0).ratio("b", "a").rounds == 8
-    assert in_turn(sides, "a", Told(), effort, bound=0.1).ratio("b", "a").rounds == 64
+    assert in_turn(sides, "a", KnownTimes(), effort, bound=1.0).ratio("b", "a").rounds == 8
+    assert in_turn(sides, "a", KnownTimes(), effort, bound=0.1).ratio("b", "a").rounds == 64
 
 
 def test_every_side_is_decided_before_it_ends() -> None:
     """With several sides the one that is noisiest says how long."""
     sides = {"a": steady(1.0), "quiet": steady(1.0), "noisy": steady(1.0, 0.5, 3)}
 
-    found = in_turn(sides, "a", Told(), Effort(first=8, most=16))
+    found = in_turn(sides, "a", KnownTimes(), Effort(first=8, most=16))
 
     assert found.seconds.shape == (16, 3)
     assert found.median("quiet") == 1.0
@@ -176,7 +181,7 @@ def test_the_interval_holds_the_truth_however_often_it_was_looked_at() -> None:
                 seconds * float(np.exp(0.03 * rng.normal())) * (3.0 if rng.random() < 0.05 else 1.0)
             )
 
-        ratio = in_turn({"a": side(1.0), "b": side(2.0)}, "a", Told()).ratio("b", "a")
+        ratio = in_turn({"a": side(1.0), "b": side(2.0)}, "a", KnownTimes()).ratio("b", "a")
         assert ratio.interval is not None
         missed += not ratio.interval[0] <= 0.5 <= ratio.interval[1]
 
@@ -209,7 +214,7 @@ def test_the_cuda_clock_is_read_between_events(monkeypatch: pytest.MonkeyPatch) 
     """Start is recorded before the work and end behind it; the end is waited for; milliseconds
     become seconds.
     """
-    told: list[str] = []
+    message: list[str] = []
     names: Iterator[str] = iter(("start", "end"))
 
     class Event:
@@ -218,10 +223,10 @@ def test_the_cuda_clock_is_read_between_events(monkeypatch: pytest.MonkeyPatch) 
             self.name = next(names)
 
         def record(self) -> None:
-            told.append(f"{self.name} recorded")
+            message.append(f"{self.name} recorded")
 
         def synchronize(self) -> None:
-            told.append(f"{self.name} waited for")
+            message.append(f"{self.name} waited for")
 
         def elapsed_time(self, other: Event) -> float:
             assert (self.name, other.name) == ("start", "end")
@@ -231,8 +236,8 @@ def test_the_cuda_clock_is_read_between_events(monkeypatch: pytest.MonkeyPatch) 
     clock = clock_of(torch.device("cuda", 0))
 
     assert isinstance(clock, CudaClock)
-    assert clock.time(lambda: told.append("ran")) == 0.25
-    assert told == ["start recorded", "ran", "end recorded", "end waited for"]
+    assert clock.time(lambda: message.append("ran")) == 0.25
+    assert message == ["start recorded", "ran", "end recorded", "end waited for"]
 
 
 # -- under pytest-benchmark ------------------------------------------------------------------------
@@ -279,7 +284,7 @@ def test_pytest_benchmark_holds_every_round_of_the_quantized_side(
 def test_where_pytest_benchmark_measures_nothing_there_is_no_ratio(
     pytester: pytest.Pytester,
 ) -> None:
-    """With --benchmark-disable each side runs once and nothing is told."""
+    """With --benchmark-disable each side runs once and nothing is reported."""
     pytester.makepyfile(BENCHMARK)
 
     pytester.runpytest_inprocess("--benchmark-disable").assert_outcomes(passed=1)

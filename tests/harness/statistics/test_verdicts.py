@@ -54,7 +54,7 @@ def test_compare_gives_the_three_answers(
     ("n", "expected"), [(1000, Decision.INCONCLUSIVE), (50_000, Decision.FAIL)]
 )
 def test_compare_a_planted_loss_of_one_point(n: int, expected: Decision) -> None:
-    """A loss of 1 point with 4 % discordance against half a point: 1,000 samples cannot tell,
+    """A loss of 1 point with 4 % discordance against half a point: 1,000 samples cannot say,
     50,000 FAIL.
     """
     lost, won = round(0.025 * n), round(0.015 * n)
@@ -162,7 +162,7 @@ def drop_last(o: Outcomes) -> Outcomes:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reported"),
     [
         (lambda o: dataclasses.replace(o, task="emoji100"), "emoji100"),
         (lambda o: dataclasses.replace(o, metric="acc5"), "acc5"),
@@ -181,14 +181,14 @@ def drop_last(o: Outcomes) -> Outcomes:
     ],
 )
 def test_compare_refuses_what_is_not_a_pair(
-    spoil: Callable[[Outcomes], Outcomes], told: str
+    spoil: Callable[[Outcomes], Outcomes], reported: str
 ) -> None:
     """Outcomes of another task, metric, sample set, order, target or clustering are an error that
     names the difference.
     """
     reference, quantized = pair(50, 3, 2)
 
-    with pytest.raises(UsageError, match=told) as refused:
+    with pytest.raises(UsageError, match=reported) as refused:
         compare(reference, spoil(quantized), Budget(1.0))
 
     assert re.match(r"emoji \(acc1\): .*\b[Ee]valuate (both models|again)", str(refused.value))
@@ -208,7 +208,7 @@ def test_compare_refuses_no_samples_and_a_broken_reference() -> None:
 
 
 def test_message_says_expected_found_where_and_what_to_do() -> None:
-    """A FAIL tells the budget and its place, the numbers, the samples and the next step, in that
+    """A FAIL says the budget and its place, the numbers, the samples and the next step, in that
     order.
     """
     text = compare(*pair(1000, 60, 10), Budget(1.0, place="budgets.yaml:7 (tasks.emoji)")).message()
@@ -541,7 +541,7 @@ def test_claim_is_shown_at_alpha_itself() -> None:
 
 
 def test_family_judges_by_its_own_alpha() -> None:
-    """The family's alpha decides anew, whatever each task decided alone; what is decided needs no
+    """The family's alpha decides again, whatever each task decided alone; what is decided needs no
     more samples.
     """
     open_ = [
@@ -571,7 +571,7 @@ def test_withdrawn_fail_needs_samples_at_the_corrected_alpha() -> None:
 
 
 def test_message_says_only_what_is_so() -> None:
-    """Clusters, an early stop and lost samples are told where there are any; every line but the
+    """Clusters, an early stop and lost samples are reported where there are any; every line but the
     first is indented.
     """
     failing = compare(*pair(1000, 60, 10), Budget(1.0))

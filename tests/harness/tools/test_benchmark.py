@@ -1,4 +1,4 @@
-"""What the gate costs, told truly: the page's arithmetic, a run's own cost, and the plain script's
+"""What the gate costs, measured truly: the page's arithmetic, a run's own cost, and the plain script's
 accuracies.
 """
 
@@ -74,7 +74,7 @@ def test_the_page_is_of_what_is_stored(tmp_path: Path) -> None:
 
 
 def test_a_page_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 4, one line with the mend, and no page."""
+    """Exit code 4, one line with the fix, and no page."""
     with pytest.raises(SystemExit, match="4"):
         benchmark.main(
             ["page", "--stored", str(tmp_path / "no.json"), "--out", str(tmp_path / "speed.md")]

@@ -32,7 +32,7 @@ def reference() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the graphs and the checkpoint lie."""
+    """Where the graphs and the checkpoint are."""
     return tmp_path_factory.mktemp("deployed")
 
 

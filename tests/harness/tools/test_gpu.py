@@ -75,7 +75,7 @@ def test_the_sides_compute_one_function(sides: Models) -> None:
 
 def test_linears_that_fall_back_are_counted(sides: Models) -> None:
     """Without a GPU no Linear runs in FP8, and all that were packed are known: the patch embedding
-    is none of them.
+    is not one of them.
     """
     with torch.no_grad():
         sides.real(**families.sample_inputs(sides.reference))

@@ -1,5 +1,5 @@
 """The proof counts rightly: what plants nothing survives, bounds are the closed forms, errors are
-told apart.
+distinguished.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
 
 def refuse(case: Case) -> list[str]:
     """A check that ends in a usage error."""
-    raise UsageError("somewhere", "is wrong", "Mend it.")
+    raise UsageError("somewhere", "is wrong", "Fix it.")
 
 
 def crash(case: Case) -> list[str]:
@@ -78,7 +78,7 @@ def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
 
 
 def test_the_first_check_that_notices_kills(clean: Clean) -> None:
-    """In the order of the checks; whether it needs a baseline stands beside it, and nothing behind
+    """In the order of the checks; whether it needs a baseline stands next to it, and nothing behind
     it runs.
     """
     wrong = [

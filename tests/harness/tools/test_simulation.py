@@ -240,7 +240,7 @@ def test_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_report_names_a_refuted_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell whose rate is above its alpha makes the command fail and stands in bold."""
     # The truth lies inside the budget, so PASS is right and frequent; declared as an edge it must
-    # be told.
+    # be reported.
     monkeypatch.setattr(simulation, "EDGE", (Condition(1000, 0.04, 2.5, 0.0),))
     for name in ("CLUSTERED", "UNEQUAL", "POWER", "PEEKED", "FAMILIES"):
         monkeypatch.setattr(simulation, name, ())

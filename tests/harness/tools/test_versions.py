@@ -266,7 +266,7 @@ def test_a_draft_runs_from_the_older_release_to_the_newer(fp8: QuantizerMap) -> 
 
 
 def test_a_record_that_meets_nothing_fails_by_name(fp8: QuantizerMap) -> None:
-    """A map under 0.44 with Embedding quantizers all the same is told under the record's name, with
+    """A map under 0.44 with Embedding quantizers all the same is reported under the record's name, with
     its place.
     """
     found = overlay.apply(without(fp8, "Embedding"), fp8, to("0.47", "0.44"), "fp8").findings
@@ -330,7 +330,7 @@ def test_an_outcome_is_followed_over_releases() -> None:
 
 
 def test_a_deviation_is_expected_where_its_release_has_it() -> None:
-    """Packed NVFP4 fails on a CPU before 0.45, and only there; mended or otherwise broken, it is
+    """Packed NVFP4 fails on a CPU before 0.45, and only there; fixed or otherwise broken, it is
     told.
     """
     name, fails = (
@@ -354,12 +354,12 @@ def test_a_deviation_that_is_gone_is_told_with_where_to_write_it() -> None:
     to correct.
     """
     known = deviations.KNOWN[0]
-    mended = replace(
+    repaired = replace(
         known, reproduce=lambda: deviations.Evidence(*[known.reproduce().definition] * 3)
     )
 
-    _, (same,) = carried.deviation(mended, RECORDS, {"nvidia-modelopt": known.measured_on}, "cpu")
-    _, (later,) = carried.deviation(mended, RECORDS, {"nvidia-modelopt": "0.99.0"}, "cpu")
+    _, (same,) = carried.deviation(repaired, RECORDS, {"nvidia-modelopt": known.measured_on}, "cpu")
+    _, (later,) = carried.deviation(repaired, RECORDS, {"nvidia-modelopt": "0.99.0"}, "cpu")
 
     assert "found as defined" in same
     assert "Correct or remove it in harness/formats/deviations.py." in same
@@ -441,7 +441,7 @@ def test_the_message_says_what_was_met_what_was_not_and_how_to_write_it() -> Non
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
-    """A gate whose store holds the FP8 record that 0.44 would have left, beside the committed
+    """A gate whose store holds the FP8 record that 0.44 would have left, next to the committed
     records of releases.
     """
     folder = tmp_path_factory.mktemp("baselines")
@@ -456,7 +456,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
 
 
 def test_the_gate_compares_the_map_with_a_baseline_of_another_release(gate: Gate) -> None:
-    """The map holds against the older record, and the run's results tell which expected difference
+    """The map holds against the older record, and the run's results say which expected difference
     it met.
     """
     (case,) = gate.cases()
@@ -478,7 +478,7 @@ RECORDS_BY_NAME = {r.difference.name: r.difference for r in RECORDS}
 
 
 def test_results_of_workers_join_their_expected_differences() -> None:
-    """Each process of a run tells what it met; the one that reports shows all."""
+    """Each process of a run says what it met; the one that reports shows all."""
     one, other = Results(), Results()
     one.environment.update(device="cpu", expected_differences={"a": {"count": 1, "reason": "x"}})
     met = {"a": {"count": 3, "reason": "x"}, "b": {"count": 2, "reason": "y"}}
@@ -518,7 +518,7 @@ def test_results_of_workers_join_their_expected_differences() -> None:
 def test_a_file_that_cannot_be_used_is_refused_with_its_line(
     tmp_path: Path, text: str, message: str
 ) -> None:
-    """What is wrong in a file of expected differences is told with file, line and place."""
+    """What is wrong in a file of expected differences is reported with file, line and place."""
     with pytest.raises(UsageError, match=message):
         differences.load(write(tmp_path, text))
 
@@ -613,7 +613,7 @@ def test_two_releases_are_compared_with_one_command(capsys: pytest.CaptureFixtur
 
 
 def test_releases_that_make_the_same_of_a_recipe_say_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """No difference is 0, and told."""
+    """No difference is 0, and reported."""
     assert main(["diff", "0.45", "0.47", "--subject", "fp8"]) == 0
 
     assert capsys.readouterr().out == "0.45.0 and 0.47.0 make the same of CLIP\n"
@@ -636,7 +636,7 @@ def test_what_cannot_be_compared_is_a_usage_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One line with the mend, and exit code 4."""
+    """One line with the fix, and exit code 4."""
     monkeypatch.chdir(ROOT)
 
     assert main(arguments) == 4
