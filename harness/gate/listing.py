@@ -171,6 +171,12 @@ def words_of(options: Options, case: CaseName | None = None) -> list[str]:
     return words
 
 
+def words_of_names(options: Options, model: str, recipe: str) -> list[str]:
+    """As :func:`words_of`, of the case whose model and recipe are called so in the run."""
+    named = {(name.model_name, name.recipe_name): name for name in cases_of(options)}
+    return words_of(options, named.get((model, recipe)))
+
+
 def _option(name: str, value: str) -> list[str]:
     """An option and its value, in one word where the value would be read as another option."""
     return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]

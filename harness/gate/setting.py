@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import nn
 
@@ -42,7 +42,7 @@ class Setting:
             data_root=options.data_root,
             progress=options.progress,
         )
-        self.store = Store(options.baselines, self._command_options)
+        self.store = Store(options.baselines, partial(listing.words_of_names, options))
         #: Expected differences between releases that known deviations met, with how often, by
         #: deviation.
         self.deviations_met: dict[str, Mapping[str, int]] = {}
@@ -50,13 +50,6 @@ class Setting:
         self._architectures: dict[str, nn.Module] = {}
         self._structures: dict[tuple[str, str], QuantizerMap] = {}
         self._latest: tuple[object, Quantized] | None = None
-
-    def _command_options(self, model: str, recipe: str) -> list[str]:
-        """The options of a command that gates the case of these names again."""
-        named = {
-            (name.model_name, name.recipe_name): name for name in listing.cases_of(self.options)
-        }
-        return listing.words_of(self.options, named.get((model, recipe)))
 
     @property
     def batch_size(self) -> int:

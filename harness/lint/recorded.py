@@ -4,7 +4,6 @@ that causes it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from harness.lint.known import Release
 from harness.recipes import algorithms, config_form, judged, limits, schema
 from harness.recipes.checking import Search
 from harness.recipes.tree import plain
-from harness.recipes.yaml_reading import Document, Located, LocatedList, place_at
+from harness.recipes.yaml_reading import Document, named_place, place_at
 
 _CONFIG, _RECIPE = "modelopt.torch.quantization.config", "modelopt.recipe.config"
 _ENTRY = f"{_CONFIG}.QuantizerCfgEntry"
@@ -285,26 +284,6 @@ class Recorded:
             "cfg",
             *self._names(f"{_CONFIG}.QuantizerAttributeConfig"),
         ]
-
-
-def named_place(value: Any, what: str, place: str) -> str:
-    """Return the place of the key of *value* that *what* names first, or else *place*."""
-    found: list[tuple[int, str]] = []
-    _find_named(value, what, found)
-    return min(found, key=lambda one: one[0], default=(0, place))[1]
-
-
-def _find_named(value: Any, what: str, found: list[tuple[int, str]]) -> None:
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        match = (
-            re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", what)
-            if isinstance(key, str)
-            else None
-        )
-        if match is not None and isinstance(value, Located) and key in value.places:
-            found.append((match.start(), value.places[key]))
-        if isinstance(item, (Mapping, LocatedList)):
-            _find_named(item, what, found)
 
 
 def _no_name(line: Mapping[str, Any], place: str) -> UsageError:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import errors, files, places
+from harness import files, places
 from harness.errors import UsageError
 from harness.pytest_plugin.run import is_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 #: Options whose values are text, by their names in the configuration.
 _TEXTS = {
@@ -276,56 +275,6 @@ def _check_cluster(config: pytest.Config) -> None:
             what,
             "Leave out one of them, or give the address of a running cluster.",
         )
-
-
-def check_given(config: pytest.Config) -> None:
-    """Refuse all that names, YAML and configurations of models tell by themselves; torch is not
-    imported for it.
-
-    A model that may have to be fetched from the hub is not looked for here.
-
-    Raises:
-        UsageError: something cannot be used; each thing has its line.
-    """
-    from harness.consumers import contracts
-    from harness.models import checkpoint_files
-    from harness.recipes import loading, names
-
-    get = config.getoption
-    root, models = get("recipes_root"), get("gate_models") or ()
-    looks: list[tuple[str, Callable[[], object]]] = [
-        ("--clip-model", partial(names.of_models, models))
-    ]
-    for model in models:
-        if not checkpoint_files.is_hub_id(checkpoint_files.split(model)[0]):
-            looks.append((f"--clip-model {model}", partial(checkpoint_files.look, model)))
-    for consumer in get("gate_consumers") or ():
-        looks.append((f"--consumer {consumer}", partial(contracts.of, consumer)))
-    if get("tasks") is not None:
-        looks.append(("--tasks", partial(_look_at_tasks, get("tasks"), get("data_root"))))
-    for recipe in get("gate_recipes") or ():
-        looks.append((f"--recipe {recipe}", partial(loading.look, recipe, root)))
-    refused = []
-    for where, look in looks:
-        try:
-            with errors.reading(where):
-                look()
-        except UsageError as error:
-            refused.append(error)
-    errors.raise_all(refused)
-
-
-def _look_at_tasks(given: str, data_root: Path | None) -> None:
-    """Refuse names of tasks that are unknown, or whose data are not there."""
-    from harness.data import samples
-
-    refused = []
-    for name in samples.names_of(given):
-        try:
-            samples.kind_of(name, data_root)
-        except UsageError as error:
-            refused.append(error)
-    errors.raise_all(refused)
 
 
 def check_stored(config: pytest.Config, tests: Iterable[str]) -> None:

@@ -16,9 +16,9 @@ from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
 from harness.pytest_plugin import annotate, brief, collector, machine, outcomes, private, workers
 from harness.pytest_plugin.command_line import add_options, refuse_taken
+from harness.pytest_plugin.given import check_given
 from harness.pytest_plugin.judge import Judge
 from harness.pytest_plugin.options import (
-    check_given,
     check_options,
     check_stored,
     prepare_report,

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.recipes import limits
-from harness.recipes.yaml_reading import Place
+from harness.recipes.yaml_reading import Place, named_place
 
 #: What a recipe without the key ``algorithm`` means.
 DEFAULT = "max"
@@ -61,7 +61,7 @@ def check_count(methods: Sequence[Any], place: str) -> None:
 def _check_method(one: Any, place: str) -> None:
     # It imports ModelOpt, which takes seconds
     from harness.recipes.installed import modelopt_config
-    from harness.recipes.schema import explained
+    from harness.recipes.schema import explained, refused_at
 
     modelopt_config()
     from modelopt.torch.quantization.mode import CalibrateModeRegistry
@@ -77,10 +77,13 @@ def _check_method(one: Any, place: str) -> None:
     try:
         checked = schema(method=method, **settings)
     except (ValueError, TypeError, AttributeError) as error:
+        place = refused_at(error, one, [settings], place)
+        where = Place.of(place, f", algorithm {method}")
         raise UsageError(
             where, *explained(error, [settings], tuple(schema.model_fields))
         ) from error
     if problem := limits.algorithm_problem(_settings(checked)):
+        where = Place.of(named_place(one, problem[0], place), f", algorithm {method}")
         raise UsageError(where, *problem)
 
 

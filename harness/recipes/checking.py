@@ -93,7 +93,8 @@ class Installed:
                 checked = modelopt_config().QuantizeConfig(**given).model_dump(exclude_unset=True)
         except config_form.REFUSALS as error:
             fix = "Correct its quantize section."
-            raise UsageError(path, f"ModelOpt refuses it: {first_line(error)}", fix) from error
+            where = schema.refused_at(error, section, [section], str(path))
+            raise UsageError(where, f"ModelOpt refuses it: {first_line(error)}", fix) from error
         return dict(checked)
 
     def search(self, data: Any, path: Path) -> Search:
@@ -106,8 +107,9 @@ class Installed:
                 warnings.simplefilter("ignore")
                 checked = ModelOptAutoQuantizeRecipe(**plain(data)).auto_quantize
         except config_form.REFUSALS as error:
+            where = schema.refused_at(error, data, [data], str(path))
             raise UsageError(
-                path, f"ModelOpt refuses it: {first_line(error)}", "Correct its sections."
+                where, f"ModelOpt refuses it: {first_line(error)}", "Correct its sections."
             ) from error
         return Search(
             checked.constraints.model_dump(exclude_none=True),

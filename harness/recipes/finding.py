@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness import digests, files, modelopt_tree
 from harness.errors import UsageError
+from harness.recipes import unknown
 from harness.recipes.tree import SUFFIXES, Tree
 
 HERE = Path(__file__).parent / "library"
@@ -75,8 +76,8 @@ def path_of(ref: str, root: Path | None = None) -> Path | None:
     if not isinstance(ref, str) or not ref or not ref.isprintable():
         raise UsageError(
             f"--recipe {ref!r}",
-            "is not a name of a recipe",
-            f"Give one of {', '.join(DEFAULT + MORE)}, or a path.",
+            "is not a recipe name",
+            f"Give one of {', '.join(DEFAULT)}, ..., or a path.",
         )
     if _PYTHON.match(ref) and not files.exists(ref):
         return None
@@ -100,14 +101,11 @@ def find(ref: str, tree: Tree, given: bool = False) -> Path:
         UsageError: there is none.
     """
     found = _meanings(ref, tree, given)
+    if found and found[0].suffix in unknown.PYTHON:
+        raise unknown.python_file(ref)
     if found:
         return found[0]
-    raise UsageError(
-        f"--recipe {ref}",
-        f"names no recipe of harness/recipes/library, of {tree.root}, and no file",
-        f"Give one of {', '.join(DEFAULT + MORE)}, a name in the tree, a YAML path or "
-        f"module:ATTRIBUTE.",
-    )
+    raise unknown.refusal(ref, tree, DEFAULT + MORE)
 
 
 def also_means(ref: str, root: Path | None = None) -> str | None:

@@ -14,6 +14,8 @@ import importlib
 import json
 import re
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from typing import Any
 
 from harness import digests, files
 from harness.errors import UsageError
-from harness.recipes import algorithms
+from harness.recipes import algorithms, unknown
 from harness.recipes.checking import Installed, Schema, first_line
 from harness.recipes.finding import SECTIONS, installed_root, path_of, section_files, short_name
 from harness.recipes.schema import check_pattern
@@ -114,7 +116,7 @@ class Recipe:
         return self.candidates or (self,)
 
 
-def load(ref: str, root: Path | None = None) -> Recipe:
+def load(ref: str, root: Path | None = None, schema: Schema | None = None) -> Recipe:
     """The recipe that *ref* names, resolved, checked against ModelOpt's schema and in one form.
 
     Args:
@@ -122,15 +124,16 @@ def load(ref: str, root: Path | None = None) -> Recipe:
             ``module:ATTRIBUTE``.
         root: the tree in which ModelOpt's names and ``$import`` are looked up; None: the installed
             one.
+        schema: what decides whether ModelOpt takes its parts; None: the installed ModelOpt.
 
     Raises:
         UsageError: there is no such recipe, or it cannot be used: with the file, the place in it
             and the mend.
     """
-    path = path_of(ref, root)
+    path, schema = path_of(ref, root), schema or Installed()
     if path is None:
-        return _from_python(ref)
-    return _from_yaml(ref, path, Tree(root if root is not None else installed_root()), Installed())
+        return _from_python(ref, schema)
+    return _from_yaml(ref, path, Tree(root if root is not None else installed_root()), schema)
 
 
 def look(ref: str, root: Path | None = None) -> None:
@@ -143,6 +146,8 @@ def look(ref: str, root: Path | None = None) -> None:
     """
     path = path_of(ref, root)
     if path is None:
+        if is_quick(ref, root):
+            _attribute(ref)
         return
     tree = Tree(root if root is not None else installed_root())
     if files.is_folder(path):
@@ -152,6 +157,21 @@ def look(ref: str, root: Path | None = None) -> None:
     document = tree.read(path)
     _check_declared(document, kind_of(document, tree), tree)
     tree.resolve(document)
+
+
+def is_quick(ref: str, root: Path | None = None) -> bool:
+    """Whether *ref* can be read without importing libraries: a file, or a module that needs none.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if path_of(ref, root) is not None:
+        return True
+    module = ref.partition(":")[0]
+    with _importable_from_here():
+        if wrong := unknown.missing_module(module):
+            raise UsageError(f"--recipe {ref}", *wrong)
+        return unknown.needs_no_library(module)
 
 
 def load_file(path: Path, root: Path) -> Recipe:
@@ -503,41 +523,87 @@ def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> 
 # --- Python
 
 
-def _from_python(ref: str) -> Recipe:
+def _from_python(ref: str, schema: Schema) -> Recipe:
     """A ``quant_cfg`` published as Python: the dict or list that ``mtq.quantize`` took, order and
     traps included.
     """
-    value = copy.deepcopy(_attribute(ref))
-    if hasattr(value, "model_dump"):  # ModelOpt's own QuantizeConfig, which fills in its defaults
+    value = _attribute(ref)
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        # ModelOpt's own QuantizeConfig, which fills in its defaults
         value = {"algorithm": algorithms.DEFAULT} | value.model_dump(exclude_unset=True)
     if isinstance(value, list) or (isinstance(value, dict) and "quant_cfg" not in value):
         value = {"quant_cfg": value, "algorithm": algorithms.DEFAULT}
     if not isinstance(value, dict) or not value["quant_cfg"]:
+        found = "is empty" if isinstance(value, dict) else f"is of type {type(value).__name__}"
         raise UsageError(
             f"--recipe {ref}",
-            "is no quant_cfg",
+            f"is no quant_cfg: it {found}",
             "Name a dict with the keys quant_cfg and algorithm.",
         )
-    entries = _entries(value["quant_cfg"], ref, ref, Installed())
+    try:
+        value = copy.deepcopy(value)
+    except Exception as error:
+        what = f"holds what cannot be copied ({type(error).__name__}: {first_line(error)})"
+        raise UsageError(f"--recipe {ref}", what, "Hold plain data in it.") from error
     algorithm = value.get("algorithm")
-    algorithms.check(algorithm, ref)
+    try:
+        entries = _entries(value["quant_cfg"], ref, ref, schema)
+        schema.algorithm(algorithm, ref)
+    except RecursionError as error:
+        what = "is nested too deeply, or holds itself"
+        raise UsageError(f"--recipe {ref}", what, "Hold plain data in it.") from error
     name = ref.rpartition(":")[2]
     return Recipe(name, ref, None, value, algorithm, entries, (), _hash(entries, algorithm))
 
 
 def _attribute(ref: str) -> Any:
-    module_name, _, path = ref.partition(":")
-    try:
-        with _importable_from_here(), _no_warnings():
-            value: Any = importlib.import_module(module_name)
-            for part in path.split("."):
-                value = getattr(value, part)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(
-            f"--recipe {ref}", f"cannot be imported ({reason})", "Correct module:ATTRIBUTE."
-        ) from error
+    """What the reference ``module:ATTRIBUTE`` means."""
+    module, _, path = ref.partition(":")
+    with _importable_from_here(), _no_warnings():
+        if wrong := unknown.missing_module(module):
+            raise UsageError(f"--recipe {ref}", *wrong)
+        with _told(ref, f"the module {module} raises", "while it is imported"):
+            value: Any = importlib.import_module(module)
+        shown = module
+        for part in path.split("."):
+            with _told(ref, f"{shown}.{part} raises", "while it is read"):
+                is_there = hasattr(value, part)
+                following = getattr(value, part, None)
+            if not is_there:
+                raise UsageError(f"--recipe {ref}", *unknown.missing_attribute(shown, value, part))
+            shown, value = f"{shown}.{part}", following
     return value
+
+
+@contextmanager
+def _told(ref: str, before: str, after: str) -> Iterator[None]:
+    """Say what somebody's code raises, and where.
+
+    Raises:
+        UsageError: it raised anything but what stops pytest.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything: SystemExit, pytest's outcomes
+        reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+        what = f"{before} {reason} {after}{_raised_at(error)}"
+        raise UsageError(f"--recipe {ref}", what, "Correct the module.") from error
+
+
+def _raised_at(error: BaseException) -> str:
+    """The file and line at which *error* was raised, in brackets; empty where nobody knows."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and frame.filename != __file__
+    ]
+    libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)] or frames
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 @contextmanager

@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
+import pydantic
+
 from harness.errors import UsageError
 from harness.recipes import config_form, limits
 from harness.recipes.installed import modelopt_config
 from harness.recipes.tree import plain
-from harness.recipes.yaml_reading import Document
+from harness.recipes.yaml_reading import Document, named_place, place_at
 
 MAX_PATTERN = 256  # characters of a quantizer_name
 MAX_WILDCARDS = 16  # of '*' in one, far above any in use: each one more makes matching slower
@@ -51,8 +53,64 @@ def check_entry(line: Any, place: str) -> list[Fields]:
             warnings.simplefilter("ignore")  # of the dict form being old
             entries = config_form.normalized(plain(line))
     except config_form.REFUSALS as error:
-        raise UsageError(place, *explained(error, meanings(line), _attributes())) from error
-    return [fields(_dumped(entry), place, _classes) for entry in entries]
+        given = meanings(line)
+        what, fix = explained(error, given, _attributes())
+        raise UsageError(_refused_at(error, line, given, place), what, fix) from error
+    try:
+        return [fields(_dumped(entry), place, _classes) for entry in entries]
+    except UsageError as error:
+        raise UsageError(named_place(line, error.what, place), error.what, error.fix) from None
+
+
+def _refused_at(error: Exception, line: Mapping[str, Any], given: Sequence[Any], place: str) -> str:
+    """The place of the value in *line* that ModelOpt's schema refuses with *error*."""
+    is_of_schema = isinstance(error, pydantic.ValidationError)
+    by_validator = not is_of_schema or _most_telling(error, given)["type"].endswith("_error")
+    if by_validator and (problem := _known_refusal(given)) is not None:
+        return named_place(line, problem[0], place)
+    if "quantizer_name" in line:
+        return refused_at(error, line, given, place)
+    # The dict form: pattern -> attributes, where an entry has them under cfg
+    inner = [one.get("cfg") for one in given if isinstance(one, Mapping)]
+    keys = [next(iter(line), "")]
+    value = line.get(keys[0])
+    return refused_at(error, value, inner, place_at(line, keys, place), skipped="cfg")
+
+
+def _known_refusal(given: Sequence[Any]) -> limits.Finding:
+    """What the gate itself knows of ModelOpt's validators, which do not say which key they mean."""
+    for entry in given:
+        rules: list[tuple[Callable[[Any], limits.Finding], Any]] = []
+        if isinstance(entry, Mapping):
+            rules = [(limits.refused_entry, entry)]
+            rules += [(limits.refused_attributes, one) for one in limits.attributes_of(entry)]
+        for rule, data in rules:
+            try:
+                problem = rule(data)
+            except (TypeError, ValueError):  # values of other types, which pydantic names
+                continue
+            if problem is not None:
+                return problem
+    return None
+
+
+def refused_at(
+    error: Exception, located: Any, given: Sequence[Any], place: str, skipped: str = ""
+) -> str:
+    """Return the place of what a schema refuses with *error*.
+
+    Args:
+        error: what ModelOpt or pydantic raised.
+        located: the data with their places.
+        given: the data that were checked; several where one line means several entries.
+        place: where they stand.
+        skipped: a key at which the schema had *given*, and which *located* does not have.
+    """
+    keys: list[int | str] = []
+    if isinstance(error, pydantic.ValidationError):
+        loc = [key for key in _most_telling(error, given)["loc"] if not skipped or key != skipped]
+        keys = max((_path(loc, one) for one in given), key=len, default=[])
+    return place_at(located, keys, place) if keys else named_place(located, str(error), place)
 
 
 def not_a_mapping(line: Any, place: str) -> UsageError:
@@ -163,8 +221,6 @@ def check_snippet(document: Document, data: Any) -> None:
     Raises:
         UsageError: no such schema, or the snippet does not fit it.
     """
-    import pydantic
-
     quantization_config = modelopt_config()
     from modelopt.recipe import config as recipe_config
 
@@ -180,7 +236,8 @@ def check_snippet(document: Document, data: Any) -> None:
             warnings.simplefilter("ignore")
             pydantic.TypeAdapter(schema).validate_python(plain(data))
     except config_form.REFUSALS as error:
-        raise UsageError(document.path, *explained(error, [data], _known(schema))) from error
+        where = refused_at(error, data, [data], str(document.path))
+        raise UsageError(where, *explained(error, [data], _known(schema))) from error
 
 
 def _known(schema: Any) -> list[str]:
@@ -226,11 +283,14 @@ def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> t
         given: the data that were checked; several where one line means several entries.
         known: the names that could be written where an unknown one is.
     """
-    import pydantic
-
     if not isinstance(error, pydantic.ValidationError):
         return f"ModelOpt refuses it: {' '.join(str(error).split())[:300]}", "Correct it."
-    return told(max(error.errors(include_url=False), key=lambda e: _weight(e, given)), given, known)
+    return told(_most_telling(error, given), given, known)
+
+
+def _most_telling(error: pydantic.ValidationError, given: Sequence[Any]) -> Any:
+    """The complaint that is about what the author meant."""
+    return max(error.errors(include_url=False), key=lambda one: _weight(one, given))
 
 
 def told(complaint: Any, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ that names the line.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,28 @@ def place_at(value: Any, keys: Iterable[Any], place: str) -> str:
         except (LookupError, TypeError):
             break
     return place
+
+
+def named_place(value: Any, what: str, place: str) -> str:
+    """Return the place of the key of *value* that *what* names first, or else *place*."""
+    found: list[tuple[int, str]] = []
+    _find_named(value, what, found)
+    return min(found, key=lambda one: one[0], default=(0, place))[1]
+
+
+def _find_named(value: Any, what: str, found: list[tuple[int, str]]) -> None:
+    is_list = isinstance(value, (list, tuple))
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if is_list else ()
+    for key, item in pairs:
+        match = (
+            re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", what)
+            if isinstance(key, str)
+            else None
+        )
+        if match is not None and isinstance(value, Located) and key in value.places:
+            found.append((match.start(), value.places[key]))
+        if isinstance(item, (Mapping, LocatedList)):
+            _find_named(item, what, found)
 
 
 @dataclass(frozen=True)

@@ -263,3 +263,51 @@ def test_entries_without_effect_are_those_that_the_gate_reports(
         sorted((str(one.line), one.rule) for one in found.problems if one.level == "error")
         == expected
     )
+
+
+LINES = """metadata: {recipe_type: ptq}
+quantize:
+  algorithm:
+    method: smoothquant
+    alpha: 0.5
+  quant_cfg:
+  - quantizer_name: '*'
+    enable: false
+  - quantizer_name: '*weight_quantizer'
+    parent_class: nn.Linear
+    cfg:
+      num_bits: 8
+      axis: 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("alpha: 0.5", "alpha: 7.0", 5),
+        ("alpha: 0.5", "alpa: 0.5", 5),
+        ("nn.Linear", "nn.Linaer", 10),
+        ("num_bits: 8", "num_bits: 17", 12),
+        ("num_bits: 8", "num_bits: fp8", 12),
+        ("num_bits: 8", "num_bits: [4, 4]", 12),
+        ("num_bits: 8", "num_bitz: 8", 12),
+        ("axis: 0", "axis: [x]", 13),
+        ("axis: 0", "axes: 0", 13),
+        ("axis: 0", "block_sizes: {-1: 0}", 13),
+        ("axis: 0", "calibrator: mean", 13),
+        ("enable: false", "enable: maybe", 8),
+        ("enable: false", "enabled: false", 8),
+    ],
+)
+def test_the_gate_names_the_line_of_the_value_as_the_lint_does(
+    tmp_path: Path, old: str, new: str, line: int
+) -> None:
+    """What is wrong has one place: the line of the value, not of its entry."""
+    path = tmp_path / "r.yaml"
+    path.write_text(LINES.replace(old, new))
+
+    with pytest.raises(UsageError) as refused:
+        load_file(path, tmp_path)
+
+    assert getattr(refused.value.where, "line", None) == line
+    assert line in [one.line for one in lint([path], tmp_path).problems if one.level == "error"]

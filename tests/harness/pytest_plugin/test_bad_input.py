@@ -79,7 +79,7 @@ ENTRY = (
 RECIPES = {
     "does not parse": (ENTRY.replace("'*'", "'*"), ":7", "is not YAML"),
     "is a list": ("- 1\n- 2\n", "", "is not a recipe"),
-    "names an unknown attribute": (ENTRY + "      cfg:\n        num_bist: 8\n", ":6", "num_bist"),
+    "names an unknown attribute": (ENTRY + "      cfg:\n        num_bist: 8\n", ":8", "num_bist"),
     "imports what does not exist": (
         "imports:\n  base: no/such/recipe\n" + ENTRY,
         "",
@@ -106,7 +106,7 @@ def test_recipe_that_cannot_be_used(refused: Refused, tmp_path: Path, name: str)
     ("ref", "what"),
     [
         ("fp9", "names no recipe"),
-        ("no_such_module:CFG", "No module named"),
+        ("no_such_module:CFG", "there is no module 'no_such_module'"),
         ("harness.errors:CFG", "has no attribute 'CFG'"),
         ("no/such/file.yaml", "file"),
     ],

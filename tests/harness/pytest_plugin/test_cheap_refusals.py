@@ -15,7 +15,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.models import checkpoint_files
-from harness.pytest_plugin import options
+from harness.pytest_plugin import given, options
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +34,7 @@ for words in json.loads(sys.argv[1]):
 #: Command lines that cannot be used, and what their line names.
 REFUSED = {
     ("--tasks", "nosuchtask"): "--tasks nosuchtask: is not a task",
-    ("--recipe", "./nosuch.yaml"): "--recipe ./nosuch.yaml: names no recipe",
+    ("--recipe", "./nosuch.yaml"): "--recipe ./nosuch.yaml: there is no such file",
     ("--recipe", "broken.yaml"): "broken.yaml",
     ("--recipe", "list.yaml"): "list.yaml",
     ("--recipe", "import.yaml"): "import.yaml",
@@ -102,7 +102,7 @@ def refused(pytester: pytest.Pytester, place: Path, monkeypatch: pytest.MonkeyPa
         config = pytester.parseconfig(*words)
         options.check_options(config)
         try:
-            options.check_given(config)
+            given.check_given(config)
         except UsageError as error:
             return list(error.lines)
         return []

@@ -529,7 +529,7 @@ def test_a_file_name_with_control_characters_is_refused(name: str, tmp_path: Pat
     """Such a recipe cannot be named, and the refusal itself holds none of the characters."""
     put(tmp_path / name, recipe())
 
-    with pytest.raises(UsageError, match="is not a name of a recipe") as refused:
+    with pytest.raises(UsageError, match="is not a recipe name") as refused:
         load(str(tmp_path / name))
 
     assert str(refused.value).isprintable()

@@ -527,7 +527,7 @@ def test_a_loaded_config_is_a_copy(module: str) -> None:
             r"'num_bits'\?",
         ),
         ("NUMBER", "is no quant_cfg"),
-        ("MISSING", "cannot be imported .*MISSING"),
+        ("MISSING", "has no attribute 'MISSING'"),
     ],
 )
 def test_a_python_reference_that_is_no_recipe_is_refused(
@@ -546,23 +546,23 @@ def test_a_python_reference_that_is_no_recipe_is_refused(
     [
         (
             recipe_text("  - quantizer_name: '*w'\n    cfg: {num_bitz: 8}\n"),
-            r"r.yaml:6: unknown attribute 'cfg.num_bitz'. Did you mean 'num_bits'\?",
+            r"r.yaml:7: unknown attribute 'cfg.num_bitz'. Did you mean 'num_bits'\?",
         ),
         (
             recipe_text("  - quantizer_name: '*w'\n    enabled: false\n"),
-            r"r.yaml:6: unknown attribute 'enabled'. Did you mean 'enable'\?",
+            r"r.yaml:7: unknown attribute 'enabled'. Did you mean 'enable'\?",
         ),
         (
             recipe_text("  - quantizer_name: '*w'\n    cfg: [{num_bits: 4}, {axes: 1}]\n"),
-            r"r.yaml:6: unknown attribute 'cfg.1.axes'. Did you mean 'axis'\?",
+            r"r.yaml:7: unknown attribute 'cfg.1.axes'. Did you mean 'axis'\?",
         ),
         (
             recipe_text("  - quantizer_name: '*w'\n    cfg: {num_bits: [9, 9]}\n"),
-            "r.yaml:6: cfg is refused: Supported FPx",
+            "r.yaml:7: cfg is refused: Supported FPx",
         ),
         (
             recipe_text("  - quantizer_name: '*w'\n    cfg: {}\n"),
-            "r.yaml:6: it is refused: .*must specify at least one",
+            "r.yaml:7: it is refused: .*must specify at least one",
         ),
         (
             recipe_text("  - quantizer_name: '*w'\n"),
@@ -792,14 +792,6 @@ def test_what_a_refusal_proposes_is_enough(
     assert loaded(corrected).hash
 
 
-def test_a_name_of_nothing_is_refused_with_the_names_there_are() -> None:
-    """A typo on the command line is answered with the default recipes."""
-    with pytest.raises(
-        UsageError, match=r"names no recipe.*Give one of fp8, fp8-patch-embedding-fp16"
-    ):
-        load("fp9")
-
-
 def test_a_snippet_is_held_against_its_schema(tmp_path: Path) -> None:
     """An imported snippet with an attribute that ModelOpt does not know is refused by the snippet's
     own name.
@@ -817,7 +809,7 @@ def test_a_snippet_is_held_against_its_schema(tmp_path: Path) -> None:
     )
 
     with pytest.raises(
-        UsageError, match=r"n.yaml: unknown attribute 'num_bitz'. Did you mean 'num_bits'\?"
+        UsageError, match=r"n.yaml:2: unknown attribute 'num_bitz'. Did you mean 'num_bits'\?"
     ):
         load("r", tmp_path)
 

@@ -1,0 +1,146 @@
+"""What files that were given tell by themselves, before anything is imported that takes seconds.
+
+Names, YAML and configurations come first: none of them needs torch.  Then come budgets, records and
+the device, which a run reads before it collects its tests.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from harness import errors, places
+from harness.errors import UsageError
+from harness.pytest_plugin.run import options_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
+
+    from harness.gate.options import Options
+
+    Look = tuple[str, Callable[[], object]]
+
+
+def check_given(config: pytest.Config) -> None:
+    """Refuse all that can be refused before the tests are collected.
+
+    A model that may have to be fetched from the hub is not looked for here.
+
+    Raises:
+        UsageError: something cannot be used; each thing has its line.
+    """
+    get = config.getoption
+    _look(_cheap(get))
+    store = get("baselines") or places.BASELINES
+    _look([(str(store), partial(_look_at_budgets, get, store))])
+    if not config.option.collectonly:
+        _look([(str(store), partial(_look_at_records, options_of(config)))])
+
+
+def _look(looks: list[Look]) -> None:
+    """Look at each thing.
+
+    Raises:
+        UsageError: some cannot be used; each has its line.
+    """
+    refused = []
+    for where, look in looks:
+        try:
+            with errors.reading(where):
+                look()
+        except UsageError as error:
+            refused.append(error)
+    errors.raise_all(refused)
+
+
+def _cheap(get: Callable[[str], Any]) -> list[Look]:
+    """What names, YAML and configurations of models tell; torch is not imported for it."""
+    from harness.consumers import contracts
+    from harness.models import checkpoint_files
+    from harness.recipes import names
+
+    models = get("gate_models") or ()
+    looks: list[Look] = [("--clip-model", partial(names.of_models, models))]
+    for model in models:
+        if not checkpoint_files.is_hub_id(checkpoint_files.split(model)[0]):
+            looks.append((f"--clip-model {model}", partial(checkpoint_files.look, model)))
+    for consumer in get("gate_consumers") or ():
+        looks.append((f"--consumer {consumer}", partial(contracts.of, consumer)))
+    if get("tasks") is not None:
+        looks.append(("--tasks", partial(_look_at_tasks, get("tasks"), get("data_root"))))
+    for recipe in get("gate_recipes") or ():
+        looks.append((f"--recipe {recipe}", partial(look_at_recipe, recipe, get("recipes_root"))))
+    return looks
+
+
+def _look_at_tasks(given: str, data_root: Path | None) -> None:
+    """Refuse names of tasks that are unknown, or whose data are not there."""
+    from harness.data import samples
+
+    refused = []
+    for name in samples.names_of(given):
+        try:
+            samples.place_of(name, data_root)
+            samples.kind_of(name, data_root)
+        except UsageError as error:
+            refused.append(error)
+    errors.raise_all(refused)
+
+
+def look_at_recipe(ref: str, root: Path | None) -> None:
+    """Refuse a recipe that is not there, or that the installed ModelOpt refuses for its form.
+
+    ModelOpt's schema was recorded for the lint; where it was recorded of another release than the
+    installed one, ModelOpt itself decides, later.
+
+    Raises:
+        UsageError: it cannot be used; each thing in it that is refused has its line.
+    """
+    from harness.lint import known, recorded
+    from harness.recipes import loading
+
+    loading.look(ref, root)
+    release = known.installed()
+    if release.version != metadata.version("nvidia-modelopt") or not loading.is_quick(ref, root):
+        return
+    schema = recorded.Recorded(release)
+    refused: list[UsageError] = []
+    try:
+        loading.load(ref, root, schema)
+    except UsageError as error:
+        refused.append(error)
+    # A setting that names a file is no reason to refuse a recipe: it is not gated.
+    refused += [one for one in schema.problems if not isinstance(one, recorded.FileSettingError)]
+    errors.raise_all(refused)
+
+
+def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
+    """Refuse a budgets file, or a file of expected differences, that cannot be used."""
+    from harness.baselines import differences
+    from harness.data import samples
+    from harness.recipes import finding
+    from harness.statistics import budgets
+
+    policy = budgets.load(store / "budgets.yaml")
+    differences.load(store)
+    root = get("recipes_root")
+    given = [finding.name_of(ref, root) for ref in get("gate_recipes") or ()]
+    policy.check_names([*given, *finding.DEFAULT, *finding.MORE], samples.EMBEDDED_TASKS)
+
+
+def _look_at_records(options: Options) -> None:
+    """Refuse a device that is not there, and records of this run's cases that are damaged."""
+    # Not at the top: they import torch
+    from harness.baselines import Store
+    from harness.evaluation import environment
+    from harness.gate import listing
+    from harness.models import references
+
+    device = environment.DeviceKey.of(references.resolve_device(options.device))
+    kept = Store(options.baselines, partial(listing.words_of_names, options))
+    for name in listing.cases_of(options):
+        kept.find(name.model_name, name.recipe_name, device)
