@@ -10,6 +10,8 @@ from harness import places
 
 #: Stands for the reason in the commands; the store refuses it as a reason.
 PLACEHOLDER = "say why"
+#: Stands for a folder of one's own in the commands of an installed gate.
+FOLDER = "DIR"
 
 
 def rerun_command(nodeid: str, options: Sequence[str] = ()) -> str:
@@ -63,6 +65,8 @@ def accept_command(
     for option, value in (("--recipe", recipe), ("--clip-model", model)):
         if value and not any(word == option or word.startswith(f"{option}=") for word in options):
             words += [option, value]
+    if places.INSTALLED and "--baselines" not in options:
+        words += ["--baselines", FOLDER]  # those of an installed gate are not changed
     words += (
         ["--new-baselines-only"] if new_only else ["--update-baselines", "--reason", PLACEHOLDER]
     )

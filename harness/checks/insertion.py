@@ -15,6 +15,7 @@ from torch import nn
 from harness.baselines import Comparison
 from harness.checks import agreement, registry
 from harness.evaluation import environment
+from harness.lint import rules
 from harness.models import architectures, families, references
 from harness.problems import Problem, collapse
 from harness.quantization import search
@@ -22,7 +23,7 @@ from harness.quantization.maps import ATTENTION_KINDS, FUSED_KINDS, Quantizer, Q
 from harness.quantization.quantize import QuantizationError
 from harness.recipes import applied
 from harness.recipes.algorithms import methods
-from harness.recipes.loading import Recipe
+from harness.recipes.loading import Entry, Recipe
 from harness.recipes.patterns import means_all, overridden_patterns, unmatched_patterns
 from harness.recipes.yaml_reading import spot
 
@@ -54,7 +55,7 @@ def check(
         elsewhere: see :func:`unmatched_patterns`.
         absent: see :func:`unmatched_patterns`.
     """
-    problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere, absent)
+    problems = unmatched_patterns(quantizers, recipe, hidden, elsewhere, absent, _is_for_others)
     problems += overridden_patterns(quantizers, recipe, elsewhere)
     problems += uncovered(quantizers, left_out)
     problems += broken_attention(quantizers, recipe, left_out)
@@ -414,7 +415,14 @@ def uncalibrated(quantizers: QuantizerMap, recipe: Recipe | None = None) -> list
 @registry.check("insertion")
 def every_pattern_matches(case: Case) -> list[Problem]:
     """Return the patterns of the recipe that name no quantizer of the model."""
-    return unmatched_patterns(case.shared.places, case.recipe, **case.shared.beyond_places)
+    return unmatched_patterns(
+        case.shared.places, case.recipe, **case.shared.beyond_places, others=_is_for_others
+    )
+
+
+def _is_for_others(recipe: Recipe, entry: Entry) -> bool:
+    """Whether *entry* is for a family of model that is none of CLIP's, as the lint finds it."""
+    return rules.is_for_others(recipe, entry, rules.families_here())
 
 
 @registry.check("insertion")

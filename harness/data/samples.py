@@ -24,6 +24,7 @@ from harness import files
 from harness.data import cifar, coco, webdatasets, words
 from harness.data.pictures import PictureArray, PictureFile, PictureFiles, Source
 from harness.errors import UsageError
+from harness.recipes import unknown
 
 CLASSIFICATION, RETRIEVAL = webdatasets.CLASSIFICATION, webdatasets.RETRIEVAL
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded" / "data"
@@ -192,6 +193,10 @@ def place_of(name: str, root: Path | None) -> Path:
         fix = (
             f"Known: {_known()}. Convert another with clip_benchmark_export_wds and give wds/NAME."
         )
+        if len(re.split(r"[;\s]+", name)) > 1:
+            fix = "Put a comma between the names of tasks."
+        elif near := unknown.nearest(name, [*EMBEDDED_TASKS, *LAYOUTS]):
+            fix = unknown.meant(near)
         raise UsageError(f"--tasks {name}", "is not a task", fix)
     if root is None:
         fix = f"Give --data-root DIR, or one of the embedded tasks: {', '.join(EMBEDDED_TASKS)}."

@@ -35,6 +35,7 @@ from harness.data import tasks
 from harness.data.tasks import Task
 from harness.errors import UsageError
 from harness.evaluation import environment
+from harness.evaluation.addresses import FIX, LOCAL
 from harness.evaluation.shards import Floats, Side, Slice
 from harness.evaluation.subjects import STATE, Quantization, Subject, side_embeddings
 from harness.models import references
@@ -43,7 +44,6 @@ from harness.quantization import quantize
 from harness.quantization.attention import attention_registered
 from harness.quantization.context import quiet
 
-LOCAL = "local"
 #: Workers that may die over one slice before the run gives up on it.
 TRIES = 4
 _MEND_JOIN = (
@@ -51,30 +51,12 @@ _MEND_JOIN = (
     "RAY_AUTH_MODE=token "
     "with its RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
 )
-_FIX = "Give the address of a Ray head (HOST:PORT, `ray start --head` prints it), or local."
 
 Packed = npt.NDArray[np.uint8]
 
 
 class ClusterError(Exception):
     """A slice took every worker that tried it."""
-
-
-def check(address: str) -> None:
-    """Refuse an address that cannot be used; a head that does not answer is found by
-    :meth:`Cluster.start`.
-
-    Raises:
-        UsageError: Ray is not installed, or the address has no usable form.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec("ray") is None:
-        fix = "Install the extra 'cluster': pip install 'quantized-clip-gate[cluster]'."
-        raise UsageError(f"--cluster {address}", "needs Ray, which is not installed", fix)
-    host, _, port = address.rpartition(":")
-    if address != LOCAL and not (host and port.isdigit() and "/" not in host):
-        raise UsageError(f"--cluster {address}", "is not an address", _FIX)
 
 
 @dataclass(frozen=True)
@@ -272,9 +254,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"--cluster {address}", f"nothing answers there ({error})", _FIX
-        ) from error
+        raise UsageError(f"--cluster {address}", f"nothing answers there ({error})", FIX) from error
 
 
 def pack(made: Quantization) -> Packed:

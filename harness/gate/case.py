@@ -27,6 +27,7 @@ from harness.gate.listing import CaseName, short
 from harness.gate.quantized import Quantized
 from harness.gate.reference_side import ReferenceSide
 from harness.gate.setting import Setting
+from harness.lint import rules
 from harness.models import families
 from harness.models.references import Reference
 from harness.problems import Problem
@@ -61,6 +62,7 @@ class Case:
         self.expected_met: Mapping[str, int] = {}
         #: Speeds of quantized towers next to the reference's, as a benchmark measured them.
         self.speeds: dict[str, throughput.Speed] = {}
+        self._reasons: dict[str, str | None] = {}
         self._measurements: dict[str, tuple[Measurement, ...]] = {}
 
     @property
@@ -120,7 +122,20 @@ class Case:
         """
         if structure and self.recipe.candidates:
             return "what a search chooses depends on weights and data"
-        return judged.not_gated(self.recipe, "cuda" if structure else self.setting.device.type)
+        device = "cuda" if structure else self.setting.device.type
+        if device not in self._reasons:
+            self._reasons[device] = judged.not_gated(self.recipe, device, known=self._names)
+        return self._reasons[device]
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Names of quantizers by which a recipe is for another family: those of every family that
+        is known, and those of a model of none.
+        """
+        names = rules.families_here().names
+        if not judged.foreign_patterns(self.recipe, names):
+            return names
+        return names.union(q.name for q in self.shared.places)
 
     # -- the quantized model -----------------------------------------------------------------------
 

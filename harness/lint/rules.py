@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from harness.lint.known import QuantizerPlace, Release, releases
+from harness.lint.known import QuantizerPlace, Release, installed, releases
 from harness.lint.matching import FamilyPlaces, Touched
 from harness.recipes import judged, patterns
 from harness.recipes.applied import matched, place_of
@@ -150,6 +150,26 @@ def check(recipe: Recipe, families: Families) -> Iterator[Found]:
         yield from _cuda(part, touched)
 
 
+@lru_cache(maxsize=2)
+def known_families(version: str) -> Families:
+    """The families that are known in a release, whose names are prepared for matching once."""
+    return Families(releases()[version])
+
+
+def families_here() -> Families:
+    """The families that are known in the installed release, or in the one nearest to it."""
+    return known_families(installed().version)
+
+
+def is_for_others(recipe: Recipe, entry: Entry, families: Families) -> bool:
+    """Whether *entry*, which matches nothing, is meant for a family that is none of CLIP's."""
+    foreign = bool(judged.foreign_patterns(recipe, families.names))
+    if foreign and families.names_unknown(entry.pattern):
+        return True
+    shared = foreign or _is_for_others(recipe) or not patterns.is_own(recipe, entry)
+    return shared and families.is_of_others(entry)
+
+
 def _is_for_others(recipe: Recipe) -> bool:
     """Whether *recipe* is one of ModelOpt's that are for every family, or for one that is none of
     CLIP's.
@@ -168,15 +188,10 @@ def _unmatched(recipe: Recipe, touched: dict[str, Touched], families: Families) 
     numbers = list(patterns.unmatched(recipe, [one.applied.touched for one in touched.values()]))
     if not numbers:
         return
-    foreign = bool(judged.foreign_patterns(recipe, families.names))
-    shared = foreign or _is_for_others(recipe)
     others: list[Entry] = []
     for number in numbers:
         entry = recipe.entries[number]
-        unknown = families.names_unknown(entry.pattern)
-        if (unknown and foreign) or (
-            (shared or not patterns.is_own(recipe, entry)) and families.is_of_others(entry)
-        ):
+        if is_for_others(recipe, entry, families):
             others.append(entry)
             continue
         what = (

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from harness import files
 from harness.errors import UnforeseenError, UsageError, reading
-from harness.lint.known import Release, installed, releases
+from harness.lint.known import Release, installed
 from harness.lint.recorded import FileSettingError, Recorded
-from harness.lint.rules import Families, check, level
+from harness.lint.rules import check, known_families, level
 from harness.recipes.finding import installed_root, section_files
 from harness.recipes.loading import SEARCHED, Recipe, kind_of, load_in
 from harness.recipes.tree import SUFFIXES, Tree
@@ -100,7 +99,7 @@ class _Run:
     """One run: trees are read once, families are matched once."""
 
     def __init__(self, release: Release, root: Path | None) -> None:
-        self.families = _families(release.version)
+        self.families = known_families(release.version)
         self.schema = Recorded(release)
         self.root = root
         self.trees: dict[Path, Tree] = {}
@@ -265,12 +264,6 @@ class _Run:
             self.problems.append(
                 LintProblem(_shown(where), line, column, rule, one.what.rstrip("."), one.fix)
             )
-
-
-@lru_cache(maxsize=2)
-def _families(version: str) -> Families:
-    """The families that are known in a release, whose names are prepared for matching once."""
-    return Families(releases()[version])
 
 
 def root_of(path: Path) -> Path:

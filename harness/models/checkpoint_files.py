@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,7 @@ from harness.models.checkpoint_weights import (
     OPEN_CLIP_WEIGHTS,
     WEIGHTS,
 )
+from harness.recipes import unknown
 
 EMBEDDED = Path(__file__).parent / "embedded" / "clip"
 #: What a reference may end in: activation outliers, or one tower of a whole CLIP.
@@ -201,8 +203,27 @@ def locate(base: str) -> Path:
             f"--clip-model {base}", f"+{base.rpartition('+')[2]} is not known", f"Known: {known}."
         )
     if not is_hub_id(base):
-        raise UsageError(f"--clip-model {base}", "is not a directory", FIX)
+        raise UsageError(f"--clip-model {base}", *_no_model(base, path))
     return _from_hub(base)
+
+
+def _no_model(base: str, path: Path) -> tuple[str, str]:
+    """What is wrong with a reference that is neither a folder nor a hub id, and the fix."""
+    parts = [part for part in re.split(r"[,;\s]+", base) if part]
+    if files.is_file(path):
+        return "is not a directory but a file", f"Give its folder, {str(path.parent)!r}."
+    if re.match(r"\w+://", base):
+        return "is not a directory but an address", "Give the hub id alone, such as openai/NAME."
+    if len(parts) > 1:
+        words = " ".join(f"--clip-model {part}" for part in parts[:3])
+        return f"names {len(parts)} models at once", f"Give --clip-model once for each: {words}"
+    what = "is not a directory"
+    if "/" not in base:
+        near = unknown.nearest(base, ["embedded"])
+        return what, unknown.meant(near) or FIX
+    if is_hub_id(base.strip("/")) and base == base.lstrip("/."):
+        return what, f"For the hub id, write {base.strip('/')}."
+    return what, FIX
 
 
 def is_hub_id(base: str) -> bool:

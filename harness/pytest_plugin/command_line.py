@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.pytest_plugin import private
-from harness.pytest_plugin.options import shortened
+from harness.pytest_plugin.options import shortened, usage_error
 
 #: Options of the gate that another plugin had taken already.
 _TAKEN = pytest.StashKey[list[str]]()
@@ -25,6 +25,7 @@ def _whole_number(text: str) -> int:
 
 def add_options(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the gate's options; what another plugin has taken already is refused when it runs."""
+    private.shorten_usage_errors(parser, usage_error)
     group = parser.getgroup("quantized CLIP gate")
     config: Any = pluginmanager.get_plugin("pytestconfig")
     taken = config.stash.setdefault(_TAKEN, [])

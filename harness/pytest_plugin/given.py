@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.pytest_plugin.run import options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pytest
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from harness.gate.options import Options
 
     Look = tuple[str, Callable[[], object]]
+
+#: Problems of one recipe that are shown, each in a line; the lint shows all.
+MOST_PROBLEMS = 5
 
 
 def check_given(config: pytest.Config) -> None:
@@ -35,10 +38,27 @@ def check_given(config: pytest.Config) -> None:
     """
     get = config.getoption
     _look(_cheap(get))
+    if not _asks_for_suites(config):
+        return
     store = get("baselines") or places.BASELINES
     _look([(str(store), partial(_look_at_budgets, get, store))])
     if not config.option.collectonly:
         _look([(str(store), partial(_look_at_records, options_of(config)))])
+
+
+def _asks_for_suites(config: pytest.Config) -> bool:
+    """Whether the command line names the gate's suites, or a folder above them: other tests need
+    neither budgets nor records.
+    """
+    here = config.invocation_params.dir
+    for argument in config.args:
+        named = argument.partition("::")[0]
+        path = (here / named).resolve()
+        if named.startswith(places.SUITES_PACKAGE) or path.parent == places.SUITES:
+            return True
+        if path == places.SUITES or path in places.SUITES.parents:
+            return True
+    return False
 
 
 def _look(looks: list[Look]) -> None:
@@ -115,7 +135,20 @@ def look_at_recipe(ref: str, root: Path | None) -> None:
         refused.append(error)
     # A setting that names a file is no reason to refuse a recipe: it is not gated.
     refused += [one for one in schema.problems if not isinstance(one, recorded.FileSettingError)]
-    errors.raise_all(refused)
+    errors.raise_all(_each_once(refused))
+
+
+def _each_once(refused: Sequence[UsageError]) -> list[UsageError]:
+    """*refused* with one line for what is wrong at several places, and a few lines at most."""
+    alike: dict[tuple[str, str], list[UsageError]] = {}
+    for error in refused:
+        alike.setdefault((error.what, error.fix), []).append(error)
+    found = []
+    for (what, fix), (first, *others) in alike.items():
+        lines = [str(getattr(one.where, "line", one.where)) for one in others]
+        more = f"; the same in line {', '.join(lines)}" if lines else ""
+        found.append(UsageError(first.where, what.rstrip(".") + more, fix))
+    return found[:MOST_PROBLEMS]
 
 
 def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:

@@ -6,6 +6,7 @@ Nothing here imports torch or ModelOpt: a mistyped option is answered at once.
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.errors import UsageError
 from harness.pytest_plugin.run import is_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 #: Options whose values are text, by their names in the configuration.
 _TEXTS = {
@@ -97,7 +98,40 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
         "evaluated",
         "Leave out one of them.",
     ),
+    (
+        "cluster",
+        "early_stop",
+        "does not go with --early-stop, which takes one block after another and stops",
+        "Leave out one of them.",
+    ),
+    (
+        "cluster",
+        "list_affected",
+        "does not go with --list-affected: nothing is gated",
+        "Leave out one of them.",
+    ),
 )
+
+
+def usage_error(message: str, known: Sequence[str]) -> str:
+    """One line for what argparse says of the command line.
+
+    Args:
+        message: argparse's.
+        known: the names of all options.
+    """
+    listed = "pytest --help lists all options."
+    if message.startswith("unrecognized arguments: "):
+        words = message.partition(": ")[2].split()
+        options = [word for word in words if word.startswith("-")] or words
+        name = options[0].partition("=")[0]
+        near = difflib.get_close_matches(name, [one for one in known if one.startswith("--")], 1)
+        fix = f"Did you mean {near[0]}?" if near else f"Correct it; {listed}"
+        return str(UsageError(shortened(name), "is not an option", fix))
+    named, colon, what = message.removeprefix("argument ").partition(": ")
+    if not colon or not message.startswith("argument "):
+        return str(UsageError("pytest", message, f"Correct the command; {listed}"))
+    return str(UsageError(named, what, f"Correct the option; {listed}"))
 
 
 def check_options(config: pytest.Config) -> None:
@@ -262,19 +296,17 @@ def _check_cluster(config: pytest.Config) -> None:
     address = config.getoption("cluster")
     if address is None:
         return
-    from harness.evaluation import cluster
+    # Not at the top: numpy is imported with it
+    from harness.evaluation import addresses
 
-    cluster.check(address)
-    if config.getoption("early_stop"):
-        what = "does not go with --early-stop, which takes one block after another and stops"
-        raise UsageError("--cluster", what, "Leave out one of them.")
-    if address == cluster.LOCAL and getattr(config.option, "numprocesses", None):
+    if address == addresses.LOCAL and getattr(config.option, "numprocesses", None):
         what = "does not go with -n, which starts processes on this machine itself"
         raise UsageError(
             "--cluster local",
             what,
             "Leave out one of them, or give the address of a running cluster.",
         )
+    addresses.check(address)
 
 
 def check_stored(config: pytest.Config, tests: Iterable[str]) -> None:

@@ -35,6 +35,7 @@ from harness.pytest_plugin.outcomes import (
     uses_gate,
 )
 from harness.pytest_plugin.run import (
+    count_told,
     has_results,
     is_worker,
     options_of,
@@ -116,6 +117,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         raise pytest.UsageError(*error.lines) from error
     annotate.keep_selection(config, selected)
     print(selected)  # pytest's terminal is not set up yet
+    count_told(config, str(selected))
     if selected.undecided:
         raise pytest.UsageError(str(_undecided(selected)))
     if config.getoption("list_affected"):

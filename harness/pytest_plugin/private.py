@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -51,6 +51,29 @@ def read_command_line_again(
     config.known_args_namespace = parser.parse_known_args(
         list(args), namespace=copy.copy(config.option)
     )
+
+
+def shorten_usage_errors(parser: Any, shorten: Callable[[str, Sequence[str]], str]) -> None:
+    """Have the parser of the command line say what is wrong by itself; pytest puts its usage and
+    where it was configured around it, in five lines.
+
+    Args:
+        parser: pytest's, while plugins add their options.
+        shorten: makes one line of argparse's message and the names of all options.
+    """
+
+    def watched(made: Any) -> Any:
+        def error(message: str) -> NoReturn:
+            raise pytest.UsageError(shorten(message, list(made._option_string_actions)))
+
+        made.error = error
+        return made
+
+    if hasattr(parser, "optparser"):
+        watched(parser.optparser)
+        return
+    make = parser._getparser  # up to pytest 8, one for each time that words are parsed
+    parser._getparser = lambda: watched(make())
 
 
 def find_configuration_again(config: Any) -> None:

@@ -79,9 +79,14 @@ def tell(config: pytest.Config, lines: Sequence[str]) -> None:
     terminal = config.get_terminal_writer()
     for line in ["", *lines] if lines else []:
         terminal.line(line)
-        config.stash[_TOLD] = lines_told(config) + 1 + line.count("\n")
+        count_told(config, line)
+
+
+def count_told(config: pytest.Config, text: str) -> None:
+    """Count the lines of *text*, which was shown outside of pytest's report."""
+    config.stash[_TOLD] = lines_told(config) + 1 + text.count("\n")
 
 
 def lines_told(config: pytest.Config) -> int:
-    """How many lines :func:`tell` has shown."""
+    """How many lines were shown outside of pytest's report."""
     return config.stash.get(_TOLD, 0)

@@ -20,14 +20,20 @@ OTHER_KINDS = {
 }
 
 
-def not_gated(recipe: Recipe, device: str, names: Collection[str] = ()) -> str | None:
+def not_gated(
+    recipe: Recipe,
+    device: str,
+    names: Collection[str] = (),
+    known: Collection[str] | None = None,
+) -> str | None:
     """Why the gate has no verdict on *recipe* on *device*, or None: it has to hold.
 
     Args:
         recipe: a loaded recipe.
         device: ``cpu`` or ``cuda``.
-        names: the quantizers' names of the model at hand; without them no recipe is taken to be for
-            another family.
+        names: the quantizers' names of the model at hand.
+        known: names of quantizers by which a recipe is taken to be for another family; None: those
+            of the model at hand. Without any, no recipe is.
     """
     if recipe.kind not in JUDGED:
         return kind_not_gated(recipe.kind)
@@ -37,7 +43,8 @@ def not_gated(recipe: Recipe, device: str, names: Collection[str] = ()) -> str |
             f"gate does not"
         )
     entries = [entry for part in recipe.parts for entry in part.entries]
-    if names and (foreign := foreign_patterns(recipe, names)):
+    known = names if known is None else known
+    if known and (foreign := foreign_patterns(recipe, known)):
         return (
             f"its patterns are for another family of model: {', '.join(foreign[:3])} name no part "
             f"of this one"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.problems import Problem
@@ -51,6 +51,7 @@ def unmatched_patterns(
     hidden: Mapping[str, str] | None = None,
     elsewhere: Sequence[Placed] = (),
     absent: Collection[str] = (),
+    others: Callable[[Recipe, Entry], bool] | None = None,
 ) -> list[Problem]:
     """Patterns of the recipe that name no quantizer of the model (S8).
 
@@ -59,14 +60,15 @@ def unmatched_patterns(
     speaks of quantizers *elsewhere*: those of the tower that the model, a single one, lacks.
     *hidden* are the model's blocks that ModelOpt cannot quantize (``families.hidden_in``): what
     asks for quantizers around attention may mean them.  An entry for modules of a class in *absent*
-    (``families.Family.absent``) speaks of other families.
+    (``families.Family.absent``) speaks of other families, and so does one of which *others* says
+    so.
     """
     problems = []
     for part in recipe.parts:
         touched = [applied_to(names, part.entries).touched for names in (quantizers, elsewhere)]
         for index in unmatched(part, touched):
             entry = part.entries[index]
-            if entry.parent_class in absent:
+            if entry.parent_class in absent or (others is not None and others(part, entry)):
                 continue
             what = (
                 f"entry {index + 1} of recipe {part.name}, {entry.shown!r} ({entry.origin}), "

@@ -64,8 +64,9 @@ def check_entry(line: Any, place: str) -> list[Fields]:
 
 def _refused_at(error: Exception, line: Mapping[str, Any], given: Sequence[Any], place: str) -> str:
     """The place of the value in *line* that ModelOpt's schema refuses with *error*."""
-    is_of_schema = isinstance(error, pydantic.ValidationError)
-    by_validator = not is_of_schema or _most_telling(error, given)["type"].endswith("_error")
+    by_validator = True
+    if isinstance(error, pydantic.ValidationError):
+        by_validator = _most_telling(error, given)["type"].endswith("_error")
     if by_validator and (problem := _known_refusal(given)) is not None:
         return named_place(line, problem[0], place)
     if "quantizer_name" in line:

@@ -118,8 +118,8 @@ def _no_file(ref: str, path: Path, tree: Tree, own: Collection[str]) -> tuple[st
         what = f"there is no such file: {folder} is not a folder"
     elif _bare(ref) not in named:
         start = ref[: len(ref) - len(path.name)]
-        near = _near(path.name, [*_yaml_names(folder), *_folders(folder)], start)
-    return what, _meant(near or _near(_bare(ref), named)) or "Correct the path."
+        near = nearest(path.name, [*_yaml_names(folder), *_folders(folder)], start)
+    return what, meant(near or nearest(_bare(ref), named)) or "Correct the path."
 
 
 def _no_name(ref: str, tree: Tree, own: Collection[str]) -> tuple[str, str]:
@@ -130,17 +130,17 @@ def _no_name(ref: str, tree: Tree, own: Collection[str]) -> tuple[str, str]:
     if constant := _CONSTANT.match(ref):
         return what, f"For ModelOpt's own, write modelopt.torch.quantization:{constant[1]}."
     names = [*own, *_tree_names(tree), *_yaml_names(Path())]
-    near = _near(ref, names)
+    near = nearest(ref, names)
     if not near:  # a part of a longer name: its last words
         last = {name.rpartition("/")[2]: name for name in reversed(names)}
-        near = [last[one] for one in _near(ref.rpartition("/")[2], list(last))]
+        near = [last[one] for one in nearest(ref.rpartition("/")[2], list(last))]
     first = ", ".join(list(own)[:MAX_LISTED])
     everything = f"Give one of {first}, ..., a name in the tree, a YAML path or module:ATTRIBUTE."
-    return what, _meant(near) or everything
+    return what, meant(near) or everything
 
 
-def _near(ref: str, names: Collection[str], start: str = "") -> list[str]:
-    """Those of *names* that are most like *ref*, each behind *start*."""
+def nearest(ref: str, names: Collection[str], start: str = "") -> list[str]:
+    """Return those of *names* that are most like *ref*, each behind *start*."""
     bare = {_bare(name).lower(): name for name in reversed(list(names))}
     asked = _bare(ref).strip("/").lower()
     if asked in bare:
@@ -153,8 +153,8 @@ def _near(ref: str, names: Collection[str], start: str = "") -> list[str]:
     ]
 
 
-def _meant(near: list[str]) -> str:
-    """The question whether one of *near* was meant; empty where there is none."""
+def meant(near: list[str]) -> str:
+    """Return the question whether one of *near* was meant; empty where there is none."""
     if not near:
         return ""
     *others, last = map(repr, near)
@@ -222,9 +222,9 @@ def missing_module(module: str) -> tuple[str, str] | None:
         spec = _spec(name, path)
         if spec is None:
             before = "".join(f"{one}." for one in parts[: number - 1])
-            near = _near(part, list(_modules(sys.path if path is None else path)), before)
+            near = nearest(part, list(_modules(sys.path if path is None else path)), before)
             fix = "Correct it, or start pytest where it can be imported (PYTHONPATH)."
-            return f"there is no module {name!r}", _meant(near) or fix
+            return f"there is no module {name!r}", meant(near) or fix
         path = list(spec.submodule_search_locations or ())
     return None
 
@@ -276,5 +276,5 @@ def missing_attribute(ref: str, value: object, name: str) -> tuple[str, str]:
     """What is wrong where *value*, to which *ref* leads so far, has no attribute *name*."""
     if isinstance(value, ModuleType) and missing_module(f"{ref}.{name}") is None:
         return f"{name!r} is a module of {ref}", f"Write {ref}.{name}:ATTRIBUTE."
-    near = _near(name, [one for one in dir(value) if not one.startswith("__")])
-    return f"{ref} has no attribute {name!r}", _meant(near) or "Correct module:ATTRIBUTE."
+    near = nearest(name, [one for one in dir(value) if not one.startswith("__")])
+    return f"{ref} has no attribute {name!r}", meant(near) or "Correct module:ATTRIBUTE."

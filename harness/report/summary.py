@@ -108,7 +108,7 @@ def lines(results: RunResult, width: int, *, told: Collection[str] | None = None
         return found
     every = [row for case in shown_cases for row in cases.rows(case)]
     columns, name_width = fit(every, width)
-    heading = f"quantized against FP16 (points): {word}"
+    heading = f"{_judged(results)}: {word}"
     found.append(Line(((heading, {_COLOURS.get(word, "bold"): True}),), is_heading=True))
     if word == Word.INTERRUPTED.value:  # the line of a refusal is written to standard error
         found.append(_plain(middle(f"  {shown(cases.run_headline(results), None)}", width)))
@@ -131,6 +131,21 @@ def lines(results: RunResult, width: int, *, told: Collection[str] | None = None
         found += _failed(case, width, told or ())
     others = _failed(results, width, told or ())
     return [*found, _plain("of no recipe: FAIL"), *others] if others else found
+
+
+def _judged(results: RunResult) -> str:
+    """What was judged, as the title of the lines."""
+    if any(cases.rows(case) for case in results.cases):
+        return "quantized against FP16 (points)"
+    parts = ("insertion", "numerics", "checkpoint", "export", "throughput")
+    every = [results.checks, *(case.checks for case in results.cases)]
+    suites = {check.suite for checks in every for check in checks.failed}
+    judged = [
+        part
+        for part in parts
+        if part in suites or any(getattr(case, part, None) for case in results.cases)
+    ]
+    return ", ".join(judged) or "quantized CLIP gate"
 
 
 def _worth_a_line(case: CaseResult) -> bool:

@@ -1307,3 +1307,32 @@ def test_whatever_a_file_holds_only_usage_errors_come_out(
 
     with contextlib.suppress(UsageError):
         read(place)
+
+
+#: What the fix for a data set that is not there names, once it is unpacked.
+NAMED = {
+    "cifar10": ("cifar-10-python.tar.gz", ["cifar-10-batches-py/"]),
+    "cifar100": ("cifar-100-python.tar.gz", ["cifar-100-python/"]),
+    "imagenet1k": (
+        "ILSVRC2012_devkit_t12.tar.gz",
+        ["ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"],
+    ),
+    "imagenet1k-unverified": ("class folders of the validation set", ["val/"]),
+    "mscoco_captions": ("val2014.zip", ["val2014/", "coco_test_karpathy.json"]),
+    "wds/mine": ("test/nshards.txt", ["test/", "test/nshards.txt"]),
+}
+
+
+@pytest.mark.parametrize("task", NAMED)
+def test_what_the_fix_names_is_what_is_looked_for(tmp_path: Path, task: str) -> None:
+    """A data set that is not there is found once what the fix names is put there."""
+    fix, made = NAMED[task]
+    assert fix in refusal(lambda: samples.place_of(task, tmp_path))
+
+    for name in made:
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).touch()
+
+    assert samples.place_of(task, tmp_path) == tmp_path

@@ -782,7 +782,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "unknown task": (
         "imagenet-x",
         webdataset_classes,
-        r"--tasks imagenet-x: is not a task. Known: cifar10",
+        r"--tasks imagenet-x: is not a task. Did you mean 'imagenet1k",
     ),
 }
 

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
+from harness.lint import rules
 from harness.lint.known import installed
 from harness.lint.recorded import Recorded
 from harness.lint.run import lint
 from harness.models import architectures
 from harness.quantization import maps, quantize
 from harness.quantization.maps import QuantizerMap
-from harness.recipes import algorithms, patterns, schema
-from harness.recipes.loading import load_file
+from harness.recipes import algorithms, judged, patterns, schema
+from harness.recipes.loading import Entry, Recipe, load_file
 from harness.tools import known
 
 CORPUS = Path(__file__).parents[1] / "recipes" / "corpus"
@@ -311,3 +312,33 @@ def test_the_gate_names_the_line_of_the_value_as_the_lint_does(
 
     assert getattr(refused.value.where, "line", None) == line
     assert line in [one.line for one in lint([path], tmp_path).problems if one.level == "error"]
+
+
+EXPERTS = "{{quantizer_name: '*{word}*{kind}_quantizer', cfg: {{num_bits: 8}}}}"
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"), [("block_sparse_moe.experts", "other-family"), ("layres", "no-match")]
+)
+def test_a_recipe_for_another_family_is_one_for_both(
+    places: QuantizerMap, tmp_path: Path, word: str, rule: str
+) -> None:
+    """Patterns of a mixture of experts are of another family for the lint and not gated by the
+    gate; misspelt ones are refused by both.
+    """
+    path = tmp_path / "r.yaml"
+    entries = [OFF, *(EXPERTS.format(word=word, kind=kind) for kind in ("weight", "input"))]
+    body = "".join(f"  - {entry}\n" for entry in entries)
+    path.write_text(f"metadata: {{recipe_type: ptq}}\nquantize:\n  quant_cfg:\n{body}")
+    recipe, families = load_file(path, tmp_path), rules.families_here()
+    is_other = rule == "other-family"
+
+    def for_others(part: Recipe, entry: Entry) -> bool:
+        return rules.is_for_others(part, entry, families)
+
+    reason = judged.not_gated(recipe, "cpu", known=families.names)
+    problems = patterns.unmatched_patterns(places, recipe, others=for_others)
+
+    assert {one.rule for one in lint([path], tmp_path).problems} == {rule}
+    assert ("another family of model" in (reason or "")) == is_other
+    assert bool(problems) != is_other

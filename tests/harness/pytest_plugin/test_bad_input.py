@@ -155,7 +155,7 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "begins", "what"),
     [
-        (("--tasks", "cifar1000"), "--tasks cifar1000", "is not a task. Known: "),
+        (("--tasks", "cifar1000"), "--tasks cifar1000", "is not a task. Did you mean 'cifar100'"),
         (("--tasks", "cifar100"), "--tasks cifar100", "Give --data-root DIR"),
         (("--tasks", "wds/mine", "--data-root", "here"), "here", "wds/mine"),
         (("--tasks", "cifar100", "--data-root", "here"), "here", "cifar-100-python"),
@@ -208,7 +208,7 @@ def test_option_that_the_parser_refuses(
     result = pytester.runpytest_inprocess(*head, INSERTION, *arguments)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*error: *{arguments[0]}*"])
+    result.stderr.fnmatch_lines([f"ERROR: {arguments[0]}: *"])
 
 
 # -- budgets and baselines -------------------------------------------------------------------------

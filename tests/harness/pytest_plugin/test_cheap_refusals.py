@@ -192,3 +192,63 @@ def test_tests_that_store_are_in_the_suites() -> None:
     text = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
 
     assert [name for name in options.STORING if f"def {name}(" not in text] == []
+
+
+HEAD = "metadata: {recipe_type: ptq}\nquantize:\n  algorithm: max\n  quant_cfg:\n"
+ENTRY = "  - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ("num_bits: 8", "num_bits: fp8", ["r.yaml:5: num_bits is the text 'fp8'"]),
+        ("num_bits: 8", "num_bits: 17", ["r.yaml:5: num_bits is 17, integers have"]),
+        ("num_bits: 8", "num_bitz: 8", ["r.yaml:5: unknown attribute 'cfg.num_bitz'"]),
+        ("algorithm: max", "algorithm: maxx", ["r.yaml:3: there is no calibration algorithm"]),
+        (ENTRY, ENTRY.replace("8", "x") * 3, ["num_bits is the text 'x', expected"]),
+        (
+            "algorithm: max\n  quant_cfg:\n",
+            "algorithm: maxx\n  quant_cfg:\n  - {quantizer_name: '*', enabled: false}\n",
+            ["r.yaml:5: unknown attribute 'enabled'", "r.yaml:3: there is no calibration"],
+        ),
+    ],
+)
+def test_what_modelopt_refuses_of_a_recipe_is_refused_early(
+    tmp_path: Path, old: str, new: str, lines: list[str]
+) -> None:
+    """What was recorded of ModelOpt's schema refuses a recipe before ModelOpt is imported; the same
+    mistake has one line.
+    """
+    path = tmp_path / "r.yaml"
+    path.write_text((HEAD + ENTRY).replace(old, new))
+
+    with pytest.raises(UsageError) as caught:
+        given.look_at_recipe(str(path), None)
+
+    assert len(caught.value.lines) == len(lines)
+    assert all(any(line in said for said in caught.value.lines) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--clip-model", "Embeded"), "is not a directory. Did you mean 'embedded'?"),
+        (("--clip-model", "foreign/config.json"), "but a file. Give its folder, 'foreign'."),
+        (("--clip-model", "https://h.co/a/b"), "but an address. Give the hub id alone"),
+        (("--clip-model", "embedded,foreign"), "names 2 models at once. Give --clip-model once"),
+        (("--clip-model", "org/name/"), "For the hub id, write org/name."),
+        (("--tasks", "EMOJI"), "is not a task. Did you mean 'emoji'?"),
+        (("--tasks", "cifar-100"), "is not a task. Did you mean 'cifar100' or 'cifar10'?"),
+        (("--tasks", "emoji;emoji100"), "Put a comma between the names of tasks."),
+        (("--tasks", "cifar100", "--data-root", "empty"), "needs cifar-100-python"),
+    ],
+)
+def test_what_was_probably_meant_is_proposed(
+    refused: Refused, words: tuple[str, ...], line: str
+) -> None:
+    """A model or task that is not there is answered with the nearest that is, or with how to give
+    several.
+    """
+    (said,) = refused(*words)
+
+    assert line in said

@@ -63,6 +63,10 @@ def refused(pytester: pytest.Pytester) -> Refused:
         (("--blame", "--no-blame"), "--blame", "Choose one"),
         (("--early-stop", "--new-baselines-only"), "--early-stop", "Leave out"),
         (("--early-stop", "--update-baselines", "--reason", "x"), "--early-stop", "Leave out"),
+        (("--cluster", "local", "--early-stop"), "--cluster: does not go with", "Leave out"),
+        (("--cluster", "h:1", "--early-stop"), "--cluster: does not go with", "Leave out"),
+        (("--cluster", "local", "-n", "2"), "--cluster local: does not go with -n", "Leave out"),
+        (("--cluster", "h:70000"), "--cluster h:70000: is not an address", "HOST:PORT"),
         (("--data-root", "here"), "--data-root", "--tasks NAME"),
         (("--calibration-size", "0"), "--calibration-size", "positive"),
         (("--calibration-size", "-3"), "--calibration-size", "positive"),
@@ -338,6 +342,29 @@ def test_a_slower_test_is_in_the_headline(
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["*quantized against FP16 (points): FAIL*", "*slower than --benchmark-compare-fail*"]
+        ["*= throughput: FAIL =*", "*slower than --benchmark-compare-fail*"]
     )
     assert "Traceback" not in str(result.stdout) + str(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--recipee fp8", "--recipee: is not an option. Did you mean --recipe?"),
+        ("--recipee=fp8", "--recipee: is not an option. Did you mean --recipe?"),
+        ("--no-such-thing-x", "--no-such-thing-x: is not an option. Correct it; pytest --help"),
+        ("--device tpu", "--device: invalid choice: 'tpu' (choose from auto, cpu, cuda). Correct"),
+        ("--calibration-size many", "--calibration-size: 'many' is not a whole number. Correct"),
+        ("--tasks", "--tasks: expected one argument. Correct"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line(
+    pytester: pytest.Pytester, words: str, line: str
+) -> None:
+    """An option that is not there, or a value that it cannot have: no usage, no configuration."""
+    with pytest.raises(pytest.UsageError) as caught:
+        pytester.parseconfig(*words.split())
+
+    (said,) = caught.value.args
+    assert said.replace("'auto', 'cpu', 'cuda'", "auto, cpu, cuda").startswith(line)
+    assert "\n" not in said

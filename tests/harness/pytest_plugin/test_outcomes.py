@@ -25,6 +25,7 @@ from harness.gate.results import CheckResult, Outcome, Results, Word, worst
 from harness.gate.session import Gate
 from harness.pytest_plugin import brief, outcomes
 from harness.pytest_plugin.outcomes import Causes
+from harness.pytest_plugin.run import results_of
 from harness.report import cases
 
 #: A suite whose tests go through the gate's own fixtures and hooks; no model is built.
@@ -403,6 +404,28 @@ def test_what_fell_short_is_no_new_baseline(
 
     assert updates == ([record] if stored else [])
     assert ("--update-baselines --reason TEXT" in "".join(shown)) != stored
+
+
+@pytest.mark.parametrize("falls_short", [True, False])
+def test_a_command_is_proposed_where_it_would_store_something(
+    pytester: pytest.Pytester, falls_short: bool
+) -> None:
+    """A case without a baseline that fails elsewhere is accepted by --update-baselines alone."""
+    config = pytester.parseconfig()
+    results = results_of(config)
+    outcome = Outcome.FAILED if falls_short else Outcome.PASSED
+    results.add(CheckResult("t.py::a", "insertion", outcome, "m", "x", "embedded", True))
+    check = CheckResult("t.py::b", "insertion", Outcome.FAILED, "m", "x", "embedded", True, True)
+    text = "no baseline\n  accept: pytest --recipe x --new-baselines-only"
+    report = pytest.TestReport("t.py::b", ("t.py", 1, "b"), {}, "failed", text, "call")
+    report.gate_check = check.as_dict()  # type: ignore[attr-defined]
+
+    outcomes.correct_commands(config, {"failed": [report], "passed": [object()]})
+
+    proposed = str(report.longrepr).partition("--recipe x ")[2]
+    assert proposed == (
+        "--update-baselines --reason 'say why'" if falls_short else "--new-baselines-only"
+    )
 
 
 def test_an_architecture_is_a_case_only_where_it_fails() -> None:

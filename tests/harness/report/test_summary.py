@@ -108,6 +108,32 @@ def test_a_line_has_every_number_of_a_verdict(show: Any) -> None:
     assert sum(line.startswith("  emoji/acc1") for line in lines) == 3
 
 
+@pytest.mark.parametrize(
+    ("parts", "title"),
+    [
+        ({}, "quantized CLIP gate: "),
+        ({"insertion": {"problems": []}}, "insertion: "),
+        (
+            {
+                "checks": {
+                    "counts": {"failed": 1},
+                    "failed": [{"test": "t.py::a", "suite": "export", "outcome": "failed"}],
+                }
+            },
+            "export: ",
+        ),
+        ({"numerics": {"problems": []}, "insertion": {"problems": []}}, "insertion, numerics: "),
+    ],
+)
+def test_the_title_is_what_was_judged(show: Any, parts: dict[str, Any], title: str) -> None:
+    """Points are compared where a task was; else the title names what was looked at."""
+    failed = {"counts": {"failed": 1}, "failed": []}
+    case = {"recipe": "fp8", "model": "embedded", "checks": failed} | parts
+
+    assert f" {title}" in show({"schema": 1, "environment": {}, "cases": [case]})
+    assert " quantized against FP16 (points): " in show(run())
+
+
 def test_each_recipe_has_one_headline(show: Any) -> None:
     """Its name, the decision of its family, and which task decided."""
     lines = show(run()).splitlines()
