@@ -37,10 +37,10 @@ def before_each(modules: Mapping[Key, nn.Module], see: Callable[..., None]) -> I
 @contextmanager
 def _removed(registrations: Iterator[Any]) -> Iterator[None]:
     """Make the registrations, and take them back on leaving the block."""
-    handles = []
+    handles: list[Any] = []
     try:
-        for handle in registrations:
-            handles.append(handle)
+        # One by one: those made before one that fails are taken back too.
+        handles.extend(registrations)
         yield
     finally:
         for handle in handles:

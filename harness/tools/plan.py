@@ -246,10 +246,13 @@ def slices(rates: Rates, gpu: Gpu, *, quantized: bool) -> tuple[list[float], flo
     vision, text = (
         (gpu.quantized_vision, gpu.quantized_text) if quantized else (gpu.vision, gpu.text)
     )
-    times, computing = [], 0.0
+    times: list[float] = []
+    computing = 0.0
     for task in TASKS:
-        for count in _cut(task.pictures, shards.PICTURES):
-            times.append(max(count / (rates.decode * CORES), count / vision))
+        times += [
+            max(count / (rates.decode * CORES), count / vision)
+            for count in _cut(task.pictures, shards.PICTURES)
+        ]
         each = task.prompts // task.texts
         times += [count * each / text for count in _cut(task.texts, shards.PROMPTS // each)]
         computing += task.pictures / vision + task.prompts / text

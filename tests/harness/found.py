@@ -16,7 +16,7 @@ HOSTILE = (
     "ok\r\n##[set-env name=x]pwned",
     " ##[error]pwned",
     "\x1b[31mred\x1b[0m\x07\x00",
-    "‮gpj.exe​",
+    "\u202egpj.exe\u200b",
     "| a | b |\n|---|---|\n# pwned",
     "`` ` ``` </details> ```\n# pwned",
     "[pwned](https://pwned.example/) ![x](https://pwned.example/x.png) <https://pwned.example/>",

@@ -109,6 +109,7 @@ def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_p
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env={"PYTHONPATH": str(wheel)},
+        check=False,
         capture_output=True,
         text=True,
     )

@@ -170,7 +170,7 @@ _FILES: tuple[tuple[str, str, str, str, Slip], ...] = (
         "fp8",
         "the file called fp8.yaml holds INT8",
         "class: recipe swapped",
-        lambda e: _named("_quantizer", num_bits=8)(e),
+        _named("_quantizer", num_bits=8),
     ),
     (
         "layers by number",

@@ -50,9 +50,11 @@ def shipped() -> list[str]:
     """
     tree = Tree(installed_root())
     names = [*DEFAULT, *MORE]
-    for path in sorted(tree.root.rglob("*.y*ml")):
-        if loading.kind_of(tree.read(path), tree) in ("ptq", loading.SEARCHED, "preset"):
-            names.append(path.relative_to(tree.root).as_posix())
+    names += [
+        path.relative_to(tree.root).as_posix()
+        for path in sorted(tree.root.rglob("*.y*ml"))
+        if loading.kind_of(tree.read(path), tree) in ("ptq", loading.SEARCHED, "preset")
+    ]
     return names
 
 

@@ -91,7 +91,7 @@ def test_makespan_keeps_the_bounds_of_list_scheduling(times: list[int], workers:
     """
     found = plan.makespan(times, workers)
 
-    assert max(max(times), sum(times) / workers) <= found <= sum(times) / workers + max(times)
+    assert max(*times, sum(times) / workers) <= found <= sum(times) / workers + max(times)
     assert plan.makespan(times, 1) == sum(times)
 
 
