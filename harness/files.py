@@ -464,24 +464,6 @@ def _depth(content: Any, limit: int) -> int:
 # -- YAML ------------------------------------------------------------------------------------------
 
 
-def read_yaml(
-    path: str | Path,
-    model: type[T] | TypeAdapter[T],
-    *,
-    limit: int = MAX_YAML,
-    inside: str | Path | None = None,
-    what: str = "file",
-    fix: str | None = None,
-) -> T:
-    """Return the YAML file *path* as *model*: plain data only, no alias, no key twice.
-
-    Raises:
-        UsageError: as :func:`read_text`; it is not YAML, exceeds a bound, or does not fit the
-            model; with the line.
-    """
-    return read_yaml_with_places(path, model, limit=limit, inside=inside, what=what, fix=fix)[0]
-
-
 def read_yaml_with_places(
     path: str | Path,
     model: type[T] | TypeAdapter[T],
@@ -492,8 +474,10 @@ def read_yaml_with_places(
     fix: str | None = None,
     fixes: Mapping[str, str] | None = None,
 ) -> tuple[T, Place]:
-    """Return what :func:`read_yaml` returns, and a function from the keys of an entry to its
+    """Return the YAML file *path* as *model*, and a function from the keys of an entry to its
     ``file:line (keys)``.
+
+    The file holds plain data only, no alias, no key twice.
 
     Args:
         path: the file.
@@ -506,7 +490,8 @@ def read_yaml_with_places(
             that does not exist (``extra_forbidden``).
 
     Raises:
-        UsageError: as :func:`read_yaml`.
+        UsageError: as :func:`read_text`; it is not YAML, exceeds a bound, or does not fit the
+            model; with the line.
     """
     if fixes and "absent" in fixes and not exists(path):
         raise UsageError(_cut(path), f"there is no {what}", fixes["absent"])

@@ -101,15 +101,6 @@ class _Entry:
     blob: str
 
 
-def changes(root: Path, rev: str) -> dict[str, str]:
-    """The changes of :func:`compare`.
-
-    Raises:
-        UsageError: as :func:`compare`.
-    """
-    return compare(root, rev).changes
-
-
 def compare(root: Path, rev: str) -> Changeset:
     """Compare *root* as it is now with the merge base of *rev* and HEAD.
 

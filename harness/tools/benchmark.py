@@ -179,7 +179,7 @@ def deployed_rows() -> dict[str, Any]:
                 for row in deployed.measure(
                     tower, sides[tower], x, Path(folder), torch.get_num_threads(), effort
                 ):
-                    found[name].append(row.as_dict())
+                    found[name].append(asdict(row))
                     print(
                         f"{name:<10} {tower:<7} {row.side:<26} {row.per_second:>9.1f}/s  "
                         f"x{row.ratio}",
@@ -206,7 +206,7 @@ def gpu_rows() -> dict[str, Any]:
     sides = gpu.Models.of(architectures.random("ViT-L-14", torch.float16).to(device))
     rows = []
     for row in gpu.sweep(sides, clock_of(device), cache=gpu.cache_bytes(device)):
-        rows.append(row.as_dict())
+        rows.append(asdict(row))
         print(
             f"{row.tower:<7} {row.batch:>4} {row.side:<9} {row.per_second:>9.1f}/s  x{row.ratio}",
             flush=True,

@@ -63,10 +63,6 @@ class DeployedRow:
     peak: int
     before: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """A plain record for JSON."""
-        return {**vars(self), "ratio": self.ratio.as_dict()}
-
 
 def write(
     reference: nn.Module, quantized: Mapping[str, nn.Module], folder: Path

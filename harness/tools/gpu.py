@@ -13,7 +13,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +50,6 @@ class GpuRow:
     side: str
     per_second: float
     ratio: Ratio
-
-    def as_dict(self) -> dict[str, Any]:
-        """A plain record for JSON."""
-        return {**vars(self), "ratio": self.ratio.as_dict()}
 
 
 @dataclass(frozen=True)

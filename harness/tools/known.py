@@ -17,12 +17,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pydantic
 from torch import nn
 
+from harness import places
 from harness.lint.known import FILE
 from harness.models import architectures, families
 from harness.quantization import maps, quantize
@@ -80,7 +80,7 @@ def packed(data: dict[str, Any]) -> bytes:
 def content() -> dict[str, Any]:
     """Return everything that the file holds."""
     releases: dict[str, Any] = {}
-    for measured in measurement.every(Path(__file__).parents[2] / "baselines"):
+    for measured in measurement.every(places.BASELINES):
         releases[measured.release] = {
             "architectures": {"ViT-L-14": {"family": "clip", "places": _measured(measured)}}
         }

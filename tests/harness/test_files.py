@@ -36,8 +36,10 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "lines": lambda path: files.read_lines(path, limit=1000),
     "json": lambda path: files.read_json(path, Sizes, limit=1000),
     "json of anything": lambda path: files.read_json(path, dict[str, Any], limit=1000),
-    "yaml": lambda path: files.read_yaml(path, Sizes, limit=1000),
-    "yaml of anything": lambda path: files.read_yaml(path, dict[str, Any], limit=1000),
+    "yaml": lambda path: files.read_yaml_with_places(path, Sizes, limit=1000)[0],
+    "yaml of anything": lambda path: files.read_yaml_with_places(path, dict[str, Any], limit=1000)[
+        0
+    ],
 }
 
 
@@ -261,7 +263,10 @@ def test_json_and_yaml_that_fit(tmp_path: Path) -> None:
     assert content == Sizes(width=64, scale=0.5)
     assert place("scale") == f"{tmp_path / 'a.yaml'}:3 (scale)"
     adapter = pydantic.TypeAdapter(dict[str, float])
-    assert files.read_yaml(tmp_path / "a.yaml", adapter) == {"width": 64, "scale": 0.5}
+    assert files.read_yaml_with_places(tmp_path / "a.yaml", adapter)[0] == {
+        "width": 64,
+        "scale": 0.5,
+    }
 
 
 WRONG_YAML = {
@@ -293,7 +298,7 @@ def test_yaml_that_does_not_fit_is_refused_with_its_line(tmp_path: Path, name: s
     path = tmp_path / "budgets.yaml"
     path.write_text(content)
 
-    line = refusal(lambda: files.read_yaml(path, Sizes))
+    line = refusal(lambda: files.read_yaml_with_places(path, Sizes))
 
     assert line.startswith(str(path))
     assert part in line

@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.pull_requests.reach import Affected, affected, describe, not_gated
-from harness.pull_requests.revisions import at_revision, changes
+from harness.pull_requests.revisions import at_revision, compare
 from harness.recipes import judged
 from harness.recipes.finding import DEFAULT, installed_root
 from harness.recipes.loading import kind_of, load
@@ -534,7 +534,7 @@ def test_changes_name_what_happened(root: Path) -> None:
     put(root, "c.yaml", "{}")
     put(root, f"{FP8}.yaml", "{}")
 
-    assert changes(root, "HEAD") == {
+    assert compare(root, "HEAD").changes == {
         "a/deeper.yaml": "renamed from a/deep.yaml",
         "a/deep.yaml": "renamed to a/deeper.yaml",
         "b/int8.yaml": "removed",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.pull_requests.revisions import at_revision, changes, compare
+from harness.pull_requests.revisions import at_revision, compare
 
 SNIPPET = (
     "# modelopt-schema: modelopt.torch.quantization.config.QuantizerAttributeConfig\nnum_bits: 8\n"
@@ -179,7 +179,7 @@ def test_no_filter_hook_or_command_of_the_repository_runs(root: Path, tmp_path: 
     marker.unlink(missing_ok=True)
     index = (root.parent / ".git/index").read_bytes()
 
-    found = changes(root, "HEAD")
+    found = compare(root, "HEAD").changes
     with at_revision(root, "HEAD") as base:
         before = (base / "a.yaml").read_text()
 
@@ -245,7 +245,7 @@ def test_the_environment_of_a_calling_git_has_no_say(
     }.items():
         monkeypatch.setenv(name, value)
 
-    assert changes(root, "HEAD") == {"a.yaml": "modified"}
+    assert compare(root, "HEAD").changes == {"a.yaml": "modified"}
     assert not marker.exists()
 
 
@@ -275,7 +275,7 @@ def test_every_kind_of_change_has_its_word(root: Path) -> None:
     git(root, "add", "mode.yaml", "staged.yaml")
     put(root, "untracked.yaml", "u: 1\n")
 
-    assert changes(root, "HEAD") == {
+    assert compare(root, "HEAD").changes == {
         "renamed.yaml": "renamed from a.yaml",
         "a.yaml": "renamed to renamed.yaml",
         "case.yaml": "renamed from Case.yaml",
@@ -296,7 +296,7 @@ def test_a_pipe_in_place_of_a_file_is_not_opened(root: Path) -> None:
     (root / "a.yaml").unlink()
     os.mkfifo(root / "a.yaml")
 
-    assert changes(root, "HEAD") == {"a.yaml": "changed type"}
+    assert compare(root, "HEAD").changes == {"a.yaml": "changed type"}
 
 
 # --- what is not compared
@@ -368,7 +368,7 @@ def test_a_submodule_is_named_and_one_that_moved_asks_for_a_gate_of_its_own(
     assert [(part.path, part.mend, part.changed) for part in before] == [("sub/", "", False)]
     assert moved.why.startswith(f"a submodule that went from {first[:12]} to ")
     assert f"--recipes-root {root / 'sub'} --changed-since {first[:12]}" in moved.mend
-    assert changes(root / "sub", first[:12]) == {"x.yaml": "modified"}
+    assert compare(root / "sub", first[:12]).changes == {"x.yaml": "modified"}
 
 
 def test_a_sparse_checkout_hides_no_change(root: Path) -> None:
@@ -388,4 +388,4 @@ def test_a_sparse_checkout_hides_no_change(root: Path) -> None:
     assert (same.path, same.mend) == ("far/x.yaml", "")
     assert changed.path == "far/x.yaml"
     assert "sparse-checkout disable" in changed.mend
-    assert changes(root, "HEAD") == {}
+    assert compare(root, "HEAD").changes == {}
