@@ -5,6 +5,7 @@ in FP8.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_every_side_of_every_tower_at_every_batch(sides: Models) -> None:
     ]
     assert all(r.ratio.value == 1.0 for r in rows if r.side == BASE)
     assert all(r.per_second > 0 and r.ratio.rounds == 2 for r in rows)
-    assert rows[0].as_dict()["ratio"]["rounds"] == 2
+    assert asdict(rows[0])["ratio"]["rounds"] == 2
 
 
 def test_rates_are_samples_a_second(sides: Models) -> None:
