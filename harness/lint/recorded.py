@@ -4,7 +4,7 @@ that causes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,8 @@ class Recorded:
         refuse it.
         """
         for attributes in limits.attributes_of(entry):
-            attributes.update(self._coerced(attributes))
+            names = self._properties(f"{_CONFIG}.QuantizerAttributeConfig")
+            attributes.update(_coerced(attributes, names))
         problem = limits.refused_entry(entry)
         entry["enable"] = _truth(entry.get("enable", True))
         for attributes in limits.attributes_of(entry):
@@ -159,21 +160,6 @@ class Recorded:
                 UsageError(named_place(line, error.what, place), error.what, error.fix)
             )
             return None
-
-    def _coerced(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Text that stands for a number or a truth value, as pydantic reads it."""
-        found: dict[str, Any] = {}
-        properties = self._properties(f"{_CONFIG}.QuantizerAttributeConfig")
-        for name, value in attributes.items():
-            of = properties[name]
-            types = {one.get("type") for one in of.get("anyOf", [of])}
-            if not isinstance(value, str) or "string" in types:
-                continue
-            if "boolean" in types:
-                found[name] = _truth(value)
-            else:
-                found[name] = int(float(value)) if "integer" in types else float(value)
-        return found
 
     def _as_far_as_known(self, entry: Mapping[str, Any]) -> schema.Fields | None:
         """The fields of an entry that is refused for its attributes: what it names may be wrong as
@@ -215,6 +201,7 @@ class Recorded:
             self.problems.append(FileSettingError(where, what, f"Remove {setting}."))
         if self._complain(f"method {name}", plain(given), one, place, list(properties)):
             return
+        given |= _coerced(given, properties)
         if problem := limits.algorithm_problem(self._settings(methods[name], given)):
             self.problems.append(UsageError(named_place(one, problem[0], place), *problem))
 
@@ -341,7 +328,39 @@ _TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(
         "number": _is_number,
     }
 )
-_Lax = validators.extend(Draft202012Validator, type_checker=_TYPES)
+
+
+def _coerced(values: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Text that stands for a number or a truth value, as pydantic reads it."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        of = properties.get(name, {})
+        types = {one.get("type") for one in of.get("anyOf", [of])}
+        if not isinstance(value, str) or "string" in types or not types - {None}:
+            continue
+        if "boolean" in types:
+            found[name] = _truth(value)
+        else:
+            found[name] = int(float(value)) if "integer" in types else float(value)
+    return found
+
+
+def _of_numbers(keyword: str) -> Callable[..., Iterator[ValidationError]]:
+    """*keyword* of JSON Schema, which compares numbers, for text that stands for one as well."""
+    compared = Draft202012Validator.VALIDATORS[keyword]
+
+    def check(validator: Any, limit: Any, value: Any, of: Any) -> Iterator[ValidationError]:
+        if isinstance(value, str) and _is_number(None, value):
+            value = float(value)
+        yield from compared(validator, limit, value, of) or ()
+
+    return check
+
+
+_COMPARE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_Lax = validators.extend(
+    Draft202012Validator, {name: _of_numbers(name) for name in _COMPARE}, type_checker=_TYPES
+)
 
 
 def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:

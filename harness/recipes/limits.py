@@ -134,7 +134,13 @@ def _scales(cfg: Attributes) -> Finding:
             f"scale_bits is {scale!r:.40}, ModelOpt has e4m3, e8m0 and 8",
             "Write scale_bits: e4m3.",
         )
-    for size in (blocks.get("scale_block_sizes") or {}).values():
+    of_scales = blocks.get("scale_block_sizes") or {}
+    if not isinstance(of_scales, Mapping):
+        return (
+            f"scale_block_sizes is {of_scales!r:.40}, expected a mapping",
+            "Write scale_block_sizes: {-1: 256}.",
+        )
+    for size in of_scales.values():
         if not isinstance(size, int) or not 1 <= size <= 1 << 20:
             return (
                 f"scale_block_sizes asks for blocks of {size!r:.40}",

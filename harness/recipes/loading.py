@@ -515,7 +515,9 @@ def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> 
             imported_at=imported.get(number - 1, ""),
         )
         for number, line in enumerate(lines, 1)
-        for place in [getattr(line, "place", "") or f"{source} entry {number}"]
+        for place in [
+            getattr(line, "place", "") or place_at(lines, [number - 1], f"{source} entry {number}")
+        ]
         for fields in schema.entries(line, place)
     )
 

@@ -112,6 +112,11 @@ NVFP4 = "num_bits: e2m1, block_sizes: {-1: 16, type: dynamic, scale_bits: e4m3}"
         ),
         ("num_bits: 4, block_sizes: {-1: 16, scale_bits: 5}", "scale_bits is 5", NVFP4),
         (
+            "num_bits: 4, block_sizes: {-1: 16, scale_bits: 8, scale_block_sizes: 7}",
+            "scale_block_sizes is 7, expected a mapping",
+            "num_bits: 4, block_sizes: {-1: 16, scale_bits: 8, scale_block_sizes: {-1: 256}}",
+        ),
+        (
             "num_bits: 4, block_sizes: {-1: 16, scale_bits: 8, scale_block_sizes: {-1: 0}}",
             "scale_block_sizes asks for blocks of 0",
             "num_bits: 4, block_sizes: {-1: 16, scale_bits: 8, scale_block_sizes: {-1: 256}}",

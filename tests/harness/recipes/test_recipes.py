@@ -572,7 +572,7 @@ def test_a_python_reference_that_is_no_recipe_is_refused(
             recipe_text("  - quantizer_name: 3\n    enable: true\n"),
             "r.yaml:6: quantizer_name is refused",
         ),
-        (recipe_text("  - 7\n"), "r.yaml entry 1: the entry 7 is no mapping"),
+        (recipe_text("  - 7\n"), "r.yaml:6: the entry 7 is no mapping"),
         (recipe_text("   x\n"), "quant_cfg is no list of entries"),
         (
             recipe_text("  - {quantizer_name: '*', enable: true}\n", "maxx"),
