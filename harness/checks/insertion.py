@@ -421,7 +421,7 @@ def every_pattern_matches(case: Case) -> list[Problem]:
 
 
 def _is_for_others(recipe: Recipe, entry: Entry) -> bool:
-    """Whether *entry* is for a family of model that is none of CLIP's, as the lint finds it."""
+    """Whether *entry* is for a family of model that is not one of CLIP's, as the lint finds it."""
     return rules.is_for_others(recipe, entry, rules.families_here())
 
 

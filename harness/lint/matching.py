@@ -2,7 +2,7 @@
 tree of recipes.
 
 A family has thousands of names, and ModelOpt's rules of matching (:mod:`harness.recipes.applied`)
-go through all of them for every entry.  Quantizers that the entries of a recipe do not tell apart
+go through all of them for every entry.  Quantizers that the entries of a recipe do not distinguish
 end alike, so one of each kind is enough: names are compared once per pattern, and the rules run on
 one name of each group.
 """
@@ -59,7 +59,7 @@ class FamilyPlaces:
 
     def touched(self, entries: Sequence[AppliedEntry]) -> Touched:
         """Return what ModelOpt makes of *entries* here, by one place of each group that they do not
-        tell apart.
+        distinguish.
         """
         groups = [self.all] if self.all else []
         for mask in dict.fromkeys(mask for entry in entries for mask in self._masks(entry)):

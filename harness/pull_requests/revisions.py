@@ -43,7 +43,7 @@ _KEPT = {
     "GIT_EXEC_PATH",
 }
 #: Settings of the repository that could run or fetch something, each turned off.  An empty
-#: fsmonitor is none in every release of git; "false" was the name of a command up to 2.35.
+#: fsmonitor means no monitor in every release of git; "false" was a command's name up to 2.35.
 _OFF = (
     *("core.fsmonitor=", "core.untrackedCache=false", f"core.hooksPath={os.devnull}"),
     *("core.sshCommand=false", "credential.helper=", "protocol.allow=never"),
@@ -107,7 +107,7 @@ def compare(root: Path, rev: str) -> Changeset:
     YAML files and symbolic links count, those too that git does not track yet and does not ignore.
 
     Raises:
-        UsageError: *root* is in no git repository, *rev* is no commit of it or has no merge base
+        UsageError: *root* is in no git repository, *rev* is not a commit of it or has no merge base
             with HEAD, the tree is far too large, or it holds nothing that can be compared.
     """
     root = root.resolve()

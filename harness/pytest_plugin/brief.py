@@ -385,7 +385,7 @@ def _room(
     pointers = {one.longrepr for one in shown.get("skipped", ()) if hasattr(one, "gate_check")}
     headings = {group.kind for group in groups} - {"inconclusive"}
     notes = len(notes_of(config)) + bool(config.getoption("xmlpath", None))
-    # What was told before, a blank line, the headings, the hint, the notes, the table, and pytest's
+    # What was said before, a blank line, the headings, the hint, the notes, the table, and pytest's
     # short summary with its end.
     used = lines_told(config) + 1 + len(headings) + 1 + notes + len(table) + 1 + len(pointers) + 1
     return max(LEAST, MOST - header - config.stash.get(_PROGRESS, 8) - used)

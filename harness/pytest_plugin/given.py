@@ -133,7 +133,7 @@ def look_at_recipe(ref: str, root: Path | None) -> None:
         loading.load(ref, root, schema)
     except UsageError as error:
         refused.append(error)
-    # A setting that names a file is no reason to refuse a recipe: it is not gated.
+    # A setting that names a file is not a reason to refuse a recipe: it is not gated.
     refused += [one for one in schema.problems if not isinstance(one, recorded.FileSettingError)]
     errors.raise_all(_each_once(refused))
 

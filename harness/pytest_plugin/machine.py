@@ -1,7 +1,7 @@
 """What pytest-benchmark keeps of the machine, so that times of two machines are never compared
 silently.
 
-A saved run lies under a key that carries the CPU's model or the GPU's name, and says which device,
+A saved run is under a key that carries the CPU's model or the GPU's name, and says which device,
 how many threads and which torch it was measured with.  Its times are compared on that device alone.
 """
 

@@ -455,7 +455,7 @@ def fell_short(results: Results, case: Case | CaseName) -> str:
     """Why what was measured of *case* is not a baseline: what did not hold of it; empty where all
     held.
 
-    A difference from the stored record is no reason: that record is kept as it is in any case.
+    A difference from the stored record is not a reason: that record is kept as it is in any case.
     """
     from harness.report import cases
 

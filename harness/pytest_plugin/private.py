@@ -44,7 +44,7 @@ def has_option(parser: Any, name: str, dest: str) -> bool:
 def read_command_line_again(
     config: pytest.Config, parser: pytest.Parser, args: Sequence[str]
 ) -> None:
-    """Have the words of the command line told apart by the options that were just added.
+    """Have the words of the command line distinguished by the options that were just added.
 
     pytest does so itself after it has loaded plugins, and only then.
     """

@@ -38,7 +38,7 @@ def cuda_device(worker: str, count: int) -> int:
     """The one of *count* CUDA devices that the worker ``gwN`` takes: N modulo the count.
 
     Raises:
-        ValueError: there is no device, or *worker* is no worker's name.
+        ValueError: there is no device, or *worker* is not a worker's name.
     """
     if count < 1:
         raise ValueError("there is no CUDA device to take")

@@ -234,7 +234,7 @@ def _set(
 
 def _holder(roots: dict[str, _Node], place: str, path: tuple[int, ...]) -> tuple[Any, Any]:
     """Where the node at *path* of *place* is kept: a container and the key in it; (None, None) if
-    there is none.
+    there is not one.
     """
     if not path:
         return roots, place

@@ -139,7 +139,7 @@ def _of_key(key: str, value: Any) -> list[Line]:
 
 
 def _attributes(entry: Line) -> Any:
-    """What an entry says of its quantizers: on or off beside the attributes, of each in a
+    """What an entry says of its quantizers: on or off next to the attributes, of each in a
     sequence.
     """
     cfg, enable = entry.get("cfg"), bool(entry.get("enable", True))

@@ -9,7 +9,7 @@ from typing import Any
 def modelopt_config() -> Any:
     """``modelopt.torch.quantization.config``, imported so that ModelOpt finds its plugins.
 
-    torchvision is mended first: with the broken pair ModelOpt would leave out its Hugging Face
+    torchvision is fixed first: with the broken pair ModelOpt would leave out its Hugging Face
     plugin, and with it the attention quantizers, after a warning.
     """
     from harness import compat  # noqa: F401

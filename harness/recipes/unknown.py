@@ -154,7 +154,7 @@ def nearest(ref: str, names: Collection[str], start: str = "") -> list[str]:
 
 
 def meant(near: list[str]) -> str:
-    """Return the question whether one of *near* was meant; empty where there is none."""
+    """Return the question whether one of *near* was meant; empty where there is not one."""
     if not near:
         return ""
     *others, last = map(repr, near)

@@ -166,7 +166,7 @@ class Document:
 
 
 class UnreadableError(UsageError):
-    """A file that is not read at all, or not to its end: it is no file, or exceeds a limit."""
+    """A file that is not read at all, or not to its end: it is not a file, or exceeds a limit."""
 
 
 class NotYamlError(UsageError):

@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A number as ``plain`` writes it, or None where there is none."""
+    """A number as ``plain`` writes it, or None where there is not one."""
     if value is None or isinstance(value, bool):
         return None
     try:

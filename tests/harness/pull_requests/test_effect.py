@@ -47,7 +47,7 @@ def test_a_remark_has_no_effect(fp8: Recipe, variant: Variant) -> None:
 
 
 def test_an_entry_that_restates_another_has_no_effect(fp8: Recipe, variant: Variant) -> None:
-    """Another text with the same quantizers and algorithm is no effect, by the maps of both
+    """Another text with the same quantizers and algorithm is not an effect, by the maps of both
     architectures.
     """
     last = "    - quantizer_name: '*bmm2_output_quantizer'"
@@ -74,7 +74,7 @@ def test_two_recipes_differ_by_their_maps(fp8: Recipe) -> None:
 
 
 def test_an_algorithm_alone_is_an_effect(fp8: Recipe, variant: Variant) -> None:
-    """Another calibration leaves every map as it was and is told beyond it."""
+    """Another calibration leaves every map as it was and is reported beyond it."""
     found = effect.between(fp8, variant("algorithm: max", "algorithm: {method: mse}"))
 
     assert not found.none

@@ -167,7 +167,7 @@ def test_a_line_of_a_numeric_selects_its_importers_and_no_other(whole: Tree) -> 
 
 
 def test_a_comment_has_no_effect_and_runs_nothing(tree: Tree) -> None:
-    """A change that resolves to the same recipe is told as no effect on CLIP, and no test is
+    """A change that resolves to the same recipe is reported as no effect on CLIP, and no test is
     collected.
     """
     tree.edit(NUMERIC, "num_bits: e4m3", "num_bits: e4m3  # four bits of exponent")

@@ -147,7 +147,7 @@ def test_a_new_recipe_is_selected_before_git_knows_it(root: Path) -> None:
 
 
 def test_a_removed_import_breaks_the_recipes_above_it(root: Path) -> None:
-    """They are selected, and told to be broken with the import that no longer exists."""
+    """They are selected, and reported to be broken with the import that no longer exists."""
     (root / f"{FP8}.yaml").unlink()
 
     selection = affected(root, "HEAD")
@@ -160,7 +160,7 @@ def test_a_removed_import_breaks_the_recipes_above_it(root: Path) -> None:
 
 
 def test_a_renamed_import_breaks_those_that_were_not_told(root: Path) -> None:
-    """The unit renamed and one of two importers mended: the other is broken, both are selected."""
+    """The unit renamed and one of two importers fixed: the other is broken, both are selected."""
     git(root, "mv", "configs/units/fp8.yaml", "configs/units/float8.yaml")
     put(root, "a/fp8.yaml", recipe("configs/units/float8"))
 
@@ -176,7 +176,7 @@ def test_a_renamed_import_breaks_those_that_were_not_told(root: Path) -> None:
 
 
 def test_a_renamed_recipe_is_one_recipe(root: Path) -> None:
-    """It is selected under its new name, and the old one is not told to be lost."""
+    """It is selected under its new name, and the old one is not reported to be lost."""
     git(root, "mv", "b/int8.yaml", "b/integer.yaml")
 
     selection = affected(root, "HEAD")
@@ -196,7 +196,7 @@ def test_a_removed_recipe_is_told(root: Path) -> None:
 
 
 def test_a_recipe_that_loses_its_suffix_is_told_as_gone(root: Path) -> None:
-    """A rename to what is no recipe file takes the recipe away as a removal does."""
+    """A rename to what is not a recipe file takes the recipe away as a removal does."""
     git(root, "mv", "b/int8.yaml", "b/int8.yaml.bak")
 
     (gone,) = affected(root, "HEAD")
@@ -247,7 +247,7 @@ def test_a_link_inside_the_tree_is_followed(root: Path) -> None:
 
 
 def test_an_unreadable_recipe_is_selected_as_broken(root: Path) -> None:
-    """What does not parse cannot be told from a recipe, so it is not passed over."""
+    """What does not parse cannot be distinguished from a recipe, so it is not passed over."""
     put(root, "c/new.yaml", "imports: [\n")
 
     (one,) = affected(root, "HEAD")
@@ -257,7 +257,7 @@ def test_an_unreadable_recipe_is_selected_as_broken(root: Path) -> None:
 
 
 def test_a_cycle_is_told_as_broken(root: Path) -> None:
-    """The graph walk ends, and the recipe is told to be circular."""
+    """The graph walk ends, and the recipe is reported to be circular."""
     put(
         root,
         "configs/units/fp8.yaml",
@@ -271,7 +271,7 @@ def test_a_cycle_is_told_as_broken(root: Path) -> None:
 
 
 def test_a_recipe_kept_as_a_directory_is_reached(root: Path) -> None:
-    """Its quantize file's imports count, and its name is the directory's; removed, it is told
+    """Its quantize file's imports count, and its name is the directory's; removed, it is reported
     once.
     """
     put(root, "c/dir/metadata.yml", "recipe_type: ptq\n")
@@ -312,7 +312,7 @@ def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
 
 
 def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
-    """A complete config is no recipe by itself; with presets=True the change's reach into them
+    """A complete config is not a recipe by itself; with presets=True the change's reach into them
     shows.
     """
     put(
@@ -528,7 +528,7 @@ def test_a_huge_file_of_a_revision_is_refused_like_any(root: Path) -> None:
 
 
 def test_changes_name_what_happened(root: Path) -> None:
-    """Paths are relative to the root, and a rename is told at both ends."""
+    """Paths are relative to the root, and a rename is reported at both ends."""
     git(root, "mv", "a/deep.yaml", "a/deeper.yaml")
     (root / "b/int8.yaml").unlink()
     put(root, "c.yaml", "{}")
@@ -545,13 +545,13 @@ def test_changes_name_what_happened(root: Path) -> None:
 
 @pytest.mark.parametrize("rev", ["no-such-branch", "--output=/tmp/x", "", "HEAD\n", "HEAD:recipes"])
 def test_a_revision_that_is_none_is_refused(root: Path, rev: str) -> None:
-    """An unknown revision, an option in disguise, and what is no commit are usage errors."""
+    """An unknown revision, an option in disguise, and what is not a commit are usage errors."""
     with pytest.raises(UsageError, match="--changed-since"):
         affected(root, rev)
 
 
 def test_a_tree_outside_git_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message is git's own, with the mend."""
+    """The message is git's own, with the fix."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
 
     with pytest.raises(UsageError, match=r"not a git repository.*git checkout"):
@@ -622,7 +622,7 @@ def test_what_the_gate_does_not_judge_is_told_with_the_reason(
     ],
 )
 def test_a_format_that_needs_cuda_is_gated_only_there(name: str, reason: str) -> None:
-    """NVFP4 and the MX formats are told apart on the CPU and judged on CUDA."""
+    """NVFP4 and the MX formats are distinguished on the CPU and judged on CUDA."""
     assert judged.not_gated(load(name), "cpu", CLIP) == reason
     assert judged.not_gated(load(name), "cuda", CLIP) is None
 

@@ -106,7 +106,7 @@ def test_a_shallow_clone_without_merge_base_says_how_to_get_one(root: Path, tmp_
 
 
 def test_unrelated_histories_are_refused(root: Path) -> None:
-    """A branch that shares nothing with HEAD is no base to compare with."""
+    """A branch that shares nothing with HEAD is not a base to compare with."""
     git(root, "checkout", "-q", "--orphan", "other")
     commit(root, "unrelated")
 
@@ -118,7 +118,7 @@ def test_unrelated_histories_are_refused(root: Path) -> None:
 
 
 def plant(root: Path, marker: Path) -> None:
-    """Have everything that git can be told to run write *marker*: hooks, filters, monitors,
+    """Have everything that git can be configured to run write *marker*: hooks, filters, monitors,
     commands and aliases.
     """
     top = root.parent

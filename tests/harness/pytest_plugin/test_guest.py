@@ -159,7 +159,7 @@ def told(result: pytest.RunResult) -> list[str]:
     ids=" ".join,
 )
 def test_same_output_and_exit_code(project: Run, arguments: tuple[str, ...]) -> None:
-    """Whatever such a project asks for, it is told the same, before or after a plugin with an
+    """Whatever such a project asks for, it gets the same message, before or after a plugin with an
     option of ours.
     """
     alone = project(*arguments, plugins=("emulated_devices",))

@@ -97,7 +97,7 @@ def refused(pytester: pytest.Pytester) -> Refused:
 def test_options_that_cancel_each_other(
     refused: Refused, words: tuple[str, ...], begins: str, fix: str
 ) -> None:
-    """Where one of two options would have no effect, or a number is none, the line names it and
+    """Where one of two options would have no effect, or a number is not one, the line names it and
     what to do.
     """
     line = refused(*words)
@@ -235,7 +235,7 @@ def test_texts_that_cannot_be_used(refused: Refused, option: str, value: str) ->
     "option", ["--baselines", "--gate-report", "--data-root", "--recipe", "--clip-model"]
 )
 def test_home_of_nobody(refused: Refused, option: str) -> None:
-    """A home folder of a user that does not exist is told."""
+    """A home folder of a user that does not exist is reported."""
     assert "no user 'nosuchuser'" in refused(option, "~nosuchuser/x")
 
 
@@ -300,7 +300,7 @@ def saved(pytester: pytest.Pytester, *arguments: str, cases: str = "int8") -> py
 def test_comparison_with_nothing_in_common(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A saved run without these tests, and no saved run, are told before any test runs; the same
+    """A saved run without these tests, and no saved run, are reported before any test runs; the same
     tests are compared.
     """
     from harness.gate.reference_side import ReferenceSide

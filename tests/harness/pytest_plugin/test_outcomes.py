@@ -352,7 +352,7 @@ def case_with(*checks: CheckResult, **sections: Any) -> dict[str, Any]:
     ],
 )
 def test_a_check_decides_a_case(outcome: Outcome, word: str) -> None:
-    """One check alone gives its word; beside a verdict that passed, it is never better than
+    """One check alone gives its word; next to a verdict that passed, it is never better than
     that.
     """
     check = CheckResult("t.py::test_it", "insertion", outcome, "m", "fp8", "embedded", gated=True)
@@ -382,7 +382,7 @@ def test_what_fell_short_is_no_new_baseline(
     """``--new-baselines-only`` leaves out what failed, with the command that accepts it all the
     same.
 
-    That a case has no baseline, or another one, is no reason: the former is why it is stored.
+    That a case has no baseline, or another one, is not a reason: the former is why it is stored.
     """
     gate, results = Gate(Options(recipes=("fp8",), baselines=tmp_path)), Results()
     shown: list[str] = []

@@ -146,7 +146,7 @@ def test_help_shows_the_options(run_gate: RunGate) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Where the run that several tests look at lies: its store, its arguments, and once it ran, its
+    """Where the run that several tests look at is: its store, its arguments, and once it ran, its
     result.
 
     int8 passes, and its baseline holds the same samples in another order; four bits are

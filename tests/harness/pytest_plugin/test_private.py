@@ -47,7 +47,7 @@ def test_fixtures_and_groups_of_a_test(pytester: pytest.Pytester) -> None:
 
 
 def test_fixtures_that_a_test_asks_for(pytester: pytest.Pytester) -> None:
-    """Names with a fixture are told from those that are still to be parametrized."""
+    """Names with a fixture are reported from those that are still to be parametrized."""
     pytester.makeconftest(
         """
         from harness.pytest_plugin import private

@@ -67,7 +67,7 @@ def test_ids_are_read_without_their_groups(sent: str, plain: str) -> None:
 
 
 def test_no_device_is_no_choice() -> None:
-    """Without a CUDA device there is none to take."""
+    """Without a CUDA device there is not one to take."""
     with pytest.raises(ValueError, match="no CUDA device"):
         workers.cuda_device("gw0", 0)
 

@@ -55,7 +55,7 @@ def test_a_recipe_of_this_package_can_be_written_as_a_dict(name: str) -> None:
 
 
 def test_what_is_off_keeps_its_attributes_and_a_sequence_its_parts() -> None:
-    """On or off stands beside the attributes, for each quantizer of a sequence."""
+    """On or off stands next to the attributes, for each quantizer of a sequence."""
     entries: list[dict[str, Any]] = [
         {"quantizer_name": "*", "enable": False},
         {"quantizer_name": "*weight_quantizer", "cfg": W4A8},

@@ -399,7 +399,7 @@ def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_circle_of_imports_is_refused_with_its_way(length: int, tmp_path: Path) -> None:
-    """Units that import each other, or themselves, are told in the circle's order, however they are
+    """Units that import each other, or themselves, are reported in the circle's order, however they are
     named.
     """
     for number in range(length):
@@ -588,7 +588,7 @@ def outcome(ref: str) -> str:
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file, written anew for each example."""
+    """One file, written again for each example."""
     return tmp_path_factory.mktemp("fuzz") / "r.yaml"
 
 

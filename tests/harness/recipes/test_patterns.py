@@ -87,7 +87,7 @@ def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) ->
 def test_unmatched_pattern_is_told_unless_it_may_be(
     entry: Entry, path: Path | None, told: bool
 ) -> None:
-    """What matches nothing is told, but not a shared deny-list, a class of other families or the
+    """What matches nothing is reported, but not a shared deny-list, a class of other families or the
     tower left out.
     """
     found = patterns.unmatched_patterns(
@@ -178,7 +178,7 @@ def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
 def test_unmatched_pattern_is_told_with_what_was_meant(
     pattern: str, hidden: dict[str, str], block: bool, mend: str
 ) -> None:
-    """The mend is why the block is hidden, the attention class that has it, the name meant, or the
+    """The fix is why the block is hidden, the attention class that has it, the name meant, or the
     names there are.
     """
     there = PAIR + attention("vision.attn", ("k_bmm",)) * block
@@ -238,7 +238,7 @@ def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
 def test_overridden_pattern_is_told_with_both_entries(
     entries: tuple[Entry, ...], path: Path | None, told: list[tuple[int, int]]
 ) -> None:
-    """An entry that a deny-all or imported deny-lists behind it leave nothing of is told, with the
+    """An entry that a deny-all or imported deny-lists behind it leave nothing of is reported, with the
     last one.
     """
     problems = patterns.overridden_patterns(PAIR, recipe(*entries, path=path))

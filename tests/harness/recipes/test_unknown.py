@@ -26,7 +26,7 @@ holder = Holder()
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with recipes, and with what is none."""
+    """A working folder with recipes, and with what is not one."""
     for name in ("mine.yaml", "some/a.yaml", "some/b.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(RECIPE)

@@ -60,7 +60,7 @@ class Elements(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep it; where a long name may break is no element of its own."""
+        """Keep it; where a long name may break is not an element of its own."""
         if tag != "wbr":
             self.found.append((tag, dict(attrs)))
 
@@ -208,7 +208,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
-    """A file where the folder should be is told in one line with its mend."""
+    """A file where the folder should be is reported in one line with its fix."""
     (tmp_path / "taken").write_text("")
 
     with pytest.raises(UsageError, match=r"taken: cannot be written .* --gate-report"):
