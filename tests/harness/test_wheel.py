@@ -174,5 +174,7 @@ def test_commands_of_an_installed_gate_call_its_package(installed: Path) -> None
     assert baselines.rerun_command(address) == f"pytest --pyargs '{address}'"
     assert baselines.rerun_command(outcomes.address_of(other)) == "pytest test_mine.py::test_x"
     assert baselines.accept_command(recipe="mine.yaml", new_only=True) == (
-        "pytest --pyargs harness.suites --recipe mine.yaml --new-baselines-only"
+        "pytest --pyargs harness.suites --recipe mine.yaml --baselines DIR --new-baselines-only"
     )
+    own = baselines.accept_command(options=["--baselines", "mine"], recipe="r", new_only=True)
+    assert own == "pytest --pyargs harness.suites --baselines mine --recipe r --new-baselines-only"
