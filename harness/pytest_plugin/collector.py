@@ -260,10 +260,7 @@ def _consumers(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {
         "decision": "" if family is None else family.decision.value,
         "headline": "" if family is None else family.headline(),
-        "verdicts": [
-            asdict(verdict) | {"decision": verdict.decision.value}
-            for verdict in (() if family is None else family.verdicts)
-        ],
+        "verdicts": [verdict.as_dict() for verdict in (family.verdicts if family else ())],
         "beyond": {
             f"{consumer}/{name}": {one.name: one.value for one in moved.measurements}
             for (consumer, name), moved in read.all_moved.items()

@@ -154,6 +154,7 @@ def _each_once(refused: Sequence[UsageError]) -> list[UsageError]:
 def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
     """Refuse a budgets file, or a file of expected differences, that cannot be used."""
     from harness.baselines import differences
+    from harness.consumers import contracts
     from harness.data import samples
     from harness.recipes import finding
     from harness.statistics import budgets
@@ -162,7 +163,8 @@ def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
     differences.load(store)
     root = get("recipes_root")
     given = [finding.name_of(ref, root) for ref in get("gate_recipes") or ()]
-    policy.check_names([*given, *finding.DEFAULT, *finding.MORE], samples.EMBEDDED_TASKS)
+    known = (*samples.EMBEDDED_TASKS, *contracts.CONTRACTS)
+    policy.check_names([*given, *finding.DEFAULT, *finding.MORE], known)
 
 
 def _look_at_records(options: Options) -> None:
