@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from harness.baselines import (
     Comparison,
@@ -87,7 +86,7 @@ def carry(
         return Carried(stored, {})
     pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
     laid = overlay.apply(pair[0], pair[1], way, differences.subject(new.recipe, new.attention))
-    kept: tuple[dict[str, Any], ...] = tuple(q.as_dict() for q in laid.map)
+    kept: tuple[dict[str, object], ...] = tuple(q.as_dict() for q in laid.map)
     against = f"{stored.path or 'baseline'}, {stored.measured[:10]}"
     unexpected = Unexpected(against, way, laid.met, laid.findings) if laid.findings else None
     return Carried(replace(stored, provenance=moved, quantizers=kept), laid.met, unexpected)

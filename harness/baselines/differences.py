@@ -35,7 +35,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from packaging.version import InvalidVersion, Version
@@ -182,7 +182,7 @@ class Way:
             f"{name}):"
         )
 
-    def draft(self, kind: str, base: str, fresh: str, **known: Any) -> str:
+    def draft(self, kind: str, base: str, fresh: str, **known: object) -> str:
         """A record to be completed: *base* is what the baseline leads to expect, *fresh* what was
         found here.
         """

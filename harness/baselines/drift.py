@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -247,7 +246,7 @@ def _advice(foreign: Sequence[Mismatch]) -> tuple[str, ...]:
     )
 
 
-def _structure(record: Record) -> list[dict[str, Any]]:
+def _structure(record: Record) -> list[dict[str, object]]:
     return [{key: value for key, value in q.items() if key != "amax"} for q in record.quantizers]
 
 
@@ -271,7 +270,7 @@ def map_changes(stored: Record, fresh: Record, amax: float | None = None) -> lis
     return lines
 
 
-def _first_change(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+def _first_change(was: list[dict[str, object]], now: list[dict[str, object]]) -> str:
     pairs = [(a, b) for a, b in zip(was, now, strict=False) if a != b]
     if not pairs:
         return f"{len(was)} quantizers to {len(now)}"

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,7 +216,7 @@ class Record:
     """
 
     provenance: Provenance
-    quantizers: tuple[dict[str, Any], ...]
+    quantizers: tuple[dict[str, object], ...]
     tasks: tuple[TaskRecord, ...] = ()
     throughput: Mapping[str, Ratio] | None = None
     history: tuple[HistoryEntry, ...] = ()

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import filelock
 
@@ -562,7 +561,7 @@ def _is_regular(path: Path) -> bool:
     return files.is_file(path) and not path.is_symlink()
 
 
-def _digests(value: Any) -> set[str]:
+def _digests(value: object) -> set[str]:
     """The first 16 digits of everything under an ``outcomes`` key, at any depth."""
     if not isinstance(value, dict):
         return set()

@@ -32,7 +32,7 @@ from harness.recipes.loading import Recipe
 
 #: Attributes of a quantizer that a recipe decides, with what ModelOpt takes where an entry says
 #: nothing.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "num_bits": 8,
     "axis": None,
     "unsigned": False,
@@ -134,7 +134,7 @@ def _some(lines: list[str], limit: int = 12) -> tuple[str, ...]:
     return (*lines[:limit], *([f"... and {len(lines) - limit} more"] if len(lines) > limit else []))
 
 
-def _is_never_on(quantizer: Any) -> bool:
+def _is_never_on(quantizer: object) -> bool:
     """Whether ModelOpt keeps this quantizer off whatever a recipe says: an embedding's input is a
     word's number.
     """

@@ -143,7 +143,7 @@ def _save_configuration(model: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _configuration(folder: Path) -> tuple[Any, Any]:
+def _configuration(folder: Path) -> tuple[object, object]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)

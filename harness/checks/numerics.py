@@ -51,7 +51,7 @@ MAIN_FORMATS = ("E4M3", "INT8", "INT4")
 #: Formats that are looked at with any bits and any amax.
 SIGNED_FORMATS = (*MAIN_FORMATS, "INT8-narrow")
 #: Which elements share a scale, by name, as the attributes of a quantizer.
-LAYOUTS: dict[str, dict[str, Any]] = {
+LAYOUTS: dict[str, dict[str, object]] = {
     "per-tensor": {"type": "dynamic"},
     "per-channel": {"axis": 0, "type": "dynamic"},
     "two-axes": {"axis": (0, 2), "type": "dynamic"},
@@ -73,7 +73,7 @@ ODD_AMAXES = (
 )
 GRADIENT_FORMATS = ("E4M3", "INT8")
 #: Attributes of the weight quantizers that are folded.
-FOLDED: tuple[dict[str, Any], ...] = (
+FOLDED: tuple[dict[str, object], ...] = (
     {"num_bits": (4, 3)},
     {"num_bits": 8, "axis": 0},
     {"num_bits": 4, "block_sizes": {-1: 16}},
@@ -112,7 +112,7 @@ def differences(quantizer: Any, x: Tensor) -> list[str]:
     return _unequal(quantizer(x), formats.from_quantizer(quantizer)(x), x, quantizer.num_bits)
 
 
-def _unequal(found: Tensor, expected: Tensor, x: Tensor, num_bits: Any) -> list[str]:
+def _unequal(found: Tensor, expected: Tensor, x: Tensor, num_bits: object) -> list[str]:
     equal = torch.from_numpy(formats.same_bits(found, expected))
     if equal.all():
         return []
@@ -264,7 +264,7 @@ def _searched(search: Callable[[], object]) -> list[str]:
     return []
 
 
-def _must_equal(made: Any, x: Tensor) -> None:
+def _must_equal(made: object, x: Tensor) -> None:
     found = differences(made, x)
     if found:
         raise _CounterexampleError(found[0])

@@ -61,7 +61,7 @@ class Check:
 
     suite: str
     name: str
-    run: Callable[..., Any]
+    run: Callable[..., object]
     recorded: bool = False
     values: Mapping[str, Values] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.checks.registry import NotJudged, check
 from harness.evaluation import throughput
@@ -16,7 +16,7 @@ TOWERS = ("vision", "text")
 
 
 @check("throughput", tower=TOWERS)
-def reference_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
+def reference_forward(case: Case, tower: str, benchmark: object) -> list[Problem]:
     """Measure a forward of the FP16 tower with pytest-benchmark's fixture; it fails nothing.
 
     ``--benchmark-compare-fail`` decides about times.
@@ -27,7 +27,7 @@ def reference_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
 
 
 @check("throughput", tower=TOWERS)
-def quantized_forward(case: Case, tower: str, benchmark: Any) -> list[Problem]:
+def quantized_forward(case: Case, tower: str, benchmark: object) -> list[Problem]:
     """Measure a forward of the quantized tower in turn with the FP16 one, and keep their ratio; it
     fails nothing.
     """
