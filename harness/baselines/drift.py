@@ -536,7 +536,7 @@ def _outcome_changes(was: TaskRecord, now: TaskRecord) -> Iterator[tuple[str, st
         kind = "loosened" if now.difference < was.difference else "tightened"
         yield kind, f"difference {was.difference:+.2f} to {now.difference:+.2f} points"
     if was.decision != now.decision:
-        order = ("FAIL", "INCONCLUSIVE", "PASS")
+        order = ("FAIL", "GAIN", "INCONCLUSIVE", "PASS")
         kind = "loosened" if order.index(now.decision) < order.index(was.decision) else "tightened"
         yield kind, f"verdict {was.decision} to {now.decision}"
 

@@ -64,7 +64,7 @@ class _Task(_Shape):
     changed: int
     count: int = pydantic.Field(ge=1, le=100_000_000)
     data: str
-    decision: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    decision: Literal["PASS", "FAIL", "INCONCLUSIVE", "GAIN"]
     difference: float
     interval: tuple[float, float]
     lost: int

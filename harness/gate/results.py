@@ -27,6 +27,7 @@ class Word(str, Enum):
     NOTHING = "no verdict"
     PASS = "PASS"  # noqa: S105 - a verdict
     INCONCLUSIVE = "INCONCLUSIVE"
+    GAIN = "GAIN"
     FAIL = "FAIL"
     INTERRUPTED = "INTERRUPTED"
     REFUSED = "REFUSED"

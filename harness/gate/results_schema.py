@@ -33,7 +33,7 @@ Count = Annotated[int, Field(ge=0)]
 Number = TypeAliasType("Number", Annotated[float, WithJsonSchema(_NUMBER)])
 Image = TypeAliasType("Image", Annotated[str, WithJsonSchema(_IMAGE)])
 RunWord = TypeAliasType("RunWord", Annotated[str, WithJsonSchema(_WORDS)])
-DecisionWord = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+DecisionWord = Literal["PASS", "FAIL", "INCONCLUSIVE", "GAIN"]
 
 
 class _Part(BaseModel):
@@ -174,6 +174,10 @@ class BudgetResult(_Part):
         default={}, description="Limits beyond accuracy; null: measured, not limited."
     )
     place: str = ""
+    share: Number | None = Field(
+        default=None, description="Share of the reference's accuracy that must be kept."
+    )
+    most_gain: Number | None = None
 
 
 class VerdictResult(_Part):
@@ -201,6 +205,7 @@ class VerdictResult(_Part):
     p_change: Number
     p_noninferior: Number
     p_inferior: Number
+    p_gain: Number = 1.0
     samples_needed: Count | None
     decision: DecisionWord
     lost_ids: list[str]

@@ -62,7 +62,7 @@ class Judge:
         message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
         if verdict.decision is Decision.INCONCLUSIVE:
             raise Inconclusive(message, pytrace=False)
-        if verdict.decision is Decision.FAIL:
+        if verdict.decision in (Decision.FAIL, Decision.GAIN):
             raise NotHeld(message)
 
     def drift(self, drift: Comparison) -> None:

@@ -13,7 +13,14 @@ from harness.report.text import markdown_block, markdown_code, markdown_text
 LIMIT = 60_000
 #: Rows of one table and names of one problem; the rest is in the page.
 _ROWS, _NAMES = 40, 12
-_SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "REFUSED": "❌", "INTERRUPTED": "❌"}
+_SIGNS = {
+    "PASS": "✅",
+    "FAIL": "❌",
+    "GAIN": "❌",
+    "INCONCLUSIVE": "❔",
+    "REFUSED": "❌",
+    "INTERRUPTED": "❌",
+}
 _DRAWN_BY = "Everything else is in report.html and results.json of the same run."
 
 
@@ -23,7 +30,7 @@ def summary(results: RunResult) -> str:
     Recipes that did not pass come first; where there is no room for all, the parts left out are
     counted.
     """
-    order = {"FAIL": 0, "INCONCLUSIVE": 1}
+    order = {"FAIL": 0, "GAIN": 1, "INCONCLUSIVE": 1}
     found = sorted(results.cases, key=lambda case: order.get(cases.decision(case), 2))
     parts = [
         _heading(results),

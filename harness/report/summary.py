@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _COLOURS = {
     "PASS": "green",
     "FAIL": "red",
+    "GAIN": "red",
     "INCONCLUSIVE": "yellow",
     "INTERRUPTED": "red",
     "REFUSED": "red",

@@ -15,7 +15,11 @@ sections::
       fp8-linear-only:
         - {tower: vision, module_kind: attention, reason: the recipe quantizes Linear layers only}
 
-`points` and `expected_loss` are percentage points; all other shares are fractions.
+The allowed loss is `points`, or `share: 0.99` of the reference's accuracy, or a `preset`
+(mlperf-99, mlperf-99.9, 1-point). A gain that is significantly above `most_gain` points is GAIN,
+which fails until an override declares a larger one with its reason.
+
+`points`, `most_gain` and `expected_loss` are percentage points; all other shares are fractions.
 `python -m harness.statistics.budgets` prints what each budget can resolve.
 """
 
@@ -57,8 +61,21 @@ _FIXES = {
 }
 
 
+#: Budgets that people already use, by name: MLPerf's shares of the reference, and one point.
+PRESETS: dict[str, dict[str, float]] = {
+    "mlperf-99": {"share": 0.99},
+    "mlperf-99.9": {"share": 0.999},
+    "1-point": {"points": 1.0},
+}
+#: Terms of which the latest decides how large the allowed loss is.
+_LOSSES = ("points", "share", "preset")
+
+
 class _Terms(Strict):
     points: Annotated[Number, Field(gt=0, lt=100)] | None = None
+    share: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    preset: Literal["mlperf-99", "mlperf-99.9", "1-point"] | None = None
+    most_gain: Annotated[Number, Field(gt=0, lt=100)] | None = None
     alpha: Annotated[Number, Field(ge=LEAST_ALPHA, lt=0.5)] | None = None
     power: Annotated[Number, Field(gt=0.5, lt=1)] | None = None
     expected_loss: NonNegative | None = None
@@ -221,14 +238,26 @@ class Policy:
         for layer, keys in layers:
             given = layer.model_dump(exclude_unset=True, include=set(_Terms.model_fields))
             limits |= given.pop("limits", None) or {}
+            loss = [name for name in _LOSSES if given.get(name) is not None]
+            if len(loss) > 1:
+                what = f"{' and '.join(loss)} are both given"
+                raise UsageError(
+                    self.place(*keys), what, "Give one: points, share, or the name of a preset."
+                )
+            if loss:
+                # Where the allowed loss is written is where a maintainer would change it.
+                place = keys
+                for name in _LOSSES:
+                    terms.pop(name, None)
             terms |= given
-            # Where the allowed loss is written is where a maintainer would change it.
-            place = keys if "points" in given else place
+        terms |= PRESETS.get(terms.pop("preset", None) or "", {})
+        if terms.get("share") is not None:
+            terms["points"] = 100 * (1 - terms["share"])
         if terms.get("points") is None:
             raise UsageError(
                 self.place("defaults"),
                 "no points are given",
-                "Give the allowed loss: `points: 1.0`.",
+                "Give the allowed loss: `points: 1.0`, `share: 0.99` or `preset: mlperf-99`.",
             )
         terms = {k: v for k, v in terms.items() if v is not None or k == "large_margin"}
         return Budget(**terms, limits=Limits(**limits), reason=reason, place=self.place(*place))

@@ -158,7 +158,12 @@ class Sequential:
             )
             shown = _scaled(final.p_noninferior, final.p_inferior, left)
             return replace(
-                final, budget=self.budget, p_noninferior=shown[0], p_inferior=shown[1], note=note
+                final,
+                budget=self.budget,
+                p_noninferior=shown[0],
+                p_inferior=shown[1],
+                p_gain=min(1.0, final.p_gain / left),
+                note=note,
             )
         plain = compare(reference, quantized, self.budget)
         low, high = self.interval()
@@ -170,6 +175,8 @@ class Sequential:
             interval=(100 * low, 100 * high),
             p_noninferior=shown[0],
             p_inferior=shown[1],
+            # A test of the gain at the moment of a stop would be one of many looks.
+            p_gain=1.0,
             fraction_used=self.used / total,
         )
 

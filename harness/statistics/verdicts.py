@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
-from harness.statistics import paired
+from harness.statistics import paired, ratio
 from harness.statistics.limits import Limits
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Decision(str, enum.Enum):
     PASS = "PASS"  # noqa: S105 - not a password
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"
+    GAIN = "GAIN"
 
 
 LEAST_POINTS = 0.001
@@ -53,7 +54,10 @@ class Budget:
     models, `design_effect`: expected inflation of the variance by clusters; both serve the planning
     before a run, the verdict uses what was measured. `large_margin`: reference margin (logits) from
     which a lost sample counts as a large-margin flip (None: the median margin of the reference's
-    right answers). `reason`: why this budget is not the default; `place`: where it is written.
+    right answers). `share`: instead of points, the share of the reference's accuracy that must be
+    kept; `points` is then what that is of a reference that is always right, and `of` gives what it
+    is of another. `most_gain`: points from which a gain is implausible; None: any gain is good
+    news. `reason`: why this budget is not the default; `place`: where it is written.
     """
 
     points: float
@@ -66,6 +70,8 @@ class Budget:
     large_margin: float | None = None
     limits: Limits = field(default_factory=Limits)
     place: str = "the budget"
+    share: float | None = None
+    most_gain: float | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -101,6 +107,24 @@ class Budget:
         """The allowed loss as a fraction."""
         return self.points / 100
 
+    def of(self, accuracy: float) -> Budget:
+        """Return the budget with the points that its share is of a reference's *accuracy*."""
+        if self.share is None:
+            return self
+        points = max(100 * (1 - self.share) * accuracy, 2 * LEAST_POINTS)
+        return replace(
+            self,
+            points=points,
+            expected_loss=min(self.expected_loss, points - LEAST_POINTS),
+        )
+
+    def expected(self) -> str:
+        """Return what is expected, in the words of whoever wrote the budget."""
+        loss = f"a loss of at most {self.points:.4g} points"
+        if self.share is None:
+            return loss
+        return f"at least {100 * self.share:.4g} % of the reference's accuracy: {loss}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -117,7 +141,8 @@ class Verdict:
     budget's power if the difference measured here is the true one; None if none would. `lost_ids`,
     `won_ids`: largest reference margin first. `fraction_used` is below 1 after an early stop.
     `block`: samples that a cluster which is not among the data could lose at once, see
-    `harness.statistics.paired.unseen_block`. `fix`: what to do, where it is not what a verdict of
+    `harness.statistics.paired.unseen_block`. `p_gain` small: the gain is above the budget's
+    `most_gain`. `fix`: what to do, where it is not what a verdict of
     this kind says by itself.
     """
 
@@ -149,6 +174,7 @@ class Verdict:
     note: str = ""
     fix: str = ""
     block: float = 1.0
+    p_gain: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """A plain record for JSON."""
@@ -173,7 +199,7 @@ class Verdict:
             )
         lines = [
             f"{self.task} ({self.metric}): {self.decision.value}: {_SAYS[self.decision]}",
-            f"  expected: a loss of at most {b.points:g} points, at alpha {b.alpha:g} ({b.place})",
+            f"  expected: {b.expected()}, at alpha {b.alpha:g} ({b.place})",
             f"  found: reference {self.reference_accuracy:.2%}, quantized "
             f"{self.quantized_accuracy:.2%}: "
             f"{self.difference:+.2f} points, "
@@ -205,6 +231,12 @@ class Verdict:
         if self.fix:
             return self.fix
         policy = f"accept the loss with a reason in {self.budget.place}"
+        if self.decision is Decision.GAIN:
+            return (
+                f"look for data or labels that differ between the two models, and for calibration "
+                f"on the samples of the task; a gain that is real is declared with a reason: "
+                f"`most_gain` above {self.interval[1]:.1f} in an override of the budgets file"
+            )
         if self.decision is Decision.FAIL:
             return f"`pytest -m accuracy --blame` finds the quantizers at fault; or {policy}."
         if self.samples_needed is None:
@@ -239,6 +271,7 @@ _SAYS = {
     Decision.PASS: "the loss is below the budget.",
     Decision.FAIL: "the loss exceeds the budget.",
     Decision.INCONCLUSIVE: "the data cannot decide whether the loss is below the budget.",
+    Decision.GAIN: "the quantized model is better than the reference by more than is plausible.",
 }
 
 
@@ -270,17 +303,21 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
     lost, won = right & ~kept, kept & ~right
     b, c, n = int(won.sum()), int(lost.sum()), len(right)
     net, sizes = paired.cluster_sums(won.astype(np.int64) - lost, reference.clusters)
-    if len(sizes) == n:
+    change = paired.mcnemar(b, c) if len(sizes) == n else paired.cluster_sign(net)
+    budget = budget.of(float(right.mean()))
+    if budget.share is not None:
+        test = ratio.ratio_test(right, kept, reference.clusters, budget.share, budget.alpha)
+    elif len(sizes) == n:
         p = paired.guarded_p(b, c, n, budget.margin, budget.alpha)
-        test, change = paired.ClusteredTest(p, 1.0, n, 1.0), paired.mcnemar(b, c)
+        test = paired.ClusteredTest(p, 1.0, n, 1.0)
     else:
         test = paired.clustered_test(net, sizes, b, c, budget.margin, budget.alpha)
-        change = paired.cluster_sign(net)
     gone = not_finite(quantized)
     if gone:
         # Not a matter of chance: the model is broken, however few samples show it.
         test = replace(test, shown=paired.Shown(1.0, 0.0))
-    decision = decide(test.shown, budget.alpha)
+    gain = _gain_p(net, sizes, b, c, budget) if not gone else 1.0
+    decision = decide(test.shown, budget.alpha, gain)
     threshold = large_margin(reference, budget)
     large = lost & (np.asarray(reference.margins) >= threshold)
     return Verdict(
@@ -293,7 +330,9 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         reference_accuracy=float(right.mean()),
         quantized_accuracy=float(kept.mean()),
         difference=100 * (b - c) / n,
-        interval=_interval(net, sizes, (b, c), budget, test, decision),
+        interval=_interval(net, sizes, (b, c), budget, test, decision)
+        if budget.share is None
+        else _share_interval((int((right & kept).sum()), b, c), n, budget, test, decision),
         lost=c,
         won=b,
         changed=int((np.asarray(reference.answers) != np.asarray(quantized.answers)).sum()),
@@ -314,7 +353,47 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         if gone
         else "",
         block=test.block,
+        p_gain=gain,
     )
+
+
+def _gain_p(
+    net: NDArray[np.float64], sizes: NDArray[np.float64], won: int, lost: int, budget: Budget
+) -> float:
+    """One-sided p-value of "the gain is at most what is plausible"; 1 where nothing is declared.
+
+    It is the test of a loss with the two models exchanged.
+    """
+    if budget.most_gain is None:
+        return 1.0
+    n, margin = int(sizes.sum()), budget.most_gain / 100
+    if (won - lost) / n <= margin:
+        return 1.0
+    if len(sizes) == n:
+        return paired.guarded_p(lost, won, n, margin, budget.alpha).inferior
+    test = paired.clustered_test(-net, sizes, lost, won, margin, budget.alpha)
+    return test.shown.inferior
+
+
+def _share_interval(
+    counts: tuple[int, int, int],
+    n: int,
+    budget: Budget,
+    test: paired.ClusteredTest,
+    decision: Decision,
+) -> tuple[float, float]:
+    """The interval of the share as points of the reference's accuracy, widened to hold the budget
+    where the guard withholds a decision.
+    """
+    both, won, lost = counts
+    accuracy = 100 * (both + lost) / n
+    if not accuracy:
+        return 0.0, 100 * won / n
+    shares = ratio.ratio_interval(both, won, lost, budget.alpha, test, n)
+    low, high = ((share - 1) * accuracy for share in shares)
+    if decision is Decision.INCONCLUSIVE:
+        low, high = min(low, -budget.points), max(high, -budget.points)
+    return low, high
 
 
 def not_finite(outcomes: Outcomes) -> int:
@@ -333,6 +412,7 @@ def undecided(verdict: Verdict, note: str, fix: str) -> Verdict:
         decision=Decision.INCONCLUSIVE,
         p_noninferior=1.0,
         p_inferior=1.0,
+        p_gain=1.0,
         interval=(min(low, edge), max(high, edge)),
         samples_needed=None,
         note=note,
@@ -340,8 +420,12 @@ def undecided(verdict: Verdict, note: str, fix: str) -> Verdict:
     )
 
 
-def decide(p: paired.Shown, alpha: float) -> Decision:
-    """The decision that two one-sided p-values allow at `alpha`."""
+def decide(p: paired.Shown, alpha: float, gain: float = 1.0) -> Decision:
+    """The decision that one-sided p-values allow at `alpha`; `gain` is that of an implausible
+    gain.
+    """
+    if gain <= alpha:
+        return Decision.GAIN
     if p.noninferior <= alpha:
         return Decision.PASS
     return Decision.FAIL if p.inferior <= alpha else Decision.INCONCLUSIVE
@@ -543,19 +627,24 @@ def family(
         raise ValueError("a family needs at least one verdict")
     alphas = [v.budget.alpha if alpha is None else alpha for v in verdicts]
     adjusted = paired.holm([v.p_inferior for v in verdicts], alphas)
+    gains = paired.holm([v.p_gain for v in verdicts], alphas)
     joined = tuple(
-        _in_family(v, level, p, len(verdicts))
-        for v, level, p in zip(verdicts, alphas, adjusted, strict=True)
+        _in_family(v, level, p, gain, len(verdicts))
+        for v, level, p, gain in zip(verdicts, alphas, adjusted, gains, strict=True)
     )
     decisions = {v.decision for v in joined}
     if Decision.FAIL in decisions:
         decision = Decision.FAIL
+    elif Decision.GAIN in decisions:
+        decision = Decision.GAIN
     else:
         decision = Decision.INCONCLUSIVE if Decision.INCONCLUSIVE in decisions else Decision.PASS
     return VerdictFamily(recipe, model, max(alphas), decision, joined, tuple(adjusted))
 
 
-def _in_family(verdict: Verdict, alpha: float, adjusted: float, tasks: int) -> Verdict:
+def _in_family(verdict: Verdict, alpha: float, adjusted: float, gain: float, tasks: int) -> Verdict:
+    if gain <= alpha:
+        return replace(verdict, decision=Decision.GAIN, samples_needed=None)
     if verdict.p_noninferior <= alpha:
         return replace(verdict, decision=Decision.PASS, samples_needed=None)
     if adjusted <= alpha:

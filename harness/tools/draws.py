@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from harness.statistics import paired, published
+from harness.statistics import paired, published, ratio
 from harness.statistics.sequential import log_wealth
 from harness.statistics.verdicts import Budget, Decision, Verdict, decide, family
 
@@ -401,3 +401,56 @@ def agree(
         found = published.fits(comparison, {}, 0.1)
         named += int(often) * bool(found and found[0].mistake == mistake)
     return PublishedAgreement(Rate(alarms, draws), Rate(named, draws))
+
+
+@dataclass(frozen=True)
+class ShareCell:
+    """A budget that is a share of the reference: `groups` clusters of `size` samples, of which a
+    share `together` do the same; `kept` is the true share of the reference's accuracy.
+    """
+
+    groups: int
+    accuracy: float
+    discordance: float
+    share: float
+    kept: float
+    size: int = 1
+    together: float = 0.0
+    alpha: float = 0.05
+
+    @property
+    def chances(self) -> tuple[float, float, float, float]:
+        """Chances of a sample to be right in both, won, lost, or wrong in both."""
+        difference = (self.kept - 1) * self.accuracy
+        won, lost = (self.discordance + difference) / 2, (self.discordance - difference) / 2
+        both = self.accuracy - lost
+        return both, won, lost, 1 - both - won - lost
+
+
+def shares(cell: ShareCell, draws: int, seed: int) -> tuple[Rate, Rate]:
+    """How often a share is shown to be kept, and not to be kept, by the verdict's own test."""
+    rng = np.random.default_rng(seed)
+    passed = failed = 0
+    sizes = np.full(cell.groups, cell.size, dtype=np.float64)
+    value = np.array([1 - cell.share, 1.0, -cell.share, 0.0])
+    critical = 0.999 * stats.norm.isf(cell.alpha)
+    for _ in range(draws):
+        if cell.size == 1:
+            counts = rng.multinomial(cell.groups, cell.chances)
+            sums = np.empty(0)
+        else:
+            apart = rng.multinomial(cell.size, cell.chances, cell.groups)
+            whole = rng.multinomial(1, cell.chances, cell.groups) * cell.size
+            drawn = np.where(rng.random((cell.groups, 1)) < cell.together, whole, apart)
+            counts, sums = drawn.sum(axis=0), drawn @ value
+        both, won, lost = (float(x) for x in counts[:3])
+        # Clusters and the guard only raise p-values: elsewhere there is nothing to decide.
+        if abs(float(ratio.ratio_z(both, won, lost, cell.share))) < critical:
+            continue
+        if cell.size == 1:
+            sums = np.repeat(value, counts)
+        test = ratio.clustered_ratio_test(sums, sizes, both, won, lost, cell.share, cell.alpha)
+        decision = decide(test.shown, cell.alpha)
+        passed += decision is Decision.PASS
+        failed += decision is Decision.FAIL
+    return Rate(passed, draws), Rate(failed, draws)

@@ -20,7 +20,17 @@ from tqdm import tqdm
 
 from harness.statistics import paired, published
 from harness.tools import pages
-from harness.tools.draws import Condition, Rate, agree, join, measure, peek, skewed
+from harness.tools.draws import (
+    Condition,
+    Rate,
+    ShareCell,
+    agree,
+    join,
+    measure,
+    peek,
+    shares,
+    skewed,
+)
 
 # The documentation's cells: what the packaged and the published tasks look like, and where the
 # plain tests are weak.
@@ -85,6 +95,18 @@ FAMILIES = (
     ),
     tuple(Condition(1000, 0.04, 1.0, -1.0, alpha=alpha) for alpha in (0.05, 0.01, 0.001)),
 )
+# At the edge of a share of the reference, with few discordant samples and with clusters; the last
+# loses nothing.
+SHARES = (
+    ShareCell(1632, 0.69, 0.04, 0.99, 0.99),
+    ShareCell(1000, 0.835, 0.04, 0.97, 0.97),
+    ShareCell(1000, 0.7, 0.008, 0.99, 0.99),
+    ShareCell(10_000, 0.76, 0.05, 0.99, 0.99),
+    ShareCell(50_000, 0.76, 0.05, 0.999, 0.999),
+    ShareCell(600, 0.9, 0.035, 0.98, 0.98, 5, 0.3),
+    ShareCell(600, 0.9, 0.035, 0.98, 0.98, 5, 1.0),
+    ShareCell(10_000, 0.76, 0.05, 0.99, 1.0),
+)
 # Samples, mistake, true difference in points and its spread over checkpoints.
 PUBLISHED = tuple(
     (n, mistake, *size)
@@ -123,7 +145,7 @@ def report(draws: int, seed: int, progress: bool = True) -> tuple[str, list[str]
     hold).
     """
     promises = Promises()
-    total = sum(map(len, (EDGE, CLUSTERED, UNEQUAL, POWER, PEEKED, FAMILIES, PUBLISHED)))
+    total = sum(map(len, (EDGE, CLUSTERED, UNEQUAL, POWER, PEEKED, FAMILIES, PUBLISHED, SHARES)))
     with tqdm(total=total, unit="cell", disable=not progress) as bar:
         tables: list[list[Row]] = []
         rows: tuple[tuple[Callable[[Any, int, int, Promises], Row], Sequence[Any]], ...] = (
@@ -134,6 +156,7 @@ def report(draws: int, seed: int, progress: bool = True) -> tuple[str, list[str]
             (_peeked_row, PEEKED),
             (_family_row, FAMILIES),
             (_published_row, PUBLISHED),
+            (_share_row, SHARES),
         )
         for row, cells in rows:
             tables.append([])
@@ -229,6 +252,20 @@ def _published_row(
         alarms = f"**{alarms}**"
     named = str(found.named) if mistake else ""
     return f"{n:,}", mistake or "none", f"{difference:+.2f}", f"{spread:.1f}", alarms, named
+
+
+def _share_row(cell: ShareCell, draws: int, seed: int, promises: Promises) -> Row:
+    passed, failed = shares(cell, draws, seed)
+    texts = []
+    for rate, false in ((passed, cell.kept <= cell.share), (failed, cell.kept >= cell.share)):
+        refuted = false and rate.refutes(cell.alpha)
+        if refuted:
+            promises.broken.append(f"share of {cell}: {rate}")
+        texts.append(f"**{rate}**" if refuted else str(rate))
+    clusters = f"{cell.groups} x {cell.size}" if cell.size > 1 else ""
+    n = cell.groups * cell.size
+    budget = f"{100 * cell.share:g} %", f"{100 * cell.kept:g} %"
+    return f"{n:,}", clusters, f"{cell.accuracy:.1%}", f"{cell.discordance:.1%}", *budget, *texts
 
 
 def _truth(cell: Condition) -> tuple[str, ...]:
@@ -339,6 +376,18 @@ is how often the mistake is the best fit by its size alone; what can be seen in 
 is not used here.
 
 {_table("samples | mistake | true difference | spread | disagrees | named", tables[6])}
+
+## A share of the reference
+
+The budget is a share of the reference's accuracy, and the true share is given: where it is the budget, PASS and FAIL
+are both false. In clusters of five all samples do the same in 30 % or all of the clusters.
+
+{
+        _table(
+            "samples | clusters | reference | discordance | budget | true share | PASS | FAIL",
+            tables[7],
+        )
+    }
 {pages.footer("error-rates.md")}"""
 
 

@@ -13,7 +13,7 @@ from drawn import pair
 from harness.statistics import paired, published
 from harness.statistics.verdicts import Budget, Decision, compare
 from harness.tools import draws, simulation
-from harness.tools.draws import Condition, Rate
+from harness.tools.draws import Condition, Rate, ShareCell
 
 DRAWS = 10_000
 
@@ -279,3 +279,21 @@ def test_disagreement_with_what_was_published(
     assert found.alarms.value >= least
     assert not found.alarms.refutes(most)
     assert not mistake or found.named.value > 0.5 * found.alarms.value
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        ShareCell(1632, 0.69, 0.04, 0.99, 0.99),
+        ShareCell(1000, 0.7, 0.008, 0.99, 0.99),
+        ShareCell(300, 0.9, 0.035, 0.98, 0.98, 5, 0.3),
+    ],
+    ids=str,
+)
+def test_a_share_of_the_reference_keeps_alpha(cell: ShareCell) -> None:
+    """With the true share on the budget, neither PASS nor FAIL comes more often than alpha, and
+    both come.
+    """
+    for rate in draws.shares(cell, DRAWS // 5, seed=1):
+        assert not rate.refutes(cell.alpha), str(rate)
+        assert rate.value > cell.alpha / 10
