@@ -84,15 +84,16 @@ KINDS: dict[str, tuple[str, str, int]] = {
     ),
     "a section alone": (
         "def test_it(gate, case, pytestconfig):\n"
-        "    section_of(pytestconfig, case, 'insertion')['problems'] = [{'what': 'w', 'names': [], "
-        "'mend': 'm'}]",
+        "    section_of(pytestconfig, case, 'insertion')['problems'] = [{'rule': 'r', 'what': 'w', "
+        "'names': [], 'mend': 'm'}]",
         "FAIL",
         1,
     ),
     "a limit in a section alone": (
         "def test_it(gate, case, pytestconfig):\n"
-        "    section_of(pytestconfig, case, 'accuracy')['limits'] = [{'exceeded': True, 'message': "
-        "'EXCEEDED'}]",
+        "    section = section_of(pytestconfig, case, 'accuracy')\n"
+        "    section |= {'decision': 'PASS', 'limits': [{'task': 't', 'metric': 'm', 'name': 'n', "
+        "'exceeded': True, 'message': 'EXCEEDED'}]}",
         "FAIL",
         1,
     ),
@@ -137,9 +138,7 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
 
 def words(folder: Path, result: pytest.RunResult) -> dict[str, str]:
     """The word of a run in each place that has one."""
-    terminal = re.search(
-        r"quantized against FP16 \(points\): ([A-Z]+|no verdict)", str(result.stdout)
-    )
+    terminal = re.search(r"=+ [\w ,()]+: ([A-Z]+|no verdict) =", str(result.stdout))
     junit = ElementTree.parse(folder / "junit.xml").find(
         ".//testsuite/properties/property[@name='decision']"
     )
