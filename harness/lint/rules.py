@@ -66,6 +66,10 @@ class Found:
         return self.entry.position if self.is_order else self.entry.origin
 
 
+#: Quantizers that modules of no CLIP model have: around the additions of timm's ResNets (0.48).
+_KINDS_OF_OTHERS = ("residual_quantizer",)
+
+
 class Families:
     """The families of model whose quantizers are known in one release of ModelOpt."""
 
@@ -128,8 +132,9 @@ class Families:
 
     @cached_property
     def kinds(self) -> frozenset[str]:
-        """The names that quantizers have in a module."""
-        return frozenset(place.name.rpartition(".")[2] for place in self.places)
+        """The names that quantizers have in a module, of other families too."""
+        found = (place.name.rpartition(".")[2] for place in self.places)
+        return frozenset(found).union(_KINDS_OF_OTHERS)
 
     def _names_unknown(self, pattern: str) -> bool:
         return judged.names_unknown(pattern, self.modules)

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import escaping, files
 from harness.errors import UsageError
 from harness.pull_requests.revisions import Changeset, at_revision, compare
-from harness.recipes import judged
+from harness.recipes import judged, loading
 from harness.recipes.finding import section_files
 from harness.recipes.loading import kind_of
 from harness.recipes.tree import SUFFIXES, Tree
@@ -262,10 +262,9 @@ def states_type(tree: Tree, path: Path) -> bool:
     reads.
     """
     try:
-        body = None if files.is_folder(path) else tree.read(path).body
+        return files.is_folder(path) or loading.states_type(tree.read(path))
     except UsageError:
         return True
-    return files.is_folder(path) or (isinstance(body, dict) and "metadata" in body)
 
 
 def _change(comparison: Changeset, name: str) -> str | None:

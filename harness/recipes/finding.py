@@ -8,7 +8,7 @@ from pathlib import Path
 from harness import digests, files, modelopt_tree
 from harness.errors import UsageError
 from harness.recipes import unknown
-from harness.recipes.tree import SUFFIXES, Tree
+from harness.recipes.tree import SUFFIXES, Tree, spellings
 
 HERE = Path(__file__).parent / "library"
 #: The recipes that a plain ``pytest`` gates, in the order of the reports.
@@ -138,11 +138,10 @@ def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
         return [file for file in typed if _exists(file)]
     inside: list[Path] = []
     if ".." not in path.parts:
-        # Where ModelOpt moved them; old names still count
-        in_tree = re.sub(r"^huggingface/models/", "models/", ref)
         inside = [
             file
-            for file in _with_suffixes(tree.root / in_tree)
+            for spelling in spellings(ref)
+            for file in _with_suffixes(tree.root / spelling)
             if _exists(file) and tree.holds(file, ref)
         ]
     own: list[Path] = []

@@ -37,6 +37,10 @@ def not_gated(
     """
     if recipe.kind not in JUDGED:
         return kind_not_gated(recipe.kind)
+    if recipe.unknown:
+        fields = "field" if len(recipe.unknown) == 1 else "fields"
+        verb = "is" if len(recipe.unknown) == 1 else "are"
+        return f"{fields} {', '.join(recipe.unknown)} {verb} not known"
     if named := [setting for part in recipe.parts for setting in file_settings(part.algorithm)]:
         return (
             f"its algorithm reads or writes files ({', '.join(dict.fromkeys(named))}), which a "
@@ -126,7 +130,7 @@ def kept_elsewhere(recipe: Recipe) -> bool:
     """Whether *recipe* is in the folder of a family that is none of CLIP's."""
     path = recipe.path.as_posix() if recipe.path else ""
     return (
-        re.search(r"/(?:huggingface|models|model_type)/(?!clip/|vit/|siglip)[^/]+/", path)
+        re.search(r"/(?:huggingface|models|model_type|timm)/(?!clip/|vit/|siglip)[^/]+/", path)
         is not None
     )
 

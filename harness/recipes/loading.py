@@ -10,6 +10,7 @@ Python reference is imported, as the person who typed it asked for.
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib
 import json
 import re
@@ -17,7 +18,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,7 +32,7 @@ from harness.recipes.checking import Installed, Schema, first_line
 from harness.recipes.finding import SECTIONS, installed_root, path_of, section_files, short_name
 from harness.recipes.schema import check_pattern
 from harness.recipes.tree import Tree, plain
-from harness.recipes.yaml_reading import Document, place_at
+from harness.recipes.yaml_reading import Document, Located, place_at
 
 MAX_ENTRIES = 500  # of one recipe, resolved
 MAX_FORMATS = 16  # that one search chooses among; each calibrates the whole model
@@ -93,7 +94,9 @@ class Recipe:
     ``auto_quantize`` for a recipe that has ModelOpt search a format for each layer: quant_cfg is
     then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search
     has chosen (:func:`harness.quantization.search.chosen`), and ``candidates`` are the formats as
-    recipes of their own, a fixed baseline first. Any other kind has no quant_cfg and no entries:
+    recipes of their own, a fixed baseline first; ``unknown`` are fields of a search that the gate
+    does not know, which it therefore does not judge. Any other kind has no quant_cfg and no
+    entries:
     ``harness.recipes.judged.not_gated`` says why.
     """
 
@@ -107,6 +110,7 @@ class Recipe:
     hash: str
     kind: str = "ptq"
     candidates: tuple[Recipe, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[Recipe, ...]:
@@ -209,21 +213,38 @@ def kind_of(document: Document, tree: Tree | None = None) -> str | None:
     declared = _declared_kind(document)
     if declared is not None:
         return declared
-    if document.schema is not None:
+    if document.schema is not None and not _has_metadata(document):
         return None
     base = _imported(document, tree) if tree is not None else None
     kind = _declared_kind(base) if base is not None else None
     if kind not in (None, "preset"):
         return kind
+    if _has_metadata(document) and (tree is not None or _only_import(document) is None):
+        raise UsageError(
+            document.path,
+            "its metadata has no recipe_type",
+            "Write 'metadata: {recipe_type: ptq}'.",
+        )
     folder = document.path.parent.name
     return folder if _WORD.match(folder) else "unknown"
 
 
+def _has_metadata(document: Document) -> bool:
+    return isinstance(document.body, dict) and "metadata" in document.body
+
+
+def states_type(document: Document) -> bool:
+    """Whether *document* names its kind in the way that every release of ModelOpt reads."""
+    if not _has_metadata(document):
+        return False
+    metadata_ = document.body["metadata"]
+    return isinstance(metadata_, dict) and "recipe_type" in metadata_
+
+
 def _declared_kind(document: Document) -> str | None:
     """The kind that *document* itself names, by its metadata or its schema."""
-    body = document.body
-    if isinstance(body, dict) and "metadata" in body:
-        kind = body["metadata"].get("recipe_type") if isinstance(body["metadata"], dict) else None
+    if states_type(document):
+        kind = document.body["metadata"]["recipe_type"]
         if not isinstance(kind, str) or not _WORD.match(kind):
             raise UsageError(
                 document.path,
@@ -231,6 +252,12 @@ def _declared_kind(document: Document) -> str | None:
                 "Write 'metadata: {recipe_type: ptq}'.",
             )
         return kind
+    if _has_metadata(document) and not isinstance(document.body["metadata"], dict):
+        raise UsageError(
+            document.path,
+            "its metadata has no recipe_type",
+            "Write 'metadata: {recipe_type: ptq}'.",
+        )
     if document.schema == _PRESET:
         return "preset"
     if declared := _RECIPE_SCHEMA.match(document.schema or ""):
@@ -282,7 +309,10 @@ def declares_without_metadata() -> bool:
     """Whether the installed ModelOpt loads a recipe that has no ``metadata.recipe_type`` (0.48 and
     later).
     """
-    numbers = re.findall(r"\d+", metadata.version("nvidia-modelopt"))[:2]
+    try:
+        numbers = re.findall(r"\d+", metadata.version("nvidia-modelopt"))[:2]
+    except metadata.PackageNotFoundError:  # the lint, where there is no ModelOpt
+        return True
     return tuple(map(int, numbers)) >= (0, 48)
 
 
@@ -306,11 +336,29 @@ def _from_yaml(ref: str, path: Path, tree: Tree, schema: Schema) -> Recipe:
             path, "is a recipe of two YAML documents, which ModelOpt cannot load", "Join them."
         )
     for snippet, data in resolved.snippets:
-        schema.snippet(snippet, data)
+        # A recipe that is imported whole is checked as this one.
+        if not _RECIPE_SCHEMA.match(snippet.schema or ""):
+            schema.snippet(snippet, data)
+    if kind == SEARCHED and (unknown := unknown_fields(resolved.data)):
+        digest = _digest(plain(resolved.data))
+        return Recipe(
+            name, ref, path, {}, None, (), resolved.files, digest, SEARCHED, unknown=unknown
+        )
     if kind == SEARCHED:
-        return _searched(name, ref, path, resolved.data, resolved.files, schema)
+        return _searched(name, ref, path, _with_type(resolved.data), resolved.files, schema)
     section = resolved.data if kind == "preset" else _section(resolved.data, path)
     return _build(name, ref, path, section, resolved.files, schema)
+
+
+def _with_type(data: Any) -> Any:
+    """A search's *data* with the recipe_type in its metadata, which up to ModelOpt 0.47 the schema
+    asks for.
+    """
+    if not isinstance(data, Located) or not isinstance(data.get("metadata", {}), Mapping):
+        return data
+    found = Located(data | {"metadata": {"recipe_type": SEARCHED} | data.get("metadata", {})})
+    found.place, found.places = data.place, data.places
+    return found
 
 
 def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
@@ -321,13 +369,13 @@ def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
         UsageError: it is a snippet, or only a later release of ModelOpt loads it.
     """
     path, body = document.path, document.body
-    if kind == "preset" or (isinstance(body, dict) and "metadata" in body):
+    if kind == "preset" or states_type(document):
         return
     by_schema = document.schema is not None and _RECIPE_SCHEMA.match(document.schema) is not None
     base = _imported(document, tree) if document.schema is None else None
     by_import = base is not None and _declared_kind(base) not in (None, "preset")
     if by_schema or by_import:
-        if declares_without_metadata():
+        if tree.is_newer_form or declares_without_metadata():
             return
         how = (
             "says what it is by its modelopt-schema alone"
@@ -402,6 +450,50 @@ def _build(
     quant_cfg = schema.section(section, path)
     algorithm = quant_cfg.get("algorithm")
     return Recipe(name, ref, path, quant_cfg, algorithm, entries, files, _hash(entries, algorithm))
+
+
+#: What the gate knows of a search: sections, and fields of its parts.
+_SECTIONS_OF_SEARCH = ("metadata", "quantize", "auto_quantize")
+_FIELDS_OF_SEARCH = (
+    "constraints",
+    "candidate_formats",
+    "module_search_spaces",
+    "auto_quantize_method",
+    "score_size",
+    "disabled_layers",
+    "cost_excluded_layers",
+    "kv_cache",
+)
+_FIELDS_OF_FORMAT = ("quant_cfg", "algorithm")
+_COST_MODELS = (None, "weight", "active_moe")
+#: Fields of later releases, which resemble known ones.
+_LATER = ("kv_auto_quantize", "effective_bits")
+
+
+def unknown_fields(data: Any) -> tuple[str, ...]:
+    """Return the fields of a resolved auto_quantize recipe that the gate does not know; one that
+    resembles a known one is left to the schema, which says what was meant.
+    """
+    found: list[str] = []
+
+    def look(part: Any, known: Sequence[str], where: str) -> None:
+        for key in part if isinstance(part, Mapping) else ():
+            is_near = key not in _LATER and difflib.get_close_matches(str(key), known, 1, 0.8)
+            if key not in known and not is_near:
+                found.append(f"{where}{key}")
+
+    look(data, _SECTIONS_OF_SEARCH, "")
+    search = data.get("auto_quantize") if isinstance(data, Mapping) else None
+    look(search, _FIELDS_OF_SEARCH, "auto_quantize.")
+    if isinstance(search, Mapping):
+        formats = search.get("candidate_formats")
+        for one in formats if isinstance(formats, list) else ():
+            look(one, _FIELDS_OF_FORMAT, "candidate_formats.")
+        constraints = search.get("constraints")
+        model = constraints.get("cost_model") if isinstance(constraints, Mapping) else None
+        if isinstance(model, str) and model not in _COST_MODELS:
+            found.append(f"constraints.cost_model {model}")
+    return tuple(dict.fromkeys(found))
 
 
 def _searched(

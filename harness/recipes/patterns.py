@@ -124,6 +124,11 @@ def unmatched_hint(entry: Entry, quantizers: Sequence[Placed], hidden: Mapping[s
             "ModelOpt's own attention class has no output quantizer. Register diffusers': "
             "--attention diffusers"
         )
+    if "softmax" in pattern:
+        return (
+            "ModelOpt's own attention class has softmax_quantizer up to 0.45; from 0.46 on write "
+            "p_bmm_quantizer. diffusers' has softmax_quantizer: --attention diffusers"
+        )
     if "p_bmm" in pattern:
         return (
             "Remove the entry: diffusers' attention class has no p_bmm quantizer, and ModelOpt's "

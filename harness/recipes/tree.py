@@ -39,6 +39,21 @@ MAX_IMPORT_DEPTH = 24
 MAX_NAME = 512  # characters of a path in ``imports``
 
 
+#: Folders that ModelOpt 0.48 renamed: the old prefix of a name, and the new one.
+_RENAMED = (
+    ("huggingface/models/", "models/"),
+    ("model_type/models/", "models/"),
+    ("huggingface/", "model_type/"),
+)
+
+
+def spellings(name: str) -> list[str]:
+    """Return the *name* of a file in a tree as given, then as newer and as older trees call it."""
+    newer = [new + name[len(old) :] for old, new in _RENAMED if name.startswith(old)]
+    older = [old + name[len(new) :] for old, new in _RENAMED if name.startswith(new)]
+    return list(dict.fromkeys([name, *newer, *older]))
+
+
 @dataclass(frozen=True)
 class Snippet:
     """An imported document resolved once for all that import it: its data, their size, and its own
@@ -80,6 +95,13 @@ class Tree:
         self._bytes = 0
         self.snippets: dict[Path, Snippet | UsageError] = {}
 
+    @property
+    def is_newer_form(self) -> bool:
+        """Whether the tree is laid out as from ModelOpt 0.48 on, where a recipe's schema says its
+        kind.
+        """
+        return files.is_folder(self.root / "model_type")
+
     def candidates(self, name: str, where: str | Path) -> list[Path]:
         """Where an import of *name* may lie, the first that exists counting: lexically inside the
         tree.
@@ -95,8 +117,12 @@ class Tree:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:|^~", name):
             raise UsageError(where, f"the import {shown(name)} leads outside the tree", mend)
-        names = [name] if name.endswith(SUFFIXES) else [name + suffix for suffix in SUFFIXES]
-        return [self.root / PurePosixPath(n) for n in names]
+        suffixes = [""] if name.endswith(SUFFIXES) else list(SUFFIXES)
+        return [
+            self.root / PurePosixPath(spelling + suffix)
+            for spelling in spellings(name)
+            for suffix in suffixes
+        ]
 
     def locate(self, name: str, where: str | Path) -> Path:
         """The file that an import of *name* means.

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness import modelopt_tree
 from harness.errors import UsageError
-from harness.recipes import finding, loading
+from harness.recipes import finding, judged, loading
 from harness.recipes.finding import DEFAULT, HERE, MORE, installed_root
 from harness.recipes.loading import Recipe, load
 from harness.recipes.tree import Tree
@@ -967,3 +967,64 @@ def test_a_recipe_is_a_value() -> None:
     assert isinstance(one, Recipe)
     assert one == two
     assert one.quant_cfg is not two.quant_cfg
+
+
+# --- trees of ModelOpt 0.48
+
+
+def newer_tree(root: Path) -> Path:
+    """A tree as ModelOpt 0.48 lays it out: kinds by schema, and a recipe that is another one."""
+    schema = "# modelopt-schema: modelopt.recipe.config.ModelOpt"
+    body = "quantize:\n  quant_cfg:\n  - {quantizer_name: '*', enable: false}\n"
+    about = "metadata: {description: x}\n"
+    write(root / "general/ptq/fp8.yaml", f"{schema}PTQRecipe\n{about}{body}")
+    write(root / "model_type/vit/ptq/fp8.yaml", f"{schema}PTQRecipe\n{body}")
+    alias = f"imports: {{base: general/ptq/fp8}}\n$import: base\n{about}"
+    write(root / "models/org/id/ptq/fp8.yaml", alias)
+    fields = "kv_auto_quantize: {a: 1}\nauto_quantize: {candidate_formats: [{effective_bits: 8}]}\n"
+    write(root / "general/auto_quantize/kv.yaml", f"{schema}AutoQuantizeRecipe\n{about}{fields}")
+    return root
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "general/ptq/fp8",
+        "model_type/vit/ptq/fp8",
+        "huggingface/vit/ptq/fp8",
+        "models/org/id/ptq/fp8",
+        "huggingface/models/org/id/ptq/fp8",
+        "model_type/models/org/id/ptq/fp8",
+    ],
+)
+def test_a_newer_tree_is_gated_by_an_older_release(name: str, tmp_path: Path) -> None:
+    """A recipe's schema says its kind, or that of the recipe that it imports; old names of folders
+    still count.
+    """
+    recipe = load(name, newer_tree(tmp_path))
+
+    assert (recipe.kind, [entry.pattern for entry in recipe.entries]) == ("ptq", ["*"])
+
+
+def test_a_new_name_means_the_old_folder_of_an_older_tree(tmp_path: Path) -> None:
+    """A name of ModelOpt 0.48 finds the recipe in a tree of 0.47."""
+    body = (
+        "metadata: {recipe_type: ptq}\nquantize: {quant_cfg: [{quantizer_name: '*', enable: no}]}"
+    )
+    path = write(tmp_path / "huggingface/vit/ptq/fp8.yaml", body)
+
+    assert load("model_type/vit/ptq/fp8", tmp_path).path == path
+
+
+def test_fields_of_a_search_that_nobody_knows_are_not_dropped(tmp_path: Path) -> None:
+    """What a later release searches for has no verdict, and each field is named."""
+    recipe = load("general/auto_quantize/kv", newer_tree(tmp_path))
+
+    reason = judged.not_gated(recipe, "cuda")
+
+    assert reason == "fields kv_auto_quantize, candidate_formats.effective_bits are not known"
+
+
+def test_a_misspelt_field_of_a_search_is_still_refused() -> None:
+    """What resembles a known field is a mistake, not a field of another release."""
+    assert loading.unknown_fields({"auto_quantise": {}, "auto_quantize": {"score_siz": 1}}) == ()
