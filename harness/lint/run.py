@@ -115,7 +115,7 @@ class _Run:
         if section_files(folder):
             self._recipe(folder, self._tree(folder))
             return
-        for path in _yaml_files(folder):
+        for path in yaml_files(folder):
             tree = self._tree(path)
             document = self._read(path, tree, named=False)
             if document is not None:
@@ -168,7 +168,7 @@ class _Run:
         """The recipes of *tree* that import each of its files."""
         if tree.root not in self.users:
             found: dict[Path, list[Path]] = {}
-            for path in _yaml_files(tree.root):
+            for path in yaml_files(tree.root):
                 try:
                     document = tree.read(path)
                     if kind_of(document, tree) in (None, "preset"):
@@ -285,7 +285,7 @@ def root_of(path: Path) -> Path:
         return real if files.is_folder(real) else real.parent
 
 
-def _yaml_files(folder: Path) -> Iterator[Path]:
+def yaml_files(folder: Path) -> Iterator[Path]:
     """The YAML files below *folder* by name, without hidden folders; links to folders are not
     followed.
 

@@ -139,6 +139,12 @@ def add_options(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager
         action="store_true",
         help="with --changed-since: list those recipes and stop",
     )
+    add("--list-recipes", action="store_true", help="list the recipes that can be named, and stop")
+    add(
+        "--list-architectures",
+        action="store_true",
+        help="list the published architectures on which structure is gated, and stop",
+    )
     add(
         "--blame",
         action="store_true",

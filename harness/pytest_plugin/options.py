@@ -84,6 +84,22 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
         "does not go with --list-affected: nothing is gated",
         "Leave out one of them.",
     ),
+    *(
+        (
+            listing,
+            other,
+            f"does not go with {option}: nothing is measured",
+            "Leave out one of them.",
+        )
+        for listing in ("list_recipes", "list_architectures")
+        for other, option in (
+            ("changed_since", "--changed-since"),
+            ("update_baselines", "--update-baselines"),
+            ("new_baselines_only", "--new-baselines-only"),
+            ("gate_report", "--gate-report"),
+            ("gate_annotations", "--gate-annotations"),
+        )
+    ),
     (
         "early_stop",
         "update_baselines",

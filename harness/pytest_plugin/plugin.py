@@ -14,7 +14,16 @@ import pytest
 
 from harness.errors import UsageError
 from harness.gate.results import CheckResult, Outcome
-from harness.pytest_plugin import annotate, brief, collector, machine, outcomes, private, workers
+from harness.pytest_plugin import (
+    annotate,
+    brief,
+    collector,
+    lists,
+    machine,
+    outcomes,
+    private,
+    workers,
+)
 from harness.pytest_plugin.command_line import add_options, refuse_taken
 from harness.pytest_plugin.given import check_given
 from harness.pytest_plugin.judge import Judge
@@ -94,6 +103,13 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         config.option.cacheclear = False
         take_selection(config)
         return None
+    try:
+        listed = lists.asked(config)
+    except UsageError as error:
+        raise pytest.UsageError(*error.lines) from error
+    if listed:
+        print("\n".join(listed))  # pytest's terminal is not set up yet
+        return int(pytest.ExitCode.OK)
     annotate.start(config)
     rev = config.getoption("changed_since")
     if rev is None:

@@ -33,6 +33,8 @@ _STOPPED = (Word.INTERRUPTED.value, Word.REFUSED.value)
 WIDEST = 120
 #: Most verdicts and sentences of a case where the failed checks stand above.
 _BRIEF_ROWS, _BRIEF_DETAILS = 6, 3
+#: Most lines of what decided a case there.
+_BRIEF_HEADLINE = 2
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def write(
     anything in it.
 
     The table takes the terminal's width, 120 columns at most; on a narrower one drift, interval,
-    accuracies and budget go, in this order, and names are cut in their middle.  Differences,
-    intervals and budgets are in points.  The word of the whole run is in the line above the table,
-    and is never cut.
+    accuracies and budget go, in this order, and a name that is still too long has a line of its
+    own.  Differences, intervals and budgets are in points.  The word of the whole run is in the
+    line above the table, and is never cut.
 
     Args:
         terminal: pytest's terminal reporter.
@@ -114,14 +116,15 @@ def lines(results: RunResult, width: int, *, told: Collection[str] | None = None
     if word == Word.INTERRUPTED.value:  # the line of a refusal is written to standard error
         found.append(_plain(middle(f"  {shown(cases.run_headline(results), None)}", width)))
     for case in shown_cases:
-        found += _headline(case, width)
+        found += _headline(case, width, most=_BRIEF_HEADLINE if brief else None)
         rows = cases.rows(case)
         if rows:
             headings = _cells(columns, [c.heading for c in columns], every, name_width)
             found.append(_plain("  " + "  ".join(headings)))
         if brief and len(rows) > _BRIEF_ROWS:
             rows = sorted(rows, key=_holds)[:_BRIEF_ROWS]
-        found += [_row(row, columns, every, name_width) for row in rows]
+        for row in rows:
+            found += _row(row, columns, every, name_width)
         if len(rows) < len(cases.rows(case)):
             found.append(_plain(f"  ... and {len(cases.rows(case)) - len(rows)} more"))
         details = _details(case, width)
@@ -234,24 +237,33 @@ def _cells(
     return [*padded[:-1], padded[-1].rstrip()]
 
 
-def _row(row: VerdictRow, columns: list[_Column], rows: list[VerdictRow], name_width: int) -> Line:
-    """One verdict, its decision and a drift that fails in colour."""
+def _row(
+    row: VerdictRow, columns: list[_Column], rows: list[VerdictRow], name_width: int
+) -> list[Line]:
+    """One verdict, its decision and a drift that fails in colour; a name that is too long for its
+    column stands in a line before.
+    """
     colours = {
         "verdict": {_COLOURS.get(row.decision, "bold"): True},
         "drift": {} if row.drift in cases.CALM else {"yellow": True},
     }
+    texts = [column.show(row) for column in columns]
+    above = []
+    if len(texts[0]) > name_width:
+        above = [_plain(f"  {texts[0]}")]
+        texts[0] = ""
     parts: list[tuple[str, dict[str, bool]]] = []
-    for column, cell in zip(
-        columns, _cells(columns, [c.show(row) for c in columns], rows, name_width), strict=True
-    ):
+    for column, cell in zip(columns, _cells(columns, texts, rows, name_width), strict=True):
         parts += [("  ", {}), (cell, colours.get(column.heading, {}))]
-    return Line(tuple(parts))
+    return [*above, Line(tuple(parts))]
 
 
-def _headline(case: CaseResult, width: int) -> list[Line]:
-    """The recipe, its decision and what decided it."""
+def _headline(case: CaseResult, width: int, most: int | None) -> list[Line]:
+    """The recipe, its decision and what decided it, in *most* lines below the first if that is
+    given.
+    """
     word = cases.decision(case)
-    name = middle(shown(f"{case.recipe} on {case.model}"), max(12, width // 2))
+    name = shown(f"{case.recipe} on {case.model}", None)
     colour = {_COLOURS[word]: True} if word in _COLOURS else {}
     text = shown(cases.headline(case), None)
     first: tuple[tuple[str, dict[str, bool]], ...] = (
@@ -260,7 +272,8 @@ def _headline(case: CaseResult, width: int) -> list[Line]:
     )
     if len(text) <= width - len(name) - len(word) - 4:
         return [Line((*first, (f"  {text}", {})))]
-    return [Line(first), _plain(f"  {middle(text, width - 2)}")]
+    below = textwrap.wrap(text, width - 2, max_lines=most, placeholder=" ...")
+    return [Line(first), *(_plain(f"  {line}") for line in below)]
 
 
 def middle(text: str, width: int) -> str:
