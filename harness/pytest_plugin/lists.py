@@ -39,10 +39,10 @@ def _recipes(root: Path | None) -> Iterator[str]:
     yield from (f"  {name}" for name in finding.MORE)
     tree = Tree(root if root is not None else finding.installed_root())
     yield f"of {shown(tree.root)}:"
-    yield from (f"  {shown(name, None)}" for name in _names(tree))
+    yield from (f"  {shown(name, None)}" for name in names_of(tree))
 
 
-def _names(tree: Tree) -> Iterator[str]:
+def names_of(tree: Tree) -> Iterator[str]:
     """The recipes of a tree that the gate judges, by their names."""
     from harness.lint.run import yaml_files
     from harness.recipes.finding import section_files

@@ -346,3 +346,33 @@ def test_damaged_baseline_is_not_overwritten(refused: Refused, store: Path) -> N
         "a new release",
     )
     assert "record@" in refused(INSERTION, *arguments, "-k", "baseline")
+
+
+def test_annotations_are_printed_of_a_run_that_is_refused(
+    pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What ends the run is on its line, next to what else the lint sees, and in the report's
+    folder.
+    """
+    text = "metadata: {recipe_type: ptq}\nquantize:\n  quant_cfg:\n"
+    entries = (
+        "  - {quantizer_name: '*wieght*', enable: no}\n  - {quantizer_name: '*', cfg: {bits: 8}}\n"
+    )
+    recipe = pytester.path / "r.yaml"
+    recipe.write_text(text + entries)
+    head = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    asked = ["--recipe", str(recipe), "--gate-annotations", "github", "--gate-report", "out"]
+
+    result = pytester.runpytest_inprocess(*head, *asked, INSERTION)
+
+    commands = (pytester.path / "out/annotations.txt").read_text().splitlines()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert [
+        re.sub(r"file=[^,]*r\.yaml,", "", line.partition("::")[2].partition("::")[0])
+        for line in commands
+    ] == [
+        "error line=4,col=5,title=no-match",
+        "error line=5,col=33,title=unknown-attribute",
+    ]
+    assert commands[0] in "\n".join(result.outlines) + capfd.readouterr().out
+    assert '"version": "2.1.0"' in (pytester.path / "out/problems.sarif").read_text()
