@@ -59,12 +59,17 @@ def of_run(
 
 def _new(more: Iterator[LintProblem], known: Sequence[LintProblem]) -> list[LintProblem]:
     """Those of *more* about whose line nothing is said yet."""
-    places = {(one.path, one.line) for one in known if one.path and one.level == "error"}
+    places = {_line_of(one) for one in known if one.path and one.level == "error"}
     found: dict[tuple[str, int, str], LintProblem] = {}
     for one in more:
-        if (one.path, one.line) not in places:
+        if _line_of(one) not in places:
             found.setdefault((one.path, one.line, "" if one.path else one.what), one)
     return list(found.values())
+
+
+def _line_of(problem: LintProblem) -> tuple[str, int]:
+    """The line of a problem, whichever way its file is named."""
+    return os.path.realpath(problem.path) if problem.path else "", problem.line
 
 
 def _of_error(error: UsageError) -> Iterator[LintProblem]:

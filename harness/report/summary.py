@@ -33,8 +33,8 @@ _STOPPED = (Word.INTERRUPTED.value, Word.REFUSED.value)
 WIDEST = 120
 #: Most verdicts and sentences of a case where the failed checks stand above.
 _BRIEF_ROWS, _BRIEF_DETAILS = 6, 3
-#: Most lines of what decided a case there.
-_BRIEF_HEADLINE = 2
+#: Most lines of what decided a case.
+_HEADLINE = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def lines(results: RunResult, width: int, *, told: Collection[str] | None = None
     if word == Word.INTERRUPTED.value:  # the line of a refusal is written to standard error
         found.append(_plain(middle(f"  {shown(cases.run_headline(results), None)}", width)))
     for case in shown_cases:
-        found += _headline(case, width, most=_BRIEF_HEADLINE if brief else None)
+        found += _headline(case, width)
         rows = cases.rows(case)
         if rows:
             headings = _cells(columns, [c.heading for c in columns], every, name_width)
@@ -124,7 +124,7 @@ def lines(results: RunResult, width: int, *, told: Collection[str] | None = None
         if brief and len(rows) > _BRIEF_ROWS:
             rows = sorted(rows, key=_holds)[:_BRIEF_ROWS]
         for row in rows:
-            found += _row(row, columns, every, name_width)
+            found += _row(row, columns, every, name_width, width)
         if len(rows) < len(cases.rows(case)):
             found.append(_plain(f"  ... and {len(cases.rows(case)) - len(rows)} more"))
         details = _details(case, width)
@@ -238,7 +238,7 @@ def _cells(
 
 
 def _row(
-    row: VerdictRow, columns: list[_Column], rows: list[VerdictRow], name_width: int
+    row: VerdictRow, columns: list[_Column], rows: list[VerdictRow], name_width: int, width: int
 ) -> list[Line]:
     """One verdict, its decision and a drift that fails in colour; a name that is too long for its
     column stands in a line before.
@@ -250,7 +250,7 @@ def _row(
     texts = [column.show(row) for column in columns]
     above = []
     if len(texts[0]) > name_width:
-        above = [_plain(f"  {texts[0]}")]
+        above = [_plain(f"  {part}") for part in textwrap.wrap(texts[0], width - 2)]
         texts[0] = ""
     parts: list[tuple[str, dict[str, bool]]] = []
     for column, cell in zip(columns, _cells(columns, texts, rows, name_width), strict=True):
@@ -258,22 +258,23 @@ def _row(
     return [*above, Line(tuple(parts))]
 
 
-def _headline(case: CaseResult, width: int, most: int | None) -> list[Line]:
-    """The recipe, its decision and what decided it, in *most* lines below the first if that is
-    given.
-    """
+def _headline(case: CaseResult, width: int) -> list[Line]:
+    """The recipe, its decision and what decided it; on a narrow terminal in lines of their own."""
     word = cases.decision(case)
-    name = shown(f"{case.recipe} on {case.model}", None)
+    name = shown(f"{case.recipe} on {case.model}")
     colour = {_COLOURS[word]: True} if word in _COLOURS else {}
     text = shown(cases.headline(case), None)
+    *above, last = textwrap.wrap(
+        f"{name}: {word}", width, subsequent_indent="  ", break_on_hyphens=False
+    )
     first: tuple[tuple[str, dict[str, bool]], ...] = (
-        (f"{name}: ", {}),
+        (last.removesuffix(word), {}),
         (word, {"bold": True, **colour}),
     )
-    if len(text) <= width - len(name) - len(word) - 4:
+    if not above and len(text) <= width - len(last) - 2:
         return [Line((*first, (f"  {text}", {})))]
-    below = textwrap.wrap(text, width - 2, max_lines=most, placeholder=" ...")
-    return [Line(first), *(_plain(f"  {line}") for line in below)]
+    below = textwrap.wrap(text, width - 2, max_lines=_HEADLINE, placeholder=" ...")
+    return [*map(_plain, above), Line(first), *(_plain(f"  {line}") for line in below)]
 
 
 def middle(text: str, width: int) -> str:

@@ -164,6 +164,18 @@ def test_no_line_is_wider_than_the_terminal(show: Any, width: int, task: str) ->
     assert all(re.search(r"[+-]\d\.\d\d", row) for row in rows[-3:])
 
 
+def test_no_name_that_tells_rows_apart_is_cut(show: Any) -> None:
+    """At 80 columns the task, the metric and the recipe are there whole, in lines of their own where
+    they need them.
+    """
+    recipe = "a-recipe-whose-name-is-longer-than-half-of-the-terminal"
+    lines = show(run(task=LONG, recipe=recipe), 80).splitlines()
+
+    assert any(line.startswith(f"{recipe} on") for line in lines)
+    assert any(line.strip().startswith(f"{LONG}/") for line in lines)
+    assert "…" not in "".join(lines)
+
+
 def test_columns_go_in_the_order_of_their_worth(show: Any) -> None:
     """All are there at 120 columns; drift goes first and the interval next, the budget last of
     all.
