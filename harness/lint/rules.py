@@ -326,8 +326,8 @@ def _blocks(recipe: Recipe, touched: dict[str, Touched], families: Families) -> 
         for architecture, shapes in families.release.widths.items():
             for name in names & shapes.keys():
                 asked.add(architecture)
-                if (misfit := _misfit(sizes, shapes[name])) is not None:
-                    bad[architecture] = min(bad.get(architecture, (name, *misfit)), (name, *misfit))
+                if (found := misfit(sizes, shapes[name])) is not None:
+                    bad[architecture] = min(bad.get(architecture, (name, *found)), (name, *found))
         if not bad:
             continue
         name, size, width = bad[min(bad)]
@@ -380,7 +380,7 @@ def _shaped_by(
     return found
 
 
-def _misfit(sizes: dict[int, int], shape: tuple[int, ...]) -> tuple[int, int] | None:
+def misfit(sizes: dict[int, int], shape: tuple[int, ...]) -> tuple[int, int] | None:
     """The first block, and the size of the dimension that it does not divide; None: all fit."""
     for key, size in sizes.items():
         is_there = -len(shape) <= key < len(shape) and not (len(shape) == 1 and key != -1)

@@ -45,19 +45,19 @@ class Built:
         for path, numbers in self.layers.items():
             if name.startswith(f"{path}."):
                 number, dot, rest = name[len(path) + 1 :].partition(".")
-                for one in numbers[int(number)]:
-                    yield self._expert(f"{path}.{one}{dot}{rest}")
+                for item in numbers[int(number)]:
+                    yield self._expert(f"{path}.{item}{dot}{rest}")
                 return
         yield self._expert(name)
 
     def _expert(self, name: str) -> tuple[str, int]:
         """*name* with the published number of its expert, and how many experts it stands for."""
-        found = _EXPERT.search(name)
-        if found is None or self.experts <= EXPERTS:
+        results = _EXPERT.search(name)
+        if results is None or self.experts <= EXPERTS:
             return name, 1
-        number = int(found[2])
+        number = int(results[2])
         if number == EXPERTS - 1:
-            return f"{name[: found.start(2)]}{self.experts - 1}{name[found.end(2) :]}", 1
+            return f"{name[: results.start(2)]}{self.experts - 1}{name[results.end(2) :]}", 1
         return name, self.experts - EXPERTS + 1 if number == 1 else 1
 
 

@@ -60,14 +60,14 @@ class Site(QuantizerPlace):
     @property
     def module(self) -> str:
         """Path of the module, or of the projection within fused experts."""
-        found = _OF_EXPERTS.match(self.name)
-        return f"{found['module']}.{found['leaf']}" if found else super().module
+        results = _OF_EXPERTS.match(self.name)
+        return f"{results['module']}.{results['leaf']}" if results else super().module
 
     @property
     def kind(self) -> str:
         """``weight``, ``input``, ``k_bmm`` ..."""
-        found = _OF_EXPERTS.match(self.name)
-        return found["kind"] if found else super().kind
+        results = _OF_EXPERTS.match(self.name)
+        return results["kind"] if results else super().kind
 
     @property
     def count(self) -> int:
@@ -135,20 +135,31 @@ def of(name: str) -> Outline:
     return Outline(row, _sites(row, built))
 
 
+@lru_cache(maxsize=1)
+def vocabulary() -> frozenset[str]:
+    """The words of modules and the names of quantizers of every architecture of the panel."""
+    outlines = [of(row.name) for row in ROWS if row.panel]
+    kinds = {site.name.rpartition(".")[2] for known in outlines for site in known.sites}
+    words = frozenset().union(*(known.words for known in outlines if known.sites))
+    return words | {kind for kind in kinds if not kind.isdigit()}
+
+
 def _sites(row: Row, built: building.Built) -> Iterable[Site]:
     for quantizer in maps.tensor_quantizers(built.model):
         published = list(built.published(quantizer))
         name = published[0][0]
-        found = _OF_EXPERTS.match(name)
-        path = found["module"] if found else name.rpartition(".")[0]
+        results = _OF_EXPERTS.match(name)
+        path = results["module"] if results else name.rpartition(".")[0]
         own = _OF_EXPERTS.match(quantizer)
         module = built.model.get_submodule(own["module"] if own else quantizer.rpartition(".")[0])
-        site = Site(name, maps.original_class(module), "", names=tuple(one for one, _ in published))
+        site = Site(
+            name, maps.original_class(module), "", names=tuple(item for item, _ in published)
+        )
         site = replace(site, each=published[0][1], role=_role(f".{site.module}", site.kind))
         yield replace(
             site,
             part=_part(row, f"{path}.", site.role),
-            module_kind=_module_kind(module, bool(found)),
+            module_kind=_module_kind(module, bool(results)),
             shape=_shape(module, site),
         )
 
@@ -162,7 +173,7 @@ def _role(path: str, kind: str) -> str:
 
 def _part(row: Row, path: str, role: str) -> str:
     """The part that the module at *path* belongs to: that of the longest prefix."""
-    found = max(
+    results = max(
         (
             (len(prefix), part)
             for part, prefixes in row.parts.items()
@@ -171,8 +182,8 @@ def _part(row: Row, path: str, role: str) -> str:
         ),
         default=(0, "other"),
     )[1]
-    assert found in PARTS, f"{row.name}: no part is called {found}"
-    return "experts" if found == "language" and role == EXPERTS else found
+    assert results in PARTS, f"{row.name}: no part is called {results}"
+    return "experts" if results == "language" and role == EXPERTS else results
 
 
 def _module_kind(module: nn.Module, is_experts: bool) -> str:
@@ -189,16 +200,16 @@ def _module_kind(module: nn.Module, is_experts: bool) -> str:
 
 def _shape(module: nn.Module, site: Site) -> tuple[int, ...] | None:
     """The sizes of the weight (out-features, in-features), or the in-features of an input."""
-    found = _OF_EXPERTS.match(site.name)
-    weight = getattr(module, found["leaf"] if found else "weight", None)
+    results = _OF_EXPERTS.match(site.name)
+    weight = getattr(module, results["leaf"] if results else "weight", None)
     if not hasattr(weight, "shape"):
         return None
     sizes = tuple(int(size) for size in weight.shape)
-    if found:
+    if results:
         sizes = sizes[1:]
         if site.module_class in _TRANSPOSED:
             sizes = sizes[::-1]
     if site.kind == "weight":
         return sizes
-    linear = isinstance(module, nn.Linear) or found is not None
+    linear = isinstance(module, nn.Linear) or results is not None
     return sizes[-1:] if site.kind == "input" and linear else None

@@ -19,10 +19,10 @@ BY_NAME = {row.name: row for row in ROWS}
 
 def weights(name: str) -> Counter[str]:
     """The number of weights with a quantizer, by part."""
-    found: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     for site in outline.of(name).sites:
-        found[site.part] += site.count * (site.kind == "weight")
-    return +found
+        results[site.part] += site.count * (site.kind == "weight")
+    return +results
 
 
 def test_every_architecture_is_built_within_its_limits() -> None:

@@ -1,0 +1,290 @@
+"""A recipe on an architecture: what each quantizer ends as, and the share of each part."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from harness.errors import UsageError
+from harness.outlines.outline import Outline, Site
+from harness.outlines.table import PARTS, ROWS, Row
+from harness.quantization import maps
+from harness.recipes import loading
+from harness.recipes.applied import AppliedSetting
+from harness.recipes.checking import Schema
+from harness.recipes.loading import SEARCHED, Recipe
+from harness.recipes.tree import Tree
+
+#: Folders of a recipe tree that hold recipes for any model.
+_SHARED = ("general", "configs")
+#: Presets that no language model is quantized with as they are.
+_PARTS = ("configs/ptq/presets/kv/", "configs/ptq/presets/diffusers/")
+
+
+@dataclass(frozen=True)
+class NamedRecipe:
+    """A recipe with what its file says for people.
+
+    Attributes:
+        recipe: the loaded recipe.
+        name: its path in the tree without the ending, or its name.
+        description: the description in its metadata.
+    """
+
+    recipe: Recipe
+    name: str
+    description: str = ""
+
+    @property
+    def stem(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """The folders of its name."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The architectures that it is for: those of its folder, or the panel of general recipes;
+        none where its folder names a model that the table lacks.
+        """
+        return rows_for(self.name)
+
+    @property
+    def is_of_checkpoint(self) -> bool:
+        """Whether its folder is that of the very checkpoint whose sizes the table has."""
+        folders = self.name.split("/")[:-1]
+        sources = [row.source.rpartition("/")[2] for row in self.rows]
+        return any(folder in sources for folder in folders)
+
+    @property
+    def is_general(self) -> bool:
+        """Whether it is for any model."""
+        return _of_folders(self.name) is None
+
+
+def rows_for(name: str) -> tuple[Row, ...]:
+    """The architectures that the recipe of this *name* in a tree is for."""
+    if name.startswith(_PARTS):
+        return ()
+    results = _of_folders(name)
+    return tuple(row for row in ROWS if row.panel) if results is None else results
+
+
+def _of_folders(name: str) -> tuple[Row, ...] | None:
+    """The architectures that a folder in *name* names; None where none means a model."""
+    folders = name.split("/")[:-1]
+    if folders and folders[0] in _SHARED:
+        return None
+    # The innermost folder that names an architecture counts: models/<organisation>/<checkpoint>.
+    for folder in reversed(folders):
+        rows = tuple(row for row in ROWS if _plain(folder) in _names(row))
+        if rows:
+            return rows
+    return ()
+
+
+def _names(row: Row) -> set[str]:
+    return {_plain(name) for name in (row.family, row.name, *row.folders)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def subject(path: Path, tree: Tree, schema: Schema | None = None) -> NamedRecipe:
+    """The recipe in the file *path* of *tree*, checked by *schema*: by default the installed one.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    recipe = loading.load_in(path, tree, schema)
+    return NamedRecipe(recipe, _name(path, tree), _description(path, tree))
+
+
+def _name(path: Path, tree: Tree) -> str:
+    try:
+        return path.relative_to(tree.root).with_suffix("").as_posix()
+    except ValueError:
+        return path.with_suffix("").name
+
+
+def _description(path: Path, tree: Tree) -> str:
+    """The description of the recipe in *path*; empty where there is none."""
+    try:
+        data: Any = tree.resolve(tree.read(path)).data
+    except UsageError:  # a recipe of two files, whose metadata nobody has to read
+        return ""
+    described = data.get("metadata") if isinstance(data, dict) else None
+    text = described.get("description") if isinstance(described, dict) else None
+    return " ".join(str(text or "").split())
+
+
+@dataclass(frozen=True)
+class State:
+    """What a quantizer ends as: its settings, one for each part of a sequence."""
+
+    settings: tuple[AppliedSetting, ...]
+
+    @property
+    def on(self) -> bool:
+        """Whether it quantizes."""
+        return any(item.enable for item in self.settings)
+
+    @property
+    def attributes(self) -> tuple[dict[str, Any], ...]:
+        """The attributes of the parts that are on."""
+        return tuple(item.cfg or {} for item in self.settings if item.enable)
+
+    @cached_property
+    def shown(self) -> str:
+        """``off``, or format and granularity: ``E2M1/E4M3 block16``."""
+        return " and ".join(_shown(item) for item in self.key) or OFF
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """What two quantizers that are alike have in common: the attributes as JSON."""
+        return tuple(
+            json.dumps(_with_text_keys(item), sort_keys=True, default=repr)
+            for item in self.attributes
+        )
+
+
+def _with_text_keys(value: Any) -> Any:
+    """*value* as JSON has it, whose keys can be sorted."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return value
+
+
+OFF = "off"
+_NEVER = State(())
+
+
+@lru_cache(maxsize=1024)
+def _shown(attributes: str) -> str:
+    value = json.loads(attributes)
+    bits = value.get("num_bits", 8)
+    blocks = {
+        int(key) if re.fullmatch(r"-?\d+", str(key)) else key: value
+        for key, value in (value.get("block_sizes") or {}).items()
+    }
+    quantizer = SimpleNamespace(
+        num_bits=tuple(bits) if isinstance(bits, list) else bits,
+        unsigned=value.get("unsigned", False),
+        block_sizes=blocks,
+        axis=value.get("axis"),
+    )
+    return f"{maps.format_name(quantizer)} {maps.granularity(quantizer)}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the weights of a part are quantized."""
+
+    on: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.on:,} of {self.of:,}"
+
+
+class View:
+    """A recipe, which is not a search, on an outline."""
+
+    def __init__(self, subject: NamedRecipe, outline: Outline) -> None:
+        self.subject = subject
+        self.outline = outline
+        entries = subject.recipe.entries
+        self.family = outline.family_for(entries)
+        self._touched = self.family.touched(entries)
+
+    @property
+    def touched(self) -> tuple[frozenset[str], ...]:
+        """For each entry one name of each group of quantizers that it touches."""
+        return self._touched.applied.touched
+
+    @cached_property
+    def states(self) -> dict[Site, State]:
+        """What every quantizer ends as."""
+        by_place: dict[str, list[AppliedSetting]] = {}
+        for name, setting in self._touched.applied.settings.items():
+            by_place.setdefault(re.sub(r"(_quantizer)(?:\.\d+)+$", r"\1", name), []).append(setting)
+        # A group holds places of the outline, which are sites.
+        places: Iterable[Any] = self.family.places
+        sites: list[Site] = list(places)
+        results: dict[Site, State] = {}
+        for name, group in self._touched.groups.items():
+            state = State(tuple(by_place.get(name, ()))) if name in by_place else _NEVER
+            while group:
+                lowest = group & -group
+                results[sites[lowest.bit_length() - 1]] = state
+                group ^= lowest
+        return results
+
+    def on(self) -> Iterator[tuple[Site, State]]:
+        """Yield the quantizers that are on, with what they end as."""
+        yield from ((site, state) for site, state in self.states.items() if state.on)
+
+    @cached_property
+    def shares(self) -> dict[str, Share]:
+        """The share of quantized weights, by part of the architecture."""
+        every: Counter[str] = Counter()
+        on: Counter[str] = Counter()
+        for site, state in self.states.items():
+            if site.kind == "weight" and site.module_kind in ("linear", "conv", "experts"):
+                every[site.part] += site.count
+                on[site.part] += site.count * state.on
+        return {part: Share(on[part], every[part]) for part in PARTS if every[part]}
+
+    def quantizers(self, other: View | None = None) -> list[maps.Quantizer]:
+        """The map of the quantizers, or of those that *other* has differently."""
+        results = []
+        theirs = {} if other is None else _by_name(other.states)
+        for site, state in self.states.items():
+            for name in site.names:
+                if other is None or theirs.get(name, _NEVER).key != state.key:
+                    results.append(_quantizer(site, name, state))
+        return results
+
+
+def _by_name(states: Mapping[Site, State]) -> dict[str, State]:
+    return {name: state for site, state in states.items() for name in site.names}
+
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def _quantizer(site: Site, name: str, state: State) -> maps.Quantizer:
+    """A row of a quantizer map, in whose place for the tower the part is."""
+    form, _, granularity = state.shown.partition(" ")
+    number = _LAYER.search(name)
+    return maps.Quantizer(
+        name=name,
+        kind=site.kind,
+        tower=site.part,
+        layer=int(number[1]) if number else None,
+        module_class=site.module_class,
+        module_kind=site.module_kind,
+        format=form,
+        granularity=granularity,
+        enabled=state.on,
+        dynamic=any("dynamic" in str(item.get("block_sizes")) for item in state.attributes),
+        calls=1,
+        amax=None,
+        constant=False,
+    )
+
+
+def is_search(recipe: Recipe) -> bool:
+    """Whether ModelOpt searches for the formats of *recipe*, by weights and data."""
+    return recipe.kind == SEARCHED
