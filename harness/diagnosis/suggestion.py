@@ -62,7 +62,7 @@ def _entries(text: str) -> yaml.SequenceNode | None:
     documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     for document in documents:
         for keys in (("quantize", "quant_cfg"), ("quant_cfg",)):
-            node = document
+            node: yaml.Node | None = document
             for key in keys:
                 node = _value(node, key)
             if isinstance(node, yaml.SequenceNode):

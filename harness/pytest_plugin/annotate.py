@@ -107,6 +107,6 @@ def _linted(config: pytest.Config, paths: Iterable[Path]) -> list[LintProblem]:
     except UsageError as error:
         keep_refusal(config, error)
         return []
-    for error in outcome.unreadable:
-        keep_refusal(config, error)
+    for unreadable in outcome.unreadable:
+        keep_refusal(config, unreadable)
     return list(outcome.problems)

@@ -115,10 +115,9 @@ def _of_case(
 
 
 def _is_file(problem: LintProblem, path: Path | None) -> bool:
-    is_error = path is not None and problem.level == "error"
-    return (
-        is_error and bool(problem.path) and os.path.realpath(problem.path) == os.path.realpath(path)
-    )
+    if path is None or problem.level != "error" or not problem.path:
+        return False
+    return os.path.realpath(problem.path) == os.path.realpath(path)
 
 
 def parts_of(place: str) -> tuple[str, int, int]:
