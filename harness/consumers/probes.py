@@ -165,7 +165,7 @@ def _outcomes(
     targets: Ints,
     clusters: Ints,
 ) -> Outcomes:
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
     safe = np.where(finite[:, None], logits, 0.0)
     order = np.argsort(-safe, axis=1, kind="stable")[:, : min(5, logits.shape[1])]
     rows = np.arange(len(safe))

@@ -64,7 +64,8 @@ def train(reference: Reference, out: Path) -> dict[str, int]:
     }
     consumers = [consumer for consumer, _ in probes.PROBED]
     found = reading.read_all(reference.model, of, consumers, ROWS)
-    tensors, classes = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    classes: dict[str, tuple[int, ...]] = {}
     for (consumer, name), read in reads.items():
         tokens = found[consumer, name]
         for metric in probes.METRICS[read.tower]:

@@ -17,7 +17,8 @@ from harness.tools.faults.modelopt import _around_sdpa
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    tokens: Tensor = output[0] if isinstance(output, tuple) else output
+    return tokens
 
 
 def _on_layer(
