@@ -180,9 +180,11 @@ def _of_weights(ref: str, known: tuple[PublishedRow, ...]) -> tuple[PublishedRow
     weights = checkpoint_files.look(ref).weights
     if len(weights) != 1 or weights[0].stat().st_size not in lengths:
         return ()
+    digest = hashlib.sha256()
     with files.opened(weights[0]) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return tuple(row for row in known if row.entry.weights == digest)
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return tuple(row for row in known if row.entry.weights == digest.hexdigest())
 
 
 def row_for(known: tuple[PublishedRow, ...], task: Task, metric: str) -> PublishedRow | None:
