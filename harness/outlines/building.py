@@ -71,7 +71,7 @@ def build(row: Row) -> Built:
 
     with _silent():
         config = transformers.CONFIG_MAPPING[row.family](**copy.deepcopy(row.sizes))
-    layers = {}
+    layers: dict[str, list[list[int]]] = {}
     for stack in row.stacks:
         groups = _reduce(_section(config, stack.section), stack)
         layers |= dict.fromkeys((stack.path, *stack.also), groups)

@@ -202,7 +202,7 @@ def _shape(module: nn.Module, site: Site) -> tuple[int, ...] | None:
     """The sizes of the weight (out-features, in-features), or the in-features of an input."""
     results = _OF_EXPERTS.match(site.name)
     weight = getattr(module, results["leaf"] if results else "weight", None)
-    if not hasattr(weight, "shape"):
+    if weight is None or not hasattr(weight, "shape"):
         return None
     sizes = tuple(int(size) for size in weight.shape)
     if results:

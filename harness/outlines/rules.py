@@ -159,15 +159,15 @@ def fused(view: View) -> Iterator[Problem]:
             if leaf in members and site.module_kind == "linear":
                 groups[holder, f"{'/'.join(members)}.{site.kind}"][leaf].append((site, state))
     differing: dict[tuple[str, str], list[Site]] = defaultdict(list)
-    for (_, name), members in groups.items():
-        keys = {state.key for results in members.values() for _, state in results}
+    for (_, name), by_leaf in groups.items():
+        keys = {state.key for results in by_leaf.values() for _, state in results}
         if len(keys) > 1:
-            shown = {leaf: results[0][1].shown for leaf, results in members.items()}
+            shown = {leaf: results[0][1].shown for leaf, results in by_leaf.items()}
             different = ", ".join(
                 f"{_short(leaf)} {form}" for leaf, form in _first_of_each(shown).items()
             )
             differing[name, different] += [
-                site for results in members.values() for site, _ in results
+                site for results in by_leaf.values() for site, _ in results
             ]
     for (name, different), sites in differing.items():
         what = f"{name.replace('.', ' ')}s are fused by runtimes, and differ: {different}"

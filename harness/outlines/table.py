@@ -9,12 +9,14 @@ and their parts here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from harness.models import architectures
 
 Sizes = dict[str, Any]
+Parts = Mapping[str, tuple[str, ...]]
 
 #: The parts of a model, in the order in which a table shows them.
 PARTS = ("vision", "projector", "language", "experts", "head", "other")
@@ -69,7 +71,7 @@ class Row:
     source: str
     sizes: Sizes
     stacks: tuple[Stack, ...]
-    parts: dict[str, tuple[str, ...]]
+    parts: Parts
     experts: tuple[str, str] | None = None
     folders: tuple[str, ...] = ()
     panel: bool = True
