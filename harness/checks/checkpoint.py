@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from harness.checks.registry import NotJudged, check
 from harness.digests import of_bytes
-from harness.models import families, openclip
+from harness.models import composites, families, openclip
 from harness.quantization import maps
 from harness.quantization.maps import QuantizerMap
 
@@ -147,7 +147,7 @@ def _configuration(folder: Path) -> tuple[object, object]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    return config, getattr(transformers, config.architectures[0].removeprefix("Quant"))
+    return config, composites.model_class(config.architectures[0].removeprefix("Quant"))
 
 
 def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], QuantizerMap]:

@@ -34,6 +34,8 @@ def _questions(case: Case) -> list[Question]:
 @check("consumers", reading=_readings)
 def tokens_stay_close(case: Case, reading: Reading) -> list[str]:
     """Return the measures of one read that exceed their limits, a sentence each."""
+    if reading not in _readings(case):
+        raise NotJudged(f"{reading[0]} does not read {case.model_name}")
     return case.read.moved(reading).problems()
 
 

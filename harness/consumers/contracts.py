@@ -169,6 +169,24 @@ _ROWS = (
 CONTRACTS = {row.consumer: row for row in _ROWS}
 
 
+#: What reads the text encoders of a diffusers pipeline, by how its class's name begins.
+_PIPELINES = (
+    ("StableDiffusionXL", "sdxl"),
+    ("StableDiffusion3", "sdxl"),
+    ("Flux", "flux"),
+    ("StableCascade", "stable-cascade"),
+    ("Wuerstchen", "stable-cascade"),
+    ("StableDiffusion", "sd15"),
+    ("AnimateDiff", "sd15"),
+)
+
+
+def of_pipeline(class_name: str) -> str:
+    """The consumer of a text encoder in a pipeline of that class, or nothing."""
+    begins = (consumer for start, consumer in _PIPELINES if class_name.startswith(start))
+    return next(begins, "")
+
+
 def of(consumer: str) -> Contract:
     """The contract of *consumer*.
 

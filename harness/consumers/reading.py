@@ -23,7 +23,7 @@ from harness.data.inputs import Pictures, TakenPictures
 from harness.data.pictures import Resized
 from harness.data.tasks import context_of
 from harness.errors import UsageError
-from harness.models import families
+from harness.models import checkpoint_files, families
 from harness.models.halves import half_products, looked_up
 from harness.models.hooks import after_each
 from harness.models.references import Reference
@@ -79,9 +79,20 @@ class Material:
         return (ids.masked_fill(mask == 0, 0) if read.padding == "zero" else ids), mask
 
 
-def names_of(model: nn.Module, chosen: Sequence[str]) -> tuple[str, ...]:
-    """The consumers whose contracts hold for *model*: those that were *chosen*, or its family's."""
-    return tuple(chosen) or families.of(model).consumers
+def names_of(family: families.Family, ref: str, chosen: Sequence[str]) -> tuple[str, ...]:
+    """The consumers whose contracts hold for a model.
+
+    Args:
+        family: its family.
+        ref: the model as the person named it: a part of a pipeline is read as its pipeline does.
+        chosen: the consumers that were named.
+    """
+    if chosen:
+        return tuple(chosen)
+    pipeline = contracts.of_pipeline(checkpoint_files.pipeline_class(ref))
+    if pipeline and tuple(family.towers) == ("text",):
+        return (pipeline,)
+    return family.consumers
 
 
 def check(model: nn.Module, name: str, chosen: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.consumers import contracts, probes
+from harness.consumers import contracts, probes, reading
 from harness.data import samples, tasks
 from harness.gate.options import Options
 from harness.models import architectures, families, references
@@ -119,9 +119,14 @@ def consumers_of(options: Options) -> tuple[str, ...]:
     """The consumers that were named, or those of the models' families."""
     if options.consumers:
         return options.consumers
-    named = [references.family_of(ref) for ref in options.clip_models]
-    rows = {family.name: family.consumers for family in families.FAMILIES}
-    return tuple(dict.fromkeys(consumer for family in named for consumer in rows[family]))
+    rows = {family.name: family for family in families.FAMILIES}
+    return tuple(
+        dict.fromkeys(
+            consumer
+            for ref in options.clip_models
+            for consumer in reading.names_of(rows[references.family_of(ref)], ref, ())
+        )
+    )
 
 
 def readings_of(options: Options) -> list[tuple[str, str]]:

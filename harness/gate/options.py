@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.models import checkpoint_files
 from harness.places import BASELINES
 from harness.recipes import finding
 
@@ -31,6 +32,8 @@ class Options:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        # A pipeline stands for its parts.
+        object.__setattr__(self, "clip_models", checkpoint_files.expanded(self.clip_models))
         if self.recipes == finding.DEFAULT and self.recipes_root is not None:
             # The default recipes are this package's, whatever files of their names the tree holds.
             own = tuple(finding.own_reference(name, self.recipes_root) for name in self.recipes)

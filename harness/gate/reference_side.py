@@ -159,7 +159,8 @@ class ReferenceSide:
     @cached_property
     def consumers(self) -> tuple[str, ...]:
         """The consumers whose contracts are gated on the model."""
-        return reading.names_of(self.model, self.setting.options.consumers)
+        chosen = self.setting.options.consumers
+        return reading.names_of(families.of(self.model), self.source, chosen)
 
     @built
     def material(self) -> Material:

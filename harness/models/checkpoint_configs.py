@@ -51,6 +51,8 @@ class Encoder(Keys):
 
     #: what the tower's tensors begin with in a whole model
     prefix: ClassVar[str] = ""
+    #: what those of its layers begin with
+    layers: ClassVar[str] = "encoder.layers."
 
     hidden_size: Width = 768
     intermediate_size: Width = 3072
@@ -241,6 +243,118 @@ class Siglip2(Whole):
         default_factory=Siglip2Vision
     )
     text_config: Annotated[Text, BeforeValidator(_or_empty)] = Field(default_factory=Text)
+
+
+class OwlVision(ClipVision):
+    """``owlvit_vision_model``, ``owlv2_vision_model``."""
+
+    image_size: Side = 768
+
+
+class OwlText(Text):
+    """``owlvit_text_model``, ``owlv2_text_model``."""
+
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_attention_heads: Width = 8
+    vocab_size: Words = 49408
+    max_position_embeddings: Width = 16
+
+
+class Owl(Whole):
+    """``owlvit``, ``owlv2``."""
+
+    vision_config: Annotated[OwlVision, BeforeValidator(_or_empty)] = Field(
+        default_factory=OwlVision
+    )
+    text_config: Annotated[OwlText, BeforeValidator(_or_empty)] = Field(default_factory=OwlText)
+
+
+class LikeClipText(Text):
+    """The text tower of models that copy CLIP's."""
+
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_attention_heads: Width = 8
+    vocab_size: Words = 49408
+    max_position_embeddings: Width = 77
+
+
+class LikeClip(Whole):
+    """``clipseg``, ``metaclip_2``."""
+
+    vision_config: Annotated[ClipVision, BeforeValidator(_or_empty)] = Field(
+        default_factory=ClipVision
+    )
+    text_config: Annotated[LikeClipText, BeforeValidator(_or_empty)] = Field(
+        default_factory=LikeClipText
+    )
+
+
+class Dinov2(Vision):
+    """``dinov2``, which knows no words; positions are interpolated to other sizes of pictures."""
+
+    prefix = ""
+    layers = "encoder.layer."
+    has_class_token = True
+
+    image_size: Side = 224
+    patch_size: Side = 14
+    mlp_ratio: Annotated[int, Field(ge=1, le=64)] = 4
+
+    def tensors(self) -> dict[str, ExpectedTensor]:
+        """As :meth:`Encoder.tensors`."""
+        width, side = self.hidden_size, self.patch_size
+        return {
+            "encoder.layer.0.attention.attention.query.weight": ExpectedTensor(
+                (width, width), "hidden_size"
+            ),
+            "embeddings.patch_embeddings.projection.weight": ExpectedTensor(
+                (width, 3, side, side), "patch_size"
+            ),
+        }
+
+
+class Seeing(Keys):
+    """A vision-language model, of which the tower is read: on CLIP's or on SigLIP's."""
+
+    vision_config: Annotated[Vision | ClipVision, Field(union_mode="left_to_right")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_type(cls, content: Any) -> Any:
+        """The tower that ``vision_config`` says it is; LLaVA's configuration may leave it out."""
+        if not isinstance(content, dict):
+            return content
+        vision = _mapping(content.get("vision_config"))
+        kind = vision.get("model_type", cls.usual)
+        known = {"clip_vision_model": ClipVision, "siglip_vision_model": Vision}
+        if kind not in known:
+            raise ValueError(f"vision_config has model_type {kind!r}; known are {', '.join(known)}")
+        return {**content, "vision_config": known[kind].model_validate({**cls.sizes, **vision})}
+
+    #: What the library fills in where ``vision_config`` is left out.
+    usual: ClassVar[str] = "clip_vision_model"
+    sizes: ClassVar[Mapping[str, Any]] = {}
+
+
+class SeeingLlava(Seeing):
+    """``llava`` and its kin, whose tower is CLIP ViT-L/14 at 336 pixels by default."""
+
+    sizes: ClassVar[Mapping[str, Any]] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "image_size": 336,
+    }
+
+
+class SeeingSiglip(Seeing):
+    """``llava_onevision`` and ``paligemma``, whose tower is a SigLIP."""
+
+    usual: ClassVar[str] = "siglip_vision_model"
 
 
 class ModelType(Keys):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,10 @@ PARTS = (
 )
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+#: The index of a diffusers pipeline.
+PIPELINE = "model_index.json"
+#: Image processors that crop unless the configuration says no.
+_CROPPING = ("CLIPImageProcessor", "BitImageProcessor")
 _TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
 _PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model")
@@ -64,12 +69,18 @@ class CheckpointForm:
 
     ``models`` are transformers' classes that it may be saved as, the usual one first; ``tokenizer``
     and ``image_processor`` the classes that prepare its inputs, empty where it has no such tower.
+    ``inside`` matches the beginning of the names of the tower's tensors where the checkpoint holds
+    more than is read, and ``renamed`` are pairs of patterns that transformers renames.
+    ``any_size``: whether the model takes pictures of other sizes than its own.
     """
 
     config: type[Keys]
     models: tuple[str, ...]
     tokenizer: str = ""
     image_processor: str = ""
+    inside: str = ""
+    any_size: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def model(self) -> str:
@@ -77,6 +88,8 @@ class CheckpointForm:
         return self.models[0]
 
 
+#: The tower and the projector of a vision-language model, as transformers 4 and 5 write them.
+_IN_TOWER = r"(?:model\.)?(?:vision_tower\.(?:vision_model\.)?|(?=multi_modal_projector\.))"
 FORMS = {
     "clip": CheckpointForm(
         checkpoint_configs.Clip, ("CLIPModel",), "CLIPTokenizer", "CLIPImageProcessor"
@@ -97,6 +110,59 @@ FORMS = {
     ),
     "siglip2": CheckpointForm(
         checkpoint_configs.Siglip2, ("Siglip2Model",), "AutoTokenizer", "Siglip2ImageProcessor"
+    ),
+    "owlvit": CheckpointForm(
+        checkpoint_configs.Owl,
+        ("OwlViTModel",),
+        "CLIPTokenizer",
+        "OwlViTImageProcessor",
+        inside=r"(?:owlvit\.)?(?=vision_model\.|text_model\.|visual_projection|text_projection|logit)",
+    ),
+    "owlv2": CheckpointForm(
+        checkpoint_configs.Owl,
+        ("Owlv2Model",),
+        "CLIPTokenizer",
+        "Owlv2ImageProcessor",
+        inside=r"(?:owlv2\.)?(?=vision_model\.|text_model\.|visual_projection|text_projection|logit)",
+    ),
+    "clipseg": CheckpointForm(
+        checkpoint_configs.LikeClip,
+        ("CLIPSegModel",),
+        "CLIPTokenizer",
+        "ViTImageProcessor",
+        inside=r"(?:clip\.)?(?=vision_model\.|text_model\.|visual_projection|text_projection|logit)",
+        any_size=True,
+        renamed=((r"^clip\.", ""),),
+    ),
+    "metaclip_2": CheckpointForm(
+        checkpoint_configs.LikeClip, ("MetaClip2Model",), "AutoTokenizer", "CLIPImageProcessor"
+    ),
+    "dinov2": CheckpointForm(
+        checkpoint_configs.Dinov2,
+        ("Dinov2Model",),
+        "",
+        "BitImageProcessor",
+        inside=r"(?:dinov2\.)?(?=embeddings\.|encoder\.|layernorm\.)",
+        any_size=True,
+    ),
+    "llava": CheckpointForm(
+        checkpoint_configs.SeeingLlava, ("LlavaVision",), "", "CLIPImageProcessor", _IN_TOWER
+    ),
+    "llava_next": CheckpointForm(
+        checkpoint_configs.SeeingLlava, ("LlavaNextVision",), "", "CLIPImageProcessor", _IN_TOWER
+    ),
+    "vipllava": CheckpointForm(
+        checkpoint_configs.SeeingLlava, ("VipLlavaVision",), "", "CLIPImageProcessor", _IN_TOWER
+    ),
+    "llava_onevision": CheckpointForm(
+        checkpoint_configs.SeeingSiglip,
+        ("LlavaOnevisionVision",),
+        "",
+        "SiglipImageProcessor",
+        _IN_TOWER,
+    ),
+    "paligemma": CheckpointForm(
+        checkpoint_configs.SeeingSiglip, ("PaliGemmaVision",), "", "SiglipImageProcessor", _IN_TOWER
     ),
 }
 _OPEN_CLIP = CheckpointForm(OpenClip, ("open_clip",))
@@ -133,7 +199,12 @@ class Checkpoint:
     def revision(self) -> str:
         """SHA-256 over the names and contents of everything that is read, wherever it is."""
         places = dict.fromkeys((self.folder, self.tokenizer, self.image_processor))
-        return revision(*(place for place in places if place is not None))
+        known = [place for place in places if place is not None]
+        if not self.form.inside:
+            return revision(*known)
+        rest = revision(*known, weights=False)
+        own = checkpoint_weights.digest_of(self.weights, self.form.inside)
+        return hashlib.sha256(f"{rest}\0{own}".encode()).hexdigest()
 
 
 # -- references ------------------------------------------------------------------------------------
@@ -300,6 +371,63 @@ def _lacking(folder: Path) -> str:
     return f"{', '.join(missing[:3])} missing" if missing else ""
 
 
+# -- pipelines of diffusers ------------------------------------------------------------------------
+
+
+def expanded(refs: Iterable[str]) -> tuple[str, ...]:
+    """Model references, each diffusers pipeline replaced by its parts of CLIP's family.
+
+    Raises:
+        UsageError: a pipeline has no such part, or its index cannot be read.
+    """
+    return tuple(dict.fromkeys(one for ref in refs for one in _parts_of(ref)))
+
+
+def _parts_of(ref: str) -> tuple[str, ...]:
+    path = files.expand(ref, option="--clip-model")
+    if ref == "embedded" or not files.is_folder(path) or files.exists(path / CONFIG):
+        return (ref,)
+    if not files.exists(path / PIPELINE):
+        return (ref,)
+    known = {name for form in FORMS.values() for name in form.models}
+    parts = [name for name, cls in _pipeline(path).items() if cls in known]
+    there = [name for name in parts if files.is_folder(path / name)]
+    if not there:
+        what = "is a pipeline without a part that is gated"
+        fix = f"Its parts of one of these classes are gated: {', '.join(sorted(known))}."
+        raise UsageError(path / PIPELINE, what, fix)
+    return tuple(f"{ref.rstrip('/')}/{name}" for name in there)
+
+
+def _pipeline(folder: Path) -> dict[str, str]:
+    """The parts of the pipeline in *folder*, and the class of each; ``_class_name`` is its own."""
+    content = files.read_json(
+        folder / PIPELINE, dict[str, Any], limit=files.MAX_CONFIG, fix="Restore the file."
+    )
+    found = {}
+    for name, part in content.items():
+        is_part = isinstance(part, list) and len(part) == 2 and part[0] == "transformers"
+        # Parts are folders of the pipeline itself: a name with a slash would lead out of it.
+        if is_part and re.fullmatch(r"\w+", name):
+            found[name] = str(part[1])
+    return found
+
+
+def pipeline_class(ref: str) -> str:
+    """The class of the diffusers pipeline that the model of *ref* is a part of, or nothing."""
+    base, _ = split(ref)
+    if base == "embedded" or not files.is_folder(base):
+        return ""
+    folder = files.expand(base)
+    for here in dict.fromkeys((folder.absolute().parent, folder.resolve().parent)):
+        if files.is_file(here / PIPELINE):
+            content = files.read_json(
+                here / PIPELINE, dict[str, Any], limit=files.MAX_CONFIG, fix="Restore the file."
+            )
+            return str(content.get("_class_name", ""))
+    return ""
+
+
 # -- what a folder holds ---------------------------------------------------------------------------
 
 
@@ -324,6 +452,8 @@ def inspect(folder: Path) -> Checkpoint:
     checkpoint_weights.check_unquantized(folder, kind)
     weights = checkpoint_weights.weights_of(folder, kind)
     tensors = checkpoint_weights.tensors_of(weights)
+    if form.inside:
+        tensors = _inside(form, config, tensors)
     checkpoint_weights.check_sizes(folder, form.model, config, tensors, towers(config))
     tokenizer = image_processor = None
     if form.tokenizer:
@@ -334,6 +464,18 @@ def inspect(folder: Path) -> Checkpoint:
         assert isinstance(vision, Vision)
         _check_preprocessing(image_processor, form, vision.side)
     return Checkpoint(folder, form, config, weights, tokenizer, image_processor)
+
+
+def _inside(form: CheckpointForm, config: Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors that are read of a checkpoint that holds more, as a tower alone names them."""
+    prefix = "vision_model." if isinstance(config, checkpoint_configs.Seeing) else ""
+    found = {}
+    for name, tensor in tensors.items():
+        match = re.match(form.inside, name)
+        if match:
+            own = "" if "projector" in name else prefix
+            found[own + name[match.end() :]] = tensor
+    return found
 
 
 def family_model(folder: Path) -> str:
@@ -352,17 +494,20 @@ def towers(config: Keys) -> dict[str, Encoder]:
     """The towers of a configuration of transformers'."""
     if isinstance(config, Whole):
         return {"vision": config.vision_config, "text": config.text_config}
+    if isinstance(config, checkpoint_configs.Seeing):
+        return {"vision": config.vision_config}
     if isinstance(config, Vision):
         return {"vision": config}
     return {"text": config} if isinstance(config, Text) else {}
 
 
-def revision(*folders: Path) -> str:
+def revision(*folders: Path, weights: bool = True) -> str:
     """SHA-256 over the names and contents of a checkpoint's files: configuration, weights,
     tokenizer.
 
     Args:
         folders: that of the checkpoint, and others that tokenizer and preprocessing are read from.
+        weights: whether the weights are among them.
     """
     digest = hashlib.sha256()
     for place in folders:
@@ -371,6 +516,7 @@ def revision(*folders: Path) -> str:
             if (
                 path.suffix not in _REVISION_SUFFIXES
                 or name == "training.json"
+                or (not weights and (path.suffix == ".safetensors" or name == INDEX))
                 or files.is_folder(path)
             ):
                 continue
@@ -508,8 +654,8 @@ def _check_preprocessing(place: Path, form: CheckpointForm, side: int) -> None:
         found = files.read_json(path, shape, limit=files.MAX_CONFIG, fix=fix)
     if not isinstance(found, Preprocessing):
         return
-    made = _sides(found, path, crops=form.image_processor == "CLIPImageProcessor")
-    if made != (side, side):
+    made = _sides(found, path, crops=form.image_processor in _CROPPING)
+    if made != (side, side) and not form.any_size:
         what = f"makes pictures of {made[0]} x {made[1]} pixels, the model needs {side} x {side}"
         raise UsageError(path, what, fix)
 

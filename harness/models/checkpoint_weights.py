@@ -8,6 +8,7 @@ amount of memory.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -158,6 +159,24 @@ def tensors_of(weights: tuple[Path, ...]) -> dict[str, Tensor]:
     return found
 
 
+def digest_of(weights: tuple[Path, ...], wanted: str) -> str:
+    """SHA-256 over the tensors whose names begin as the pattern *wanted* says; the others are not
+    read.
+    """
+    digest = hashlib.sha256()
+    for path in weights:
+        tensors = {name: t for name, t in _header(path).items() if re.match(wanted, name)}
+        with files.opened(path, what="file of weights", fix=FIX) as file:
+            start = 8 + struct.unpack("<Q", file.read(8))[0]
+            for name in sorted(tensors):
+                tensor = tensors[name]
+                begin, end = tensor.data_offsets
+                digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
+                file.seek(start + begin)
+                digest.update(file.read(end - begin))
+    return digest.hexdigest()
+
+
 def _header(path: Path) -> dict[str, Tensor]:
     fix = "Restore the file, or download it again."
     with files.opened(path, what="file of weights", fix=fix) as file:
@@ -237,11 +256,11 @@ def check_sizes(
         expected |= {
             f"{tower.prefix}{name}": (place, shape) for name, shape in tower.tensors().items()
         }
-        layers = _layers(tensors, tower.prefix, whole=isinstance(config, Whole))
+        layers = _layers(tensors, tower, whole=isinstance(config, Whole))
         if layers != tower.num_hidden_layers:
             what = f"num_hidden_layers is {tower.num_hidden_layers}, the weights have {layers}"
             if not layers:
-                what = f"weights are missing: {tower.prefix}encoder.layers.0, ..."
+                what = f"weights are missing: {tower.prefix}{tower.layers}0, ..."
             raise UsageError(f"{folder / CONFIG}{place}", what, FIX_SIZES)
     expected |= {name: ("", shape) for name, shape in _projections(model, config).items()}
     for name, (place, wanted) in expected.items():
@@ -254,9 +273,9 @@ def check_sizes(
             raise UsageError(f"{folder / CONFIG}{place}", what, FIX_SIZES)
 
 
-def _layers(tensors: Mapping[str, Tensor], prefix: str, *, whole: bool) -> int:
-    """Encoder layers that the weights hold under *prefix*; a tower alone may leave it out."""
-    starts = [f"{prefix}encoder.layers."] + ([] if whole else ["encoder.layers."])
+def _layers(tensors: Mapping[str, Tensor], tower: Encoder, *, whole: bool) -> int:
+    """Encoder layers that the weights hold of *tower*; one alone may leave its prefix out."""
+    starts = [f"{tower.prefix}{tower.layers}"] + ([] if whole else [tower.layers])
     numbers = {
         name[len(start) :].partition(".")[0]
         for name in tensors

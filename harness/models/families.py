@@ -128,6 +128,11 @@ def _vision_alone(completed_by: str = "") -> dict[str, Tower]:
     return {"vision": alone}
 
 
+def _seeing(norm: str, leading: int) -> dict[str, Tower]:
+    """The one tower of a model that takes pictures alone."""
+    return {"vision": Tower(("",), "", "pixel_values", norm=norm, leading=leading)}
+
+
 def _text_alone(completed_by: str = "") -> dict[str, Tower]:
     return {"text": Tower(("",), "", "input_ids", completed_by, norm=_TEXT_NORM)}
 
@@ -196,6 +201,57 @@ FAMILIES = (
         text_is_causal=False,
         consumers=("paligemma", "llava-onevision"),
     ),
+    *(
+        Family(
+            name=name,
+            model_classes=(model,),
+            towers=_CLIP_TOWERS,
+            attention_classes=(attention,),
+            consumers=consumers,
+        )
+        for name, model, attention, consumers in (
+            ("owlvit", "OwlViTModel", "OwlViTAttention", ("owlvit",)),
+            ("owlv2", "Owlv2Model", "Owlv2Attention", ("owlvit",)),
+            ("clipseg", "CLIPSegModel", "CLIPSegAttention", ("clipseg",)),
+            ("metaclip_2", "MetaClip2Model", "MetaClip2Attention", ("llava", "sd15")),
+        )
+    ),
+    *(
+        Family(
+            name=name,
+            model_classes=(model,),
+            towers=_seeing(norm=_VISION_NORM, leading=1),
+            attention_classes=("CLIPAttention", "SiglipAttention"),
+            hidden={"MultiheadAttention": _POOLING},
+            consumers=consumers,
+        )
+        for name, model, consumers in (
+            ("llava", "LlavaVision", ("llava",)),
+            ("llava-next", "LlavaNextVision", ("llava",)),
+            ("vip-llava", "VipLlavaVision", ("vip-llava",)),
+        )
+    ),
+    *(
+        Family(
+            name=name,
+            model_classes=(model,),
+            towers=_seeing(norm=_VISION_NORM, leading=0),
+            attention_classes=("SiglipAttention", "CLIPAttention"),
+            hidden={"MultiheadAttention": _POOLING},
+            consumers=consumers,
+        )
+        for name, model, consumers in (
+            ("llava-onevision", "LlavaOnevisionVision", ("llava-onevision",)),
+            ("paligemma", "PaliGemmaVision", ("paligemma",)),
+        )
+    ),
+    Family(
+        name="dinov2",
+        model_classes=("Dinov2Model",),
+        towers=_seeing(norm="layernorm", leading=1),
+        attention_classes=("Dinov2SelfAttention",),
+        consumers=("dino",),
+    ),
     Family(
         # open_clip's class and its variant with a text tower of its own (EVA, SigLIP), of the
         # library of that name.
@@ -217,8 +273,8 @@ FAMILIES = (
 #: The family that the embedded model is of.
 CLIP = FAMILIES[0]
 
-_LAYER = re.compile(r"\.(?:layers|blocks|resblocks)\.(\d+)(?:\.|$)")
-_IS_LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|resblocks)\.\d+")
+_LAYER = re.compile(r"\.(?:layers?|blocks|resblocks)\.(\d+)(?:\.|$)")
+_IS_LAYER = re.compile(r"(?:.*\.)?(?:layers?|blocks|resblocks)\.\d+")
 
 
 def of(model: nn.Module) -> Family:
@@ -277,7 +333,8 @@ def norm_of(model: nn.Module, tower: str) -> nn.Module:
     row = of(model).towers[tower]
     for path, module in model.named_modules():
         if row.norm and path.startswith(row.prefixes) and path.rpartition(".")[2] == row.norm:
-            return module
+            norm: nn.Module = module
+            return norm
     raise LookupError(f"{type(model).__name__} has no norm after the last layer of its {tower}")
 
 

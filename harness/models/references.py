@@ -27,7 +27,7 @@ from harness import (
     files,
 )
 from harness.errors import UsageError
-from harness.models import checkpoint_files, families, openclip, outliers
+from harness.models import checkpoint_files, composites, families, openclip, outliers
 from harness.models.checkpoint_files import EMBEDDED as EMBEDDED
 from harness.models.checkpoint_files import PARTS as PARTS
 from harness.models.checkpoint_files import Checkpoint
@@ -125,18 +125,17 @@ def _from_transformers(
     """Model, tokenizer and image processor (None where its form has none) of a Hugging Face
     checkpoint.
     """
-    import transformers
-
     form, folder = checkpoint.form, checkpoint.folder
     with quiet_transformers():
         try:
-            model, info = getattr(transformers, form.model).from_pretrained(
+            model, info = composites.model_class(form.model).from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
+                **({"key_mapping": dict(form.renamed)} if form.renamed else {}),
             )
         except Exception as error:
             # Whatever transformers or safetensors find wrong in these files is the person's input.
@@ -184,7 +183,7 @@ def _check_inputs(checkpoint: Checkpoint, model: Any, tokenizer: Any, image_proc
         except Exception as error:
             place = checkpoint.image_processor or checkpoint.folder
             raise UsageError(place, f"its preprocessing does not work ({error})", FIX) from error
-        if shape != (sizes.image, sizes.image):
+        if shape != (sizes.image, sizes.image) and not checkpoint.form.any_size:
             place = checkpoint.image_processor or checkpoint.folder
             what = (
                 f"its preprocessing makes pictures of {shape[0]} x {shape[1]} pixels, the model "

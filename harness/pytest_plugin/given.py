@@ -83,7 +83,7 @@ def _cheap(get: Callable[[str], Any]) -> list[Look]:
     from harness.models import checkpoint_files
     from harness.recipes import names
 
-    models = get("gate_models") or ()
+    models = checkpoint_files.expanded(get("gate_models") or ())
     looks: list[Look] = [("--clip-model", partial(names.of_models, models))]
     for model in models:
         if not checkpoint_files.is_hub_id(checkpoint_files.split(model)[0]):

@@ -201,8 +201,11 @@ def _model(reference: str) -> _Thing:
         if named and ".." in folder.parts
         else folder.absolute()
     )
-    parts = (whole if named else folder.resolve()).parts[1:] or ("root",)
-    return _Thing(reference, (_file(folder), suffix), parts, 1, parts[-1], suffix=suffix)
+    place = whole if named else folder.resolve()
+    parts = place.parts[1:] or ("root",)
+    # A part of a diffusers pipeline is named after both: ``sdxl/text_encoder``.
+    depth = 2 if files.is_file(place.parent / "model_index.json") and len(parts) > 1 else 1
+    return _Thing(reference, (_file(folder), suffix), parts, depth, parts[-1], suffix=suffix)
 
 
 def _file(path: Path) -> tuple[int, int]:

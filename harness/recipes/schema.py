@@ -30,7 +30,12 @@ ATTENTION_CLASSES = (
     "Attention",
     "AttentionPoolLatent",
     "CLIPAttention",
+    "CLIPSegAttention",
+    "Dinov2SelfAttention",
     "EvaAttention",
+    "MetaClip2Attention",
+    "OwlViTAttention",
+    "Owlv2Attention",
     "Siglip2Attention",
     "SiglipAttention",
 )
