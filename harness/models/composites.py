@@ -51,7 +51,7 @@ class _Seeing:
                 setattr(small.text_config, key, value)
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(small.text_config, key, None)
-        super().__init__(small)
+        super().__init__(small)  # type: ignore[call-arg]  # transformers' class comes next
         part: Any = self
         part.config = config
         del part.language_model
