@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from harness.data import tasks
 from harness.data.tasks import Outcomes, Task, TaskRun
+from harness.errors import UsageError
 from harness.evaluation.shards import Side
 from harness.statistics.sequential import Sequential, shuffled
 from harness.statistics.verdicts import Budget, Verdict
@@ -27,7 +28,24 @@ BLOCK = 256
 
 def can_stop(task: Task) -> bool:
     """Whether *task* is of a kind and size that an early stop makes sense for."""
-    return task.labels is not None and len(task.sample_ids) >= 2 * BLOCK
+    return task.labels is not None and is_long_enough(len(task.sample_ids))
+
+
+def is_long_enough(samples: int) -> bool:
+    """Whether a task of *samples* has blocks to leave out."""
+    return samples >= 2 * BLOCK
+
+
+def check_budget(task: str, budget: Budget) -> None:
+    """Refuse a budget that is a share of the reference: the sequential test is of points.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if budget.share is not None:
+        what = f"the budget of {task} is a share, which is judged on all samples"
+        fix = "Leave --early-stop out, or give the budget in points."
+        raise UsageError(budget.place, what, fix)
 
 
 def blocks(task: Task) -> Iterator[Task]:
@@ -104,7 +122,12 @@ class Stopped:
 def judge(
     task: Task, metric: str, budget: Budget, reference: Evaluation, quantized: Evaluation
 ) -> Stopped:
-    """Evaluate block after block until the sequential test decides, or the task ends."""
+    """Evaluate block after block until the sequential test decides, or the task ends.
+
+    Raises:
+        UsageError: the budget is a share.
+    """
+    check_budget(task.name, budget)
     largest = int(np.unique(task.clusters, return_counts=True)[1].max())
     test = Sequential(budget, largest)
     count = 0

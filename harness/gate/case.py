@@ -18,7 +18,6 @@ from harness.baselines.provenance import Provenance
 from harness.consumers import contracts
 from harness.data.calibration import CalibrationPairs
 from harness.data.tasks import Task, TaskRun
-from harness.errors import UsageError
 from harness.evaluation import early, environment, throughput
 from harness.evaluation.subjects import Quantization, Subject
 from harness.gate.built import attempt, built
@@ -242,7 +241,6 @@ class Case:
         """
         if not self.setting.options.early_stop:
             return {}
-        self._check_no_share()
         subject, stopped = self.subject, {}
         for task in filter(early.can_stop, self.tasks):
             (metric,) = task.metrics
@@ -252,16 +250,6 @@ class Case:
                 task, metric, budget, self.shared.in_blocks(task), after
             )
         return stopped
-
-    def _check_no_share(self) -> None:
-        """Refuse budgets that are a share of the reference: the early stop tests points."""
-        for task in filter(early.can_stop, self.tasks):
-            (metric,) = task.metrics
-            budget = self.budget(task.name, metric)
-            if budget.share is not None:
-                what = f"the budget of {task.name} is a share, which is judged on all samples"
-                fix = "Leave --early-stop out, or give the budget in points."
-                raise UsageError(budget.place, what, fix)
 
     @built
     def runs(self) -> tuple[dict[str, TaskRun], dict[str, TaskRun]]:

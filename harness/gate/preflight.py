@@ -11,6 +11,7 @@ from harness.baselines import Missing, Record, differences
 from harness.consumers import contracts, reading
 from harness.data import tasks
 from harness.errors import UsageError
+from harness.evaluation import early
 from harness.gate.case import Case
 from harness.gate.session import Gate
 from harness.quantization import fit
@@ -83,8 +84,8 @@ def _decode(gate: Gate, accuracy: bool) -> None:
 
 
 def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> list[UsageError]:
-    """Every budget that its task's samples cannot resolve, from the counts alone: no picture is
-    read.
+    """Every budget that its task's samples cannot resolve, or that an early stop cannot test, from
+    the counts alone: no picture is read.
     """
     counts = tasks.sample_counts(gate.options.tasks, gate.options.data_root)
     refused: list[UsageError] = []
@@ -92,6 +93,13 @@ def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> li
     for (task, metric), n in counts.items():
         for case, record in records.items():
             budget = case.budget(task, metric)
+            stops = gate.options.early_stop and metric == tasks.ACC1 and early.is_long_enough(n)
+            if stops and not case.shared.lacks(accuracy=True):
+                try:
+                    early.check_budget(task, budget)
+                except UsageError as error:
+                    refused.append(error)
+                    continue
             kept = None if isinstance(record, Missing) else record.task(task, metric)
             observed = None if kept is None else verdicts.Observed(kept.lost, kept.won, kept.count)
             if verdicts.judgeable(budget, n, observed) or case.shared.lacks(accuracy=True):

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harness.data.tasks import Task
+from harness.errors import UsageError
 from harness.evaluation import early
 from harness.gate.case import Case
 from harness.gate.options import Options
+from harness.gate.preflight import preflight
 from harness.gate.session import Gate
 from harness.statistics.verdicts import Decision
 
@@ -93,3 +96,38 @@ def test_retrieval_is_not_stopped() -> None:
     gate = Gate(Options(recipes=("int8",), tasks=("emoji_captions",), early_stop=True))
 
     assert not early.can_stop(gate.cases()[0].tasks[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "terms", "early_stop", "is_refused"),
+    [
+        ("emoji100", "share: 0.9", True, True),
+        ("emoji100", "preset: mlperf-99, alpha: 0.4", True, True),
+        ("emoji100", "share: 0.9", False, False),
+        ("emoji100", "points: 9.0", True, False),
+        ("emoji_captions", "share: 0.9", True, False),
+    ],
+)
+def test_a_share_is_refused_before_anything_is_computed(
+    tmp_path: Path, task: str, terms: str, early_stop: bool, is_refused: bool
+) -> None:
+    """The look at what was given refuses it, at the line of the budget; not on a task that is never
+    stopped.
+    """
+    (tmp_path / "budgets.yaml").write_text(
+        f"defaults: {{points: 9.0}}\ntasks:\n  {task}: {{{terms}}}\n"
+    )
+    gate = Gate(
+        Options(recipes=("int8",), tasks=(task,), early_stop=early_stop, baselines=tmp_path)
+    )
+    refused = ""
+    try:
+        preflight(gate, accuracy=True)
+    except UsageError as error:
+        (refused,) = error.lines
+
+    assert bool(refused) == is_refused
+    if is_refused:
+        assert refused.startswith(f"{tmp_path / 'budgets.yaml'}:3")
+        assert f"the budget of {task} is a share" in refused
+        assert "Leave --early-stop out" in refused
