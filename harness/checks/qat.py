@@ -17,7 +17,7 @@ def loss_is_won_back(tuned: FineTuned) -> list[Gain]:
     better.
     """
     if not tuned.gains:
-        raise NotJudged(f"{tuned.case.id} passes on every task: there is nothing to win back")
+        raise NotJudged(f"{tuned.case.id} falls short on no task: there is nothing to win back")
     return [gain for gain in tuned.gains if not gain.shown]
 
 

@@ -175,15 +175,15 @@ class Gain:
 def gains(
     before: VerdictFamily, quantized: Mapping[str, TaskRun], trained: Mapping[str, TaskRun]
 ) -> list[Gain]:
-    """The gain on every metric whose verdict in *before* is not a PASS; empty if there is nothing
-    to win back.
+    """The gain on every metric whose verdict in *before* is neither PASS nor GAIN; empty if there
+    is nothing to win back.
 
     Args:
         before: the verdicts on the quantized model.
         quantized: its outcomes.
         trained: those of the fine-tuned model on the same samples.
     """
-    open_ = [v for v in before.verdicts if v.decision is not Decision.PASS]
+    open_ = [v for v in before.verdicts if v.decision not in (Decision.PASS, Decision.GAIN)]
     found = [
         _gain(v, quantized[v.task].outcomes[v.metric], trained[v.task].outcomes[v.metric])
         for v in open_

@@ -30,7 +30,7 @@ from harness.quantization import maps, quantize
 from harness.quantization.contrastive import contrastive, differentiable_attention
 from harness.recipes import loading
 from harness.statistics import verdicts
-from harness.statistics.verdicts import Budget
+from harness.statistics.verdicts import Budget, Decision
 
 CPU = torch.device("cpu")
 FEW = TuningSettings(steps=3, batch_size=16)
@@ -256,9 +256,14 @@ def test_a_gain_is_what_the_paired_test_shows(won_back: int, gained: bool) -> No
 
 
 def test_nothing_is_won_back_where_nothing_was_lost() -> None:
-    """A recipe that passes everywhere has no gain to show."""
-    right = np.ones(400, bool)
-    outcomes = runs(right)["t"].outcomes["acc1"]
-    family = verdicts.family([verdicts.compare(outcomes, outcomes, Budget(points=2.5))])
+    """A recipe that passes everywhere has no gain to show, nor has one that is better than is
+    plausible.
+    """
+    right, half = np.ones(400, bool), np.arange(400) % 2 == 0
+    budget = Budget(points=2.5, most_gain=1.0)
+    for before, decision in ((right, Decision.PASS), (half, Decision.GAIN)):
+        sides = runs(before)["t"].outcomes["acc1"], runs(right)["t"].outcomes["acc1"]
+        family = verdicts.family([verdicts.compare(*sides, budget)])
 
-    assert qat.gains(family, runs(right), runs(right)) == []
+        assert family.decision is decision
+        assert qat.gains(family, runs(right), runs(right)) == []
