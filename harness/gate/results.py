@@ -51,6 +51,8 @@ class Outcome(str, Enum):
     SKIPPED = "skipped"
     XFAILED = "xfailed"
     INCONCLUSIVE = "inconclusive"
+    #: Better than the reference by more than is plausible.
+    GAIN = "gain"
     FAILED = "failed"
     ERROR = "error"
     #: Not run: what it needs failed in another check, which says why.
@@ -63,11 +65,12 @@ class Outcome(str, Enum):
             return Word.NOTHING
         if self in (Outcome.PASSED, Outcome.XFAILED):
             return Word.PASS
-        return Word.INCONCLUSIVE if self is Outcome.INCONCLUSIVE else Word.FAIL
+        own = {Outcome.INCONCLUSIVE: Word.INCONCLUSIVE, Outcome.GAIN: Word.GAIN}
+        return own.get(self, Word.FAIL)
 
 
 #: Outcomes that a report lists one by one.
-LISTED = (Outcome.FAILED, Outcome.ERROR, Outcome.INCONCLUSIVE)
+LISTED = (Outcome.FAILED, Outcome.ERROR, Outcome.GAIN, Outcome.INCONCLUSIVE)
 
 
 @dataclass(frozen=True)

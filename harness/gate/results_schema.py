@@ -56,7 +56,7 @@ class FailedCheck(_Whole):
 
     test: str = Field(description="pytest's id")
     suite: str = Field(default="", description="the marker, or empty")
-    outcome: Literal["failed", "error", "inconclusive"]
+    outcome: Literal["failed", "error", "gain", "inconclusive"]
     message: str = Field(default="", description="the first line of what it said")
 
 
@@ -65,7 +65,8 @@ class CheckCounts(_Whole):
 
     counts: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={},
-        description="by outcome: passed, skipped, xfailed, inconclusive, failed, error, dependent",
+        description="by outcome: passed, skipped, xfailed, inconclusive, gain, failed, error, "
+        "dependent",
     )
     failed: list[FailedCheck] = []
     depending: dict[str, Annotated[int, Field(ge=1)]] = Field(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.pytest_plugin import collector
-from harness.pytest_plugin.outcomes import Inconclusive, NotHeld, address_of, case_of, first_line
+from harness.pytest_plugin.outcomes import (
+    Gained,
+    Inconclusive,
+    NotHeld,
+    address_of,
+    case_of,
+    first_line,
+)
 from harness.pytest_plugin.run import options_of, parameters
 
 if TYPE_CHECKING:
@@ -46,8 +53,8 @@ class Judge:
             raise NotHeld("\n\n".join(parts), self._causes(texts))
 
     def verdict(self, verdict: Verdict) -> None:
-        """Fail where the loss is over its budget, and, under its own word, where the data cannot
-        tell.
+        """Fail where the loss is over its budget, and, under words of their own, where the data
+        cannot tell and where the gain is not plausible.
         """
         from harness.baselines import rerun_command
         from harness.statistics.verdicts import Decision
@@ -57,12 +64,15 @@ class Judge:
         wanted = self._request.config.getoption("blame")
         # What the search for quantizers at fault evaluates are tasks, not tokens.
         is_of_task = "metric" in parameters(self._request.node)
-        if is_of_task and (wanted or (wanted is None and verdict.decision is Decision.FAIL)):
+        asked = wanted and verdict.decision is not Decision.GAIN  # no quantizer is at fault there
+        if is_of_task and (asked or (wanted is None and verdict.decision is Decision.FAIL)):
             message += "\n\n" + self._blame(verdict.task, verdict.metric)
         message += f"\nrerun:  {rerun_command(self._nodeid, self._options)}"
         if verdict.decision is Decision.INCONCLUSIVE:
             raise Inconclusive(message, pytrace=False)
-        if verdict.decision in (Decision.FAIL, Decision.GAIN):
+        if verdict.decision is Decision.GAIN:
+            raise Gained(message)
+        if verdict.decision is Decision.FAIL:
             raise NotHeld(message)
 
     def drift(self, drift: Comparison) -> None:

@@ -86,6 +86,12 @@ class Inconclusive(Failed):
     __module__ = "builtins"
 
 
+class Gained(NotHeld):
+    """The quantized model is better than is plausible.  It fails the run under its own word."""
+
+    __module__ = "builtins"
+
+
 class Causes:
     """Which test reported each cause first; safe to use from the threads that receive workers'
     reports.
@@ -243,7 +249,9 @@ def _mark(item: pytest.Item, report: pytest.TestReport, error: BaseException) ->
             # As on a report that xdist brought home: here the run can be ended.
             report.node = None  # type: ignore[attr-defined]
     elif isinstance(error, Inconclusive):
-        report.user_properties.append(("outcome", "inconclusive"))
+        report.user_properties.append(("outcome", Outcome.INCONCLUSIVE.value))
+    elif isinstance(error, Gained):
+        report.user_properties.append(("outcome", Outcome.GAIN.value))
     elif isinstance(error, Exception) and not isinstance(error, AssertionError):
         text = _told(item, error)
         if text:
@@ -305,8 +313,9 @@ def _outcome(report: pytest.TestReport) -> Outcome | None:
     """How the check ended, or None where this phase of the test says nothing about it."""
     if report.when != "call" and report.passed:
         return None
-    if ("outcome", "inconclusive") in report.user_properties:
-        return Outcome.INCONCLUSIVE
+    for own in (Outcome.INCONCLUSIVE, Outcome.GAIN):
+        if ("outcome", own.value) in report.user_properties:
+            return own
     if report.failed:
         return Outcome.FAILED if report.when == "call" else Outcome.ERROR
     if report.skipped:
@@ -442,9 +451,12 @@ class Recorder:
 def pytest_report_teststatus(
     report: pytest.CollectReport | pytest.TestReport,
 ) -> tuple[str, str, Any] | None:
-    """``INCONCLUSIVE`` has its own letter and word."""
-    if ("outcome", "inconclusive") in getattr(report, "user_properties", ()):
+    """``INCONCLUSIVE`` has its own letter and word, ``GAIN`` is a failure with its own word."""
+    properties = getattr(report, "user_properties", ())
+    if ("outcome", Outcome.INCONCLUSIVE.value) in properties:
         return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
+    if ("outcome", Outcome.GAIN.value) in properties:
+        return "failed", "F", ("GAIN", {"red": True})
     return None
 
 

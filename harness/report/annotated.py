@@ -104,7 +104,7 @@ def _of_case(
         what = f"{one.what.rstrip('.')} {names}".strip()
         yield LintProblem(*parts_of(one.place), rule, what, one.mend)
     is_said = problems or any(_is_file(one, path) for one in known)
-    if is_said or cases.decision(case) != Word.FAIL.value:
+    if is_said or cases.decision(case) not in (Word.FAIL.value, Word.GAIN.value):
         return
     place = "" if case.blame is None else case.blame.place
     if not place and path is not None:

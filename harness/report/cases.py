@@ -46,6 +46,7 @@ class VerdictRow:
     low: float
     high: float
     budget: float
+    most_gain: float | None
     decision: str
     drift: str
 
@@ -68,6 +69,7 @@ def rows(case: CaseResult) -> list[VerdictRow]:
             low=verdict.interval[0],
             high=verdict.interval[1],
             budget=verdict.budget.points,
+            most_gain=verdict.budget.most_gain,
             decision=verdict.decision,
             drift=drift_word(case.drift.get(f"{verdict.task}/{verdict.metric}")),
         )
@@ -376,6 +378,20 @@ def read_case(case: Mapping[str, object]) -> CaseResult:
     return CaseResult.model_validate(plain(case))
 
 
+def _deciding(rows: list[VerdictRow]) -> str:
+    """The one of *rows*, all of one decision, that is nearest to its budget or farthest beyond."""
+    if rows[0].decision == Word.GAIN.value:
+        row = max(rows, key=lambda row: row.difference - (row.most_gain or 0))
+        which, limit = "largest gain", f"plausible {row.most_gain or 0:g}"
+    else:
+        row = min(rows, key=lambda row: row.difference + row.budget)
+        which = "closest" if row.decision == Word.PASS.value else "worst"
+        limit = f"budget {row.budget:g}"
+    return (
+        f"{which} is {row.name} at {row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}], {limit}"
+    )
+
+
 def headline(case: CaseResult) -> str:
     """What decided a case, in one line without its name."""
     parts = [f"not gated: {case.not_gated}"] if case.not_gated else []
@@ -386,12 +402,7 @@ def headline(case: CaseResult) -> str:
         judged = [part.decision for part in (case.accuracy, case.consumers) if part]
         word = worst(Word(decided) for decided in judged if decided)
         deciding = [row for row in verdicts if row.decision == word.value] or verdicts
-        closest = min(deciding, key=lambda row: row.difference + row.budget)
-        parts.append(
-            f"{'closest' if closest.decision == 'PASS' else 'worst'} is {closest.name} at "
-            f"{closest.difference:+.2f} [{closest.low:+.2f}, {closest.high:+.2f}], "
-            f"budget {closest.budget:g}"
-        )
+        parts.append(_deciding(deciding))
     if exceeded(case):
         parts.append(_count(len(exceeded(case)), "limit", "") + " EXCEEDED")
     if case.insertion:

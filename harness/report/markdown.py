@@ -30,8 +30,8 @@ def summary(results: RunResult) -> str:
     Recipes that did not pass come first; where there is no room for all, the parts left out are
     counted.
     """
-    order = {"FAIL": 0, "GAIN": 1, "INCONCLUSIVE": 1}
-    found = sorted(results.cases, key=lambda case: order.get(cases.decision(case), 2))
+    order = {"FAIL": 0, "GAIN": 1, "INCONCLUSIVE": 2}
+    found = sorted(results.cases, key=lambda case: order.get(cases.decision(case), 3))
     parts = [
         _heading(results),
         *_refused(results),

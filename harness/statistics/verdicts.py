@@ -191,6 +191,10 @@ class Verdict:
         """The verdict in plain words: expected, found, where, and what to do."""
         b = self.budget
         low, high = self.interval
+        expected, gain = b.expected(), ""
+        if self.decision is Decision.GAIN:
+            expected = f"a gain of at most {b.most_gain or 0:g} points"
+            gain = f"p(gain that is plausible) {self.p_gain:.3g}, "
         clusters = ""
         if self.clusters < self.n:
             clusters = (
@@ -199,7 +203,7 @@ class Verdict:
             )
         lines = [
             f"{self.task} ({self.metric}): {self.decision.value}: {_SAYS[self.decision]}",
-            f"  expected: {b.expected()}, at alpha {b.alpha:g} ({b.place})",
+            f"  expected: {expected}, at alpha {b.alpha:g} ({b.place})",
             f"  found: reference {self.reference_accuracy:.2%}, quantized "
             f"{self.quantized_accuracy:.2%}: "
             f"{self.difference:+.2f} points, "
@@ -210,19 +214,20 @@ class Verdict:
             f"{self.lost_large} had a reference margin of at least {self.large_margin:.2f}, "
             f"{self.lost_borderline} "
             "were borderline",
-            f"    p(loss below the budget) {self.p_noninferior:.3g}, p(loss above the budget) "
-            f"{self.p_inferior:.3g}, "
+            f"    {gain}p(loss below the budget) {self.p_noninferior:.3g}, "
+            f"p(loss above the budget) {self.p_inferior:.3g}, "
             f"p(no change, exact) {self.p_change:.3g}",
         ]
         if self.fraction_used < 1:
             lines.append(f"    decided early, on {self.fraction_used:.1%} of the task's samples")
         if self.note:
             lines.append(f"    {self.note}")
-        if self.lost_ids and self.decision is not Decision.PASS:
-            more = f" and {len(self.lost_ids) - 5} more" if len(self.lost_ids) > 5 else ""
-            lines.append(
-                f"  where: lost with the largest margins: {', '.join(self.lost_ids[:5])}{more}"
-            )
+        moved, which = self.lost_ids, "lost with the largest margins"
+        if self.decision is Decision.GAIN:
+            moved, which = self.won_ids, "won"
+        if moved and self.decision is not Decision.PASS:
+            more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
+            lines.append(f"  where: {which}: {', '.join(moved[:5])}{more}")
         if self.decision is not Decision.PASS:
             lines.append(f"  what to do: {self._advice()}")
         return "\n".join(lines)
@@ -595,14 +600,17 @@ class VerdictFamily:
             if any(v.decision is d for v in self.verdicts)
         )
         deciding = [v for v in self.verdicts if v.decision is self.decision]
-        worst = min(deciding, key=lambda v: v.difference + v.budget.points)
-        low, high = worst.interval
+        if self.decision is Decision.GAIN:
+            one = max(deciding, key=lambda v: v.difference - (v.budget.most_gain or 0))
+            which, limit = "largest gain", f"plausible {one.budget.most_gain or 0:g}"
+        else:
+            one = min(deciding, key=lambda v: v.difference + v.budget.points)
+            which = "closest" if self.decision is Decision.PASS else "worst"
+            limit = f"budget {one.budget.points:g}"
+        low, high = one.interval
         return (
-            f"{name}: {counts}; {'closest' if self.decision is Decision.PASS else 'worst'} is "
-            f"{worst.task} "
-            f"({worst.metric}) at "
-            f"{worst.difference:+.2f} points [{low:+.2f}, {high:+.2f}], budget "
-            f"{worst.budget.points:g}"
+            f"{name}: {counts}; {which} is {one.task} ({one.metric}) at "
+            f"{one.difference:+.2f} points [{low:+.2f}, {high:+.2f}], {limit}"
         )
 
 

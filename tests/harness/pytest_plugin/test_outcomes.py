@@ -42,6 +42,20 @@ def section_of(config, case, name):
     return results_of(config).section(case.recipe_name, case.model_name, name)
 
 
+def judged_gain(config, case):
+    '''The verdict on 10 lost and 110 won samples of 2,000, as the gate writes it down.'''
+    from drawn import pair
+    from harness.statistics.verdicts import Budget, compare, family
+
+    reference, quantized = pair(2000, 10, 110)
+    found = family([compare(reference, quantized, Budget(1.0, most_gain=1.0))])
+    written = [verdict.as_dict() for verdict in found.verdicts]
+    section_of(config, case, "accuracy").update(
+        decision=found.decision.value, headline=found.headline(), verdicts=written
+    )
+    return found.verdicts[0]
+
+
 @pytest.fixture
 def broken(case):
     raise RuntimeError("boom at 0x7f12")
@@ -80,6 +94,21 @@ KINDS: dict[str, tuple[str, str, int]] = {
     "what cannot be decided": (
         "def test_it(gate, case): raise Inconclusive('too few samples', pytrace=False)",
         "INCONCLUSIVE",
+        1,
+    ),
+    "a gain that is not plausible": (
+        """
+def test_it(gate, case, check, pytestconfig):
+    check.verdict(judged_gain(pytestconfig, case))""",
+        "GAIN",
+        1,
+    ),
+    "a gain beside a problem": (
+        """
+def test_it(gate, case, check, pytestconfig):
+    check.verdict(judged_gain(pytestconfig, case))
+def test_other(gate, case, check): check.problems(['4 of 7 never ran'])""",
+        "FAIL",
         1,
     ),
     "a section alone": (
@@ -168,6 +197,31 @@ def test_one_word_in_every_place(run_suite: RunSuite, pytester: pytest.Pytester,
 
     assert set(words(pytester.path, result).values()) == {word}, words(pytester.path, result)
     assert result.ret == code
+
+
+def test_a_gain_is_told_as_one(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+    """Terminal, summary, data and JUnit file name the task with the gain, what is plausible and
+    how to declare it; no word says that something was lost.
+    """
+    result = run_suite(KINDS["a gain that is not plausible"][0], "-v")
+    shown = str(result.stdout)
+    found = json.loads((pytester.path / "out/results.json").read_text())
+    summary = html.unescape((pytester.path / "out/summary.md").read_text())
+    (case,) = found["cases"]
+    (failed,) = case["checks"]["failed"]
+
+    assert result.ret == 1
+    assert found["headline"] == "1 GAIN"
+    assert case["decision"] == case["accuracy"]["decision"] == failed["outcome"].upper() == "GAIN"
+    assert "1 GAIN; largest gain is emoji/acc1 at +5.00" in case["headline"]
+    assert "plausible 1" in case["headline"]
+    assert case["headline"] in summary
+    assert "❌ GAIN (1 GAIN)" in summary
+    assert re.search(r"test_it\[fp8-embedded\] GAIN", shown)
+    assert "expected: a gain of at most 1 points" in shown
+    assert "most_gain" in shown
+    assert "lost with" not in shown
+    assert 'name="verdict" value="GAIN"' in (pytester.path / "junit.xml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -345,6 +399,7 @@ def case_with(*checks: CheckResult, **sections: Any) -> dict[str, Any]:
         (Outcome.XFAILED, "PASS"),
         (Outcome.SKIPPED, "no verdict"),
         (Outcome.INCONCLUSIVE, "INCONCLUSIVE"),
+        (Outcome.GAIN, "GAIN"),
         (Outcome.FAILED, "FAIL"),
         (Outcome.ERROR, "FAIL"),
         (Outcome.DEPENDENT, "FAIL"),
@@ -367,6 +422,7 @@ def test_a_check_decides_a_case(outcome: Outcome, word: str) -> None:
         (Outcome.PASSED, False, True),
         (Outcome.FAILED, False, False),
         (Outcome.INCONCLUSIVE, False, False),
+        (Outcome.GAIN, False, False),
         (Outcome.ERROR, False, False),
         (Outcome.FAILED, True, True),
     ],

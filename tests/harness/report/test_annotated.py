@@ -101,6 +101,14 @@ def test_a_failure_without_a_line_is_shown_at_the_top_of_its_recipe(tmp_path: Pa
     assert of(case("p"), files={}, linted=False) == [":1 failed"]
 
 
+def test_a_gain_is_annotated_like_a_failure(tmp_path: Path) -> None:
+    """A recipe that is better than is plausible fails the run, so it is shown on its file."""
+    path = put(tmp_path, "r", HEAD + OFF + WEIGHTS)
+    gained = case("r") | {"checks": {}, "accuracy": {"decision": "GAIN"}}
+
+    assert of(gained, files={"r": path}) == ["r.yaml:1 failed"]
+
+
 def test_a_refusal_is_where_it_is_unless_the_lint_says_so_already(tmp_path: Path) -> None:
     """A usage error with a place is on its line, one of an option has no file."""
     errors = [

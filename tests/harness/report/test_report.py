@@ -374,16 +374,16 @@ def test_summary_fits_a_comment_and_counts_what_it_leaves_out() -> None:
 
 
 def test_summary_names_the_failing_recipes_first() -> None:
-    """FAIL comes before INCONCLUSIVE, and that before PASS."""
+    """FAIL comes before GAIN, then come INCONCLUSIVE and PASS."""
     run = text.plain(measured())
-    words = ("PASS", "INCONCLUSIVE", "FAIL")
+    words = ("PASS", "INCONCLUSIVE", "GAIN", "FAIL")
     run["cases"] = [{"recipe": w.lower(), "model": "m", "accuracy": {"decision": w}} for w in words]
     summary = markdown.summary(cases.read(run))
 
-    assert [summary.index(f"`{w}`") for w in ("fail", "inconclusive", "pass")] == sorted(
+    assert [summary.index(f"`{w}`") for w in ("fail", "gain", "inconclusive", "pass")] == sorted(
         summary.index(f"`{w.lower()}`") for w in words
     )
-    assert "1 FAIL, 1 INCONCLUSIVE, 1 PASS" in summary
+    assert "1 FAIL, 1 GAIN, 1 INCONCLUSIVE, 1 PASS" in summary
 
 
 def test_summary_has_every_number_of_a_verdict() -> None:

@@ -128,7 +128,16 @@ def test_a_gain_that_is_too_good_fails_until_it_is_declared() -> None:
     assert compare(reference, quantized, Budget(1.0)).decision is Decision.PASS
     assert small.difference > 1.0
     assert small.decision is Decision.PASS
+    assert "where: won: " in found.message()
     assert family([small, found]).decision is Decision.GAIN
+    assert (
+        family([small, found])
+        .headline()
+        .endswith(
+            "1 PASS, 1 GAIN; largest gain is emoji (acc1) at +5.00 points "
+            f"[{found.interval[0]:+.2f}, {found.interval[1]:+.2f}], plausible 1"
+        )
+    )
     assert family([compare(quantized, reference, expected), found]).decision is Decision.FAIL
 
 
