@@ -218,7 +218,7 @@ def test_command_prints_what_the_budgets_resolve(
     assert budgets.main([str(write(tmp_path, "defaults: {}\n"))]) == 4
     error = capsys.readouterr().err
 
-    assert len(table.splitlines()) == 9
+    assert len(table.splitlines()) == 13
     assert "emoji_captions   image_retrieval_recall@5" in table
     assert "no points are given" in error
     assert len(error.splitlines()) == 1
