@@ -103,3 +103,8 @@ def test_structure_of_published_architecture(
     check.problems(
         insertion.structure_of_published_architecture(gate[structure_case], structure_case.model)
     )
+
+
+def test_rules_of_shape_hold(gate: Gate, architecture_case: CaseName, check: Judge) -> None:
+    """On an architecture of --architectures, without weights, sizes, parts and patterns fit."""
+    check.problems(insertion.rules_of_shape_hold(gate[architecture_case], architecture_case.model))

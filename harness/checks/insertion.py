@@ -521,6 +521,28 @@ def structure_of_published_architecture(case: Case, architecture: str) -> list[P
     )
 
 
+@registry.check("insertion")
+def rules_of_shape_hold(case: Case, architecture_name: str) -> list[Problem]:
+    """Return what the rules of shape say about the recipe on an architecture of the table; what is
+    declared of ModelOpt's own recipes is left out.
+
+    Raises:
+        NotJudged: ModelOpt searches the recipe's formats, or cannot build the architecture.
+    """
+    line = case.setting.shapes(case.name.recipe)
+    unsupported = [
+        cell.unsupported for cell in line.cells if cell.architecture == architecture_name
+    ]
+    reason = line.not_judged or "".join(unsupported)
+    if reason:
+        raise registry.NotJudged(f"{line.recipe} on {architecture_name}: {reason}")
+    return [
+        replace(fault.problem, what=f"{fault.architecture}: {fault.problem.what}")
+        for fault in line.undeclared
+        if fault.architecture == architecture_name
+    ]
+
+
 # -- for people ------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,11 @@ def structures_of(options: Options) -> list[CaseName]:
     return _cases(options, {name: name for name in known})
 
 
+def shapes_of(options: Options) -> list[CaseName]:
+    """Every recipe on every architecture that was asked for."""
+    return _cases(options, {name: name for name in options.architectures})
+
+
 def _cases(options: Options, models_named: Mapping[str, str]) -> list[CaseName]:
     recipes_named = names.of_recipes(options.recipes, options.recipes_root)
     found = [
@@ -167,6 +172,8 @@ def words_of(options: Options, case: CaseName | None = None) -> list[str]:
     if models_given != plain.clip_models:
         words += [word for model in models_given for word in _option("clip-model", model)]
     words += [word for consumer in options.consumers for word in _option("consumer", consumer)]
+    if options.architectures:
+        words += _option("architectures", ",".join(options.architectures))
     for name in _REPEATED:
         value = getattr(options, name)
         if value and value != getattr(plain, name):

@@ -19,6 +19,7 @@ class Options:
     clip_models: tuple[str, ...] = ("embedded",)
     tasks: tuple[str, ...] | None = None
     consumers: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
     data_root: Path | None = None
     calibration_data: Path | None = None
     calibration_size: int = 8192

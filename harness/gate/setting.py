@@ -17,10 +17,14 @@ from harness.gate.built import attempt
 from harness.gate.options import Options
 from harness.gate.quantized import Quantized
 from harness.models import architectures, references
+from harness.outlines import fit
+from harness.outlines.matrix import Matrix, MatrixLine
+from harness.outlines.rows import ROWS
 from harness.quantization import maps, quantize
 from harness.quantization.maps import QuantizerMap
-from harness.recipes import loading
+from harness.recipes import finding, loading
 from harness.recipes.loading import Recipe
+from harness.recipes.tree import Tree
 from harness.statistics import budgets
 
 
@@ -49,6 +53,7 @@ class Setting:
         self._recipes: dict[str, Recipe] = {}
         self._architectures: dict[str, nn.Module] = {}
         self._structures: dict[tuple[str, str], QuantizerMap] = {}
+        self._shapes: dict[str, MatrixLine] = {}
         self._latest: tuple[object, Quantized] | None = None
 
     @property
@@ -98,6 +103,30 @@ class Setting:
         if architecture not in self._architectures:
             self._architectures[architecture] = architectures.build(architecture)
         return self._architectures[architecture]
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """What is known of the recipes of the run's tree on architectures of the table."""
+        root = self.options.recipes_root
+        return Matrix(Tree(root if root is not None else finding.installed_root()))
+
+    def shapes(self, ref: str) -> MatrixLine:
+        """The recipe of *ref* on the architectures that were asked for."""
+        if ref not in self._shapes:
+            rows = [row for row in ROWS if row.name in self.options.architectures]
+            subject = fit.named(self.recipe(ref), self.matrix.tree)
+            self._shapes[ref] = self.matrix.line(subject, rows)
+        return self._shapes[ref]
+
+    def shapes_told(self) -> list[str]:
+        """The shares of quantized weights, a line for each recipe and architecture looked at."""
+        return [
+            f"{line.recipe} on {cell.architecture}: "
+            + "; ".join(f"{part} {share}" for part, share in cell.shares.items())
+            for line in self._shapes.values()
+            for cell in line.cells
+            if cell.shares
+        ]
 
     def structure(self, recipe: Recipe, architecture: str) -> QuantizerMap:
         """The map of *recipe* on an architecture without weights."""

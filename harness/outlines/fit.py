@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.outlines.outline import Outline, Site
-from harness.outlines.table import PARTS, ROWS, Row
+from harness.outlines.rows import ROWS
+from harness.outlines.table import PARTS, Row
 from harness.quantization import maps
 from harness.recipes import loading
 from harness.recipes.applied import AppliedSetting
@@ -109,6 +110,15 @@ def subject(path: Path, tree: Tree, schema: Schema | None = None) -> NamedRecipe
     """
     recipe = loading.load_in(path, tree, schema)
     return NamedRecipe(recipe, _name(path, tree), _description(path, tree))
+
+
+def named(recipe: Recipe, tree: Tree) -> NamedRecipe:
+    """*recipe*, which is loaded already, with its name in *tree* if it is one of that tree."""
+    if recipe.path is None:
+        return NamedRecipe(recipe, recipe.name)
+    path = recipe.path.resolve()
+    own = Tree(tree.root.resolve())
+    return NamedRecipe(recipe, _name(path, own), _description(path, own))
 
 
 def _name(path: Path, tree: Tree) -> str:

@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.outlines import declared, outline, rules
 from harness.outlines.fit import NamedRecipe, Share, View, is_search, rows_for, subject
 from harness.outlines.rules import ShapeFault
-from harness.outlines.table import ROWS, Row
+from harness.outlines.table import Row
 from harness.recipes.checking import Schema
 from harness.recipes.loading import kind_of
 from harness.recipes.tree import SUFFIXES, Tree
@@ -20,7 +20,6 @@ __all__ = [
     "ArchitectureCell",
     "Matrix",
     "MatrixLine",
-    "names_of",
     "recipes_in",
     "rows_for",
     "twin_name",
@@ -56,27 +55,6 @@ class MatrixLine:
     def undeclared(self) -> tuple[ShapeFault, ...]:
         """The faults that nobody has declared."""
         return tuple(item for item in self.faults if not declared.reason(self.recipe, item))
-
-
-def names_of(value: str) -> tuple[Row, ...]:
-    """The architectures that ``--architectures`` names: ``all``, or names with commas.
-
-    Raises:
-        UsageError: a name is not in the table.
-    """
-    if value.strip() == "all":
-        return ROWS
-    known = {row.name.lower(): row for row in ROWS}
-    results = {}
-    for name in value.split(","):
-        if name.strip().lower() not in known:
-            raise UsageError(
-                f"--architectures {name.strip() or value}",
-                "is not an architecture of the table",
-                f"Known: all, {', '.join(row.name for row in ROWS)}.",
-            )
-        results[name.strip().lower()] = known[name.strip().lower()]
-    return tuple(results.values())
 
 
 def recipes_in(tree: Tree) -> Iterator[Path]:

@@ -15,7 +15,8 @@ from harness.errors import one_line
 from harness.lint.known import QuantizerPlace
 from harness.lint.matching import FamilyPlaces, tells_numbers
 from harness.outlines import building
-from harness.outlines.table import PARTS, ROWS, Row
+from harness.outlines.rows import ROWS
+from harness.outlines.table import PARTS, Row
 from harness.quantization import maps
 from harness.recipes.applied import AppliedEntry
 

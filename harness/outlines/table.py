@@ -3,8 +3,8 @@ published sizes.
 
 A row holds facts: the library's class, the sizes of the checkpoint's own ``config.json``
 (``source`` names the checkpoint), its parts by the paths of their modules, and which lists of
-layers repeat.  CLIP, SigLIP and SigLIP 2 have their sizes in :mod:`harness.models.architectures`
-and their parts here.
+layers repeat.  CLIP, SigLIP and SigLIP 2 are in :mod:`harness.outlines.rows`.  Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from harness.models import architectures
 
 Sizes = dict[str, Any]
 Parts = Mapping[str, tuple[str, ...]]
@@ -152,7 +150,7 @@ _GEMMA4_26B = _text(2816, 2112, 30, 16, 8, **_GEMMA4) | {
 _GEMMA4_VISION = _vision(1152, 4304, 27, 16, num_key_value_heads=16, head_dim=72)
 _QWEN2_7B = _text(3584, 18944, 28, 28, 4) | {"model_type": "qwen2"}
 
-_ROWS = (
+PUBLISHED = (
     # -- text alone --------------------------------------------------------------------------------
     Row(
         "Llama-3.1-8B",
@@ -823,34 +821,5 @@ _ROWS = (
             "head": ("class_head", "box_head"),
         },
         panel=False,
-    ),
-)
-
-#: CLIP, SigLIP and SigLIP 2, whose sizes :mod:`harness.models.architectures` holds.
-_CONTRASTIVE = {
-    "vision": ("vision_model.", "visual_projection"),
-    "language": ("text_model.", "text_projection"),
-}
-_TOWERS = (
-    Stack("text_model.encoder.layers", "text_config"),
-    Stack("vision_model.encoder.layers", "vision_config"),
-)
-_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
-
-ROWS = (
-    *_ROWS,
-    *(
-        Row(
-            name,
-            family,
-            _CLASSES[family],
-            "harness/models/architectures.py",
-            known.sizes,
-            _TOWERS,
-            _CONTRASTIVE,
-            panel=False,
-        )
-        for name, known in architectures.ARCHITECTURES.items()
-        if (family := known.family) in _CLASSES
     ),
 )

@@ -60,6 +60,12 @@ def add_options(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager
         help="model to gate; repeatable: embedded (default), a checkpoint directory, a hub id",
     )
     add(
+        "--architectures",
+        metavar="all|NAME[,NAME]",
+        help="gate the recipes on these architectures of language and vision models, without "
+        "weights, instead of on a model (--list-architectures lists the names)",
+    )
+    add(
         "--consumer",
         action="append",
         metavar="NAME",

@@ -81,6 +81,7 @@ def _cheap(get: Callable[[str], Any]) -> list[Look]:
     """What names, YAML and configurations of models tell; torch is not imported for it."""
     from harness.consumers import contracts
     from harness.models import checkpoint_files
+    from harness.outlines import names as architectures
     from harness.recipes import names
 
     models = checkpoint_files.expanded(get("gate_models") or ())
@@ -90,6 +91,8 @@ def _cheap(get: Callable[[str], Any]) -> list[Look]:
             looks.append((f"--clip-model {model}", partial(checkpoint_files.look, model)))
     for consumer in get("gate_consumers") or ():
         looks.append((f"--consumer {consumer}", partial(contracts.of, consumer)))
+    if get("architectures") is not None:
+        looks.append(("--architectures", partial(architectures.chosen, get("architectures"))))
     if get("tasks") is not None:
         looks.append(("--tasks", partial(_look_at_tasks, get("tasks"), get("data_root"))))
     for recipe in get("gate_recipes") or ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -130,5 +131,8 @@ def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> 
     """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
     from harness.gate import listing
 
-    case = None if item is None else parameters(item).get("case")
-    return listing.words_of(options_of(config), case)
+    given = {} if item is None else parameters(item)
+    options = options_of(config)
+    if "architecture_case" in given:
+        options = replace(options, architectures=(given["architecture_case"].model,))
+    return listing.words_of(options, given.get("case"))

@@ -70,6 +70,7 @@ def names_of(tree: Tree) -> Iterator[str]:
 
 def _architectures() -> Iterator[str]:
     from harness.lint.known import installed
+    from harness.outlines import names as architectures
 
     yield "published architectures on which structure is gated, by family:"
     families: dict[str, list[str]] = {}
@@ -77,3 +78,6 @@ def _architectures() -> Iterator[str]:
         if name != "embedded":
             families.setdefault(one["family"], []).append(name)
     yield from (f"  {family}: {', '.join(names)}" for family, names in families.items())
+    yield "gated by the rules of shape (--architectures all, or NAME,...), by family:"
+    known = architectures.by_family()
+    yield from (f"  {family}: {', '.join(names)}" for family, names in known.items())

@@ -27,6 +27,7 @@ _TEXTS = {
     "recipes_root": "--recipes-root",
     "gate_models": "--clip-model",
     "gate_consumers": "--consumer",
+    "architectures": "--architectures",
     "tasks": "--tasks",
     "data_root": "--data-root",
     "calibration_data": "--calibration-data",
@@ -99,6 +100,41 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
             ("gate_report", "--gate-report"),
             ("gate_annotations", "--gate-annotations"),
         )
+    ),
+    *(
+        (
+            "architectures",
+            other,
+            f"does not go with {option}: recipes are gated without a model and its data",
+            "Leave out one of them.",
+        )
+        for other, option in (
+            ("gate_models", "--clip-model"),
+            ("gate_consumers", "--consumer"),
+            ("tasks", "--tasks"),
+            ("calibration_data", "--calibration-data"),
+            ("batch_size", "--batch-size"),
+            ("update_baselines", "--update-baselines"),
+            ("new_baselines_only", "--new-baselines-only"),
+            ("blame", "--blame"),
+            ("early_stop", "--early-stop"),
+            ("cluster", "--cluster"),
+        )
+    ),
+    (
+        "architectures",
+        "changed_since",
+        "does not go with --changed-since, which leaves out recipes for other models than CLIP",
+        "Name the recipes: --recipe REF.",
+    ),
+    *(
+        (
+            "architectures",
+            listing,
+            f"does not go with --{listing.replace('_', '-')}: nothing is gated",
+            "Leave out one of them.",
+        )
+        for listing in ("list_recipes", "list_architectures")
     ),
     (
         "early_stop",

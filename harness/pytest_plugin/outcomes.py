@@ -43,9 +43,10 @@ SUITES = {
     "proof": "plant faults and count what is caught (not in a plain run)",
     "qat": "fine-tune the quantized model and prove the gain (not in a plain run)",
 }
-#: Parameters of a test that name a case of the run; ``structure_case`` names a published
-#: architecture.
+#: Parameters of a test that name a case of the run.
 CASES = ("case", "weights_case", "trained_case")
+#: Those that name a recipe on an architecture without weights.
+BARE = ("structure_case", "architecture_case")
 #: Accepts what holds, and nothing that fell short.
 _NEW_ONLY = "--new-baselines-only"
 #: Characters of the first line of a message in a pointer.
@@ -327,7 +328,7 @@ def case_of(item: pytest.Item) -> CaseName | None:
     """The case that a test is about, a published architecture's included."""
     params = parameters(item)
     found: CaseName | None = next(
-        (params[name] for name in (*CASES, "structure_case") if name in params), None
+        (params[name] for name in (*CASES, *BARE) if name in params), None
     )
     return found
 
@@ -345,7 +346,7 @@ def _check(
         message=message,
         recipe="" if case is None else case.recipe_name,
         model="" if case is None else case.model_name,
-        gated=case is not None and "structure_case" not in params,
+        gated=case is not None and params.keys().isdisjoint(BARE),
         about_baseline=getattr(error, "about_baseline", False),
     )
 

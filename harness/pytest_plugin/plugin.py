@@ -65,7 +65,14 @@ if TYPE_CHECKING:
 #: Suites that never run unless asked for by their marker.
 ON_REQUEST = ("proof", "qat")
 #: Parameters of the suites that name a case.
-_CASES = ("case", "structure_case", "weights_case", "model_case", "trained_case")
+_CASES = (
+    "case",
+    "structure_case",
+    "architecture_case",
+    "weights_case",
+    "model_case",
+    "trained_case",
+)
 #: Parameters of the suites that are pairs of names within a case.
 _PAIRS = ("metric", "reading", "question")
 #: Stands for a case in a test that has none in this run, until the test is left out.
@@ -223,6 +230,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ways: dict[str, list[CaseName]] = {
         "case": cases,
         "structure_case": listing.structures_of(options),
+        "architecture_case": listing.shapes_of(options),
         # No default recipe has a block format that needs CUDA.
         "weights_case": [case for case in cases if case.recipe_name not in DEFAULT],
         "model_case": list({case.model: case for case in reversed(cases)}.values())[::-1],
@@ -256,6 +264,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what runs only on request, and what no recipe of this run gives anything to look
     at.
     """
+    if config.getoption("architectures") is None:  # such a test is no part of the run
+        items[:] = [item for item in items if not _is_of_architecture(item)]
     expression = config.getoption("markexpr") or ""
     unasked = [name for name in ON_REQUEST if name not in expression]
     empty = [item for item in items if _has_no_case(item)]
@@ -263,11 +273,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = empty + [
         item for item in ours if any(item.get_closest_marker(name) for name in unasked)
     ]
+    if config.getoption("architectures") is not None:  # all others need a model
+        dropped += [item for item in ours if not _is_of_architecture(item) and item not in dropped]
     if config.getoption("gate_recipes") == []:  # nothing of the selection can be loaded
         dropped = ours
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
+
+
+def _is_of_architecture(item: pytest.Item) -> bool:
+    """True for a test of a recipe on an architecture of ``--architectures``."""
+    return "architecture_case" in parameters(item)
 
 
 def _has_no_case(item: pytest.Item) -> bool:
@@ -352,7 +369,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         else {}
     )
     found = [name for name in _CASES if name in params]
-    if _GATE not in item.config.stash or not found:
+    if _GATE not in item.config.stash or not found or "architecture_case" in found:
         return
     case = item.config.stash[_GATE][params[found[0]]]
     reason = None if "model_case" in found else case.not_gated(structure="case" not in found)
@@ -438,6 +455,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if _GATE in config.stash:
         gate = config.stash[_GATE]
         lines = [*gate.evaluator.notes(), *_collect(session)]
+        lines += gate.shapes_told() if config.getoption("verbose") > 0 else []
         lines += _accept(session, exitstatus) if updating(config) else []
         gate.evaluator.close()
     if is_worker(config):

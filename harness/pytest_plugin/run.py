@@ -39,6 +39,7 @@ def options_of(config: pytest.Config) -> Options:
         "consumers": tuple(dict.fromkeys(get("gate_consumers") or ())),
         "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
         "baselines": get("baselines"),
+        "architectures": _architectures(get("architectures")),
     }
     given = {name: value for name, value in given.items() if value}
     # An empty list where a pull request broke all that it touched
@@ -61,6 +62,12 @@ def options_of(config: pytest.Config) -> Options:
         and config.getoption("capture") == "no"
         and not is_worker(config),
     )
+
+
+def _architectures(given: str | None) -> tuple[str, ...]:
+    from harness.outlines import names
+
+    return () if given is None else names.chosen(given)
 
 
 def parameters(item: pytest.Item) -> dict[str, Any]:

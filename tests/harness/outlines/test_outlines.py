@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from harness.outlines import building, outline
-from harness.outlines.table import ROWS
+from harness.outlines.rows import ROWS
 from harness.quantization import maps
 
 SECONDS, GIGABYTES = 3.0, 1.0

@@ -42,6 +42,7 @@ REFUSED = {
     ("--clip-model", "./nosuchfolder"): "--clip-model ./nosuchfolder: is not a directory",
     ("--clip-model", "empty"): "empty",
     ("--recipes-root", "./nosuchtree"): "--recipes-root",
+    ("--architectures", "Qwen3-VL-8B,Qwen3-VL"): "Did you mean Qwen3-VL-8B",
     ("--changed-since", "HEAD"): "--changed-since: needs a recipe tree",
 }
 

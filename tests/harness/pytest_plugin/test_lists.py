@@ -53,6 +53,7 @@ def test_architectures_are_those_of_each_family() -> None:
     text = "\n".join(listed(list_architectures=True))
 
     assert "clip: ViT-B-16, ViT-B-32" in text
+    assert "qwen3_vl: Qwen3-VL-8B" in text
     assert "embedded" not in text
 
 
