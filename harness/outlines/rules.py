@@ -17,6 +17,7 @@ from harness.lint.known import installed
 from harness.lint.matching import tells_numbers
 from harness.lint.rules import misfit
 from harness.outlines.fit import Share, State, View
+from harness.outlines.names import CONTRASTIVE
 from harness.outlines.outline import EXPERTS, MLP, Site
 from harness.problems import Problem
 from harness.quantization.maps import ATTENTION_KINDS
@@ -339,6 +340,8 @@ def weight_only(view: View) -> Iterator[Problem]:
 
 def absent(view: View) -> Iterator[Problem]:
     """Entries that enable quantizers of attention or of the head which no module here has."""
+    if view.outline.row.family in CONTRASTIVE:
+        return  # which quantizers attention has there, --attention decides
     kinds = {site.kind for site in view.states}
     for index, entry in enumerate(view.subject.recipe.entries):
         if not entry.enable or view.touched[index]:
@@ -422,6 +425,8 @@ def unmatched(views: Sequence[View], vocabulary: frozenset[str]) -> list[ShapeFa
     for index, entry in enumerate(views[0].subject.recipe.entries if views else ()):
         if any(view.touched[index] for view in views):
             continue
+        if "bmm" in entry.pattern and all(v.outline.row.family in CONTRASTIVE for v in views):
+            continue  # which quantizers attention has there, --attention decides
         meant = _misspelt(entry, vocabulary)
         view = _written_for(entry, views, meant)
         if view is None:
