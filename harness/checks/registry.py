@@ -103,6 +103,8 @@ class Check:
         if self.needs_fixture:
             # A plain run leaves fine-tuning out.
             asked = " -m qat" if self.suite == "qat" else ""
+            if "architecture_name" in self.needs_fixture:
+                asked = " --architectures all"
             raise TypeError(
                 f"{self.suite}: {self.name} needs {' and '.join(self.needs_fixture)}, which its "
                 f"test alone has: run pytest tests/test_{self.suite}.py::test_{self.name}{asked}"

@@ -23,13 +23,13 @@ _SHOWN = 60
 @lru_cache(maxsize=1)
 def by_family() -> dict[str, tuple[str, ...]]:
     """The names of all architectures, by family."""
-    found: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     for row in PUBLISHED:
-        found.setdefault(row.family, []).append(row.name)
+        results.setdefault(row.family, []).append(row.name)
     for name, known in installed().data["architectures"].items():
         if known["family"] in CONTRASTIVE and name != "embedded":
-            found.setdefault(known["family"], []).append(name)
-    return {family: tuple(names) for family, names in found.items()}
+            results.setdefault(known["family"], []).append(name)
+    return {family: tuple(names) for family, names in results.items()}
 
 
 def chosen(value: str) -> tuple[str, ...]:
@@ -39,13 +39,13 @@ def chosen(value: str) -> tuple[str, ...]:
         UsageError: an architecture is unknown.
     """
     every = [name for names in by_family().values() for name in names]
-    given = [name.strip() for name in value.split(",")]
-    if given == [ALL]:
+    asked = [name.strip() for name in value.split(",")]
+    if asked == [ALL]:
         return tuple(every)
     known = {name.lower(): name for name in every}
-    refused = [_unknown(name, known) for name in given if name.lower() not in known]
+    refused = [_unknown(name, known) for name in asked if name.lower() not in known]
     errors.raise_all(refused)
-    return tuple(dict.fromkeys(known[name.lower()] for name in given))
+    return tuple(dict.fromkeys(known[name.lower()] for name in asked))
 
 
 def _unknown(name: str, known: dict[str, str]) -> UsageError:
@@ -54,8 +54,10 @@ def _unknown(name: str, known: dict[str, str]) -> UsageError:
     where = f"--architectures {name[:_SHOWN]}".rstrip()
     if short == ALL:
         return UsageError(where, "stands for every architecture", "Leave out the other names.")
-    near = [known[one] for one in known if len(short) > 2 and short in one]
-    near += [known[one] for one in difflib.get_close_matches(short, list(known), _PROPOSED, 0.5)]
+    near = [known[lower] for lower in known if len(short) > 2 and short in lower]
+    near += [
+        known[lower] for lower in difflib.get_close_matches(short, list(known), _PROPOSED, 0.5)
+    ]
     proposed = " or ".join(list(dict.fromkeys(near))[:_PROPOSED])
     fix = f"Did you mean {proposed}? " if proposed else ""
     listed = "pytest --list-architectures lists all names."

@@ -161,6 +161,7 @@ def test_problems_are_those_of_all_values() -> None:
 
 
 NEEDED = {
+    "rules_of_shape_hold": ("architecture_name",),
     "no_baseline_is_orphaned": ("session",),
     "reference_forward": ("benchmark",),
     "quantized_forward": ("benchmark",),

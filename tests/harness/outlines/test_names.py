@@ -62,8 +62,8 @@ def written(folder: Path, name: str, block: int) -> str:
 def test_a_defect_on_one_architecture_fails_and_its_fix_passes(pytester: pytest.Pytester) -> None:
     """The failure names architecture, layers, size and fix; no test of a model runs with it."""
     wrong, right = (written(pytester.path, n, b) for n, b in (("wrong", 64), ("right", 16)))
-    given = ("--recipe", wrong, "--recipe", right, "--architectures", "qwen3-vl-8b,Qwen3-VL-8B")
-    result = pytester.runpytest_subprocess(*HEAD, INSERTION, "-m", "insertion", "-v", *given)
+    words = ("--recipe", wrong, "--recipe", right, "--architectures", "qwen3-vl-8b,Qwen3-VL-8B")
+    result = pytester.runpytest_subprocess(*HEAD, INSERTION, "-m", "insertion", "-v", *words)
 
     outcomes = result.parseoutcomes()
     assert (outcomes["passed"], outcomes["failed"]) == (1, 1)
