@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness import files
 from harness.errors import UsageError
 from harness.outlines import declared, outline, rules
 from harness.outlines.fit import NamedRecipe, Share, View, is_search, rows_for, subject
@@ -60,7 +61,7 @@ class MatrixLine:
 def recipes_in(tree: Tree) -> Iterator[Path]:
     """Yield the files of *tree* that are recipes or presets which the gate can read, by name."""
     for path in sorted(tree.root.rglob("*")):
-        if path.suffix not in SUFFIXES or not path.is_file():
+        if path.suffix not in SUFFIXES or not files.is_file(path):
             continue
         try:
             if kind_of(tree.read(path), tree) in ("ptq", "preset"):
@@ -134,7 +135,7 @@ class Matrix:
     def _twins(self, of: NamedRecipe) -> list[NamedRecipe]:
         """Recipes of the same folder that quantize the same weights, by their names."""
         path = of.recipe.path
-        if path is None or self.tree.root not in path.parents or not path.parent.is_dir():
+        if path is None or self.tree.root not in path.parents or not files.is_folder(path.parent):
             return []
         results: dict[str, Path] = {}
         for other in sorted(path.parent.iterdir()):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import files
 from harness.errors import UsageError
 from harness.pytest_plugin.run import is_worker, options_of, results_of
 
@@ -98,8 +99,8 @@ def _linted(config: pytest.Config, paths: Iterable[Path]) -> list[LintProblem]:
     from harness.lint.run import lint
     from harness.recipes.tree import SUFFIXES
 
-    there = sorted(one for one in paths if one.is_dir() or one.name.endswith(SUFFIXES))
-    there = [one for one in there if one.exists()]
+    there = sorted(one for one in paths if files.is_folder(one) or one.name.endswith(SUFFIXES))
+    there = [one for one in there if files.exists(one)]
     if not there:
         return []
     try:

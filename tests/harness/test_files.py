@@ -396,6 +396,8 @@ ALLOWED = {
     "tools/resident.py": "/proc/self/status",
     "places.py": "folders of this package",
     "lint/known.py": "data of this package",
+    "outlines/declared.py": "data of this package",
+    "tools/pages.py": "pages of this project",
     "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is told apart",
     "baselines/store.py": "what the store itself wrote, compared before it is written again",
     "pull_requests/revisions.py": "files of a git working tree, which may be links and are hashed as git does it",

@@ -32,9 +32,10 @@ def values(found: Moved) -> dict[str, float]:
 
 
 def test_equal_tokens_have_not_moved(before: Tensor) -> None:
-    """Cosines and agreements are one, errors and changes nothing."""
+    """Each limit of tokens is measured: cosines and agreements are one, errors and changes nothing."""
     found = values(moved(before, before.clone()))
 
+    assert set(found) == {name for name in Limits.model_fields if name.startswith("token_")}
     assert all(
         value == pytest.approx(0.0 if "error" in name or "change" in name else 1.0)
         for name, value in found.items()

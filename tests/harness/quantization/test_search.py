@@ -22,7 +22,7 @@ from harness.models import families, references
 from harness.quantization import maps, search
 from harness.quantization.attention import attention_registered
 from harness.quantization.quantize import QuantizationError, forward_loop_over, quantize
-from harness.recipes import loading
+from harness.recipes import judged, loading
 from harness.recipes.loading import Recipe
 
 CPU = torch.device("cpu")
@@ -258,7 +258,6 @@ def test_a_search_needs_batches_and_weights(
         ({"candidate_formats": [a_format(8) | {"algorithm": "nonsense"}]}, "nonsense"),
         ({"auto_quantize_method": "guess"}, "auto_quantize_method"),
         ({"kv_cache": a_format(8)}, "CLIP has no KV cache"),
-        ({"effective_bitz": 4}, "effective_bitz"),
     ],
 )
 def test_a_search_that_modelopt_refuses_is_told_by_its_file(
@@ -269,6 +268,16 @@ def test_a_search_that_modelopt_refuses_is_told_by_its_file(
         written(tmp_path, a_search(**settings))
 
     assert "searched.yaml" in str(caught.value)
+
+
+def test_a_search_with_a_field_of_another_release_is_not_gated(tmp_path: Path) -> None:
+    """A field that this release of ModelOpt does not know is named, never dropped."""
+    recipe = written(tmp_path, a_search(effective_bitz=4))
+
+    reason = judged.not_gated(recipe, "cpu", ())
+
+    assert reason is not None
+    assert reason.endswith("effective_bitz is not known")
 
 
 def test_the_hash_of_a_search_is_of_its_meaning(tmp_path: Path) -> None:

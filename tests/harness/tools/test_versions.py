@@ -95,7 +95,7 @@ def test_every_record_is_needed(record: differences.ExpectedDifference) -> None:
 
 def test_a_release_that_tox_tries_is_measured() -> None:
     """Each environment modelopt-X of tox.ini has its measurement, and the newest is the pinned
-    release.
+    release; a release candidate is tried before it is measured.
     """
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
@@ -105,7 +105,7 @@ def test_a_release_that_tox_tries_is_measured() -> None:
 
     assert pinned is not None
     assert pinned[1] == NEWEST.release
-    assert set(tried.values()) <= MEASURED.keys()
+    assert {release for release in tried.values() if "rc" not in release} <= MEASURED.keys()
     assert {release.rpartition(".")[0] for release in tried.values()} == set(tried)
     assert all(f"{name}" in section for name in tried)
 
