@@ -146,14 +146,19 @@ class ClipVision(Vision):
     projection_dim: Width = 512
 
 
-class ClipText(Text):
-    """``clip_text_model``, whose embedding is taken at the end token."""
+class LikeClipText(Text):
+    """A text tower of CLIP's default sizes: CLIP's own, and that of models that copy it."""
 
     hidden_size: Width = 512
     intermediate_size: Width = 2048
     num_attention_heads: Width = 8
     vocab_size: Words = 49408
     max_position_embeddings: Width = 77
+
+
+class ClipText(LikeClipText):
+    """``clip_text_model``, whose embedding is taken at the end token."""
+
     eos_token_id: Token = 49407
     projection_dim: Width | None = 512
 
@@ -251,13 +256,9 @@ class OwlVision(ClipVision):
     image_size: Side = 768
 
 
-class OwlText(Text):
+class OwlText(LikeClipText):
     """``owlvit_text_model``, ``owlv2_text_model``."""
 
-    hidden_size: Width = 512
-    intermediate_size: Width = 2048
-    num_attention_heads: Width = 8
-    vocab_size: Words = 49408
     max_position_embeddings: Width = 16
 
 
@@ -268,16 +269,6 @@ class Owl(Whole):
         default_factory=OwlVision
     )
     text_config: Annotated[OwlText, BeforeValidator(_or_empty)] = Field(default_factory=OwlText)
-
-
-class LikeClipText(Text):
-    """The text tower of models that copy CLIP's."""
-
-    hidden_size: Width = 512
-    intermediate_size: Width = 2048
-    num_attention_heads: Width = 8
-    vocab_size: Words = 49408
-    max_position_embeddings: Width = 77
 
 
 class LikeClip(Whole):

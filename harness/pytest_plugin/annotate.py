@@ -40,6 +40,7 @@ def keep_refusal(config: pytest.Config, error: UsageError) -> None:
 
 def _finish(config: pytest.Config) -> None:
     """Print the annotations, and write them where a report is written."""
+    from harness import report
     from harness.report import annotated, cases
 
     try:
@@ -48,25 +49,13 @@ def _finish(config: pytest.Config) -> None:
         results, refused = cases.read(results_of(config).as_dict()), config.stash.get(_REFUSED, [])
         found = annotated.of_run(linted, results, recipes, refused)
         text = annotated.commands(found)
-        _write(config.getoption("gate_report"), text, annotated.sarif(found))
+        if folder := config.getoption("gate_report"):
+            texts = {annotated.COMMANDS: text, annotated.SARIF: annotated.sarif(found)}
+            report.write_files(folder, texts)
     except UsageError as error:
         print(f"no annotations: {error}")
         return
     print(text, end="", flush=True)
-
-
-def _write(folder: Path | None, commands: str, sarif: str) -> None:
-    if folder is None:
-        return
-    from harness.report import annotated
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / annotated.COMMANDS).write_text(commands, encoding="utf-8", newline="\n")
-        (folder / annotated.SARIF).write_text(sarif, encoding="utf-8", newline="\n")
-    except OSError as error:
-        fix = "Give --gate-report a folder that can be written."
-        raise UsageError(folder, f"cannot be written ({error.strerror or error})", fix) from error
 
 
 def _recipes(config: pytest.Config) -> dict[str, Path]:

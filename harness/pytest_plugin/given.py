@@ -1,7 +1,7 @@
-"""What files that were given tell by themselves, before anything is imported that takes seconds.
+"""Early checks of the command line: what can be refused before anything slow is imported.
 
-Names, YAML and configurations come first: none of them needs torch.  Then come budgets, records and
-the device, which a run reads before it collects its tests.
+Names, YAML files and model configurations are checked first, because they need no torch.  Budgets,
+records and the device follow, before pytest collects the tests.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _look(looks: list[Look]) -> None:
 
 
 def _cheap(get: Callable[[str], Any]) -> list[Look]:
-    """What names, YAML and configurations of models tell; torch is not imported for it."""
+    """The checks of names, YAML files and model configurations; they import no torch."""
     from harness.consumers import contracts
     from harness.models import checkpoint_files
     from harness.outlines import names as architectures

@@ -49,10 +49,6 @@ STORING = (
     "test_accuracy_equals_baseline",
     "test_probe_equals_baseline",
 )
-#: Files of a report.
-REPORT = ("report.html", "summary.md", "results.json")
-#: Those that --gate-annotations adds.
-ANNOTATIONS = ("annotations.txt", "problems.sarif")
 #: Options that cannot be used together: what is said of the first, and how to fix it.
 _CANCEL: tuple[tuple[str, str, str, str], ...] = (
     (
@@ -403,7 +399,10 @@ def prepare_report(config: pytest.Config) -> None:
 
 def _in_the_way(folder: Path) -> Iterator[Path]:
     """What has the name of a file of the report and is a link, a folder or a device."""
-    for name in (*REPORT, *ANNOTATIONS):
+    from harness import report  # asks for pydantic, which not every run needs
+    from harness.report import annotated
+
+    for name in (*report.FILES, annotated.COMMANDS, annotated.SARIF):
         path = folder / name
         if os.path.lexists(path) and (path.is_symlink() or not files.is_file(path)):
             yield path

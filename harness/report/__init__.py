@@ -4,6 +4,7 @@ programs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from harness.gate.results_schema import RunResult
 from harness.report import cases, markdown, page
 from harness.report.text import json_text, plain
 
-__all__ = ["write"]
+__all__ = ["FILES", "write", "write_files"]
+
+#: What :func:`write` writes.
+FILES = ("report.html", "summary.md", "results.json")
 
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -37,19 +41,31 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
             "Report with the version of the gate that measured.",
         )
     run = cases.read(results)
-    parts = {
-        "report.html": page.render(run),
-        "summary.md": markdown.summary(run),
-        "results.json": json_text(_judged(plain(results), run)),
-    }
+    texts = (
+        page.render(run),
+        markdown.summary(run),
+        json_text(_judged(plain(results), run)),
+    )
+    return write_files(folder, dict(zip(FILES, texts, strict=True)))
+
+
+def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write *texts*, by the names of their files, into the *folder* of a report.
+
+    Returns:
+        The paths.
+
+    Raises:
+        UsageError: *folder* cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in parts.items():
+        for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        mend = "Give --gate-report a folder that can be written."
-        raise UsageError(folder, f"cannot be written ({error.strerror or error})", mend) from error
-    return [folder / name for name in parts]
+        fix = "Give --gate-report a folder that can be written."
+        raise UsageError(folder, f"cannot be written ({error.strerror or error})", fix) from error
+    return [folder / name for name in texts]
 
 
 def _judged(results: dict[str, Any], run: RunResult) -> dict[str, Any]:

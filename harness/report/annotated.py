@@ -93,8 +93,10 @@ def _file_and_line(place: str) -> tuple[str, int, int]:
 def _of_case(
     case: CaseResult, path: Path | None, known: Sequence[LintProblem]
 ) -> Iterator[LintProblem]:
-    """What the gate found; an entry without effect explains what is missing in a model, so that is
-    not annotated as well.
+    """The problems that the gate found.
+
+    Where a recipe has entries without effect, only these are annotated: they are the reason why
+    quantizers are missing in the model.
     """
     problems = [one for one in cases.problems(case) if one.place]
     of_entries = [one for one in problems if one.rule in _OF_ENTRIES]

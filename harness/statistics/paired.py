@@ -63,6 +63,14 @@ def tango_z(won: ArrayLike, lost: ArrayLike, n: ArrayLike, difference: ArrayLike
     q = (root - half) / (4 * n_)
     variance = n_ * np.maximum(2 * q + d * (1 - d), 0.0)
     top = b - c - n_ * d
+    return standardised(top, variance)
+
+
+def standardised(top: Floats, variance: Floats) -> Floats:
+    """Return *top* over the square root of its *variance*.
+
+    Without variance it is infinite, with the sign of *top*, and 0 where *top* is 0.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         z = top / np.sqrt(variance)
     return np.asarray(

@@ -38,12 +38,7 @@ def ratio_z(both: ArrayLike, won: ArrayLike, lost: ArrayLike, share: ArrayLike) 
     expected_won = (expected_lost - rest * whole) / s
     variance = s * np.maximum(expected_lost + expected_won, 0.0)
     top = rest * a + b - s * c
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = top / np.sqrt(variance)
-    return np.asarray(
-        np.where(variance > 0, z, np.where(top == 0, 0.0, np.copysign(np.inf, top))),
-        dtype=np.float64,
-    )
+    return paired.standardised(top, variance)
 
 
 def ratio_test(

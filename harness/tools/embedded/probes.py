@@ -77,7 +77,6 @@ def train(reference: Reference, out: Path) -> dict[str, int]:
             tensors |= {f"{key}.weight": weight.contiguous(), f"{key}.bias": bias}
             classes[key] = values
     meta = {"revision": reference.revision, "classes": json.dumps(classes)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, save(tensors, meta), temporary=".probes-")
     return {key: len(values) for key, values in classes.items()}
 
