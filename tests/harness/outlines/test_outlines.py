@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from harness.outlines import building, outline
 from harness.outlines.rows import ROWS
 from harness.quantization import maps
 
-SECONDS, GIGABYTES = 3.0, 1.0
+GIGABYTES = 1.0
 BY_NAME = {row.name: row for row in ROWS}
 
 
@@ -26,12 +25,11 @@ def weights(name: str) -> Counter[str]:
 
 
 def test_every_architecture_is_built_within_its_limits() -> None:
-    """Each of the table is measured in three seconds and a gigabyte of its own, and has parts."""
+    """Each of the table is measured in a gigabyte of its own, and has parts."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for row in ROWS:
-        began = time.process_time()
         known = outline.of(row.name)
-        assert time.process_time() - began < SECONDS, row.name
+        assert len(known.sites) < 600, f"{row.name}: layers that repeat are built once each"
         assert not known.unsupported, f"{row.name}: {known.unsupported}"
         assert all(site.part != "other" for site in known.sites), row.name
         assert {site.part for site in known.sites} >= set(row.parts) - {"projector"}, row.name

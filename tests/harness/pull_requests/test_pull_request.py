@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +156,11 @@ def test_a_line_of_a_numeric_selects_its_importers_and_no_other(whole: Tree) -> 
     """
     expected = importers(whole.root, NUMERIC)
     whole.edit(NUMERIC, "num_bits: e4m3", "num_bits: e4m3  # four bits of exponent")
-    began = time.monotonic()
     result = whole.gate("--list-affected")
 
     assert result.ret == 0
     assert len(expected) > 40
     assert selected(result) == expected
-    assert time.monotonic() - began < 60
 
 
 def test_a_comment_has_no_effect_and_runs_nothing(tree: Tree) -> None:

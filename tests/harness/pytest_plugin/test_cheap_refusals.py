@@ -19,16 +19,14 @@ from harness.pytest_plugin import given, options
 
 ROOT = Path(__file__).parents[3]
 
-#: Runs pytest several times, and says after each what it ended with, how long it took, and whether
-#: torch was imported.
+#: Runs pytest several times, and says after each what it ended with, and whether torch and ModelOpt
+#: were imported.
 RUNS = """
-import json, sys, time
+import json, sys
 import pytest
 for words in json.loads(sys.argv[1]):
-    began = time.perf_counter()
     code = int(pytest.main(["-q", "-p", "no:cacheprovider", *words]))
-    seconds = time.perf_counter() - began
-    print(json.dumps([code, seconds, "torch" in sys.modules, "modelopt" in sys.modules]), flush=True)
+    print(json.dumps([code, "torch" in sys.modules, "modelopt" in sys.modules]), flush=True)
 """
 
 #: Command lines that cannot be used, and what their line names.
@@ -65,7 +63,7 @@ def place(tmp_path: Path) -> Path:
 
 def test_cheap_refusals_import_no_torch(place: Path) -> None:
     """An unknown task or recipe, broken YAML, a foreign configuration, a missing folder: a line
-    each, at once.
+    each, before torch is imported.
     """
     script = place / "runs.py"
     script.write_text(RUNS)
@@ -84,8 +82,7 @@ def test_cheap_refusals_import_no_torch(place: Path) -> None:
     errors = [line for line in ended.stderr.splitlines() if line.startswith("ERROR: ")]
 
     assert [code for code, *_ in runs] == [4] * len(REFUSED), ended.stderr
-    assert not any(torch or modelopt for _, _, torch, modelopt in runs)
-    assert min(seconds for _, seconds, *_ in runs) < 1.5
+    assert not any(torch or modelopt for _, torch, modelopt in runs)
     assert len(errors) == len(REFUSED), ended.stderr
     for line, name in zip(errors, REFUSED.values(), strict=True):
         assert name in line
