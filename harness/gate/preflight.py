@@ -102,9 +102,10 @@ def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> li
                 except UsageError as error:
                     refused.append(error)
                     continue
-            kept = None if isinstance(record, Missing) else record.task(task, metric)
-            observed = None if kept is None else verdicts.Observed(kept.lost, kept.won, kept.count)
-            if verdicts.judgeable(budget, n, observed) or case.shared.lacks(accuracy=True):
+            recorded = not isinstance(record, Missing) and record.task(task, metric) is not None
+            if case.shared.lacks(accuracy=True):
+                continue
+            if verdicts.judgeable(budget, n, recorded=recorded):
                 continue
             if budget.place != gate.policy.place("defaults"):
                 try:

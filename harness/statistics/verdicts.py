@@ -515,15 +515,6 @@ def resolution(
     )
 
 
-@dataclass(frozen=True)
-class Observed:
-    """What a stored baseline holds of a task: samples lost and won of `n`."""
-
-    lost: int
-    won: int
-    n: int
-
-
 def resolvable(
     budget: Budget,
     n: int,
@@ -552,27 +543,15 @@ def resolvable(
     return plan
 
 
-def judgeable(budget: Budget, n: int, measured: Observed | None = None) -> bool:
-    """Whether to run a task of `n` samples against a budget, or to refuse the budget.
+def judgeable(budget: Budget, n: int, *, recorded: bool) -> bool:
+    """Whether to run a task of *n* samples against a budget, or to refuse the budget.
 
-    It is run where the discordance that the budget declares can be resolved, where the one that was
-    measured can, and where the difference that was measured is decided with the wanted power,
-    whatever its discordance: a loss far over its budget is to be judged, not refused.
+    A budget is refused where *n* samples cannot resolve it by what it declares.  Where a baseline
+    is *recorded* for the task, it is run whatever its samples can show: the verdict is FAIL for a
+    loss far over the budget, and INCONCLUSIVE, with the samples that would decide, for a loss that
+    is not.
     """
-    if n >= resolution(budget, n).samples_needed:
-        return True
-    if measured is None:
-        return False
-    rate, difference = (
-        (measured.lost + measured.won) / measured.n,
-        (measured.won - measured.lost) / measured.n,
-    )
-    if n >= resolution(budget, n, rate).samples_needed:
-        return True
-    needed = paired.samples_for(
-        rate, budget.margin, difference, budget.alpha, budget.power, budget.design_effect
-    )
-    return n >= needed
+    return recorded or n >= resolution(budget, n).samples_needed
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from harness.statistics import paired
 from harness.statistics.verdicts import (
     Budget,
     Decision,
-    Observed,
     Verdict,
     compare,
     decide,
@@ -673,29 +672,13 @@ def test_large_clean_clusters_decide_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "observed", "expected"),
-    [
-        (2.5, None, True),
-        (0.7, None, False),
-        (
-            2.5,
-            Observed(487, 18, 1000),
-            True,
-        ),  # the stored discordance of a bad recipe refuses nothing
-        (
-            0.7,
-            Observed(487, 18, 1000),
-            True,
-        ),  # so far over the budget that any sample count shows it
-        (0.7, Observed(0, 0, 1000), True),
-        (0.7, Observed(20, 20, 1000), False),
-        (0.7, Observed(1000, 0, 1000), True),
-    ],
+    ("points", "recorded", "expected"),
+    [(2.5, False, True), (0.7, False, False), (2.5, True, True), (0.7, True, True)],
 )
-def test_what_a_baseline_shows_is_never_a_reason_to_refuse(
-    points: float, observed: Observed | None, expected: bool
+def test_a_recorded_task_is_judged_whatever_its_samples_show(
+    points: float, recorded: bool, expected: bool
 ) -> None:
-    """A budget is refused where neither what it declares nor what was measured can be decided by
-    the samples.
+    """A budget that the samples cannot resolve is refused where no baseline is recorded, and
+    judged where one is.
     """
-    assert judgeable(Budget(points), 1000, observed) is expected
+    assert judgeable(Budget(points), 1000, recorded=recorded) is expected
