@@ -191,12 +191,12 @@ def names(path: str | Path, *, what: str = "folder", fix: str | None = None) -> 
         UsageError: it is not a folder that can be listed, or holds more than ``MAX_NAMES`` names.
     """
     expanded = folder(path, what=what, fix=fix)
-    found: list[str] = []
+    entry_names: list[str] = []
     try:
         with os.scandir(expanded) as entries:
             for entry in entries:
-                found.append(entry.name)
-                if len(found) > MAX_NAMES:
+                entry_names.append(entry.name)
+                if len(entry_names) > MAX_NAMES:
                     problem = f"holds more than {MAX_NAMES:,} files"
                     raise UsageError(
                         _cut(expanded),
@@ -205,7 +205,7 @@ def names(path: str | Path, *, what: str = "folder", fix: str | None = None) -> 
                     )
     except OSError as error:
         _refuse_unreadable(expanded, error, fix)
-    return sorted(found)
+    return sorted(entry_names)
 
 
 # -- bytes and text --------------------------------------------------------------------------------
@@ -608,17 +608,17 @@ def _lines(
     node: yaml.Node | None, keys: tuple[Hashable, ...] = ()
 ) -> dict[tuple[Hashable, ...], int]:
     """Line (from 1) of every entry of a YAML document, by its keys as text."""
-    found: dict[tuple[Hashable, ...], int] = {}
+    lines: dict[tuple[Hashable, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             at = (*keys, str(key.value))
-            found[at] = key.start_mark.line + 1
-            found |= _lines(value, at)
+            lines[at] = key.start_mark.line + 1
+            lines |= _lines(value, at)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
-            found[(*keys, number)] = value.start_mark.line + 1
-            found |= _lines(value, (*keys, number))
-    return found
+            lines[(*keys, number)] = value.start_mark.line + 1
+            lines |= _lines(value, (*keys, number))
+    return lines
 
 
 # -- writing ---------------------------------------------------------------------------------------

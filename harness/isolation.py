@@ -103,10 +103,10 @@ def _attention_functions_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for mapping, kept in zip(mappings, entries, strict=True):
-            if mapping != kept:
+        for mapping, before in zip(mappings, entries, strict=True):
+            if mapping != before:
                 mapping.clear()
-                mapping.update(kept)
+                mapping.update(before)
         for module, function in eager:
             module.eager_attention_forward = function
 
@@ -116,12 +116,12 @@ def _with_eager_attention(_: int) -> tuple[Any, ...]:
     """The imported model files of transformers that have an eager attention; depends on the number
     of modules.
     """
-    found = [
+    modules = [
         module
         for name, module in list(sys.modules.items())
         if name.startswith("transformers.models.")
     ]
-    return tuple(module for module in found if "eager_attention_forward" in vars(module))
+    return tuple(module for module in modules if "eager_attention_forward" in vars(module))
 
 
 @contextmanager
@@ -220,7 +220,9 @@ def registrations_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for cls in [cls for cls, made in registry._registry.items() if before.get(cls) is not made]:
+        for cls in [
+            cls for cls, converted in registry._registry.items() if before.get(cls) is not converted
+        ]:
             registry.unregister(cls)
         for cls in [cls for cls in before if cls not in registry._registry]:
             registry.register({cls: keys[cls]})(before[cls])
@@ -288,9 +290,9 @@ def check() -> None:
     Raises:
         UsageError: naming the functions and what stands in their place.
     """
-    found = replaced()
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    replaced_names = replaced()
+    if replaced_names:
+        more = f" and {len(replaced_names) - 1} more" if len(replaced_names) > 1 else ""
         what = (
             f"not torch's own function{more}: code that ran in this process replaced it and did "
             f"not put it back"
@@ -299,4 +301,4 @@ def check() -> None:
             "Start a new process. If only this gate ran in it, please report the recipe that ran "
             "before."
         )
-        raise UsageError(found[0], what, fix)
+        raise UsageError(replaced_names[0], what, fix)

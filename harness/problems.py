@@ -1,6 +1,4 @@
-"""What a check reports: a problem, with the names that it is about folded so that a person can read
-them.
-"""
+"""A problem that a check reports, and how its names are folded so that a person can read them."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that must not be: its rule, the quantizers or patterns it is about, and how to mend
-    it.
+    """A rule that is broken, the quantizers or patterns that break it, and the fix.
 
     ``place`` is where the recipe causes it, ``file:line:column``, or empty where no line is known.
     """
@@ -21,18 +18,16 @@ class Problem:
     rule: str
     what: str
     names: tuple[str, ...]
-    mend: str
+    fix: str
     place: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        lines = [self.what, *(f"  {line}" for line in collapse(self.names)), self.mend]
+        lines = [self.what, *(f"  {line}" for line in collapse(self.names)), self.fix]
         return "\n".join(line for line in lines if line.strip())
 
 
 def collapse(names: Sequence[str], limit: int = 12) -> list[str]:
-    """Names with their layer numbers and leaf kinds folded:
-    ``layers.{0..3}.self_attn.{q,k}_bmm_quantizer``.
-    """
+    """Fold layer numbers and leaf kinds: ``layers.{0..3}.self_attn.{q,k}_bmm_quantizer``."""
     by_shape: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for name in names:
         parts = re.split(r"\.(\d+)(?=\.)", name)
@@ -51,8 +46,10 @@ def collapse(names: Sequence[str], limit: int = 12) -> list[str]:
 
 
 def _fold_numbers(numbers: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Numbers that differ at one place alone folded there, the last place first: (2, 0), (2, 1) to
-    (2, {0..1}).
+    """Fold rows that differ in one place only, the last place first: (2, 0), (2, 1) to (2, {0..1}).
+
+    Args:
+        numbers: the layer numbers of each name.
     """
     rows = sorted(numbers, key=lambda row: [int(n) for n in row])
     for place in reversed(range(len(rows[0]))):
@@ -60,13 +57,13 @@ def _fold_numbers(numbers: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
         for row in rows:
             alike[row[:place], row[place + 1 :]].append(row[place])
         rows = [
-            (*before, number_ranges(found), *behind) for (before, behind), found in alike.items()
+            (*before, number_ranges(values), *behind) for (before, behind), values in alike.items()
         ]
     return rows
 
 
 def number_ranges(numbers: Iterable[str]) -> str:
-    """Numbers as ranges in braces, ``{0..3,5}``; one number alone as itself."""
+    """Write numbers as ranges in braces, ``{0..3,5}``; a single number without braces."""
     ints = sorted(map(int, numbers))
     runs: list[list[int]] = []
     for n in ints:
@@ -79,7 +76,7 @@ def number_ranges(numbers: Iterable[str]) -> str:
 
 
 def fold_leaves(leaves: Sequence[str]) -> str:
-    """Leaf names that end alike share one: ``q_bmm_quantizer``, ``k_bmm_quantizer`` to
+    """Fold names with the same ending: ``q_bmm_quantizer k_bmm_quantizer`` to
     ``{q,k}_bmm_quantizer``.
     """
     endings: dict[str, list[str]] = defaultdict(list)

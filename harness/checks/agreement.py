@@ -87,7 +87,7 @@ def with_recipe(
                 f"{name}: {line}"
                 for line in _differences(quantizer, dict(wanted.cfg or {}), origin)
             ]
-    found = (
+    problems_by_rule = (
         (
             "not as the recipe switches it",
             "are on where the recipe turns them off, or the reverse",
@@ -107,7 +107,7 @@ def with_recipe(
     )
     problems = [
         Problem(rule, f"{len(lines)} quantizers {what} (recipe {recipe.name}):", _some(lines), _FIX)
-        for rule, what, lines in found
+        for rule, what, lines in problems_by_rule
         if lines
     ]
     if hopeless:
@@ -145,23 +145,23 @@ def _differences(quantizer: Any, cfg: dict[str, Any], origin: str) -> list[str]:
     """Attributes of *quantizer* that are not what *cfg*, written at *origin*, gives it."""
     lines = []
     for attribute, default in DEFAULTS.items():
-        found = _plain(attribute, getattr(quantizer, f"_{attribute}", default))
+        actual = _plain(attribute, getattr(quantizer, f"_{attribute}", default))
         wanted = _plain(attribute, cfg.get(attribute, default))
         # Blocks are laid out when the first tensor comes, and the axis then describes the layout.
         if attribute == "axis" and cfg.get("block_sizes"):
             continue
         if (
             attribute == "block_sizes"
-            and found is None
+            and actual is None
             and _shares_whole_dimensions(quantizer, cfg)
         ):
             continue
-        if wanted != found:
-            lines.append(f"{attribute} is {found}, the recipe says {wanted} ({origin})")
+        if wanted != actual:
+            lines.append(f"{attribute} is {actual}, the recipe says {wanted} ({origin})")
     wanted_dynamic = cfg.get("type") == "dynamic"
     if bool(getattr(quantizer, "_dynamic", False)) != wanted_dynamic and not cfg.get("block_sizes"):
-        found = "static" if wanted_dynamic else "dynamic"
-        lines.append(f"scales are {found}, the recipe says otherwise ({origin})")
+        actual = "static" if wanted_dynamic else "dynamic"
+        lines.append(f"scales are {actual}, the recipe says otherwise ({origin})")
     constant = cfg.get("constant_amax")
     if constant is not None:
         amax = range_of(quantizer)
@@ -182,9 +182,9 @@ def _shares_whole_dimensions(quantizer: Any, cfg: dict[str, Any]) -> bool:
     }
     if not blocks or any(size is not None for size in blocks.values()):
         return False
-    kept = _kept(quantizer.axis)
-    rank = len(kept) + len(blocks)
-    return {axis % rank for axis in blocks} == set(range(rank)) - {axis % rank for axis in kept}
+    own_axes = _kept(quantizer.axis)
+    rank = len(own_axes) + len(blocks)
+    return {axis % rank for axis in blocks} == set(range(rank)) - {axis % rank for axis in own_axes}
 
 
 def _plain(attribute: str, value: Any) -> Any:
@@ -297,12 +297,12 @@ def with_reference(
     plain = copy.deepcopy(model)
     for quantizer in tensor_quantizers(plain).values():
         quantizer.disable()
-    expected, found = families.forward(reference, inputs), families.forward(plain, inputs)
+    expected, actual = families.forward(reference, inputs), families.forward(plain, inputs)
     allowed = max(sum(MOVED[method] for method in used), 0.0 if deterministic else 2.0**-8)
     lines = []
     for name, value in expected.items():
-        if not torch.equal(found[name], value):
-            error = float((found[name].double() - value.double()).norm() / value.double().norm())
+        if not torch.equal(actual[name], value):
+            error = float((actual[name].double() - value.double()).norm() / value.double().norm())
             # NaN is not a small error.
             lines += (
                 []
@@ -362,12 +362,12 @@ def with_folded(model: nn.Module, folded: nn.Module, inputs: Mapping[str, Tensor
     """Outputs of the folded copy, which accuracy is measured on, that are not the quantized model's
     bits.
     """
-    expected, found = families.forward(model, inputs), families.forward(folded, inputs)
+    expected, actual = families.forward(model, inputs), families.forward(folded, inputs)
     lines = []
     for name, value in expected.items():
-        if not torch.equal(found[name], value):
+        if not torch.equal(actual[name], value):
             lines.append(
-                f"{name}: {int((found[name] != value).sum())} of {value.numel()} elements differ"
+                f"{name}: {int((actual[name] != value).sum())} of {value.numel()} elements differ"
             )
     if not lines:
         return []

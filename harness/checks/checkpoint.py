@@ -155,8 +155,8 @@ def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tens
     forward.
     """
     embeddings: dict[str, Tensor] = {}
-    found = maps.quantizer_map(model, lambda m: embeddings.update(families.forward(m, inputs)))
-    return embeddings, found
+    quantizers = maps.quantizer_map(model, lambda m: embeddings.update(families.forward(m, inputs)))
+    return embeddings, quantizers
 
 
 def digests(model: nn.Module) -> dict[str, str]:
@@ -272,7 +272,7 @@ def problems(
     reason = diagnose(folder, restored, how, sum(q.enabled for q in saved))
     if reason:
         return [reason]
-    found = maps.diff(saved, restored.quantizers, amax_tolerance=0.0)
+    problems = maps.diff(saved, restored.quantizers, amax_tolerance=0.0)
     for name, value in expected.items():
         got = restored.outputs.get(name)
         if got is None or not torch.equal(got, value):
@@ -281,18 +281,18 @@ def problems(
                 if got is None
                 else f"{int((got != value).sum())} of {value.numel()} elements differ"
             )
-            found.append(
+            problems.append(
                 f"{folder.name}: output {name} is not bit-equal after restoring: {differing}."
             )
     changed = [
         name for name, digest in (weights or {}).items() if restored.weights.get(name) != digest
     ]
     if changed:
-        found.append(
+        problems.append(
             f"{folder.name}: {len(changed)} weights are not bit-equal after restoring, first "
             f"{changed[0]}."
         )
-    return found
+    return problems
 
 
 def lost(case: Case, model: nn.Module, form: Form, folder: Path) -> list[str]:

@@ -82,11 +82,11 @@ def place_of_most(names: Iterable[str], quantizers: QuantizerMap, recipe: Recipe
     """
     entries = [entry for part in recipe.parts for entry in part.entries]
     classes = {q.module: q.module_class for q in quantizers}
-    found = (
+    deciding_entries = (
         applied.last_about(entries, name, classes.get(name.rpartition(".")[0], ""))
         for name in names
     )
-    deciding = Counter(index for index in found if index is not None)
+    deciding = Counter(index for index in deciding_entries if index is not None)
     return spot(entries[max(deciding, key=deciding.__getitem__)].position) if deciding else ""
 
 
@@ -131,11 +131,12 @@ def not_covered(model: nn.Module) -> list[str]:
     why.
     """
     family = families.of(model)
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    paths_by_reason: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path, reason in families.hidden_in(model).items():
-        found[families.tower_of(family, path), reason].append(path)
+        paths_by_reason[families.tower_of(family, path), reason].append(path)
     return [
-        f"{tower} {' '.join(collapse(paths))}: {reason}" for (tower, reason), paths in found.items()
+        f"{tower} {' '.join(collapse(paths))}: {reason}"
+        for (tower, reason), paths in paths_by_reason.items()
     ]
 
 
@@ -157,11 +158,11 @@ def broken_attention(
         if (tower, "attention") in declared:
             continue
         for kind in _asked_of_attention(recipe, block, next(iter(present.values())).module_class):
-            found = present.get(kind)
-            if found is None or not found.enabled:
+            quantizer = present.get(kind)
+            if quantizer is None or not quantizer.enabled:
                 missing.append(f"{block}.{kind}_quantizer")
-            elif found.calls == 0:
-                idle.append(found.name)
+            elif quantizer.calls == 0:
+                idle.append(quantizer.name)
     problems = []
     if missing:
         affected = len({n.rpartition(".")[0] for n in missing})
@@ -472,9 +473,9 @@ def quantizers_are_what_the_recipe_says(case: Case) -> list[Problem]:
     """Return the quantizers that are not what the last entry matching them says, and formats
     without effect.
     """
-    made = case.quantized
-    problems = agreement.with_recipe(made.model, made.recipe, case.map)
-    return problems + search.problems(made.model, case.recipe)
+    quantized = case.quantized
+    problems = agreement.with_recipe(quantized.model, quantized.recipe, case.map)
+    return problems + search.problems(quantized.model, case.recipe)
 
 
 @registry.check("insertion")
@@ -483,17 +484,17 @@ def ranges_are_those_of_the_data(case: Case) -> list[Problem]:
     elsewhere.
     """
     tolerance = 0.0 if case.setting.device.type == "cpu" else 2.0**-7
-    made = case.quantized
-    return agreement.with_data(made.model, made.recipe, case.shared.magnitudes, tolerance)
+    quantized = case.quantized
+    return agreement.with_data(quantized.model, quantized.recipe, case.shared.magnitudes, tolerance)
 
 
 @registry.check("insertion")
 def nothing_but_quantizers_was_added(case: Case) -> list[Problem]:
     """Return the outputs that differ from the reference's although every quantizer is off."""
-    made, reference = case.quantized, case.shared.model
+    quantized, reference = case.quantized, case.shared.model
     on_cpu = case.setting.device.type == "cpu"
     return agreement.with_reference(
-        made.model, reference, made.recipe, made.inputs, deterministic=on_cpu
+        quantized.model, reference, quantized.recipe, quantized.inputs, deterministic=on_cpu
     )
 
 

@@ -99,10 +99,10 @@ def quantizer(amax: Tensor | None = None, **attributes: Any) -> Any:
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    made = TensorQuantizer(QuantizerAttributeConfig(**attributes))
+    tensor_quantizer = TensorQuantizer(QuantizerAttributeConfig(**attributes))
     if amax is not None:
-        made.amax = amax
-    return made
+        tensor_quantizer.amax = amax
+    return tensor_quantizer
 
 
 def differences(quantizer: Any, x: Tensor) -> list[str]:
@@ -112,13 +112,13 @@ def differences(quantizer: Any, x: Tensor) -> list[str]:
     return _unequal(quantizer(x), formats.from_quantizer(quantizer)(x), x, quantizer.num_bits)
 
 
-def _unequal(found: Tensor, expected: Tensor, x: Tensor, num_bits: object) -> list[str]:
-    equal = torch.from_numpy(formats.same_bits(found, expected))
+def _unequal(actual: Tensor, expected: Tensor, x: Tensor, num_bits: object) -> list[str]:
+    equal = torch.from_numpy(formats.same_bits(actual, expected))
     if equal.all():
         return []
     at = tuple(int(i) for i in (~equal).nonzero()[0])
     values = (
-        f"expected {float(expected[at]):.9g}, found {float(found[at]):.9g} for input "
+        f"expected {float(expected[at]):.9g}, found {float(actual[at]):.9g} for input "
         f"{float(x[at]):.9g}"
     )
     lines = (
@@ -187,10 +187,10 @@ def a_chain_of_quantizers(dtype: torch.dtype) -> list[str]:
 @check("numerics", dtype=DTYPES, scale_dtype=DTYPES)
 def a_pre_quantization_scale(dtype: torch.dtype, scale_dtype: torch.dtype) -> list[str]:
     """Let the scale of SmoothQuant and AWQ multiply first, in the dtype that torch promotes to."""
-    made = quantizer(torch.tensor(3.0), num_bits=8)
-    made.pre_quant_scale = torch.logspace(-2, 2, 64).to(scale_dtype)
+    tensor_quantizer = quantizer(torch.tensor(3.0), num_bits=8)
+    tensor_quantizer.pre_quant_scale = torch.logspace(-2, 2, 64).to(scale_dtype)
     return differences(
-        made, torch.randn(8, 64, generator=torch.Generator().manual_seed(7)).to(dtype)
+        tensor_quantizer, torch.randn(8, 64, generator=torch.Generator().manual_seed(7)).to(dtype)
     )
 
 
@@ -202,21 +202,21 @@ def an_amax_that_defines_no_scale(name: str, amax: float) -> list[str]:
     x = torch.tensor(
         [0.0, -0.0, 1e-38, -1e-8, 0.5, -1.0, 300.0, 3e38, float("inf"), -float("inf"), float("nan")]
     )
-    made = [quantizer(torch.tensor(amax), **FORMATS[name]) for _ in DTYPES]
+    quantizers = [quantizer(torch.tensor(amax), **FORMATS[name]) for _ in DTYPES]
     return [
         line
-        for one, dtype in zip(made, DTYPES, strict=True)
-        for line in differences(one, x.to(dtype))
+        for tensor_quantizer, dtype in zip(quantizers, DTYPES, strict=True)
+        for line in differences(tensor_quantizer, x.to(dtype))
     ]
 
 
 @check("numerics")
 def a_negative_amax_is_an_error_for_integers() -> list[str]:
     """Return which of ModelOpt's integer quantizer and the definition accepts a negative amax."""
-    made = quantizer(torch.tensor(-1.0), num_bits=8)
+    tensor_quantizer = quantizer(torch.tensor(-1.0), num_bits=8)
     sides: dict[str, Callable[[Tensor], object]] = {
-        "ModelOpt": made,
-        "the definition": formats.from_quantizer(made),
+        "ModelOpt": tensor_quantizer,
+        "the definition": formats.from_quantizer(tensor_quantizer),
     }
     return [
         f"{side} accepts a negative amax"
@@ -264,10 +264,10 @@ def _searched(search: Callable[[], object]) -> list[str]:
     return []
 
 
-def _must_equal(made: object, x: Tensor) -> None:
-    found = differences(made, x)
-    if found:
-        raise _CounterexampleError(found[0])
+def _must_equal(quantize: object, x: Tensor) -> None:
+    lines = differences(quantize, x)
+    if lines:
+        raise _CounterexampleError(lines[0])
 
 
 @check("numerics", examples=(150,))
@@ -309,9 +309,10 @@ def the_gradient_passes_within_the_range_only(name: str) -> list[str]:
         "ModelOpt": [] if x.grad is None else x.grad.tolist(),
         "the definition": formats.gradient_mask(x, 1.5).astype(float).tolist(),
     }
-    wrong = {side: found for side, found in sides.items() if found != expected}
+    wrong = {side: gradient for side, gradient in sides.items() if gradient != expected}
     return [
-        f"{side}: the gradient is {found}, expected {expected}" for side, found in wrong.items()
+        f"{side}: the gradient is {gradient}, expected {expected}"
+        for side, gradient in wrong.items()
     ]
 
 
@@ -394,11 +395,11 @@ def cuda_block_formats(block_format: str) -> list[str]:
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(8))
     amax = None if scale_bits == (8, 0) else x.abs().max()
     blocks = {-1: block, "type": "dynamic", "scale_bits": scale_bits}
-    made = quantizer(amax, num_bits=num_bits, block_sizes=blocks).cuda()
-    oracle = formats.from_quantizer(made)
-    found, expected = made(x.cuda()).cpu(), oracle(x)
-    differs = torch.from_numpy(~oracle.equal(x, found, expected))
-    far = ((found - expected).abs() > 0.34 * x.abs().amax())[differs]
+    tensor_quantizer = quantizer(amax, num_bits=num_bits, block_sizes=blocks).cuda()
+    oracle = formats.from_quantizer(tensor_quantizer)
+    actual, expected = tensor_quantizer(x.cuda()).cpu(), oracle(x)
+    differs = torch.from_numpy(~oracle.equal(x, actual, expected))
+    far = ((actual - expected).abs() > 0.34 * x.abs().amax())[differs]
     problems = []
     if differs.float().mean() > MOVED_BY_DIVISION:
         problems.append(
@@ -445,9 +446,9 @@ def folded_model_computes_the_same(case: Case) -> list[Problem]:
     """Return where the folded copy, which accuracy is measured on, computes something else than the
     model.
     """
-    made = case.quantized
-    return stored.problems(made.model) or agreement.with_folded(
-        made.model, made.folded, made.inputs
+    quantized = case.quantized
+    return stored.problems(quantized.model) or agreement.with_folded(
+        quantized.model, quantized.folded, quantized.inputs
     )
 
 

@@ -80,11 +80,11 @@ class Check:
     @property
     def needs_fixture(self) -> tuple[str, ...]:
         """The parameters that a test alone can give: fixtures of pytest, a fine-tuned model."""
-        given = {"case", "gate", "folder", *self.values}
+        available = {"case", "gate", "folder", *self.values}
         return tuple(
             name
             for name, parameter in inspect.signature(self.run).parameters.items()
-            if name not in given and parameter.default is parameter.empty
+            if name not in available and parameter.default is parameter.empty
         )
 
     def problems(
@@ -114,7 +114,7 @@ class Check:
             name: few for name, few in (only or {}).items() if name in accepted
         }
         ranges = [of(case) if callable(of) else of for of in values.values()]
-        given = {
+        arguments = {
             name: value
             for name, value in (("case", case), ("gate", case.setting))
             if name in accepted
@@ -123,22 +123,22 @@ class Check:
             with tempfile.TemporaryDirectory() as folder:
                 own = {"folder": Path(folder)} if "folder" in accepted else {}
                 try:
-                    found = self.run(**given, **own, **dict(zip(values, chosen, strict=True)))
+                    result = self.run(**arguments, **own, **dict(zip(values, chosen, strict=True)))
                 except NotJudged:
                     continue
-            yield from _texts(found)
+            yield from _texts(result)
 
 
-def _texts(found: Any) -> list[str]:
+def _texts(result: Any) -> list[str]:
     """What a check returned, as the texts of what is wrong."""
     from harness.baselines import Comparison
     from harness.statistics.verdicts import Decision, Verdict
 
-    if isinstance(found, Verdict):
-        return [] if found.decision is Decision.PASS else [found.message()]
-    if isinstance(found, Comparison):
-        return [found.message()] if found.failed else []
-    return [str(problem) for problem in found]
+    if isinstance(result, Verdict):
+        return [] if result.decision is Decision.PASS else [result.message()]
+    if isinstance(result, Comparison):
+        return [result.message()] if result.failed else []
+    return [str(problem) for problem in result]
 
 
 _CHECKS: dict[tuple[str, str], Check] = {}

@@ -160,30 +160,30 @@ class Cluster:
         )
         # Deaths are counted and reported here, so Ray does not try again by itself.
         work = ray.remote(max_retries=0, **room)(answer)
-        pending = {work.remote(order_of(one), packed): (one, 1) for one in slices}
+        pending = {work.remote(order_of(piece), packed): (piece, 1) for piece in slices}
         try:
             while pending:
                 for done in ray.wait(list(pending), num_returns=1)[0]:
-                    one, tries = pending.pop(done)
+                    piece, tries = pending.pop(done)
                     try:
-                        node, found = ray.get(done)
+                        node, result = ray.get(done)
                     except lost as error:
-                        self._died[str(one)] += 1
+                        self._died[str(piece)] += 1
                         if tries == TRIES:
                             why = " ".join(str(error).split())[:300]
                             raise ClusterError(
-                                f"{one}: {tries} workers died over it, the last so: {why}"
+                                f"{piece}: {tries} workers died over it, the last so: {why}"
                             ) from error
-                        pending[work.remote(order_of(one), packed)] = one, tries + 1
+                        pending[work.remote(order_of(piece), packed)] = piece, tries + 1
                         continue
-                    if isinstance(found, str):
+                    if isinstance(result, str):
                         fix = (
                             "Every node needs the data, the model and the releases that this "
                             "process has."
                         )
-                        raise UsageError(f"--cluster {self.address}, node {node}", found, fix)
+                        raise UsageError(f"--cluster {self.address}, node {node}", result, fix)
                     self._computed[node] += 1
-                    yield one, found
+                    yield piece, result
         finally:
             for left in pending:
                 ray.cancel(left, force=True)
@@ -196,9 +196,9 @@ class Cluster:
             lines.append(
                 f"cluster {self.address}: {self._computed.total()} slices computed ({nodes})"
             )
-        for one, count in self._died.items():
+        for piece, count in self._died.items():
             lines.append(
-                f"cluster {self.address}: {count} worker(s) died over {one}: given to another"
+                f"cluster {self.address}: {count} worker(s) died over {piece}: given to another"
             )
         return lines
 
@@ -212,7 +212,7 @@ class Cluster:
             self._started = False
 
     def _orders(self, subject: Subject) -> Any:
-        made = subject.quantization
+        quantization = subject.quantization
         order = SliceOrder(
             model=references.absolute(subject.reference.source),
             task="",
@@ -222,14 +222,18 @@ class Cluster:
             device=self._device.type,
             threads=torch.get_num_threads(),
             batch_size=self._batch_size,
-            attention=None if made is None else made.attention,
+            attention=None if quantization is None else quantization.attention,
             bound=subject.bound | environment.conditions(self._device, self._batch_size),
         )
 
-        def of(one: Slice) -> SliceOrder:
-            bound = {"data": one.task.data_hash} | order.bound
+        def of(piece: Slice) -> SliceOrder:
+            bound = {"data": piece.task.data_hash} | order.bound
             return replace(
-                order, task=one.task.name, side=one.side, part=(one.start, one.stop), bound=bound
+                order,
+                task=piece.task.name,
+                side=piece.side,
+                part=(piece.start, piece.stop),
+                bound=bound,
             )
 
         return of
@@ -257,13 +261,13 @@ def _knock(address: str) -> None:
         raise UsageError(f"--cluster {address}", f"nothing answers there ({error})", FIX) from error
 
 
-def pack(made: Quantization) -> Packed:
+def pack(quantization: Quantization) -> Packed:
     """The quantized model's checkpoint, as ``mto.save`` writes it."""
     import modelopt.torch.opt as mto
 
     stream = io.BytesIO()
     with quiet():
-        mto.save(made.model, stream)
+        mto.save(quantization.model, stream)
     return np.frombuffer(stream.getvalue(), np.uint8)
 
 
@@ -277,8 +281,8 @@ def unpack(packed: Packed, reference: Reference, attention: str) -> nn.Module:
     blank = copy.deepcopy(reference.model).cpu()
     with quiet(), attention_registered(blank, attention):
         model = mto.restore(blank, io.BytesIO(packed.tobytes()))
-    found: nn.Module = model.to(reference.device).eval().requires_grad_(False)
-    return found
+    restored: nn.Module = model.to(reference.device).eval().requires_grad_(False)
+    return restored
 
 
 # -- in the worker ---------------------------------------------------------------------------------

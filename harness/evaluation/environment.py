@@ -174,7 +174,11 @@ def versions() -> dict[str, str]:
 
 def facts() -> dict[str, str]:
     """What does not bind, but explains: Python, platform and the packages that prepare the data."""
-    named = {name: found for name in OTHER_PACKAGES if (found := _version(name)) != "not installed"}
+    named = {
+        name: installed
+        for name in OTHER_PACKAGES
+        if (installed := _version(name)) != "not installed"
+    }
     return {
         "python": platform.python_version(),
         "system": platform.system().lower(),

@@ -78,11 +78,13 @@ class Here:
     def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
         """As :class:`Engine`; what slices of one subject share is embedded once."""
         known = self._known.setdefault(subject, Known())
-        for one in slices:
-            part = one.start, one.stop
+        for piece in slices:
+            part = piece.start, piece.stop
             yield (
-                one,
-                side_embeddings(subject.model, one.task, one.side, self.batch_size, part, known),
+                piece,
+                side_embeddings(
+                    subject.model, piece.task, piece.side, self.batch_size, part, known
+                ),
             )
 
     def notes(self) -> list[str]:
@@ -115,18 +117,22 @@ class Sliced:
     ) -> dict[str, TaskRun]:
         """As :class:`Evaluator`."""
         slices = {task.name: shards.cut(task, self.pictures, self.prompts) for task in among}
-        found = self._embeddings(subject, [one for cut in slices.values() for one in cut], keep)
+        embeddings = self._embeddings(
+            subject, [piece for cut in slices.values() for piece in cut], keep
+        )
         runs = {}
         for task in among:
             images, texts = (
-                _joined(found, slices[task.name], side) for side in ("images", "texts")
+                _joined(embeddings, slices[task.name], side) for side in ("images", "texts")
             )
             runs[task.name] = TaskRun(task.name, tasks.score(task, images, texts), images, texts)
         return runs
 
     def embed(self, subject: Subject, task: Task, side: Side) -> Floats:
         """As :class:`Evaluator`."""
-        slices = [one for one in shards.cut(task, self.pictures, self.prompts) if one.side == side]
+        slices = [
+            piece for piece in shards.cut(task, self.pictures, self.prompts) if piece.side == side
+        ]
         return _joined(self._embeddings(subject, slices, keep=True), slices, side)
 
     def ready(self) -> None:
@@ -146,9 +152,9 @@ class Sliced:
     ) -> dict[Slice, Floats]:
         from tqdm import tqdm
 
-        found: dict[Slice, Floats] = {}
+        embeddings: dict[Slice, Floats] = {}
         with self.visible() if self.progress else nullcontext():
-            total = sum(one.n for one in slices)
+            total = sum(piece.n for piece in slices)
             often = 0.1 if sys.stderr.isatty() else 10.0  # a log keeps every line
             with tqdm(
                 total=total,
@@ -158,11 +164,11 @@ class Sliced:
                 mininterval=often,
                 disable=not self.progress,
             ) as bar:
-                for one, array in self._each(subject, slices, self.store if keep else None):
-                    assert one not in found, f"{one} came twice"
-                    found[one] = array
-                    bar.update(one.n)
-        return found
+                for piece, array in self._each(subject, slices, self.store if keep else None):
+                    assert piece not in embeddings, f"{piece} came twice"
+                    embeddings[piece] = array
+                    bar.update(piece.n)
+        return embeddings
 
     def _each(
         self, subject: Subject, slices: Sequence[Slice], store: ShardStore | None
@@ -173,41 +179,43 @@ class Sliced:
         if store is None:
             yield from self.engine.compute(subject, slices)
             return
-        places = {one: store.place(subject.reference.name, subject.name, one) for one in slices}
+        places = {
+            piece: store.place(subject.reference.name, subject.name, piece) for piece in slices
+        }
         bound = subject.bound | conditions(self.device, self.batch_size)
-        bounds = {one: {"data": one.task.data_hash} | bound for one in slices}
+        bounds = {piece: {"data": piece.task.data_hash} | bound for piece in slices}
         missing = list(slices)
         while missing:
             with ExitStack() as claims:
                 mine: list[Slice] = []
-                kept: dict[Slice, Floats] = {}
-                for one in missing:
+                taken_over: dict[Slice, Floats] = {}
+                for piece in missing:
                     if len(mine) == self.engine.at_once:
                         break
-                    array = store.read(places[one], bounds[one], one.n)
+                    array = store.read(places[piece], bounds[piece], piece.n)
                     if array is not None:
-                        kept[one] = array
-                    elif claims.enter_context(store.claimed(places[one], wait=False)):
-                        mine.append(one)
+                        taken_over[piece] = array
+                    elif claims.enter_context(store.claimed(places[piece], wait=False)):
+                        mine.append(piece)
                 # Who held a claim a moment ago may have written its shard since it was looked for.
-                late = {one: store.read(places[one], bounds[one], one.n) for one in mine}
-                kept |= {one: array for one, array in late.items() if array is not None}
-                yield from kept.items()
-                for one, array in self.engine.compute(
-                    subject, [one for one in mine if one not in kept]
+                late = {piece: store.read(places[piece], bounds[piece], piece.n) for piece in mine}
+                taken_over |= {piece: array for piece, array in late.items() if array is not None}
+                yield from taken_over.items()
+                for piece, array in self.engine.compute(
+                    subject, [piece for piece in mine if piece not in taken_over]
                 ):
-                    store.write(places[one], bounds[one], array)
-                    yield one, array
-            missing = [one for one in missing if one not in mine and one not in kept]
-            if missing and not mine and not kept:
+                    store.write(places[piece], bounds[piece], array)
+                    yield piece, array
+            missing = [piece for piece in missing if piece not in mine and piece not in taken_over]
+            if missing and not mine and not taken_over:
                 # Other processes compute all that is left.  One that dies leaves its claim, and the
                 # shard missing.
                 with store.claimed(places[missing[0]], wait=True):
                     pass
 
 
-def _joined(found: dict[Slice, Floats], slices: Sequence[Slice], side: str) -> Floats:
-    return np.concatenate([found[one] for one in slices if one.side == side])
+def _joined(embeddings: dict[Slice, Floats], slices: Sequence[Slice], side: str) -> Floats:
+    return np.concatenate([embeddings[piece] for piece in slices if piece.side == side])
 
 
 def evaluator(

@@ -92,17 +92,17 @@ class ShardStore:
         self._damaged: dict[Path, str] = {}
         self._unwritten = ""
 
-    def place(self, model: str, recipe: str, one: Slice) -> Path:
-        """The file of the shard of *one* under *recipe* on *model*."""
+    def place(self, model: str, recipe: str, piece: Slice) -> Path:
+        """The file of the shard of *piece* under *recipe* on *model*."""
         folder = self.folder / _name(model) / _name(recipe)
         self.touched.add(folder)
         # The blocks of an early stop are tasks of their own in addition to the whole one.
-        part = one.task.data_hash.partition("[")[2]
+        part = piece.task.data_hash.partition("[")[2]
         apart = f"-{digests.of_text(part)[:8]}" if part else ""
         return (
             folder
-            / _name(one.task.name)
-            / f"{one.side}-{one.start:08}-{one.stop:08}{apart}{_SUFFIX}"
+            / _name(piece.task.name)
+            / f"{piece.side}-{piece.start:08}-{piece.stop:08}{apart}{_SUFFIX}"
         )
 
     def read(self, place: Path, bound: Bound, rows: int) -> Floats | None:
@@ -114,11 +114,11 @@ class ShardStore:
         try:
             with safe_open(place, "numpy") as file:
                 said, array = file.metadata() or {}, file.get_tensor("embeddings")
-            kept = json.loads(said["bound"])
+            recorded = json.loads(said["bound"])
             if (
                 said["sha256"] != _digest(array)
                 or array.shape[:1] != (rows,)
-                or not isinstance(kept, dict)
+                or not isinstance(recorded, dict)
             ):
                 raise ValueError("its contents are not those that were written")
         except FileNotFoundError:
@@ -126,18 +126,20 @@ class ShardStore:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             self._damaged[place] = " ".join(str(error).split())
             return None
-        if kept != dict(bound):
+        if recorded != dict(bound):
             what = next(
-                name for name in sorted({*kept, *bound}) if kept.get(name) != bound.get(name)
+                name
+                for name in sorted({*recorded, *bound})
+                if recorded.get(name) != bound.get(name)
             )
             was, now = (
-                digests.short(str(side.get(what, "not recorded"))) for side in (kept, bound)
+                digests.short(str(side.get(what, "not recorded"))) for side in (recorded, bound)
             )
             self._foreign[place] = f"{what} {was}; this run has {now}"
             return None
         self._resumed += said.get("run") != self.run
-        found: Floats = array
-        return found
+        embeddings: Floats = array
+        return embeddings
 
     def write(self, place: Path, bound: Bound, array: Floats) -> None:
         """Put *array* (rows, d) at *place*, whole or not at all.  A folder that takes no file is

@@ -53,20 +53,20 @@ class Subject:
     @cached_property
     def bound(self) -> dict[str, str]:
         """What its answers depend on besides the data and the process that computes them."""
-        found = {
+        facts = {
             "model revision": self.reference.revision,
             "preprocessing": digests.of_json(self.reference.image_processor.to_dict()),
             STATE: state_digest(self.model),
         }
         if self.quantization is not None:
-            made = self.quantization
-            found |= {
-                "recipe hash": made.recipe.hash,
-                "calibration data": made.calibration.hash,
-                "calibration size": str(made.calibration.n),
-                "attention class": made.attention,
+            quantization = self.quantization
+            facts |= {
+                "recipe hash": quantization.recipe.hash,
+                "calibration data": quantization.calibration.hash,
+                "calibration size": str(quantization.calibration.n),
+                "attention class": quantization.attention,
             }
-        return found
+        return facts
 
 
 def state_digest(model: nn.Module) -> str:

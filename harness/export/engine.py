@@ -67,9 +67,9 @@ class TensorRTEngine:
             1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
         parser = tensorrt.OnnxParser(network, logger)
-        with files.as_argument(proto) as given:
+        with files.as_argument(proto) as source:
             parsed = (
-                parser.parse_from_file(given) if isinstance(given, str) else parser.parse(given)
+                parser.parse_from_file(source) if isinstance(source, str) else parser.parse(source)
             )
         if not parsed:
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]

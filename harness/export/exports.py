@@ -54,7 +54,7 @@ class Exports:
         """What is wrong in the graphs of ModelOpt's own export, its domain made standard; or why
         there are none.
         """
-        found = []
+        problems = []
         # The smaller tower first: where one does not export, neither does the other.
         for tower in reversed(families.of(self.model).towers):
             try:
@@ -64,8 +64,8 @@ class Exports:
                     f"ModelOpt {version('nvidia-modelopt')}: {type(error).__name__}: "
                     f"{str(error).splitlines()[0]}"
                 )
-            found += check(modelopt.standard(proto), self.model, tower)
-        return found
+            problems += check(modelopt.standard(proto), self.model, tower)
+        return problems
 
     @cached_property
     def single(self) -> nn.Module:
@@ -75,10 +75,10 @@ class Exports:
     def parity(self, tower: str, optimize: bool) -> Parity:
         """A tower in ONNX Runtime against torch, given the codes."""
         if (tower, optimize) not in self._parities:
-            made = parity.compare(
+            compared = parity.compare(
                 self.graph(tower), self.single, tower, self.inputs, optimize=optimize
             )
-            self._parities[tower, optimize] = made
+            self._parities[tower, optimize] = compared
         return self._parities[tower, optimize]
 
     def answers(self, task: Task) -> Answers:

@@ -69,5 +69,5 @@ def check(proto: onnx.ModelProto) -> None:
     Raises:
         onnx.checker.ValidationError: the graph is not valid.
     """
-    with as_argument(proto) as given:
-        onnx.checker.check_model(given, full_check=True)
+    with as_argument(proto) as source:
+        onnx.checker.check_model(source, full_check=True)

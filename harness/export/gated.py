@@ -128,11 +128,11 @@ class Graph:
         source = self.producer.get(pair.quantize.input[0]) if pair.quantize is not None else None
         if source is not None and self._follows_softmax(source):
             return f"{_module(source)}.bmm2_output_quantizer"
-        found = {
+        places = {
             self._read_by(node, position)
             for node, position in self._readers(pair.dequantize.output[0])
         }
-        return found.pop() if len(found) == 1 else None
+        return places.pop() if len(places) == 1 else None
 
     def _readers(self, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
         """The products that read a tensor, through what only moves or scales it."""
@@ -336,13 +336,13 @@ def _numbers(
         for node in (pair.quantize, pair.dequantize)
         if node is not None
     ]
-    for found in scales:
-        if found is None:
+    for scale in scales:
+        if scale is None:
             yield "scales", f"{pair.name}: not a constant"
             return
-        expected = (amax / step.format.max).astype(np.float32).astype(found.dtype)
+        expected = (amax / step.format.max).astype(np.float32).astype(scale.dtype)
         # Blocks of a weight that is stored transposed come in the other order.
-        flat = (found.T if step.block_sizes and _turned(graph, pair) else found).ravel()
+        flat = (scale.T if step.block_sizes and _turned(graph, pair) else scale).ravel()
         apart = amax > 2.0**-24
         if flat.shape != expected.shape or not np.array_equal(flat[apart], expected[apart]):
             at = (

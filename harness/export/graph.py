@@ -64,11 +64,11 @@ def tower(model: nn.Module, tower: str, dtype: torch.dtype = torch.float32) -> o
         raise ValueError(
             f"{tower!r} in {dtype}: the towers are {', '.join(TOWERS)}, in float32 or float16"
         )
-    found = forms_of(model, tower)
+    forms_by_name = forms_of(model, tower)
     plain = in_dtype(model, dtype)
-    with _marked(plain, set(found)):
+    with _marked(plain, set(forms_by_name)):
         proto = _traced(plain, tower, dtype)
-    _write(proto, found, model, dtype)
+    _write(proto, forms_by_name, model, dtype)
     files.check(proto)
     return proto
 
@@ -79,7 +79,7 @@ def forms_of(model: nn.Module, tower: str) -> dict[str, Form]:
     Raises:
         NoFormError: naming every quantizer that has none.
     """
-    found: dict[str, Form] = {}
+    forms_by_name: dict[str, Form] = {}
     refused: dict[str, list[str]] = {}
     family = families.of(model)
     for name, quantizer in tensor_quantizers(model).items():
@@ -88,7 +88,7 @@ def forms_of(model: nn.Module, tower: str) -> dict[str, Form]:
         try:
             if name.rpartition(".")[2].isdigit():
                 raise NoFormError(_CHAIN)
-            found[name] = forms.of(quantizer, _weight_shape(model, name))
+            forms_by_name[name] = forms.of(quantizer, _weight_shape(model, name))
         except NoFormError as reason:
             refused.setdefault(str(reason), []).append(name)
     if refused:
@@ -96,7 +96,7 @@ def forms_of(model: nn.Module, tower: str) -> dict[str, Form]:
             f"{reason} ({collapse(tuple(names), 1)[0]}, ...)" for reason, names in refused.items()
         ]
         raise NoFormError(". ".join(parts))
-    return found
+    return forms_by_name
 
 
 #: W4A8.  Codes of the second quantizer in place of the chain would be no INT4 any more.
@@ -249,7 +249,7 @@ def _traced(model: nn.Module, tower: str, dtype: torch.dtype) -> onnx.ModelProto
 
 
 def _write(
-    proto: onnx.ModelProto, found: dict[str, Form], model: nn.Module, dtype: torch.dtype
+    proto: onnx.ModelProto, forms_by_name: dict[str, Form], model: nn.Module, dtype: torch.dtype
 ) -> None:
     """Replace every mark by its pair, and say which opset the graph then needs."""
     graph = proto.graph
@@ -264,7 +264,7 @@ def _write(
                 nodes.append(node)
             continue
         name = node.attribute[0].s.decode()
-        form, x, y = found[name], node.input[0], node.output[0]
+        form, x, y = forms_by_name[name], node.input[0], node.output[0]
         if x not in floats:
             nodes += _pair(graph, name, form, x, y, dtype)
             continue
@@ -284,7 +284,7 @@ def _write(
     del graph.node[:]
     graph.node.extend(nodes)
     _forget_unused(graph)
-    opset = max([OPSET, *(form.element.opset for form in found.values())])
+    opset = max([OPSET, *(form.element.opset for form in forms_by_name.values())])
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     proto.ir_version = _IR_VERSION[opset]
@@ -338,6 +338,6 @@ def _add(graph: onnx.GraphProto, name: str, values: Any) -> str:
 def _forget_unused(graph: onnx.GraphProto) -> None:
     """Drop the weights whose codes took their place."""
     used = {name for node in graph.node for name in node.input}
-    kept = [i for i in graph.initializer if i.name in used]
+    still_used = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(still_used)

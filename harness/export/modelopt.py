@@ -37,9 +37,9 @@ def standard(proto: onnx.ModelProto) -> onnx.ModelProto:
     ``trt::TRT_FP8QuantizeLinear`` and its inverse have no zero point, and a QuantizeLinear without
     one means UINT8.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(proto)
-    graph = found.graph
+    standard_proto = onnx.ModelProto()
+    standard_proto.CopyFrom(proto)
+    graph = standard_proto.graph
     zero = onnx.numpy_helper.from_array(np.zeros((), np.uint8), "e4m3_zero")
     zero.data_type = onnx.TensorProto.FLOAT8E4M3FN
     changed = [node for node in graph.node if node.op_type in _TRT]
@@ -51,6 +51,6 @@ def standard(proto: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.append(zero)
         # The types that ModelOpt noted for codes are those of its own operators.
         del graph.value_info[:]
-    del found.opset_import[:]
-    found.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    return found
+    del standard_proto.opset_import[:]
+    standard_proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    return standard_proto

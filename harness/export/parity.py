@@ -168,11 +168,11 @@ class Runtimes:
     def both(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As a call, and torch's features by itself."""
         moved = self._moved
-        theirs, given = self(x)
+        theirs, coded = self(x)
         if self._moved == moved:
-            return theirs, given, given
+            return theirs, coded, coded
         with torch.no_grad():
-            return theirs, given, self._module(x)
+            return theirs, coded, self._module(x)
 
     @property
     def parity(self) -> Parity:
@@ -295,16 +295,16 @@ class Answers:
 
     def problems(self) -> list[str]:
         """What no rounding explains, a paragraph each."""
-        found = [str(parity) for parity in self.towers if not parity.holds]
+        paragraphs = [str(parity) for parity in self.towers if not parity.holds]
         if self.differing:
-            found.append(
+            paragraphs.append(
                 f"{len(self.differing)} of {self.n} answers of the graph on {self.task} "
                 f"({self.metric}) are not fake "
                 f"quantization's, given the same codes and further than {self.tie:.2g} logits from "
                 f"a tie: "
                 f"{', '.join(self.differing[:5])}"
             )
-        return found
+        return paragraphs
 
 
 def answers(
@@ -323,17 +323,17 @@ def answers(
     images = _pictures(part, runtimes["vision"]) if "vision" in runtimes else _given(part, "vision")
     texts = _classes(part, runtimes["text"]) if "text" in runtimes else _given(part, "text")
     (metric,) = part.metrics
-    theirs, given, alone = (
+    theirs, coded, alone = (
         tasks.score(part, i.numpy(), t.numpy())[metric] for i, t in zip(images, texts, strict=True)
     )
     towers = tuple(runtime.parity for runtime in runtimes.values())
     # A unit vector's error is at most twice the relative one, a cosine's the sum of two, a gap's
     # twice that.
     tie = 100 * 4 * sum(parity.error for parity in towers)
-    assert given.scores is not None
-    best = -np.sort(-given.scores, axis=1)
+    assert coded.scores is not None
+    best = -np.sort(-coded.scores, axis=1)
     gaps = best[:, 0] - best[:, 1]
-    other = theirs.answers != given.answers
+    other = theirs.answers != coded.answers
     differing = np.flatnonzero(other & ~(gaps <= tie))
     changed = int((theirs.answers != alone.answers).sum())
     return Answers(
@@ -356,8 +356,8 @@ Three = tuple[Tensor, Tensor, Tensor]
 def _given(task: Task, tower: str) -> Three:
     """What the model, a single tower, leaves to the other one of its checkpoint."""
     assert task.completion is not None
-    found = torch.from_numpy(task.completion.embeddings[tower])
-    return found, found, found
+    embeddings = torch.from_numpy(task.completion.embeddings[tower])
+    return embeddings, embeddings, embeddings
 
 
 def _unit(task: Task, features: Tensor) -> Tensor:
@@ -378,8 +378,8 @@ def _pictures(task: Task, run: Runtimes) -> Three:
     for batch in task.pictures.batches(ROWS, task.start, task.start + len(task.sample_ids)):
         pixels = inputs.pixel_values(batch, task.shades.float())
         parts.append(run.both(pixels))
-    theirs, given, alone = (_unit(task, torch.cat(side)) for side in zip(*parts, strict=True))
-    return theirs, given, alone
+    theirs, coded, alone = (_unit(task, torch.cat(side)) for side in zip(*parts, strict=True))
+    return theirs, coded, alone
 
 
 def _classes(task: Task, run: Runtimes) -> Three:
@@ -388,8 +388,8 @@ def _classes(task: Task, run: Runtimes) -> Three:
     for chosen, ids in task.prompts.batches(ROWS):
         for side, features in zip(sides, run.both(ids), strict=True):
             side.update(zip(chosen.tolist(), _unit(task, features), strict=False))
-    theirs, given, alone = (_of_classes(task, side) for side in sides)
-    return theirs, given, alone
+    theirs, coded, alone = (_of_classes(task, side) for side in sides)
+    return theirs, coded, alone
 
 
 def _of_classes(task: Task, prompts: Mapping[int, Tensor]) -> Tensor:

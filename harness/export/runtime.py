@@ -31,5 +31,5 @@ def session(proto: onnx.ModelProto, optimize: bool = False, threads: int = 0) ->
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    with files.as_argument(proto) as given:
-        return onnxruntime.InferenceSession(given, options, ["CPUExecutionProvider"])
+    with files.as_argument(proto) as source:
+        return onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])

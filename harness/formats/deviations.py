@@ -130,19 +130,19 @@ class Evidence:
     of one shape and dtype.
     """
 
-    found: NDArray[Any]
+    actual: NDArray[Any]
     known: NDArray[Any]
     definition: NDArray[Any]
 
     @property
     def unchanged(self) -> bool:
         """ModelOpt still returns exactly what it is known to."""
-        return bool(same_bits(self.found, self.known).all())
+        return bool(same_bits(self.actual, self.known).all())
 
     @property
     def deviates(self) -> bool:
         """What ModelOpt returns is not what the definition asks for."""
-        return not same_bits(self.found, self.definition).all()
+        return not same_bits(self.actual, self.definition).all()
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Deviation:
         return (
             "as recorded"
             if evidence.unchanged
-            else f"gives {evidence.found.flatten()[:8].tolist()}"
+            else f"gives {evidence.actual.flatten()[:8].tolist()}"
         )
 
 
@@ -227,17 +227,17 @@ def packed_nf4(x: torch.Tensor, block: int, scale_block: int, scale_bits: int = 
 
     stored, scales = NF4QTensor.quantize(x, block, scale_block)
     scale, double_scale, zero = NF4QTensor.double_quantization(scales, scale_block, scale_bits)
-    found = stored.dequantize(
+    read_back = stored.dequantize(
         scale=scale, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero
     )
-    return torch.as_tensor(found)
+    return torch.as_tensor(read_back)
 
 
-def _evidence(found: torch.Tensor, known: Any, definition: Any) -> Evidence:
+def _evidence(computed: torch.Tensor, known: Any, definition: Any) -> Evidence:
     """Evidence from a float32 tensor and two things that broadcast to it."""
-    shape = found.shape
+    shape = computed.shape
     wanted = [np.broadcast_to(np.asarray(a, np.float32), shape).copy() for a in (known, definition)]
-    return Evidence(found.detach().numpy(), *wanted)
+    return Evidence(computed.detach().numpy(), *wanted)
 
 
 def _amax_acts_as_one(amax: float) -> Callable[[], Evidence]:
@@ -256,8 +256,8 @@ def _tiny_integer_amax() -> Evidence:
 
 
 def _nan_amax_reaches_other_channels() -> Evidence:
-    found = _fake(torch.tensor([[0.0, 1.0], [1.0, 2.0]]), [[0.0], [float("nan")]], 8, axis=0)
-    return _evidence(found, [[np.nan, 0.0], [np.nan, np.nan]], [[0.0, 0.0], [np.nan, np.nan]])
+    computed = _fake(torch.tensor([[0.0, 1.0], [1.0, 2.0]]), [[0.0], [float("nan")]], 8, axis=0)
+    return _evidence(computed, [[np.nan, 0.0], [np.nan, np.nan]], [[0.0, 0.0], [np.nan, np.nan]])
 
 
 def _zeros_become_nan(kind: str, block_size: int | None = None) -> Callable[[], Evidence]:
@@ -292,8 +292,8 @@ def _mxfp4_infinity() -> Evidence:
     x = torch.ones(1, 32)
     x[0, 0] = float("inf")
     meant = quantize_dequantize(x.numpy(), "E2M1", block_sizes={-1: 32}, scale_format="E8M0")
-    found = packed("MXFP4QTensor", x, 32)
-    return _evidence(found[:, :1], -0.0, meant[:, :1])
+    computed = packed("MXFP4QTensor", x, 32)
+    return _evidence(computed[:, :1], -0.0, meant[:, :1])
 
 
 def _mxfp8_nan() -> Evidence:
@@ -312,8 +312,8 @@ def _logarithm_rounds_down(kind: str, element: str, top: float) -> Callable[[], 
         blocks: dict[str, Any] = {"block_sizes": {-1: 32}, "scale_format": "E8M0"}
         meant = quantize_dequantize(x, element, **blocks)
         one_lower = quantize_dequantize(x, element, np.float32(top * 2.0**10), **blocks)
-        found = packed(kind, torch.from_numpy(x), 32)
-        return _evidence(found[:, :2], one_lower[:, :2], meant[:, :2])
+        computed = packed(kind, torch.from_numpy(x), 32)
+        return _evidence(computed[:, :2], one_lower[:, :2], meant[:, :2])
 
     return reproduce
 
@@ -346,10 +346,10 @@ def _nf4(rows: int, scale_block: int, rules: NF4Rules, zeros: int = 0) -> Callab
 def _nf4_second_scale_block() -> Evidence:
     x = torch.linspace(-1.1, 1.3, 4 * 64).reshape(4, 64)
     try:
-        found = packed_nf4(x, 64, 2)
+        computed = packed_nf4(x, 64, 2)
     except RuntimeError:
-        found = torch.full_like(x, torch.nan)
-    return _evidence(found, np.nan, double_quantized(x, 64, 2, 8))
+        computed = torch.full_like(x, torch.nan)
+    return _evidence(computed, np.nan, double_quantized(x, 64, 2, 8))
 
 
 def _nf4_fake() -> Evidence:
@@ -360,9 +360,9 @@ def _nf4_fake() -> Evidence:
 
     x = torch.linspace(-1.1, 1.3, 4 * 64).reshape(4, 64)
     blocks = {-1: 64, "scale_bits": 8, "scale_block_sizes": {-1: 4}}
-    found = TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes=blocks))(x)
+    computed = TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes=blocks))(x)
     return _evidence(
-        found,
+        computed,
         quantize_dequantize(x.numpy(), 4, block_sizes={-1: 64}),
         double_quantized(x, 64, 4, 8),
     )

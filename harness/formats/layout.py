@@ -87,12 +87,12 @@ def plan(
     if axis is not None and block_sizes:
         raise ValueError("axis and block_sizes exclude each other")
     if not block_sizes:
-        kept = (
+        own_axes = (
             set()
             if axis is None
             else {_normal(a, len(shape)) for a in ([axis] if isinstance(axis, int) else axis)}
         )
-        return Layout(shape, shape, shape, tuple(i for i in range(len(shape)) if i not in kept))
+        return Layout(shape, shape, shape, tuple(i for i in range(len(shape)) if i not in own_axes))
     blocks = {_normal(a, len(shape)): n for a, n in block_sizes.items()}
     padded, split, reduce = [], [], []
     for i, n in enumerate(shape):

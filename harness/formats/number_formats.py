@@ -70,10 +70,10 @@ class Format:
         arrays of uint32 stacked, the shape of `values` behind the first axis) save allocations;
         `out` may be `values` itself.
         """
-        given = np.asarray(values, dtype=np.float32)
-        v = np.array(given, dtype=np.float32, order="C") if out is None else out
-        if out is not None and out is not given:
-            out[...] = given
+        array = np.asarray(values, dtype=np.float32)
+        v = np.array(array, dtype=np.float32, order="C") if out is None else out
+        if out is not None and out is not array:
+            out[...] = array
         if self.kind == "int":
             return self._round_int(v)
         room = np.empty((2, *v.shape), np.uint32) if scratch is None else scratch

@@ -99,17 +99,17 @@ class QuantizerOracle:
         return x
 
     def equal(
-        self, x: torch.Tensor, found: torch.Tensor, expected: torch.Tensor
+        self, x: torch.Tensor, actual: torch.Tensor, expected: torch.Tensor
     ) -> NDArray[np.bool_]:
-        """Element by element, whether *found* has the bits of *expected*, which this oracle
+        """Element by element, whether *actual* has the bits of *expected*, which this oracle
         returned for *x*.
 
         Where nothing is said of the sign of a zero, or of what NaN becomes, the magnitude decides.
         """
-        same = same_bits(found, expected)
+        same = same_bits(actual, expected)
         if any(step.enabled and step.rules.zero_sign_is_open for step in self.steps):
             values = to_numpy(x)
-            same |= ((values == 0) | np.isnan(values)) & same_bits(found.abs(), expected.abs())
+            same |= ((values == 0) | np.isnan(values)) & same_bits(actual.abs(), expected.abs())
         return same
 
     def fractions(self, x: torch.Tensor) -> tuple[float, float]:
@@ -184,13 +184,13 @@ def _peak(amax: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _refuse_what_is_not_qdq(q: Any) -> None:
-    found = {
+    refused = {
         "bias": getattr(q, "bias", None) is not None,
         "rotate": bool(getattr(q, "rotate_is_enabled", False)),
         "backend": getattr(q, "backend", None) is not None,
         "fake_quant=False": not getattr(q, "fake_quant", True),
     }
-    if named := [name for name, there in found.items() if there]:
+    if named := [name for name, there in refused.items() if there]:
         raise NotImplementedError(
             f"no oracle for a quantizer with {', '.join(named)}: it does more than "
             f"quantize-dequantize"

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 #: Version of the shape below; raised when a reader of an older shape would misread it.
-SCHEMA = 1
+SCHEMA = 2
 
 Json = Any
 

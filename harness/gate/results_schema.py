@@ -120,7 +120,7 @@ class ProblemResult(_Whole):
     rule: str
     what: str
     names: list[str] = []
-    mend: str = ""
+    fix: str = ""
     place: str = Field(
         default="", description="where the recipe causes it, file:line:column; empty if unknown"
     )

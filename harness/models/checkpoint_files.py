@@ -380,7 +380,7 @@ def expanded(refs: Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: a pipeline has no such part, or its index cannot be read.
     """
-    return tuple(dict.fromkeys(one for ref in refs for one in _parts_of(ref)))
+    return tuple(dict.fromkeys(part for ref in refs for part in _parts_of(ref)))
 
 
 def _parts_of(ref: str) -> tuple[str, ...]:
@@ -404,13 +404,13 @@ def _pipeline(folder: Path) -> dict[str, str]:
     content = files.read_json(
         folder / PIPELINE, dict[str, Any], limit=files.MAX_CONFIG, fix="Restore the file."
     )
-    found = {}
+    classes = {}
     for name, part in content.items():
         is_part = isinstance(part, list) and len(part) == 2 and part[0] == "transformers"
         # Parts are folders of the pipeline itself: a name with a slash would lead out of it.
         if is_part and re.fullmatch(r"\w+", name):
-            found[name] = str(part[1])
-    return found
+            classes[name] = str(part[1])
+    return classes
 
 
 def pipeline_class(ref: str) -> str:
@@ -469,13 +469,13 @@ def inspect(folder: Path) -> Checkpoint:
 def _inside(form: CheckpointForm, config: Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors that are read of a checkpoint that holds more, as a tower alone names them."""
     prefix = "vision_model." if isinstance(config, checkpoint_configs.Seeing) else ""
-    found = {}
+    tensors_inside = {}
     for name, tensor in tensors.items():
         match = re.match(form.inside, name)
         if match:
             own = "" if "projector" in name else prefix
-            found[own + name[match.end() :]] = tensor
-    return found
+            tensors_inside[own + name[match.end() :]] = tensor
+    return tensors_inside
 
 
 def family_model(folder: Path) -> str:
@@ -649,29 +649,32 @@ def _check_preprocessing(place: Path, form: CheckpointForm, side: int) -> None:
     )
     fix = "Give the preprocessing that the model was trained with."
     if nested is not None:
-        found: Keys = files.validate_python(nested, path, TypeAdapter(shape), fix=fix)
+        preprocessing: Keys = files.validate_python(nested, path, TypeAdapter(shape), fix=fix)
     else:
-        found = files.read_json(path, shape, limit=files.MAX_CONFIG, fix=fix)
-    if not isinstance(found, Preprocessing):
+        preprocessing = files.read_json(path, shape, limit=files.MAX_CONFIG, fix=fix)
+    if not isinstance(preprocessing, Preprocessing):
         return
-    made = _sides(found, path, crops=form.image_processor in _CROPPING)
-    if made != (side, side) and not form.any_size:
-        what = f"makes pictures of {made[0]} x {made[1]} pixels, the model needs {side} x {side}"
+    produced = _sides(preprocessing, path, crops=form.image_processor in _CROPPING)
+    if produced != (side, side) and not form.any_size:
+        what = (
+            f"makes pictures of {produced[0]} x {produced[1]} pixels, "
+            f"the model needs {side} x {side}"
+        )
         raise UsageError(path, what, fix)
 
 
-def _sides(found: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
+def _sides(preprocessing: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
     """Height and width of the pictures that the preprocessing makes; *crops* where it does so
     unless it says no.
     """
     fix = "Give size, and crop_size where it crops, as they were in training."
-    size = found.size
-    if found.do_resize is False:
+    size = preprocessing.size
+    if preprocessing.do_resize is False:
         raise UsageError(path, "do_resize is false, so that pictures keep sizes of their own", fix)
     # A number alone is the shortest edge where the class crops, and both sides where it does not.
     shortest = size.shortest_edge or (size.number if crops else None)
     resized = size.pair or ((size.number, size.number) if size.number and not crops else None)
-    if not (crops if found.do_center_crop is None else found.do_center_crop):
+    if not (crops if preprocessing.do_center_crop is None else preprocessing.do_center_crop):
         if resized is None:
             raise UsageError(
                 path, "resizes the shortest edge and crops nothing: pictures differ in size", fix
@@ -679,19 +682,20 @@ def _sides(found: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
         return resized
     crop = (
         checkpoint_configs.PictureSize.model_validate(224)
-        if found.crop_size is None
-        else found.crop_size
+        if preprocessing.crop_size is None
+        else preprocessing.crop_size
     )
-    made = crop.pair or ((crop.number, crop.number) if crop.number else None)
-    if made is None:
+    produced = crop.pair or ((crop.number, crop.number) if crop.number else None)
+    if produced is None:
         raise UsageError(f"{path} (crop_size)", "has no height and width", fix)
-    edge = shortest or min(resized or made)
-    if edge < max(made):
+    edge = shortest or min(resized or produced)
+    if edge < max(produced):
         what = (
-            f"resizes pictures to {edge} pixels and then crops {max(made)}: the rest would be black"
+            f"resizes pictures to {edge} pixels and then crops {max(produced)}: "
+            "the rest would be black"
         )
         raise UsageError(path, what, fix)
-    return made
+    return produced
 
 
 # -- open_clip -------------------------------------------------------------------------------------

@@ -153,10 +153,10 @@ def tensors_of(weights: tuple[Path, ...]) -> dict[str, Tensor]:
     Raises:
         UsageError: a file is not one of safetensors, or is cut off.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in weights:
-        found |= _header(path)
-    return found
+        tensors |= _header(path)
+    return tensors
 
 
 def digest_of(weights: tuple[Path, ...], wanted: str) -> str:
@@ -264,11 +264,11 @@ def check_sizes(
             raise UsageError(f"{folder / CONFIG}{place}", what, FIX_SIZES)
     expected |= {name: ("", shape) for name, shape in _projections(model, config).items()}
     for name, (place, wanted) in expected.items():
-        found = tensors.get(name) or tensors.get(name.partition("_model.")[2])
-        if found is None:
+        tensor = tensors.get(name) or tensors.get(name.partition("_model.")[2])
+        if tensor is None:
             raise UsageError(folder, f"weights are missing: {name}", FIX)
-        if tuple(found.shape) != wanted.shape:
-            asks, has = (" x ".join(map(str, shape)) for shape in (wanted.shape, found.shape))
+        if tuple(tensor.shape) != wanted.shape:
+            asks, has = (" x ".join(map(str, shape)) for shape in (wanted.shape, tensor.shape))
             what = f"by {wanted.keys} {name} would be {asks}, the weights have {has}"
             raise UsageError(f"{folder / CONFIG}{place}", what, FIX_SIZES)
 

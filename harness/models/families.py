@@ -341,12 +341,12 @@ def norm_of(model: nn.Module, tower: str) -> nn.Module:
 def hidden_in(model: nn.Module) -> dict[str, str]:
     """Module path -> reason, of every block of *model* whose products ModelOpt cannot quantize."""
     reasons = of(model).hidden
-    found = {}
+    blocks = {}
     for path, module in model.named_modules():
         for cls in type(module).__mro__:
             if cls.__name__ in reasons:
-                found[path] = reasons[cls.__name__]
-    return found
+                blocks[path] = reasons[cls.__name__]
+    return blocks
 
 
 # -- forwards --------------------------------------------------------------------------------------
@@ -407,9 +407,9 @@ def feature(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     for name in ("image_embeds", "text_embeds", "pooler_output"):
-        found = getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
     raise TypeError(f"{type(output).__name__} holds no embedding")
 
 
@@ -431,11 +431,11 @@ def sizes(model: nn.Module) -> Sizes:
         return _open_clip_sizes(model)
     config: Any = model.config
     towers = of(model).towers
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     if "vision" in towers:
         vision = getattr(config, "vision_config", config)
         side = getattr(vision, "image_size", None)
-        found["image"] = side or int(vision.num_patches**0.5) * vision.patch_size
+        numbers["image"] = side or int(vision.num_patches**0.5) * vision.patch_size
     if "text" in towers:
         text = getattr(config, "text_config", config)
         # Old checkpoints say 2 and mean the last word of the vocabulary.
@@ -445,12 +445,12 @@ def sizes(model: nn.Module) -> Sizes:
             if text.eos_token_id not in (None, 2) and text.eos_token_id <= last
             else last
         )
-        found |= {
+        numbers |= {
             "context": text.max_position_embeddings,
             "vocabulary": text.vocab_size,
             "end": end,
         }
-    return Sizes(**found)
+    return Sizes(**numbers)
 
 
 def _open_clip_sizes(model: Any) -> Sizes:
@@ -465,17 +465,17 @@ def sample_inputs(model: nn.Module, batch: int = 2) -> dict[str, Tensor]:
     """Inputs of the right shapes for one forward of every tower, on the model's device: seeded
     noise and tokens.
     """
-    found = sizes(model)
+    size = sizes(model)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     inputs = {}
-    if found.image:
-        pixels = torch.randn(batch, 3, found.image, found.image, generator=generator)
+    if size.image:
+        pixels = torch.randn(batch, 3, size.image, size.image, generator=generator)
         inputs["pixel_values"] = pixels.to(parameter.device, parameter.dtype)
-    if found.context:
+    if size.context:
         ids = torch.randint(
-            1, max(2, found.vocabulary - 2), (batch, found.context), generator=generator
+            1, max(2, size.vocabulary - 2), (batch, size.context), generator=generator
         )
-        ids[:, -1] = found.end
+        ids[:, -1] = size.end
         inputs["input_ids"] = ids.to(parameter.device)
     return inputs

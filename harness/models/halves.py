@@ -99,8 +99,8 @@ def looked_up() -> Iterator[None]:
                 _table(partial(own, self), inputs, outputs) if _has_one_range(self) else None
             )
             return outputs
-        found = tables[self]
-        return own(self, inputs) if found is None else _read(found, inputs)
+        table = tables[self]
+        return own(self, inputs) if table is None else _read(table, inputs)
 
     with mock.patch.object(TensorQuantizer, "_fake_quantize", quantized):
         yield

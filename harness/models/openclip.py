@@ -140,9 +140,9 @@ def image_processor(folder: Path) -> Any:
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from transformers import CLIPImageProcessor
 
-    found = checkpoint_files.open_clip_configuration(folder)
-    cfg = found.preprocess_cfg or OpenClipPreprocessing()
-    side, mode = found.model_cfg.vision_cfg.side, cfg.resize_mode or "shortest"
+    configuration = checkpoint_files.open_clip_configuration(folder)
+    cfg = configuration.preprocess_cfg or OpenClipPreprocessing()
+    side, mode = configuration.model_cfg.vision_cfg.side, cfg.resize_mode or "shortest"
     square = {"height": side, "width": side}
     return CLIPImageProcessor(
         size={"shortest_edge": side} if mode == "shortest" else square,
@@ -231,24 +231,24 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         KeyError: a weight has no counterpart.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, weight in state.items():
         block = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
         stem, _, leaf = name.rpartition(".")
         if block:
             layer = f"{'vision' if block[1] else 'text'}_model.encoder.layers.{block[2]}"
-            found |= {
+            weights |= {
                 f"{layer}.{inner}": part for inner, part in _in_block(block[3], weight).items()
             }
         elif name in _TRANSPOSED:
-            found[_TRANSPOSED[name]] = weight.T.contiguous()
+            weights[_TRANSPOSED[name]] = weight.T.contiguous()
         elif name in _OUTER:
-            found[_OUTER[name]] = weight
+            weights[_OUTER[name]] = weight
         elif stem in _OUTER:
-            found[f"{_OUTER[stem]}.{leaf}"] = weight
+            weights[f"{_OUTER[stem]}.{leaf}"] = weight
         else:
             raise KeyError(name)
-    return found
+    return weights
 
 
 def _in_block(name: str, weight: Tensor) -> dict[str, Tensor]:
@@ -332,20 +332,20 @@ def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module
         raise UsageError(place, what, fix)
     config = _clip_config(cfg, state)
     config._attn_implementation = "sdpa"
-    made: nn.Module = CLIPModel(config).eval()
+    converted: nn.Module = CLIPModel(config).eval()
     try:
-        made.load_state_dict(renamed(state))
+        converted.load_state_dict(renamed(state))
     except (KeyError, RuntimeError) as error:
         raise UsageError(
             place, f"has weights that a CLIPModel has no place for ({_line(error)})", fix
         ) from error
-    off = difference(model, made)
+    off = difference(model, converted)
     if not off <= ROUNDING:
         what = (
             f"computes something else than the CLIPModel of its weights: relative error {off:.2g}"
         )
         raise UsageError(place, what, fix)
-    return made.requires_grad_(False)
+    return converted.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -356,9 +356,9 @@ def difference(model: nn.Module, converted: nn.Module) -> float:
     plain = build(model.open_clip_config)  # type: ignore[arg-type]
     plain.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
     inputs = families.sample_inputs(converted)
-    expected, found = families.forward(plain.eval(), inputs), families.forward(converted, inputs)
+    expected, actual = families.forward(plain.eval(), inputs), families.forward(converted, inputs)
     errors = [
-        (found[t].double() - e.double()).norm(dim=1) / e.double().norm(dim=1)
+        (actual[t].double() - e.double()).norm(dim=1) / e.double().norm(dim=1)
         for t, e in expected.items()
     ]
     return float(torch.cat(errors).max())
@@ -378,14 +378,14 @@ def write(folder: Path, out: Path) -> nn.Module:
         raise UsageError(out, "exists", "Give a new folder.")
     folder = files.folder(folder)
     checkpoint_files.inspect(folder)
-    found, words, pictures = load(folder, torch.float32), tokenizer(folder), image_processor(folder)
-    made = convert(found, folder)
+    model, words, pictures = load(folder, torch.float32), tokenizer(folder), image_processor(folder)
+    converted = convert(model, folder)
     with safetensors.safe_open(folder / WEIGHTS, framework="pt") as weights:
         dtype = weights.get_tensor("visual.conv1.weight").dtype
-    made.to(dtype).save_pretrained(out)  # type: ignore[operator]
+    converted.to(dtype).save_pretrained(out)  # type: ignore[operator]
     words.save_pretrained(out)
     pictures.save_pretrained(out)
-    return made
+    return converted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -397,11 +397,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder for the CLIPModel")
     options = parser.parse_args(arguments)
     try:
-        made = write(options.folder, options.out)
+        converted = write(options.folder, options.out)
     except UsageError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 4
-    count = sum(p.numel() for p in made.parameters())
+    count = sum(p.numel() for p in converted.parameters())
     print(
         f"wrote {options.out}: a CLIPModel of {count:,} parameters; gate it with --clip-model "
         f"{options.out}"

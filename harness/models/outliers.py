@@ -83,7 +83,7 @@ def plant(model: nn.Module, outliers: Outliers | None = None) -> dict[str, list[
     outliers = outliers or Outliers()
     planted: dict[str, list[int]] = {}
     for number, (side, tower) in enumerate(families.of(model).towers.items()):
-        found = False
+        planted_any = False
         for path, norm in list(model.named_modules()):
             holder, _, name = path.rpartition(".")
             if (
@@ -100,8 +100,8 @@ def plant(model: nn.Module, outliers: Outliers | None = None) -> dict[str, list[
                 channels,
                 outliers.factor,
             )
-            planted[path], found = channels, True
-        if not found:
+            planted[path], planted_any = channels, True
+        if not planted_any:
             raise ValueError(
                 f"the {side} tower of {type(model).__name__} has no {' or '.join(READERS)} to "
                 f"plant in"

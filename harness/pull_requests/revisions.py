@@ -57,14 +57,14 @@ class LeftOut:
     Attributes:
         path: relative to the root; a folder ends in ``/``.
         why: what it is, e.g. ``ignored by git``.
-        mend: how to have it compared, where it may be a part of the change; else empty.
+        fix: how to have it compared, where it may be a part of the change; else empty.
         changed: whether a recipe that imports from it counts as changed, since nobody can say that
             it is not.
     """
 
     path: str
     why: str
-    mend: str = ""
+    fix: str = ""
     changed: bool = True
 
 
@@ -138,9 +138,9 @@ def compare(root: Path, rev: str) -> Changeset:
     _check_size(root, now)
     if not any(map(_is_yaml, (*before, *now))):
         parts = "".join(f"; {part.path} is {part.why}" for part in left_out[:3])
-        mends = [part.mend for part in left_out if part.mend]
+        fixes = [part.fix for part in left_out if part.fix]
         what = f"holds no YAML file that git has at {commit[:12]} or would add{parts}"
-        raise UsageError(root, what, [*mends, "Give the recipe tree of a git checkout."][0])
+        raise UsageError(root, what, [*fixes, "Give the recipe tree of a git checkout."][0])
     found, renamed = _differences(root, before, now, index, absent)
     # A recipe that loses its suffix has moved as well.
     others_now = {
@@ -201,9 +201,9 @@ def resolve(root: Path, rev: str) -> str:
     try:
         return _git(root, "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}").decode().strip()
     except UsageError as error:
-        mend = "Give a branch, tag or commit; in a shallow clone fetch it first (fetch-depth: 0)."
+        fix = "Give a branch, tag or commit; in a shallow clone fetch it first (fetch-depth: 0)."
         what = f"is not a commit of the repository that holds {root}"
-        raise UsageError(f"--changed-since {rev}", what, mend) from error
+        raise UsageError(f"--changed-since {rev}", what, fix) from error
 
 
 @contextmanager
@@ -372,9 +372,9 @@ def _walk(
             if (root / path).is_symlink():
                 files.append(name)
             elif f"{path}/" in untracked:
-                mend = f"Give it as --recipes-root {root / path}, or have git ignore it."
+                fix = f"Give it as --recipes-root {root / path}, or have git ignore it."
                 left_out += _unless_empty(
-                    root / path, LeftOut(f"{path}/", "a git repository of its own", mend)
+                    root / path, LeftOut(f"{path}/", "a git repository of its own", fix)
                 )
             elif path in holding_ours:
                 entered.append(name)
@@ -420,18 +420,18 @@ def _submodule(
     if was == now:
         return LeftOut(f"{name}/", f"a submodule, at {now[:12]} as before", changed=False)
     why = f"a submodule that went from {was[:12] or 'nothing'} to {now[:12] or 'nothing'}"
-    mend = f"Gate it by itself: --recipes-root {root / name} --changed-since {was[:12] or 'REV'}."
-    return LeftOut(f"{name}/", why, mend)
+    fix = f"Gate it by itself: --recipes-root {root / name} --changed-since {was[:12] or 'REV'}."
+    return LeftOut(f"{name}/", why, fix)
 
 
 def _sparse(
     absent: Collection[str], before: Mapping[str, _Entry], index: Mapping[str, tuple[str, _Entry]]
 ) -> list[LeftOut]:
     """The YAML files that a sparse checkout leaves out."""
-    mend = "Check it out: git sparse-checkout add FOLDER, or git sparse-checkout disable."
+    fix = "Check it out: git sparse-checkout add FOLDER, or git sparse-checkout disable."
     why = "changed, and left out of this sparse checkout"
     changed = sorted(name for name in absent if before.get(name) != index[name][1])
-    found = [LeftOut(name, why, mend) for name in changed]
+    found = [LeftOut(name, why, fix) for name in changed]
     rest = sorted(set(absent) - set(changed))
     if rest:
         more = f", with {len(rest) - 1} more files" if len(rest) > 1 else ""

@@ -161,7 +161,7 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
     ]
     undecided = {one.recipe.recipe: one.undecided for one in judged if one.undecided}
     undecided |= {
-        part.path: sentences(part.why, part.mend) for part in comparison.left_out if part.mend
+        part.path: sentences(part.why, part.fix) for part in comparison.left_out if part.fix
     }
     return Selection(
         compared=comparison.note,
@@ -174,7 +174,7 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
         not_gated={one.recipe.recipe: one.not_gated for one in judged if one.not_gated},
         refused={one.recipe.recipe: one.refused for one in judged if one.refused},
         undecided=undecided,
-        left_out={part.path: part.why for part in comparison.left_out if not part.mend},
+        left_out={part.path: part.why for part in comparison.left_out if not part.fix},
         unused={name: comparison.changes[name] for name in unused},
         affected=tuple(one.recipe for one in judged),
     )

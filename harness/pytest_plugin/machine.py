@@ -175,11 +175,11 @@ def pytest_benchmark_compare_machine_info(
     saved = f"the run saved {compared_benchmark.get('datetime', 'without a date')}"
     what = f"{saved} is of {theirs}, this is {ours}: times of two machines are not compared"
     if config.getoption("benchmark_compare_fail"):
-        mend = (
+        fix = (
             "Save a run on this machine first (--benchmark-save NAME), or leave "
             "--benchmark-compare-fail out."
         )
-        raise pytest.UsageError(str(UsageError("--benchmark-compare", what, mend)))
+        raise pytest.UsageError(str(UsageError("--benchmark-compare", what, fix)))
     config.stash[_ELSEWHERE] = what
     benchmarksession.logger.info(
         f"--benchmark-compare: {what}; the ratios of each row's extra_info may be."

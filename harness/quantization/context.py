@@ -37,9 +37,9 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to``
     passes by: the first forward in another dtype raises.
     """
-    made = copy.deepcopy(model).cpu().to(dtype).eval()
-    for module in made.modules():
+    converted = copy.deepcopy(model).cpu().to(dtype).eval()
+    for module in converted.modules():
         for name in ("svdquant_lora_a", "svdquant_lora_b"):
             if isinstance(getattr(module, name, None), Tensor):
                 setattr(module, name, getattr(module, name).to(dtype))
-    return made
+    return converted

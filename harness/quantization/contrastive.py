@@ -58,8 +58,8 @@ def differentiable_attention() -> Iterator[None]:
         @staticmethod
         def apply(*args: Any) -> Tensor:
             names = ("attn_mask", "dropout_p", "is_causal", "scale")
-            given = dict(zip(names, args[3:7], strict=False))
-            output: Tensor = plugin.original_scaled_dot_product_attention(*args[:3], **given)
+            options = dict(zip(names, args[3:7], strict=False))
+            output: Tensor = plugin.original_scaled_dot_product_attention(*args[:3], **options)
             return output
 
     with mock.patch.object(plugin, "FP8SDPA", Plain):

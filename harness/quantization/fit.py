@@ -65,9 +65,9 @@ def survey(model: nn.Module, attention: str = "diffusers") -> Survey:
     return Survey(quantizer_map(bare), shapes)
 
 
-def _different(one: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
+def _different(first: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
     return frozenset(
-        n for n, (here, there) in enumerate(zip(one, other, strict=True)) if here != there
+        n for n, (here, there) in enumerate(zip(first, other, strict=True)) if here != there
     )
 
 
@@ -128,10 +128,13 @@ def _problems(cfg: Mapping[str, Any], name: str, shape: Shape) -> Iterator[tuple
     )
     attribute = "block_sizes" if blocks else "axis"
     where = f"{name}, whose tensor has {shape.rank} dimensions"
-    for one in named:
-        if not -shape.rank <= one < shape.rank:
-            yield f"{attribute} names dimension {one}, which is not there at {where}", _fix(shape)
-    at = {one % shape.rank for one in named}
+    for dimension in named:
+        if not -shape.rank <= dimension < shape.rank:
+            yield (
+                f"{attribute} names dimension {dimension}, which is not there at {where}",
+                _fix(shape),
+            )
+    at = {dimension % shape.rank for dimension in named}
     if not blocks and len(at) == shape.rank:
         yield (
             f"axis names every dimension at {where}: ModelOpt takes one range for all then",
@@ -147,10 +150,10 @@ def _problems(cfg: Mapping[str, Any], name: str, shape: Shape) -> Iterator[tuple
             )
             yield what, "Write axis: null for one range, or axis: -1 for one per channel."
         return
-    kept = set(range(shape.rank)) - at if whole else at
+    own_axes = set(range(shape.rank)) - at if whole else at
     constant = cfg.get("use_constant_amax") or cfg.get("constant_amax") is not None
-    if kept & shape.of_batch and cfg.get("type") != "dynamic" and not constant:
-        batch = min(kept & shape.of_batch)
+    if own_axes & shape.of_batch and cfg.get("type") != "dynamic" and not constant:
+        batch = min(own_axes & shape.of_batch)
         what = (
             f"a range for each sample of the batch (dimension {batch}) at {name}, which no "
             f"calibration can give"
@@ -210,8 +213,8 @@ def _check_history(recipe: Recipe, done: Applied, name: str, setting: AppliedSet
     ):
         return
     for index, entry in enumerate(recipe.entries[: setting.shaped]):
-        given = entry.cfg if isinstance(entry.cfg, Mapping) else {}
-        if given.get("constant_amax") is not None and place_of(name) in done.touched[index]:
+        attributes = entry.cfg if isinstance(entry.cfg, Mapping) else {}
+        if attributes.get("constant_amax") is not None and place_of(name) in done.touched[index]:
             what = (
                 f"constant_amax for {name}, to which entry {(setting.shaped or 0) + 1} gives a "
                 f"range per channel"
@@ -226,8 +229,8 @@ def _check_history(recipe: Recipe, done: Applied, name: str, setting: AppliedSet
 def _check_skipped(recipe: Recipe, done: Applied) -> None:
     """Refuse SVDQuant's ``skip_layers`` with weights in blocks, which ModelOpt cannot run."""
     skips = any(
-        isinstance(one, Mapping) and one.get("method") == "svdquant" and one.get("skip_layers")
-        for one in steps(recipe.algorithm)
+        isinstance(step, Mapping) and step.get("method") == "svdquant" and step.get("skip_layers")
+        for step in steps(recipe.algorithm)
     )
     for name, setting in done.settings.items() if skips else ():
         if (
@@ -252,9 +255,9 @@ def check_weights(recipe: Recipe, seen: Survey, model: nn.Module, source: str) -
         UsageError: with the layer and the column.
     """
     smooths = any(
-        (one.get("method") if isinstance(one, Mapping) else one) == "smoothquant"
-        and (one.get("alpha", 1.0) if isinstance(one, Mapping) else 1.0) < 1.0
-        for one in steps(recipe.algorithm)
+        (step.get("method") if isinstance(step, Mapping) else step) == "smoothquant"
+        and (step.get("alpha", 1.0) if isinstance(step, Mapping) else 1.0) < 1.0
+        for step in steps(recipe.algorithm)
     )
     settings = applied_to(seen.places, recipe.entries).settings if smooths else {}
     for name, setting in settings.items():

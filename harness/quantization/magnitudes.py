@@ -49,14 +49,14 @@ class Magnitudes:
         """
         if not self._seen:
             self._watch({(name, ()) for name in tensor_quantizers(self._plain)})
-        wanted = {name: (place(name), kept) for name, kept in axes.items()}
+        wanted = {name: (place(name), own_axes) for name, own_axes in axes.items()}
         reached = {at for at, _ in self._seen}
         missing = {key for key in wanted.values() if key[0] in reached} - set(self._seen)
         if missing:
             self._watch(missing)
         weights = {
-            name: _largest(self._weights[at], kept)
-            for name, (at, kept) in wanted.items()
+            name: _largest(self._weights[at], own_axes)
+            for name, (at, own_axes) in wanted.items()
             if at in self._weights
         }
         return weights | {
@@ -66,11 +66,11 @@ class Magnitudes:
     @torch.no_grad()
     def _watch(self, wanted: Iterable[tuple[str, Axes]]) -> None:
         def see(key: tuple[str, Axes], _: nn.Module, args: tuple[Any, ...]) -> None:
-            name, kept = key
+            name, own_axes = key
             if isinstance(args[0], nn.Parameter):
                 self._weights[name] = args[0].detach()  # the same in every batch
                 return
-            fresh, known = _largest(args[0].detach(), kept), self._seen.get(key)
+            fresh, known = _largest(args[0].detach(), own_axes), self._seen.get(key)
             self._seen[key] = fresh if known is None else torch.maximum(known, fresh)
 
         places = tensor_quantizers(self._plain)
@@ -84,8 +84,8 @@ def place(name: str) -> str:
     return re.sub(r"\.\d+$", "", name)
 
 
-def _largest(x: Tensor, kept: Axes) -> Tensor:
-    """Largest magnitude of *x* along the dimensions *kept*: float32, on the CPU."""
-    at = {axis % x.dim() for axis in kept}
+def _largest(x: Tensor, own_axes: Axes) -> Tensor:
+    """Largest magnitude of *x* along the dimensions *own_axes*: float32, on the CPU."""
+    at = {axis % x.dim() for axis in own_axes}
     reduced = [d for d in range(x.dim()) if d not in at]
     return (x.abs().amax(reduced) if reduced else x.abs()).float().cpu()

@@ -165,11 +165,11 @@ def quantizer_map(
     family = families.of(model)
     run = forward or (lambda m: families.forward(m, families.sample_inputs(m)))
     calls = count_calls(model, run)
-    found = []
+    records = []
     for name, quantizer in tensor_quantizers(model).items():
         holder, kind = _split(name)
         module = model.get_submodule(holder)
-        found.append(
+        records.append(
             Quantizer(
                 name=name,
                 kind=kind,
@@ -186,7 +186,7 @@ def quantizer_map(
                 constant=is_constant(quantizer),
             )
         )
-    return tuple(found)
+    return tuple(records)
 
 
 def is_constant(quantizer: Any) -> bool:
@@ -205,20 +205,18 @@ def range_of(quantizer: Any) -> Tensor | None:
     """
     if getattr(quantizer, "_use_constant_amax", False):
         return torch.tensor(torch.finfo(torch.float8_e4m3fn).max)
-    found: Tensor | None = getattr(quantizer, "_amax", None)
-    return found
+    amax: Tensor | None = getattr(quantizer, "_amax", None)
+    return amax
 
 
 def _amax(module: nn.Module, kind: str, quantizer: Any) -> Amax | None:
-    found = range_of(quantizer)
-    if found is None or found.is_meta:
+    amax = range_of(quantizer)
+    if amax is None or amax.is_meta:
         return None
     weight = getattr(module, "weight", None) if kind.partition(".")[0] == "weight" else None
-    if not isinstance(weight, Tensor) or weight.is_meta or bool((found != 0).all()):
-        return Amax.of(found)
-    return Amax.of(
-        found, (found == 0).flatten().cpu() & _all_zeros(module, quantizer, found.numel())
-    )
+    if not isinstance(weight, Tensor) or weight.is_meta or bool((amax != 0).all()):
+        return Amax.of(amax)
+    return Amax.of(amax, (amax == 0).flatten().cpu() & _all_zeros(module, quantizer, amax.numel()))
 
 
 @torch.no_grad()
@@ -367,9 +365,9 @@ def _fold_places(places: Sequence[str]) -> str:
         module, _, kind = place.rpartition(" ")
         kinds[module].append(kind)
     modules: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for module, found in kinds.items():
+    for module, kind_names in kinds.items():
         holder, dot, leaf = module.rpartition(".")
-        modules[holder + dot, fold_leaves(found)].append(leaf)
+        modules[holder + dot, fold_leaves(kind_names)].append(leaf)
     return ", ".join(
         f"{holder}{fold_leaves(leaves)} {leaf}".strip()
         for (holder, leaf), leaves in modules.items()

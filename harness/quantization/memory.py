@@ -52,7 +52,7 @@ class Weight:
     format: str
     numbers: int
     bits: int
-    found: int
+    packed_bytes: int
 
     @property
     def expected(self) -> int:
@@ -76,32 +76,33 @@ class Compression:
         """Weights that take more, or less, than their bits, and a checkpoint that did not shrink as
         they did.
         """
-        wrong = [w for w in self.weights if w.found != w.expected]
-        found = []
+        wrong = [w for w in self.weights if w.packed_bytes != w.expected]
+        problems = []
         if wrong:
             lines = tuple(
-                f"{w.name} ({w.format}): {w.found} bytes for {w.numbers} numbers of {w.bits} bits"
+                f"{w.name} ({w.format}): {w.packed_bytes} bytes "
+                f"for {w.numbers} numbers of {w.bits} bits"
                 for w in wrong
             )
             what = (
                 f"{len(wrong)} of {len(self.weights)} quantized weights do not take their bits "
                 f"after mtq.compress:"
             )
-            found.append(Problem("weight not compressed", what, lines, _FIX))
+            problems.append(Problem("weight not compressed", what, lines, _FIX))
         saved, shrunk = self.before.memory - self.after.memory, self.before.disk - self.after.disk
         if saved - shrunk > max(_OVERHEAD, _SHARE * saved):
             what = (
                 f"the checkpoint shrinks by {shrunk:,} bytes, the weights in memory by {saved:,}."
             )
             fix = "Look at what mto.save writes: a second copy of the weights, or unpacked ones."
-            found.append(Problem("checkpoint not compressed", what, (), fix))
-        return found
+            problems.append(Problem("checkpoint not compressed", what, (), fix))
+        return problems
 
     def as_dict(self) -> dict[str, Any]:
         """A plain record for JSON."""
         totals = {
             "numbers": sum(w.numbers for w in self.weights),
-            "bytes": sum(w.found for w in self.weights),
+            "bytes": sum(w.packed_bytes for w in self.weights),
             "expected": sum(w.expected for w in self.weights),
         }
         return {
@@ -144,7 +145,7 @@ def compressed(model: nn.Module, leave_out: Sequence[str] = ()) -> nn.Module:
 def compare(model: nn.Module, packed: nn.Module) -> Compression:
     """A quantized *model* next to its packed copy (:func:`compressed`)."""
     weights = quantized_weights(model)
-    found = tuple(
+    packed_weights = tuple(
         Weight(name, format_, weight.numel(), bits, _bytes(packed.get_parameter(name)))
         for name, (weight, format_, bits) in weights.items()
     )
@@ -152,7 +153,7 @@ def compare(model: nn.Module, packed: nn.Module) -> Compression:
     return Compression(
         footprint(model),
         footprint(packed),
-        found,
+        packed_weights,
         sum(p.numel() for p in model.parameters()),
         scales,
     )
@@ -164,17 +165,17 @@ def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, str, int]]:
 
     Of a chain of quantizers (W4A8) the first one's numbers are what is stored.
     """
-    found: dict[str, tuple[Tensor, str, int]] = {}
+    weights: dict[str, tuple[Tensor, str, int]] = {}
     for name, quantizer in tensor_quantizers(model).items():
         holder, is_weight, rest = name.partition("weight_quantizer")
         if not is_weight or rest not in ("", ".0") or not quantizer.is_enabled:
             continue
-        found[f"{holder}weight"] = (
+        weights[f"{holder}weight"] = (
             model.get_parameter(f"{holder}weight"),
             format_name(quantizer),
             _bits(quantizer),
         )
-    return found
+    return weights
 
 
 def _bits(quantizer: Any) -> int:

@@ -49,19 +49,19 @@ def observe(
         model: quantized, not folded: folding hides the weight quantizers.
         forward: runs the model; by default ``families.sample_inputs``.
     """
-    found: dict[str, Observation] = {}
+    observations: dict[str, Observation] = {}
 
     def see(name: str, quantizer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if (
-            name not in found
+            name not in observations
             and isinstance(output, Tensor)
             and getattr(quantizer, "is_enabled", False)
         ):
-            found[name] = _compare(name, quantizer, args[0], output)
+            observations[name] = _compare(name, quantizer, args[0], output)
 
     with torch.no_grad(), after_each(tensor_quantizers(model), see):
         (forward or (lambda m: families.forward(m, families.sample_inputs(m))))(model)
-    return tuple(found.values())
+    return tuple(observations.values())
 
 
 def _compare(name: str, quantizer: Any, x: Tensor, output: Tensor) -> Observation:

@@ -46,13 +46,17 @@ def weights(
     """Every weight of *model* whose enabled quantizer has quantized block scales: (quantizer's
     name, weight, oracle's step).  Nothing is calibrated and no quantizer runs.
     """
-    made = quantize.structure(model, recipe, attention)
-    for name, quantizer in tensor_quantizers(made).items():
+    quantized = quantize.structure(model, recipe, attention)
+    for name, quantizer in tensor_quantizers(quantized).items():
         if not name.endswith(".weight_quantizer") or not quantizer.is_enabled:
             continue
         (step,) = formats.from_quantizer(quantizer).steps
         if step.scale_format is not None and step.block_sizes is not None:
-            yield name, made.get_parameter(name.removesuffix("_quantizer")).detach().cpu(), step
+            yield (
+                name,
+                quantized.get_parameter(name.removesuffix("_quantizer")).detach().cpu(),
+                step,
+            )
 
 
 def problems(
@@ -68,7 +72,7 @@ def problems(
             far.append(f"{name}: {wrong} of {weight.numel()} numbers are not the format's nearest")
         if wrong := unlike_packed(weight, step):
             other.append(f"{name}: {wrong} of {weight.numel()} numbers differ")
-    found = (
+    problems_by_rule = (
         (
             "oracle is not nearest",
             "the oracle does not give the nearest number of the format:",
@@ -85,7 +89,9 @@ def problems(
         ),
     )
     return [
-        Problem(rule, what, tuple(lines), fix) for rule, what, lines, fix in found if lines
+        Problem(rule, what, tuple(lines), fix)
+        for rule, what, lines, fix in problems_by_rule
+        if lines
     ], count
 
 
@@ -100,12 +106,12 @@ def not_nearest(weight: Tensor, step: Any) -> int:
     *weight* float (rows, columns).  Distances are float64; two that differ by less than the weight
     dtype's and the scale's rounding count as equal.
     """
-    found = formats.quantize_dequantize(
+    rounded = formats.quantize_dequantize(
         weight.float(), step.format, scale_max=step.scale_max, **_layout(step)
     ).numpy()
     values = weight.float().numpy()
     layout = plan(values.shape, None, step.block_sizes)
-    cut, result = layout.cut(values), layout.cut(found)
+    cut, result = layout.cut(values), layout.cut(rounded)
     amax = layout.amax(cut)
     if step.scale_format == "E8M0":
         scale = e8m0_scale(amax, step.format)
@@ -135,15 +141,15 @@ def unlike_packed(weight: Tensor, step: Any) -> int:
     if kind is None:
         return 0
     ((_, size),) = step.block_sizes.items()
-    found = deviations.packed(kind, weight, size)
+    packed_tensor = deviations.packed(kind, weight, size)
     rules = deviations.PACKED_RULES[kind]
     expected = formats.quantize_dequantize(weight, step.format, rules=rules, **_layout(step))
     if kind != "MXFP4QTensor":
-        return int(np.count_nonzero(~formats.same_bits(found, expected)))
+        return int(np.count_nonzero(~formats.same_bits(packed_tensor, expected)))
     # mxfp4-packed-ties and -zero: ties go towards zero, where a slightly smaller number goes too; 0
     # loses its sign.
     amax = weight.abs().reshape(len(weight), -1, size).amax(-1)
     inward = formats.quantize_dequantize(
         weight.double() * (1 - 2.0**-20), step.format, amax, **_layout(step)
     )
-    return int((found != inward.to(weight.dtype)).sum())
+    return int((packed_tensor != inward.to(weight.dtype)).sum())

@@ -151,8 +151,8 @@ def quantize(
     with blamed_on(recipe):
         quantized = copy.deepcopy(model)
         with quiet(), attention_registered(quantized, attention):
-            made = _applied(quantized, recipe, config, forward_loop)
-    return made.eval().requires_grad_(False)
+            result = _applied(quantized, recipe, config, forward_loop)
+    return result.eval().requires_grad_(False)
 
 
 def _applied(
@@ -169,8 +169,8 @@ def _applied(
                 "a search for formats needs calibration batches: pass forward_loop_over(batches)"
             )
         return search.run(model, recipe, forward_loop)
-    made: nn.Module = mtq.quantize(model, config, forward_loop=forward_loop)
-    return made
+    result: nn.Module = mtq.quantize(model, config, forward_loop=forward_loop)
+    return result
 
 
 def insert(model: nn.Module, attention: str = "diffusers") -> nn.Module:
@@ -182,10 +182,10 @@ def insert(model: nn.Module, attention: str = "diffusers") -> nn.Module:
         everything_off = config_form.accepted(
             [{"quantizer_name": "*", "enable": False}], "everything off"
         )
-        found: nn.Module = mtq.quantize(
+        result: nn.Module = mtq.quantize(
             converted, {"quant_cfg": everything_off, "algorithm": None}, forward_loop=None
         )
-        return found
+        return result
 
 
 def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") -> nn.Module:
@@ -202,13 +202,13 @@ def structure(model: nn.Module, recipe: Recipe, attention: str = "diffusers") ->
             recipe, ValueError("what a search chooses depends on weights and data")
         )
     bare = dataclasses.replace(recipe, quant_cfg=dict(recipe.quant_cfg) | {"algorithm": None})
-    made = quantize(model, bare, None, attention)
-    for module in made.modules():
+    quantized = quantize(model, bare, None, attention)
+    for module in quantized.modules():
         if isinstance(module, TensorQuantizer):
             # Enabled and called, but computing nothing: INT8's range check asks a meta tensor for
             # its value.
             module.disable_quant()
-    return made
+    return quantized
 
 
 def fold(model: nn.Module) -> nn.Module:

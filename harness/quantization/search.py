@@ -57,16 +57,16 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
 
     def logits(quantized: nn.Module, batch: Batch) -> Tensor:
         with half_products():
-            found = families.forward(quantized, batch)
+            embeddings = families.forward(quantized, batch)
         return similarities(
-            {tower: features.float() for tower, features in found.items()}, temperature
+            {tower: features.float() for tower, features in embeddings.items()}, temperature
         )
 
-    def loss(found: Tensor, _: Batch) -> Tensor:
-        return matched(found) * scale
+    def loss(embeddings: Tensor, _: Batch) -> Tensor:
+        return matched(embeddings) * scale
 
     with differentiable_attention(), contextlib.redirect_stderr(io.StringIO()):
-        made, _ = mtq.auto_quantize(
+        result, _ = mtq.auto_quantize(
             model,
             data_loader=batches,
             forward_step=logits,
@@ -75,8 +75,8 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
             num_score_steps=steps,
             **arguments,
         )
-    found: nn.Module = made
-    return found
+    embeddings: nn.Module = result
+    return embeddings
 
 
 def chosen(model: nn.Module, recipe: Recipe) -> Recipe:
@@ -172,7 +172,7 @@ def _at_layer(model: nn.Module, name: str, part: Recipe | None, source: str) -> 
     that matches.
     """
     layer = model.get_submodule(name)
-    found = []
+    entries = []
     for attribute in dict.fromkeys(
         n.partition(".")[0] for n, _ in layer.named_modules() if "quantizer" in n
     ):
@@ -181,7 +181,7 @@ def _at_layer(model: nn.Module, name: str, part: Recipe | None, source: str) -> 
         for entry in part.entries if part else ():
             if applied.speaks_of(entry, attribute, original_class(layer)):
                 last, cfg = entry, entry.cfg if entry.cfg is not None else cfg
-        found.append(
+        entries.append(
             off if last is None else Entry(off.pattern, None, last.enable, cfg, last.origin)
         )
-    return found
+    return entries

@@ -47,12 +47,12 @@ def read_back(weight: Tensor, block: int, scale_block: int, scale_bits: int) -> 
         packed, scales = NF4QTensor.quantize(weight, block, scale_block)
         stored, double_scale, zero = NF4QTensor.double_quantization(scales, scale_block, scale_bits)
     try:
-        found = packed.dequantize(
+        tensor = packed.dequantize(
             scale=stored, block_sizes={-1: block}, double_scale=double_scale, scale_zeros=zero
         )
     except RuntimeError:  # more than one block of scales (ModelOpt 0.47)
         return None
-    return torch.as_tensor(found)
+    return torch.as_tensor(tensor)
 
 
 @torch.no_grad()
@@ -62,10 +62,10 @@ def fold(model: nn.Module) -> None:
     """
     for _, module in list(weights(model)):
         layout = sizes(module.weight_quantizer)
-        found = read_back(module.weight, *layout)
-        if found is None:
-            found = torch.from_numpy(double_quantized(module.weight, *layout))
-        module.weight.copy_(found)
+        tensor = read_back(module.weight, *layout)
+        if tensor is None:
+            tensor = torch.from_numpy(double_quantized(module.weight, *layout))
+        module.weight.copy_(tensor)
         module.weight_quantizer.disable()
 
 
@@ -76,10 +76,10 @@ def problems(model: nn.Module) -> list[Problem]:
     """
     other, lost = [], []
     for name, module in weights(model):
-        found = read_back(module.weight, *sizes(module.weight_quantizer))
-        if found is None:
+        tensor = read_back(module.weight, *sizes(module.weight_quantizer))
+        if tensor is None:
             lost.append(name)
-        elif not torch.equal(found, module.weight_quantizer(module.weight)):
+        elif not torch.equal(tensor, module.weight_quantizer(module.weight)):
             other.append(name)
     findings = (
         (

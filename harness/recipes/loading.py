@@ -132,7 +132,7 @@ def load(ref: str, root: Path | None = None, schema: Schema | None = None) -> Re
 
     Raises:
         UsageError: there is no such recipe, or it cannot be used: with the file, the place in it
-            and the mend.
+            and the fix.
     """
     path, schema = path_of(ref, root), schema or Installed()
     if path is None:
@@ -435,12 +435,12 @@ def _build(
 ) -> Recipe:
     """A ptq recipe from its resolved ``quantize`` section."""
     if not isinstance(section, dict) or "quant_cfg" not in section:
-        mend = (
+        fix = (
             "Without one ModelOpt would quantize everything to INT8: write quant_cfg: and its "
             "entries."
         )
         raise UsageError(
-            getattr(section, "place", "") or path, "its quantize section has no quant_cfg", mend
+            getattr(section, "place", "") or path, "its quantize section has no quant_cfg", fix
         )
     entries = _entries(
         section["quant_cfg"], place_at(section, ["quant_cfg"], str(path)), path, schema

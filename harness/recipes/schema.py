@@ -253,9 +253,9 @@ def _known(schema: Any) -> list[str]:
 
 def unknown_schema(document: Document) -> UsageError:
     """Return the refusal of a snippet whose schema this ModelOpt does not have."""
-    mend = "Name a type of modelopt.torch.quantization.config, such as QuantizerAttributeConfig."
+    fix = "Name a type of modelopt.torch.quantization.config, such as QuantizerAttributeConfig."
     return UsageError(
-        document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", mend
+        document.path, f"declares {document.schema}, no schema of this ModelOpt's recipes", fix
     )
 
 

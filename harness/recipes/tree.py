@@ -109,14 +109,14 @@ class Tree:
         Raises:
             UsageError: the name is absolute, climbs with ``..``, or is no name.
         """
-        mend = "Import by a path relative to the tree's root, such as configs/numerics/fp8."
+        fix = "Import by a path relative to the tree's root, such as configs/numerics/fp8."
         if not isinstance(name, str) or not name:
-            raise UsageError(where, f"an import path is {shown(name)}, not a name", mend)
+            raise UsageError(where, f"an import path is {shown(name)}, not a name", fix)
         if len(name) > MAX_NAME or not name.isprintable() or "\\" in name:
-            raise UsageError(where, f"the import path {shown(name)} is no plain file name", mend)
+            raise UsageError(where, f"the import path {shown(name)} is no plain file name", fix)
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:|^~", name):
-            raise UsageError(where, f"the import {shown(name)} leads outside the tree", mend)
+            raise UsageError(where, f"the import {shown(name)} leads outside the tree", fix)
         suffixes = [""] if name.endswith(SUFFIXES) else list(SUFFIXES)
         return [
             self.root / PurePosixPath(spelling + suffix)
@@ -145,16 +145,16 @@ class Tree:
         Raises:
             UsageError: a symbolic link leads outside, or in a circle.
         """
-        mend = "Put the file itself there, not a link to it."
+        fix = "Put the file itself there, not a link to it."
         try:
             real = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(
-                where, f"{shown(str(path))} cannot be followed ({error})", mend
+                where, f"{shown(str(path))} cannot be followed ({error})", fix
             ) from error
         if real != self.root and self.root not in real.parents:
             raise UsageError(
-                where, f"{shown(str(path))} is a link that leads outside {self.root}", mend
+                where, f"{shown(str(path))} is a link that leads outside {self.root}", fix
             )
         return True
 
@@ -260,11 +260,11 @@ class _Resolver:
             try:
                 snippet = self.tree.read(path)
                 if snippet.schema is None:
-                    mend = "Add the comment '# modelopt-schema: ...' that says what the snippet is."
+                    fix = "Add the comment '# modelopt-schema: ...' that says what the snippet is."
                     raise UsageError(
                         path,
                         f"is imported by {document.path.name} without declaring a schema",
-                        mend,
+                        fix,
                     )
                 self.tree.snippets[path] = Snippet(
                     snippet, *self._document(snippet, (*chain, path))

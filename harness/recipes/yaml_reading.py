@@ -234,9 +234,9 @@ def _schema_comment(text: str, path: Path) -> str | None:
             )
         found = match[1]
         if not _MODELOPT_NAME.match(found):
-            mend = "Name one such as modelopt.torch.quantization.config.QuantizerCfgListConfig."
+            fix = "Name one such as modelopt.torch.quantization.config.QuantizerCfgListConfig."
             raise UsageError(
-                Place.make(path, number), f"the schema {shown(found)} is none of ModelOpt's", mend
+                Place.make(path, number), f"the schema {shown(found)} is none of ModelOpt's", fix
             )
     return found
 

@@ -104,7 +104,7 @@ def _of_case(
         rule = _OF_ENTRIES.get(one.rule, "insertion")
         names = ", ".join(one.names[:3]) + (", ..." if len(one.names) > 3 else "")
         what = f"{one.what.rstrip('.')} {names}".strip()
-        yield LintProblem(*parts_of(one.place), rule, what, one.mend)
+        yield LintProblem(*parts_of(one.place), rule, what, one.fix)
     is_said = problems or any(_is_file(one, path) for one in known)
     if is_said or cases.decision(case) not in (Word.FAIL.value, Word.GAIN.value):
         return

@@ -180,7 +180,7 @@ def _problems(case: CaseResult) -> Iterator[str]:
         lines = [f"**Insertion:** {markdown_text(problem.what, 600)}", ""]
         lines += [f"- {markdown_code(name)}" for name in names[:_NAMES]]
         lines += [f"- and {len(names) - _NAMES} more"] if len(names) > _NAMES else []
-        lines += ["", markdown_text(problem.mend, 600)]
+        lines += ["", markdown_text(problem.fix, 600)]
         yield "\n".join(lines).rstrip()
 
 

@@ -136,7 +136,7 @@ def hostile(name: str) -> dict[str, Any]:
     wrong: dict[str, Any] = replaced(results)
     case = wrong["cases"][0]
     case["insertion"]["problems"] = [
-        {"rule": name, "what": name, "names": [name, name], "mend": name}
+        {"rule": name, "what": name, "names": [name, name], "fix": name}
     ]
     case["numerics"]["observations"][0].update(mismatches=3, first=name)
     case[name or "other"] = {name: [name]}

@@ -103,7 +103,7 @@ def test_the_pattern_that_was_meant_matches(
 ) -> None:
     """The proposed pattern, written in the place of the one that matches nothing, matches."""
     (problem,) = found(WHOLE + off(pattern))
-    (proposed,) = re.findall(r"Did you mean '(.*?)'\?", problem.mend)
+    (proposed,) = re.findall(r"Did you mean '(.*?)'\?", problem.fix)
 
     assert problem.rule == "pattern matches nothing"
     assert "matches none of the" not in "".join(map(str, found(WHOLE + off(proposed))))
@@ -128,9 +128,7 @@ def test_the_attention_class_that_is_named_has_the_quantizer(
     will do.
     """
     if attention != instead:
-        assert all(
-            f"--attention {instead}" in problem.mend for problem in found(entries, attention)
-        )
+        assert all(f"--attention {instead}" in problem.fix for problem in found(entries, attention))
         assert found(entries, attention)
     assert found(entries, instead) == []
 
@@ -142,7 +140,7 @@ def test_what_no_attention_class_runs_is_removed(found: Callable[..., list[Probl
     asked = DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")
     (problem,) = found(asked + AROUND + entry("*p_bmm_quantizer", "num_bits: e4m3"))[:1]
 
-    assert problem.mend.startswith("Remove the entry")
+    assert problem.fix.startswith("Remove the entry")
     assert found(asked + entry("*p_bmm_quantizer", "num_bits: e4m3"), "modelopt") != []
     assert found(WHOLE) == []
 
@@ -154,7 +152,7 @@ def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind
     message = {
         line
         for problem in found(asked)
-        for line in re.findall(r"end the recipe with (\{.*?\})", problem.mend)
+        for line in re.findall(r"end the recipe with (\{.*?\})", problem.fix)
     }
 
     assert len(message) == 1
@@ -173,7 +171,7 @@ def test_a_deny_all_is_moved_to_the_front(
     quantizers = maps.quantizer_map(quantize.insert(blank))
     (problem,) = patterns.overridden_patterns(quantizers, recipe)
 
-    assert re.search(r"move '\*' to the front, before '\*weight_quantizer'", problem.mend)
+    assert re.search(r"move '\*' to the front, before '\*weight_quantizer'", problem.fix)
     assert found([entries[-1], *entries[:-1]]) == []
 
 
@@ -181,7 +179,7 @@ def test_an_exception_is_moved_behind_what_it_excepts(found: Callable[..., list[
     """Behind the entry that the message numbers it has its effect."""
     entries = read(DENY_ALL + off("*layers.0.*") + LINEARS + AROUND)
     (problem,) = found(entries)
-    behind = int(re.findall(r"behind entry (\d+)", problem.mend)[0])
+    behind = int(re.findall(r"behind entry (\d+)", problem.fix)[0])
 
     moved = [*entries[:1], *entries[2:behind], entries[1], *entries[behind:]]
     assert found(moved) == []
@@ -193,7 +191,7 @@ def test_one_of_two_entries_for_the_same_is_removed(found: Callable[..., list[Pr
     again = entry("*weight_quantizer", "num_bits: e4m3")
     entries = read(DENY_ALL + LINEARS + again + AROUND)
     (problem,) = found(entries)
-    numbers = [int(n) for n in re.findall(r"entry (\d+)", problem.mend)]
+    numbers = [int(n) for n in re.findall(r"entry (\d+)", problem.fix)]
 
     assert numbers == [2, 4]
     for number in numbers:
@@ -204,7 +202,7 @@ def test_what_stays_unquantized_is_declared_or_enabled(found: Callable[..., list
     """The tower and the kinds that the message gives are what the budgets file takes."""
     without = WHOLE + off("vision_model.embeddings.patch_embedding.*")
     (problem,) = found(without)
-    ((tower, kinds),) = re.findall(r"budgets file that (\w+) (.*?) stays as it is", problem.mend)
+    ((tower, kinds),) = re.findall(r"budgets file that (\w+) (.*?) stays as it is", problem.fix)
 
     assert found(without, left_out={(tower, kind) for kind in kinds.split(", ")}) == []
     assert found(WHOLE) == []
@@ -215,7 +213,7 @@ def test_attention_is_quantized_whole_or_not_at_all(found: Callable[..., list[Pr
     part = DENY_ALL + LINEARS + entry("*bmm2_output_quantizer", "num_bits: e4m3")
     problems = found(part)
 
-    assert ["enable these, or disable the others" in problem.mend for problem in problems] == [True]
+    assert ["enable these, or disable the others" in problem.fix for problem in problems] == [True]
     assert found(part + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")) == []
     declared = {("vision", "attention"), ("text", "attention")}
     assert found(part, left_out=declared) == []
@@ -264,5 +262,5 @@ def test_the_default_key_of_a_dict_is_moved_to_the_front(
     quantizers = maps.quantizer_map(quantize.insert(blank))
     (problem,) = patterns.overridden_patterns(quantizers, load("published_for_fixes:LAST"))
 
-    assert problem.mend.endswith("move 'default' to the front, before '*weight_quantizer'.")
+    assert problem.fix.endswith("move 'default' to the front, before '*weight_quantizer'.")
     assert patterns.overridden_patterns(quantizers, load("published_for_fixes:FIRST")) == []

@@ -59,7 +59,7 @@ def test_untouched_tower_is_told_with_its_modules() -> None:
         "text.layers.0.fc2",
         "text.patches",
     )
-    assert "text linear, patch_embedding, attention stays" in problem.mend
+    assert "text linear, patch_embedding, attention stays" in problem.fix
 
 
 def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
@@ -71,7 +71,7 @@ def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
 
     assert "vision tower: no enabled quantizer at any patch embedding or attention." in problem.what
     assert problem.names == ("vision.layers.0.attn", "vision.patches")
-    assert "vision patch_embedding, attention stays" in problem.mend
+    assert "vision patch_embedding, attention stays" in problem.fix
 
 
 def test_one_enabled_quantizer_covers_a_kind() -> None:
@@ -119,7 +119,7 @@ def test_tower_off_but_for_what_is_declared_is_told_whole() -> None:
 
     assert "0 of 5" in problem.what
     assert "vision.patches" not in problem.names
-    assert "vision linear, attention stays" in problem.mend
+    assert "vision linear, attention stays" in problem.fix
 
 
 def test_what_is_in_no_tower_need_not_be_covered() -> None:
@@ -174,9 +174,7 @@ def test_attention_quantizer_that_is_not_there_is_told() -> None:
         f"{BLOCKS[0]}.bmm2_output_quantizer",
         f"{BLOCKS[2]}.bmm2_output_quantizer",
     )
-    assert re.search(
-        r"--attention diffusers for bmm2_output.*or take the pattern out", problem.mend
-    )
+    assert re.search(r"--attention diffusers for bmm2_output.*or take the pattern out", problem.fix)
 
 
 def test_attention_quantizers_that_are_off_are_told_by_block() -> None:
@@ -204,7 +202,7 @@ def test_attention_quantizer_that_never_runs_is_told() -> None:
 
     assert numbers(problem.what) == [4]
     assert problem.names == tuple(f"{BLOCKS[0]}.{kind}_quantizer" for kind in FUSED)
-    assert 'attn_implementation="sdpa"' in problem.mend
+    assert 'attn_implementation="sdpa"' in problem.fix
 
 
 def test_attention_quantizer_that_runs_twice_runs() -> None:
@@ -282,7 +280,7 @@ def test_search_asks_for_the_attention_of_every_format() -> None:
     problem = only(insertion.broken_attention(found, search), "attention quantizer missing")
 
     assert problem.names == (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[0]}.k_bmm_quantizer")
-    assert "mtq.get_auto_quantize_config" in problem.mend
+    assert "mtq.get_auto_quantize_config" in problem.fix
 
 
 NOTHING = recipe(on("*weight_quantizer"))
@@ -302,7 +300,7 @@ def test_attention_in_part_names_what_is_off() -> None:
 
     assert numbers(problem.what) == [2, 2]
     assert problem.names == names
-    assert re.search("enable these, or disable the others, or declare.*budgets file", problem.mend)
+    assert re.search("enable these, or disable the others, or declare.*budgets file", problem.fix)
 
 
 def test_only_the_four_around_the_product_belong_together() -> None:
@@ -418,7 +416,7 @@ def test_enabled_quantizer_without_a_call_never_runs() -> None:
         "vision.layers.1.fc.input_quantizer",
         "vision.layers.3.fc.input_quantizer",
     )
-    assert "turn them off in the recipe" in problem.mend
+    assert "turn them off in the recipe" in problem.fix
     assert insertion.never_run(called(1, 2)) == []
 
 
@@ -446,8 +444,8 @@ def test_idle_attention_is_told_with_the_fix_that_works(
 
     assert len(message) >= 2
     for problem in message[:2]:
-        assert all(fix in problem.mend for fix in fixes), problem.mend
-        assert ("sdpa" in problem.mend) == any("sdpa" in fix for fix in fixes)
+        assert all(fix in problem.fix for fix in fixes), problem.fix
+        assert ("sdpa" in problem.fix) == any("sdpa" in fix for fix in fixes)
 
 
 def test_enabled_quantizer_with_two_calls_runs_twice() -> None:
@@ -461,7 +459,7 @@ def test_enabled_quantizer_with_two_calls_runs_twice() -> None:
         "vision.layers.2.fc.input_quantizer",
         "vision.layers.3.fc.input_quantizer",
     )
-    assert "shared" in problem.mend
+    assert "shared" in problem.fix
     assert insertion.run_twice(called(0, 1)) == []
 
 
@@ -490,10 +488,10 @@ def test_static_quantizer_needs_a_usable_range() -> None:
         "text.a.input_quantizer",
         "vision.b.input_quantizer",
     )
-    assert "both towers" in without_any.mend
+    assert "both towers" in without_any.fix
     assert numbers(unusable.what) == [1]
     assert unusable.names == ("vision.c.input_quantizer",)
-    assert "calibration data" in unusable.mend
+    assert "calibration data" in unusable.fix
     assert insertion.uncalibrated(found[4:]) == []
 
 
@@ -540,4 +538,4 @@ def test_check_tells_the_patterns_what_is_beside_the_model() -> None:
     )
 
     assert "entry 2" in problem.what
-    assert problem.mend == "vision.head and 1 more: it is packed."
+    assert problem.fix == "vision.head and 1 more: it is packed."

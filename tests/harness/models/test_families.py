@@ -330,9 +330,7 @@ def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> Non
     found = patterns.unmatched_patterns(places, recipe, families.hidden_in(model))
 
     assert [problem.rule for problem in found] == ["pattern matches nothing"] * 2
-    assert all(
-        "visual.transformer.resblocks.0.attn and 3 more" in problem.mend for problem in found
-    )
+    assert all("visual.transformer.resblocks.0.attn and 3 more" in problem.fix for problem in found)
 
 
 def test_a_part_is_not_asked_for_the_other_tower(tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_a_repository_inside_the_tree_is_named_with_what_to_do(root: Path) -> No
     (part,) = compare(root, "HEAD").left_out
 
     assert (part.path, part.why) == ("vendored/", "a git repository of its own")
-    assert f"--recipes-root {inner}" in part.mend
+    assert f"--recipes-root {inner}" in part.fix
 
 
 def test_a_submodule_is_named_and_one_that_moved_asks_for_a_gate_of_its_own(
@@ -365,9 +365,9 @@ def test_a_submodule_is_named_and_one_that_moved_asks_for_a_gate_of_its_own(
     commit(root / "sub")
     (moved,) = compare(root, "HEAD").left_out
 
-    assert [(part.path, part.mend, part.changed) for part in before] == [("sub/", "", False)]
+    assert [(part.path, part.fix, part.changed) for part in before] == [("sub/", "", False)]
     assert moved.why.startswith(f"a submodule that went from {first[:12]} to ")
-    assert f"--recipes-root {root / 'sub'} --changed-since {first[:12]}" in moved.mend
+    assert f"--recipes-root {root / 'sub'} --changed-since {first[:12]}" in moved.fix
     assert compare(root / "sub", first[:12]).changes == {"x.yaml": "modified"}
 
 
@@ -385,7 +385,7 @@ def test_a_sparse_checkout_hides_no_change(root: Path) -> None:
     (same,) = compare(root, "HEAD").left_out
     (changed,) = compare(root, base).left_out
 
-    assert (same.path, same.mend) == ("far/x.yaml", "")
+    assert (same.path, same.fix) == ("far/x.yaml", "")
     assert changed.path == "far/x.yaml"
-    assert "sparse-checkout disable" in changed.mend
+    assert "sparse-checkout disable" in changed.fix
     assert compare(root, "HEAD").changes == {}

@@ -1,5 +1,5 @@
 """Whatever a person gives that cannot be used ends the gate with exit code 4 and one line: the
-place and the mend.
+place and the fix.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def assert_one_line(line: str, *parts: str | Path) -> None:
     """Fail unless the line holds all parts, the first one at its beginning, and ends with a
-    sentence on the mend.
+    sentence on the fix.
     """
     assert line.startswith(str(parts[0])), line
     assert [part for part in parts if str(part) not in line] == [], line

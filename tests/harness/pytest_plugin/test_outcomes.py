@@ -114,7 +114,7 @@ def test_other(gate, case, check): check.problems(['4 of 7 never ran'])""",
     "a section alone": (
         "def test_it(gate, case, pytestconfig):\n"
         "    section_of(pytestconfig, case, 'insertion')['problems'] = [{'rule': 'r', 'what': 'w', "
-        "'names': [], 'mend': 'm'}]",
+        "'names': [], 'fix': 'm'}]",
         "FAIL",
         1,
     ),

@@ -160,7 +160,7 @@ def test_s8_typo_is_named_with_what_was_meant(
 
     assert rules(problems) == {"pattern matches nothing"}
     assert "fp8.yaml:99" in str(problems[0])
-    assert hint in problems[0].mend
+    assert hint in problems[0].fix
 
 
 def test_imported_deny_list_may_match_nothing(blank: nn.Module, fp8: Recipe) -> None:

@@ -115,7 +115,7 @@ def test_unmatched_pattern_is_told_with_its_place() -> None:
     )
     assert problem.what.endswith("this model (only those of nn.Linear modules asked).")
     assert problem.names == ()
-    assert "input_quantizer, weight_quantizer." in problem.mend
+    assert "input_quantizer, weight_quantizer." in problem.fix
     plain = only(patterns.unmatched_patterns(PAIR, recipe(on("*wrong"))), "pattern matches nothing")
     assert plain.what.endswith("of this model.")
 
@@ -134,7 +134,7 @@ def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "hidden", "block", "mend"),
+    ("pattern", "hidden", "block", "fix"),
     [
         ("*q_bmm_quantizer", HIDDEN, False, r"vision\.head and 1 more: it is packed\."),
         ("*bmm2_output_quantizer", HIDDEN, False, r"vision\.head and 1 more: it is packed\."),
@@ -176,7 +176,7 @@ def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
     ],
 )
 def test_unmatched_pattern_is_told_with_what_was_meant(
-    pattern: str, hidden: dict[str, str], block: bool, mend: str
+    pattern: str, hidden: dict[str, str], block: bool, fix: str
 ) -> None:
     """The fix is why the block is hidden, the attention class that has it, the name meant, or the
     names there are.
@@ -187,7 +187,7 @@ def test_unmatched_pattern_is_told_with_what_was_meant(
         patterns.unmatched_patterns(there, recipe(on(pattern)), hidden), "pattern matches nothing"
     )
 
-    assert re.match(mend, problem.mend)
+    assert re.match(fix, problem.fix)
 
 
 def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
@@ -195,7 +195,7 @@ def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
     problem = only(patterns.unmatched_patterns((), recipe(on("*"))), "pattern matches nothing")
 
     assert "none of the 0 quantizers" in problem.what
-    assert problem.mend.startswith("Correct the pattern")
+    assert problem.fix.startswith("Correct the pattern")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_overridden_pattern_is_told_with_both_entries(
         assert problem.names == ()
         assert re.search(
             rf"move '{re.escape(behind.pattern)}'.* before '{re.escape(enabling[0][1])}'",
-            problem.mend,
+            problem.fix,
         )
 
 
@@ -300,7 +300,7 @@ def test_exception_before_what_it_excepts_is_told(
 
     assert [p.rule for p in problems] == ["exception before what it excepts"] * len(early)
     for problem, number in zip(problems, early, strict=True):
-        moved = re.search(r"behind entry (\d+), ", problem.mend)
+        moved = re.search(r"behind entry (\d+), ", problem.fix)
         assert moved is not None
         order = [entry for n, entry in enumerate(entries, 1) if n != number]
         order.insert(int(moved[1]) - 1, entries[number - 1])
@@ -317,7 +317,7 @@ def test_entry_that_is_written_again_is_told() -> None:
         "exception before what it excepts",
     )
 
-    assert problem.mend.endswith("remove entry 2, or entry 3.")
+    assert problem.fix.endswith("remove entry 2, or entry 3.")
     assert patterns.overridden_patterns(PAIR, recipe(*entries[:2], path=None)) == []
     assert patterns.overridden_patterns(PAIR, recipe(entries[0], entries[2], path=None)) == []
 

@@ -611,7 +611,7 @@ def test_a_python_reference_that_is_no_recipe_is_refused(
     ],
 )
 def test_an_unusable_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    """The refusal is one line: the file, the line of the entry, what is wrong, the mend."""
+    """The refusal is one line: the file, the line of the entry, what is wrong, the fix."""
     path = write(tmp_path / "r.yaml", text)
 
     with pytest.raises(UsageError, match=message) as refused:

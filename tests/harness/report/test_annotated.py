@@ -20,7 +20,7 @@ CORPUS = Path(__file__).parents[1] / "recipes" / "corpus"
 HEAD = "metadata: {recipe_type: ptq}\nquantize:\n  algorithm: max\n  quant_cfg:\n"
 OFF = "    - {quantizer_name: '*', enable: false}\n"
 WEIGHTS = "    - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}\n"
-NOTHING = read({"schema": 1, "environment": {}, "cases": []})
+NOTHING = read({"schema": 2, "environment": {}, "cases": []})
 PATCH = "- quantizer_name: '*fc1*'\n  enable: false\n"
 
 
@@ -37,13 +37,13 @@ def case(recipe: str, *problems: dict[str, Any], **sections: Any) -> dict[str, A
 
 def problem(rule: str, place: str) -> dict[str, Any]:
     """A problem of the insertion suite."""
-    return {"rule": rule, "what": "w:", "names": ["a.b"], "mend": "f", "place": place}
+    return {"rule": rule, "what": "w:", "names": ["a.b"], "fix": "f", "place": place}
 
 
 def of(*cases: dict[str, Any], files: dict[str, Path], linted: bool = True) -> list[str]:
     """The annotations of a run, as ``file:line rule``."""
     found = lint(list(files.values())).problems if linted else ()
-    results = {"schema": 1, "environment": {}, "cases": list(cases)}
+    results = {"schema": 2, "environment": {}, "cases": list(cases)}
     return [
         f"{Path(one.path).name}:{one.line} {one.rule}"
         for one in annotated.of_run(found, read(results), files)
@@ -187,7 +187,7 @@ def test_the_summary_shows_the_change_as_a_suggestion() -> None:
     """GitHub offers what stands in such a block as a change of the line."""
     change = {"file": "a/r.yaml", "line": 6, "text": "x\n- y"}
     results = {
-        "schema": 1,
+        "schema": 2,
         "environment": {},
         "cases": [case("r", blame={**BLAME, "suggestion": change})],
     }

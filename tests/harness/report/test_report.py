@@ -34,7 +34,7 @@ SCHEMA_FILE = ROOT / "harness/report/templates/results.schema.json"
 SCHEMA: dict[str, Any] = json.loads(SCHEMA_FILE.read_text())
 #: The names themselves would end up in the log of a run of these tests.
 HOSTILE_IDS = [f"hostile{i}" for i in range(len(HOSTILE))]
-EMPTY: dict[str, Any] = {"schema": 1, "environment": {}, "cases": []}
+EMPTY: dict[str, Any] = {"schema": 2, "environment": {}, "cases": []}
 
 
 def strict(written: str) -> Any:
@@ -425,7 +425,7 @@ def test_weights_that_do_not_take_their_bits_fail_a_case() -> None:
     assert "weights take their bits" in cases.headline(cases.read_case(case))
 
     case["memory"] = {
-        "problems": [{"rule": "weight not compressed", "what": "1 of 45", "names": [], "mend": ""}]
+        "problems": [{"rule": "weight not compressed", "what": "1 of 45", "names": [], "fix": ""}]
     }
 
     failed = cases.read_case(case)
@@ -445,10 +445,10 @@ def test_patch_in_the_summary_is_the_patch() -> None:
 @pytest.mark.parametrize(
     ("section", "value"),
     [
-        ("insertion", {"problems": [{"rule": "r", "what": "w", "names": [], "mend": ""}]}),
+        ("insertion", {"problems": [{"rule": "r", "what": "w", "names": [], "fix": ""}]}),
         ("numerics", {"observations": [{"name": "q", "mismatches": 1, "unsupported": ""}]}),
         ("numerics", {"observations": [{"name": "q", "mismatches": 0, "unsupported": "E2M3"}]}),
-        ("numerics", {"folded": [{"rule": "r", "what": "w", "names": ["q"], "mend": "m"}]}),
+        ("numerics", {"folded": [{"rule": "r", "what": "w", "names": ["q"], "fix": "m"}]}),
         ("checkpoint", {"mto": ["the map differs"]}),
     ],
 )

@@ -46,7 +46,7 @@ def run(**names: str) -> dict[str, Any]:
         }
         for f, kind in zip(families, ("nothing moved", "the quantized model moved"), strict=True)
     ]
-    return {"schema": 1, "environment": {}, "cases": cases}
+    return {"schema": 2, "environment": {}, "cases": cases}
 
 
 class Screen:
@@ -130,7 +130,7 @@ def test_the_title_is_what_was_judged(show: Any, parts: dict[str, Any], title: s
     failed = {"counts": {"failed": 1}, "failed": []}
     case = {"recipe": "fp8", "model": "embedded", "checks": failed} | parts
 
-    assert f" {title}" in show({"schema": 1, "environment": {}, "cases": [case]})
+    assert f" {title}" in show({"schema": 2, "environment": {}, "cases": [case]})
     assert " quantized against FP16 (points): " in show(run())
 
 
@@ -216,20 +216,20 @@ def test_verdicts_have_their_colours(show: Any) -> None:
 
 def test_nothing_is_written_about_nothing(show: Any) -> None:
     """A run without cases, or whose cases have no verdict to tell, leaves the terminal alone."""
-    assert show({"schema": 1, "environment": {}, "cases": []}) == ""
+    assert show({"schema": 2, "environment": {}, "cases": []}) == ""
     assert (
-        show({"schema": 1, "environment": {}, "cases": [{"recipe": "fp8", "model": "embedded"}]})
+        show({"schema": 2, "environment": {}, "cases": [{"recipe": "fp8", "model": "embedded"}]})
         == ""
     )
 
 
 def test_a_run_without_accuracy_has_headlines_only(show: Any) -> None:
     """Of a run of the insertion suite a line a recipe says how many problems there are."""
-    problem = {"rule": "never run", "what": "1 never ran", "names": ["q"], "mend": ""}
+    problem = {"rule": "never run", "what": "1 never ran", "names": ["q"], "fix": ""}
     cases = [
         {"recipe": "fp8", "model": "embedded", "insertion": {"map": [], "problems": [problem]}}
     ]
-    lines = show({"schema": 1, "environment": {}, "cases": cases}).splitlines()
+    lines = show({"schema": 2, "environment": {}, "cases": cases}).splitlines()
 
     assert lines[-1] == "fp8 on embedded: FAIL  1 insertion problem"
 
