@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 
-from torch import nn
-
 from harness.baselines import Store, carried, differences
 from harness.data import inputs
 from harness.evaluation import environment, evaluators
@@ -16,12 +14,12 @@ from harness.gate import listing
 from harness.gate.built import attempt
 from harness.gate.options import Options
 from harness.gate.quantized import Quantized
-from harness.models import architectures, references
+from harness.models import references
 from harness.outlines import fit
 from harness.outlines.matrix import Matrix, MatrixLine
 from harness.outlines.rows import ROWS
-from harness.quantization import maps, quantize
 from harness.quantization.maps import QuantizerMap
+from harness.quantization.structures import Structures
 from harness.recipes import finding, loading
 from harness.recipes.loading import Recipe
 from harness.recipes.tree import Tree
@@ -51,8 +49,7 @@ class Setting:
         #: deviation.
         self.deviations_met: dict[str, Mapping[str, int]] = {}
         self._recipes: dict[str, Recipe] = {}
-        self._architectures: dict[str, nn.Module] = {}
-        self._structures: dict[tuple[str, str], QuantizerMap] = {}
+        self._structures = Structures(options.attention)
         self._shapes: dict[str, MatrixLine] = {}
         self._latest: tuple[object, Quantized] | None = None
 
@@ -98,12 +95,6 @@ class Setting:
             )
         return self._recipes[reference]
 
-    def blank(self, architecture: str) -> nn.Module:
-        """An architecture on the meta device."""
-        if architecture not in self._architectures:
-            self._architectures[architecture] = architectures.build(architecture)
-        return self._architectures[architecture]
-
     @cached_property
     def matrix(self) -> Matrix:
         """What is known of the recipes of the run's tree on architectures of the table."""
@@ -130,16 +121,8 @@ class Setting:
 
     def structure(self, recipe: Recipe, architecture: str) -> QuantizerMap:
         """The map of *recipe* on an architecture without weights."""
-        blank = self.blank(architecture)
-        # Two architectures that differ in sizes alone have the same places for the same quantizers.
-        key = recipe.hash, maps.outline(blank)
-        if key not in self._structures:
-
-            def build() -> QuantizerMap:
-                return maps.quantizer_map(quantize.structure(blank, recipe, self.options.attention))
-
-            self._structures[key] = attempt(self, f"structure {key}", build)
-        return self._structures[key]
+        name = f"structure of {recipe.hash} on {architecture}"
+        return attempt(self, name, lambda: self._structures.of(recipe, architecture))
 
     def latest(self, owner: object, make: Callable[[], Quantized]) -> Quantized:
         """The quantized model of *owner*, made where the latest one is another's: only one stays in
