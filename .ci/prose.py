@@ -36,7 +36,7 @@ EXEMPT = (
 WORDS = (
     (r"(?:hangs?|hung|hanging) on", "depends on"),
     (
-        r"(?<!there\s)(?<!where\s)is no(?!\s(?:longer|more|less|other|such|better|worse|larger"
+        r"(?<!there\s)(?<!where\s)is no(?!\s+(?:longer|more|less|other|such|better|worse|larger"
         r"|smaller|faster|later|earlier|wider|one)\b)(?=\s+\w)",
         "is not a",
     ),
@@ -44,18 +44,18 @@ WORDS = (
     (r"(?:un)?mend(?:s|ed|ing)?", "fix"),
     (r"anew", "again"),
     (
-        r"(?:lies?|lay)(?!\s(?:within|between|below|above|inside|outside|beyond|nearer|on\sone\sside))",
+        r"(?:lies?|lay)(?!\s+(?:within|between|below|above|inside|outside|beyond|nearer|on\sone\sside))",
         "is, are, is stored",
     ),
     (r"beside", "next to, in addition to, besides"),
     (r"(?:un)?told|(?<!\.)(?<!def\s)tells?", "reported, says, distinguish"),
     (
         r"(?:a|an|one) (?:row|line|entry|number|scale|test|file|name|value|record|GPU) an?"
-        r"(?!\s(?:time|single|different|second)\b)(?=\s+\w)",
+        r"(?!\s+(?:time|single|different|second)\b)(?=\s+\w)",
         "one ... per ...",
     ),
     (r"in all(?=\*\*|\s?[.,;:)|])", "total"),
-    (r"what became of|comes to(?!\s\d)", "the result, ends as"),
+    (r"what became of|comes to(?!\s+\d)", "the result, ends as"),
 )
 #: Names of variables and parameters that do not say what the thing is.
 NAMES = frozenset({"found", "given", "kept", "made", "mend", "one", "told"})

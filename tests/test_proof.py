@@ -40,9 +40,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clean]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    made = Clean(tmp_path_factory.mktemp("proof") / "clean", CALM)
-    made.record()
-    yield made
+    clean_gate = Clean(tmp_path_factory.mktemp("proof") / "clean", CALM)
+    clean_gate.record()
+    yield clean_gate
     torch.set_num_threads(threads)
 
 
@@ -105,9 +105,11 @@ def test_a_clean_model_passes_every_check(clean: Clean) -> None:
     A/A holds the other recipes to the same.
     """
     case = clean.run(clean.site(CALM[0]))
-    found = {check.title: list(check.problems(case, proof.FEW)) for check in proof.CHECKS}
+    problems_by_check = {
+        check.title: list(check.problems(case, proof.FEW)) for check in proof.CHECKS
+    }
 
-    assert not {name: problems for name, problems in found.items() if problems}
+    assert not {name: problems for name, problems in problems_by_check.items() if problems}
 
 
 def test_every_fault_is_killed(matrix: list[Kill]) -> None:

@@ -86,10 +86,10 @@ def carry(
         return Carried(stored, {})
     pair = [tuple(maps.of_dict(q) for q in record.quantizers) for record in (stored, fresh)]
     laid = overlay.apply(pair[0], pair[1], way, differences.subject(new.recipe, new.attention))
-    kept: tuple[dict[str, object], ...] = tuple(q.as_dict() for q in laid.map)
+    quantizers: tuple[dict[str, object], ...] = tuple(q.as_dict() for q in laid.map)
     against = f"{stored.path or 'baseline'}, {stored.measured[:10]}"
     unexpected = Unexpected(against, way, laid.met, laid.findings) if laid.findings else None
-    return Carried(replace(stored, provenance=moved, quantizers=kept), laid.met, unexpected)
+    return Carried(replace(stored, provenance=moved, quantizers=quantizers), laid.met, unexpected)
 
 
 def deviation(

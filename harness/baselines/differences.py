@@ -200,7 +200,7 @@ def load(baselines: Path) -> tuple[ExpectedDifference, ...]:
     Raises:
         UsageError: a file that cannot be used, two files for one release, or a name twice.
     """
-    found: list[ExpectedDifference] = []
+    records: list[ExpectedDifference] = []
     paths: dict[tuple[str, Version], Path] = {}
     for path in sorted((baselines / FOLDER).glob("*.y*ml")):
         content, place = files.read_yaml_with_places(
@@ -217,12 +217,12 @@ def load(baselines: Path) -> tuple[ExpectedDifference, ...]:
             record = ExpectedDifference(
                 content.package, content.release, difference, place("differences", number)
             )
-            if record.name in {r.name for r in found}:
+            if record.name in {r.name for r in records}:
                 raise UsageError(
                     record.place, f"the name {difference.name!r} is taken", "Give it another."
                 )
-            found.append(record)
-    return tuple(sorted(found, key=lambda r: (PACKAGES.index(r.package), release(r.release))))
+            records.append(record)
+    return tuple(sorted(records, key=lambda r: (PACKAGES.index(r.package), release(r.release))))
 
 
 def release(text: str) -> Version:
@@ -238,25 +238,25 @@ def way(
     """The way from the releases of *base* to those of *here* (package to version); packages either
     lacks stay put.
     """
-    every, found, moved = list(records), [], []
+    every, differences, moved = list(records), [], []
     for package in PACKAGES:
         try:
             start, end = release(base[package]), release(here[package])
         except (KeyError, InvalidVersion):
             continue
         mine = [(release(r.release), r) for r in every if r.package == package]
-        found += [
+        differences += [
             ReleaseStep(r, r.difference.before, r.difference.after)
             for v, r in mine
             if start < v <= end
         ]
-        found += [
+        differences += [
             ReleaseStep(r, r.difference.after, r.difference.before)
             for v, r in reversed(mine)
             if end < v <= start
         ]
         moved += [(package, start, end)] if start != end else []
-    return Way(tuple(found), tuple(moved))
+    return Way(tuple(differences), tuple(moved))
 
 
 def matches(pattern: str, state: str) -> bool:

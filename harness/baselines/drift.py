@@ -201,15 +201,15 @@ def mergeable(stored: Record, fresh: Record) -> bool:
 
 def belongs_to(stored: Record, fresh: Record) -> tuple[Mismatch, ...]:
     """Everything that forbids a comparison of the two, tasks that only one of them has left out."""
-    found = [*mismatches(stored.provenance, fresh.provenance)]
+    obstacles = [*mismatches(stored.provenance, fresh.provenance)]
     for now in fresh.tasks:
         was = stored.task(now.task, now.metric)
-        found += [] if was is None else _other_data(was, now)
-    found += [
+        obstacles += [] if was is None else _other_data(was, now)
+    obstacles += [
         Mismatch("another quantizer map. From it to this run's:", line, "")
         for line in map_changes(stored, fresh)
     ]
-    return tuple(found)
+    return tuple(obstacles)
 
 
 def _other_data(was: TaskRecord, now: TaskRecord) -> Iterator[Mismatch]:

@@ -200,8 +200,8 @@ def _passing(number: int, steps: Sequence[tuple[ReleaseStep, Quantizers]]) -> bo
     between and went.
     """
 
-    def ends(one: int, other: int) -> bool:
-        (came, places), (went, same) = steps[one], steps[other]
+    def ends(first: int, other: int) -> bool:
+        (came, places), (went, same) = steps[first], steps[other]
         alike = (places.quantizers, places.module_class, places.tower) == (
             same.quantizers,
             same.module_class,

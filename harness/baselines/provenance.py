@@ -47,8 +47,8 @@ class Mismatch:
     fresh: str
 
     def __str__(self) -> str:
-        found = f"; this run has {self.fresh}" if self.fresh else ""
-        return f"this baseline belongs to {self.what} {self.stored}{found}"
+        this_run = f"; this run has {self.fresh}" if self.fresh else ""
+        return f"this baseline belongs to {self.what} {self.stored}{this_run}"
 
 
 def mismatches(stored: Provenance, fresh: Provenance) -> tuple[Mismatch, ...]:

@@ -79,8 +79,8 @@ class SampleOutcomes:
         exact = hashlib.sha256(np.packbits(correct).tobytes())
         exact.update(answers.astype("<i4").tobytes())
         exact.update(margins.astype("<f4").tobytes())
-        kept = np.clip(margins, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
-        return cls(correct, answers, kept, exact.hexdigest())
+        clipped = np.clip(margins, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+        return cls(correct, answers, clipped, exact.hexdigest())
 
     @property
     def right(self) -> int:

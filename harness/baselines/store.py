@@ -128,12 +128,12 @@ class Change:
         tightened.
         """
         lines = [f"{self.action}: {self.path}"]
-        for title, found in (
+        for title, part in (
             ("loosened, lets more pass from now on", self.changes.loosened),
             ("tightened", self.changes.tightened),
             ("neither", self.changes.other),
         ):
-            lines += [f"  {title}:", *(f"    {line}" for line in found)] if found else []
+            lines += [f"  {title}:", *(f"    {line}" for line in part)] if part else []
         lines += [f"  reason: {self.reason}"] if self.record else []
         lines += [f"  {line}" for line in self.stale]
         return "\n".join(lines)
@@ -182,12 +182,12 @@ class Store:
             tiers[device.nearness(key)].append((path, key))
         others: list[Record] = []
         for near in Nearness:
-            found = [self._read(path, key, model, recipe) for path, key in tiers[near]]
-            found.sort(key=lambda r: _rank(r, device), reverse=True)
-            for record in found:
+            records = [self._read(path, key, model, recipe) for path, key in tiers[near]]
+            records.sort(key=lambda r: _rank(r, device), reverse=True)
+            for record in records:
                 if holding is None or record.task(*holding) is not None:
                     return record
-            others += found
+            others += records
         return others[0] if others else Missing(model, recipe, device, folder)
 
     def _record_files(self, folder: Path) -> Iterator[tuple[Path, DeviceKey]]:
@@ -285,16 +285,16 @@ class Store:
             merged = _merge(record, stored) if mergeable(stored, record) else stored
         else:
             merged = _merge(stored, record) if mergeable(stored, record) else record
-        found = changes(stored, merged)
-        if not found:
-            return Change("kept" if new_only else "unchanged", path, found, reason, stale)
+        changed = changes(stored, merged)
+        if not changed:
+            return Change("kept" if new_only else "unchanged", path, changed, reason, stale)
         return Change(
             "changed",
             path,
-            found,
+            changed,
             reason,
             stale,
-            _sealed(merged, stored.history, reason, found.lines),
+            _sealed(merged, stored.history, reason, changed.lines),
         )
 
     def update(
@@ -400,28 +400,30 @@ class Store:
             UsageError: a record that cannot be read.
 
         """
-        kept = {self._folder(*pair): pair for pair in used}
-        found = []
+        used_folders = {self._folder(*pair): pair for pair in used}
+        orphans = []
         for model in (folder for folder in _folders(self.root) if folder.name != VERSIONS):
             recipes = [folder for folder in _folders(model) if folder.name != REFERENCE]
-            if not any(folder in kept for folder in recipes):
-                found.append(_orphan(model, "no test used any baseline of this model"))
+            if not any(folder in used_folders for folder in recipes):
+                orphans.append(_orphan(model, "no test used any baseline of this model"))
                 continue
-            found += [_orphan(f, "no test used this baseline") for f in recipes if f not in kept]
-        for folder, (name, recipe) in kept.items():
+            orphans += [
+                _orphan(f, "no test used this baseline") for f in recipes if f not in used_folders
+            ]
+        for folder, (name, recipe) in used_folders.items():
             for path, key in self._record_files(folder) if tasks is not None else ():
                 record = self._read(path, key, name, recipe)
                 gone = sorted({t.task for t in record.tasks} - set(tasks or ()))
                 if gone:
                     again = self._accept(name, recipe)
-                    found.append(
+                    orphans.append(
                         Orphan(
                             path,
                             f"no test used its {', '.join(gone)}",
                             f"{remove_command(path)}; {again}",
                         )
                     )
-        return tuple(found)
+        return tuple(orphans)
 
 
 def _refuse_link(part: Path) -> None:
@@ -565,5 +567,5 @@ def _digests(value: object) -> set[str]:
     """The first 16 digits of everything under an ``outcomes`` key, at any depth."""
     if not isinstance(value, dict):
         return set()
-    found = {value["outcomes"][:16]} if isinstance(value.get("outcomes"), str) else set()
-    return found.union(*(_digests(inner) for inner in value.values()))
+    digests = {value["outcomes"][:16]} if isinstance(value.get("outcomes"), str) else set()
+    return digests.union(*(_digests(inner) for inner in value.values()))

@@ -135,13 +135,13 @@ def _blob(arrays: Arrays) -> bytes:
     return data
 
 
-def _arrays(prefix: str, kept: SampleOutcomes) -> Arrays:
-    low, high = int(kept.answers.min()), int(kept.answers.max())
+def _arrays(prefix: str, outcomes: SampleOutcomes) -> Arrays:
+    low, high = int(outcomes.answers.min()), int(outcomes.answers.max())
     narrow = np.int16 if low >= -(1 << 15) and high < 1 << 15 else np.int32
     return {
-        f"{prefix}correct": np.packbits(kept.correct),
-        f"{prefix}answers": kept.answers.astype(narrow),
-        f"{prefix}margins": kept.margins,
+        f"{prefix}correct": np.packbits(outcomes.correct),
+        f"{prefix}answers": outcomes.answers.astype(narrow),
+        f"{prefix}margins": outcomes.margins,
     }
 
 
@@ -230,8 +230,8 @@ def _derived(task: TaskRecord) -> dict[str, int | float]:
     }
 
 
-def _side(kept: SampleOutcomes, percent: float) -> dict[str, Any]:
-    return {"bits": kept.bits, "percent": round(percent, 4), "right": kept.right}
+def _side(outcomes: SampleOutcomes, percent: float) -> dict[str, Any]:
+    return {"bits": outcomes.bits, "percent": round(percent, 4), "right": outcomes.right}
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -370,10 +370,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 def _parse(data: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
             raise UnreadableRecordError("a key appears twice in one object")
-        return found
+        return entries
 
     def constant(name: str) -> float:
         raise UnreadableRecordError(f"{name} is not a number")
@@ -422,11 +422,11 @@ def _tasks(
             "at outcomes: there must be outcomes if and only if there are tasks"
         )
     quantized = _load(blob("", "", stored.outcomes)) if stored.outcomes else {}
-    found, wrong = [], []
+    tasks, wrong = [], []
     for task, metrics in stored.tasks.items():
         for metric, t in metrics.items():
             reference = _load(blob(task, metric, t.reference.outcomes or ""))
-            made = TaskRecord(
+            read_task = TaskRecord(
                 task=task,
                 metric=metric,
                 data_hash=t.data,
@@ -440,9 +440,9 @@ def _tasks(
                 budget=t.budget,
                 beyond=t.beyond,
             )
-            found.append(made)
-            wrong += _contradictions(made, t)
-    return tuple(found), wrong
+            tasks.append(read_task)
+            wrong += _contradictions(read_task, t)
+    return tuple(tasks), wrong
 
 
 def _contradictions(task: TaskRecord, stored: _Task) -> list[str]:
@@ -481,9 +481,10 @@ def _kept(prefix: str, arrays: Arrays, count: int, bits: str) -> SampleOutcomes:
 def _array(arrays: Arrays, name: str, dtypes: tuple[str, ...], length: int) -> NDArray[Any]:
     array = arrays.get(name)
     if array is None or array.dtype.name not in dtypes or array.shape != (length,):
-        found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
+        described = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
         raise UnreadableRecordError(
-            f"its outcomes hold {found} for {name}, not {' or '.join(dtypes)} of shape ({length},)"
+            f"its outcomes hold {described} for {name}, "
+            f"not {' or '.join(dtypes)} of shape ({length},)"
         )
     return array
 

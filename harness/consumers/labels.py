@@ -47,11 +47,11 @@ def colours(picture: Bytes) -> Ints:
     )
     begins = np.asarray([begin for begin, _ in _HUES])
     named = np.asarray([colour for _, colour in _HUES])
-    found = named[np.searchsorted(begins, 60 * hue, side="right") - 1]
+    indices = named[np.searchsorted(begins, 60 * hue, side="right") - 1]
     pale = spread < _PALE * np.where(value == 0, 1.0, value)
-    found = np.where(pale & (value < _BRIGHT), COLOURS.index("grey"), found)
-    found = np.where(pale & (value >= _BRIGHT), COLOURS.index("white"), found)
-    return np.asarray(np.where(value < _DARK, COLOURS.index("black"), found), dtype=np.int32)
+    indices = np.where(pale & (value < _BRIGHT), COLOURS.index("grey"), indices)
+    indices = np.where(pale & (value >= _BRIGHT), COLOURS.index("white"), indices)
+    return np.asarray(np.where(value < _DARK, COLOURS.index("black"), indices), dtype=np.int32)
 
 
 def of_patches(pictures: Bytes, rows: int, columns: int) -> tuple[Ints, Ints]:

@@ -82,10 +82,10 @@ def shipped() -> tuple[str, Mapping[tuple[str, str], Probe]]:
     with safe_open(FILE, "pt") as file:
         meta = file.metadata()
         classes = json.loads(meta["classes"])
-        found = {}
+        probes = {}
         for name, values in classes.items():
             consumer, read, metric = name.split("/")
-            found[consumer, metric] = Probe(
+            probes[consumer, metric] = Probe(
                 consumer,
                 read,
                 metric,
@@ -93,15 +93,15 @@ def shipped() -> tuple[str, Mapping[tuple[str, str], Probe]]:
                 file.get_tensor(f"{name}.bias").double(),
                 tuple(values),
             )
-    return meta["revision"], found
+    return meta["revision"], probes
 
 
 def of_model(revision: str, consumers: tuple[str, ...]) -> list[Probe]:
     """The probes of *consumers* that were trained on the model of that *revision*."""
-    trained_on, found = shipped()
+    trained_on, probes = shipped()
     if revision != trained_on:
         return []
-    return [probe for probe in found.values() if probe.consumer in consumers]
+    return [probe for probe in probes.values() if probe.consumer in consumers]
 
 
 def answers(of: Material, read: Read, metric: str, tokens: int, leading: int = 0) -> Ints:
@@ -122,8 +122,8 @@ def answers(of: Material, read: Read, metric: str, tokens: int, leading: int = 0
         return right.numpy().astype(np.int32)
     side = math.isqrt(tokens - leading)
     shown, coloured = _patch_labels(of, side)
-    found = shown if metric == FOREGROUND else coloured
-    return np.pad(found, ((0, 0), (leading, 0)), constant_values=-1)
+    labels = shown if metric == FOREGROUND else coloured
+    return np.pad(labels, ((0, 0), (leading, 0)), constant_values=-1)
 
 
 _PATCH_LABELS: dict[tuple[str, int], tuple[Ints, Ints]] = {}

@@ -147,20 +147,20 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
     picture_ids: tuple[str, ...] = ()
     clusters = np.zeros(0, np.int32)
     if "vision" in towers:
-        found = samples.load(task or _PICTURES_OF, data_root)
-        chosen = spread(len(found.ids), PICTURES)
+        loaded = samples.load(task or _PICTURES_OF, data_root)
+        chosen = spread(len(loaded.ids), PICTURES)
         resize = inputs.Resize(reference.image_processor)
-        whole = Pictures(Resized(found.pictures, resize), found.ids, resize.shape)
-        pictures, picture_ids = whole.take(chosen), tuple(found.ids[i] for i in chosen)
-        clusters = found.clusters[chosen]
+        whole = Pictures(Resized(loaded.pictures, resize), loaded.ids, resize.shape)
+        pictures, picture_ids = whole.take(chosen), tuple(loaded.ids[i] for i in chosen)
+        clusters = loaded.clusters[chosen]
         shades = inputs.shades(reference.image_processor)
-        used += [found.ids[i] for i in chosen]
+        used += [loaded.ids[i] for i in chosen]
         used.append(digests.of_bytes(torch.cat(list(pictures.batches(PICTURES))).numpy().tobytes()))
     texts: tuple[str, ...] = ()
     text_ids: tuple[str, ...] = ()
     if "text" in towers:
-        found = samples.load(task or _TEXTS_OF, data_root)
-        known = _texts_of(found)
+        loaded = samples.load(task or _TEXTS_OF, data_root)
+        known = _texts_of(loaded)
         chosen = spread(len(known), TEXTS)
         texts, text_ids = tuple(known[i] for i in chosen), tuple(f"text{i}" for i in chosen)
         used += texts
@@ -183,14 +183,14 @@ def spread(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()  # type: ignore[no-any-return]
 
 
-def _texts_of(found: samples.Samples) -> list[str]:
+def _texts_of(loaded: samples.Samples) -> list[str]:
     """The first caption of each picture, or each class in the words of one template
     after the other.
     """
-    if found.captions is not None:
-        return [group[0] for group in found.captions]
-    templates = itertools.cycle(found.templates)
-    return [words.fill(next(templates), name) for name in found.classes]
+    if loaded.captions is not None:
+        return [group[0] for group in loaded.captions]
+    templates = itertools.cycle(loaded.templates)
+    return [words.fill(next(templates), name) for name in loaded.classes]
 
 
 def read_all(
@@ -245,23 +245,23 @@ def _read(
         for read in group.values()
         if read.tokens != "pooled"
     }
-    found: dict[Reading, list[Tensor]] = {key: [] for key in group}
+    tokens_by_reading: dict[Reading, list[Tensor]] = {key: [] for key in group}
     states: dict[int, Tensor] = {}
 
     def keep(layer: int, _module: object, _arguments: object, output: Any) -> None:
         states[layer] = output[0] if isinstance(output, tuple) else output
 
-    kept = 0
+    size_in_bytes = 0
     for x, mask, rows in _batches(model, of, first, size):
         with after_each(watched, keep):
             pooled = families.encode(model, first.tower, x, mask)
         for key, read in group.items():
             tokens = pooled[:, None] if read.tokens == "pooled" else _tokens(model, read, states)
-            found[key].append(tokens[:rows].cpu())
-            kept += found[key][-1].nbytes
-        if kept > BYTES:
+            tokens_by_reading[key].append(tokens[:rows].cpu())
+            size_in_bytes += tokens_by_reading[key][-1].nbytes
+        if size_in_bytes > BYTES:
             break
-    return {key: torch.cat(parts) for key, parts in found.items()}
+    return {key: torch.cat(parts) for key, parts in tokens_by_reading.items()}
 
 
 def _batches(
@@ -281,8 +281,8 @@ def _batches(
         return
     ids, mask = of.ids(read)
     for some, seen in zip(torch.split(ids, size), torch.split(mask, size), strict=True):
-        given = inputs.filled(seen, size).to(parameter.device) if read.masked else None
-        yield inputs.filled(some, size).to(parameter.device), given, len(some)
+        attention_mask = inputs.filled(seen, size).to(parameter.device) if read.masked else None
+        yield inputs.filled(some, size).to(parameter.device), attention_mask, len(some)
 
 
 def _tokens(model: nn.Module, read: Read, states: Mapping[int, Tensor]) -> Tensor:

@@ -44,9 +44,9 @@ class Moved:
         """The numbers beyond their limits, a line each, with the worst token."""
         item, position = self.where
         return [
-            f"{one.message()}; worst token: {position} of {item}"
-            for one in self.measurements
-            if not one.ok
+            f"{measurement.message()}; worst token: {position} of {item}"
+            for measurement in self.measurements
+            if not measurement.ok
         ]
 
 
@@ -92,7 +92,7 @@ def compare(
         values["token_similarity_mean"] = agreement.mean()
         values["token_similarity_p1"] = np.quantile(agreement, 0.01)
     consumer, read = name
-    found = tuple(
+    measurements = tuple(
         Measurement(
             consumer,
             read,
@@ -108,7 +108,7 @@ def compare(
     order = np.argsort(-known.mean(axis=1), kind="stable")[:shown]
     item, position = divmod(int(known.argmax()), known.shape[1])
     return Moved(
-        found,
+        measurements,
         tuple((items[i], tuple(round(float(e), 4) for e in error[i])) for i in order),
         (items[item], position),
     )
@@ -119,16 +119,16 @@ def _similarity_agreement(before: Tensor, after: Tensor) -> Floats:
     pairs.
     """
     rows, columns = torch.triu_indices(before.shape[1], before.shape[1], offset=1)
-    found = []
-    for one, other in zip(before, after, strict=True):
+    agreements = []
+    for item, other in zip(before, after, strict=True):
         pairs = [
             (F.normalize(t, dim=-1) @ F.normalize(t, dim=-1).T)[rows, columns].double()
-            for t in (one, other)
+            for t in (item, other)
         ]
         first, second = (p - p.mean() for p in pairs)
         scale = first.norm() * second.norm()
-        found.append(float(first @ second / scale) if scale != 0 else 1.0)
-    return np.asarray(found)
+        agreements.append(float(first @ second / scale) if scale != 0 else 1.0)
+    return np.asarray(agreements)
 
 
 def _norm_change(before: Tensor, after: Tensor) -> float:

@@ -233,18 +233,20 @@ def _coco_files(place: Path) -> tuple[Path, list[Path]]:
 
 
 def _from_coco(path: Path, folders: list[Path], size: int, seed: int) -> _Stored:
-    found = coco.read(path)
+    annotations = coco.read(path)
     # The split's own folder first: COCO's annotation files carry its name
     # (captions_train2017.json).
     folders = sorted(folders, key=lambda folder: folder.name not in path.name)
-    known = coco.in_order([number for number in found.captions if number in found.file_names])
+    known = coco.in_order(
+        [number for number in annotations.captions if number in annotations.file_names]
+    )
     if not known:
         raise UsageError(path, "names no picture with a caption", _FIX)
     rng = random.Random(seed)
     chosen = coco.in_order(rng.sample(known, min(size, len(known))))
-    captions = [rng.choice(found.captions[number]) for number in chosen]
-    stored = [found.located(number, folders) for number in chosen]
-    return _Stored(path, PictureFiles(stored, [one.path.name for one in stored]), captions)
+    captions = [rng.choice(annotations.captions[number]) for number in chosen]
+    stored = [annotations.located(number, folders) for number in chosen]
+    return _Stored(path, PictureFiles(stored, [picture.path.name for picture in stored]), captions)
 
 
 def _pairs(stored: _Stored, pictures: Pictures | None, reference: Reference) -> CalibrationPairs:

@@ -82,9 +82,9 @@ def read(place: Path, name: str) -> Cifar:
             "Give each picture its label.",
         )
     for number, text in enumerate(names):
-        found = words.problem(text)
-        if found is not None:
-            raise UsageError(about, f"class name {number} {found}", "Write the class name.")
+        problem = words.problem(text)
+        if problem is not None:
+            raise UsageError(about, f"class name {number} {problem}", "Write the class name.")
     pixels = rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     return Cifar(path, pixels, labels, names)
 
@@ -126,11 +126,11 @@ def _rows(path: Path, value: Any) -> npt.NDArray[np.uint8]:
         and tuple(shape[1:]) in ((_BYTES,), (3, _SIDE, _SIDE))
     )
     if not rows or array.dtype != np.uint8:
-        found = f"{array.dtype} {shape}" if shape is not None else type(value).__name__
-        what = f"'data' is {found}, expected uint8 (pictures, {_BYTES})"
+        described = f"{array.dtype} {shape}" if shape is not None else type(value).__name__
+        what = f"'data' is {described}, expected uint8 (pictures, {_BYTES})"
         raise UsageError(path, what, "Give the pictures as CIFAR stores them.")
-    made: npt.NDArray[np.uint8] = array.reshape(-1, _BYTES)
-    return made
+    pixel_rows: npt.NDArray[np.uint8] = array.reshape(-1, _BYTES)
+    return pixel_rows
 
 
 def _labels(path: Path, value: Any) -> list[int]:

@@ -165,8 +165,8 @@ class Pictures:
         """
         if not self._keep:
             return None
-        kept = self._in_memory(range(start, stop))[start:stop]
-        return [hashlib.blake2b(picture.numpy(), digest_size=16).digest() for picture in kept]
+        pictures = self._in_memory(range(start, stop))[start:stop]
+        return [hashlib.blake2b(picture.numpy(), digest_size=16).digest() for picture in pictures]
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Pictures *start* to *stop* in order: uint8 (at most *size*, 3, height, width) each.
@@ -191,9 +191,9 @@ class Pictures:
         if not self._keep:
             yield from self._decoded(positions)
             return
-        kept = self._in_memory(positions)
+        pictures = self._in_memory(positions)
         for i in positions:
-            yield kept[i]
+            yield pictures[i]
 
     def _in_memory(self, positions: Sequence[int]) -> Tensor:
         """All pictures, those at *positions* decoded for certain: uint8 (n, 3, height, width)."""
@@ -281,12 +281,12 @@ class _Reader(torch.utils.data.Dataset[Any]):
                 position, f"cannot be read ({type(error).__name__}: {error})", "Restore the file."
             )
         if tuple(picture.shape) != self._shape:
-            found, expected = (
+            actual, expected = (
                 " x ".join(map(str, shape)) for shape in (picture.shape, self._shape)
             )
             fix = "Correct preprocessor_config.json: it must give every picture one size."
             return self._unusable(
-                position, f"is {found} after preprocessing, expected {expected}", fix
+                position, f"is {actual} after preprocessing, expected {expected}", fix
             )
         return picture.numpy()
 
@@ -393,12 +393,12 @@ def embed_images(
     """
     parameter = next(model.parameters())
     table = table.to(parameter.device, parameter.dtype)
-    found = []
+    embeddings = []
     for batch in batches:
         pixels = pixel_values(filled(batch, size).to(parameter.device), table)
         output = _projected(families.encode(model, "vision", pixels), projection)
-        found.append(unit(output[: len(batch)].cpu()))
-    return torch.cat(found)
+        embeddings.append(unit(output[: len(batch)].cpu()))
+    return torch.cat(embeddings)
 
 
 @torch.no_grad()
@@ -409,15 +409,15 @@ def embed_texts(
 ) -> Tensor:
     """Unit embeddings of *prompts*, in their order: float32 (m, d) on the CPU."""
     device = next(model.parameters()).device
-    found: Tensor | None = None
+    embeddings: Tensor | None = None
     for chosen, ids in prompts.batches(size):
         output = _projected(families.encode(model, "text", ids.to(device)), projection)
         part = unit(output[: len(chosen)].cpu())
-        if found is None:
-            found = torch.empty(len(prompts.ids), part.shape[1])
-        found[chosen] = part
-    assert found is not None, "a task has prompts"
-    return found[prompts.rows]
+        if embeddings is None:
+            embeddings = torch.empty(len(prompts.ids), part.shape[1])
+        embeddings[chosen] = part
+    assert embeddings is not None, "a task has prompts"
+    return embeddings[prompts.rows]
 
 
 def _projected(features: Tensor, projection: nn.Module | None) -> Tensor:

@@ -82,7 +82,7 @@ class PictureFile:
 
 def _all_bytes(stored: Iterable[PictureFile]) -> Iterator[bytes]:
     """The bytes of one picture after the other; a shard is opened once."""
-    for path, neighbours in itertools.groupby(stored, key=lambda one: one.path):
+    for path, neighbours in itertools.groupby(stored, key=lambda file: file.path):
         parts = list(neighbours)
         if parts[0].size is None:
             yield from (part.read() for part in parts)

@@ -344,10 +344,12 @@ def _captioned(
 
 
 def _cifar(name: str, place: Path) -> Samples:
-    found = cifar.read(place, name)
-    ids = [str(i) for i in range(len(found.labels))]
-    pictures = PictureArray(found.path, found.pixels)
-    return _classified(name, place, pictures, ids, found.labels, (found.classes, _templates(name)))
+    content = cifar.read(place, name)
+    ids = [str(i) for i in range(len(content.labels))]
+    pictures = PictureArray(content.path, content.pixels)
+    return _classified(
+        name, place, pictures, ids, content.labels, (content.classes, _templates(name))
+    )
 
 
 def _folders(name: str, place: Path) -> Samples:
@@ -358,14 +360,14 @@ def _folders(name: str, place: Path) -> Samples:
     order = _class_folders(root)
     paths, labels = [], []
     for label, folder in enumerate(order):
-        found = _pictures_in(root / folder)
-        if not found:
+        folder_pictures = _pictures_in(root / folder)
+        if not folder_pictures:
             raise UsageError(root / folder, "holds no picture", "Restore it.")
-        paths += found
-        labels += [label] * len(found)
+        paths += folder_pictures
+        labels += [label] * len(folder_pictures)
     ids = [f"{path.parent.name}/{path.name}" for path in paths]
-    for path, one in zip(paths, ids, strict=True):
-        if any("\ud800" <= c <= "\udfff" for c in one):
+    for path, id_ in zip(paths, ids, strict=True):
+        if any("\ud800" <= c <= "\udfff" for c in id_):
             raise UsageError(path, "the file's name is not UTF-8", "Rename it.")
     pictures = PictureFiles([PictureFile(path) for path in paths], ids)
     return _classified(
@@ -419,16 +421,16 @@ def _pictures_in(folder: Path, depth: int = 0) -> list[Path]:
             f"nests deeper than {_MAX_DEPTH} folders",
             "Look for a link to a folder above it.",
         )
-    found, below = [], []
+    pictures, below = [], []
     for item in files.names(folder, what="class folder"):
         path = folder / item
         if files.is_folder(path):
             below.append(path)
         elif item.lower().endswith(_EXTENSIONS):
-            found.append(files.regular_file(path, what="picture"))
+            pictures.append(files.regular_file(path, what="picture"))
     for path in below:
-        found += _pictures_in(path, depth + 1)
-    return found
+        pictures += _pictures_in(path, depth + 1)
+    return pictures
 
 
 def _repair_torchvision() -> None:
@@ -456,14 +458,14 @@ def _unpack(place: Path) -> None:
 
 def _coco(name: str, place: Path) -> Samples:
     folders, annotations = LAYOUTS[name].needs
-    found = coco.read(_first(place, annotations))
-    order = coco.in_order(list(found.file_names))
+    content = coco.read(_first(place, annotations))
+    order = coco.in_order(list(content.file_names))
     ids = [str(number) for number in order]
     pictures = PictureFiles(
-        [found.located(number, [_first(place, folders)]) for number in order], ids
+        [content.located(number, [_first(place, folders)]) for number in order], ids
     )
     return _captioned(
-        name, place, pictures, ids, [found.captions.get(number, []) for number in order]
+        name, place, pictures, ids, [content.captions.get(number, []) for number in order]
     )
 
 
@@ -508,5 +510,5 @@ def _packaged(what: str) -> dict[str, Any]:
 def _templates(name: str) -> list[str]:
     """CLIP_benchmark's templates for *name*; ImageNet's where it has none of its own."""
     packaged = _packaged("zeroshot_classification_templates")
-    found: list[str] = packaged.get(name, packaged["imagenet1k"])
-    return found
+    templates: list[str] = packaged.get(name, packaged["imagenet1k"])
+    return templates

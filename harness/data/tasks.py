@@ -233,9 +233,9 @@ def load_tasks(
     Raises:
         UsageError: a task is unknown, or its data are absent, incomplete or damaged.
     """
-    found = _loaded(names, data_root)
+    loaded = _loaded(names, data_root)
     resize = inputs.Resize(reference.image_processor)
-    return tuple(completed(prepare(one, resize, reference), reference) for one in found)
+    return tuple(completed(prepare(data_set, resize, reference), reference) for data_set in loaded)
 
 
 def sample_counts(
@@ -250,9 +250,9 @@ def sample_counts(
         UsageError: as :func:`load_tasks`, but for what is wrong with a picture.
     """
     return {
-        (found.name, metric): found.prompts if metric == IMAGE_RECALL else len(found.ids)
-        for found in _loaded(names, data_root)
-        for metric in metrics_of(found.kind)
+        (data_set.name, metric): data_set.prompts if metric == IMAGE_RECALL else len(data_set.ids)
+        for data_set in _loaded(names, data_root)
+        for metric in metrics_of(data_set.kind)
     }
 
 
@@ -260,45 +260,47 @@ def _loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples
     """The data sets *names*, each once; what can be known without a picture is checked."""
     loaded: dict[Path, Samples] = {}
     for name in dict.fromkeys(map(samples.canonical, EMBEDDED_TASKS if names is None else names)):
-        found = samples.load(name, data_root)
+        data_set = samples.load(name, data_root)
         # Several original formats may share a folder; a webdataset has its own.
-        place = found.place / name if name in samples.LAYOUTS else found.place.resolve()
+        place = data_set.place / name if name in samples.LAYOUTS else data_set.place.resolve()
         if place in loaded:
-            what = f"and {loaded[place].name} are the same data in {found.place}"
+            what = f"and {loaded[place].name} are the same data in {data_set.place}"
             raise UsageError(
                 f"--tasks {name}", what, "Give one of them, or a --data-root that holds both."
             )
-        words.check_count(found.prompts, found.place)
-        candidates = len(found.classes) if found.labels is not None else len(found.ids)
-        most = 1 if found.labels is not None else 5
+        words.check_count(data_set.prompts, data_set.place)
+        candidates = len(data_set.classes) if data_set.labels is not None else len(data_set.ids)
+        most = 1 if data_set.labels is not None else 5
         if candidates - 1 < most:
             fix = "A task needs more wrong candidates than the metric looks at."
             raise UsageError(
-                found.place, f"{candidates} candidates are too few for {found.name}", fix
+                data_set.place, f"{candidates} candidates are too few for {data_set.name}", fix
             )
-        loaded[place] = found
+        loaded[place] = data_set
     return list(loaded.values())
 
 
-def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task:
-    """*found* as a task: prompts written out and tokenized, pictures behind a cache."""
-    if found.labels is not None:
+def prepare(data_set: Samples, resize: inputs.Resize, reference: Reference) -> Task:
+    """*data_set* as a task: prompts written out and tokenized, pictures behind a cache."""
+    if data_set.labels is not None:
         texts = [
-            words.fill(template, name) for name in found.classes for template in found.templates
+            words.fill(template, name)
+            for name in data_set.classes
+            for template in data_set.templates
         ]
-        counts = [len(found.templates)] * len(found.classes)
+        counts = [len(data_set.templates)] * len(data_set.classes)
     else:
-        assert found.captions is not None
+        assert data_set.captions is not None
         texts, counts = (
-            [text for group in found.captions for text in group],
-            [len(g) for g in found.captions],
+            [text for group in data_set.captions for text in group],
+            [len(g) for g in data_set.captions],
         )
     return Task(
-        name=found.name,
-        kind=found.kind,
-        sample_ids=found.ids,
-        data_hash=found.hash,
-        pictures=Pictures(Resized(found.pictures, resize), found.ids, resize.shape),
+        name=data_set.name,
+        kind=data_set.kind,
+        sample_ids=data_set.ids,
+        data_hash=data_set.hash,
+        pictures=Pictures(Resized(data_set.pictures, resize), data_set.ids, resize.shape),
         shades=inputs.shades(reference.image_processor),
         prompts=inputs.tokenize(
             reference.tokenizer,
@@ -307,9 +309,9 @@ def prepare(found: Samples, resize: inputs.Resize, reference: Reference) -> Task
             families.of(reference.model).text_is_causal,
         ),
         first_text=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
-        labels=found.labels,
-        clusters=found.clusters,
-        classes=found.classes,
+        labels=data_set.labels,
+        clusters=data_set.clusters,
+        classes=data_set.classes,
     )
 
 
@@ -323,12 +325,12 @@ def completed(task: Task, reference: Reference) -> Task:
     runs: dict[str, Callable[[nn.Module, Task, int], npt.NDArray[np.float32]]]
     runs = {"vision": image_embeddings, "text": text_embeddings}
     size = inputs.default_batch_size(reference.device)
-    found = {
+    embeddings = {
         name: run(reference.whole, task, size) for name, run in runs.items() if name not in towers
     }
     (own,) = towers.values()
     projection = getattr(reference.whole, own.completed_by) if own.completed_by else None
-    return dataclasses.replace(task, completion=Completion(found, projection))
+    return dataclasses.replace(task, completion=Completion(embeddings, projection))
 
 
 def context_of(reference: Reference) -> int:
@@ -437,14 +439,16 @@ def text_embeddings(
         return inputs.embed_texts(model, prompts.different(positions), size, task.projection)
 
     if known is None:
-        found = inputs.embed_texts(model, prompts, size, task.projection)
+        embeddings = inputs.embed_texts(model, prompts, size, task.projection)
     else:
-        found = once(known.prompts, [ids.numpy().tobytes() for ids in prompts.ids], fresh)[
+        embeddings = once(known.prompts, [ids.numpy().tobytes() for ids in prompts.ids], fresh)[
             prompts.rows
         ]
     if task.kind != CLASSIFICATION:
-        return found.numpy()
-    return inputs.unit(found.double().view(stop - start, -1, found.shape[1]).mean(1)).numpy()
+        return embeddings.numpy()
+    return inputs.unit(
+        embeddings.double().view(stop - start, -1, embeddings.shape[1]).mean(1)
+    ).numpy()
 
 
 def texts_of(task: Task) -> int:
@@ -501,14 +505,14 @@ def _outcomes(
     index = torch.arange(len(candidates))
     keep_scores = keep_scores and len(queries) * len(candidates) <= _MAX_SCORES
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    kept = []
+    logits_of_parts = []
     step = max(1, _CHUNK // len(candidates))
     for begin in range(0, len(queries), step):
         logits = (100 * (wanted[begin : begin + step] @ table)).float()
         low, high = bounds[begin : begin + step, :1], bounds[begin : begin + step, 1:]
         parts.append(_ranked(logits, (index >= low) & (index < high), DEPTH[metric]))
         if keep_scores:
-            kept.append(logits)
+            logits_of_parts.append(logits)
     correct, top, margins = (torch.cat(column) for column in zip(*parts, strict=True))
     return Outcomes(
         task=task.name,
@@ -520,7 +524,7 @@ def _outcomes(
         targets=right[:, 0].astype(np.int32),
         margins=margins.numpy(),
         clusters=clusters,
-        scores=torch.cat(kept).numpy() if keep_scores else None,
+        scores=torch.cat(logits_of_parts).numpy() if keep_scores else None,
     )
 
 
@@ -547,8 +551,8 @@ def best(logits: Tensor, count: int) -> Tensor:
     leaves it open).
     """
     some = min(count + 1, logits.shape[1])
-    values, found = logits.topk(some, 1)
+    values, positions = logits.topk(some, 1)
     tied = (values[:, 1:] == values[:, :-1]).any(1)
     if tied.any():
-        found[tied] = logits[tied].sort(stable=True, dim=1, descending=True).indices[:, :some]
-    return found[:, :count]
+        positions[tied] = logits[tied].sort(stable=True, dim=1, descending=True).indices[:, :some]
+    return positions[:, :count]

@@ -36,9 +36,9 @@ def problem(text: str) -> str | None:
 
 def template_problem(template: str) -> str | None:
     """Reason why *template* cannot be used as a prompt template, or None."""
-    found = problem(template)
-    if found is not None:
-        return found
+    reason = problem(template)
+    if reason is not None:
+        return reason
     rest = template.replace(PLACE, "")
     if "{" in rest or "}" in rest:
         return f"is {files.shown(template)}: braces other than those of {PLACE}"
@@ -61,10 +61,10 @@ def read_class_names(path: Path, fix: str) -> list[str]:
     """
     names = _lines(path, fix)
     for number, name in enumerate(names, 1):
-        found = problem(name)
-        if found is not None:
+        reason = problem(name)
+        if reason is not None:
             fix_line = "Write the class name, or remove the line: the n-th line names class n - 1."
-            raise UsageError(f"{path}:{number}", f"the class name {found}", fix_line)
+            raise UsageError(f"{path}:{number}", f"the class name {reason}", fix_line)
     if len(set(names)) < 2:
         raise UsageError(
             path,
@@ -84,9 +84,9 @@ def read_templates(path: Path, fix: str) -> list[str]:
     if not templates:
         raise UsageError(path, "holds no template", _FIX_TEMPLATE)
     for number, template in enumerate(templates, 1):
-        found = template_problem(template)
-        if found is not None:
-            raise UsageError(f"{path}:{number}", f"the template {found}", _FIX_TEMPLATE)
+        reason = template_problem(template)
+        if reason is not None:
+            raise UsageError(f"{path}:{number}", f"the template {reason}", _FIX_TEMPLATE)
     return templates
 
 
@@ -122,9 +122,9 @@ def check_all(captions: Sequence[str]) -> None:
         ValueError: with the number of the first such caption.
     """
     for number, caption in enumerate(captions, 1):
-        found = problem(caption)
-        if found is not None:
-            raise ValueError(f"caption {number} {found}")
+        reason = problem(caption)
+        if reason is not None:
+            raise ValueError(f"caption {number} {reason}")
 
 
 def _lines(path: Path, fix: str) -> list[str]:

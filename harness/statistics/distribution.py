@@ -106,16 +106,16 @@ def distribution(
             f"metrics {have} in the reference, {other} quantized",
             "Evaluate both in one run.",
         )
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for metric, outcomes in reference.outcomes.items():
-        found += answers(outcomes, quantized.outcomes[metric], budgets[metric])
+        measurements += answers(outcomes, quantized.outcomes[metric], budgets[metric])
     limits = budgets[next(iter(reference.outcomes))].limits
     for side in ("image", "text"):
         name = f"{side}_embeddings"
-        found += cosines(
+        measurements += cosines(
             reference.task, side, getattr(reference, name), getattr(quantized, name), limits
         )
-    return tuple(found)
+    return tuple(measurements)
 
 
 def answers(reference: Outcomes, quantized: Outcomes, budget: Budget) -> list[Measurement]:
@@ -133,7 +133,7 @@ def answers(reference: Outcomes, quantized: Outcomes, budget: Budget) -> list[Me
     limits, clusters = budget.limits, np.asarray(reference.clusters)
     lost = np.asarray(reference.correct, dtype=bool) & ~np.asarray(quantized.correct, dtype=bool)
     large = lost & (np.asarray(reference.margins) >= large_margin(reference, budget))
-    kept = _overlap(np.asarray(reference.top5), np.asarray(quantized.top5))
+    overlap = _overlap(np.asarray(reference.top5), np.asarray(quantized.top5))
 
     def measured(name: str, values: ArrayLike, at_most: bool = True) -> Measurement:
         mean, spread = mean_interval(values, clusters)
@@ -147,19 +147,19 @@ def answers(reference: Outcomes, quantized: Outcomes, budget: Budget) -> list[Me
             spread,
         )
 
-    found = [
+    measurements = [
         measured("changed_answers", np.asarray(reference.answers) != np.asarray(quantized.answers)),
         measured("large_margin_flips", large),
         measured("borderline_flips", lost & ~large),
-        measured("top5_agreement", kept == 1, at_most=False),
+        measured("top5_agreement", overlap == 1, at_most=False),
     ]
     if "retrieval" in reference.metric:
-        found.append(measured("retrieval_overlap", kept, at_most=False))
+        measurements.append(measured("retrieval_overlap", overlap, at_most=False))
     mean, spread, p = paired_change(reference.margins, quantized.margins, clusters)
-    found.append(
+    measurements.append(
         Measurement(reference.task, reference.metric, "margin_change", mean, None, False, spread, p)
     )
-    return found + _divergences(reference, quantized, limits)
+    return measurements + _divergences(reference, quantized, limits)
 
 
 def cosines(

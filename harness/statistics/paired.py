@@ -91,7 +91,7 @@ def interval(
     """
     quantile = stats.norm.isf(alpha) if groups is None else stats.t.isf(alpha, max(groups - 1, 1))
     z = float(quantile) * math.sqrt(inflation)
-    found = (won - lost) / n
+    estimate = (won - lost) / n
 
     def at(difference: float, bound: float) -> float:
         return float(tango_z(won, lost, n, difference)) - bound
@@ -102,12 +102,12 @@ def interval(
     low = (
         -1.0
         if at(-edge, z) <= 0
-        else float(optimize.brentq(at, -edge, found, args=(z,), xtol=1e-10))
+        else float(optimize.brentq(at, -edge, estimate, args=(z,), xtol=1e-10))
     )
     high = (
         1.0
         if at(edge, -z) >= 0
-        else float(optimize.brentq(at, found, edge, args=(-z,), xtol=1e-10))
+        else float(optimize.brentq(at, estimate, edge, args=(-z,), xtol=1e-10))
     )
     return low, high
 
@@ -389,11 +389,11 @@ def bounded_interval(
     edge = 1 - 1e-9
     ends = []
     for upper, far in ((True, -edge), (False, edge)):
-        found = float(np.sum(net) / np.sum(sizes))
-        if excess(far, upper) >= 0 or abs(found) >= edge:
+        estimate = float(np.sum(net) / np.sum(sizes))
+        if excess(far, upper) >= 0 or abs(estimate) >= edge:
             ends.append(math.copysign(1.0, far))
         else:
-            ends.append(float(optimize.brentq(excess, far, found, args=(upper,), xtol=1e-6)))
+            ends.append(float(optimize.brentq(excess, far, estimate, args=(upper,), xtol=1e-6)))
     return ends[0], ends[1]
 
 
@@ -539,9 +539,9 @@ def smallest_margin(
     low = max(-difference, 0.0) + 1e-9
     if low >= 1 - 1e-9 or short(1 - 1e-9) < 0:
         return 1.0
-    found = low if short(low) >= 0 else float(optimize.brentq(short, low, 1 - 1e-9))
+    smallest = low if short(low) >= 0 else float(optimize.brentq(short, low, 1 - 1e-9))
     evidence = -math.log(alpha - confidence_set(alpha)) * _blocks(block)
-    return max(found, (evidence - n * difference) / (n + evidence))
+    return max(smallest, (evidence - n * difference) / (n + evidence))
 
 
 def _blocks(block: float) -> float:

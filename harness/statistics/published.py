@@ -147,7 +147,7 @@ def rows(folder: Path = FOLDER) -> tuple[PublishedRow, ...]:
     Raises:
         UsageError: a file is not what it should be.
     """
-    found: list[PublishedRow] = []
+    rows: list[PublishedRow] = []
     for path in sorted(folder.glob("*.yaml")):
         content, place = files.read_yaml_with_places(
             path, PublishedFile, what="file of published results"
@@ -156,8 +156,8 @@ def rows(folder: Path = FOLDER) -> tuple[PublishedRow, ...]:
             for k, result in enumerate(entry.results):
                 line = place("checkpoints", i, "results", k).partition(" ")[0]
                 where = f"harness/references/{path.name}{line.removeprefix(str(path))}"
-                found.append(PublishedRow(entry, result, content.source, where))
-    return tuple(found)
+                rows.append(PublishedRow(entry, result, content.source, where))
+    return tuple(rows)
 
 
 def of_checkpoint(ref: str, known: tuple[PublishedRow, ...]) -> tuple[PublishedRow, ...]:
@@ -207,7 +207,7 @@ class PublishedComparison:
     """
 
     row: PublishedRow
-    found: float
+    accuracy: float
     samples: int
     allowed: float
     deviation: float
@@ -215,8 +215,8 @@ class PublishedComparison:
 
     @property
     def difference(self) -> float:
-        """Found minus published, in points."""
-        return self.found - self.row.result.value
+        """Measured minus published, in points."""
+        return self.accuracy - self.row.result.value
 
     @property
     def agrees(self) -> bool:
@@ -230,21 +230,21 @@ def compare(row: PublishedRow, outcomes: Outcomes) -> PublishedComparison:
 
     Sampling error is that of whole clusters, whose samples may move together.
     """
-    result, found = row.result, 100 * outcomes.accuracy
+    result, accuracy = row.result, 100 * outcomes.accuracy
     if result.data is not None:
         margins = np.asarray(outcomes.margins, dtype=np.float64)
         change = None
         if result.mean_margin is not None:
             change = float(margins[np.isfinite(margins)].mean()) - result.mean_margin
-        return PublishedComparison(row, found, outcomes.n, row.source.allowance, 0.0, change)
-    return sampled(row, found, outcomes.n, len(np.unique(outcomes.clusters)))
+        return PublishedComparison(row, accuracy, outcomes.n, row.source.allowance, 0.0, change)
+    return sampled(row, accuracy, outcomes.n, len(np.unique(outcomes.clusters)))
 
 
-def sampled(row: PublishedRow, found: float, samples: int, clusters: int) -> PublishedComparison:
+def sampled(row: PublishedRow, accuracy: float, samples: int, clusters: int) -> PublishedComparison:
     """Compare an accuracy (per cent) of samples in clusters with a published row."""
     deviation = sampling_error(row.result.value, clusters)
     allowed = row.source.allowance + float(stats.norm.isf(ALPHA / 2)) * deviation
-    return PublishedComparison(row, found, samples, allowed, deviation)
+    return PublishedComparison(row, accuracy, samples, allowed, deviation)
 
 
 def sampling_error(value: float, n: int) -> float:
@@ -281,17 +281,17 @@ def fits(
         seen: for the mistakes that can be seen, whether this run makes them.
         chance: accuracy of guessing, in per cent.
     """
-    result, found = comparison.row.result, []
+    result, fitting = comparison.row.result, []
     for mistake in MISTAKES:
         if seen.get(mistake) is False:
             continue
         points: float | None
         if mistake in result.mistakes:
-            made = result.mistakes[mistake]
-            points = made.value - result.value
+            score = result.mistakes[mistake]
+            points = score.value - result.value
             distance = abs(comparison.difference - points) / _POINTS_SPREAD
             if comparison.margin_change is not None and result.mean_margin is not None:
-                margin = made.mean_margin - result.mean_margin
+                margin = score.mean_margin - result.mean_margin
                 off = abs(comparison.margin_change - margin) / _MARGIN_SPREAD
                 distance = max(distance, off)
         elif mistake == SHUFFLED and comparison.row.result.metric == "acc1":
@@ -305,8 +305,8 @@ def fits(
         else:
             points, distance = None, math.inf
         if distance <= FITS or seen.get(mistake):
-            found.append(MistakeFit(mistake, points, distance, bool(seen.get(mistake))))
-    return sorted(found, key=lambda fit: (not fit.seen, fit.distance))
+            fitting.append(MistakeFit(mistake, points, distance, bool(seen.get(mistake))))
+    return sorted(fitting, key=lambda fit: (not fit.seen, fit.distance))
 
 
 def visible(row: PublishedRow, reference: Reference, task: Task) -> dict[str, bool]:
@@ -358,7 +358,7 @@ def problem(comparison: PublishedComparison, explained: list[MistakeFit]) -> str
     else:
         cause = "No known mistake has this size"
     return (
-        f"{row.result.task} ({row.result.metric}): the reference has {comparison.found:.2f} %, "
+        f"{row.result.task} ({row.result.metric}): the reference has {comparison.accuracy:.2f} %, "
         f"published is {row.result.value:.2f} % ({row.place}, {row.source.title}): {off}, where "
         f"{allowed} are allowed. {cause}. Check the reference's weights, activation, "
         f"preprocessing, prompts and labels before you trust a verdict."
@@ -377,7 +377,7 @@ def problems(
         outcomes: what it got, by task and metric.
     """
     known = of_checkpoint(reference.source, rows())
-    found: list[str] = []
+    problems: list[str] = []
     compared = 0
     for (name, metric), got in outcomes.items():
         row = row_for(known, tasks[name], metric)
@@ -388,5 +388,5 @@ def problems(
         if not comparison.agrees:
             seen = visible(row, reference, tasks[name])
             chance = 100 / max(len(tasks[name].classes), 1)
-            found.append(problem(comparison, fits(comparison, seen, chance)))
-    return found if compared else None
+            problems.append(problem(comparison, fits(comparison, seen, chance)))
+    return problems if compared else None

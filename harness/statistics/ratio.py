@@ -42,18 +42,21 @@ def ratio_z(both: ArrayLike, won: ArrayLike, lost: ArrayLike, share: ArrayLike) 
 
 
 def ratio_test(
-    right: ArrayLike, kept: ArrayLike, clusters: ArrayLike, share: float, alpha: float
+    right: ArrayLike, quantized_right: ArrayLike, clusters: ArrayLike, share: float, alpha: float
 ) -> ClusteredTest:
     """Test a share on paired samples, which may be in clusters.
 
     Args:
         right: where the reference is right, bool (n,).
-        kept: where the quantized model is right, bool (n,).
+        quantized_right: where the quantized model is right, bool (n,).
         clusters: number of each sample's cluster, int (n,).
         share: of the reference's accuracy that must be kept.
         alpha: what the p-values will be compared with.
     """
-    before, after = np.asarray(right, dtype=np.float64), np.asarray(kept, dtype=np.float64)
+    before, after = (
+        np.asarray(right, dtype=np.float64),
+        np.asarray(quantized_right, dtype=np.float64),
+    )
     sums, sizes = paired.cluster_sums(after - share * before, clusters)
     both = float((before * after).sum())
     won, lost = float(after.sum()) - both, float(before.sum()) - both
@@ -104,15 +107,15 @@ def ratio_interval(
     clustered = test.design_effect > 1 or test.groups < n
     law = stats.t(max(test.groups - 1, 1)) if clustered else stats.norm()
     critical = float(law.isf(alpha)) * math.sqrt(test.design_effect)
-    found = (both + won) / (both + lost)
+    estimate = (both + won) / (both + lost)
 
     def at(share: float, bound: float) -> float:
         return float(ratio_z(both, won, lost, share)) - bound
 
-    low_edge, high_edge = 1e-6, max(10.0, 10 * found)
+    low_edge, high_edge = 1e-6, max(10.0, 10 * estimate)
     low, high = 0.0, high_edge
-    if at(low_edge, critical) > 0 > at(found, critical):
-        low = float(optimize.brentq(at, low_edge, found, args=(critical,)))
-    if at(high_edge, -critical) < 0 < at(found, -critical):
-        high = float(optimize.brentq(at, found, high_edge, args=(-critical,)))
+    if at(low_edge, critical) > 0 > at(estimate, critical):
+        low = float(optimize.brentq(at, low_edge, estimate, args=(critical,)))
+    if at(high_edge, -critical) < 0 < at(estimate, -critical):
+        high = float(optimize.brentq(at, estimate, high_edge, args=(-critical,)))
     return low, high

@@ -102,8 +102,8 @@ class Sequential:
         self.used += int(sizes.sum())
         growth = self._wealth(self.budget.margin)
         self.shown = paired.Shown(*(math.exp(min(0.0, -w)) for w in growth))
-        found = decide(self.shown, self.budget.alpha * self.share)
-        self.decision = None if found is Decision.INCONCLUSIVE else found
+        decision = decide(self.shown, self.budget.alpha * self.share)
+        self.decision = None if decision is Decision.INCONCLUSIVE else decision
         return self.decision
 
     def interval(self) -> tuple[float, float]:

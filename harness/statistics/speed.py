@@ -203,9 +203,9 @@ def in_turn(
     for rounds in effort.looks:
         while len(seconds) < rounds:
             seconds.append([clock.time(run) for run in sides.values()])
-        found = Rounds(
+        measured = Rounds(
             tuple(sides), np.asarray(seconds, dtype=np.float64).reshape(-1, len(sides)), effort
         )
-        if all(effort.decided(found.ratio(name, base), bound) for name in others):
+        if all(effort.decided(measured.ratio(name, base), bound) for name in others):
             break
-    return found
+    return measured

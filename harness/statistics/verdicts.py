@@ -301,17 +301,19 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
             what,
             "Check the reference model's weights in FP16.",
         )
-    right, kept = (
+    right, quantized_right = (
         np.asarray(reference.correct, dtype=bool),
         np.asarray(quantized.correct, dtype=bool),
     )
-    lost, won = right & ~kept, kept & ~right
+    lost, won = right & ~quantized_right, quantized_right & ~right
     b, c, n = int(won.sum()), int(lost.sum()), len(right)
     net, sizes = paired.cluster_sums(won.astype(np.int64) - lost, reference.clusters)
     change = paired.mcnemar(b, c) if len(sizes) == n else paired.cluster_sign(net)
     budget = budget.of(float(right.mean()))
     if budget.share is not None:
-        test = ratio.ratio_test(right, kept, reference.clusters, budget.share, budget.alpha)
+        test = ratio.ratio_test(
+            right, quantized_right, reference.clusters, budget.share, budget.alpha
+        )
     elif len(sizes) == n:
         p = paired.guarded_p(b, c, n, budget.margin, budget.alpha)
         test = paired.ClusteredTest(p, 1.0, n, 1.0)
@@ -333,11 +335,13 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         clusters=len(sizes),
         design_effect=test.design_effect,
         reference_accuracy=float(right.mean()),
-        quantized_accuracy=float(kept.mean()),
+        quantized_accuracy=float(quantized_right.mean()),
         difference=100 * (b - c) / n,
         interval=_interval(net, sizes, (b, c), budget, test, decision)
         if budget.share is None
-        else _share_interval((int((right & kept).sum()), b, c), n, budget, test, decision),
+        else _share_interval(
+            (int((right & quantized_right).sum()), b, c), n, budget, test, decision
+        ),
         lost=c,
         won=b,
         changed=int((np.asarray(reference.answers) != np.asarray(quantized.answers)).sum()),
@@ -580,16 +584,16 @@ class VerdictFamily:
         )
         deciding = [v for v in self.verdicts if v.decision is self.decision]
         if self.decision is Decision.GAIN:
-            one = max(deciding, key=lambda v: v.difference - (v.budget.most_gain or 0))
-            which, limit = "largest gain", f"plausible {one.budget.most_gain or 0:g}"
+            worst = max(deciding, key=lambda v: v.difference - (v.budget.most_gain or 0))
+            which, limit = "largest gain", f"plausible {worst.budget.most_gain or 0:g}"
         else:
-            one = min(deciding, key=lambda v: v.difference + v.budget.points)
+            worst = min(deciding, key=lambda v: v.difference + v.budget.points)
             which = "closest" if self.decision is Decision.PASS else "worst"
-            limit = f"budget {one.budget.points:g}"
-        low, high = one.interval
+            limit = f"budget {worst.budget.points:g}"
+        low, high = worst.interval
         return (
-            f"{name}: {counts}; {which} is {one.task} ({one.metric}) at "
-            f"{one.difference:+.2f} points [{low:+.2f}, {high:+.2f}], {limit}"
+            f"{name}: {counts}; {which} is {worst.task} ({worst.metric}) at "
+            f"{worst.difference:+.2f} points [{low:+.2f}, {high:+.2f}], {limit}"
         )
 
 

@@ -138,10 +138,10 @@ def gate_costs() -> dict[str, Any]:
     costs = {}
     print(f"{'run':<46} {'wall s':>8} {'cpu s':>8} {'MiB':>7}")
     for name, command in RUNS.items():
-        one = costs[name] = cost(name, command)
-        failed = "" if one.code == 0 else f"  (exit code {one.code})"
-        print(f"{name:<46} {one.wall:>8.1f} {one.cpu:>8.1f} {one.memory:>7.0f}{failed}", flush=True)
-    return {"costs": [asdict(one) for one in costs.values()], "least": least()}
+        run = costs[name] = cost(name, command)
+        failed = "" if run.code == 0 else f"  (exit code {run.code})"
+        print(f"{name:<46} {run.wall:>8.1f} {run.cpu:>8.1f} {run.memory:>7.0f}{failed}", flush=True)
+    return {"costs": [asdict(run) for run in costs.values()], "least": least()}
 
 
 def deployed_rows() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def deployed_rows() -> dict[str, Any]:
     from harness.recipes import loading
     from harness.tools import deployed
 
-    found: dict[str, Any] = {}
+    rows_by_tower: dict[str, Any] = {}
     for name, rows in ROWS.items():
         if name == "embedded":
             model = references.load(name, torch.device("cpu"), torch.float32).model
@@ -166,9 +166,9 @@ def deployed_rows() -> dict[str, Any]:
         int8 = {"INT8": quantize.quantize(model, loading.load("int8"), noise)}
         with tempfile.TemporaryDirectory() as folder:
             sides = deployed.write(model, int8, Path(folder))
-            found[name] = []
-            for tower, given in TOWERS.items():
-                x = families.sample_inputs(model, rows)[given].numpy()
+            rows_by_tower[name] = []
+            for tower, input_name in TOWERS.items():
+                x = families.sample_inputs(model, rows)[input_name].numpy()
                 # Seconds a round where FP16 is emulated: of the large architecture only the first
                 # look.
                 effort = (
@@ -179,13 +179,13 @@ def deployed_rows() -> dict[str, Any]:
                 for row in deployed.measure(
                     tower, sides[tower], x, Path(folder), torch.get_num_threads(), effort
                 ):
-                    found[name].append(asdict(row))
+                    rows_by_tower[name].append(asdict(row))
                     print(
                         f"{name:<10} {tower:<7} {row.side:<26} {row.per_second:>9.1f}/s  "
                         f"x{row.ratio}",
                         flush=True,
                     )
-    return {"threads": torch.get_num_threads(), "rows": found, "bf16": deployed.no_bf16()}
+    return {"threads": torch.get_num_threads(), "rows": rows_by_tower, "bf16": deployed.no_bf16()}
 
 
 def gpu_rows() -> dict[str, Any]:
@@ -245,12 +245,12 @@ def _gate(stored: dict[str, Any]) -> Iterator[str]:
     part = stored.get("gate")
     if part is None:
         return
-    costs = {one["name"]: one for one in part["costs"]}
+    costs = {run["name"]: run for run in part["costs"]}
     yield from ("", "## The gate's own", "", f"On {part['device']}.", "")
     yield from ("| run | wall, s | processor, s | peak memory, MiB |", "|---|---|---|---|")
-    for one in costs.values():
-        yield f"| {one['name']} | {one['wall']:.1f} | {one['cpu']:.1f} | {one['memory']:.0f} |"
-    wall = {name: one["wall"] for name, one in costs.items()}
+    for run in costs.values():
+        yield f"| {run['name']} | {run['wall']:.1f} | {run['cpu']:.1f} | {run['memory']:.0f} |"
+    wall = {name: run["wall"] for name, run in costs.items()}
     plain, single, ten = wall[PLAIN], wall[SINGLE], wall["accuracy, ten recipes"]
     more, least_ = (
         wall["accuracy, two recipes"] - wall["accuracy, one recipe"],
@@ -375,19 +375,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, measure in PARTS.items():
         if options.what in ("all", name):
             # The device last: what this process holds when it forks counts as its child's memory.
-            found = measure()
-            stored[name] = found | {"device": _device()}
+            measured = measure()
+            stored[name] = measured | {"device": _device()}
             options.stored.parent.mkdir(parents=True, exist_ok=True)
             options.stored.write_text(json.dumps(stored, indent=1) + "\n")
     print(f"wrote {options.stored}")
-    return int(any(one["code"] for one in stored.get("gate", {}).get("costs", ())))
+    return int(any(run["code"] for run in stored.get("gate", {}).get("costs", ())))
 
 
 def _device() -> str:
     from harness.evaluation import environment
 
-    found = environment.facts()
-    return f"{found.get('cpu', 'an unknown CPU')} ({os.cpu_count()} cores)"
+    recorded = environment.facts()
+    return f"{recorded.get('cpu', 'an unknown CPU')} ({os.cpu_count()} cores)"
 
 
 if __name__ == "__main__":

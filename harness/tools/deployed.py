@@ -130,15 +130,15 @@ def measure(
 
 def weigh(side: Side, x: Any, folder: Path, threads: int) -> dict[str, int]:
     """Bytes that a fresh process takes which holds one side and runs it over *x*."""
-    given = folder / "input.npy"
-    np.save(given, x)
+    input_file = folder / "input.npy"
+    np.save(input_file, x)
     command = [
         sys.executable,
         "-m",
         "harness.tools.resident",
         side.what,
         side.path,
-        str(given),
+        str(input_file),
         str(threads),
     ]
     done = subprocess.run(
@@ -147,8 +147,8 @@ def weigh(side: Side, x: Any, folder: Path, threads: int) -> dict[str, int]:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RuntimeError(f"{side.name} does not run in a process of its own: {why}")
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    bytes_by_name: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return bytes_by_name
 
 
 def no_bf16() -> str | None:
@@ -157,11 +157,11 @@ def no_bf16() -> str | None:
     """
     kind = onnx.TensorProto.BFLOAT16
     a, b, y = (onnx.helper.make_tensor_value_info(name, kind, [1]) for name in "aby")
-    made = onnx.helper.make_graph(
+    model_graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Add", ["a", "b"], ["y"])], "bf16", [a, b], [y]
     )
     proto = onnx.helper.make_model(
-        made, opset_imports=[onnx.helper.make_opsetid("", graph.OPSET)], ir_version=9
+        model_graph, opset_imports=[onnx.helper.make_opsetid("", graph.OPSET)], ir_version=9
     )
     import onnxruntime
 

@@ -398,22 +398,22 @@ def agree(
         if comparison.agrees:
             continue
         alarms += int(often)
-        found = published.fits(comparison, {}, 0.1)
-        named += int(often) * bool(found and found[0].mistake == mistake)
+        mistakes = published.fits(comparison, {}, 0.1)
+        named += int(often) * bool(mistakes and mistakes[0].mistake == mistake)
     return PublishedAgreement(Rate(alarms, draws), Rate(named, draws))
 
 
 @dataclass(frozen=True)
 class ShareCell:
     """A budget that is a share of the reference: `groups` clusters of `size` samples, of which a
-    share `together` do the same; `kept` is the true share of the reference's accuracy.
+    share `together` do the same; `true_share` is the true share of the reference's accuracy.
     """
 
     groups: int
     accuracy: float
     discordance: float
     share: float
-    kept: float
+    true_share: float
     size: int = 1
     together: float = 0.0
     alpha: float = 0.05
@@ -421,7 +421,7 @@ class ShareCell:
     @property
     def chances(self) -> tuple[float, float, float, float]:
         """Chances of a sample to be right in both, won, lost, or wrong in both."""
-        difference = (self.kept - 1) * self.accuracy
+        difference = (self.true_share - 1) * self.accuracy
         won, lost = (self.discordance + difference) / 2, (self.discordance - difference) / 2
         both = self.accuracy - lost
         return both, won, lost, 1 - both - won - lost

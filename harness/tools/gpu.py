@@ -71,10 +71,12 @@ class Models:
         packed.
         """
         noise = [families.sample_inputs(reference, rows)] * batches
-        made = quantize.quantize(
+        quantized = quantize.quantize(
             reference, loading.load("fp8-linear-only"), quantize.forward_loop_over(noise)
         )
-        return cls(reference, quantize.fold(made), memory.compressed(made, ["*patch_embedding*"]))
+        return cls(
+            reference, quantize.fold(quantized), memory.compressed(quantized, ["*patch_embedding*"])
+        )
 
 
 def missing() -> str | None:
@@ -158,15 +160,15 @@ def conditions(device: torch.device) -> dict[str, str]:
     """What times on *device* belong to: name, driver, clocks and limits as nvidia-smi reports them,
     CUDA, cache.
     """
-    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    facts = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
     if device.type == "cuda":
-        found |= {
+        facts |= {
             "gpu": torch.cuda.get_device_name(device),
             "cache": f"{cache_bytes(device) >> 20} MiB",
         }
     program = shutil.which("nvidia-smi")
     if program is None:
-        return found
+        return facts
     command = [
         program,
         f"--query-gpu={','.join(_ASKED)}",
@@ -174,7 +176,7 @@ def conditions(device: torch.device) -> dict[str, str]:
         f"--id={device.index or 0}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return found | asked(done.stdout)
+    return facts | asked(done.stdout)
 
 
 def asked(answer: str) -> dict[str, str]:

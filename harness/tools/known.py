@@ -98,11 +98,11 @@ def names() -> list[str]:
 
 
 def _measured(measured: measurement.ReleaseMeasurement) -> list[list[Any]]:
-    found = {}
+    places = {}
     for subject in measurement.PLACES.values():
         for q in measured.subjects[subject].maps["ViT-L-14"]:
-            found[q.name] = (q.module_class, q.module_kind, None)
-    return _folded(found)
+            places[q.name] = (q.module_class, q.module_kind, None)
+    return _folded(places)
 
 
 # -- schemas ---------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def schemas() -> dict[str, Any]:
     modules["modelopt.recipe.config"] = recipe_config
     definitions: dict[str, Any] = {}
     types = {}
-    for module, found in _TYPES.items():
-        for name in found:
+    for module, type_names in _TYPES.items():
+        for name in type_names:
             if hasattr(modules[module], name):
                 types[f"{module}.{name}"] = _schema(getattr(modules[module], name), definitions)
     modes = CalibrateModeRegistry._name2descriptor
@@ -143,7 +143,9 @@ def schemas() -> dict[str, Any]:
 def _schema(of: Any, definitions: dict[str, Any]) -> Any:
     """The JSON Schema of a pydantic type; what it refers to is added to *definitions*."""
     schema = pydantic.TypeAdapter(of).json_schema(ref_template="#/definitions/{model}")
-    definitions |= {name: _without_words(one) for name, one in schema.pop("$defs", {}).items()}
+    definitions |= {
+        name: _without_words(definition) for name, definition in schema.pop("$defs", {}).items()
+    }
     return _without_words(schema)
 
 
@@ -152,7 +154,7 @@ def _without_words(schema: Any, is_properties: bool = False) -> Any:
     if isinstance(schema, dict):
         left = {key: value for key, value in schema.items() if is_properties or key not in _WORDS}
         return {key: _without_words(value, key == "properties") for key, value in left.items()}
-    return [_without_words(one) for one in schema] if isinstance(schema, list) else schema
+    return [_without_words(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def words() -> list[str]:
@@ -160,11 +162,11 @@ def words() -> list[str]:
     any family.
     """
     tree = Tree(installed_root())
-    found: set[str] = set()
+    words_of_all: set[str] = set()
     for path in sorted(tree.root.rglob("*.yaml")):
         for pattern in _patterns(tree.read(path).body):
-            found.update(judged.words_of(pattern))
-    return sorted(found)
+            words_of_all.update(judged.words_of(pattern))
+    return sorted(words_of_all)
 
 
 def _patterns(value: Any) -> Iterator[str]:
@@ -188,15 +190,15 @@ def architecture(name: str) -> dict[str, Any]:
     """
     model = _tower(*_TOWERS[name]) if name in _TOWERS else architectures.build(name)
     family = families.of(model)
-    found: dict[str, tuple[str, str, Any]] = {}
+    places: dict[str, tuple[str, str, Any]] = {}
     for attention in ATTENTIONS:
         converted = quantize.insert(model, attention)
         for quantizer in maps.tensor_quantizers(converted):
             path, kind = maps.holder_of(quantizer), maps.kind_of(quantizer)
             module = converted.get_submodule(path)
             kind_of_module = maps.module_kind_of(family, module, kind, path)
-            found[quantizer] = (maps.original_class(module), kind_of_module, _shape(module, kind))
-    return {"family": family.name, "places": _folded(found)}
+            places[quantizer] = (maps.original_class(module), kind_of_module, _shape(module, kind))
+    return {"family": family.name, "places": _folded(places)}
 
 
 def _tower(model_class: str, part: str) -> nn.Module:
@@ -224,10 +226,10 @@ def _shape(module: nn.Module, kind: str) -> list[int] | None:
 _NUMBER = re.compile(r"(?<=\.)(layers|blocks|resblocks)\.(\d+)(?=\.)")
 
 
-def _folded(found: dict[str, tuple[str, str, Any]]) -> list[list[Any]]:
+def _folded(places: dict[str, tuple[str, str, Any]]) -> list[list[Any]]:
     """Rows [name with ``#`` for the number of its layer, numbers, class, kind of module, shape]."""
     rows: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for name, about in found.items():
+    for name, about in places.items():
         match = _NUMBER.search(f".{name}")
         shown = _NUMBER.sub(r"\1.#", f".{name}", count=1)[1:]
         rows[shown, json.dumps(about)] += [int(match[2])] if match else []

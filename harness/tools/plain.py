@@ -79,13 +79,13 @@ def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
 
     def accuracies(of: nn.Module) -> dict[str, float]:
         wrapped = _AsOpenClip(of)
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name in tasks or TASKS:
             retrieval = name == "emoji_captions"
             task = "zeroshot_retrieval" if retrieval else "zeroshot_classification"
             dataset, batches = loader(name, task)
             if retrieval:
-                found |= zeroshot_retrieval.evaluate(wrapped, batches, tokenize, "cpu", amp=False)
+                values |= zeroshot_retrieval.evaluate(wrapped, batches, tokenize, "cpu", amp=False)
             else:
                 # Its evaluate() counts what is right by a conversion that NumPy 2.4 refuses.
                 words_of = zeroshot_classification.zero_shot_classifier
@@ -95,8 +95,8 @@ def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
                 scores, labels = zeroshot_classification.run_classification(
                     wrapped, classes, batches, "cpu", False
                 )
-                found[f"{name} acc1"] = (scores.argmax(1) == labels).double().mean()
-        return {name: float(value) for name, value in found.items()}
+                values[f"{name} acc1"] = (scores.argmax(1) == labels).double().mean()
+        return {name: float(value) for name, value in values.items()}
 
     def calibrate(of: Any) -> None:
         with torch.no_grad():
@@ -106,15 +106,15 @@ def main(recipe: str, *tasks: str, dtype: torch.dtype = torch.float16) -> None:
                     input_ids=tokenize([captions[0] for captions in texts]),
                 )
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     with quiet():
-        found["reference"] = accuracies(model)
+        values["reference"] = accuracies(model)
         mtq.register(CLIPAttention, _QuantAttention)
         quantized = mtq.quantize(
             model, dict(loading.load(recipe).quant_cfg), forward_loop=calibrate
         )
-        found["quantized"] = accuracies(quantized)
-    print(json.dumps(found | {"seconds": time.perf_counter() - began}))
+        values["quantized"] = accuracies(quantized)
+    print(json.dumps(values | {"seconds": time.perf_counter() - began}))
 
 
 if __name__ == "__main__":
@@ -122,5 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("recipe")
     parser.add_argument("task", nargs="*", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--fp32", action="store_true", help="in FP32 instead of FP16")
-    given = parser.parse_args()
-    main(given.recipe, *given.task, dtype=torch.float32 if given.fp32 else torch.float16)
+    arguments = parser.parse_args()
+    main(
+        arguments.recipe, *arguments.task, dtype=torch.float32 if arguments.fp32 else torch.float16
+    )

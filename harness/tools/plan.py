@@ -103,12 +103,12 @@ def operations(architecture: str, tokens: int = CONTEXT) -> dict[str, float]:
     """FLOP of one sample's forward by tower, a multiplication and an addition counted as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    found = {}
+    flops = {}
     for tower, forward in _forwards(architectures.build(architecture), tokens).items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             forward()
-        found[tower] = counter.get_total_flops() / 2
-    return found
+        flops[tower] = counter.get_total_flops() / 2
+    return flops
 
 
 @cache
@@ -121,20 +121,20 @@ def quantized_elements(architecture: str, recipe: str, tokens: int = CONTEXT) ->
     model = quantize.structure(architectures.build(architecture), loading.load(recipe))
     count = 0
 
-    def counted(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def counted(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal count
-        count += given[0].numel()
+        count += inputs[0].numel()
 
     for name, quantizer in tensor_quantizers(model).items():
         if quantizer.is_enabled and not name.endswith("weight_quantizer"):
             quantizer.register_forward_pre_hook(counted)
-    found = {}
+    elements = {}
     for tower, forward in _forwards(model, tokens).items():
         count = 0
         with torch.no_grad():
             forward()
-        found[tower] = count / 2
-    return found
+        elements[tower] = count / 2
+    return elements
 
 
 def _forwards(model: Any, tokens: int) -> dict[str, Callable[[], object]]:

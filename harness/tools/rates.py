@@ -106,8 +106,8 @@ def _rate(
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     began = time.process_time()
-    found = work()
-    return float(f"{time.process_time() - began:.3g}"), found
+    result = work()
+    return float(f"{time.process_time() - began:.3g}"), result
 
 
 def photograph(width: int = 500, height: int = 375) -> bytes:
@@ -238,9 +238,9 @@ def _sending() -> tuple[float, float]:
     model = large(cpu)
     loop = quantize.forward_loop_over([_batch(cpu, 2, CONTEXT)])
     quantized = quantize.quantize(model, loading.load(RECIPE), loop)
-    made: Any = Quantization(loading.load(RECIPE), "diffusers", None, quantized)  # type: ignore[arg-type]
+    quantization: Any = Quantization(loading.load(RECIPE), "diffusers", None, quantized)  # type: ignore[arg-type]
     reference = Reference(MODEL, MODEL, model, None, None, cpu, "")
-    pack, packed = _timed(lambda: cluster.pack(made))
+    pack, packed = _timed(lambda: cluster.pack(quantization))
     unpack, _ = _timed(lambda: cluster.unpack(packed, reference, "diffusers"))
     return pack, unpack
 
@@ -250,7 +250,7 @@ def _forwards(seconds: float) -> dict[str, float]:
     gate = Gate(Options(recipes=(RECIPE,), tasks=("emoji100",), calibration_size=64))
     (case,) = gate.cases()
     (task,) = case.tasks
-    part, found = task.subset(0, 256), {}
+    part, rates = task.subset(0, 256), {}
     for name, model in (("FP16", case.shared.model), (RECIPE, case.quantized.folded)):
 
         def pictures(model: nn.Module = model) -> int:
@@ -260,9 +260,9 @@ def _forwards(seconds: float) -> dict[str, float]:
             tasks.text_embeddings(model, part, 64)
             return len(part.prompts)
 
-        found[f"{name} pictures"] = _rate(pictures, seconds)
-        found[f"{name} prompts"] = _rate(words, seconds)
-    return found
+        rates[f"{name} pictures"] = _rate(pictures, seconds)
+        rates[f"{name} prompts"] = _rate(words, seconds)
+    return rates
 
 
 def _gpu(seconds: float) -> dict[str, Any]:
@@ -283,11 +283,11 @@ def _gpu(seconds: float) -> dict[str, Any]:
         return _rate(work, seconds, clock)
 
     short, whole = _batch(device, _ROWS, PROMPT), _batch(device, _ROWS, CONTEXT)
-    made = quantize.fold(quantize.quantize(model, recipe, quantize.forward_loop_over([whole])))
-    found = {"name": torch.cuda.get_device_name(device), "calibrate": rate(lambda: model(**whole))}
-    for prefix, one in (("", model), ("quantized_", made)):
-        vision: Any = one.get_image_features
-        text: Any = one.get_text_features
-        found[f"{prefix}vision"] = rate(partial(vision, pixel_values=short["pixel_values"]))
-        found[f"{prefix}text"] = rate(partial(text, input_ids=short["input_ids"]))
-    return found
+    quantized = quantize.fold(quantize.quantize(model, recipe, quantize.forward_loop_over([whole])))
+    rates = {"name": torch.cuda.get_device_name(device), "calibrate": rate(lambda: model(**whole))}
+    for prefix, timed in (("", model), ("quantized_", quantized)):
+        vision: Any = timed.get_image_features
+        text: Any = timed.get_text_features
+        rates[f"{prefix}vision"] = rate(partial(vision, pixel_values=short["pixel_values"]))
+        rates[f"{prefix}text"] = rate(partial(text, input_ids=short["input_ids"]))
+    return rates

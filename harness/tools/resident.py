@@ -37,10 +37,12 @@ def _graph(path: str, x: Any, threads: int) -> Run:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
+    (graph_input,) = session.get_inputs()
     fed = {
-        given.name: x.astype(
-            {"tensor(float16)": "float16", "tensor(float)": "float32"}.get(given.type, x.dtype)
+        graph_input.name: x.astype(
+            {"tensor(float16)": "float16", "tensor(float)": "float32"}.get(
+                graph_input.type, x.dtype
+            )
         )
     }
     return lambda: session.run(None, fed)[0]
@@ -75,21 +77,21 @@ def _checkpoint(name: str, precision: str, path: str, x: Any, threads: int) -> R
 def memory() -> dict[str, int]:
     """Resident memory of this process now, and its peak: bytes, as Linux accounts for them."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines)
+    fields = dict(line.split(":", 1) for line in lines)
     return {
-        name: int(found[key].split()[0]) << 10
+        name: int(fields[key].split()[0]) << 10
         for name, key in (("resident", "VmRSS"), ("peak", "VmHWM"))
     }
 
 
-def main(what: str, path: str, given: str, threads: str) -> None:
+def main(what: str, path: str, input_file: str, threads: str) -> None:
     """Load, run three times, and print :func:`memory` as JSON, with what was resident before
     anything was loaded.
     """
     import numpy as np
 
     before = memory()["resident"]
-    run = load(what, path, np.load(given), int(threads))
+    run = load(what, path, np.load(input_file), int(threads))
     for _ in range(3):
         run()
     gc.collect()

@@ -245,26 +245,29 @@ def _published_row(
     n, mistake, difference, spread = cell
     known = published.of_checkpoint("openai/clip-vit-large-patch14", published.rows())
     row = next(row for row in known if row.result.task == "imagenet1k")
-    found = agree(row, n, difference, spread, mistake, draws, seed)
-    alarms = str(found.alarms)
-    if not mistake and found.alarms.refutes(published.ALPHA):
-        promises.broken.append(f"disagreement of {cell}: {found.alarms}")
+    share = agree(row, n, difference, spread, mistake, draws, seed)
+    alarms = str(share.alarms)
+    if not mistake and share.alarms.refutes(published.ALPHA):
+        promises.broken.append(f"disagreement of {cell}: {share.alarms}")
         alarms = f"**{alarms}**"
-    named = str(found.named) if mistake else ""
+    named = str(share.named) if mistake else ""
     return f"{n:,}", mistake or "none", f"{difference:+.2f}", f"{spread:.1f}", alarms, named
 
 
 def _share_row(cell: ShareCell, draws: int, seed: int, promises: Promises) -> Row:
     passed, failed = shares(cell, draws, seed)
     texts = []
-    for rate, false in ((passed, cell.kept <= cell.share), (failed, cell.kept >= cell.share)):
+    for rate, false in (
+        (passed, cell.true_share <= cell.share),
+        (failed, cell.true_share >= cell.share),
+    ):
         refuted = false and rate.refutes(cell.alpha)
         if refuted:
             promises.broken.append(f"share of {cell}: {rate}")
         texts.append(f"**{rate}**" if refuted else str(rate))
     clusters = f"{cell.groups} x {cell.size}" if cell.size > 1 else ""
     n = cell.groups * cell.size
-    budget = f"{100 * cell.share:g} %", f"{100 * cell.kept:g} %"
+    budget = f"{100 * cell.share:g} %", f"{100 * cell.true_share:g} %"
     return f"{n:,}", clusters, f"{cell.accuracy:.1%}", f"{cell.discordance:.1%}", *budget, *texts
 
 

@@ -47,8 +47,8 @@ class Browser:
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        made = self._call("", {"capabilities": {"alwaysMatch": wanted}})
-        self._root += f"/{made['sessionId']}"
+        session = self._call("", {"capabilities": {"alwaysMatch": wanted}})
+        self._root += f"/{session['sessionId']}"
         # A machine that is busy with other tests is slow, not broken.
         self._call("/timeouts", {"script": 100_000, "pageLoad": 100_000})
 

@@ -43,23 +43,23 @@ def _measured() -> dict[str, Any]:
     case = gate.cases()[0]
     assert case.map
     assert case.observations
-    reference, made = case.reference, case.quantized
+    reference, quantized = case.reference, case.quantized
     results = Results()
     collector.collect(gate, results, collector.Notes())
     section = results.section(case.recipe_name, case.model_name, "accuracy")
-    found, changed = [], {}
+    judged, changed = [], {}
     for task in case.tasks[:2]:
         part = task.subset(0, 192)
         before, after = (
             tasks.evaluate(model, part, batch_size=64).outcomes
-            for model in (reference.model, made.folded)
+            for model in (reference.model, quantized.folded)
         )
         for metric, outcomes in before.items():
-            found.append(verdicts.compare(outcomes, after[metric], Budget(points=2.5)))
+            judged.append(verdicts.compare(outcomes, after[metric], Budget(points=2.5)))
             changed[f"{task.name}/{metric}"] = gallery.changed_answers(
                 part, outcomes, after[metric]
             )
-    family = verdicts.family(found, recipe="fp8", model="embedded")
+    family = verdicts.family(judged, recipe="fp8", model="embedded")
     section.update(
         decision=family.decision,
         headline=family.headline(),
@@ -77,7 +77,9 @@ def _measured() -> dict[str, Any]:
         "date": "2026-11-23T07:00:00Z",
     }
     measured = whole["cases"][0]
-    measured["layer_error"] = layers.layer_errors(reference.model, made.model, made.inputs)
+    measured["layer_error"] = layers.layer_errors(
+        reference.model, quantized.model, quantized.inputs
+    )
     measured["drift"] = {"map": {"kind": "missing", "headline": "no baseline"}}
     measured["throughput"] = {
         "vision": {
@@ -120,7 +122,7 @@ def hostile(name: str) -> dict[str, Any]:
     code.
     """
     results = measured()
-    kept = {"tower", "image", "reference_image", "quantized_image", "decision"}
+    unchanged = {"tower", "image", "reference_image", "quantized_image", "decision"}
 
     def replaced(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -129,7 +131,7 @@ def hostile(name: str) -> dict[str, Any]:
             return [replaced(item, key) for item in value]
         if key == "kind" and value in ("lost", "won", "changed"):
             return value
-        if isinstance(value, str) and not hasattr(value, "value") and key not in kept:
+        if isinstance(value, str) and not hasattr(value, "value") and key not in unchanged:
             return f"- {name}" if key == "patch" else name
         return value
 

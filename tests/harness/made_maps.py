@@ -53,10 +53,10 @@ def attention(block: str, kinds: Iterable[str] = FUSED, **other: Any) -> Quantiz
     return tuple(at(f"{block}.{kind}_quantizer", **facts) for kind in kinds)
 
 
-def without(found: QuantizerMap, *names: str) -> QuantizerMap:
-    """*found* with the quantizers *names* off."""
-    assert set(names) <= {q.name for q in found}
-    return tuple(replace(q, enabled=q.enabled and q.name not in names) for q in found)
+def without(quantizers: QuantizerMap, *names: str) -> QuantizerMap:
+    """*quantizers* with the quantizers *names* off."""
+    assert set(names) <= {q.name for q in quantizers}
+    return tuple(replace(q, enabled=q.enabled and q.name not in names) for q in quantizers)
 
 
 def on(pattern: str, parent: str | None = None, origin: str = f"{OWN}:5") -> Entry:
@@ -94,8 +94,10 @@ def recipe(
 
 def searching(*formats: tuple[Entry, ...]) -> Recipe:
     """A search among formats named ``format 1`` and on."""
-    found = tuple(recipe(*entries, name=f"format {n}") for n, entries in enumerate(formats, 1))
-    return recipe(name="search", candidates=found)
+    formats_of_search = tuple(
+        recipe(*entries, name=f"format {n}") for n, entries in enumerate(formats, 1)
+    )
+    return recipe(name="search", candidates=formats_of_search)
 
 
 def only(problems: list[Problem], rule: str) -> Problem:
@@ -112,8 +114,9 @@ def numbers(text: str) -> list[int]:
 HIDDEN = {"vision.head": "it is packed", "vision.pool": "it is packed too"}
 
 
-def all_off(found: QuantizerMap, *kinds: str) -> QuantizerMap:
-    """*found* with the quantizers of modules of *kinds*, or all, off."""
+def all_off(quantizers: QuantizerMap, *kinds: str) -> QuantizerMap:
+    """*quantizers* with the quantizers of modules of *kinds*, or all, off."""
     return tuple(
-        replace(q, enabled=q.enabled and bool(kinds) and q.module_kind not in kinds) for q in found
+        replace(q, enabled=q.enabled and bool(kinds) and q.module_kind not in kinds)
+        for q in quantizers
     )

@@ -59,18 +59,20 @@ def outcomes(
     )
 
 
-def with_changes(made: Made, lose: int = 0, win: int = 0, nudge: float = 0.0) -> Made:
-    """*made* with *lose* right samples wrong, *win* wrong ones right, and all margins moved by
+def with_changes(sound: Made, lose: int = 0, win: int = 0, nudge: float = 0.0) -> Made:
+    """*sound* with *lose* right samples wrong, *win* wrong ones right, and all margins moved by
     *nudge*.
     """
-    correct, answers = made.correct.copy(), made.answers.copy()
+    correct, answers = sound.correct.copy(), sound.answers.copy()
     for samples, value in (
-        (np.flatnonzero(made.correct)[:lose], False),
-        (np.flatnonzero(~made.correct)[:win], True),
+        (np.flatnonzero(sound.correct)[:lose], False),
+        (np.flatnonzero(~sound.correct)[:win], True),
     ):
         correct[samples] = value
         answers[samples] += -1 if value else 1
-    return replace(made, correct=correct, answers=answers, margins=made.margins + np.float32(nudge))
+    return replace(
+        sound, correct=correct, answers=answers, margins=sound.margins + np.float32(nudge)
+    )
 
 
 def task_record(
@@ -144,9 +146,9 @@ def stored(store: Store, fresh: Record | None = None, device: DeviceKey = XEON) 
     """*fresh* written and read again."""
     if fresh is not None:
         store.write(fresh, "test")
-    found = store.find("embedded", "fp8", device)
-    assert isinstance(found, Record)
-    return found
+    record = store.find("embedded", "fp8", device)
+    assert isinstance(record, Record)
+    return record
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -160,12 +162,12 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 def other_order() -> Made:
     """The default samples from the last to the first."""
-    made = outcomes()
+    usual = outcomes()
     arrays = {
-        name: getattr(made, name)[::-1].copy()
+        name: getattr(usual, name)[::-1].copy()
         for name in ("correct", "answers", "margins", "clusters")
     }
-    return replace(made, sample_ids=made.sample_ids[::-1], **arrays)
+    return replace(usual, sample_ids=usual.sample_ids[::-1], **arrays)
 
 
 def record_path(store: Store) -> Path:

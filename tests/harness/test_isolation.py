@@ -37,15 +37,15 @@ SOFTMAX = F.softmax
 @pytest.fixture
 def stray() -> Any:
     """A quantized model in whose first attention block the forward raises."""
-    made: Any = quantize.quantize(
+    quantized: Any = quantize.quantize(
         references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None
     )
 
     def fail(*_: Any) -> Tensor:
         raise ArithmeticError("a layer that raises")
 
-    made.vision_model.encoder.layers[0].self_attn.out_proj.forward = fail
-    return made
+    quantized.vision_model.encoder.layers[0].self_attn.out_proj.forward = fail
+    return quantized
 
 
 def run(model: Any) -> None:
@@ -213,13 +213,13 @@ def test_saving_a_checkpoint_leaves_no_hook_in_transformers(tmp_path: Path) -> N
     """
     from transformers import PreTrainedModel
 
-    made = quantize.quantize(
+    quantized = quantize.quantize(
         references.load("embedded", torch.device("cpu")).model,
         loading.load("fp8-linear-only"),
         None,
     )
     before = dict(vars(PreTrainedModel))
-    checkpoint.save(made, tmp_path, "pretrained")
+    checkpoint.save(quantized, tmp_path, "pretrained")
 
     assert (tmp_path / "modelopt_state.pth").exists()
     assert dict(vars(PreTrainedModel)) == before

@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 
 def files_of(folder: Path, pattern: str = "**/*") -> set[str]:
     """Files below *folder*, by their paths in it."""
-    found = (
+    paths = (
         path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts
     )
-    return {path.relative_to(folder).as_posix() for path in found if path.name != ".lock"}
+    return {path.relative_to(folder).as_posix() for path in paths if path.name != ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_wheel_is_the_package_its_suites_and_its_baselines(wheel: Path) -> N
     expected.add("quantized_clip_gate.py")
     expected |= {f"harness/suites/{name}" for name in files_of(ROOT / "tests", "*.py")}
     expected |= {f"harness/baselines/stored/{name}" for name in files_of(ROOT / "baselines")}
-    found = {name for name in files_of(wheel) if not name.split("/")[0].endswith(".dist-info")}
+    names = {name for name in files_of(wheel) if not name.split("/")[0].endswith(".dist-info")}
 
     assert {
         "harness/recipes/library/more/nvfp4.yaml",
@@ -77,8 +77,8 @@ def test_the_wheel_is_the_package_its_suites_and_its_baselines(wheel: Path) -> N
         "harness/models/embedded/data/emoji/test/0.tar",
         "harness/suites/test_insertion.py",
         "harness/baselines/stored/budgets.yaml",
-    } <= found
-    assert found == expected
+    } <= names
+    assert names == expected
 
 
 def test_the_baselines_in_the_wheel_are_those_of_the_checkout(wheel: Path) -> None:
@@ -105,7 +105,7 @@ def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_p
         "from harness import places; print(places.INSTALLED, places.SUITES, places.BUDGETS, "
         "places.DOCS)"
     )
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env={"PYTHONPATH": str(wheel)},
@@ -116,7 +116,7 @@ def test_an_unpacked_wheel_finds_its_own_suites_and_baselines(wheel: Path, tmp_p
 
     package = wheel / "harness"
     stored = f"{package}/baselines/stored/budgets.yaml"
-    assert found.stdout.split() == ["True", f"{package / 'suites'}", stored, "."]
+    assert done.stdout.split() == ["True", f"{package / 'suites'}", stored, "."]
 
 
 # -- a run from an installed gate ------------------------------------------------------------------

@@ -56,9 +56,9 @@ def test_every_input_of_the_action_is_described_and_used() -> None:
     """Each input has a description and a default, and some step takes it."""
     action = yaml.safe_load(ACTION.read_text())
 
-    for name, given in action["inputs"].items():
-        assert given["description"]
-        assert "default" in given
+    for name, description in action["inputs"].items():
+        assert description["description"]
+        assert "default" in description
         assert f"inputs.{name} }}}}" in ACTION.read_text()
 
 
@@ -93,7 +93,7 @@ def step(tmp_path: Path) -> Any:
     bash = shutil.which("bash")
     assert bash is not None
 
-    def run(**given: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    def run(**given_inputs: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         inputs = {
             "RECIPES_ROOT": "tree",
             "CHANGED_SINCE": "HEAD",
@@ -110,7 +110,7 @@ def step(tmp_path: Path) -> Any:
             [bash, "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script],
             cwd=tree.parent,
             check=False,
-            env={**os.environ, **runner, **inputs, **given},
+            env={**os.environ, **runner, **inputs, **given_inputs},
             text=True,
             capture_output=True,
         )

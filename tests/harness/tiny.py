@@ -96,12 +96,12 @@ def open_clip(folder: Path, **model_cfg: Any) -> Path:
 
 def _part(name: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        found = references.load(f"embedded+{name}", torch.device("cpu"))
-        found.model.save_pretrained(folder)
+        part = references.load(f"embedded+{name}", torch.device("cpu"))
+        part.model.save_pretrained(folder)
         if "Vision" in name:
-            found.image_processor.save_pretrained(folder)
+            part.image_processor.save_pretrained(folder)
         else:
-            found.tokenizer.save_pretrained(folder)
+            part.tokenizer.save_pretrained(folder)
         return folder
 
     return write

@@ -42,14 +42,14 @@ def measure(folder: Path) -> dict[str, Any]:
     from harness.models import references
 
     reference = references.load(str(folder), torch.device("cpu"))
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for task in tasks.load_tasks(None, None, reference):
         run = tasks.evaluate(reference.model, task, keep_scores=False)
-        found[task.name] = {
+        scores[task.name] = {
             name: {"score": o.accuracy, "n": o.n} for name, o in run.outcomes.items()
         }
-        found[task.name]["classes"] = len(task.classes)
-    return found
+        scores[task.name]["classes"] = len(task.classes)
+    return scores
 
 
 def render(record: dict[str, Any], parameters: int) -> str:
@@ -140,11 +140,11 @@ def render(record: dict[str, Any], parameters: int) -> str:
 def _score_rows(scores: dict[str, Any]) -> list[str]:
     rows = []
     for (task, metric), (what, target) in _SCORES.items():
-        found = scores[task][metric]
+        score = scores[task][metric]
         meaning = what.format(classes=scores[task]["classes"])
         wanted = "" if target is None else f"at least {target} %"
         rows.append(
-            f"| {task} | {metric} | {meaning} | {found['n']} | {found['score']:.1%} | {wanted} |"
+            f"| {task} | {metric} | {meaning} | {score['n']} | {score['score']:.1%} | {wanted} |"
         )
     return rows
 

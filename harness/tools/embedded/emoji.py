@@ -115,7 +115,7 @@ def concepts(folder: Path, least_artists: int = 4) -> list[Concept]:
         name: {icon.replace("-", ""): icon for icon in [*icons[name]["icons"], *aliases[name]]}
         for name in SETS
     }
-    found = []
+    concepts = []
     for points, icon in sorted(base.items()):
         words = names_of[points] | {icon}
         words |= {
@@ -137,7 +137,7 @@ def concepts(folder: Path, least_artists: int = 4) -> list[Concept]:
             if match is not None:
                 drawn.setdefault(name, match)
         if sum(name in drawn for name in TRAINING) >= least_artists:
-            found.append(
+            concepts.append(
                 Concept(
                     icon,
                     points,
@@ -146,17 +146,17 @@ def concepts(folder: Path, least_artists: int = 4) -> list[Concept]:
                     drawn,
                 )
             )
-    return found
+    return concepts
 
 
 def _synonyms(points: str, words: set[str], name: str) -> tuple[str, ...]:
     """Other names as words: what the sets call it, and Unicode's own name where it is one
     character.
     """
-    found = {w.replace("-", " ") for w in words if w.isascii()} - {name.replace("-", " ")}
+    synonyms = {w.replace("-", " ") for w in words if w.isascii()} - {name.replace("-", " ")}
     if "-" not in points:
-        found.add(unicodedata.name(chr(int(points, 16)), name).lower().replace("-", " "))
-    return tuple(sorted(found - {name.replace("-", " ")}))
+        synonyms.add(unicodedata.name(chr(int(points, 16)), name).lower().replace("-", " "))
+    return tuple(sorted(synonyms - {name.replace("-", " ")}))
 
 
 def pictures(

@@ -63,11 +63,11 @@ def train(reference: Reference, out: Path) -> dict[str, int]:
         if read.name == name
     }
     consumers = [consumer for consumer, _ in probes.PROBED]
-    found = reading.read_all(reference.model, of, consumers, ROWS)
+    tokens_by_reading = reading.read_all(reference.model, of, consumers, ROWS)
     tensors: dict[str, torch.Tensor] = {}
     classes: dict[str, tuple[int, ...]] = {}
     for (consumer, name), read in reads.items():
-        tokens = found[consumer, name]
+        tokens = tokens_by_reading[consumer, name]
         for metric in probes.METRICS[read.tower]:
             right = probes.answers(of, read, metric, tokens.shape[1])[: len(tokens)]
             weight, bias, values = probes.fit(

@@ -44,10 +44,10 @@ def caption(concept: Concept, rng: random.Random) -> str:
 
 def captions(concept: Concept, count: int, rng: random.Random) -> list[str]:
     """*count* different wordings of *concept*."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[caption(concept, rng)] = None
-    return list(found)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[caption(concept, rng)] = None
+    return list(texts)
 
 
 def write_tokenizer(corpus: Sequence[str], folder: Path) -> None:

@@ -322,8 +322,8 @@ def train(sources: Path, out: Path, epochs: int, seed: int, device: torch.device
             step += 1
             momentum = min(SETTINGS["average_decay"], step / (step + 10))
             with torch.no_grad():
-                for kept, now in zip(average.parameters(), model.parameters(), strict=True):
-                    kept.lerp_(now, 1 - momentum)
+                for averaged, now in zip(average.parameters(), model.parameters(), strict=True):
+                    averaged.lerp_(now, 1 - momentum)
             bar.update()
         if epoch % 5 == 0 or epoch == epochs:
             scores = score(average, tokenizer, labels, held_out, held_concepts)

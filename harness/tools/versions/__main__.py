@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     from harness.tools.versions import measurement
 
-    made = measurement.measure(_say)
-    path = options.output or measurement.path_of(made.release, options.baselines)
-    measurement.write(made, path)
+    measured = measurement.measure(_say)
+    path = options.output or measurement.path_of(measured.release, options.baselines)
+    measurement.write(measured, path)
     print(f"wrote {path}")
     return 0
 
@@ -72,9 +72,9 @@ def _check(options: argparse.Namespace) -> int:
         raise UsageError(
             options.baselines / differences.FOLDER, "holds no measurement to compare with", fix
         )
-    found = check.check(measurement.measure(_say), measured[-1], records)
-    print("\n".join(found.lines(records)))
-    return 1 if found.findings else 0
+    result = check.check(measurement.measure(_say), measured[-1], records)
+    print("\n".join(result.lines(records)))
+    return 1 if result.findings else 0
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -83,11 +83,12 @@ def _diff(options: argparse.Namespace) -> int:
     before, after = (
         measurement.find(name, options.baselines) for name in (options.before, options.after)
     )
-    found = check.effects(before.only(options.subject), after.only(options.subject))
+    changed = check.effects(before.only(options.subject), after.only(options.subject))
     print(
-        "\n".join(map(str, found)) or f"{before.release} and {after.release} make the same of CLIP"
+        "\n".join(map(str, changed))
+        or f"{before.release} and {after.release} make the same of CLIP"
     )
-    return 1 if found else 0
+    return 1 if changed else 0
 
 
 def _table(options: argparse.Namespace) -> int:

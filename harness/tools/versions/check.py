@@ -27,11 +27,11 @@ class Checked:
 
     def lines(self, records: Iterable[ExpectedDifference]) -> list[str]:
         """The whole result for a person."""
-        found = [str(self.way), *(met_lines(self.met, records) or ["no difference is expected"])]
+        lines = [str(self.way), *(met_lines(self.met, records) or ["no difference is expected"])]
         for finding, where in self.findings:
-            found += ["", f"{', '.join(where)}:", *str(finding).splitlines()]
+            lines += ["", f"{', '.join(where)}:", *str(finding).splitlines()]
         drafted = overlay.drafted((finding for finding, _ in self.findings), self.way)
-        return [*found, "", *drafted] if drafted else found
+        return [*lines, "", *drafted] if drafted else lines
 
 
 def met_lines(met: Mapping[str, int], records: Iterable[ExpectedDifference]) -> list[str]:
@@ -56,18 +56,18 @@ def check(
     """
     way = differences.way(records, base.versions, fresh.versions)
     met: Counter[str] = Counter()
-    found: dict[OverlayFinding, list[str]] = defaultdict(list)
+    places_by_finding: dict[OverlayFinding, list[str]] = defaultdict(list)
 
     def take(where: str, done: tuple[Mapping[str, int], Iterable[OverlayFinding]]) -> None:
         met.update(done[0])
         for finding in done[1]:
-            found[finding].append(where)
+            places_by_finding[finding].append(where)
 
     for name in dict.fromkeys([*base.subjects, *fresh.subjects]):
         old, new = base.subjects.get(name), fresh.subjects.get(name)
         if old is None or new is None:
             what = f"{name} is in one of the two measurements only"
-            found[
+            places_by_finding[
                 OverlayFinding(
                     what, ("Measure the other release with this version of the harness.",)
                 )
@@ -82,7 +82,9 @@ def check(
             overlay.deviation(known.name, fresh.deviations[known.name], recorded, device),
         )
     return Checked(
-        way, dict(met), tuple((finding, tuple(where)) for finding, where in found.items())
+        way,
+        dict(met),
+        tuple((finding, tuple(where)) for finding, where in places_by_finding.items()),
     )
 
 
@@ -121,10 +123,10 @@ def effects(base: ReleaseMeasurement, fresh: ReleaseMeasurement) -> list[Effect]
             beyond = ()
             lines = tuple(tuple(maps.diff(old.maps[a], new.maps[a])) for a in effect.ARCHITECTURES)
         alike[lines, beyond].append(name)
-    found = []
+    effects = []
     for (by_architecture, beyond_), names in alike.items():
-        made = Effect(
+        change = Effect(
             ", ".join(names), dict(zip(effect.ARCHITECTURES, by_architecture, strict=True)), beyond_
         )
-        found += [] if made.none else [made]
-    return found
+        effects += [] if change.none else [change]
+    return effects

@@ -112,18 +112,18 @@ def measure(say: Callable[[str], object] = lambda _: None) -> ReleaseMeasurement
     seconds.
     """
     blanks = {name: architectures.build(name) for name in ARCHITECTURES}
-    found = {}
+    subjects = {}
     for attention, name in PLACES.items():
         say(name)
         maps = {a: _map(partial(quantize.insert, b, attention)) for a, b in blanks.items()}
-        found[name] = SubjectState(f"{len(maps[ARCHITECTURES[0]])} quantizers inserted", maps)
+        subjects[name] = SubjectState(f"{len(maps[ARCHITECTURES[0]])} quantizers inserted", maps)
     for name, reference in references().items():
         say(name)
-        found[name] = subject(reference, blanks)
+        subjects[name] = subject(reference, blanks)
     say("known deviations")
     with quiet():
         states = {known.name: known.state() for known in deviations.KNOWN}
-    return ReleaseMeasurement(environment.versions(), found, states)
+    return ReleaseMeasurement(environment.versions(), subjects, states)
 
 
 def subject(reference: str, blanks: Mapping[str, nn.Module]) -> SubjectState:
@@ -196,8 +196,8 @@ def write(measurement: ReleaseMeasurement, path: Path) -> None:
     content = {
         "versions": dict(measurement.versions),
         "subjects": {
-            name: {"outcome": one.outcome, "maps": {a: _groups(m) for a, m in one.maps.items()}}
-            for name, one in measurement.subjects.items()
+            name: {"outcome": state.outcome, "maps": {a: _groups(m) for a, m in state.maps.items()}}
+            for name, state in measurement.subjects.items()
         },
         "deviations": dict(measurement.deviations),
     }
@@ -216,9 +216,9 @@ def read(path: Path) -> ReleaseMeasurement:
     try:
         subjects = {
             name: SubjectState(
-                str(one["outcome"]), {a: _map_of(groups) for a, groups in one["maps"].items()}
+                str(state["outcome"]), {a: _map_of(groups) for a, groups in state["maps"].items()}
             )
-            for name, one in content["subjects"].items()
+            for name, state in content["subjects"].items()
         }
         return ReleaseMeasurement(dict(content["versions"]), subjects, dict(content["deviations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -229,8 +229,8 @@ def read(path: Path) -> ReleaseMeasurement:
 
 def every(baselines: Path) -> tuple[ReleaseMeasurement, ...]:
     """All measurements under the folder of *baselines*, oldest release first."""
-    found = [read(path) for path in (baselines / differences.FOLDER).glob("*.json")]
-    return tuple(sorted(found, key=lambda m: differences.release(m.release)))
+    measurements = [read(path) for path in (baselines / differences.FOLDER).glob("*.json")]
+    return tuple(sorted(measurements, key=lambda m: differences.release(m.release)))
 
 
 def find(name: str, baselines: Path) -> ReleaseMeasurement:
@@ -243,9 +243,9 @@ def find(name: str, baselines: Path) -> ReleaseMeasurement:
     if files.is_file(name):
         return read(Path(name))
     measured = every(baselines)
-    for one in reversed(measured):
-        if one.release == name or one.release.startswith(f"{name}."):
-            return one
+    for measurement in reversed(measured):
+        if measurement.release == name or measurement.release.startswith(f"{name}."):
+            return measurement
     known = ", ".join(m.release for m in measured) or "none"
     fix = (
         f"Measured: {known}. In that release's environment: python -m harness.tools.versions "
@@ -270,13 +270,13 @@ def _groups(quantizer_map: QuantizerMap) -> dict[str, list[str]]:
 
 
 def _map_of(groups: Mapping[str, Iterable[str]]) -> QuantizerMap:
-    found = []
+    quantizers = []
     for state, patterns in groups.items():
         match = _GROUP.fullmatch(state)
         if match is None:
             raise ValueError(f"{state!r} is not a state of quantizers")
         on = match["format"] is not None
-        found += [
+        quantizers += [
             Quantizer(
                 name=name,
                 kind=maps.kind_of(name),
@@ -294,7 +294,7 @@ def _map_of(groups: Mapping[str, Iterable[str]]) -> QuantizerMap:
             for pattern in patterns
             for name in unfold(pattern)
         ]
-    return tuple(found)
+    return tuple(quantizers)
 
 
 def fold(names: Iterable[str]) -> list[str]:
@@ -316,8 +316,8 @@ def fold(names: Iterable[str]) -> list[str]:
         parent, _, module = f".{holder}".rpartition(".")
         modules[parent, numbers_, _braced(kinds)].append(module)
     folded = [
-        (parent, numbers_, _braced(found), kinds)
-        for (parent, numbers_, kinds), found in modules.items()
+        (parent, numbers_, _braced(leaves_alike), kinds)
+        for (parent, numbers_, kinds), leaves_alike in modules.items()
     ]
     return bare + [f"{p}.{m}.{k}".replace("#", n).lstrip(".") for p, n, m, k in folded]
 

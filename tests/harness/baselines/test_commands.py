@@ -88,17 +88,17 @@ def test_a_command_gates_the_same_case_again(here: Path, parsed: Parsed, name: s
     """The printed options give the case the same id, recipe, model and conditions, an id with ``@``
     included.
     """
-    given = Options(**GIVEN[name])
-    cases = listing.cases_of(given)
+    options = Options(**GIVEN[name])
+    cases = listing.cases_of(options)
 
     assert name != "ids alike" or {"a-b@c", "a@b-c"} <= {case.id for case in cases}
     for case in cases:
         _, again = parsed(
-            rerun_command(f"tests/test_x.py::test_x[{case.id}]", listing.words_of(given, case))
+            rerun_command(f"tests/test_x.py::test_x[{case.id}]", listing.words_of(options, case))
         )
-        assert (case.id, case) in [(found.id, found) for found in listing.cases_of(again)]
+        assert (case.id, case) in [(same.id, same) for same in listing.cases_of(again)]
         for option in listing._REPEATED:
-            assert getattr(again, option) == getattr(given, option)
+            assert getattr(again, option) == getattr(options, option)
 
 
 @pytest.mark.parametrize("name", ["nothing", "one", "names alike", "ids alike", "every option"])
@@ -108,16 +108,16 @@ def test_the_command_for_a_missing_baseline_makes_that_one(
     """It is taken, adds baselines and changes none, and gates the case that has none under the same
     names.
     """
-    made = Gate(Options(**GIVEN[name]))
+    gate = Gate(Options(**GIVEN[name]))
 
-    for case in made.cases():
-        missing = Missing(case.model_name, case.recipe_name, made.device_key, here)
-        message = missing.message(None, listing.words_of(made.options, case.name))
-        of_the_store = made.store._accept(case.model_name, case.recipe_name)
+    for case in gate.cases():
+        missing = Missing(case.model_name, case.recipe_name, gate.device_key, here)
+        message = missing.message(None, listing.words_of(gate.options, case.name))
+        of_the_store = gate.store._accept(case.model_name, case.recipe_name)
         for command in (message.rpartition("accept: ")[2], of_the_store):
             config, again = parsed(command)
             named = [
-                (found.recipe_name, found.model_name, found) for found in listing.cases_of(again)
+                (other.recipe_name, other.model_name, other) for other in listing.cases_of(again)
             ]
             assert config.getoption("new_baselines_only")
             assert not config.getoption("update_baselines")

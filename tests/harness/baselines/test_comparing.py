@@ -203,14 +203,14 @@ def test_smallest_step_of_a_margin_shows_on_the_same_device(store: Store) -> Non
     """A float32 margin one unit in the last place off, invisible in the stored float16, is found by
     bits.
     """
-    made = outcomes()
-    quantized = with_changes(made, 30, 20)
+    reference = outcomes()
+    quantized = with_changes(reference, 30, 20)
     margins = quantized.margins.copy()
     margins[0] = np.nextafter(margins[0], np.float32(np.inf))
 
     drift = compare(
         stored(store, record(task_record())),
-        record(task_record(made, replace(quantized, margins=margins))),
+        record(task_record(reference, replace(quantized, margins=margins))),
     )
 
     assert drift.kind is Kind.QUANTIZED
@@ -400,7 +400,7 @@ def test_noise_drawn_anew_is_no_drift(size: float, drifts: bool) -> None:
     rng = np.random.default_rng(5)
     targets = np.arange(1000, dtype=np.int32) % 10
     scores = rng.normal(size=(1000, 10)) + 3.0 * np.eye(10)[targets]
-    found = 0
+    failures = 0
     for _ in range(40):
         was, now = (
             task_record(
@@ -409,9 +409,9 @@ def test_noise_drawn_anew_is_no_drift(size: float, drifts: bool) -> None:
             )
             for noise in (0.15, 0.15 * size)
         )
-        found += compare(record(was, bits=None), record(now, bits=None)).failed
+        failures += compare(record(was, bits=None), record(now, bits=None)).failed
 
-    assert found == 40 if drifts else found <= 2
+    assert failures == 40 if drifts else failures <= 2
 
 
 def as_scored(scores: NDArray[np.float64], targets: NDArray[np.int32]) -> Made:

@@ -50,8 +50,10 @@ def test_conditions_and_ranges_are_described_and_let_nothing_through() -> None:
     are reported as what they are, and count neither as loosened nor as tightened.
     """
     moved = quantizer(3, amax={"count": 1, "low": 3.251, "high": 3.251, "digest": "0" * 16})
-    found = changes(record(), record(quantizers=(*MAP[:3], moved, *MAP[4:]), bits="4 threads"))
-    assert found == Changes(
+    differences = changes(
+        record(), record(quantizers=(*MAP[:3], moved, *MAP[4:]), bits="4 threads")
+    )
+    assert differences == Changes(
         other=(
             f"conditions {BITS} to 4 threads",
             "1 quantizer changes: vision self_attn q_bmm amax 3.25 to 3.251, layers 3",
@@ -59,8 +61,8 @@ def test_conditions_and_ranges_are_described_and_let_nothing_through() -> None:
     )
 
     off = quantizer(3, enabled=False)
-    found = changes(record(), record(quantizers=(*MAP[:2], replaced(2, 9.0), off, *MAP[4:])))
-    assert found == Changes(
+    differences = changes(record(), record(quantizers=(*MAP[:2], replaced(2, 9.0), off, *MAP[4:])))
+    assert differences == Changes(
         other=("1 quantizer changes: vision self_attn q_bmm E4M3 per-tensor to off, layers 3",)
     ), "the structure first; its ranges are reported once it is the same"
 
@@ -102,14 +104,14 @@ def test_other_samples_are_described_without_comparing_sample_by_sample() -> Non
     """
     fewer = outcomes(1, n=900)
     was, now = task_record(), task_record(fewer, with_changes(fewer, 30, 20))
-    found = changes(record(was), record(now))
+    differences = changes(record(was), record(now))
 
-    assert found.other == (
+    assert differences.other == (
         "cifar100 acc1: 1,000 samples to 900",
         f"cifar100 acc1: reference {was.percent_reference:.2f} % to {now.percent_reference:.2f} %",
         f"cifar100 acc1: quantized {was.percent_quantized:.2f} % to {now.percent_quantized:.2f} %",
     )
-    assert found.loosened == ("cifar100 acc1: difference -1.00 to -1.11 points",)
+    assert differences.loosened == ("cifar100 acc1: difference -1.00 to -1.11 points",)
 
     reordered = changes(record(task_record()), record(task_record(other_order())))
     assert "answers changed" not in "\n".join(reordered.lines)
@@ -123,12 +125,15 @@ def test_tasks_that_come_and_go_are_on_their_sides() -> None:
     """A task taken out lets everything pass there; one added, with its numbers and verdict, does
     not.
     """
-    one, other = task_record(), task_record(outcomes(4, task="imagenet1k"), decision="INCONCLUSIVE")
+    first, other = (
+        task_record(),
+        task_record(outcomes(4, task="imagenet1k"), decision="INCONCLUSIVE"),
+    )
 
-    assert changes(record(one, other), record(one)).loosened == (
+    assert changes(record(first, other), record(first)).loosened == (
         "imagenet1k acc1: taken out, not measured in this run",
     )
-    assert changes(record(one), record(one, other)) == Changes(
+    assert changes(record(first), record(first, other)) == Changes(
         tightened=(
             f"imagenet1k acc1: added, {other.percent_quantized:.2f} % (-1.00 points), INCONCLUSIVE",
         )
@@ -229,23 +234,23 @@ def test_each_side_is_reported_where_it_belongs() -> None:
     was = record(task_record())
     noisy, moved = with_changes(outcomes(), 2, 2), with_changes(outcomes(), 60, 20)
 
-    found = verdict(was, record(task_record(noisy, moved)))
-    assert found.kind is Kind.QUANTIZED
-    assert [line.partition(":")[0] for line in found.lines] == ["cifar100 acc1, quantized"]
+    drift = verdict(was, record(task_record(noisy, moved)))
+    assert drift.kind is Kind.QUANTIZED
+    assert [line.partition(":")[0] for line in drift.lines] == ["cifar100 acc1, quantized"]
     assert [
         n
-        for n in found.notes
+        for n in drift.notes
         if "cifar100 acc1, reference: 4 of 1,000" in n and "within noise" in n
     ]
 
-    found = verdict(
+    drift = verdict(
         was, record(task_record(with_changes(outcomes(), 40), with_changes(outcomes(), 31, 20)))
     )
-    assert found.kind is Kind.REFERENCE
-    assert [line.partition(":")[0] for line in found.lines] == ["cifar100 acc1, reference"]
+    assert drift.kind is Kind.REFERENCE
+    assert [line.partition(":")[0] for line in drift.lines] == ["cifar100 acc1, reference"]
     assert [
         n
-        for n in found.notes
+        for n in drift.notes
         if "cifar100 acc1, quantized: 1 of 1,000" in n and "within noise" in n
     ]
 
@@ -255,17 +260,17 @@ def test_captions_lost_together_are_one_event_of_the_comparison(side: str) -> No
     """Two pictures whose sixteen captions are lost are noise; sixteen pictures that lose one
     caption each are not.
     """
-    made = replace(outcomes(n=800), correct=np.ones(800, np.bool_))
+    all_right = replace(outcomes(n=800), correct=np.ones(800, np.bool_))
     pictures = np.arange(800, dtype=np.int32) // 8
-    lost = made.correct.copy()
+    lost = all_right.correct.copy()
     lost[:16] = False
     quantized = replace(
-        made, answers=np.where(np.arange(800) >= 700, made.answers + 1, made.answers)
+        all_right, answers=np.where(np.arange(800) >= 700, all_right.answers + 1, all_right.answers)
     )
 
     def kind(clusters: Any) -> Kind:
         was = {
-            "reference": replace(made, clusters=clusters),
+            "reference": replace(all_right, clusters=clusters),
             "quantized": replace(quantized, clusters=clusters),
         }
         now = {**was, side: replace(was[side], correct=lost)}

@@ -30,14 +30,14 @@ def test_record_comes_back_as_it_was(store: Store) -> None:
         task_record(), task_record(outcomes(5, 333, "mscoco", "text_retrieval_recall@5", 40_000))
     )
 
-    found = stored(store, fresh)
+    read_back = stored(store, fresh)
 
-    assert found.provenance == fresh.provenance
-    assert found.quantizers == fresh.quantizers
-    assert found.throughput == fresh.throughput
-    assert found.reason == "test"
-    assert [t.name for t in found.tasks] == ["cifar100 acc1", "mscoco text_retrieval_recall@5"]
-    for was, now in zip(fresh.tasks, found.tasks, strict=True):
+    assert read_back.provenance == fresh.provenance
+    assert read_back.quantizers == fresh.quantizers
+    assert read_back.throughput == fresh.throughput
+    assert read_back.reason == "test"
+    assert [t.name for t in read_back.tasks] == ["cifar100 acc1", "mscoco text_retrieval_recall@5"]
+    for was, now in zip(fresh.tasks, read_back.tasks, strict=True):
         for side in ("reference", "quantized"):
             a, b = getattr(was, side), getattr(now, side)
             assert np.array_equal(a.correct, b.correct)
@@ -60,11 +60,11 @@ def test_record_comes_back_as_it_was(store: Store) -> None:
 
 def test_derived_numbers_follow_from_the_outcomes() -> None:
     """Lost, won, changed, difference and percentages are those of the samples."""
-    made = task_record(outcomes(), with_changes(outcomes(), lose=30, win=20))
+    task = task_record(outcomes(), with_changes(outcomes(), lose=30, win=20))
 
-    assert (made.lost, made.won, made.changed, made.count) == (30, 20, 50, 1000)
-    assert made.difference == pytest.approx(-1.0)
-    assert made.percent_quantized == pytest.approx(made.percent_reference - 1.0)
+    assert (task.lost, task.won, task.changed, task.count) == (30, 20, 50, 1000)
+    assert task.difference == pytest.approx(-1.0)
+    assert task.percent_quantized == pytest.approx(task.percent_reference - 1.0)
 
 
 def test_record_is_text_to_review(store: Store) -> None:
@@ -83,13 +83,13 @@ def test_margins_beyond_float16_are_clipped_and_nan_is_refused() -> None:
     """A huge margin is kept as float16's largest, without a warning; NaN cannot become a
     baseline.
     """
-    made = outcomes(n=3)
+    three = outcomes(n=3)
 
-    kept = SampleOutcomes.of(replace(made, margins=np.array([1e9, -1e9, np.inf], np.float32)))
+    clipped = SampleOutcomes.of(replace(three, margins=np.array([1e9, -1e9, np.inf], np.float32)))
 
-    assert kept.margins.tolist() == [65504.0, -65504.0, 65504.0]
+    assert clipped.margins.tolist() == [65504.0, -65504.0, 65504.0]
     with pytest.raises(ValueError, match="1 margins are NaN"):
-        SampleOutcomes.of(replace(made, margins=np.array([0, np.nan, 1], np.float32)))
+        SampleOutcomes.of(replace(three, margins=np.array([0, np.nan, 1], np.float32)))
 
 
 @given(st.integers(1, 70), st.integers(2, 70_000), st.integers(0, 5))
@@ -100,17 +100,17 @@ def test_outcomes_survive_packing(
     """Any count of samples and of classes, within int16 or beyond, survives the way through bits
     and back.
     """
-    made = task_record(outcomes(seed, n, classes=classes))
-    made = replace(
-        made, quantized=replace(made.quantized, answers=made.quantized.answers * (classes - 1))
+    task = task_record(outcomes(seed, n, classes=classes))
+    task = replace(
+        task, quantized=replace(task.quantized, answers=task.quantized.answers * (classes - 1))
     )
     store = Store(tmp_path_factory.mktemp("packing"))
 
-    found = stored(store, record(made)).tasks[0]
+    read_back = stored(store, record(task)).tasks[0]
 
-    assert np.array_equal(found.quantized.correct, made.quantized.correct)
-    assert np.array_equal(found.quantized.answers, made.quantized.answers)
-    assert np.array_equal(found.reference.margins, made.reference.margins)
+    assert np.array_equal(read_back.quantized.correct, task.quantized.correct)
+    assert np.array_equal(read_back.quantized.answers, task.quantized.answers)
+    assert np.array_equal(read_back.reference.margins, task.reference.margins)
 
 
 def test_pair_of_different_samples_is_refused() -> None:

@@ -71,9 +71,9 @@ def test_diff_tells_loosened_from_tightened(store: Store) -> None:
         ),
     )
 
-    found = store.plan(now, reason="recipe")
+    plan = store.plan(now, reason="recipe")
 
-    loosened, tightened = "\n".join(found.changes.loosened), "\n".join(found.changes.tightened)
+    loosened, tightened = "\n".join(plan.changes.loosened), "\n".join(plan.changes.tightened)
     for line in (
         "difference -1.00 to -4.00",
         "verdict PASS to INCONCLUSIVE",
@@ -85,7 +85,7 @@ def test_diff_tells_loosened_from_tightened(store: Store) -> None:
     for line in ("difference -1.00 to +1.00", "verdict FAIL to PASS", "cosine_min 0.9 to 0.95"):
         assert line in tightened
         assert line not in loosened
-    assert found.text.index("loosened") < found.text.index("tightened")
+    assert plan.text.index("loosened") < plan.text.index("tightened")
 
 
 def test_upgrade_shows_what_moved(store: Store) -> None:
@@ -149,12 +149,12 @@ def test_new_only_adds_and_never_changes(store: Store) -> None:
         record(task_record(quantized=with_changes(outcomes(), 90)), other), new_only=True
     )
     assert change.action == "changed"
-    found = stored(store)
-    now = found.task("cifar100", "acc1")
+    merged = stored(store)
+    now = merged.task("cifar100", "acc1")
     assert was is not None
     assert now is not None
     assert was.quantized.bits == now.quantized.bits
-    assert found.task("imagenet1k", "acc1") is not None
+    assert merged.task("imagenet1k", "acc1") is not None
 
     before = snapshot(store.root)
     assert store.update(record(task_record(), recipe_hash="f" * 64), new_only=True).action == "kept"

@@ -46,16 +46,16 @@ def test_nearest_record_is_found_and_named(store: Store) -> None:
         (DeviceKey("pentium", "x86_64"), LAPTOP, Nearness.ANY),
         (DeviceKey("nvidia-a100", "sm80"), GPU, Nearness.ANY),
     ):
-        found = stored(store, device=wanted)
+        nearest = stored(store, device=wanted)
         if near is Nearness.ARCHITECTURE:
-            assert found.provenance.device in (XEON, OTHER_XEON)
+            assert nearest.provenance.device in (XEON, OTHER_XEON)
         elif wanted.architecture == "x86_64":
-            assert found.provenance.device.architecture.startswith("x86_64")
+            assert nearest.provenance.device.architecture.startswith("x86_64")
         else:
-            assert found.provenance.device == expected
-        drift = compare(found, record(task_record(), device=wanted))
+            assert nearest.provenance.device == expected
+        drift = compare(nearest, record(task_record(), device=wanted))
         assert near.value in drift.against
-        assert str(found.provenance.device) in drift.against
+        assert str(nearest.provenance.device) in drift.against
 
 
 def test_newest_of_equally_near_records_is_used(
@@ -182,13 +182,13 @@ def test_orphans_are_named_with_the_command_that_removes_them(store: Store) -> N
         store.write(record(task_record(), **changed), "test")
     (store.root / "budgets.yaml").write_text("")
 
-    found = store.orphans([("embedded", "fp8")], {"cifar100"})
+    orphans = store.orphans([("embedded", "fp8")], {"cifar100"})
 
-    assert {o.path: o.command for o in found} == {
+    assert {o.path: o.command for o in orphans} == {
         store.root / "embedded" / "old": f"rm -r -- {store.root / 'embedded' / 'old'}",
         store.root / "gone": f"rm -r -- {store.root / 'gone'}",
     }
-    assert all(o.command in str(o) for o in found)
+    assert all(o.command in str(o) for o in orphans)
     assert store.orphans([("embedded", "fp8"), ("embedded", "old"), ("gone", "fp8")]) == ()
     tasks = store.orphans(
         [("embedded", "fp8"), ("embedded", "old"), ("gone", "fp8")], {"imagenet1k"}

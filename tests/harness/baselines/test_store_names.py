@@ -112,11 +112,11 @@ def test_files_of_a_record_are_named_by_device_and_content(store: Store) -> None
     """JSON by architecture and device, outcomes by 16 digits of their SHA-256, the reference's by
     task and metric.
     """
-    made = [task_record(), task_record(outcomes(5, 30, "ms/coco", "text recall@5"))]
-    store.write(record(*made), "test")
+    tasks = [task_record(), task_record(outcomes(5, 30, "ms/coco", "text recall@5"))]
+    store.write(record(*tasks), "test")
 
-    quantized = digests.of_bytes(text.quantized_blob(made))[:16]
-    references = [digests.of_bytes(text.reference_blob(task))[:16] for task in made]
+    quantized = digests.of_bytes(text.quantized_blob(tasks))[:16]
+    references = [digests.of_bytes(text.reference_blob(task))[:16] for task in tasks]
     assert set(snapshot(store.root)) == {
         "embedded/fp8/record@x86_64-avx512@xeon-8488c-0a1b2c3d.json",
         f"embedded/fp8/outcomes-{quantized}.safetensors",

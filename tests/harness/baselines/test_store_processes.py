@@ -131,9 +131,9 @@ for i in range(10**6):
         last = [int(line) for line in process.stdout.read().split()] or [2]
         process.stdout.close()
 
-        found = stored(store)
-        assert found.reason != "before"
-        assert int(found.reason) >= last[-1]
+        read_back = stored(store)
+        assert read_back.reason != "before"
+        assert int(read_back.reason) >= last[-1]
 
     assert store.write(record(task_record(outcomes(77))), "after").action == "changed"
     assert stored(store).reason == "after"
@@ -160,12 +160,14 @@ for fresh in made: Store(sys.argv[1]).write(fresh, "xdist")
         writer.communicate(timeout=120)
         assert writer.returncode == 0
 
-    found = stored(store)
+    merged = stored(store)
 
-    assert sorted(t.task for t in found.tasks) == sorted(
+    assert sorted(t.task for t in merged.tasks) == sorted(
         f"{name}{i}" for name in ("left", "right") for i in range(12)
     )
-    assert [h.reason for h in found.history] == ["xdist"], "one acceptance, whoever wrote its parts"
+    assert [h.reason for h in merged.history] == ["xdist"], (
+        "one acceptance, whoever wrote its parts"
+    )
 
 
 def test_reader_beside_a_writer_sees_whole_records(store: Store) -> None:

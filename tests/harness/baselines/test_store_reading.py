@@ -30,7 +30,7 @@ ACCEPT = "pytest --recipe fp8 --clip-model embedded --new-baselines-only"
 
 
 @pytest.mark.parametrize(
-    ("devices", "wanted", "found"),
+    ("devices", "wanted", "expected"),
     [
         # From the oldest to the newest.
         ((XEON, OTHER_XEON, GPU), XEON, XEON),
@@ -54,7 +54,11 @@ ACCEPT = "pytest --recipe fp8 --clip-model embedded --new-baselines-only"
     ],
 )
 def test_nearest_record_first_by_device_then_by_age(
-    store: Store, clock: Clock, devices: tuple[DeviceKey, ...], wanted: DeviceKey, found: DeviceKey
+    store: Store,
+    clock: Clock,
+    devices: tuple[DeviceKey, ...],
+    wanted: DeviceKey,
+    expected: DeviceKey,
 ) -> None:
     """The very device's, else of its architecture, else of the one most alike from the first letter
     on; then age.
@@ -63,12 +67,12 @@ def test_nearest_record_first_by_device_then_by_age(
         store.write(record(device=device), "test")
         clock.time += timedelta(seconds=1)
 
-    assert stored(store, device=wanted).provenance.device == found
+    assert stored(store, device=wanted).provenance.device == expected
 
 
 def test_of_records_of_one_second_the_last_name_is_used(store: Store, clock: Clock) -> None:
-    """Where nothing else tells two records apart, the name decides: the same one on every file
-    system.
+    """Where nothing else distinguishes two records, the name decides, so that every file system has
+    the same one.
     """
     for name in ("b", "c", "a"):
         store.write(record(device=named(name, "sm90")), "test")
@@ -133,7 +137,7 @@ def test_vanished_record_is_read_again_four_times(
     store: Store, monkeypatch: pytest.MonkeyPatch, vanishes: int, reads: int
 ) -> None:
     """A record that another process replaces meanwhile is read again, at most four times, then
-    told.
+    reported.
     """
     path = store.write(record(), "test").path
     left, read, count = vanishes, text.read, 0

@@ -82,8 +82,8 @@ def test_plan_of_a_changed_record_keeps_what_was_not_measured(store: Store, cloc
     """One task and one speed measured again replace theirs; the rest stays, and the history goes
     on.
     """
-    kept = task_record(outcomes(4, task="imagenet1k"))
-    was = replace(record(task_record(), kept), throughput=speeds(vision=0.17, text=0.2))
+    other_task = task_record(outcomes(4, task="imagenet1k"))
+    was = replace(record(task_record(), other_task), throughput=speeds(vision=0.17, text=0.2))
     path = store.write(was, "first").path
     clock.time += timedelta(hours=1)
     moved = task_record(quantized=with_changes(outcomes(), 60, 20))
@@ -96,7 +96,7 @@ def test_plan_of_a_changed_record_keeps_what_was_not_measured(store: Store, cloc
     assert change.changes == changes(stored(store), now)
     assert change.changes.loosened[0].startswith("cifar100 acc1: difference -1.00 to -4.00 points")
     assert now.tasks[0] is moved
-    assert [t.quantized.bits for t in now.tasks[1:]] == [kept.quantized.bits]
+    assert [t.quantized.bits for t in now.tasks[1:]] == [other_task.quantized.bits]
     assert now.throughput == speeds(vision=0.17, text=0.4)
     assert now.history == (
         HistoryEntry("2026-01-02", "first", ("first measured",)),
@@ -137,8 +137,8 @@ def test_plan_of_new_ones_only_adds_beside_what_is_there(store: Store) -> None:
     assert now.throughput == speeds(vision=0.17, text=0.2)
     others: list[dict[str, Any]] = [{"recipe_hash": "f" * 64}, {"bits": "4 threads"}]
     for foreign in others:
-        found = store.plan(record(moved, new, **foreign), new_only=True)
-        assert (found.action, found.record) == ("kept", None), (
+        plan = store.plan(record(moved, new, **foreign), new_only=True)
+        assert (plan.action, plan.record) == ("kept", None), (
             "of another foundation: nothing is added to it"
         )
 
@@ -213,9 +213,9 @@ def test_diff_is_told_line_by_line() -> None:
     """What is done to which file, each kind of change under its title, the reason if it is written,
     what is left.
     """
-    found = Changes(("a", "b"), ("c",), ("d",))
+    changed = Changes(("a", "b"), ("c",), ("d",))
     whole = Change(
-        "changed", Path("r.json"), found, "why", ("left behind, x", "left behind, y"), record()
+        "changed", Path("r.json"), changed, "why", ("left behind, x", "left behind, y"), record()
     )
     assert whole.text == (
         "changed: r.json\n"
@@ -240,16 +240,16 @@ def test_acceptances_of_one_day_and_reason_are_one(store: Store, clock: Clock) -
     """Parts of one run make one entry, each line once; another reason or another day makes
     another.
     """
-    made = [task_record(outcomes(i, task=f"task{i}")) for i in range(6)]
+    tasks = [task_record(outcomes(i, task=f"task{i}")) for i in range(6)]
     for task, reason, hours in zip(
-        made, ("run", "run", "other", "run", "run", "run"), (0.5, 0, 0, 1, 0, 0), strict=True
+        tasks, ("run", "run", "other", "run", "run", "run"), (0.5, 0, 0, 1, 0, 0), strict=True
     ):
         store.write(record(task), reason)
         clock.time += timedelta(hours=hours)
 
     added = [
         f"tightened: task{i} acc1: added, {task.percent_quantized:.2f} % (-1.00 points), PASS"
-        for i, task in enumerate(made)
+        for i, task in enumerate(tasks)
     ]
     assert stored(store).history == (
         HistoryEntry("2026-01-02", "run", ("first measured", added[1])),

@@ -359,13 +359,13 @@ def test_outcomes_of_a_misnamed_record_are_kept(store: Store) -> None:
     """
     store.write(record(task_record()), "test")
     (path,) = store.root.glob("*/*/record@*.json")
-    kept = {p.name for p in path.parent.glob("*.safetensors")}
+    names = {p.name for p in path.parent.glob("*.safetensors")}
     path.rename(path.with_name("record.json"))
 
     store.write(record(task_record(outcomes(task="another")), recipe="another"), "test")
 
-    assert kept
-    assert {p.name for p in path.parent.glob("*.safetensors")} == kept
+    assert names
+    assert {p.name for p in path.parent.glob("*.safetensors")} == names
 
 
 def test_unused_baselines_are_told_one_by_one(store: Store) -> None:

@@ -61,11 +61,11 @@ def test_every_default_recipe_agrees_with_its_model(
     folded copy.
     """
     recipe = loading.load(name)
-    made = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantized = quantize(reference.model, recipe, forward_loop_over(batches))
 
-    assert agreement.with_recipe(made, recipe) == []
-    assert agreement.with_data(made, recipe, data) == []
-    assert agreement.with_folded(made, fold(made), next(iter(batches))) == []
+    assert agreement.with_recipe(quantized, recipe) == []
+    assert agreement.with_data(quantized, recipe, data) == []
+    assert agreement.with_folded(quantized, fold(quantized), next(iter(batches))) == []
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_a_general_recipe_of_modelopts_with_constant_ranges(
     uncalibrated.
     """
     recipe = loading.load("general/ptq/fp8_default-kv_fp8_cast")
-    made = quantize(reference.model, recipe, forward_loop_over(batches))
-    quantizers = quantizer_map(made)
+    quantized = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantizers = quantizer_map(quantized)
 
-    assert agreement.with_recipe(made, recipe, quantizers) == []
-    assert agreement.with_data(made, recipe, data) == []
+    assert agreement.with_recipe(quantized, recipe, quantizers) == []
+    assert agreement.with_data(quantized, recipe, data) == []
     assert insertion.uncalibrated(quantizers, recipe) == []
     states = {state(q) for q in quantizers if q.kind in ("k_bmm", "v_bmm") and q.enabled}
     assert states == {"E4M3 per-tensor constant 448"}
@@ -125,15 +125,15 @@ def test_ranges_that_the_recipe_fixes(
         )
 
     recipe = fixed("constant_amax: 56.0")
-    made = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantized = quantize(reference.model, recipe, forward_loop_over(batches))
     always = quantize(reference.model, fixed("use_constant_amax: true"), forward_loop_over(batches))
 
-    assert agreement.with_recipe(made, recipe) == []
-    assert agreement.with_data(made, recipe, data) == []
-    assert agreement.with_folded(made, fold(made), next(iter(batches))) == []
+    assert agreement.with_recipe(quantized, recipe) == []
+    assert agreement.with_data(quantized, recipe, data) == []
+    assert agreement.with_folded(quantized, fold(quantized), next(iter(batches))) == []
     assert agreement.with_recipe(always, fixed("use_constant_amax: true")) == []
     assert agreement.with_data(always, fixed("use_constant_amax: true"), data) == []
-    (problem,) = agreement.with_recipe(made, fixed("constant_amax: 28.0"))
+    (problem,) = agreement.with_recipe(quantized, fixed("constant_amax: 28.0"))
     assert len(problem.names) == 7
     assert "fc1.input_quantizer: the range is [56.0], the recipe fixes 28.0 (" in problem.names[0]
     (problem,) = agreement.with_recipe(always, fixed("axis: null"))
@@ -243,12 +243,12 @@ def test_the_data_are_looked_at_once_for_all_recipes(
 
     data = Magnitudes(insert(reference.model), Counted())
     for name in ("fp8", "int8"):
-        made = (
+        quantized = (
             fp8
             if name == "fp8"
             else quantize(reference.model, loading.load(name), forward_loop_over(batches))
         )
-        assert agreement.with_data(made, loading.load(name), data) == []
+        assert agreement.with_data(quantized, loading.load(name), data) == []
     assert len(passes) == 1
 
     along = data.along({f"{FC1}.input_quantizer": (-1,)})[f"{FC1}.input_quantizer"]
@@ -295,9 +295,9 @@ def test_with_its_quantizers_off_a_model_is_the_reference(
     the others.
     """
     recipe = loading.load(name)
-    made = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantized = quantize(reference.model, recipe, forward_loop_over(batches))
 
-    assert agreement.with_reference(made, reference.model, recipe, next(iter(batches))) == []
+    assert agreement.with_reference(quantized, reference.model, recipe, next(iter(batches))) == []
 
 
 @pytest.mark.parametrize("name", ["fp8", "int8-smoothquant", "int4-awq"])
@@ -308,10 +308,10 @@ def test_a_changed_weight_underneath(
     hidden.
     """
     recipe = loading.load(name)
-    made: Any = quantize(reference.model, recipe, forward_loop_over(batches))
-    made.vision_model.encoder.layers[1].mlp.fc1.weight.data *= 1.25
+    quantized: Any = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantized.vision_model.encoder.layers[1].mlp.fc1.weight.data *= 1.25
 
-    (problem,) = agreement.with_reference(made, reference.model, recipe, next(iter(batches)))
+    (problem,) = agreement.with_reference(quantized, reference.model, recipe, next(iter(batches)))
 
     assert problem.rule == "not the reference underneath"
     assert any(line.startswith("vision: relative error") for line in problem.names)
@@ -340,11 +340,11 @@ def test_outputs_of_nan_are_no_small_error(
     """A model whose outputs are NaN is not within any allowed error."""
     model.visual_projection.weight.data.fill_(float("nan"))
 
-    found = agreement.with_reference(
+    problems = agreement.with_reference(
         model, reference.model, loading.load("fp8"), next(iter(batches)), False
     )
 
-    assert "vision: relative error nan" in str(found[0])
+    assert "vision: relative error nan" in str(problems[0])
 
 
 def test_methods_that_adapt_weights_are_left_alone(
@@ -368,9 +368,9 @@ def test_gptq_that_made_no_error_good_is_found(
     recipe = replace(
         recipe, quant_cfg=recipe.quant_cfg | {"algorithm": algorithm}, algorithm=algorithm
     )
-    made = quantize(reference.model, recipe, forward_loop_over(batches))
+    quantized = quantize(reference.model, recipe, forward_loop_over(batches))
 
-    found = agreement.with_reference(made, reference.model, recipe, next(iter(batches)))
+    problems = agreement.with_reference(quantized, reference.model, recipe, next(iter(batches)))
 
-    assert [problem.rule for problem in found] == (["GPTQ did nothing"] if silent else [])
-    assert not silent or "visual_projection" in found[0].names, "sixteen rows for 192 inputs"
+    assert [problem.rule for problem in problems] == (["GPTQ did nothing"] if silent else [])
+    assert not silent or "visual_projection" in problems[0].names, "sixteen rows for 192 inputs"

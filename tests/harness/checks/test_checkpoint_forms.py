@@ -63,11 +63,11 @@ def test_a_changed_weight_is_told_in_every_family(name: str, tmp_path: Path) -> 
         model.get_parameter(changed).add_(0.25)
 
     expected, weights = checkpoint.observe(model, inputs)[0], checkpoint.digests(model)
-    found = checkpoint.problems(
+    lines = checkpoint.problems(
         tmp_path / "mto", "mto", Loading(), inputs, expected, saved, weights
     )
 
-    assert any(changed in line for line in found)
+    assert any(changed in line for line in lines)
 
 
 def test_modelopt_restores_into_the_inner_model_too(

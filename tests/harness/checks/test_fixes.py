@@ -40,7 +40,7 @@ def blank() -> nn.Module:
 
 
 @pytest.fixture
-def found(blank: nn.Module, tmp_path: Path) -> Callable[..., list[Problem]]:
+def problems_of(blank: nn.Module, tmp_path: Path) -> Callable[..., list[Problem]]:
     """What the insertion suite says of a recipe's entries (YAML, or read from it) on the
     architecture.
     """
@@ -63,8 +63,8 @@ def found(blank: nn.Module, tmp_path: Path) -> Callable[..., list[Problem]]:
 def lines(entries: Entries) -> str:
     """The lines of a recipe for *entries*."""
     return "".join(
-        f"  - {yaml.safe_dump(one, default_flow_style=True, width=1000).strip()}\n"
-        for one in entries
+        f"  - {yaml.safe_dump(item, default_flow_style=True, width=1000).strip()}\n"
+        for item in entries
     )
 
 
@@ -79,9 +79,9 @@ def off(pattern: str) -> str:
     return f"  - {{quantizer_name: '{pattern}', enable: false}}\n"
 
 
-def test_a_recipe_to_start_from_has_no_problem(found: Callable[..., list[Problem]]) -> None:
+def test_a_recipe_to_start_from_has_no_problem(problems_of: Callable[..., list[Problem]]) -> None:
     """Otherwise the tests below would show nothing."""
-    assert found(WHOLE) == []
+    assert problems_of(WHOLE) == []
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_a_recipe_to_start_from_has_no_problem(found: Callable[..., list[Problem
     ],
 )
 def test_the_pattern_that_was_meant_matches(
-    found: Callable[..., list[Problem]], pattern: str, meant: str
+    problems_of: Callable[..., list[Problem]], pattern: str, meant: str
 ) -> None:
     """The proposed pattern, written in the place of the one that matches nothing, matches."""
-    (problem,) = found(WHOLE + off(pattern))
+    (problem,) = problems_of(WHOLE + off(pattern))
     (proposed,) = re.findall(r"Did you mean '(.*?)'\?", problem.fix)
 
     assert problem.rule == "pattern matches nothing"
-    assert "matches none of the" not in "".join(map(str, found(WHOLE + off(proposed))))
+    assert "matches none of the" not in "".join(map(str, problems_of(WHOLE + off(proposed))))
     assert set(re.sub(r"[\[\],]", "", proposed)) == set(re.sub(r"[\[\],]", "", meant))
 
 
@@ -122,45 +122,49 @@ def test_the_pattern_that_was_meant_matches(
     ],
 )
 def test_the_attention_class_that_is_named_has_the_quantizer(
-    found: Callable[..., list[Problem]], entries: str, attention: str, instead: str
+    problems_of: Callable[..., list[Problem]], entries: str, attention: str, instead: str
 ) -> None:
     """``--attention diffusers`` for the output quantizer; without the pattern ModelOpt's own class
     will do.
     """
     if attention != instead:
-        assert all(f"--attention {instead}" in problem.fix for problem in found(entries, attention))
-        assert found(entries, attention)
-    assert found(entries, instead) == []
+        assert all(
+            f"--attention {instead}" in problem.fix for problem in problems_of(entries, attention)
+        )
+        assert problems_of(entries, attention)
+    assert problems_of(entries, instead) == []
 
 
-def test_what_no_attention_class_runs_is_removed(found: Callable[..., list[Problem]]) -> None:
+def test_what_no_attention_class_runs_is_removed(problems_of: Callable[..., list[Problem]]) -> None:
     """ModelOpt's own class has a quantizer for the probabilities, and it never runs: that class is
     not the fix.
     """
     asked = DENY_ALL + LINEARS + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")
-    (problem,) = found(asked + AROUND + entry("*p_bmm_quantizer", "num_bits: e4m3"))[:1]
+    (problem,) = problems_of(asked + AROUND + entry("*p_bmm_quantizer", "num_bits: e4m3"))[:1]
 
     assert problem.fix.startswith("Remove the entry")
-    assert found(asked + entry("*p_bmm_quantizer", "num_bits: e4m3"), "modelopt") != []
-    assert found(WHOLE) == []
+    assert problems_of(asked + entry("*p_bmm_quantizer", "num_bits: e4m3"), "modelopt") != []
+    assert problems_of(WHOLE) == []
 
 
 @pytest.mark.parametrize("kind", ["softmax"])
-def test_what_never_runs_is_turned_off(found: Callable[..., list[Problem]], kind: str) -> None:
+def test_what_never_runs_is_turned_off(
+    problems_of: Callable[..., list[Problem]], kind: str
+) -> None:
     """The entry that the message gives, put at the end, leaves no problem."""
     asked = WHOLE + entry(f"*{kind}_quantizer", "num_bits: e4m3")
     message = {
         line
-        for problem in found(asked)
+        for problem in problems_of(asked)
         for line in re.findall(r"end the recipe with (\{.*?\})", problem.fix)
     }
 
     assert len(message) == 1
-    assert found(f"{asked}  - {message.pop()}\n") == []
+    assert problems_of(f"{asked}  - {message.pop()}\n") == []
 
 
 def test_a_deny_all_is_moved_to_the_front(
-    found: Callable[..., list[Problem]], blank: nn.Module, tmp_path: Path
+    problems_of: Callable[..., list[Problem]], blank: nn.Module, tmp_path: Path
 ) -> None:
     """ModelOpt refuses such a recipe; the message says where ``*`` goes, and there it is
     accepted.
@@ -172,52 +176,60 @@ def test_a_deny_all_is_moved_to_the_front(
     (problem,) = patterns.overridden_patterns(quantizers, recipe)
 
     assert re.search(r"move '\*' to the front, before '\*weight_quantizer'", problem.fix)
-    assert found([entries[-1], *entries[:-1]]) == []
+    assert problems_of([entries[-1], *entries[:-1]]) == []
 
 
-def test_an_exception_is_moved_behind_what_it_excepts(found: Callable[..., list[Problem]]) -> None:
+def test_an_exception_is_moved_behind_what_it_excepts(
+    problems_of: Callable[..., list[Problem]],
+) -> None:
     """Behind the entry that the message numbers it has its effect."""
     entries = read(DENY_ALL + off("*layers.0.*") + LINEARS + AROUND)
-    (problem,) = found(entries)
+    (problem,) = problems_of(entries)
     behind = int(re.findall(r"behind entry (\d+)", problem.fix)[0])
 
     moved = [*entries[:1], *entries[2:behind], entries[1], *entries[behind:]]
-    assert found(moved) == []
-    assert found([*entries[:1], *entries[2:]]) == []
+    assert problems_of(moved) == []
+    assert problems_of([*entries[:1], *entries[2:]]) == []
 
 
-def test_one_of_two_entries_for_the_same_is_removed(found: Callable[..., list[Problem]]) -> None:
+def test_one_of_two_entries_for_the_same_is_removed(
+    problems_of: Callable[..., list[Problem]],
+) -> None:
     """Either of the two that the message numbers."""
     again = entry("*weight_quantizer", "num_bits: e4m3")
     entries = read(DENY_ALL + LINEARS + again + AROUND)
-    (problem,) = found(entries)
+    (problem,) = problems_of(entries)
     numbers = [int(n) for n in re.findall(r"entry (\d+)", problem.fix)]
 
     assert numbers == [2, 4]
     for number in numbers:
-        assert found([*entries[: number - 1], *entries[number:]]) == []
+        assert problems_of([*entries[: number - 1], *entries[number:]]) == []
 
 
-def test_what_stays_unquantized_is_declared_or_enabled(found: Callable[..., list[Problem]]) -> None:
+def test_what_stays_unquantized_is_declared_or_enabled(
+    problems_of: Callable[..., list[Problem]],
+) -> None:
     """The tower and the kinds that the message gives are what the budgets file takes."""
     without = WHOLE + off("vision_model.embeddings.patch_embedding.*")
-    (problem,) = found(without)
+    (problem,) = problems_of(without)
     ((tower, kinds),) = re.findall(r"budgets file that (\w+) (.*?) stays as it is", problem.fix)
 
-    assert found(without, left_out={(tower, kind) for kind in kinds.split(", ")}) == []
-    assert found(WHOLE) == []
+    assert problems_of(without, left_out={(tower, kind) for kind in kinds.split(", ")}) == []
+    assert problems_of(WHOLE) == []
 
 
-def test_attention_is_quantized_whole_or_not_at_all(found: Callable[..., list[Problem]]) -> None:
+def test_attention_is_quantized_whole_or_not_at_all(
+    problems_of: Callable[..., list[Problem]],
+) -> None:
     """Enable the rest, disable the others, or declare it: each of the three is enough."""
     part = DENY_ALL + LINEARS + entry("*bmm2_output_quantizer", "num_bits: e4m3")
-    problems = found(part)
+    problems = problems_of(part)
 
     assert ["enable these, or disable the others" in problem.fix for problem in problems] == [True]
-    assert found(part + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")) == []
+    assert problems_of(part + entry("*[qkv]_bmm_quantizer", "num_bits: e4m3")) == []
     declared = {("vision", "attention"), ("text", "attention")}
-    assert found(part, left_out=declared) == []
-    assert found(DENY_ALL + LINEARS, left_out=declared) == []
+    assert problems_of(part, left_out=declared) == []
+    assert problems_of(DENY_ALL + LINEARS, left_out=declared) == []
 
 
 def disagreements(blank: nn.Module, recipe: Recipe) -> set[str]:

@@ -49,8 +49,8 @@ def test_untouched_tower_is_told_with_its_modules() -> None:
     """A tower with nothing enabled is reported whole: how many quantizers of its covered kinds, every
     module, in order.
     """
-    found = tower("vision") + all_off(tower("text"))
-    problem = only(insertion.uncovered(found), "tower unquantized")
+    quantizers = tower("vision") + all_off(tower("text"))
+    problem = only(insertion.uncovered(quantizers), "tower unquantized")
 
     assert "the whole text tower is unquantized: 0 of 5 quantizers" in problem.what
     assert problem.names == (
@@ -66,8 +66,8 @@ def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
     """A kind of layer with nothing enabled in a tower is reported for that tower, with the modules of
     that kind only.
     """
-    found = all_off(tower("vision"), "patch_embedding", "attention") + tower("text")
-    problem = only(insertion.uncovered(found), "kind of layer unquantized")
+    quantizers = all_off(tower("vision"), "patch_embedding", "attention") + tower("text")
+    problem = only(insertion.uncovered(quantizers), "kind of layer unquantized")
 
     assert "vision tower: no enabled quantizer at any patch embedding or attention." in problem.what
     assert problem.names == ("vision.layers.0.attn", "vision.patches")
@@ -76,20 +76,20 @@ def test_untouched_kind_of_layer_is_told_with_its_modules() -> None:
 
 def test_one_enabled_quantizer_covers_a_kind() -> None:
     """A kind of layer is covered by one enabled quantizer in the tower."""
-    found = without(
+    quantizers = without(
         tower("vision"),
         "vision.layers.0.fc1.weight_quantizer",
         "vision.layers.0.fc1.input_quantizer",
     )
 
-    assert insertion.uncovered(found) == []
+    assert insertion.uncovered(quantizers) == []
 
 
 def test_every_tower_is_asked() -> None:
     """Two untouched towers are two problems, in the order of the map."""
-    found = all_off(tower("vision")) + all_off(tower("text"), "linear")
+    quantizers = all_off(tower("vision")) + all_off(tower("text"), "linear")
 
-    assert [(p.rule, p.what.split()[0]) for p in insertion.uncovered(found)] == [
+    assert [(p.rule, p.what.split()[0]) for p in insertion.uncovered(quantizers)] == [
         ("tower unquantized", "the"),
         ("kind of layer unquantized", "text"),
     ]
@@ -126,12 +126,12 @@ def test_what_is_in_no_tower_need_not_be_covered() -> None:
     """Modules outside the towers, and kinds that are not among the covered ones, may stay
     unquantized.
     """
-    found = (
+    quantizers = (
         at("none.logit.input_quantizer", enabled=False),
         at("vision.norm.input_quantizer", module_kind="layernorm", enabled=False),
     )
 
-    assert insertion.uncovered(found) == []
+    assert insertion.uncovered(quantizers) == []
 
 
 def test_tower_without_a_kind_need_not_cover_it() -> None:
@@ -166,8 +166,8 @@ def test_attention_quantizer_that_is_not_there_is_told() -> None:
     """A quantizer that the recipe asks for and a block lacks is named, with the number of such
     blocks of all.
     """
-    found = attention(BLOCKS[0], QKV) + attention(BLOCKS[1]) + attention(BLOCKS[2], QKV)
-    problem = only(insertion.broken_attention(found, ASKS), "attention quantizer missing")
+    quantizers = attention(BLOCKS[0], QKV) + attention(BLOCKS[1]) + attention(BLOCKS[2], QKV)
+    problem = only(insertion.broken_attention(quantizers, ASKS), "attention quantizer missing")
 
     assert numbers(problem.what) == [2, 3]
     assert problem.names == (
@@ -212,9 +212,9 @@ def test_attention_quantizer_that_runs_twice_runs() -> None:
 
 def test_attention_that_is_neither_there_nor_run_is_two_problems() -> None:
     """What is missing in one block and what is idle in another are distinguished."""
-    found = attention(BLOCKS[0], QKV) + attention(BLOCKS[1], calls=0)
+    quantizers = attention(BLOCKS[0], QKV) + attention(BLOCKS[1], calls=0)
 
-    assert [(p.rule, numbers(p.what)) for p in insertion.broken_attention(found, ASKS)] == [
+    assert [(p.rule, numbers(p.what)) for p in insertion.broken_attention(quantizers, ASKS)] == [
         ("attention quantizer missing", [1, 2]),
         ("attention quantizer never runs", [4]),
     ]
@@ -224,14 +224,16 @@ def test_declared_attention_is_not_asked() -> None:
     """Attention that the budgets file leaves out in one tower is not asked for there, and is in the
     other.
     """
-    found = attention(BLOCKS[0], QKV, calls=0) + attention(BLOCKS[2], QKV)
+    quantizers = attention(BLOCKS[0], QKV, calls=0) + attention(BLOCKS[2], QKV)
     vision = [("vision", "attention")]
 
-    problem = only(insertion.broken_attention(found, ASKS, vision), "attention quantizer missing")
+    problem = only(
+        insertion.broken_attention(quantizers, ASKS, vision), "attention quantizer missing"
+    )
 
     assert problem.names == (f"{BLOCKS[2]}.bmm2_output_quantizer",)
-    assert insertion.broken_attention(found, ASKS, [*vision, ("text", "attention")]) == []
-    assert len(insertion.broken_attention(found, ASKS, [("vision", "linear")])) == 2
+    assert insertion.broken_attention(quantizers, ASKS, [*vision, ("text", "attention")]) == []
+    assert len(insertion.broken_attention(quantizers, ASKS, [("vision", "linear")])) == 2
 
 
 @pytest.mark.parametrize(
@@ -262,11 +264,13 @@ def test_attention_is_asked_for_by_the_last_entry_that_matches(
 
 def test_attention_is_asked_for_block_by_block() -> None:
     """What a recipe, or a format of a search, asks for in some blocks is missing in these only."""
-    found = all_off(attention(BLOCKS[0])) + all_off(attention(BLOCKS[2]))
+    quantizers = all_off(attention(BLOCKS[0])) + all_off(attention(BLOCKS[2]))
     entries = (on("text*q_bmm*"),)
 
     for asking in (recipe(*entries), searching(entries)):
-        problem = only(insertion.broken_attention(found, asking), "attention quantizer missing")
+        problem = only(
+            insertion.broken_attention(quantizers, asking), "attention quantizer missing"
+        )
         assert problem.names == (f"{BLOCKS[2]}.q_bmm_quantizer",)
 
 
@@ -275,9 +279,9 @@ def test_search_asks_for_the_attention_of_every_format() -> None:
     can hold.
     """
     search = searching((on("*v_bmm*"), off("*")), (on("*k_bmm*"),), (on("*q_bmm*"),))
-    found = without(attention(BLOCKS[0]), *(q.name for q in attention(BLOCKS[0])))
+    quantizers = without(attention(BLOCKS[0]), *(q.name for q in attention(BLOCKS[0])))
 
-    problem = only(insertion.broken_attention(found, search), "attention quantizer missing")
+    problem = only(insertion.broken_attention(quantizers, search), "attention quantizer missing")
 
     assert problem.names == (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[0]}.k_bmm_quantizer")
     assert "mtq.get_auto_quantize_config" in problem.fix
@@ -295,8 +299,8 @@ def test_attention_in_part_names_what_is_off() -> None:
         f"{BLOCKS[0]}.v_bmm_quantizer",
         f"{BLOCKS[2]}.bmm2_output_quantizer",
     )
-    found = without(WHOLE, *names, *(f"{BLOCKS[1]}.{kind}_quantizer" for kind in FUSED))
-    problem = only(insertion.broken_attention(found, NOTHING), "attention quantized in part")
+    quantizers = without(WHOLE, *names, *(f"{BLOCKS[1]}.{kind}_quantizer" for kind in FUSED))
+    problem = only(insertion.broken_attention(quantizers, NOTHING), "attention quantized in part")
 
     assert numbers(problem.what) == [2, 2]
     assert problem.names == names
@@ -323,10 +327,10 @@ def test_declared_attention_may_be_in_part() -> None:
     other.
     """
     names = (f"{BLOCKS[0]}.q_bmm_quantizer", f"{BLOCKS[2]}.q_bmm_quantizer")
-    found = without(WHOLE, *names)
+    quantizers = without(WHOLE, *names)
 
     problem = only(
-        insertion.broken_attention(found, NOTHING, [("vision", "attention")]),
+        insertion.broken_attention(quantizers, NOTHING, [("vision", "attention")]),
         "attention quantized in part",
     )
 
@@ -374,17 +378,20 @@ def test_attention_off_in_a_whole_tower_is_no_choice() -> None:
 
 def test_choice_in_a_format_of_a_search_counts() -> None:
     """What a format of a search turns off in a layer is chosen as well."""
-    found = without(WHOLE, f"{BLOCKS[0]}.q_bmm_quantizer")
+    quantizers = without(WHOLE, f"{BLOCKS[0]}.q_bmm_quantizer")
 
-    assert insertion.broken_attention(found, searching((off("*layers.0.*q_bmm_quantizer"),))) == []
+    assert (
+        insertion.broken_attention(quantizers, searching((off("*layers.0.*q_bmm_quantizer"),)))
+        == []
+    )
 
 
 def test_peers_are_of_the_same_kind() -> None:
     """A kind that only one block has is chosen by no peer of another kind."""
-    found = attention(BLOCKS[0], enabled=True) + attention(BLOCKS[1], QKV)
+    quantizers = attention(BLOCKS[0], enabled=True) + attention(BLOCKS[1], QKV)
     name = f"{BLOCKS[0]}.bmm2_output_quantizer"
     problems = insertion.broken_attention(
-        without(found, name), recipe(off("*bmm2_output_quantizer"))
+        without(quantizers, name), recipe(off("*bmm2_output_quantizer"))
     )
 
     assert only(problems, "attention quantized in part").names == (name,)
@@ -467,7 +474,7 @@ def test_static_quantizer_needs_a_usable_range() -> None:
     """Without a range and with one that cannot be used are distinguished; what is off or dynamic needs
     none.
     """
-    found = (
+    quantizers = (
         at("vision.a.input_quantizer", amax=None),
         at("text.a.input_quantizer", amax=None),
         at("vision.b.input_quantizer", amax=None),
@@ -478,7 +485,7 @@ def test_static_quantizer_needs_a_usable_range() -> None:
         at("other.g.input_quantizer", amax=None, enabled=False),
         at("other.h.input_quantizer", amax=amax(NAN), enabled=False),
     )
-    without_any, unusable = insertion.uncalibrated(found)
+    without_any, unusable = insertion.uncalibrated(quantizers)
 
     assert (without_any.rule, unusable.rule) == ("no amax", "unusable amax")
     assert numbers(without_any.what) == [3, 5]
@@ -492,12 +499,12 @@ def test_static_quantizer_needs_a_usable_range() -> None:
     assert numbers(unusable.what) == [1]
     assert unusable.names == ("vision.c.input_quantizer",)
     assert "calibration data" in unusable.fix
-    assert insertion.uncalibrated(found[4:]) == []
+    assert insertion.uncalibrated(quantizers[4:]) == []
 
 
 def test_check_asks_every_rule() -> None:
     """The check of a map is all rules in their order, each with what it needs."""
-    found = (
+    quantizers = (
         at("vision.fc.weight_quantizer", amax=None),
         at("vision.fc.input_quantizer", calls=0),
         at("vision.fc.output_quantizer", calls=2),
@@ -506,7 +513,7 @@ def test_check_asks_every_rule() -> None:
     )
     asked = recipe(on("*wrong"), on("*weight*"), off("*"))
 
-    assert [p.rule for p in insertion.check(found, asked)] == [
+    assert [p.rule for p in insertion.check(quantizers, asked)] == [
         "pattern matches nothing",
         "pattern overridden",
         "kind of layer unquantized",
@@ -515,9 +522,9 @@ def test_check_asks_every_rule() -> None:
         "runs twice",
         "no amax",
     ]
-    assert "no amax" not in {p.rule for p in insertion.check(found, asked, calibrated=False)}
+    assert "no amax" not in {p.rule for p in insertion.check(quantizers, asked, calibrated=False)}
     left = [("vision", "patch_embedding"), ("vision", "attention")]
-    rules = {p.rule for p in insertion.check(found, asked, left_out=left)}
+    rules = {p.rule for p in insertion.check(quantizers, asked, left_out=left)}
     assert not rules & {"kind of layer unquantized", "attention quantized in part"}
 
 
@@ -525,14 +532,18 @@ def test_check_tells_the_patterns_what_is_beside_the_model() -> None:
     """The check passes on hidden blocks, the other tower's quantizers and classes that the family
     lacks.
     """
-    found = (at("vision.fc.weight_quantizer"),)
+    quantizers = (at("vision.fc.weight_quantizer"),)
     asked = recipe(
         on("*weight_quantizer"), on("*q_bmm_quantizer"), on("*text_only"), on("*conv*", "nn.Conv2d")
     )
 
     problem = only(
         insertion.check(
-            found, asked, hidden=HIDDEN, elsewhere=(at("text.text_only"),), absent=("nn.Conv2d",)
+            quantizers,
+            asked,
+            hidden=HIDDEN,
+            elsewhere=(at("text.text_only"),),
+            absent=("nn.Conv2d",),
         ),
         "pattern matches nothing",
     )

@@ -25,7 +25,7 @@ def judged_in(test: ast.FunctionDef) -> set[tuple[str, str]]:
     """The (module, function) pairs whose result a test hands to its fixture ``check``, whatever
     else happens in it.
     """
-    found = set()
+    judged = set()
     for statement in test.body:
         match statement:
             case ast.Expr(
@@ -37,8 +37,8 @@ def judged_in(test: ast.FunctionDef) -> set[tuple[str, str]]:
                     ],
                 )
             ) if judge in JUDGES:
-                found.add((module, function))
-    return found
+                judged.add((module, function))
+    return judged
 
 
 def amiss(suite: str, source: str) -> list[str]:
@@ -94,9 +94,9 @@ def test_tests_range_over_the_values_of_their_checks(suite: str) -> None:
     tests = runpy.run_path(str(SUITES / f"test_{suite}.py"))
     checks = [check for check in registry.every() if check.suite == suite]
 
-    found = {check.name: parametrized(tests[f"test_{check.name}"]) for check in checks}
+    values = {check.name: parametrized(tests[f"test_{check.name}"]) for check in checks}
 
-    assert found == {check.name: ranged_over(check) for check in checks}
+    assert values == {check.name: ranged_over(check) for check in checks}
 
 
 def test_every_suite_is_compared() -> None:
@@ -175,9 +175,9 @@ def test_what_a_test_alone_has_is_known() -> None:
     """Checks of speed, of fine-tuned models and of a whole run say which of their parameters the
     registry cannot give; no other check has any.
     """
-    found = {check.name: check.needs_fixture for check in registry.every()}
+    needed_by_check = {check.name: check.needs_fixture for check in registry.every()}
 
-    assert {name: needed for name, needed in found.items() if needed} == NEEDED
+    assert {name: needed for name, needed in needed_by_check.items() if needed} == NEEDED
 
 
 @pytest.mark.parametrize("name", NEEDED)

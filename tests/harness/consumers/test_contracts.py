@@ -40,10 +40,10 @@ def test_llava_reads_the_patches_of_the_layer_before_the_last(
         families.encode(reference.model, "vision", pixels)
     layers[-2]._forward_hooks.clear()
 
-    found = reading._tokens(reference.model, contracts.of("llava").reads[0], seen)
+    tokens = reading._tokens(reference.model, contracts.of("llava").reads[0], seen)
 
     assert len(layers) == 4
-    assert torch.equal(found, expected)
+    assert torch.equal(tokens, expected)
 
 
 def test_stable_diffusion_reads_every_position_after_the_norm(reference: Reference) -> None:
@@ -53,10 +53,10 @@ def test_stable_diffusion_reads_every_position_after_the_norm(reference: Referen
     with torch.no_grad():
         expected = reference.model.text_model(inputs.filled(ids[:4], 4)).last_hidden_state
 
-    found = reading.read_all(reference.model, of, ("sd15",), 64)["sd15", "positions"]
+    tokens = reading.read_all(reference.model, of, ("sd15",), 64)["sd15", "positions"]
 
-    assert found.shape == (96, 24, 96)
-    assert torch.allclose(found[:4].float(), expected.float(), atol=2e-2)
+    assert tokens.shape == (96, 24, 96)
+    assert torch.allclose(tokens[:4].float(), expected.float(), atol=2e-2)
 
 
 @pytest.mark.parametrize(("consumer", "last"), [("sd15", 1199), ("sd2", 0), ("owlvit", 0)])

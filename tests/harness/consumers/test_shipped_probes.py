@@ -24,10 +24,10 @@ def test_the_reference_answers_far_better_than_guesses(reference: Reference) -> 
     """
     of = reading.material(reference, None, None)
     consumers = tuple(dict.fromkeys(consumer for consumer, _ in probes.PROBED))
-    found = reading.read_all(reference.model, of, consumers, 64)
+    tokens = reading.read_all(reference.model, of, consumers, 64)
 
     asked = {
-        (probe.consumer, probe.metric): probes.ask(probe, of, found[probe.consumer, probe.read])
+        (probe.consumer, probe.metric): probes.ask(probe, of, tokens[probe.consumer, probe.read])
         for probe in probes.of_model(reference.revision, consumers)
     }
 

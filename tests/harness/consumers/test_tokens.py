@@ -26,19 +26,21 @@ def moved(before: Tensor, after: Tensor, **limits: float) -> Moved:
     return tokens.compare(("llava", "patches"), ITEMS, before, after, Limits(**limits))
 
 
-def values(found: Moved) -> dict[str, float]:
+def values(measured: Moved) -> dict[str, float]:
     """The measures by name."""
-    return {one.name: one.value for one in found.measurements}
+    return {measurement.name: measurement.value for measurement in measured.measurements}
 
 
 def test_equal_tokens_have_not_moved(before: Tensor) -> None:
     """Each limit of tokens is measured: cosines and agreements are one, errors and changes nothing."""
-    found = values(moved(before, before.clone()))
+    values_by_name = values(moved(before, before.clone()))
 
-    assert set(found) == {name for name in Limits.model_fields if name.startswith("token_")}
+    assert set(values_by_name) == {
+        name for name in Limits.model_fields if name.startswith("token_")
+    }
     assert all(
         value == pytest.approx(0.0 if "error" in name or "change" in name else 1.0)
-        for name, value in found.items()
+        for name, value in values_by_name.items()
     )
 
 
@@ -47,13 +49,13 @@ def test_the_worst_token_is_named(before: Tensor) -> None:
     after = before.clone()
     after[1, 3] *= -1
 
-    found = moved(before, after, token_cosine_min=0.5)
+    measured = moved(before, after, token_cosine_min=0.5)
 
-    assert values(found)["token_cosine_min"] == pytest.approx(-1.0)
-    assert values(found)["token_error_max"] == pytest.approx(2.0)
-    assert values(found)["token_error_mean"] == pytest.approx(0.2)
-    assert found.where == ("b", 3)
-    (line,) = found.problems()
+    assert values(measured)["token_cosine_min"] == pytest.approx(-1.0)
+    assert values(measured)["token_error_max"] == pytest.approx(2.0)
+    assert values(measured)["token_error_mean"] == pytest.approx(0.2)
+    assert measured.where == ("b", 3)
+    (line,) = measured.problems()
     assert "llava (patches): token_cosine_min is -1" in line
     assert "worst token: 3 of b" in line
 
@@ -64,10 +66,10 @@ def test_a_norm_outlier_that_shrinks_is_noticed(before: Tensor) -> None:
     after = before.clone()
     after[0, 2] *= 0.5
 
-    found = values(moved(before, after))
+    values_by_name = values(moved(before, after))
 
-    assert found["token_norm_change"] == pytest.approx(0.5)
-    assert found["token_cosine_min"] == pytest.approx(1.0)
+    assert values_by_name["token_norm_change"] == pytest.approx(0.5)
+    assert values_by_name["token_cosine_min"] == pytest.approx(1.0)
 
 
 def test_tokens_that_are_not_finite_keep_no_limit(before: Tensor) -> None:
@@ -75,10 +77,10 @@ def test_tokens_that_are_not_finite_keep_no_limit(before: Tensor) -> None:
     after = before.clone()
     after[0, 4, 1] = torch.nan
 
-    found = moved(before, after, token_error_mean=10.0)
+    measured = moved(before, after, token_error_mean=10.0)
 
-    assert found.problems()
-    assert found.where == ("a", 4)
+    assert measured.problems()
+    assert measured.where == ("a", 4)
 
 
 def test_a_reference_that_is_not_finite_is_refused(before: Tensor) -> None:

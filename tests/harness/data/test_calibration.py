@@ -107,7 +107,9 @@ def test_embedded_pairs_drive_both_towers(reference: Reference) -> None:
     assert batches[0]["pixel_values"].dtype == torch.float16
     assert batches[0]["input_ids"].shape == (64, 24)
     assert set(output) == {"vision", "text"}
-    assert all(len(found) == 64 and found.isfinite().all() for found in output.values())
+    assert all(
+        len(embeddings) == 64 and embeddings.isfinite().all() for embeddings in output.values()
+    )
 
 
 def test_pairs_fit_each_other(reference: Reference) -> None:
@@ -116,10 +118,10 @@ def test_pairs_fit_each_other(reference: Reference) -> None:
     """
     batch = next(iter(calibration.load("embedded", reference).batches(CPU, torch.float16)))
     with torch.no_grad():
-        found = {
+        embeddings = {
             tower: F.normalize(x) for tower, x in families.forward(reference.model, batch).items()
         }
-    logits = found["text"] @ found["vision"].T
+    logits = embeddings["text"] @ embeddings["vision"].T
 
     assert (logits.argmax(1) == torch.arange(64)).float().mean() > 0.8
 
@@ -144,11 +146,11 @@ def test_a_webdataset_gives_its_first_pairs(
     pixels, ids = expected_inputs(
         reference, [noise(i) for i in range(7)], [f"thing {i}" for i in range(7)]
     )
-    found = inputs_of(pairs)
+    loaded = inputs_of(pairs)
 
     assert pairs.n == 7
-    assert torch.equal(found[0], pixels)
-    assert torch.equal(found[1], ids)
+    assert torch.equal(loaded[0], pixels)
+    assert torch.equal(loaded[1], ids)
 
 
 def test_the_training_split_comes_before_the_test_split(
@@ -182,10 +184,10 @@ def test_a_coco_folder_gives_a_choice_by_seed(tmp_path: Path, reference: Referen
     known_pixels, _ = expected_inputs(reference, pictures, ["a"])
     _, known_ids = expected_inputs(reference, pictures, texts)
     shown = [
-        next(i for i, known in enumerate(known_pixels) if torch.equal(known, one)) for one in pixels
+        next(i for i, known in enumerate(known_pixels) if torch.equal(known, row)) for row in pixels
     ]
     said = [
-        next(i for i, known in enumerate(known_ids) if torch.equal(known, one)) // 3 for one in ids
+        next(i for i, known in enumerate(known_ids) if torch.equal(known, row)) // 3 for row in ids
     ]
 
     assert shown == said == sorted(set(shown))
@@ -208,15 +210,15 @@ def test_training_annotations_come_first(tmp_path: Path, reference: Reference) -
 
 def test_the_hash_is_that_of_pictures_and_captions(tmp_path: Path, reference: Reference) -> None:
     """Another picture or another caption is another hash; the same data elsewhere is the same."""
-    one, two = (calibration.load(webdataset(tmp_path / name), reference).hash for name in "ab")
+    first, two = (calibration.load(webdataset(tmp_path / name), reference).hash for name in "ab")
     shard(
         tmp_path / "b" / "test" / "1.tar", range(5, 10), lambda i: f"thing {i if i != 8 else 9}\n"
     )
     words = calibration.load(tmp_path / "b", reference).hash
     shard(tmp_path / "a" / "test" / "1.tar", range(6, 11), lambda i: f"thing {i - 1}\n")
 
-    assert one == two
-    assert len({one, words, calibration.load(tmp_path / "a", reference).hash}) == 3
+    assert first == two
+    assert len({first, words, calibration.load(tmp_path / "a", reference).hash}) == 3
 
 
 def without_pictures(place: Path) -> Path:

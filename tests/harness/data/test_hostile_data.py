@@ -685,7 +685,7 @@ def test_the_command_that_unpacks_a_shard_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words_of_fix", "instead"),
+    ("names", "words_of_fix", "instead"),
     [
         (
             " , ",
@@ -697,10 +697,10 @@ def test_the_command_that_unpacks_a_shard_works(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_tasks_that_a_refusal_proposes(
-    given: str, words_of_fix: str, instead: str
+    names: str, words_of_fix: str, instead: str
 ) -> None:
     """What is listed is taken."""
-    assert words_of_fix in refusal(lambda: samples.names_of(given))
+    assert words_of_fix in refusal(lambda: samples.names_of(names))
     assert samples.names_of(instead) == tuple(part.strip() for part in instead.split(","))
 
 
@@ -898,9 +898,9 @@ def test_picture_in_calibration_data_is_named_before_a_model_is_quantized(
 
 def test_usage_error_survives_the_way_between_processes() -> None:
     """What a process that decodes raises says the same in the one that reports."""
-    error = UsageError("file", "is none", "Restore it.")
+    error = UsageError("file", "is missing", "Restore it.")
 
-    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "file: is none. Restore it."
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "file: is missing. Restore it."
     assert len(str(UsageError("f" * 9000, "w" * 9000, "Restore it."))) < 3000
 
 
@@ -912,7 +912,7 @@ class Plain:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index == self.n - 1:
-            raise PictureError("is none")
+            raise PictureError("is missing")
         return torch.full((3, 4, 4), index % 256, dtype=torch.uint8)
 
     def where(self, index: int) -> Path:
@@ -941,7 +941,7 @@ def test_batches_of_512_need_few_open_files(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert [len(batch) for batch in batches] == [512, 512, 176]
     assert torch.cat(batches)[:, 0, 0, 0].tolist() == [i % 256 for i in range(count)]
-    assert message == f"{count}.png: picture {count} is none. Restore the file."
+    assert message == f"{count}.png: picture {count} is missing. Restore the file."
 
 
 # -- CIFAR -----------------------------------------------------------------------------------------
@@ -969,13 +969,13 @@ def test_part_of_cifar_is_read(protocol: int, labels: Any, tmp_path: Path) -> No
     pixels.
     """
     content = pickle.dumps({"data": PIXELS, "fine_labels": labels}, protocol)
-    found = samples.load("cifar100", hundred(tmp_path, content))
+    loaded = samples.load("cifar100", hundred(tmp_path, content))
 
-    assert found.labels is not None
-    assert found.labels.tolist() == LABELS
-    assert found.classes == ("apple", "bear", "cup")
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == LABELS
+    assert loaded.classes == ("apple", "bear", "cup")
     expected = PIXELS.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(np.asarray(found.pictures.picture(4)), expected[4])
+    np.testing.assert_array_equal(np.asarray(loaded.pictures.picture(4)), expected[4])
     assert tasks.sample_counts(["cifar100"], tmp_path) == {("cifar100", "acc1"): 9}
 
 
@@ -1003,10 +1003,12 @@ def test_original_pickle_of_python_2_is_read(tmp_path: Path) -> None:
         == LABELS
     )
 
-    found = cifar.read(place, "cifar100")
+    loaded = cifar.read(place, "cifar100")
 
-    np.testing.assert_array_equal(found.pixels, PIXELS.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    assert found.labels == LABELS
+    np.testing.assert_array_equal(
+        loaded.pixels, PIXELS.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    )
+    assert loaded.labels == LABELS
 
 
 def test_binary_version_of_cifar_is_read(tmp_path: Path) -> None:
@@ -1156,7 +1158,7 @@ def test_class_folders_are_those_of_imagenet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("names", "expected"),
     [
         ("a, b", ("a", "b")),
         (" wds/x ,wds/x/, wds//x,wds/./x", ("wds/x",)),
@@ -1165,17 +1167,17 @@ def test_class_folders_are_those_of_imagenet(tmp_path: Path) -> None:
         ("wds/vtab/Ü 1", ("wds/vtab/Ü 1",)),
     ],
 )
-def test_task_names_have_one_spelling(given: str, expected: tuple[str, ...]) -> None:
+def test_task_names_have_one_spelling(names: str, expected: tuple[str, ...]) -> None:
     """Blanks and slashes that mean nothing do not make another task."""
-    assert samples.names_of(given) == expected
+    assert samples.names_of(names) == expected
 
 
-@pytest.mark.parametrize("given", ["", " ", ",", "/", "wds/", "wds/../../etc", "a\0b", "x" * 5000])
-def test_task_name_that_is_none(given: str) -> None:
+@pytest.mark.parametrize("names", ["", " ", ",", "/", "wds/", "wds/../../etc", "a\0b", "x" * 5000])
+def test_task_name_that_is_none(names: str) -> None:
     """No name at all, one that leads out of the data root, or one that cannot be a file's is
     refused.
     """
-    message = refusal(lambda: samples.names_of(given))
+    message = refusal(lambda: samples.names_of(names))
 
     assert message.startswith("--tasks ")
     assert len(message) < 500
@@ -1326,10 +1328,10 @@ NAMED = {
 @pytest.mark.parametrize("task", NAMED)
 def test_what_the_fix_names_is_what_is_looked_for(tmp_path: Path, task: str) -> None:
     """A data set that is not there is found once what the fix names is put there."""
-    fix, made = NAMED[task]
+    fix, paths = NAMED[task]
     assert fix in refusal(lambda: samples.place_of(task, tmp_path))
 
-    for name in made:
+    for name in paths:
         if name.endswith("/"):
             (tmp_path / name).mkdir()
         else:

@@ -142,11 +142,11 @@ def test_classification_accuracy_equals_evaluate_of_clip_benchmark(
         "wds/emoji100", samples.EMBEDDED / "emoji100", reference, "zeroshot_classification"
     )
     classes, templates = batches.dataset.classes, batches.dataset.templates
-    found = theirs.evaluate(
+    scores = theirs.evaluate(
         encoder, batches, encoder.tokenize, classes, templates, "cpu", amp=False
     )
 
-    assert found["acc1"] == hundred.outcomes[ACC1].accuracy
+    assert scores["acc1"] == hundred.outcomes[ACC1].accuracy
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -171,7 +171,7 @@ def test_retrieval_gives_each_sample_the_outcome_of_clip_benchmark(
 
     theirs.recall_at_k = recording
     try:
-        found = theirs.evaluate(
+        their_scores = theirs.evaluate(
             encoder, batches, encoder.tokenize, "cpu", amp=False, recall_k_list=[5]
         )
     finally:
@@ -182,8 +182,8 @@ def test_retrieval_gives_each_sample_the_outcome_of_clip_benchmark(
     assert (image.n, text.n) == (3000, 600)
     np.testing.assert_array_equal(image.correct, flags[:3000])
     np.testing.assert_array_equal(text.correct, flags[3000:])
-    assert image.accuracy == pytest.approx(found[IMAGE_RECALL], abs=1e-6)
-    assert text.accuracy == pytest.approx(found[TEXT_RECALL], abs=1e-6)
+    assert image.accuracy == pytest.approx(their_scores[IMAGE_RECALL], abs=1e-6)
+    assert text.accuracy == pytest.approx(their_scores[TEXT_RECALL], abs=1e-6)
 
 
 def test_pixels_equal_the_checkpoints_own_preprocessing(reference: Reference) -> None:
@@ -273,11 +273,11 @@ def test_parts_of_a_task_join_to_the_whole(
         task.subset(37, 300).subset(0, 100),
         task.subset(37, 300).subset(100, 263),
     ]
-    found = [tasks.evaluate(reference.model, part).outcomes[ACC1] for part in parts]
+    outcomes = [tasks.evaluate(reference.model, part).outcomes[ACC1] for part in parts]
 
-    assert sum((part.sample_ids for part in found), ()) == whole.sample_ids[:300]
+    assert sum((part.sample_ids for part in outcomes), ()) == whole.sample_ids[:300]
     for name in ("correct", "answers", "top5", "targets", "margins", "clusters", "scores"):
-        joined = np.concatenate([getattr(part, name) for part in found])
+        joined = np.concatenate([getattr(part, name) for part in outcomes])
         np.testing.assert_array_equal(joined, getattr(whole, name)[:300], name)
     assert len({task.data_hash, *(part.data_hash for part in parts)}) == 4
     assert task.subset(0, 1000).data_hash == task.data_hash
@@ -298,11 +298,11 @@ def test_slices_of_retrieval_embeddings_score_as_the_whole(
         inputs.embed_images(reference.model, task.pictures.batches(BATCH, a, b), task.shades, BATCH)
         for a, b in ((0, 251), (251, 600))
     ]
-    found = tasks.score(task, torch.cat(halves).numpy(), captions.text_embeddings)
+    scored = tasks.score(task, torch.cat(halves).numpy(), captions.text_embeddings)
 
     for metric, outcomes in captions.outcomes.items():
-        np.testing.assert_array_equal(found[metric].answers, outcomes.answers)
-        np.testing.assert_array_equal(found[metric].correct, outcomes.correct)
+        np.testing.assert_array_equal(scored[metric].answers, outcomes.answers)
+        np.testing.assert_array_equal(scored[metric].correct, outcomes.correct)
 
 
 def test_a_prompts_width_depends_on_the_prompt_alone(reference: Reference) -> None:
@@ -370,14 +370,14 @@ def test_retrieval_outcomes_follow_their_definition(seed: int, pictures: int, co
         if coarse
         else (lambda n: rng.normal(size=(n, 3)))
     )
-    found = scored(values(pictures), values(sum(counts)), None, counts)
+    outcomes_by_metric = scored(values(pictures), values(sum(counts)), None, counts)
     owner = np.repeat(np.arange(pictures), counts)
     right = {
         IMAGE_RECALL: owner[:, None] == np.arange(pictures),
         TEXT_RECALL: np.arange(pictures)[:, None] == owner,
     }
 
-    for metric, outcomes in found.items():
+    for metric, outcomes in outcomes_by_metric.items():
         order = np.argsort(-outcomes.scores, axis=1, kind="stable")
         np.testing.assert_array_equal(outcomes.top5, order[:, :5])
         np.testing.assert_array_equal(outcomes.answers, order[:, 0])
@@ -390,9 +390,13 @@ def test_retrieval_outcomes_follow_their_definition(seed: int, pictures: int, co
             )
             assert margin == pytest.approx(good.max() - np.sort(bad)[-5], abs=1e-4)
             assert margin == 0 or (margin > 0) == outcomes.correct[row]
-    np.testing.assert_array_equal(found[IMAGE_RECALL].clusters, owner)
-    np.testing.assert_array_equal(found[TEXT_RECALL].targets, np.cumsum([0, *counts[:-1]]))
-    assert found[IMAGE_RECALL].sample_ids[: counts[0]] == tuple(f"p0#{k}" for k in range(counts[0]))
+    np.testing.assert_array_equal(outcomes_by_metric[IMAGE_RECALL].clusters, owner)
+    np.testing.assert_array_equal(
+        outcomes_by_metric[TEXT_RECALL].targets, np.cumsum([0, *counts[:-1]])
+    )
+    assert outcomes_by_metric[IMAGE_RECALL].sample_ids[: counts[0]] == tuple(
+        f"p0#{k}" for k in range(counts[0])
+    )
 
 
 def test_equal_scores_rank_by_position_even_where_five_are_cut() -> None:
@@ -420,13 +424,13 @@ def test_a_model_that_gives_nan_is_wrong_everywhere(position: int) -> None:
 def test_scores_are_left_out_on_request(reference: Reference, embedded: dict[str, Task]) -> None:
     """keep_scores=False keeps everything but the matrix."""
     part = embedded["emoji100"].subset(0, 20)
-    kept, bare = (
+    full, bare = (
         tasks.evaluate(reference.model, part, keep_scores=k).outcomes[ACC1] for k in (True, False)
     )
 
     assert bare.scores is None
-    assert kept.scores is not None
-    np.testing.assert_array_equal(bare.margins, kept.margins)
+    assert full.scores is not None
+    np.testing.assert_array_equal(bare.margins, full.margins)
 
 
 # Miniature data sets in the true formats on disk
@@ -555,10 +559,10 @@ def test_a_data_set_is_found_in_its_root_or_below_it_by_name(miniature: tuple[st
     """
     name, place = miniature
     roots = (place, place.parent, place.parent / "{dataset}")
-    found = [samples.load(name, root) for root in roots]
+    loaded = [samples.load(name, root) for root in roots]
 
-    assert {one.place for one in found} == {place}
-    assert len({one.hash for one in found}) == 1
+    assert {data_set.place for data_set in loaded} == {place}
+    assert len({data_set.hash for data_set in loaded}) == 1
 
 
 def test_a_data_set_in_its_own_format_is_evaluated(
@@ -596,17 +600,17 @@ def test_streamed_pictures_equal_kept_ones(
     """
     name, place = miniature
     resize = inputs.Resize(reference.image_processor)
-    found = samples.load(name, place)
-    kept, streamed = (
-        inputs.Pictures(Resized(found.pictures, resize), found.ids, resize.shape, limit)
+    data_set = samples.load(name, place)
+    cached, streamed = (
+        inputs.Pictures(Resized(data_set.pictures, resize), data_set.ids, resize.shape, limit)
         for limit in (1 << 30, 0)
     )
-    expected = torch.cat(list(kept.batches(4)))
+    expected = torch.cat(list(cached.batches(4)))
 
     for _ in range(2):
         assert torch.equal(torch.cat(list(streamed.batches(4))), expected)
     assert torch.equal(torch.cat(list(streamed.batches(2, 1, 4))), expected[1:4])
-    assert torch.equal(torch.cat(list(kept.batches(2, 1, 4))), expected[1:4])
+    assert torch.equal(torch.cat(list(cached.batches(2, 1, 4))), expected[1:4])
 
 
 @pytest.mark.parametrize(
@@ -877,9 +881,9 @@ def test_a_task_without_a_root_asks_for_one(reference: Reference) -> None:
 
 def test_embedded_tasks_can_be_chosen(reference: Reference) -> None:
     """A name given twice is one task, and the order is the person's."""
-    found = tasks.load_tasks(["emoji_captions", "emoji100", "emoji_captions"], None, reference)
+    loaded = tasks.load_tasks(["emoji_captions", "emoji100", "emoji_captions"], None, reference)
 
-    assert [task.name for task in found] == ["emoji_captions", "emoji100"]
+    assert [task.name for task in loaded] == ["emoji_captions", "emoji100"]
 
 
 class Encoder:

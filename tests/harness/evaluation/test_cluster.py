@@ -63,10 +63,10 @@ def watched(folder: Path) -> Callable[[], None]:
                             armed.unlink()  # whoever removes it is the one that dies
                             os.kill(os.getpid(), signal.SIGKILL)
 
-            found = original(model, in_the_middle(), *args)
+            embeddings = original(model, in_the_middle(), *args)
             with log.open("a") as file:
-                file.write(f"{os.getpid()} {len(found)}\n")
-            return found
+                file.write(f"{os.getpid()} {len(embeddings)}\n")
+            return embeddings
 
         setattr(inputs, "embed_images", embed)  # noqa: B010
 
@@ -76,10 +76,10 @@ def watched(folder: Path) -> Callable[[], None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, a recipe, and what workers wrote down."""
-    found = tmp_path_factory.mktemp("cluster")
-    webdataset_captions(found / "data" / "captions")
-    (found / "mine.yaml").write_text(RECIPE)
-    return found
+    place = tmp_path_factory.mktemp("cluster")
+    webdataset_captions(place / "data" / "captions")
+    (place / "mine.yaml").write_text(RECIPE)
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +107,13 @@ def two_workers(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def gate(folder: Path) -> Gate:
     """A gate without a cluster."""
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "recipes": ("int8",),
         "tasks": TASKS,
         "data_root": folder / "data",
         "calibration_size": 16,
     }
-    return Gate(Options(**given), evaluator=Alone(ROWS))
+    return Gate(Options(**options), evaluator=Alone(ROWS))
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +139,16 @@ def test_a_quantized_model_arrives_as_it_was_sent(recipe: str, gate: Gate) -> No
     prepared = {"embedded": gate.side("embedded").prepared(("reference", "calibration"))}
     other = Gate(dataclasses.replace(gate.options, recipes=(recipe,)), gate.evaluator, prepared)
     (case,) = other.cases()
-    made = case.quantized
-    packed = cluster.pack(Quantization(made.recipe, "diffusers", case.calibration, made.model))
+    quantized = case.quantized
+    packed = cluster.pack(
+        Quantization(quantized.recipe, "diffusers", case.calibration, quantized.model)
+    )
 
-    found = cluster.unpack(packed, made.reference, "diffusers")
+    restored = cluster.unpack(packed, quantized.reference, "diffusers")
 
-    assert state_digest(found) == state_digest(made.model)
-    assert state_digest(quantize.fold(found)) == state_digest(made.folded)
-    assert state_digest(found) != state_digest(made.reference.model)
+    assert state_digest(restored) == state_digest(quantized.model)
+    assert state_digest(quantize.fold(restored)) == state_digest(quantized.folded)
+    assert state_digest(restored) != state_digest(quantized.reference.model)
 
 
 @pytest.fixture
@@ -154,18 +156,20 @@ def order(gate: Gate, case: Case, folder: Path) -> SliceOrder:
     """An order for a part of the reference's answers."""
     engine = Cluster("local", CPU, ROWS, folder / "data")
     task = case.tasks[1]
-    found: SliceOrder = engine._orders(case.shared.subject)(shards.Slice(task, "images", 2, 5))
-    return found
+    slice_order: SliceOrder = engine._orders(case.shared.subject)(
+        shards.Slice(task, "images", 2, 5)
+    )
+    return slice_order
 
 
 def test_an_order_is_carried_out(gate: Gate, case: Case, order: SliceOrder) -> None:
     """A worker that has all that the order names answers with the slice's embeddings."""
     whole = gate.evaluator.embed(case.shared.subject, case.tasks[1], "images")
 
-    found = cluster.embedded(order, None)
+    embeddings = cluster.embedded(order, None)
 
-    assert not isinstance(found, str)
-    assert found.tolist() == whole[2:5].tolist()
+    assert not isinstance(embeddings, str)
+    assert embeddings.tolist() == whole[2:5].tolist()
 
 
 @pytest.mark.parametrize(
@@ -187,12 +191,12 @@ def test_a_worker_says_what_differs(name: str, order: SliceOrder) -> None:
     """
     other = dataclasses.replace(order, bound=order.bound | {name: "another"})
 
-    found = cluster.embedded(other, None)
+    answer = cluster.embedded(other, None)
 
-    assert isinstance(found, str)
+    assert isinstance(answer, str)
     assert (
-        found
-        == f"{name} is {found.partition(' is ')[2].partition(' there')[0]} there, another in this run"
+        answer
+        == f"{name} is {answer.partition(' is ')[2].partition(' there')[0]} there, another in this run"
     )
 
 
@@ -205,10 +209,12 @@ def test_other_ranges_than_were_sent_are_refused(gate: Gate, case: Case, order: 
     packed = cluster.pack(subject.quantization)
     bound = order.bound | {"weights and calibrated ranges": "0" * 64}
 
-    found = cluster.embedded(dataclasses.replace(order, attention="diffusers", bound=bound), packed)
+    answer = cluster.embedded(
+        dataclasses.replace(order, attention="diffusers", bound=bound), packed
+    )
 
-    assert isinstance(found, str)
-    assert found.startswith("weights and calibrated ranges is ")
+    assert isinstance(answer, str)
+    assert answer.startswith("weights and calibrated ranges is ")
 
 
 # -- the cluster -----------------------------------------------------------------------------------
@@ -222,12 +228,12 @@ def test_a_killed_worker_changes_nothing(
     one process.
     """
     expected = case.reference_runs, case.quantized_runs
-    found = evaluator(folder, ShardStore(tmp_path, "run"))
+    on_cluster = evaluator(folder, ShardStore(tmp_path, "run"))
 
-    reference = found.evaluate(case.shared.subject, case.tasks)
+    reference = on_cluster.evaluate(case.shared.subject, case.tasks)
     before = (folder / "log").read_text().splitlines()
     (folder / "armed").write_text("")
-    quantized = found.evaluate(case.subject, case.tasks)
+    quantized = on_cluster.evaluate(case.subject, case.tasks)
 
     assert not (folder / "armed").exists(), "no worker was killed"
     for task in TASKS:
@@ -242,7 +248,7 @@ def test_a_killed_worker_changes_nothing(
     assert len({process for process, _ in lines}) >= 2
     for outcomes in quantized["emoji100"].outcomes.values():
         assert len(set(outcomes.sample_ids)) == len(outcomes.sample_ids) == 1000
-    counted, died = found.notes()
+    counted, died = on_cluster.notes()
     assert counted == f"cluster local: 16 slices computed ({two_workers} 16)"
     assert died.startswith("cluster local: 1 worker(s) died over emoji100, images ")
 
@@ -283,7 +289,7 @@ def test_the_gate_on_a_cluster(two_workers: str, pytester: pytest.Pytester, fold
     computed how much.
     """
     (folder / "budgets.yaml").write_text("defaults: {points: 90.0, discordance: 0.05}\n")
-    given = (
+    arguments = (
         ACCURACY,
         "-k",
         "test_loss",
@@ -299,8 +305,8 @@ def test_the_gate_on_a_cluster(two_workers: str, pytester: pytest.Pytester, fold
         folder,
     )
 
-    alone = pytester.runpytest_inprocess(*HEAD, *given)
-    clustered = pytester.runpytest_inprocess(*HEAD, *given, "--cluster", "local")
+    alone = pytester.runpytest_inprocess(*HEAD, *arguments)
+    clustered = pytester.runpytest_inprocess(*HEAD, *arguments, "--cluster", "local")
 
     assert clustered.ret == alone.ret
     assert [line for line in clustered.outlines if "captions" in line] == [

@@ -81,7 +81,8 @@ def test_wide_budget_is_decided_before_the_end(gate: Gate, case: Case, task: Tas
     """A loss far inside its budget passes on a part of the samples."""
     subjects = case.shared.subject, case.subject
     sides = [
-        early.Evaluation(functools.partial(gate.evaluator.embed, one), task) for one in subjects
+        early.Evaluation(functools.partial(gate.evaluator.embed, subject), task)
+        for subject in subjects
     ]
     budget = dataclasses.replace(case.budget(task.name, "acc1"), points=30.0)
 

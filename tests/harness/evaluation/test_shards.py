@@ -50,9 +50,9 @@ class Counting(Here):
 
     def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
         """As :class:`Here`, with a record of it."""
-        for one, array in super().compute(subject, slices):
-            self.computed.append(f"{subject.name}: {one}")
-            yield one, array
+        for piece, array in super().compute(subject, slices):
+            self.computed.append(f"{subject.name}: {piece}")
+            yield piece, array
 
 
 def sliced(
@@ -98,9 +98,9 @@ def test_slices_are_the_task(hundred: Task, pictures: int, prompts: int) -> None
     cut = shards.cut(hundred, pictures, prompts)
 
     for side, total in (("images", 200), ("texts", 100)):
-        mine = [one for one in cut if one.side == side]
-        assert [i for one in mine for i in range(one.start, one.stop)] == list(range(total))
-    assert max(one.n for one in cut if one.side == "images") <= pictures
+        mine = [piece for piece in cut if piece.side == side]
+        assert [i for piece in mine for i in range(piece.start, piece.stop)] == list(range(total))
+    assert max(piece.n for piece in cut if piece.side == "images") <= pictures
 
 
 def test_sliced_classification_equals_the_whole(
@@ -111,9 +111,9 @@ def test_sliced_classification_equals_the_whole(
     """
     evaluator, computed = sliced(None)
 
-    found = evaluator.evaluate(subject, [hundred])["emoji100"]
+    sliced_run = evaluator.evaluate(subject, [hundred])["emoji100"]
 
-    assert_equal(whole, found)
+    assert_equal(whole, sliced_run)
     assert len(computed) == len(set(computed)) == 4 + 2
 
 
@@ -122,12 +122,12 @@ def test_sliced_retrieval_equals_the_whole(
 ) -> None:
     """A retrieval task is embedded in slices of pictures and of captions, and scored whole."""
     webdataset_captions(tmp_path / "captions")
-    found = tasks.load_tasks(["wds/captions"], tmp_path, reference)
+    loaded = tasks.load_tasks(["wds/captions"], tmp_path, reference)
     evaluator, computed = sliced(None, pictures=3, prompts=4)
 
     assert_equal(
-        Alone(ROWS).evaluate(subject, found)["wds/captions"],
-        evaluator.evaluate(subject, found)["wds/captions"],
+        Alone(ROWS).evaluate(subject, loaded)["wds/captions"],
+        evaluator.evaluate(subject, loaded)["wds/captions"],
     )
     assert len(computed) == 3 + 4
 
@@ -248,7 +248,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, int]] = 
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, a checkpoint, a data set, and the shards of a run on them."""
     folder = tmp_path_factory.mktemp("given")
     (folder / "mine.yaml").write_text(RECIPE)
@@ -259,13 +259,13 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    folder: Path, kept: Path | None, name: str = "", **options: Any
+    folder: Path, shards_of: Path | None, name: str = "", **options: Any
 ) -> tuple[list[TaskRun], Computed, list[str]]:
     """Reference and quantized model on what is in *folder*, what was computed, and what was
     said.
     """
     size = options.get("batch_size", ROWS)
-    evaluator, computed = sliced(None if kept is None else ShardStore(kept, name), size)
+    evaluator, computed = sliced(None if shards_of is None else ShardStore(shards_of, name), size)
     fixed = Options(
         recipes=(str(folder / "mine.yaml"),),
         clip_models=(str(folder / "clip"),),
@@ -279,11 +279,11 @@ def run(
     return runs, computed, evaluator.notes()
 
 
-def test_shards_of_an_unchanged_run_are_all_taken(given: Path, tmp_path: Path) -> None:
+def test_shards_of_an_unchanged_run_are_all_taken(first_run: Path, tmp_path: Path) -> None:
     """With the same recipe, data, model, calibration and options nothing is computed again."""
-    shutil.copytree(given / "shards", tmp_path / "shards")
+    shutil.copytree(first_run / "shards", tmp_path / "shards")
 
-    _, computed, notes = run(given, tmp_path / "shards", "second")
+    _, computed, notes = run(first_run, tmp_path / "shards", "second")
 
     assert computed == []
     assert notes == [
@@ -292,17 +292,19 @@ def test_shards_of_an_unchanged_run_are_all_taken(given: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_shards_of_something_else_are_left_out(changed: str, given: Path, tmp_path: Path) -> None:
+def test_shards_of_something_else_are_left_out(
+    changed: str, first_run: Path, tmp_path: Path
+) -> None:
     """After any change of what numbers depend on, none of the old ones is used, and what differs is
     named.
     """
     change, options, what, models_affected = CHANGES[changed]
-    shutil.copytree(given, tmp_path / "given")
+    shutil.copytree(first_run, tmp_path / "given")
     # The same places as before the copy: a checkpoint's folder gives its name, not its path.
     change(tmp_path / "given")
     expected, _, _ = run(tmp_path / "given", None, **options)
 
-    found, computed, notes = run(
+    outcomes, computed, notes = run(
         tmp_path / "given", tmp_path / "given" / "shards", "second", **options
     )
 
@@ -310,8 +312,8 @@ def test_shards_of_something_else_are_left_out(changed: str, given: Path, tmp_pa
     foreign = [note for note in notes if "left out" in note]
     assert len(foreign) == models_affected
     assert all(f"belong to {what} " in note and "; this run has " in note for note in foreign)
-    for one, other in zip(expected, found, strict=True):
-        assert_equal(one, other)
+    for first, other in zip(expected, outcomes, strict=True):
+        assert_equal(first, other)
 
 
 def test_a_model_changed_in_memory_is_something_else(
@@ -367,14 +369,14 @@ def test_only_what_a_run_touched_is_discarded(
     subject: Subject, hundred: Task, tmp_path: Path
 ) -> None:
     """A run that came to its end takes its own shards with it and no other's."""
-    kept = tmp_path / shards._name("embedded") / "another recipe"
-    kept.mkdir(parents=True)
+    other_shards = tmp_path / shards._name("embedded") / "another recipe"
+    other_shards.mkdir(parents=True)
     store = ShardStore(tmp_path, "run")
     sliced(store)[0].evaluate(subject, [hundred])
 
     shards.discard(store.touched)
 
-    assert list((tmp_path / shards._name("embedded")).iterdir()) == [kept]
+    assert list((tmp_path / shards._name("embedded")).iterdir()) == [other_shards]
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -419,12 +421,12 @@ def test_a_process_that_dies_with_a_claim_is_taken_over_from(
         assert held.wait(120), "the other process computed nothing"
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        found = evaluator.evaluate(subject, [hundred])["emoji100"]
+        outcomes = evaluator.evaluate(subject, [hundred])["emoji100"]
     finally:
         other.kill()
         other.join()
 
-    assert_equal(whole, found)
+    assert_equal(whole, outcomes)
     assert computed == [
         "reference: emoji100, images 180 to 200",
         "reference: emoji100, texts 0 to 50",

@@ -22,11 +22,11 @@ def product() -> onnx.ModelProto:
         for name, n in (("x", 64), ("y", 32))
     )
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    made = onnx.helper.make_graph(
+    graph = onnx.helper.make_graph(
         [node], "product", [x], [y], [onnx.numpy_helper.from_array(WEIGHT, "w")]
     )
     return onnx.helper.make_model(
-        made, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9
     )
 
 
@@ -50,11 +50,11 @@ def test_constants_over_the_limit_are_a_file_of_their_own(
     for _ in range(2):
         files.write(product, tmp_path / "g.onnx")
     files.check(product)
-    (found,) = runtime.session(product).run(None, {"x": x})
+    (y,) = runtime.session(product).run(None, {"x": x})
 
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2 * len(before)
-    np.testing.assert_allclose(found, x @ WEIGHT, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, x @ WEIGHT, rtol=1e-5, atol=1e-5)
     again = onnx.load(tmp_path / "g.onnx")
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(again.graph.initializer[0]), WEIGHT)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(product.graph.initializer[0]), WEIGHT)

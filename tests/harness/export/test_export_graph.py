@@ -45,7 +45,7 @@ NAMED = {
 
 
 @pytest.fixture(scope="module")
-def made() -> Gate:
+def exported_gate() -> Gate:
     """A gate over a few calibration pairs; what it builds is shared by this module's tests."""
     return Gate(
         Options(
@@ -55,15 +55,15 @@ def made() -> Gate:
 
 
 @pytest.fixture(scope="module")
-def fp8(made: Gate) -> Quantized:
+def fp8(exported_gate: Gate) -> Quantized:
     """FP8 with attention, the patch embedding disabled."""
-    return made.cases()[0].quantized
+    return exported_gate.cases()[0].quantized
 
 
 @pytest.fixture(scope="module")
-def int8(made: Gate) -> Quantized:
+def int8(exported_gate: Gate) -> Quantized:
     """INT8, weights per channel."""
-    return made.cases()[1].quantized
+    return exported_gate.cases()[1].quantized
 
 
 def test_every_fault_of_export_has_its_rule() -> None:
@@ -95,33 +95,35 @@ def test_tower_takes_any_batch(fp8: Quantized) -> None:
     ids = fp8.inputs["input_ids"]
 
     whole = text.run(None, {"input_ids": ids.numpy()})[0]
-    one = text.run(None, {"input_ids": ids[2:3, :24].numpy()})[0]
+    single = text.run(None, {"input_ids": ids[2:3, :24].numpy()})[0]
 
     assert whole.shape[0] == len(ids)
     # Another width may round a code to the other side of a boundary, no more.
     assert (
-        torch.nn.functional.cosine_similarity(torch.tensor(whole[2]), torch.tensor(one[0]), dim=0)
+        torch.nn.functional.cosine_similarity(
+            torch.tensor(whole[2]), torch.tensor(single[0]), dim=0
+        )
         > 0.999
     )
 
 
 @pytest.mark.parametrize("tower", list(TOWERS))
-def test_unquantized_tower_computes_the_reference(made: Gate, tower: str) -> None:
+def test_unquantized_tower_computes_the_reference(exported_gate: Gate, tower: str) -> None:
     """A model without quantizers exports too, without Q/DQ, and agrees within rounding."""
-    reference = parity.plain(made.cases()[0].reference.model)
+    reference = parity.plain(exported_gate.cases()[0].reference.model)
     proto = export.tower(reference, tower)
 
-    found = parity.compare(proto, reference, tower, families.sample_inputs(reference))
+    compared = parity.compare(proto, reference, tower, families.sample_inputs(reference))
 
     assert "QuantizeLinear" not in {node.op_type for node in proto.graph.node}
-    assert found.holds, found
+    assert compared.holds, compared
 
 
-def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> None:
+def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(exported_gate: Gate) -> None:
     """With ``use_constant_amax`` (no buffer: 448) and ``constant_amax`` the graph has these scales
     and runs alike.
     """
-    reference = made.cases()[0].reference
+    reference = exported_gate.cases()[0].reference
     recipe = loading.load("fp8-patch-embedding-fp16")
     config = copy.deepcopy(recipe.quant_cfg)
     fixed = {"num_bits": (4, 3), "axis": None}
@@ -147,11 +149,11 @@ def test_ranges_that_a_recipe_fixes_are_constants_of_the_graph(made: Gate) -> No
 
 
 @pytest.mark.parametrize("name", ["fp8-per-channel", "int8", "int4-block"])
-def test_a_row_of_zeros_stays_zeros(made: Gate, name: str) -> None:
+def test_a_row_of_zeros_stays_zeros(exported_gate: Gate, name: str) -> None:
     """A pruned channel has amax 0: every number of the model is its format's, and the graph has its
     zeros.
     """
-    model = copy.deepcopy(made.cases()[0].reference.model)
+    model = copy.deepcopy(exported_gate.cases()[0].reference.model)
     weight = model.get_parameter("text_model.encoder.layers.0.mlp.fc1.weight")
     weight.data[3] = 0
     inputs = families.sample_inputs(model)

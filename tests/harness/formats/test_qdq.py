@@ -294,12 +294,12 @@ def test_negative_zero_and_what_rounds_to_it_keep_their_sign(name: str) -> None:
     """
     x = np.array([-0.0, -1e-12], np.float32)
 
-    kept = formats.quantize_dequantize(x, name, 1.0)
+    rounded = formats.quantize_dequantize(x, name, 1.0)
     dropped = formats.quantize_dequantize(x, name, 1.0, rules=Rules(keeps_negative_zero=False))
 
-    assert np.signbit(kept).all()
+    assert np.signbit(rounded).all()
     assert not np.signbit(dropped).any()
-    assert not kept.any()
+    assert not rounded.any()
     assert not dropped.any()
 
 
@@ -361,13 +361,13 @@ def test_each_operation_rounds_to_the_input_where_the_rules_say_so(
     """
     x = np.random.default_rng(10).normal(size=300).astype(np.float16)
     amax, m = np.float16(given_amax), np.float16(448)
-    one, q = np.float16(1), formats.FORMATS["E4M3"].round
-    s = m / amax if order is Order.RATIO else (one / amax) * m
+    unit, q = np.float16(1), formats.FORMATS["E4M3"].round
+    s = m / amax if order is Order.RATIO else (unit / amax) * m
     step = amax / m
     forward = x / step if order is Order.STEP else x * s
     back: dict[Order, Callable[[Any], Any]] = {
         Order.STEP: lambda v: v * step,
-        Order.RECIPROCAL: lambda v: v * (one / s),
+        Order.RECIPROCAL: lambda v: v * (unit / s),
         Order.RATIO: lambda v: v / s,
         Order.RECIPROCAL_RATIO: lambda v: v / s,
     }
@@ -539,13 +539,13 @@ def test_torch_in_torch_out(dtype: torch.dtype) -> None:
     untouched.
     """
     x = torch.linspace(-3, 3, 101).to(dtype).requires_grad_()
-    kept = x.detach().clone()
+    before = x.detach().clone()
 
     y = formats.quantize_dequantize(x, "E4M3", torch.tensor(2.0))
 
     assert (y.dtype, y.device, y.requires_grad) == (dtype, x.device, False)
     assert formats.same_bits(y, formats.quantize_dequantize(formats.to_numpy(x), "E4M3", 2.0)).all()
-    assert torch.equal(x, kept)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -583,7 +583,7 @@ def test_underflow_fraction_counts_numbers_lost_to_zero() -> None:
 
 def test_wrong_scales_show_in_the_fractions_and_not_in_the_noise() -> None:
     """An amax 16 times off leaves FP8's signal-to-noise ratio where it was; saturation or underflow
-    tells at once.
+    shows at once.
     """
     x = np.random.default_rng(8).normal(size=100_000).astype(np.float32)
     amax = float(np.abs(x).max())

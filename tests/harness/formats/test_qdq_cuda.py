@@ -28,20 +28,24 @@ def quantizer(blocks: dict[Any, Any], amax: Any = None, num_bits: Any = (2, 1)) 
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    made = TensorQuantizer(QuantizerAttributeConfig(num_bits=num_bits, block_sizes=blocks))
+    tensor_quantizer = TensorQuantizer(
+        QuantizerAttributeConfig(num_bits=num_bits, block_sizes=blocks)
+    )
     if amax is not None:
-        made.amax = torch.tensor(amax)
-    return made
+        tensor_quantizer.amax = torch.tensor(amax)
+    return tensor_quantizer
 
 
-def answer(made: Any, *values: float, dtype: torch.dtype = torch.float32) -> list[float]:
-    """What the oracle of *made* returns for a block that begins with *values* and goes on with
+def answer(
+    tensor_quantizer: Any, *values: float, dtype: torch.dtype = torch.float32
+) -> list[float]:
+    """What the oracle of *tensor_quantizer* returns for a block that begins with *values* and goes on with
     zeros.
     """
-    size = made.block_sizes[-1]
+    size = tensor_quantizer.block_sizes[-1]
     x = torch.zeros(1, size, dtype=dtype)
     x[0, : len(values)] = torch.tensor(values)
-    return formats.from_quantizer(made)(x)[0, : len(values)].tolist()
+    return formats.from_quantizer(tensor_quantizer)(x)[0, : len(values)].tolist()
 
 
 def signs(values: list[float]) -> list[bool]:
@@ -50,46 +54,48 @@ def signs(values: list[float]) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    "made", [quantizer(DYNAMIC, 6.0), quantizer(STATIC, [[6.0]])], ids=["dynamic", "static"]
+    "tensor_quantizer",
+    [quantizer(DYNAMIC, 6.0), quantizer(STATIC, [[6.0]])],
+    ids=["dynamic", "static"],
 )
-def test_nvfp4_has_no_negative_zero(made: Any) -> None:
+def test_nvfp4_has_no_negative_zero(tensor_quantizer: Any) -> None:
     """``where(x >= 0, y, -y)`` is compiled to fma(-scale, q, +0) (gemm/fp4_kernel_hopper.py,
     common/nvfp4_quant.py).
     """
-    found = answer(made, 6.0, -0.1, -0.0, -6.0, -0.25, -0.26)
+    numbers = answer(tensor_quantizer, 6.0, -0.1, -0.0, -6.0, -0.25, -0.26)
 
-    assert found == [6.0, 0.0, 0.0, -6.0, 0.0, -0.5]
-    assert signs(found) == [False, False, False, True, False, True]
+    assert numbers == [6.0, 0.0, 0.0, -6.0, 0.0, -0.5]
+    assert signs(numbers) == [False, False, False, True, False, True]
 
 
 def test_nvfp4_keeps_the_sign_that_only_the_cast_turns_into_zero() -> None:
     """The zero of the fma is added in float32: what is below half of FP16's smallest number then
     becomes -0.
     """
-    made = quantizer(STATIC, [[6 * 2.0**-22 / 448], [6.0]])
-    made.global_amax = torch.tensor(6 * 2.0**-20)
+    tensor_quantizer = quantizer(STATIC, [[6 * 2.0**-22 / 448], [6.0]])
+    tensor_quantizer.global_amax = torch.tensor(6 * 2.0**-20)
     x = torch.full((2, 16), -(2.0**-24), dtype=torch.float16)
 
-    found = formats.from_quantizer(made)(x)
+    numbers = formats.from_quantizer(tensor_quantizer)(x)
 
-    assert found[0].tolist() == [0.0] * 16
-    assert np.signbit(found[0].numpy()).all()
+    assert numbers[0].tolist() == [0.0] * 16
+    assert np.signbit(numbers[0].numpy()).all()
 
 
 @pytest.mark.parametrize(
-    ("made", "expected"),
+    ("tensor_quantizer", "expected"),
     [
         (quantizer(DYNAMIC, 3.0), [-3.0, 3.0, 1.0, 0.5]),
         (quantizer(STATIC, [[3.0]]), [-3.0, 3.0, 1.0, 0.5]),
     ],
     ids=["dynamic", "static"],
 )
-def test_nan_in_a_block_of_nvfp4(made: Any, expected: list[float]) -> None:
+def test_nan_in_a_block_of_nvfp4(tensor_quantizer: Any, expected: list[float]) -> None:
     """NaN fails every comparison of fp4_round_magnitude and gets 6, ``x >= 0`` fails and makes it
     -6; tl.max does not count it, so the block's scale is that of the others
     (common/nvfp4_quant.py).
     """
-    assert answer(made, NAN, 3.0, 1.0, 0.5) == expected
+    assert answer(tensor_quantizer, NAN, 3.0, 1.0, 0.5) == expected
 
 
 def test_a_block_of_nvfp4_that_is_nan_throughout() -> None:
@@ -117,9 +123,9 @@ def test_a_small_scale_of_dynamic_nvfp4_acts_as_one(
     are then rounded on the plain grid, which is zero for small ones, but not for those far beyond
     the calibrated range.
     """
-    (found,) = answer(quantizer(DYNAMIC, amax), value)
+    (number,) = answer(quantizer(DYNAMIC, amax), value)
 
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert number == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_scale_of_static_nvfp4_that_is_no_number() -> None:
@@ -131,7 +137,9 @@ def test_a_scale_of_static_nvfp4_that_is_no_number() -> None:
     x = torch.tensor([[0.3, NAN, -5.0, 9.0] * 4, [1.0, NAN, -6.0, 0.3] * 4])
     nan.global_amax = zero.global_amax = torch.tensor(2688.0)
 
-    by_one, zeros = (formats.from_quantizer(made)(x) for made in (nan, zero))
+    by_one, zeros = (
+        formats.from_quantizer(tensor_quantizer)(x) for tensor_quantizer in (nan, zero)
+    )
 
     assert by_one[0, :4].tolist() == [0.5, -6.0, -4.0, 6.0]
     assert zeros[0].tolist() == [0.0] * 16
@@ -153,20 +161,24 @@ def test_nan_in_a_block_of_mx(num_bits: Any, expected: list[float]) -> None:
     """The rest of the block stays finite, and NaN becomes a number where the format has no code for
     it (gemm/tensor_quant_mx.cu, compute_max; gemm/tensor_quant_mx.h, convert_to_types).
     """
-    found = answer(quantizer(MX, num_bits=num_bits), NAN, 12.0, -3.0)
+    numbers = answer(quantizer(MX, num_bits=num_bits), NAN, 12.0, -3.0)
 
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(numbers, expected)
 
 
 def test_mx_blocks_without_a_range() -> None:
     """The scale of a block of zeros, or of NaN throughout, is 1 (compute_scale); infinity counts as
     FLT_MAX.
     """
-    made = quantizer(MX)
+    tensor_quantizer = quantizer(MX)
 
-    assert answer(made, NAN, 0.0) == [6.0, 0.0]
-    assert answer(made, *[NAN] * 32) == [6.0] * 32
-    assert answer(made, INF, 3.0 * 2.0**126, 2.0**126) == [INF, 3.0 * 2.0**126, 2.0**126]
+    assert answer(tensor_quantizer, NAN, 0.0) == [6.0, 0.0]
+    assert answer(tensor_quantizer, *[NAN] * 32) == [6.0] * 32
+    assert answer(tensor_quantizer, INF, 3.0 * 2.0**126, 2.0**126) == [
+        INF,
+        3.0 * 2.0**126,
+        2.0**126,
+    ]
 
 
 def test_nothing_is_said_of_the_sign_of_an_mx_zero() -> None:
@@ -242,11 +254,11 @@ def test_the_kernel_of_integers_takes_one_axis(amax: Any, expected: bool) -> Non
     """With an amax along two axes ModelOpt falls back to the function for a CPU (fake_quant_impl, a
     ValueError).
     """
-    made = quantizer({-1: 16}, num_bits=8)
+    tensor_quantizer = quantizer({-1: 16}, num_bits=8)
     if amax is not None:
-        made._amax = torch.tensor(amax)
+        tensor_quantizer._amax = torch.tensor(amax)
 
-    (step,) = formats.from_quantizer(made).steps
+    (step,) = formats.from_quantizer(tensor_quantizer).steps
 
     assert (step.rules_on_cuda == INT_ON_CUDA) is expected
     assert step.rules == formats.modelopt_rules(formats.FORMATS["INT8"])

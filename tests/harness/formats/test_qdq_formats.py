@@ -177,15 +177,15 @@ def test_a_tie_goes_to_the_even_code(name: str) -> None:
 def test_rounding_keeps_the_numbers_of_the_format(name: str) -> None:
     """A number of the format rounds to itself, in place as well as into a new array."""
     element = formats.FORMATS[name]
-    given = element.code_points
-    copy = given.copy()
+    points = element.code_points
+    copy = points.copy()
 
-    fresh = element.round(given)
+    fresh = element.round(points)
     element.round(copy, out=copy)
 
-    assert formats.same_bits(fresh, given).all()
-    assert formats.same_bits(copy, given).all()
-    assert fresh is not given
+    assert formats.same_bits(fresh, points).all()
+    assert formats.same_bits(copy, points).all()
+    assert fresh is not points
 
 
 @pytest.mark.parametrize("name", ["E4M3", "INT8", "MXINT8"])
@@ -195,7 +195,7 @@ def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
     """
     element = formats.FORMATS[name]
     values = np.array([[0.3, -1.27], [1e9, -0.0]], np.float32)
-    kept, out, scratch = (
+    before, out, scratch = (
         values.copy(),
         np.full((2, 2), 7, np.float32),
         np.zeros((2, 2, 2), np.uint32),
@@ -205,7 +205,7 @@ def test_rounding_writes_where_it_is_told_and_nowhere_else(name: str) -> None:
     returned = element.round(values, out=out, scratch=scratch)
 
     assert returned is out
-    assert formats.same_bits(values, kept).all()
+    assert formats.same_bits(values, before).all()
     assert formats.same_bits(out, expected).all()
     assert scratch.any() == (element.kind == "float"), "the scratch is what saves the allocation"
     wide = element.round(values.astype(np.float64).tolist())
@@ -231,16 +231,16 @@ def test_float_formats_follow_from_their_bits(
     """A listed float format is what its numbers of bits and its specials give; without specials
     named it has none.
     """
-    made = number_formats._float(name, exponent_bits, mantissa_bits, specials)
+    derived = number_formats._float(name, exponent_bits, mantissa_bits, specials)
 
-    assert made == formats.FORMATS[name]
+    assert derived == formats.FORMATS[name]
     assert (
-        made.smallest
+        derived.smallest
         == formats.FORMATS[name].code_points[formats.FORMATS[name].code_points > 0].min()
     )
     plain = number_formats._float(name, exponent_bits, mantissa_bits)
     assert plain.specials == "none"
-    assert (plain == made) == (specials == "none")
+    assert (plain == derived) == (specials == "none")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])

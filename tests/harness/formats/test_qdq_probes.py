@@ -57,14 +57,14 @@ def test_where_the_probes_lie(
     """At shares of every gap, an ulp next to every number and midpoint, beyond the largest and far
     away; unsigned formats get no negative ones.
     """
-    found, one_sign = probes.unit_probes(element), around(numbers, smallest)
+    points, one_sign = probes.unit_probes(element), around(numbers, smallest)
 
     expected = (
         [*one_sign, *(-v for v in one_sign)] if numbers[0] < 0 else [abs(v) for v in one_sign]
     )
-    np.testing.assert_allclose(ordered(found), ordered(expected), rtol=1e-15, atol=0)
-    assert np.array_equal(np.signbit(ordered(found)), np.signbit(ordered(expected)))
-    assert np.isnan(found).sum() == (2 if numbers[0] < 0 else 1)
+    np.testing.assert_allclose(ordered(points), ordered(expected), rtol=1e-15, atol=0)
+    assert np.array_equal(np.signbit(ordered(points)), np.signbit(ordered(expected)))
+    assert np.isnan(points).sum() == (2 if numbers[0] < 0 else 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -75,12 +75,12 @@ def test_probes_are_scaled_to_each_amax(dtype: Any) -> None:
     amax = np.array([6.0, 0.1, 3.0, 700.0], np.float32)
     unit = probes.unit_probes(formats.FORMATS["E2M1"])
 
-    found = probes.probes(formats.FORMATS["E2M1"], amax, dtype)
+    points = probes.probes(formats.FORMATS["E2M1"], amax, dtype)
 
     with np.errstate(all="ignore"):
         rows = [(unit * (float(a) / 6)).astype(np.float32).astype(dtype) for a in amax]
-    assert (found.shape, found.dtype) == ((4, unit.size), dtype)
-    assert formats.same_bits(found, np.stack(rows)).all()
+    assert (points.shape, points.dtype) == ((4, unit.size), dtype)
+    assert formats.same_bits(points, np.stack(rows)).all()
     assert probes.probes(formats.FORMATS["E2M1"], 6.0, dtype).shape == (1, unit.size)
 
 
@@ -88,16 +88,16 @@ def test_amaxes_are_spread_over_the_exponents() -> None:
     """Nine amaxes from 2**-4 to 2**4 are in one binade each, every fourth at its power of two; the
     same seed gives the same, none exceeds the highest.
     """
-    found = probes.scales(9, 2.0**-4, 2.0**4)
+    amaxes = probes.scales(9, 2.0**-4, 2.0**4)
 
     powers = 2.0 ** np.arange(-4, 5)
-    assert found.dtype == np.float32
-    assert found[[0, 4, 8]].tolist() == [2.0**-4, 1.0, 2.0**4]
-    between = found[[1, 2, 3, 5, 6, 7]] / powers[[1, 2, 3, 5, 6, 7]]
+    assert amaxes.dtype == np.float32
+    assert amaxes[[0, 4, 8]].tolist() == [2.0**-4, 1.0, 2.0**4]
+    between = amaxes[[1, 2, 3, 5, 6, 7]] / powers[[1, 2, 3, 5, 6, 7]]
     assert ((between > 1) & (between < 2)).all()
     assert len(np.unique(between)) == 6
-    assert np.array_equal(found, probes.scales(9, 2.0**-4, 2.0**4))
-    assert not np.array_equal(found, probes.scales(9, 2.0**-4, 2.0**4, seed=1))
+    assert np.array_equal(amaxes, probes.scales(9, 2.0**-4, 2.0**4))
+    assert not np.array_equal(amaxes, probes.scales(9, 2.0**-4, 2.0**4, seed=1))
     many = probes.scales(1000, 1.0, 8.0)
     assert (many / 2.0 ** np.floor(np.linspace(0, 3, 1000)) < 2).all()
     assert many.max() == 8
@@ -105,6 +105,6 @@ def test_amaxes_are_spread_over_the_exponents() -> None:
 
 def test_amaxes_reach_from_where_fp8_ends_to_where_float32_does() -> None:
     """By default the first is 2**-23 and the last at most 2**127."""
-    found = probes.scales(5)
+    amaxes = probes.scales(5)
 
-    assert (found[0], found[-1]) == (2.0**-23, 2.0**127)
+    assert (amaxes[0], amaxes[-1]) == (2.0**-23, 2.0**127)

@@ -20,7 +20,7 @@ from harness.formats.deviations import PACKED_RULES, packed
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def made(**attributes: Any) -> Any:
+def made_quantizer(**attributes: Any) -> Any:
     """A TensorQuantizer of ModelOpt."""
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -166,7 +166,7 @@ def test_every_known_deviation_is_told(known: deviations.Deviation) -> None:
 )
 def test_attributes_are_read(attributes: dict[str, Any], expected: tuple[Any, ...]) -> None:
     """Format, axis, block sizes and the kind of block scale are those of the quantizer."""
-    (step,) = formats.from_quantizer(made(**attributes)).steps
+    (step,) = formats.from_quantizer(made_quantizer(**attributes)).steps
 
     assert (step.format.name, step.axis, step.block_sizes, step.scale_format) == expected
 
@@ -179,7 +179,7 @@ def test_a_dynamic_mx_quantizer_is_modelled_without_cuda(num_bits: int | tuple[i
     blocks: dict[int | str, Any] = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
     x = sample(torch.float16).nan_to_num(nan=1.0)
 
-    y = formats.from_quantizer(made(num_bits=num_bits, block_sizes=blocks))(x)
+    y = formats.from_quantizer(made_quantizer(num_bits=num_bits, block_sizes=blocks))(x)
 
     element = "MXINT8" if num_bits == 8 else num_bits
     assert formats.same_bits(
@@ -192,7 +192,9 @@ def test_a_dynamic_nvfp4_quantizer_keeps_its_global_amax() -> None:
     """The calibrated amax of a dynamic NVFP4 quantizer is the global one; the blocks' come from the
     tensor.
     """
-    quantizer = made(num_bits=(2, 1), block_sizes={-1: 16, "type": "dynamic", "scale_bits": (4, 3)})
+    quantizer = made_quantizer(
+        num_bits=(2, 1), block_sizes={-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
+    )
     quantizer.amax = torch.tensor(50.0)
 
     (step,) = formats.from_quantizer(quantizer).steps
@@ -206,7 +208,7 @@ def test_a_dynamic_nvfp4_quantizer_keeps_its_global_amax() -> None:
 def test_a_static_nvfp4_quantizer_has_an_amax_a_block(four_over_six: bool, largest: float) -> None:
     """Block amaxes are the stored ones, and "four over six" keeps block scales up to 256 only."""
     sizes = {-1: 16, "type": "static", "scale_bits": (4, 3), "four_over_six": four_over_six}
-    quantizer = made(num_bits=(2, 1), block_sizes=sizes)
+    quantizer = made_quantizer(num_bits=(2, 1), block_sizes=sizes)
     quantizer.amax = torch.tensor([[6.0], [3.0]])
 
     oracle = formats.from_quantizer(quantizer)
@@ -219,7 +221,7 @@ def test_a_disabled_quantizer_only_scales() -> None:
     """A disabled quantizer passes its input on, times the pre-quantization scale if there is
     one.
     """
-    quantizer = made(num_bits=8)
+    quantizer = made_quantizer(num_bits=8)
     quantizer.disable()
     x = sample(torch.float32)
 
@@ -231,7 +233,7 @@ def test_a_disabled_quantizer_only_scales() -> None:
 
 def test_an_empty_tensor_passes() -> None:
     """An expert that saw no token hands on its empty tensor."""
-    quantizer = made(num_bits=(4, 3))
+    quantizer = made_quantizer(num_bits=(4, 3))
     x = torch.empty(0, 4)
 
     assert formats.from_quantizer(quantizer)(x).shape == quantizer(x).shape == (0, 4)
@@ -239,7 +241,7 @@ def test_an_empty_tensor_passes() -> None:
 
 def test_a_constant_amax_is_taken() -> None:
     """`use_constant_amax` means 448, whatever the tensor holds."""
-    quantizer = made(num_bits=(4, 3), use_constant_amax=True)
+    quantizer = made_quantizer(num_bits=(4, 3), use_constant_amax=True)
     x = sample(torch.float32, 300.0)
 
     assert formats.same_bits(quantizer(x), formats.from_quantizer(quantizer)(x)).all()
@@ -253,7 +255,7 @@ def test_what_is_more_than_quantize_dequantize_is_refused(attribute: str, value:
     """A rotation, a custom backend, real quantization and an affine bias are named, not passed
     over.
     """
-    quantizer = made(num_bits=8)
+    quantizer = made_quantizer(num_bits=8)
     setattr(quantizer, attribute, value)
 
     with pytest.raises(NotImplementedError, match=attribute.strip("_").split("_")[0]):
@@ -264,13 +266,16 @@ def test_fractions_of_a_static_and_a_dynamic_quantizer() -> None:
     """Saturation and underflow are measured behind the pre-quantization scale, with the amax in
     force.
     """
-    quantizer = made(num_bits=8)
+    quantizer = made_quantizer(num_bits=8)
     quantizer.amax = torch.tensor(1.0)
     quantizer.pre_quant_scale = torch.tensor([2.0, 2.0, 2.0, 2.0])
     x = torch.tensor([0.4, 0.6, -0.6, 1e-6])
 
     assert formats.from_quantizer(quantizer).fractions(x) == (0.5, 0.25)
-    assert formats.from_quantizer(made(num_bits=8, type="dynamic")).fractions(x) == (0.0, 0.25)
+    assert formats.from_quantizer(made_quantizer(num_bits=8, type="dynamic")).fractions(x) == (
+        0.0,
+        0.25,
+    )
 
 
 NVFP4: dict[int | str, Any] = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
@@ -278,7 +283,7 @@ NVFP4: dict[int | str, Any] = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
 
 def test_a_single_number_is_quantized() -> None:
     """Only what is empty passes untouched."""
-    quantizer = made(num_bits=8)
+    quantizer = made_quantizer(num_bits=8)
     quantizer.amax = torch.tensor(127.0)
 
     assert formats.from_quantizer(quantizer)(torch.tensor([1.4])).tolist() == [1.0]
@@ -286,7 +291,7 @@ def test_a_single_number_is_quantized() -> None:
 
 def test_channels_have_their_own_range() -> None:
     """With an amax a channel each row has its step, saturates and is counted by its own."""
-    quantizer = made(num_bits=8, axis=0)
+    quantizer = made_quantizer(num_bits=8, axis=0)
     quantizer.amax = torch.tensor([[127.0], [254.0]])
     x = torch.tensor([[1.4, 200.0, 3.0], [1.4, 200.0, 3.4]])
 
@@ -299,7 +304,7 @@ def test_channels_have_their_own_range() -> None:
 
 def test_blocks_have_their_own_range() -> None:
     """With an amax a block each is counted by its own."""
-    quantizer = made(num_bits=4, block_sizes={-1: 2})
+    quantizer = made_quantizer(num_bits=4, block_sizes={-1: 2})
     quantizer.amax = torch.tensor([[7.0], [14.0]])
     x = torch.tensor([[9.0, 1.0, 9.0, 1.1]])
 
@@ -325,7 +330,7 @@ def test_the_range_of_a_dynamic_quantizer_is_the_tensors(
     """
     x = torch.tensor([[1.0, -2.0, 3.0, -4.0], [8.0, 7.0, -6.0, 5.0]])
 
-    (step,) = formats.from_quantizer(made(num_bits=8, **attributes)).steps
+    (step,) = formats.from_quantizer(made_quantizer(num_bits=8, **attributes)).steps
 
     assert step.range(x).tolist() == expected
 
@@ -334,7 +339,7 @@ def test_the_amax_of_a_dynamic_two_level_quantizer_is_the_global_one() -> None:
     """At a global amax of 6 * 448 block scales are E4M3 numbers: a block of 6.3 gets 1, not 1.05,
     and 6.3 saturates.
     """
-    quantizer = made(num_bits=(2, 1), block_sizes=NVFP4)
+    quantizer = made_quantizer(num_bits=(2, 1), block_sizes=NVFP4)
     quantizer.amax = torch.tensor([2688.0, 5.0])
 
     oracle = formats.from_quantizer(quantizer)
@@ -347,11 +352,13 @@ def test_the_amax_of_a_dynamic_two_level_quantizer_is_the_global_one() -> None:
 
 def test_the_global_amax_of_a_static_two_level_quantizer_is_its_own() -> None:
     """A stored global amax of 2688 makes the second level 1, and a block amax of 6.3 is kept as 6;
-    "four over six" keeps 5.4 beside 6 as 5.25, which is 224 / 256 of it.
+    "four over six" keeps 5.4 next to 6 as 5.25, which is 224 / 256 of it.
     """
-    quantizer = made(num_bits=(2, 1), block_sizes={**NVFP4, "type": "static"})
+    quantizer = made_quantizer(num_bits=(2, 1), block_sizes={**NVFP4, "type": "static"})
     quantizer.amax, quantizer.global_amax = torch.tensor([[6.3], [6.0]]), torch.tensor(2688.0)
-    four = made(num_bits=(2, 1), block_sizes={**NVFP4, "type": "static", "four_over_six": True})
+    four = made_quantizer(
+        num_bits=(2, 1), block_sizes={**NVFP4, "type": "static", "four_over_six": True}
+    )
     four.amax = torch.tensor([[6.0], [5.4]])
     x = torch.full((1, 32), 9.0)
 
@@ -363,7 +370,9 @@ def test_the_global_amax_of_a_static_two_level_quantizer_is_its_own() -> None:
 
 def test_the_amax_of_an_mx_quantizer_is_not_used() -> None:
     """An MX block's scale comes from the tensor, whatever amax a calibration left behind."""
-    quantizer = made(num_bits=(4, 3), block_sizes={-1: 32, "type": "static", "scale_bits": (8, 0)})
+    quantizer = made_quantizer(
+        num_bits=(4, 3), block_sizes={-1: 32, "type": "static", "scale_bits": (8, 0)}
+    )
     quantizer.amax = torch.tensor(1.0)
 
     (step,) = formats.from_quantizer(quantizer).steps
@@ -378,7 +387,7 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
     """
     two_level = {"num_bits": (2, 1)}
     dynamic, static, mx, fp8, int8 = (
-        formats.from_quantizer(made(**attributes)).steps[0].rules
+        formats.from_quantizer(made_quantizer(**attributes)).steps[0].rules
         for attributes in (
             {**two_level, "block_sizes": NVFP4},
             {**two_level, "block_sizes": {**NVFP4, "type": "static"}},
@@ -405,7 +414,7 @@ def test_each_kind_of_quantizer_has_its_rules() -> None:
         False,
     ]
     assert [r.zero_amax_acts_as for r in (fp8, int8)] == [1.0, None]
-    quantizer = made(num_bits=(4, 3))
+    quantizer = made_quantizer(num_bits=(4, 3))
     quantizer.amax = torch.tensor(2.0**-25)
     x = sample(torch.float32)
     assert formats.same_bits(formats.from_quantizer(quantizer)(x), quantizer(x)).all()
@@ -415,7 +424,7 @@ def test_a_quantizer_that_only_calibrates_passes_its_input() -> None:
     """While statistics are gathered nothing is quantized, and nothing counts as saturated or
     lost.
     """
-    quantizer = made(num_bits=8)
+    quantizer = made_quantizer(num_bits=8)
     quantizer.amax = torch.tensor(1.0)
     quantizer.disable_quant()
     x = torch.tensor([0.3, 5.0, 1e-9])
@@ -430,7 +439,10 @@ def test_a_chain_is_read_quantizer_by_quantizer() -> None:
     """W4A8's weights go through INT4 blocks and then E4M3, as ModelOpt's chain takes them."""
     from modelopt.torch.quantization.nn import SequentialQuantizer
 
-    first, second = made(num_bits=4, block_sizes={-1: 128}), made(num_bits=(4, 3))
+    first, second = (
+        made_quantizer(num_bits=4, block_sizes={-1: 128}),
+        made_quantizer(num_bits=(4, 3)),
+    )
     x = sample(torch.float32)
     first.amax, second.amax = x.reshape(-1, 128).abs().amax(-1, keepdim=True), x.abs().max()
     chain = SequentialQuantizer(first, second)
@@ -464,7 +476,7 @@ def test_an_attribute_that_a_release_does_not_have_is_not_set() -> None:
 
 def test_a_refusal_names_all_that_is_more() -> None:
     """Everything that is not a quantize-dequantize is in one message."""
-    quantizer = made(num_bits=8)
+    quantizer = made_quantizer(num_bits=8)
     quantizer._rotate, quantizer.backend, quantizer._fake_quant, quantizer._bias = (
         True,
         "another",

@@ -29,9 +29,9 @@ def f32(*values: float) -> Any:
     return np.array(values, np.float32)
 
 
-def same(found: Any, *expected: float) -> bool:
+def same(numbers: Any, *expected: float) -> bool:
     """Whether the numbers are these, zeros distinguished by their sign, NaN by nothing."""
-    return bool(formats.same_bits(found.astype(np.float32), f32(*expected)).all())
+    return bool(formats.same_bits(numbers.astype(np.float32), f32(*expected)).all())
 
 
 # --- layout ---------------------------------------------------------------------------------------
@@ -122,22 +122,20 @@ def test_the_range_of_what_holds_nan_or_nothing() -> None:
     assert empty.amax(np.empty((0, 3))).tolist() == [[0]]
 
 
-@pytest.mark.parametrize(
-    "given", [[1, 2, 3], [[1], [2], [3]], [[1, 2, 3]], torch.tensor([1, 2, 3])]
-)
-def test_an_amax_of_the_right_size_fits_in_any_shape(given: Any) -> None:
+@pytest.mark.parametrize("amax", [[1, 2, 3], [[1], [2], [3]], [[1, 2, 3]], torch.tensor([1, 2, 3])])
+def test_an_amax_of_the_right_size_fits_in_any_shape(amax: Any) -> None:
     """Three numbers are those of three channels, however they are arranged; they become float32."""
-    fitted = plan((4, 3), axis=1).fit(given)
+    fitted = plan((4, 3), axis=1).fit(amax)
 
     assert (fitted.tolist(), fitted.dtype) == ([[1, 2, 3]], np.dtype(np.float32))
 
 
-@pytest.mark.parametrize("given", [0.1, [0.1], [[[[0.1]]]]])
-def test_a_single_amax_serves_all(given: Any) -> None:
+@pytest.mark.parametrize("amax", [0.1, [0.1], [[[[0.1]]]]])
+def test_a_single_amax_serves_all(amax: Any) -> None:
     """One number gets an axis of length one for each that the tensor is cut into, and serves every
     block.
     """
-    fitted = plan((4, 6), block_sizes={1: 3}).fit(given)
+    fitted = plan((4, 6), block_sizes={1: 3}).fit(amax)
 
     assert (fitted.shape, fitted.dtype) == ((1, 1, 1), np.dtype(np.float32))
     assert fitted.item() == np.float32(0.1)
@@ -207,13 +205,13 @@ def test_what_stands_in_for_an_amax_of_zero() -> None:
     """With a stand-in nothing counts as zero any more; amax is float32 and what was given is not
     written to.
     """
-    given = np.array([0, 1, -3])
+    amax = np.array([0, 1, -3])
 
-    a, zero = settle_amax(given, Rules(zero_amax_acts_as=1.5, negative_amax_is_zero=True))
+    a, zero = settle_amax(amax, Rules(zero_amax_acts_as=1.5, negative_amax_is_zero=True))
 
     assert (a.tolist(), a.dtype) == ([1.5, 1, 1.5], np.dtype(np.float32))
     assert (zero.tolist(), zero.dtype) == ([False] * 3, np.dtype(bool))
-    assert given.tolist() == [0, 1, -3]
+    assert amax.tolist() == [0, 1, -3]
     assert settle_amax(0.1, Rules())[0] == np.float32(0.1)
 
 
@@ -284,9 +282,9 @@ def test_floats_are_scaled_by_reciprocals_and_integers_by_ratios(element: format
     / a.
     """
     amax = (np.arange(1, 200) / 7).astype(np.float32)
-    one, top = np.float32(1), np.float32(element.max)
-    reciprocal, ratio = (one / amax) * top, top / amax
-    expected = {"float": top * (one / reciprocal), "int": top / ratio}
+    unit, top = np.float32(1), np.float32(element.max)
+    reciprocal, ratio = (unit / amax) * top, top / amax
+    expected = {"float": top * (unit / reciprocal), "int": top / ratio}
 
     y = quantize_scaled(amax, amax, element)
 
@@ -497,7 +495,7 @@ def test_dividing_by_a_constant_may_multiply(scale_max: float) -> None:
     g = (np.arange(1, 100) / 3).astype(np.float32)
     constant, layout = np.float32(6 * scale_max), plan((2,), block_sizes={0: 2})
 
-    found = [
+    scales = [
         [
             float(
                 block_scale(f32(a), layout, E2M1, a, scale_max, Rules(constant_division=how)).item()
@@ -512,7 +510,7 @@ def test_dividing_by_a_constant_may_multiply(scale_max: float) -> None:
         np.float32(scale_max) * (g / constant),
         np.float32(scale_max) * (g * (np.float32(1) / constant)),
     ]
-    assert np.array_equal(found, expected)
+    assert np.array_equal(scales, expected)
     assert not np.array_equal(expected[0], expected[1])
 
 
@@ -681,19 +679,19 @@ def test_the_factor_of_stored_scales_is_evaluated_as_the_rules_say() -> None:
     """127 / d, or 127 times the reciprocal of d: for scales 0 and 2 d around their mean they differ
     in bits.
     """
-    found: dict[bool, list[float]] = {False: [], True: []}
+    factors: dict[bool, list[float]] = {False: [], True: []}
     expected: dict[bool, list[float]] = {False: [], True: []}
     for d in (np.arange(1, 300) / 7).astype(np.float32):  # the mean of 0 and 2 d is d exactly
-        for reciprocal in found:
+        for reciprocal in factors:
             factor = (np.float32(1) / d) * np.float32(127) if reciprocal else np.float32(127) / d
             expected[reciprocal].append(float(np.float32(127) / factor + d))
             rules = formats.NF4Rules(reciprocal=reciprocal)
-            found[reciprocal].append(
+            factors[reciprocal].append(
                 float(formats.double_quantized(f32(0, 2 * d), 1, 2, 8, rules)[1])
             )
 
-    assert found == expected
-    assert found[True] != found[False]
+    assert factors == expected
+    assert factors[True] != factors[False]
 
 
 def test_any_tensor_is_worked_on_in_float32() -> None:
@@ -704,10 +702,10 @@ def test_any_tensor_is_worked_on_in_float32() -> None:
     parameter = torch.nn.Parameter(torch.from_numpy(x).bfloat16())
 
     assert nf4.levels().dtype == np.float32
-    for given, single in (
+    for tensor, single in (
         (x, x.astype(np.float32)),
         (parameter, parameter.detach().float().numpy()),
     ):
-        y = formats.double_quantized(given, 4, 8, 8)
+        y = formats.double_quantized(tensor, 4, 8, 8)
         assert (y.shape, y.dtype) == (x.shape, np.dtype(np.float32))
         assert formats.same_bits(y, formats.double_quantized(single, 4, 8, 8)).all()

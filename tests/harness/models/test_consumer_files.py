@@ -27,14 +27,14 @@ def test_the_tower_of_a_consumer_is_loaded_and_read(kind: str, tmp_path: Path) -
     reference = references.load(str(folder), torch.device("cpu"))
     family = families.of(reference.model)
     of = reading.material(reference, None, None)
-    found = reading.read_all(reference.model, of, (consumer,), 64)
+    by_reading = reading.read_all(reference.model, of, (consumer,), 64)
 
     parts = {name.partition(".")[0] for name, _ in reference.model.named_parameters()}
     assert parts.isdisjoint({"language_model", "lm_head", "class_head", "box_head", "decoder"})
     assert consumer in family.consumers
     assert family.name == references.family_of(str(folder))
-    assert len(found) == len(contracts.of(consumer).reads)
-    for key, tokens in found.items():
+    assert len(by_reading) == len(contracts.of(consumer).reads)
+    for key, tokens in by_reading.items():
         assert bool(tokens.float().isfinite().all()), key
         assert float(tokens.float().std()) > 0, key
 
@@ -80,10 +80,10 @@ def test_one_part_of_a_pipeline_alone(
     monkeypatch.chdir(part)
     ref = {"part": str(part), "slash": f"{part}/", "link": str(tmp_path / "link"), "here": "."}[way]
 
-    found = checkpoint_files.look(ref)
+    checkpoint = checkpoint_files.look(ref)
 
-    assert found.tokenizer is not None
-    assert found.tokenizer.name == "tokenizer_2"
+    assert checkpoint.tokenizer is not None
+    assert checkpoint.tokenizer.name == "tokenizer_2"
     assert contracts.of_pipeline(checkpoint_files.pipeline_class(ref)) == "sdxl"
 
 

@@ -26,8 +26,8 @@ NAMES = ("emoji", "emoji100", "emoji_captions", "calibration")
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
     """What was written when the data sets were made."""
-    found: dict[str, Any] = json.loads((DATA / "datasets.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((DATA / "datasets.json").read_text())
+    return content
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,16 +46,16 @@ def test_the_tasks_have_their_sizes(name: str, n: int, classes: int) -> None:
     """Classes are named once each, all are asked for equally often, and pictures carry five
     different captions.
     """
-    found = samples.load(name, None)
+    data_set = samples.load(name, None)
 
-    assert len(found.ids) == n
-    assert len(set(found.classes)) == len(found.classes) == classes
-    if found.labels is not None:
-        assert set(np.bincount(found.labels)) == {n // classes}
-        assert found.templates == text.TEMPLATES
+    assert len(data_set.ids) == n
+    assert len(set(data_set.classes)) == len(data_set.classes) == classes
+    if data_set.labels is not None:
+        assert set(np.bincount(data_set.labels)) == {n // classes}
+        assert data_set.templates == text.TEMPLATES
     else:
-        assert found.captions is not None
-        assert {len(set(captions)) for captions in found.captions} == {5}
+        assert data_set.captions is not None
+        assert {len(set(captions)) for captions in data_set.captions} == {5}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,13 +133,13 @@ def test_the_same_seed_writes_the_same_bytes(
     monkeypatch.setattr(datasets, "CAPTIONED", 6)
     known, drawn = concepts_and_drawings(12)
     for make in (datasets.everything, datasets.hundred, datasets.captioned):
-        found = [
+        records = [
             make(tmp_path / f"{make.__name__}{i}", known, drawn, random.Random(s))
             for i, s in enumerate((1, 1, 2))
         ]
 
-        assert found[0] == found[1]
-        assert found[0]["sha256"] != found[2]["sha256"]
+        assert records[0] == records[1]
+        assert records[0]["sha256"] != records[2]["sha256"]
 
 
 def test_archives_carry_no_time_and_no_owner(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_the_card_tells_what_is_measured(scores: dict[str, Any]) -> None:
     record = json.loads((card.CLIP / "training.json").read_text())
 
     assert (card.CLIP / "README.md").read_text() == card.render(record, card.parameters(card.CLIP))
-    for task, found in scores.items():
-        for metric, value in found.items():
+    for task, by_metric in scores.items():
+        for metric, value in by_metric.items():
             recorded = record["scores"][task][metric]
             if metric == "classes":
                 assert recorded == value

@@ -41,13 +41,15 @@ def test_a_checkpoint_is_loaded_as_what_it_is(checkpoint: Path) -> None:
     """Directory, class and family agree, before the weights are read and after; every tower gives
     embeddings.
     """
-    found = references.load(str(checkpoint), CPU)
-    family = families.of(found.model)
+    reference = references.load(str(checkpoint), CPU)
+    family = families.of(reference.model)
 
     assert references.family_of(str(checkpoint)) == family.name
-    assert found.dtype is torch.float16
+    assert reference.dtype is torch.float16
     with torch.no_grad():
-        embeddings = families.forward(found.model, families.sample_inputs(found.model, batch=3))
+        embeddings = families.forward(
+            reference.model, families.sample_inputs(reference.model, batch=3)
+        )
     assert set(embeddings) == set(family.towers)
     assert all(len(x) == 3 and x.isfinite().all() for x in embeddings.values())
 
@@ -56,11 +58,11 @@ def test_what_a_tower_needs_is_there_and_nothing_else(checkpoint: Path) -> None:
     """A checkpoint has the tokenizer where it reads words and the image processor where it sees
     pictures.
     """
-    found = references.load(str(checkpoint), CPU)
-    towers = families.of(found.model).towers
+    reference = references.load(str(checkpoint), CPU)
+    towers = families.of(reference.model).towers
 
-    assert (found.tokenizer is not None) == ("text" in towers)
-    assert (found.image_processor is not None) == ("vision" in towers)
+    assert (reference.tokenizer is not None) == ("text" in towers)
+    assert (reference.image_processor is not None) == ("vision" in towers)
 
 
 def test_a_recipe_may_name_the_attention_classes_of_every_family() -> None:
@@ -100,9 +102,9 @@ def test_every_quantizer_belongs_to_a_tower(checkpoint: Path) -> None:
     included.
     """
     model = references.load(str(checkpoint), CPU).model
-    found = maps.quantizer_map(quantize.insert(model))
+    quantizers = maps.quantizer_map(quantize.insert(model))
 
-    kinds = {(q.tower, q.module_kind) for q in found}
+    kinds = {(q.tower, q.module_kind) for q in quantizers}
     assert {tower for tower, _ in kinds} == set(families.of(model).towers)
     for tower in families.of(model).towers:
         assert (tower, "linear") in kinds
@@ -121,11 +123,11 @@ def test_attention_gets_its_four_quantizers_where_modelopt_can(name: str) -> Non
     model = architectures.build(name)
     family = families.of(model)
     blocks = {p for p, m in model.named_modules() if type(m).__name__ in family.attention_classes}
-    found = maps.quantizer_map(quantize.structure(model, loading.load("fp8")))
+    quantizers = maps.quantizer_map(quantize.structure(model, loading.load("fp8")))
 
     assert blocks
     for kind in maps.FUSED_KINDS:
-        on = {q.module for q in found if q.kind == kind and q.enabled and q.calls == 1}
+        on = {q.module for q in quantizers if q.kind == kind and q.enabled and q.calls == 1}
         assert on == blocks
 
 
@@ -153,18 +155,26 @@ def test_a_planted_omission_is_caught_in_every_family(checkpoint: Path) -> None:
                 if quantizer.is_enabled and families.tower_of(families.of(model), name) == tower
             ]
             lost = (
-                mine if whole else [one for one in mine if one[0].endswith("input_quantizer")][:1]
+                mine
+                if whole
+                else [
+                    own_quantizer
+                    for own_quantizer in mine
+                    if own_quantizer[0].endswith("input_quantizer")
+                ][:1]
             )
             for _, quantizer in lost:
                 quantizer.disable()
 
-            found = inserted(case)
+            problems = inserted(case)
 
-            assert any(lost[0][0].rpartition(".")[0] in str(problem.names) for problem in found), (
+            assert any(
+                lost[0][0].rpartition(".")[0] in str(problem.names) for problem in problems
+            ), (
                 tower,
                 whole,
             )
-            assert any(f"whole {tower} tower" in problem.what for problem in found) is whole
+            assert any(f"whole {tower} tower" in problem.what for problem in problems) is whole
 
 
 def case_on(checkpoint: Path) -> Case:
@@ -206,11 +216,11 @@ def test_patches_of_naflex_are_those_of_its_processor(tmp_path: Path) -> None:
 
     values = (pixels.permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
     ours: Any = families.of(model).towers["vision"].as_arguments
-    found = ours(model, values)
+    tensors = ours(model, values)
 
-    assert torch.allclose(found["pixel_values"], theirs["pixel_values"], atol=1e-6)
+    assert torch.allclose(tensors["pixel_values"], theirs["pixel_values"], atol=1e-6)
     assert theirs["pixel_attention_mask"].all()
-    assert torch.equal(found["spatial_shapes"], torch.as_tensor(theirs["spatial_shapes"]))
+    assert torch.equal(tensors["spatial_shapes"], torch.as_tensor(theirs["spatial_shapes"]))
 
 
 @pytest.mark.parametrize("name", references.PARTS)
@@ -224,12 +234,12 @@ def test_a_part_computes_what_the_whole_does(embedded: references.Reference, nam
     own = families.of(part.model).towers[tower]
 
     with torch.no_grad():
-        found = families.encode(part.model, tower, x)
+        embeddings = families.encode(part.model, tower, x)
         if own.completed_by:
-            found = getattr(embedded.model, own.completed_by)(found)
+            embeddings = getattr(embedded.model, own.completed_by)(embeddings)
         expected = families.encode(embedded.model, tower, x)
 
-    assert torch.equal(found, expected)
+    assert torch.equal(embeddings, expected)
     assert part.name == f"embedded+{name}"
     assert part.revision != embedded.revision
     assert references.family_of(f"embedded+{name}") == families.of(part.model).name
@@ -270,15 +280,15 @@ def test_a_part_answers_as_the_whole_does(embedded: references.Reference, name: 
     )
 
     expected = tasks.evaluate(embedded.model, whole)
-    found = tasks.evaluate(part.model, own)
+    answered = tasks.evaluate(part.model, own)
 
     assert torch.equal(
-        torch.from_numpy(found.image_embeddings), torch.from_numpy(expected.image_embeddings)
+        torch.from_numpy(answered.image_embeddings), torch.from_numpy(expected.image_embeddings)
     )
     assert torch.equal(
-        torch.from_numpy(found.text_embeddings), torch.from_numpy(expected.text_embeddings)
+        torch.from_numpy(answered.text_embeddings), torch.from_numpy(expected.text_embeddings)
     )
-    assert (found.outcomes["acc1"].answers == expected.outcomes["acc1"].answers).all()
+    assert (answered.outcomes["acc1"].answers == expected.outcomes["acc1"].answers).all()
 
 
 def test_a_completed_task_keeps_pictures_and_embeddings_together(
@@ -327,10 +337,12 @@ def test_attention_asked_for_in_vain_names_the_conversion(tmp_path: Path) -> Non
     model = references.load(str(tiny.write("open_clip", tmp_path / "open_clip")), CPU).model
     places, recipe = maps.quantizer_map(quantize.insert(model)), loading.load("fp8")
 
-    found = patterns.unmatched_patterns(places, recipe, families.hidden_in(model))
+    problems = patterns.unmatched_patterns(places, recipe, families.hidden_in(model))
 
-    assert [problem.rule for problem in found] == ["pattern matches nothing"] * 2
-    assert all("visual.transformer.resblocks.0.attn and 3 more" in problem.fix for problem in found)
+    assert [problem.rule for problem in problems] == ["pattern matches nothing"] * 2
+    assert all(
+        "visual.transformer.resblocks.0.attn and 3 more" in problem.fix for problem in problems
+    )
 
 
 def test_a_part_is_not_asked_for_the_other_tower(tmp_path: Path) -> None:

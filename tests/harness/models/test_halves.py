@@ -38,12 +38,12 @@ def test_half_products_are_sums_in_single_precision_rounded_once(shape: tuple[in
     x, weight, bias = drawn(*shape), drawn(96, 192, scale=0.05), drawn(96)
 
     with half_products():
-        found = F.linear(x, weight, bias)
+        product = F.linear(x, weight, bias)
 
     exact = F.linear(x.double(), weight.double(), bias.double())
-    assert found.dtype is torch.float16
-    assert found.shape == exact.shape
-    assert torch.all((found.double() - exact).abs() <= exact.abs() * 2**-11 + 1e-5)
+    assert product.dtype is torch.float16
+    assert product.shape == exact.shape
+    assert torch.all((product.double() - exact).abs() <= exact.abs() * 2**-11 + 1e-5)
 
 
 @pytest.mark.usefixtures("no_half")
@@ -65,9 +65,9 @@ def test_half_products_of_pictures() -> None:
     x = drawn(4, 3, 48, 48)
 
     with half_products():
-        found = conv(x)
+        pictures = conv(x)
 
-    assert torch.equal(found, conv.float()(x.float()).half())
+    assert torch.equal(pictures, conv.float()(x.float()).half())
 
 
 @pytest.mark.usefixtures("no_half")
@@ -78,9 +78,9 @@ def test_half_products_leave_other_types_alone() -> None:
     expected = [linear(x, weight), linear(x.bfloat16(), weight.bfloat16())]
 
     with half_products():
-        found = [F.linear(x, weight), F.linear(x.bfloat16(), weight.bfloat16())]
+        products = [F.linear(x, weight), F.linear(x.bfloat16(), weight.bfloat16())]
 
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, products, strict=True))
     assert (F.linear, F.conv2d) == (linear, conv2d)
 
 
@@ -122,10 +122,10 @@ SHUFFLED = ALL[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(7
 
 def quantizer(amax: list[list[float]] | float | None = 3.0, **attributes: Any) -> Any:
     """A calibrated TensorQuantizer; with an *amax* of None a dynamic one."""
-    made = TensorQuantizer(QuantizerAttributeConfig(**attributes))
+    tensor_quantizer = TensorQuantizer(QuantizerAttributeConfig(**attributes))
     if amax is not None:
-        made.amax = torch.as_tensor(amax)
-    return made
+        tensor_quantizer.amax = torch.as_tensor(amax)
+    return tensor_quantizer
 
 
 @pytest.fixture
@@ -162,13 +162,13 @@ def test_what_is_looked_up_has_the_bits_of_what_is_computed(
     attributes: dict[str, Any], amax: float
 ) -> None:
     """Of every FP16 number: both zeros, subnormals, infinities and NaN among them."""
-    made = quantizer(amax, **attributes)
-    expected = made(SHUFFLED)
+    tensor_quantizer = quantizer(amax, **attributes)
+    expected = tensor_quantizer(SHUFFLED)
 
     with looked_up():
-        first, second = made(ALL[:100]), made(SHUFFLED)
+        first, second = tensor_quantizer(ALL[:100]), tensor_quantizer(SHUFFLED)
 
-    assert same(first, made(ALL[:100]))
+    assert same(first, tensor_quantizer(ALL[:100]))
     assert same(second, expected)
 
 
@@ -177,23 +177,23 @@ def test_modelopts_own_function_runs_twice(entered: list[Tensor]) -> None:
     """Once on the first tensor and once on all numbers, for each quantizer; in the next block
     again.
     """
-    one, other, x = quantizer(1.0, num_bits=(4, 3)), quantizer(2.0, num_bits=8), drawn(4, 9)
+    first, other, x = quantizer(1.0, num_bits=(4, 3)), quantizer(2.0, num_bits=8), drawn(4, 9)
 
     with looked_up():
         for _ in range(5):
-            one(x), other(x)
+            first(x), other(x)
     assert [t.numel() for t in entered] == [36, 1 << 16] * 2
 
-    one.amax = torch.tensor(0.5)
-    expected = one(x)
+    first.amax = torch.tensor(0.5)
+    expected = first(x)
     with looked_up():
-        found = [one(x), one(x)]
+        results = [first(x), first(x)]
     assert [t.numel() for t in entered[4:]] == [36, 36, 1 << 16]
-    assert all(same(f, expected) for f in found)
+    assert all(same(f, expected) for f in results)
 
 
 @pytest.mark.parametrize(
-    "made",
+    "tensor_quantizer",
     [
         quantizer([[1.0], [2.0], [3.0]], num_bits=(4, 3), axis=0),
         quantizer(None, num_bits=(4, 3), type="dynamic"),
@@ -204,42 +204,42 @@ def test_modelopts_own_function_runs_twice(entered: list[Tensor]) -> None:
 )
 @torch.no_grad()
 def test_a_range_a_channel_a_block_or_a_tensor_is_computed(
-    made: Any, entered: list[Tensor]
+    tensor_quantizer: Any, entered: list[Tensor]
 ) -> None:
     """What depends on more than the number is never tabulated: each tensor goes to ModelOpt's
     function, and no other.
     """
     x = drawn(3, 16)
-    expected = made(x), made(2 * x)
+    expected = tensor_quantizer(x), tensor_quantizer(2 * x)
 
     with looked_up():
-        found = made(x), made(2 * x)
+        results = tensor_quantizer(x), tensor_quantizer(2 * x)
 
     assert [t.numel() for t in entered] == [48] * 4
-    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(same(a, b) for a, b in zip(results, expected, strict=True))
 
 
 @torch.no_grad()
 def test_a_function_of_the_whole_tensor_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quantizer that says it has one range and looks at its tensor keeps its function."""
     monkeypatch.setattr(TensorQuantizer, "_fake_quantize", lambda self, x: x - x[:1].expand_as(x))
-    made, x = quantizer(1.0, num_bits=8), drawn(64)
+    tensor_quantizer, x = quantizer(1.0, num_bits=8), drawn(64)
 
     with looked_up():
-        found = [made(x), made(x + 1)]
+        results = [tensor_quantizer(x), tensor_quantizer(x + 1)]
 
-    assert same(found[0], made(x))
-    assert same(found[1], made(x + 1))
+    assert same(results[0], tensor_quantizer(x))
+    assert same(results[1], tensor_quantizer(x + 1))
 
 
 def test_other_types_and_gradients_are_computed(entered: list[Tensor]) -> None:
     """Nothing is looked up in FP32, nor where a gradient may be asked for."""
-    made, x = quantizer(1.0, num_bits=(4, 3)), drawn(8)
+    tensor_quantizer, x = quantizer(1.0, num_bits=(4, 3)), drawn(8)
 
     with looked_up():
-        made(x), made(x)
+        tensor_quantizer(x), tensor_quantizer(x)
         with torch.no_grad():
-            made(x.float()), made(x.float())
+            tensor_quantizer(x.float()), tensor_quantizer(x.float())
 
     assert [t.numel() for t in entered] == [8] * 4
 
@@ -247,12 +247,12 @@ def test_other_types_and_gradients_are_computed(entered: list[Tensor]) -> None:
 @torch.no_grad()
 def test_what_is_not_contiguous_is_looked_up_in_place() -> None:
     """A transposed tensor comes back with its shape and its numbers where they were."""
-    made, x = quantizer(1.0, num_bits=(4, 3)), drawn(6, 10).T
+    tensor_quantizer, x = quantizer(1.0, num_bits=(4, 3)), drawn(6, 10).T
 
     with looked_up():
-        found = [made(x), made(x)]
+        results = [tensor_quantizer(x), tensor_quantizer(x)]
 
-    assert all(torch.equal(f, made(x)) for f in found)
+    assert all(torch.equal(f, tensor_quantizer(x)) for f in results)
 
 
 def test_modelopts_function_is_put_back() -> None:
@@ -276,10 +276,10 @@ def test_a_wrong_table_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong bits.
     """
     monkeypatch.setattr(TensorQuantizer, "_fake_quantize", lambda self, x: x - x[:1].expand_as(x))
-    made, x = quantizer(1.0, num_bits=8), drawn(64)
+    tensor_quantizer, x = quantizer(1.0, num_bits=8), drawn(64)
 
     with mock.patch("numpy.array_equal", return_value=True), looked_up():
-        made(x)
-        found = made(x)
+        tensor_quantizer(x)
+        result = tensor_quantizer(x)
 
-    assert not same(found, made(x))
+    assert not same(result, tensor_quantizer(x))

@@ -591,10 +591,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_a_half_cached_hub_id_is_completed(half_cached: str, hub: list[str]) -> None:
     """What the cache lacks is fetched."""
-    found = checkpoint_files.look(half_cached)
+    checkpoint = checkpoint_files.look(half_cached)
 
-    assert [path.name for path in found.weights] == ["model.safetensors"]
-    assert found.revision() == checkpoint_files.revision(checkpoint_files.EMBEDDED)
+    assert [path.name for path in checkpoint.weights] == ["model.safetensors"]
+    assert checkpoint.revision() == checkpoint_files.revision(checkpoint_files.EMBEDDED)
     assert any(path.endswith("model.safetensors") for path in hub)
 
 

@@ -48,10 +48,10 @@ def test_a_converted_checkpoint_computes_the_same(folder: Path, converted: Path)
     inputs_ = families.sample_inputs(ours, batch=5)
 
     with torch.no_grad():
-        expected, found = families.forward(theirs, inputs_), families.forward(ours, inputs_)
+        expected, actual = families.forward(theirs, inputs_), families.forward(ours, inputs_)
 
     for tower, value in expected.items():
-        assert torch.allclose(found[tower], value, rtol=1e-5, atol=1e-6), tower
+        assert torch.allclose(actual[tower], value, rtol=1e-5, atol=1e-6), tower
 
 
 def test_outliers_are_planted_in_a_converted_checkpoint(folder: Path, converted: Path) -> None:
@@ -90,9 +90,9 @@ def test_the_activation_is_kept(tmp_path: Path, quick: bool) -> None:
     """OpenAI's quick GELU and the exact one are distinguished."""
     place = tiny.open_clip(tmp_path / "a", quick_gelu=quick)
 
-    made = openclip.convert(openclip.load(place, torch.float32))
+    converted = openclip.convert(openclip.load(place, torch.float32))
 
-    assert made.config.vision_config.hidden_act == ("quick_gelu" if quick else "gelu")  # type: ignore[union-attr]
+    assert converted.config.vision_config.hidden_act == ("quick_gelu" if quick else "gelu")  # type: ignore[union-attr]
 
 
 def test_words_get_the_ids_that_open_clip_gives_them(folder: Path, converted: Path) -> None:
@@ -104,8 +104,8 @@ def test_words_get_the_ids_that_open_clip_gives_them(folder: Path, converted: Pa
     expected = SimpleTokenizer(context_length=24)(WORDS)
 
     for place in (folder, converted):
-        found = inputs.tokenize(references.load(str(place), CPU).tokenizer, WORDS, 24)
-        for row, ids in zip(expected, found.ids[found.rows], strict=True):
+        tokenized = inputs.tokenize(references.load(str(place), CPU).tokenizer, WORDS, 24)
+        for row, ids in zip(expected, tokenized.ids[tokenized.rows], strict=True):
             end = int(row.argmax()) + 1
             assert ids[:end].tolist() == row[:end].tolist()
 

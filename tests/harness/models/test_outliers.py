@@ -37,8 +37,8 @@ def planted() -> references.Reference:
 def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     """What one forward of both towers gives, by name."""
     with torch.no_grad():
-        found = families.forward(model, families.sample_inputs(model, batch=4))
-    return {name: found[name].double() for name in ("vision", "text")}
+        embeddings = families.forward(model, families.sample_inputs(model, batch=4))
+    return {name: embeddings[name].double() for name in ("vision", "text")}
 
 
 def test_the_function_stays_in_fp16(
@@ -73,7 +73,7 @@ def test_every_layer_of_both_towers_has_them(
     """Both norms of every layer carry the factor, in the same channels through a tower, and a tower
     has its own.
     """
-    found = plant(copy.deepcopy(embedded.model))
+    factors = plant(copy.deepcopy(embedded.model))
 
     config = embedded.model.config
     layers = {
@@ -81,10 +81,10 @@ def test_every_layer_of_both_towers_has_them(
         "text": config.text_config.num_hidden_layers,
     }
     for tower, count in layers.items():
-        channels = {tuple(c) for path, c in found.items() if path.startswith(f"{tower}_model")}
-        assert sum(path.startswith(f"{tower}_model") for path in found) == 2 * count
+        channels = {tuple(c) for path, c in factors.items() if path.startswith(f"{tower}_model")}
+        assert sum(path.startswith(f"{tower}_model") for path in factors) == 2 * count
         assert len(channels) == 1
-    for path, channels_of in found.items():
+    for path, channels_of in factors.items():
         before, after = (r.model.get_submodule(path).weight for r in (embedded, planted))
         ratio = after / before
         assert torch.equal((ratio > 32).nonzero().flatten(), torch.tensor(channels_of)), path
@@ -96,15 +96,16 @@ def test_the_norms_really_put_out_outliers(
     """The largest output of a LayerNorm grows by more than ten times, while the median stays."""
 
     def seen(model: nn.Module) -> list[torch.Tensor]:
-        kept: list[torch.Tensor] = []
+        magnitudes: list[torch.Tensor] = []
         norms = [m for n, m in model.named_modules() if n.endswith(("layer_norm1", "layer_norm2"))]
         hooks = [
-            m.register_forward_hook(lambda _m, _i, o: kept.append(o.float().abs())) for m in norms
+            m.register_forward_hook(lambda _m, _i, o: magnitudes.append(o.float().abs()))
+            for m in norms
         ]
         outputs(model)
         for hook in hooks:
             hook.remove()
-        return kept
+        return magnitudes
 
     for plain, spiked in zip(seen(embedded.model), seen(planted.model), strict=True):
         assert spiked.max() > 10 * plain.max()
@@ -219,13 +220,13 @@ def test_they_break_per_tensor_int8_and_smoothquant_mends_it(
 
 def test_the_gate_decides_what_outliers_mean() -> None:
     """On the stressed model INT8 fails its budget, SmoothQuant wins it back, and FP8 holds."""
-    given = Options(
+    options = Options(
         recipes=("fp8", "int8", "int8-smoothquant"),
         clip_models=("embedded+outliers",),
         tasks=("emoji100",),
         calibration_size=256,
     )
-    gate = Gate(given)
+    gate = Gate(options)
 
     decisions = {case.recipe_name: case.verdicts.decision.value for case in gate.cases()}
 

@@ -44,8 +44,8 @@ def test_every_rule_gives_the_shape_and_dtype_that_torch_gives(dtype: torch.dtyp
     for call in calls:
         expected = call()
         with ShapesOnly():
-            found = call()
-        assert (found.shape, found.dtype, found.device) == (
+            result = call()
+        assert (result.shape, result.dtype, result.device) == (
             expected.shape,
             expected.dtype,
             expected.device,

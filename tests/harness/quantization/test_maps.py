@@ -230,12 +230,12 @@ def test_quantizers_of_a_model_are_its_leaves(clip: CLIPModel) -> None:
 
 def test_map_names_class_kind_tower_and_layer(clip: CLIPModel) -> None:
     """A quantizer is reported by the class, kind, tower and layer of the module that holds it."""
-    found = {
+    facts = {
         q.name: (q.module_class, q.module_kind, q.tower, q.layer, q.kind)
         for q in maps.quantizer_map(clip)
     }
 
-    assert found == {
+    assert facts == {
         "vision_model.patch_embedding.input_quantizer": (
             "Conv2d",
             "patch_embedding",
@@ -286,9 +286,9 @@ def test_map_takes_state_from_the_quantizer(clip: CLIPModel) -> None:
     """Format, granularity, being on, being dynamic and the range are those that the quantizer
     has.
     """
-    found: Any = maps.tensor_quantizers(clip)
+    quantizers: Any = maps.tensor_quantizers(clip)
     q, blocks, tensor, meta = (
-        found[f"vision_model.{path}.input_quantizer"]
+        quantizers[f"vision_model.{path}.input_quantizer"]
         for path in ("stem", "norm", "pool", "patch_embedding")
     )
     q.num_bits, q.axis, q.amax = (4, 3), 0, torch.tensor([2.0, 0.25])
@@ -446,10 +446,10 @@ LAYERS = tuple(
 )
 
 
-def changed(found: QuantizerMap, pattern: str, **facts: Any) -> QuantizerMap:
-    """*found* with *facts* for the quantizers whose names *pattern* finds."""
-    assert any(re.search(pattern, q.name) for q in found)
-    return tuple(replace(q, **facts) if re.search(pattern, q.name) else q for q in found)
+def changed(quantizers: QuantizerMap, pattern: str, **facts: Any) -> QuantizerMap:
+    """*quantizers* with *facts* for the quantizers whose names *pattern* finds."""
+    assert any(re.search(pattern, q.name) for q in quantizers)
+    return tuple(replace(q, **facts) if re.search(pattern, q.name) else q for q in quantizers)
 
 
 @pytest.mark.parametrize(

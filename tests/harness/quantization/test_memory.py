@@ -46,18 +46,19 @@ def test_every_quantized_weight_takes_its_bits(recipe: str, bits: int) -> None:
     """Packed, each weight takes bits times numbers; memory and checkpoint shrink by what the
     weights did.
     """
-    found = compression(recipe)
-    numbers = sum(w.numbers for w in found.weights)
+    compressed = compression(recipe)
+    numbers = sum(w.numbers for w in compressed.weights)
 
-    assert found.problems() == []
-    assert {w.bits for w in found.weights} == {bits}
-    assert numbers > 0.9 * found.parameters
+    assert compressed.problems() == []
+    assert {w.bits for w in compressed.weights} == {bits}
+    assert numbers > 0.9 * compressed.parameters
     assert (
-        found.before.memory - found.after.memory == numbers * 2 - numbers * bits // 8 - found.scales
+        compressed.before.memory - compressed.after.memory
+        == numbers * 2 - numbers * bits // 8 - compressed.scales
     )
-    assert found.before.disk > found.before.memory
-    assert found.before.disk - found.after.disk == pytest.approx(
-        numbers * (2 - bits / 8) - found.scales, rel=0.03
+    assert compressed.before.disk > compressed.before.memory
+    assert compressed.before.disk - compressed.after.disk == pytest.approx(
+        numbers * (2 - bits / 8) - compressed.scales, rel=0.03
     )
 
 
@@ -81,9 +82,9 @@ def test_a_weight_that_was_passed_over_is_named() -> None:
 
 def test_a_checkpoint_that_did_not_shrink_is_told() -> None:
     """Weights packed in memory and written unpacked are a problem, with both numbers."""
-    found = compression("fp8")
+    compressed = compression("fp8")
     wrong = dataclasses.replace(
-        found, after=dataclasses.replace(found.after, disk=found.before.disk)
+        compressed, after=dataclasses.replace(compressed.after, disk=compressed.before.disk)
     )
 
     (problem,) = wrong.problems()

@@ -76,9 +76,9 @@ def test_a_wrong_packed_tensor_is_found(
     right = deviations.packed
 
     def wrong(*args: Any) -> torch.Tensor:
-        found = right(*args)
-        found[3, 5] += 1
-        return found
+        spoilt = right(*args)
+        spoilt[3, 5] += 1
+        return spoilt
 
     monkeypatch.setattr(deviations, "packed", wrong)
 

@@ -159,11 +159,11 @@ def test_svdquants_branch_follows_the_model_into_another_dtype() -> None:
     ]
     x = torch.randn(8, 64).half()
     config = {"quant_cfg": entries, "algorithm": {"method": "svdquant", "lowrank": 4}}
-    made = mtq.quantize(nn.Sequential(nn.Linear(64, 32)).half(), config, lambda m: m(x))
+    quantized = mtq.quantize(nn.Sequential(nn.Linear(64, 32)).half(), config, lambda m: m(x))
 
     with torch.no_grad():
-        found, expected = in_dtype(made, torch.float32)(x.float()), made(x)
+        result, expected = in_dtype(quantized, torch.float32)(x.float()), quantized(x)
 
-        torch.testing.assert_close(found, expected.float(), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(result, expected.float(), rtol=1e-2, atol=1e-2)
         with pytest.raises(RuntimeError, match="same dtype"):
-            made.float()(x.float())
+            quantized.float()(x.float())

@@ -61,8 +61,8 @@ def test_map_says_what_each_quantizer_is(blank: nn.Module, fp8: Recipe) -> None:
     """A quantizer's kind, tower, layer, format, granularity, calls and amax are those of the module
     it is.
     """
-    found = {q.name: q for q in maps.quantizer_map(quantized(blank, fp8))}
-    q = found["vision_model.encoder.layers.2.self_attn.q_bmm_quantizer"]
+    quantizers = {q.name: q for q in maps.quantizer_map(quantized(blank, fp8))}
+    q = quantizers["vision_model.encoder.layers.2.self_attn.q_bmm_quantizer"]
 
     assert (q.kind, q.tower, q.layer, q.module_kind) == ("q_bmm", "vision", 2, "attention")
     assert (q.format, q.granularity, q.enabled, q.dynamic, q.calls) == (
@@ -75,10 +75,10 @@ def test_map_says_what_each_quantizer_is(blank: nn.Module, fp8: Recipe) -> None:
     assert q.amax is not None
     assert q.amax.usable
     assert (
-        found["vision_model.embeddings.patch_embedding.weight_quantizer"].module_kind
+        quantizers["vision_model.embeddings.patch_embedding.weight_quantizer"].module_kind
         == "patch_embedding"
     )
-    assert found["text_projection.input_quantizer"].tower == "text"
+    assert quantizers["text_projection.input_quantizer"].tower == "text"
 
 
 def test_s1_untouched_vision_tower_is_named(blank: nn.Module) -> None:
@@ -164,8 +164,8 @@ def test_s8_typo_is_named_with_what_was_meant(
 
 
 def test_imported_deny_list_may_match_nothing(blank: nn.Module, fp8: Recipe) -> None:
-    """A deny-list that a recipe imports speaks of other families too; what it misses is no
-    failure.
+    """A deny-list that a recipe imports names other families too; a pattern of it that matches
+    nothing is not a failure.
     """
     import dataclasses
 
@@ -206,10 +206,10 @@ def test_declared_omission_is_no_failure(blank: nn.Module) -> None:
     excused.
     """
     recipe = loading.load("fp8-patch-embedding-fp16")
-    found = maps.quantizer_map(quantized(blank, recipe))
+    quantizers = maps.quantizer_map(quantized(blank, recipe))
 
-    assert rules(insertion.uncovered(found)) == {"kind of layer unquantized"}
-    assert insertion.uncovered(found, [("vision", "patch_embedding")]) == []
+    assert rules(insertion.uncovered(quantizers)) == {"kind of layer unquantized"}
+    assert insertion.uncovered(quantizers, [("vision", "patch_embedding")]) == []
 
 
 def test_structure_on_meta_equals_the_calibrated_one(blank: nn.Module, fp8: Recipe) -> None:
@@ -235,8 +235,8 @@ def test_diff_reads_as_a_sentence(blank: nn.Module, fp8: Recipe) -> None:
 
 
 def test_diff_sees_one_bit_of_amax(blank: nn.Module, fp8: Recipe) -> None:
-    """With no tolerance the smallest change of a range is a difference; within a tolerance it is
-    none.
+    """Without a tolerance the smallest change of a range is a difference; within a tolerance it is
+    not.
     """
     model = quantized(blank, fp8)
     before = maps.quantizer_map(model)

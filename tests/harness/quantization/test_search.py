@@ -85,12 +85,12 @@ def search_with(reference: references.Reference, batches: Any, recipe: Recipe) -
     """The embedded model under *recipe*."""
     model = quantize(reference.model, recipe, forward_loop_over(batches))
     inputs = next(iter(batches))
-    found = maps.quantizer_map(model, lambda m: families.forward(m, inputs))
-    return Made(model, recipe, search.chosen(model, recipe), found)
+    quantizers = maps.quantizer_map(model, lambda m: families.forward(m, inputs))
+    return Made(model, recipe, search.chosen(model, recipe), quantizers)
 
 
 @pytest.fixture(scope="module")
-def made(
+def searched(
     reference: references.Reference, batches: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Made:
     """The embedded model after a search over eight- and four-bit weights."""
@@ -98,34 +98,36 @@ def made(
 
 
 def test_the_choice_is_a_recipe_that_the_model_obeys(
-    made: Made, reference: references.Reference, batches: Any
+    searched: Made, reference: references.Reference, batches: Any
 ) -> None:
     """Read back as entries, the choice is what every quantizer is set to; ranges are the data's,
     weights untouched.
     """
-    assert agreement.with_recipe(made.model, made.chosen, made.map) == []
+    assert agreement.with_recipe(searched.model, searched.chosen, searched.map) == []
     assert (
-        agreement.with_reference(made.model, reference.model, made.chosen, next(iter(batches)))
+        agreement.with_reference(
+            searched.model, reference.model, searched.chosen, next(iter(batches))
+        )
         == []
     )
-    assert search.problems(made.model, made.recipe) == []
-    assert (made.chosen.name, made.chosen.hash, made.chosen.kind) == (
-        made.recipe.name,
-        made.recipe.hash,
+    assert search.problems(searched.model, searched.recipe) == []
+    assert (searched.chosen.name, searched.chosen.hash, searched.chosen.kind) == (
+        searched.recipe.name,
+        searched.recipe.hash,
         "ptq",
     )
 
 
-def test_the_choice_keeps_to_the_allowed_bits(made: Made) -> None:
+def test_the_choice_keeps_to_the_allowed_bits(searched: Made) -> None:
     """Both formats were chosen somewhere, and the searched weights average at most six bits."""
     bits = {
         q.module: int(q.format.removeprefix("INT"))
-        for q in made.map
+        for q in searched.map
         if q.kind == "weight" and q.enabled
     }
     sizes = {
         name: module.weight.numel()
-        for name, module in made.model.named_modules()
+        for name, module in searched.model.named_modules()
         if isinstance(module, nn.Linear) and isinstance(module.weight, torch.Tensor)
     }
 
@@ -137,44 +139,44 @@ def test_the_choice_keeps_to_the_allowed_bits(made: Made) -> None:
 
 
 def test_the_choice_quantizes_like_any_recipe(
-    made: Made, reference: references.Reference, batches: Any
+    searched: Made, reference: references.Reference, batches: Any
 ) -> None:
     """Handed to ``mtq.quantize``, the recipe of the choice gives the searched model's map, ranges
     included.
     """
-    again = quantize(reference.model, made.chosen, forward_loop_over(batches))
+    again = quantize(reference.model, searched.chosen, forward_loop_over(batches))
     inputs = next(iter(batches))
-    found = maps.quantizer_map(again, lambda m: families.forward(m, inputs))
+    quantizers = maps.quantizer_map(again, lambda m: families.forward(m, inputs))
 
-    assert maps.diff(made.map, found, amax_tolerance=0.0) == []
+    assert maps.diff(searched.map, quantizers, amax_tolerance=0.0) == []
 
 
-def test_a_quantizer_that_leaves_the_choice_is_found(made: Made) -> None:
+def test_a_quantizer_that_leaves_the_choice_is_found(searched: Made) -> None:
     """A layer that is switched off behind the search's back is not as the choice has it."""
-    with attention_registered(made.model, "diffusers"):
-        spoilt: Any = copy.deepcopy(made.model)
+    with attention_registered(searched.model, "diffusers"):
+        spoilt: Any = copy.deepcopy(searched.model)
     spoilt.visual_projection.weight_quantizer.disable()
 
-    assert [p.rule for p in agreement.with_recipe(spoilt, made.chosen)] == [
+    assert [p.rule for p in agreement.with_recipe(spoilt, searched.chosen)] == [
         "not as the recipe switches it"
     ]
 
 
 def test_attention_that_formats_enable_must_not_end_off(
-    made: Made, reference: references.Reference, batches: Any, tmp_path: Path
+    searched: Made, reference: references.Reference, batches: Any, tmp_path: Path
 ) -> None:
     """ModelOpt's search drops q, k, v and output of all seven blocks: each is named, with what to
     do (S9).
     """
     asking = a_search(candidate_formats=[a_format(8, *ATTENTION), a_format(4)])
-    found = search_with(reference, batches, written(tmp_path, asking))
+    other_search = search_with(reference, batches, written(tmp_path, asking))
 
-    (problem,) = insertion.broken_attention(found.map, found.recipe)
+    (problem,) = insertion.broken_attention(other_search.map, other_search.recipe)
 
     assert problem.rule == "attention quantizer missing"
     assert len(problem.names) == 7 * 4
     assert "mtq.get_auto_quantize_config" in str(problem)
-    assert insertion.broken_attention(made.map, made.recipe) == [], (
+    assert insertion.broken_attention(searched.map, searched.recipe) == [], (
         "no format of this one asks for attention"
     )
 
@@ -192,13 +194,13 @@ def test_a_fixed_baseline_loses_the_attention_output(
         ],
     )
     recipe = written(tmp_path, section, quantize=a_format(8, *ATTENTION, parent="nn.Linear"))
-    found = search_with(reference, batches, recipe)
+    other_search = search_with(reference, batches, recipe)
 
-    missing, part = insertion.broken_attention(found.map, found.recipe)
+    missing, part = insertion.broken_attention(other_search.map, other_search.recipe)
 
     assert {name.rpartition(".")[2] for name in missing.names} == {"bmm2_output_quantizer"}
     assert len(missing.names) == len(part.names) == 7
-    (switched,) = agreement.with_recipe(found.model, found.chosen, found.map)
+    (switched,) = agreement.with_recipe(other_search.model, other_search.chosen, other_search.map)
     assert all("bmm2_output_quantizer is off" in line for line in switched.names)
 
 
@@ -209,9 +211,9 @@ def test_a_format_that_does_nothing_at_a_layer_is_found(
     section = a_search(
         candidate_formats=[a_format(8), a_format(4, parent="nn.Linear")], disabled_layers=[]
     )
-    found = search_with(reference, batches, written(tmp_path, section))
+    other_search = search_with(reference, batches, written(tmp_path, section))
 
-    (problem,) = search.problems(found.model, found.recipe)
+    (problem,) = search.problems(other_search.model, other_search.recipe)
 
     assert problem.names == ("vision_model.embeddings.patch_embedding",)
 
@@ -227,10 +229,13 @@ def test_a_search_by_divergence(
         constraints={"effective_bits": 15.85},
         disabled_layers=["*layers*", "*patch_embedding*"],
     )
-    found = search_with(reference, batches, written(tmp_path, section))
+    other_search = search_with(reference, batches, written(tmp_path, section))
 
-    assert agreement.with_recipe(found.model, found.chosen, found.map) == []
-    assert {q.module for q in found.map if q.enabled} == {"visual_projection", "text_projection"}
+    assert agreement.with_recipe(other_search.model, other_search.chosen, other_search.map) == []
+    assert {q.module for q in other_search.map if q.enabled} == {
+        "visual_projection",
+        "text_projection",
+    }
 
 
 def test_a_search_needs_batches_and_weights(

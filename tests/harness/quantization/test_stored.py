@@ -67,14 +67,14 @@ def test_every_number_is_the_nearest_level_of_a_stored_scale() -> None:
     """
     x = noise(40, 64)
 
-    found = formats.double_quantized(x, 64, 8, 8).astype(np.float64)
+    levels = formats.double_quantized(x, 64, 8, 8).astype(np.float64)
 
     values = x.numpy().astype(np.float64)
     scale = np.abs(values).max(1)
-    kept = np.abs(found).max(1)  # the largest magnitude of each block is at level 1 or -1
+    largest = np.abs(levels).max(1)  # the largest magnitude of each block is at level 1 or -1
     steps = np.abs(scale - scale.mean()).reshape(-1, 8).max(1).repeat(8) / 127
-    assert (np.abs(kept - scale) <= steps / 2 * 1.001).all()
-    level = found / kept[:, None]
+    assert (np.abs(largest - scale) <= steps / 2 * 1.001).all()
+    level = levels / largest[:, None]
     table = np.asarray(PUBLISHED)
     distance = np.abs(values[:, :, None] / scale[:, None, None] - table)
     assert (np.abs(level[:, :, None] - table).min(-1) < 1e-6).all()
@@ -86,9 +86,9 @@ def test_stored_scales_have_as_many_values_as_their_bits(bits: int) -> None:
     """Fewer bits leave fewer scales, and both extremes of a scale block are among them exactly."""
     x = noise(256, 64)
 
-    kept = np.abs(formats.double_quantized(x, 64, 256, bits)).max(1)
+    largest = np.abs(formats.double_quantized(x, 64, 256, bits)).max(1)
 
-    assert 2 < len(np.unique(kept)) <= 2**bits - 1
+    assert 2 < len(np.unique(largest)) <= 2**bits - 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.75])
@@ -111,10 +111,10 @@ def test_the_packed_tensor_follows_the_oracle_with_modelopts_rules(
     """
     x = noise(*shape, seed=seed)
 
-    found = deviations.packed_nf4(x, 64, scale_block)
+    packed = deviations.packed_nf4(x, 64, scale_block)
 
     expected = formats.double_quantized(x, 64, scale_block, 8, deviations.PACKED_NF4)
-    assert formats.same_bits(found, torch.from_numpy(expected)).all()
+    assert formats.same_bits(packed, torch.from_numpy(expected)).all()
 
 
 def test_compress_stores_what_is_read_back() -> None:
@@ -128,23 +128,23 @@ def test_compress_stores_what_is_read_back() -> None:
         {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "block_sizes": blocks}},
     ]
     x = noise(3, 128)
-    made = mtq.quantize(
+    quantized = mtq.quantize(
         nn.Sequential(nn.Linear(128, 32, bias=False)),
         {"quant_cfg": entries, "algorithm": "max"},
         lambda m: m(x),
     )
-    weight = made[0].weight.detach().clone()
+    weight = quantized[0].weight.detach().clone()
 
-    mtq.compress(made)
+    mtq.compress(quantized)
 
     expected = stored.read_back(weight, 64, 64, 8)
     assert expected is not None
     with torch.no_grad():
-        torch.testing.assert_close(made(x), x @ expected.T, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(quantized(x), x @ expected.T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
-def made() -> nn.Module:
+def quantized() -> nn.Module:
     """The embedded model under the recipe for double quantization."""
     reference = references.load("embedded", CPU)
     batches = calibration.load(None, reference, 8).batches(CPU, torch.float16, batch_size=8)
@@ -153,24 +153,24 @@ def made() -> nn.Module:
     )
 
 
-def test_what_is_stored_is_told_apart_from_what_is_computed(made: nn.Module) -> None:
+def test_what_is_stored_is_told_apart_from_what_is_computed(quantized: nn.Module) -> None:
     """All 44 Linears are named: they fake-quantize as INT4 blocks and are stored as NF4 (S14)."""
-    (problem,) = stored.problems(made)
+    (problem,) = stored.problems(quantized)
 
     assert problem.rule == "fake quantization is not what is stored"
     assert len(problem.names) == 44
 
 
-def test_weights_that_cannot_be_read_back_are_told(made: nn.Module) -> None:
+def test_weights_that_cannot_be_read_back_are_told(quantized: nn.Module) -> None:
     """With QLoRA's blocks of 256 scales ModelOpt reads most weights back no more; these are named
     apart.
     """
-    for _, module in stored.weights(made):
+    for _, module in stored.weights(quantized):
         module.weight_quantizer.block_sizes["scale_block_sizes"] = {-1: 256}
     try:
-        rules = {problem.rule: len(problem.names) for problem in stored.problems(made)}
+        rules = {problem.rule: len(problem.names) for problem in stored.problems(quantized)}
     finally:
-        for _, module in stored.weights(made):
+        for _, module in stored.weights(quantized):
             module.weight_quantizer.block_sizes["scale_block_sizes"] = {-1: 4096}
 
     assert set(rules) == {
@@ -180,23 +180,23 @@ def test_weights_that_cannot_be_read_back_are_told(made: nn.Module) -> None:
     assert sum(rules.values()) == 44
 
 
-def test_the_folded_copy_has_the_stored_numbers(made: nn.Module) -> None:
+def test_the_folded_copy_has_the_stored_numbers(quantized: nn.Module) -> None:
     """Accuracy is measured on what ModelOpt stores, not on its fake quantization; the model itself
     is left alone.
     """
-    inputs = families.sample_inputs(made)
-    before = {name: p.detach().clone() for name, p in made.named_parameters()}
+    inputs = families.sample_inputs(quantized)
+    before = {name: p.detach().clone() for name, p in quantized.named_parameters()}
 
-    folded = fold(made)
+    folded = fold(quantized)
 
-    for name, module in stored.weights(made):
+    for name, module in stored.weights(quantized):
         expected = stored.read_back(module.weight, 64, 4096, 8)
         assert expected is not None
         assert torch.equal(folded.get_parameter(f"{name}.weight"), expected)
     assert not any(
         q.enabled for q in maps.quantizer_map(folded, lambda m: families.forward(m, inputs))
     )
-    assert all(torch.equal(p, before[name]) for name, p in made.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in quantized.named_parameters())
 
 
 def test_other_recipes_have_no_such_weights() -> None:

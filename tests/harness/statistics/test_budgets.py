@@ -210,7 +210,7 @@ def test_committed_budgets_can_be_resolved(name: str) -> None:
 def test_command_prints_what_the_budgets_resolve(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`python -m harness.statistics.budgets` shows a line a metric; a bad file is reported in one line
+    """`python -m harness.statistics.budgets` shows one line per metric; a bad file is reported in one line
     with exit code 4.
     """
     assert budgets.main([str(COMMITTED), "--recipe", "fp8"]) == 0

@@ -38,7 +38,7 @@ def run(noise: float, metric: str = "acc1", **fields: Any) -> TaskRun:
     images, texts = (e + noise * rng.normal(size=e.shape) for e in (images, texts))
     best = np.argsort(-scores, axis=1)[:, :5].astype(np.int32)
     correct = best[:, 0] < 10
-    made = outcomes(
+    noisy = outcomes(
         correct,
         metric=metric,
         answers=best[:, 0],
@@ -49,19 +49,19 @@ def run(noise: float, metric: str = "acc1", **fields: Any) -> TaskRun:
     unit = [
         (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32) for e in (images, texts)
     ]
-    return TaskRun("emoji", {metric: made}, *unit)
+    return TaskRun("emoji", {metric: noisy}, *unit)
 
 
-def by_name(found: tuple[Measurement, ...] | list[Measurement]) -> dict[str, Measurement]:
+def by_name(measurements: tuple[Measurement, ...] | list[Measurement]) -> dict[str, Measurement]:
     """Measurements by name."""
-    return {m.name: m for m in found}
+    return {m.name: m for m in measurements}
 
 
 def test_equal_runs_change_nothing() -> None:
     """A run against itself has no changed answer, no divergence, full agreement and cosines of
     one.
     """
-    found = by_name(
+    measured = by_name(
         distribution(
             run(0, RECALL),
             run(0, RECALL),
@@ -78,13 +78,13 @@ def test_equal_runs_change_nothing() -> None:
         "kl_p99",
         "kl_max",
     }
-    one = {"top5_agreement", "retrieval_overlap"}
+    full_agreement = {"top5_agreement", "retrieval_overlap"}
     cosine = {f"{side}_cosine_{k}" for side in ("image", "text") for k in ("mean", "p1", "min")}
-    assert set(found) == zero | one | cosine
-    assert {found[name].value for name in zero} == {0.0}
-    assert {found[name].value for name in one} == {1.0}
-    assert [found[name].value for name in sorted(cosine)] == pytest.approx([1.0] * 6, abs=1e-6)
-    assert found["margin_change"].p == 1.0
+    assert set(measured) == zero | full_agreement | cosine
+    assert {measured[name].value for name in zero} == {0.0}
+    assert {measured[name].value for name in full_agreement} == {1.0}
+    assert [measured[name].value for name in sorted(cosine)] == pytest.approx([1.0] * 6, abs=1e-6)
+    assert measured["margin_change"].p == 1.0
 
 
 #: Limits of what the answers of a task show; the others are about single tokens.
@@ -95,7 +95,7 @@ def test_every_limit_of_a_budget_is_measured() -> None:
     """A limit that nothing is measured for would be silence: each field of Limits names a
     measurement.
     """
-    found = by_name(
+    measured = by_name(
         distribution(
             run(0, "text_retrieval_recall@5"),
             run(0.1, "text_retrieval_recall@5"),
@@ -103,7 +103,7 @@ def test_every_limit_of_a_budget_is_measured() -> None:
         )
     )
 
-    assert set(LIMITS) <= set(found)
+    assert set(LIMITS) <= set(measured)
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -139,9 +139,9 @@ def test_flips_are_split_by_the_reference_margin() -> None:
     """Lost samples with margins 1 to 4 split at a threshold of 3; a won sample is not a flip."""
     reference, quantized = outcomes([1] * 8 + [0] * 2), outcomes([0] * 4 + [1] * 5 + [0])
 
-    found = by_name(answers(reference, quantized, Budget(1.0, large_margin=3.0)))
+    measured = by_name(answers(reference, quantized, Budget(1.0, large_margin=3.0)))
 
-    assert (found["large_margin_flips"].value, found["borderline_flips"].value) == (0.2, 0.2)
+    assert (measured["large_margin_flips"].value, measured["borderline_flips"].value) == (0.2, 0.2)
 
 
 def test_top5_counts_sets_and_overlap_counts_members() -> None:
@@ -157,10 +157,10 @@ def test_top5_counts_sets_and_overlap_counts_members() -> None:
         reference, top5=np.array([[4, 3, 2, 1, 0], [0, 1, 2, 3, 9]], dtype=np.int32)
     )
 
-    found = by_name(answers(reference, quantized, Budget(1.0)))
+    measured = by_name(answers(reference, quantized, Budget(1.0)))
 
-    assert found["top5_agreement"].value == 0.5
-    assert found["retrieval_overlap"].value == pytest.approx(0.9)
+    assert measured["top5_agreement"].value == 0.5
+    assert measured["retrieval_overlap"].value == pytest.approx(0.9)
 
 
 def test_divergence_is_scipys_entropy() -> None:
@@ -193,9 +193,9 @@ def test_a_value_that_is_not_finite_keeps_no_limit() -> None:
         image_cosine_min=-1.0,
     )
 
-    found = by_name(distribution(reference, quantized, {"acc1": Budget(1.0, limits=limits)}))
+    measured = by_name(distribution(reference, quantized, {"acc1": Budget(1.0, limits=limits)}))
 
-    broken = {name for name, m in found.items() if not m.ok}
+    broken = {name for name, m in measured.items() if not m.ok}
     assert broken == {name for name in Limits.model_fields if getattr(limits, name) is not None}
 
 

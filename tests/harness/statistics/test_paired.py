@@ -211,11 +211,11 @@ def test_smallest_margin_is_near_the_rule_of_thumb(n: int, unpaired: float) -> N
     """At 4 % discordance the smallest margin is within 5 % of (z_alpha + z_power) sqrt(p_d / n),
     far below the unpaired one.
     """
-    found = 100 * paired.smallest_margin(n, 0.04, 0.0, 0.05, 0.8)
+    margin = 100 * paired.smallest_margin(n, 0.04, 0.0, 0.05, 0.8)
 
     thumb = 100 * (stats.norm.isf(0.05) + stats.norm.isf(0.2)) * math.sqrt(0.04 / n)
-    assert found == pytest.approx(thumb, rel=0.05)
-    assert found < unpaired / 3
+    assert margin == pytest.approx(thumb, rel=0.05)
+    assert margin < unpaired / 3
 
 
 @pytest.mark.parametrize(
@@ -285,12 +285,12 @@ def test_design_effect_is_a_ratio_of_sums_over_samples(sizes: tuple[int, ...]) -
     net = np.stack([changes[:, index == g].sum(axis=1) for g in range(len(sizes))], axis=-1)
 
     counts = (changes > 0).sum(axis=1), (changes < 0).sum(axis=1)
-    found = paired.design_effect(net, sizes, *counts, 0.1)
+    effect = paired.design_effect(net, sizes, *counts, 0.1)
 
     together = sum((changes[:, index == g] + 0.1).sum(axis=1) ** 2 for g in range(len(sizes)))
     correction = len(sizes) / max(len(sizes) - 1, 1)
     expected = np.maximum(correction * together / ((changes + 0.1) ** 2).sum(axis=1), 1.0)
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert effect == pytest.approx(expected, rel=1e-9)
     assert paired.design_effect(net, np.tile(sizes, (40, 1)), *counts, 0.1) == pytest.approx(
         expected, rel=1e-9
     )
@@ -511,9 +511,9 @@ def test_bounded_p_of_single_samples_is_clopper_and_pearsons(
     """With nothing won it is the exact binomial test, also where it is far below any alpha."""
     net = np.r_[-np.ones(lost), np.zeros(n - lost)]
 
-    found = paired.bounded_p(net, np.ones(n), margin, 1.0, upper=True)
+    p = paired.bounded_p(net, np.ones(n), margin, 1.0, upper=True)
 
-    assert found == pytest.approx(stats.binom.cdf(lost, n, margin), rel=1e-6)
+    assert p == pytest.approx(stats.binom.cdf(lost, n, margin), rel=1e-6)
 
 
 def test_exponential_tail_is_that_of_drawn_sums() -> None:

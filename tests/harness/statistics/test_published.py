@@ -108,14 +108,14 @@ def test_the_packaged_model_agrees(gate: Gate) -> None:
 def mistaken(gate: Gate, mistake: str) -> tuple[references.Reference, list[Task]]:
     """The reference and its tasks with a mistake planted."""
     side = gate.side("embedded")
-    reference, made = side.reference, list(side.tasks)
+    reference, planted = side.reference, list(side.tasks)
     if mistake == published.GELU:
         other = references.load("embedded", torch.device("cpu"))
         for module in other.model.modules():
             if hasattr(module, "activation_fn"):
                 module.activation_fn = nn.GELU()
-        return other, made
-    return reference, [changed(task, mistake) for task in made]
+        return other, planted
+    return reference, [changed(task, mistake) for task in planted]
 
 
 def changed(task: Task, mistake: str) -> Task:
@@ -147,18 +147,18 @@ def test_a_planted_mistake_is_named(gate: Gate, mistake: str) -> None:
     """Each known mistake, planted in the packaged model or its data, is found without a baseline
     and named first.
     """
-    reference, made = mistaken(gate, mistake)
-    runs = {task.name: tasks.evaluate(reference.model, task) for task in made}
+    reference, planted = mistaken(gate, mistake)
+    runs = {task.name: tasks.evaluate(reference.model, task) for task in planted}
     got = {(name, m): o for name, run in runs.items() for m, o in run.outcomes.items()}
 
-    found = published.problems(reference, {task.name: task for task in made}, got)
+    problems = published.problems(reference, {task.name: task for task in planted}, got)
 
-    assert found
-    assert all(f"Fits best: {mistake}" in problem for problem in found), found
+    assert problems
+    assert all(f"Fits best: {mistake}" in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize(
-    ("found", "n", "agrees"),
+    ("accuracy", "n", "agrees"),
     [
         (75.25, 50_000, True),
         (74.50, 50_000, True),
@@ -170,10 +170,10 @@ def test_a_planted_mistake_is_named(gate: Gate, mistake: str) -> None:
         (0.10, 50_000, False),
     ],
 )
-def test_sampling_error_and_protocol_are_allowed_for(found: float, n: int, agrees: bool) -> None:
+def test_sampling_error_and_protocol_are_allowed_for(accuracy: float, n: int, agrees: bool) -> None:
     """What fewer samples cannot say agrees, in both directions; a clear difference does not."""
     known = row("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "imagenet1k")
-    got = outcomes(np.arange(n) < round(n * found / 100))
+    got = outcomes(np.arange(n) < round(n * accuracy / 100))
 
     assert published.compare(known, got).agrees is agrees
 

@@ -45,9 +45,9 @@ def test_the_statistic_maximizes_the_likelihood(
     both: int, won: int, lost: int, neither: int, share: float
 ) -> None:
     """The closed form is what a numeric search finds."""
-    found = float(ratio.ratio_z(both, won, lost, share))
+    z = float(ratio.ratio_z(both, won, lost, share))
 
-    assert found == pytest.approx(scored(both, won, lost, neither, share), abs=1e-4)
+    assert z == pytest.approx(scored(both, won, lost, neither, share), abs=1e-4)
 
 
 def test_the_whole_reference_is_mcnemars_question() -> None:
@@ -91,9 +91,9 @@ def test_a_share_is_of_the_reference_and_not_of_all_samples() -> None:
     weak = np.arange(n) % 3 == 0
     decisions = []
     for right in (strong, weak):
-        kept = right.copy()
-        kept[np.flatnonzero(right)[: n // 200]] = False
-        verdict = compare(outcomes(right), outcomes(kept), Budget(1.0, share=0.99))
+        quantized = right.copy()
+        quantized[np.flatnonzero(right)[: n // 200]] = False
+        verdict = compare(outcomes(right), outcomes(quantized), Budget(1.0, share=0.99))
         decisions.append(verdict.decision)
 
     assert decisions == [Decision.PASS, Decision.FAIL]
@@ -117,37 +117,37 @@ def test_a_gain_that_is_too_good_fails_until_it_is_declared() -> None:
     reference, quantized = pair(2000, 10, 110)
     expected = Budget(1.0, most_gain=1.0)
 
-    found = compare(reference, quantized, expected)
+    verdict = compare(reference, quantized, expected)
     declared = compare(reference, quantized, Budget(1.0, most_gain=8.0))
     small = compare(*pair(2000, 10, 31), expected)
 
-    assert found.decision is Decision.GAIN
-    assert "most_gain" in found.message()
-    assert "better than the reference by more than is plausible" in found.message()
+    assert verdict.decision is Decision.GAIN
+    assert "most_gain" in verdict.message()
+    assert "better than the reference by more than is plausible" in verdict.message()
     assert declared.decision is Decision.PASS
     assert compare(reference, quantized, Budget(1.0)).decision is Decision.PASS
     assert small.difference > 1.0
     assert small.decision is Decision.PASS
-    assert "where: won: " in found.message()
-    assert family([small, found]).decision is Decision.GAIN
+    assert "where: won: " in verdict.message()
+    assert family([small, verdict]).decision is Decision.GAIN
     assert (
-        family([small, found])
+        family([small, verdict])
         .headline()
         .endswith(
             "1 PASS, 1 GAIN; largest gain is emoji (acc1) at +5.00 points "
-            f"[{found.interval[0]:+.2f}, {found.interval[1]:+.2f}], plausible 1"
+            f"[{verdict.interval[0]:+.2f}, {verdict.interval[1]:+.2f}], plausible 1"
         )
     )
-    assert family([compare(quantized, reference, expected), found]).decision is Decision.FAIL
+    assert family([compare(quantized, reference, expected), verdict]).decision is Decision.FAIL
 
 
 def test_gains_are_corrected_for_the_number_of_tasks() -> None:
     """What is GAIN alone and not after Holm's correction is PASS among many tasks."""
     alone = compare(*pair(2000, 10, 45), Budget(1.0, most_gain=1.0))
-    found = family([alone, *(compare(*pair(2000, 10, 10), Budget(1.0, most_gain=1.0)),) * 30])
+    families = family([alone, *(compare(*pair(2000, 10, 10), Budget(1.0, most_gain=1.0)),) * 30])
 
     assert alone.decision is Decision.GAIN
-    assert found.decision is Decision.PASS
+    assert families.decision is Decision.PASS
 
 
 def written(folder: Path, text: str) -> budgets.Policy:

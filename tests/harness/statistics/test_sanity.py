@@ -52,12 +52,12 @@ def test_chance_is_what_guessing_gives(real: dict[str, TaskRun]) -> None:
     """One of 100 classes, five of 600 pictures, and about five times five of 3,000 captions; the
     reference is above.
     """
-    found = {guess.metric: guess for guess in sanity.guesses(real)}
+    guesses = {guess.metric: guess for guess in sanity.guesses(real)}
 
-    assert found[tasks.ACC1].chance == pytest.approx(0.01, rel=1e-6)
-    assert found[tasks.IMAGE_RECALL].chance == pytest.approx(5 / 600, rel=1e-6)
-    assert 1 / 600 < found[tasks.TEXT_RECALL].chance < 5 / 600
-    assert not any(guess.at_chance for guess in found.values())
+    assert guesses[tasks.ACC1].chance == pytest.approx(0.01, rel=1e-6)
+    assert guesses[tasks.IMAGE_RECALL].chance == pytest.approx(5 / 600, rel=1e-6)
+    assert 1 / 600 < guesses[tasks.TEXT_RECALL].chance < 5 / 600
+    assert not any(guess.at_chance for guess in guesses.values())
     sanity.check("embedded", real, "FP16")
 
 

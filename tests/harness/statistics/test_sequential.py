@@ -38,9 +38,9 @@ def test_wealth_is_the_product_of_the_bets() -> None:
     grown = np.mean([np.prod(1 + g * (x + margin) / (1 - margin)) for g in STAKES])
     shrunk = np.mean([np.prod(1 - g * (x + margin) / (1 + margin)) for g in STAKES])
 
-    found = log_wealth([-1, 0, 1], [1, 1, 1], [2, 5, 3], margin)
+    wealth = log_wealth([-1, 0, 1], [1, 1, 1], [2, 5, 3], margin)
 
-    assert [float(w) for w in found] == pytest.approx([math.log(grown), math.log(shrunk)])
+    assert [float(w) for w in wealth] == pytest.approx([math.log(grown), math.log(shrunk)])
 
 
 @pytest.mark.parametrize("margin", [0.005, 0.02, 0.3])

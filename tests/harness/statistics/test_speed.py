@@ -50,10 +50,10 @@ def test_the_interval_is_that_of_order_statistics() -> None:
     binomial.
     """
     ratios = np.random.default_rng(1).lognormal(size=25)
-    found = Ratio.of(ratios, np.ones(25), 0.95)
+    ratio = Ratio.of(ratios, np.ones(25), 0.95)
     rank = int(stats.binom.ppf(0.025, 25, 0.5))
 
-    assert found.interval == (np.sort(ratios)[rank - 1], np.sort(ratios)[25 - rank])
+    assert ratio.interval == (np.sort(ratios)[rank - 1], np.sort(ratios)[25 - rank])
     assert 1 - 2 * stats.binom.cdf(rank - 1, 25, 0.5) >= 0.95
 
 
@@ -63,11 +63,11 @@ def test_an_interrupted_round_moves_it_by_one_rank() -> None:
     """
     base, side = np.ones(9), np.linspace(0.99, 1.01, 9)
     side[4] = 100.0
-    found = Ratio.of(base, side, 0.9)
+    ratio = Ratio.of(base, side, 0.9)
 
-    assert found.value == pytest.approx(1.0, abs=0.01)
-    assert found.interval is not None
-    assert found.interval[0] > 0.98
+    assert ratio.value == pytest.approx(1.0, abs=0.01)
+    assert ratio.interval is not None
+    assert ratio.interval[0] > 0.98
 
 
 def test_too_few_rounds_have_no_interval() -> None:
@@ -109,29 +109,29 @@ def test_sides_run_in_turn_and_warm_rounds_do_not_count() -> None:
     def side(name: str) -> Callable[[], float]:
         return lambda: ran.append(name) or (100.0 if len(ran) <= 4 else 1.0)  # type: ignore[func-returns-value]
 
-    found = in_turn(
+    rounds = in_turn(
         {"a": side("a"), "b": side("b")}, "a", KnownTimes(), Effort(first=8, most=8, warm=2)
     )
 
     assert ran == ["a", "b"] * 10
-    assert found.seconds.tolist() == [[1.0, 1.0]] * 8
-    assert found.sides == ("a", "b")
+    assert rounds.seconds.tolist() == [[1.0, 1.0]] * 8
+    assert rounds.sides == ("a", "b")
 
 
 def test_a_clear_ratio_takes_the_first_rounds_only() -> None:
     """Where the interval is narrow at the first look, nothing more is run."""
-    found = in_turn({"a": steady(1.0), "b": steady(2.0)}, "a", KnownTimes())
+    rounds = in_turn({"a": steady(1.0), "b": steady(2.0)}, "a", KnownTimes())
 
-    assert found.ratio("b", "a") == Ratio(0.5, 0.5, 0.5, 8)
+    assert rounds.ratio("b", "a") == Ratio(0.5, 0.5, 0.5, 8)
 
 
 def test_more_rounds_are_run_only_while_undecided() -> None:
     """Noise asks for more rounds, up to the last look and no further."""
     sides = {"a": steady(1.0, 0.3, 1), "b": steady(2.0, 0.3, 2)}
 
-    found = in_turn(sides, "a", KnownTimes(), Effort(first=8, most=32, width=0.05))
+    rounds = in_turn(sides, "a", KnownTimes(), Effort(first=8, most=32, width=0.05))
 
-    assert found.ratio("b", "a").rounds == 32
+    assert rounds.ratio("b", "a").rounds == 32
     assert (
         in_turn(sides, "a", KnownTimes(), Effort(first=8, most=32, width=9.0))
         .ratio("b", "a")
@@ -153,10 +153,10 @@ def test_every_side_is_decided_before_it_ends() -> None:
     """With several sides the one that is noisiest says how long."""
     sides = {"a": steady(1.0), "quiet": steady(1.0), "noisy": steady(1.0, 0.5, 3)}
 
-    found = in_turn(sides, "a", KnownTimes(), Effort(first=8, most=16))
+    rounds = in_turn(sides, "a", KnownTimes(), Effort(first=8, most=16))
 
-    assert found.seconds.shape == (16, 3)
-    assert found.median("quiet") == 1.0
+    assert rounds.seconds.shape == (16, 3)
+    assert rounds.median("quiet") == 1.0
 
 
 def test_looks_double_and_share_the_error() -> None:
@@ -190,12 +190,12 @@ def test_the_interval_holds_the_truth_however_often_it_was_looked_at() -> None:
 
 def test_rounds_are_read_by_side() -> None:
     """Medians and ratios come from the columns that carry the sides' names."""
-    found = Rounds(
+    rounds = Rounds(
         ("a", "b"), np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 9.0]]), Effort(confidence=0.1)
     )
 
-    assert (found.median("a"), found.median("b")) == (2.0, 4.0)
-    assert found.ratio("a", "b").value == 3.0
+    assert (rounds.median("a"), rounds.median("b")) == (2.0, 4.0)
+    assert rounds.ratio("a", "b").value == 3.0
 
 
 # -- clocks ----------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_compare_interval_agrees_with_the_decision(lost: int, won: int) -> None:
     for points in np.arange(0.2, 8, 0.2):
         verdict = compare(*pair(986, lost, won), Budget(float(points)))
         low, high = verdict.interval
-        found = (
+        decision = (
             Decision.PASS
             if low > -points
             else Decision.FAIL
@@ -116,7 +116,7 @@ def test_compare_interval_agrees_with_the_decision(lost: int, won: int) -> None:
             else Decision.INCONCLUSIVE
         )
 
-        assert verdict.decision is found, points
+        assert verdict.decision is decision, points
 
 
 def test_compare_with_clusters_is_less_sure() -> None:
@@ -319,7 +319,7 @@ def test_resolvable_counts_expected_loss_and_clusters() -> None:
 
 def verdict_with(p_inferior: float, p_noninferior: float = 1.0) -> Verdict:
     """A verdict with these p-values and the decision they make alone."""
-    made = compare(*pair(1000, 30, 10), Budget(1.0))
+    verdict = compare(*pair(1000, 30, 10), Budget(1.0))
     alone = (
         Decision.PASS
         if p_noninferior <= 0.05
@@ -328,7 +328,7 @@ def verdict_with(p_inferior: float, p_noninferior: float = 1.0) -> Verdict:
         else Decision.INCONCLUSIVE
     )
     return dataclasses.replace(
-        made, p_inferior=p_inferior, p_noninferior=p_noninferior, decision=alone
+        verdict, p_inferior=p_inferior, p_noninferior=p_noninferior, decision=alone
     )
 
 
@@ -497,7 +497,7 @@ def test_interval_holds_the_budget_where_the_exact_test_withholds_a_pass() -> No
 
 
 def test_samples_needed_count_clusters_and_exceed_those_there_are() -> None:
-    """More clusters need more samples, and what could not decide is never told to be enough."""
+    """More clusters need more samples, and a number that could not decide is never said to suffice."""
     clustered = compare(*pair(1500, 55, 35, size=5), Budget(2.7))
     withheld = compare(*pair(640, 11, 0), Budget(1.0, power=0.51))
     plain = paired.samples_for(90 / 1500, 0.027, -20 / 1500, 0.05, 0.8)
@@ -640,10 +640,10 @@ def test_family_judges_each_task_at_the_alpha_of_its_budget() -> None:
     """
 
     def at(alpha: float, p_noninferior: float, p_inferior: float = 1.0) -> Verdict:
-        made = verdict_with(p_inferior, p_noninferior)
+        verdict = verdict_with(p_inferior, p_noninferior)
         shown = paired.Shown(p_noninferior, p_inferior)
-        budget = dataclasses.replace(made.budget, alpha=alpha)
-        return dataclasses.replace(made, budget=budget, decision=decide(shown, alpha))
+        budget = dataclasses.replace(verdict.budget, alpha=alpha)
+        return dataclasses.replace(verdict, budget=budget, decision=decide(shown, alpha))
 
     assert family([at(0.05, 0.02)]).decision is Decision.PASS
     assert family([at(0.01, 0.02)]).decision is Decision.INCONCLUSIVE
@@ -658,11 +658,11 @@ def test_large_clean_clusters_decide_nothing() -> None:
     message says why.
     """
     right = np.ones(3000, dtype=bool)
-    kept = right.copy()
-    kept[:10] = False
+    quantized = right.copy()
+    quantized[:10] = False
     clusters = np.r_[np.arange(1000), 1000 + np.repeat(np.arange(40), 50)]
 
-    verdict = compare(outcomes(right, clusters), outcomes(kept, clusters), Budget(1.0))
+    verdict = compare(outcomes(right, clusters), outcomes(quantized, clusters), Budget(1.0))
 
     assert verdict.decision is Decision.INCONCLUSIVE
     assert verdict.interval[0] < -3

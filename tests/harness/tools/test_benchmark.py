@@ -61,11 +61,11 @@ def test_the_page_holds_the_ratios_of_what_was_measured() -> None:
 
 def test_the_page_is_of_what_is_stored(tmp_path: Path) -> None:
     """The command writes it from the file it is given; a part that was not measured is left out."""
-    found = tmp_path / "speed.json"
-    found.write_text(json.dumps({"gpu": stored()["gpu"]}))
+    record = tmp_path / "speed.json"
+    record.write_text(json.dumps({"gpu": stored()["gpu"]}))
 
     assert (
-        benchmark.main(["page", "--stored", str(found), "--out", str(tmp_path / "speed.md")]) == 0
+        benchmark.main(["page", "--stored", str(record), "--out", str(tmp_path / "speed.md")]) == 0
     )
 
     text = (tmp_path / "speed.md").read_text()
@@ -103,11 +103,11 @@ def test_a_run_is_charged_with_its_own_time_and_memory() -> None:
         [sys.executable, "-c", ask, code], capture_output=True, text=True, check=True
     )
 
-    found = ast.literal_eval(done.stdout)
+    cost = ast.literal_eval(done.stdout)
 
-    assert found["code"] == 3
-    assert 200 <= found["memory"] < 300
-    assert 0 < found["cpu"] <= found["wall"] + 1
+    assert cost["code"] == 3
+    assert 200 <= cost["memory"] < 300
+    assert 0 < cost["cpu"] <= cost["wall"] + 1
 
 
 @pytest.mark.parametrize("how", [[], ["--fp32"]], ids=["fp16", "fp32"])
@@ -118,7 +118,7 @@ def test_the_plain_script_finds_the_accuracies_of_the_gate(how: list[str]) -> No
     command = [sys.executable, "-m", "harness.tools.plain", *how, "fp8", "emoji100"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=benchmark.ROOT, check=True)
 
-    found = json.loads(done.stdout.splitlines()[-1])
+    accuracies = json.loads(done.stdout.splitlines()[-1])
 
-    assert found["reference"]["emoji100 acc1"] == pytest.approx(0.835, abs=0.011)
-    assert found["quantized"]["emoji100 acc1"] == pytest.approx(0.835, abs=0.021)
+    assert accuracies["reference"]["emoji100 acc1"] == pytest.approx(0.835, abs=0.011)
+    assert accuracies["quantized"]["emoji100 acc1"] == pytest.approx(0.835, abs=0.021)

@@ -56,8 +56,8 @@ def test_every_side_computes_the_same_features(
         expected = graph.TowerModule(reference, tower)(x).double()
 
     for side in sides[tower]:
-        found = torch.as_tensor(resident.load(side.what, side.path, x.numpy(), 2)()).double()
-        cosine = torch.nn.functional.cosine_similarity(found, expected, dim=1).min()
+        features = torch.as_tensor(resident.load(side.what, side.path, x.numpy(), 2)()).double()
+        cosine = torch.nn.functional.cosine_similarity(features, expected, dim=1).min()
         assert cosine > NEAR[side.name.rpartition(" ")[2]], side.name
     names = [side.name.rpartition(" ")[2] for side in sides[tower]]
     assert names == ["FP32", "FP16", "INT8", "FP32", "FP16", "BF16"]
@@ -93,7 +93,7 @@ def test_a_side_that_does_not_run_says_why(folder: Path) -> None:
 def test_rows_say_what_was_measured(
     reference: torch.nn.Module, sides: dict[str, list[Side]], folder: Path
 ) -> None:
-    """A row a side, with samples a second and the ratio to ONNX Runtime's FP32, which is one to
+    """One row per side, with samples per second and the ratio to ONNX Runtime's FP32, which is one to
     itself; torch's threads are put back.
     """
     x, threads = families.sample_inputs(reference, 4)["input_ids"].numpy(), torch.get_num_threads()

@@ -205,8 +205,8 @@ def test_the_arithmetic_faults_are_known() -> None:
 
 @pytest.mark.parametrize("planted", WRONG_ARITHMETIC, ids=lambda f: f.name)
 def test_wrong_arithmetic_differs_from_modelopts(planted: Any, site: FaultSite) -> None:
-    """Each wrong function really gives other bits than ModelOpt's on some tensor: it is no
-    equivalent of it.
+    """Each wrong function returns other bits than ModelOpt's on some tensor, so the two are not
+    equivalent.
     """
     from modelopt.torch.quantization import tensor_quant
 
@@ -267,9 +267,9 @@ def test_after_quantizing_changes_what_the_gate_gets() -> None:
     reference = references.load("embedded", torch.device("cpu"))
 
     with after_quantizing(seen.append):
-        made = quantize.structure(reference.model, loading.load("fp8"))
+        quantized = quantize.structure(reference.model, loading.load("fp8"))
 
-    assert seen == [made]
+    assert seen == [quantized]
 
 
 def test_replaced_puts_back_what_was_there() -> None:

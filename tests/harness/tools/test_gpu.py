@@ -120,9 +120,9 @@ def test_conditions_are_what_nvidia_smi_tells() -> None:
     """
     answer = "NVIDIA H100 80GB HBM3, 550.54.15, 1755 MHz, 1980 MHz, 2619 MHz, 700.00 W, 34\n"
 
-    found = gpu.asked(answer)
+    facts = gpu.asked(answer)
 
-    assert (found["name"], found["driver_version"], found["clocks.sm"]) == (
+    assert (facts["name"], facts["driver_version"], facts["clocks.sm"]) == (
         "NVIDIA H100 80GB HBM3",
         "550.54.15",
         "1755 MHz",

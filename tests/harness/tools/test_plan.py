@@ -75,10 +75,12 @@ def test_slices_are_cut_as_the_evaluator_cuts_them() -> None:
     texts, each = tasks.texts_of(task), len(task.prompts) // tasks.texts_of(task)
     cut = shards.cut(task)
 
-    assert [one.n for one in cut if one.side == "images"] == plan._cut(
+    assert [piece.n for piece in cut if piece.side == "images"] == plan._cut(
         len(task.sample_ids), shards.PICTURES
     )
-    assert [one.n for one in cut if one.side == "texts"] == plan._cut(texts, shards.PROMPTS // each)
+    assert [piece.n for piece in cut if piece.side == "texts"] == plan._cut(
+        texts, shards.PROMPTS // each
+    )
 
 
 # -- how it adds up --------------------------------------------------------------------------------
@@ -89,9 +91,9 @@ def test_makespan_keeps_the_bounds_of_list_scheduling(times: list[int], workers:
     """No shorter than the longest slice or an even share, no longer than both together (Graham
     1966).
     """
-    found = plan.makespan(times, workers)
+    seconds = plan.makespan(times, workers)
 
-    assert max(*times, sum(times) / workers) <= found <= sum(times) / workers + max(times)
+    assert max(*times, sum(times) / workers) <= seconds <= sum(times) / workers + max(times)
     assert plan.makespan(times, 1) == sum(times)
 
 
@@ -103,9 +105,9 @@ def test_more_gpus_take_less_time_and_more_gpu_hours(measured: Rates) -> None:
     undivided = [sum(v for k, v in p.parts.items() if not k.startswith("embed")) for p in plans]
 
     assert len(set(undivided)) == 1
-    for one, other in pairwise(plans):
-        assert undivided[0] < other.seconds <= one.seconds
-        assert other.gpu_hours > one.gpu_hours
+    for plan_, other in pairwise(plans):
+        assert undivided[0] < other.seconds <= plan_.seconds
+        assert other.gpu_hours > plan_.gpu_hours
     assert all(0 < p.busy < 1 for p in plans)
 
 

@@ -35,8 +35,8 @@ HARMLESS = Fault("harmless", Where.MODELOPT, "none", "nothing at all", nothing, 
 
 def kill(**changes: object) -> Kill:
     """A kill by insertion, with *changes*."""
-    made = Kill("scale constant 240", "insertion", "a check", "failed", False, "message", 1.0)
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    killed = Kill("scale constant 240", "insertion", "a check", "failed", False, "message", 1.0)
+    return dataclasses.replace(killed, **changes)  # type: ignore[arg-type]
 
 
 def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
@@ -49,10 +49,10 @@ def test_a_fault_that_plants_nothing_survives(clean: Clean) -> None:
         if c.name in ("every_pattern_matches", "every_enabled_quantizer_runs")
     ]
 
-    found = proof.attempt(HARMLESS, clean, checks)
+    killed = proof.attempt(HARMLESS, clean, checks)
 
-    assert found.survived
-    assert (found.suite, found.check, found.how) == ("", "", "")
+    assert killed.survived
+    assert (killed.suite, killed.check, killed.how) == ("", "", "")
 
 
 def refuse(case: Case) -> list[str]:
@@ -72,9 +72,9 @@ def test_the_way_of_a_kill_is_told(clean: Clean, run: object, how: str) -> None:
     """A usage error, a raised exception and a found problem are three different words in the
     matrix.
     """
-    found = proof.attempt(HARMLESS, clean, [Check("insertion", "this_one", run)])  # type: ignore[arg-type]
+    killed = proof.attempt(HARMLESS, clean, [Check("insertion", "this_one", run)])  # type: ignore[arg-type]
 
-    assert (found.suite, found.check, found.how) == ("insertion", "this one", how)
+    assert (killed.suite, killed.check, killed.how) == ("insertion", "this one", how)
 
 
 def test_the_first_check_that_notices_kills(clean: Clean) -> None:
@@ -87,9 +87,9 @@ def test_the_first_check_that_notices_kills(clean: Clean) -> None:
         Check("accuracy", "behind", crash),
     ]
 
-    found = proof.attempt(HARMLESS, clean, wrong)
+    killed = proof.attempt(HARMLESS, clean, wrong)
 
-    assert (found.check, found.how, found.recorded) == ("with", "failed", True)
+    assert (killed.check, killed.how, killed.recorded) == ("with", "failed", True)
 
 
 def test_only_checkpoint_faults_meet_the_checkpoint_suite(clean: Clean) -> None:
@@ -152,12 +152,12 @@ def test_variations_differ_in_order_and_cover_the_axes() -> None:
     """Every variation has an order of its own; over three processes each batch size meets both
     thread counts.
     """
-    found = [v for process in range(3) for v in proof.variations(6, process, "7")]
+    variations = [v for process in range(3) for v in proof.variations(6, process, "7")]
 
-    assert len({v.order for v in found}) == 18
-    assert len({v.batch_size for v in found}) == 5
-    assert {(v.batch_size, v.threads) for v in found} == {
-        (b, t) for b in {v.batch_size for v in found} for t in (1, 2)
+    assert len({v.order for v in variations}) == 18
+    assert len({v.batch_size for v in variations}) == 5
+    assert {(v.batch_size, v.threads) for v in variations} == {
+        (b, t) for b in {v.batch_size for v in variations} for t in (1, 2)
     }
 
 
@@ -188,11 +188,11 @@ def test_a_few_values_mean_the_same_to_every_check(clean: Clean, parameter: str)
     """
     case = clean.gate.cases()[0]
     ranges = [check.values[parameter] for check in proof.CHECKS if parameter in check.values]
-    found = [set(of(case) if callable(of) else of) for of in ranges]
-    widest = max(found, key=len)
+    values_of = [set(of(case) if callable(of) else of) for of in ranges]
+    widest = max(values_of, key=len)
 
     assert set(proof.FEW[parameter]) <= widest
-    assert [values - widest for values in found] == [set()] * len(found)
+    assert [values - widest for values in values_of] == [set()] * len(values_of)
 
 
 def test_a_check_that_needs_a_fixture_is_left_out() -> None:

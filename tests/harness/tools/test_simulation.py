@@ -274,11 +274,11 @@ def test_disagreement_with_what_was_published(
     row = next(row for row in known if row.result.task == "imagenet1k")
     n, mistake, difference, spread = cell
 
-    found = draws.agree(row, n, difference, spread, mistake, DRAWS, seed=1)
+    shares = draws.agree(row, n, difference, spread, mistake, DRAWS, seed=1)
 
-    assert found.alarms.value >= least
-    assert not found.alarms.refutes(most)
-    assert not mistake or found.named.value > 0.5 * found.alarms.value
+    assert shares.alarms.value >= least
+    assert not shares.alarms.refutes(most)
+    assert not mistake or shares.named.value > 0.5 * shares.alarms.value
 
 
 @pytest.mark.parametrize(

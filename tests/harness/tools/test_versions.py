@@ -72,10 +72,10 @@ def test_every_difference_between_measured_releases_is_expected(base: str, fresh
     """From any measured release to any other, back or forward, the records explain all that differs
     and all are met.
     """
-    found = check.check(MEASURED[fresh], MEASURED[base], RECORDS)
+    checked = check.check(MEASURED[fresh], MEASURED[base], RECORDS)
 
-    assert not found.findings, "\n".join(found.lines(RECORDS))
-    assert found.met
+    assert not checked.findings, "\n".join(checked.lines(RECORDS))
+    assert checked.met
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.name)
@@ -140,17 +140,17 @@ def test_the_installed_release_is_as_it_was_measured(name: str) -> None:
     says.
     """
     blanks = {"embedded": architectures.build("embedded")}
-    kept = measurement.find(NEWEST.release, BASELINES).subjects[name]
+    recorded = measurement.find(NEWEST.release, BASELINES).subjects[name]
     if environment.versions()["nvidia-modelopt"] != NEWEST.release:
         pytest.skip(
             "another release is held against the newest measured one by python -m "
             "harness.tools.versions check"
         )
 
-    found = measurement.subject(measurement.references()[name], blanks)
+    measured = measurement.subject(measurement.references()[name], blanks)
 
-    assert found.outcome == kept.outcome
-    assert set(found.maps.get("embedded", ())) == set(kept.maps.get("embedded", ()))
+    assert measured.outcome == recorded.outcome
+    assert set(measured.maps.get("embedded", ())) == set(recorded.maps.get("embedded", ()))
 
 
 # -- the way from release to release
@@ -269,20 +269,22 @@ def test_a_record_that_meets_nothing_fails_by_name(fp8: QuantizerMap) -> None:
     """A map under 0.44 with Embedding quantizers all the same is reported under the record's name, with
     its place.
     """
-    found = overlay.apply(without(fp8, "Embedding"), fp8, to("0.47", "0.44"), "fp8").findings
+    findings = overlay.apply(without(fp8, "Embedding"), fp8, to("0.47", "0.44"), "fp8").findings
 
-    assert "the expected difference nvidia-modelopt 0.45 embedding meets nothing" in str(found[0])
-    assert f"{BASELINES / 'versions' / '0.45.yaml'}:" in str(found[0])
+    assert "the expected difference nvidia-modelopt 0.45 embedding meets nothing" in str(
+        findings[0]
+    )
+    assert f"{BASELINES / 'versions' / '0.45.yaml'}:" in str(findings[0])
 
 
 def test_a_record_of_another_subject_is_left_alone(fp8: QuantizerMap) -> None:
     """What presets lost is not expected of a recipe, and is not missed there."""
     lost = changed(fp8, "vision", enabled=False)
 
-    found = overlay.apply(lost, fp8, to("0.47", "0.44"), "fp8")
+    applied = overlay.apply(lost, fp8, to("0.47", "0.44"), "fp8")
 
-    assert not any("presets" in name for name in found.met)
-    assert "expected off" in str(found.findings)
+    assert not any("presets" in name for name in applied.met)
+    assert "expected off" in str(applied.findings)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_an_outcome_is_followed_over_releases() -> None:
 
 def test_a_deviation_is_expected_where_its_release_has_it() -> None:
     """Packed NVFP4 fails on a CPU before 0.45, and only there; fixed or otherwise broken, it is
-    told.
+    reported.
     """
     name, fails = (
         "nvfp4-packed-zeros",
@@ -376,9 +378,9 @@ def test_a_deviation_that_is_gone_is_told_with_where_to_write_it() -> None:
 
 def stored() -> Record:
     """The committed record of the FP8 recipe."""
-    found = Store(BASELINES).find("embedded", "fp8", DeviceKey("any-1", "x86_64-avx512"))
-    assert not isinstance(found, Missing)
-    return found
+    record = Store(BASELINES).find("embedded", "fp8", DeviceKey("any-1", "x86_64-avx512"))
+    assert not isinstance(record, Missing)
+    return record
 
 
 def under(record: Record, release: str, module_class: str) -> Record:
@@ -394,36 +396,36 @@ def test_a_record_is_carried_to_the_release_that_runs() -> None:
     """The carried record has this run's releases and the map expected of them; the stored one is as
     it was.
     """
-    kept = stored()
-    older = under(kept, "0.44.0", "Embedding")
+    recorded = stored()
+    older = under(recorded, "0.44.0", "Embedding")
 
-    made = carried.carry(kept, older, RECORDS)
+    carried_record = carried.carry(recorded, older, RECORDS)
 
-    assert made.unexpected is None
-    assert made.record.provenance.versions["nvidia-modelopt"] == "0.44.0"
-    assert made.record.quantizers == older.quantizers
-    assert kept.provenance.versions["nvidia-modelopt"] == NEWEST.release
+    assert carried_record.unexpected is None
+    assert carried_record.record.provenance.versions["nvidia-modelopt"] == "0.44.0"
+    assert carried_record.record.quantizers == older.quantizers
+    assert recorded.provenance.versions["nvidia-modelopt"] == NEWEST.release
 
 
 def test_a_record_of_another_model_is_not_carried() -> None:
     """Where anything but the releases differs, the record is left for the comparison to refuse."""
-    kept = stored()
-    older = under(kept, "0.44.0", "Embedding")
+    recorded = stored()
+    older = under(recorded, "0.44.0", "Embedding")
     foreign = replace(older, provenance=replace(older.provenance, model_revision="0" * 64))
 
-    assert carried.carry(kept, foreign, RECORDS).record is kept
-    assert carried.carry(kept, kept, RECORDS).record is kept
+    assert carried.carry(recorded, foreign, RECORDS).record is recorded
+    assert carried.carry(recorded, recorded, RECORDS).record is recorded
 
 
 def test_the_message_says_what_was_met_what_was_not_and_how_to_write_it() -> None:
     """An upgrade to a release that nobody knows yet: the unexpected difference, the file, the
     record, the rerun.
     """
-    kept = stored()
-    made = carried.carry(kept, under(kept, "0.48.0", "Embedding"), RECORDS)
+    recorded = stored()
+    carried_record = carried.carry(recorded, under(recorded, "0.48.0", "Embedding"), RECORDS)
 
-    assert made.unexpected is not None
-    message = made.unexpected.message(
+    assert carried_record.unexpected is not None
+    message = carried_record.unexpected.message(
         "tests/test_insertion.py::test_map_equals_baseline[fp8-embedded]"
     )
     for line in (
@@ -448,11 +450,13 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
     for path in (BASELINES / "versions").glob("*.yaml"):
         write(folder, path.read_text(), path.name)
     (folder / "budgets.yaml").write_text((BASELINES / "budgets.yaml").read_text())
-    made = Gate(Options(recipes=("fp8",), calibration_size=64, baselines=folder, device="cpu"))
-    made.store.write(
-        under(made.cases()[0].record(accuracy=False), "0.44.0", "Embedding"), "as of 0.44"
+    older_gate = Gate(
+        Options(recipes=("fp8",), calibration_size=64, baselines=folder, device="cpu")
     )
-    return made
+    older_gate.store.write(
+        under(older_gate.cases()[0].record(accuracy=False), "0.44.0", "Embedding"), "as of 0.44"
+    )
+    return older_gate
 
 
 def test_the_gate_compares_the_map_with_a_baseline_of_another_release(gate: Gate) -> None:
@@ -460,10 +464,10 @@ def test_the_gate_compares_the_map_with_a_baseline_of_another_release(gate: Gate
     it met.
     """
     (case,) = gate.cases()
-    found = case.drift()
+    drift = case.drift()
 
-    assert not isinstance(found, Missing)
-    assert not found.failed, found.message()
+    assert not isinstance(drift, Missing)
+    assert not drift.failed, drift.message()
     results = Results()
     collector.collect(gate, results, collector.Notes())
     assert results.environment["expected_differences"] == {
@@ -479,14 +483,14 @@ RECORDS_BY_NAME = {r.difference.name: r.difference for r in RECORDS}
 
 def test_results_of_workers_join_their_expected_differences() -> None:
     """Each process of a run says what it met; the one that reports shows all."""
-    one, other = Results(), Results()
-    one.environment.update(device="cpu", expected_differences={"a": {"count": 1, "reason": "x"}})
+    first, other = Results(), Results()
+    first.environment.update(device="cpu", expected_differences={"a": {"count": 1, "reason": "x"}})
     met = {"a": {"count": 3, "reason": "x"}, "b": {"count": 2, "reason": "y"}}
     other.environment.update(device="cpu", expected_differences=met)
 
-    one.merge(other.as_dict())
+    first.merge(other.as_dict())
 
-    counts = {n: m["count"] for n, m in one.environment["expected_differences"].items()}
+    counts = {n: m["count"] for n, m in first.environment["expected_differences"].items()}
     assert counts == {"a": 4, "b": 2}
 
 
@@ -565,9 +569,9 @@ names = st.builds(
 @given(st.lists(names, unique=True, max_size=60))
 def test_folded_names_unfold_to_themselves(among: list[str]) -> None:
     """Whichever quantizers are alike, their names come back from the file, each once."""
-    found = [name for pattern in measurement.fold(among) for name in measurement.unfold(pattern)]
+    unfolded = [name for pattern in measurement.fold(among) for name in measurement.unfold(pattern)]
 
-    assert sorted(found) == sorted(among)
+    assert sorted(unfolded) == sorted(among)
 
 
 def test_a_measurement_comes_back_from_its_file(fp8: QuantizerMap, tmp_path: Path) -> None:
@@ -580,7 +584,7 @@ def test_a_measurement_comes_back_from_its_file(fp8: QuantizerMap, tmp_path: Pat
         format="E2M1/E4M3",
         granularity="block16",
     )
-    kept = ReleaseMeasurement(
+    written = ReleaseMeasurement(
         {"nvidia-modelopt": "0.48.0"},
         {
             "fp8": measurement.SubjectState(
@@ -590,13 +594,15 @@ def test_a_measurement_comes_back_from_its_file(fp8: QuantizerMap, tmp_path: Pat
         {"a": "as recorded"},
     )
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    measurement.write(kept, paths[0])
+    measurement.write(written, paths[0])
 
     read = measurement.read(paths[0])
     measurement.write(read, paths[1])
 
-    assert set(read.subjects["fp8"].maps["embedded"]) == set(kept.subjects["fp8"].maps["embedded"])
-    assert dataclasses.replace(read, subjects={}) == dataclasses.replace(kept, subjects={})
+    assert set(read.subjects["fp8"].maps["embedded"]) == set(
+        written.subjects["fp8"].maps["embedded"]
+    )
+    assert dataclasses.replace(read, subjects={}) == dataclasses.replace(written, subjects={})
     assert paths[0].read_text() == paths[1].read_text()
 
 
