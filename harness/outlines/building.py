@@ -22,7 +22,9 @@ from harness import (
     compat,  # noqa: F401  (before transformers)
     isolation,
 )
+from harness.outlines.names import CONTRASTIVE
 from harness.outlines.table import Row, Stack
+from harness.quantization.attention import attention_registered
 from harness.quantization.context import quiet
 
 #: Routed experts of a layer that are built: the first, one in the middle and the last.
@@ -84,13 +86,24 @@ def build(row: Row) -> Built:
     return Built(model.eval().requires_grad_(False), layers, experts)
 
 
-def converted(row: Row) -> Built:
-    """As :func:`build`, with every quantizer that ModelOpt has a place for, all of them off."""
+def converted(row: Row, attention: str = "diffusers") -> Built:
+    """As :func:`build`, with every quantizer that ModelOpt has a place for, all of them off.
+
+    Args:
+        row: what is built.
+        attention: the class that attention blocks are converted to, in the families whose attention
+            ``--attention`` chooses; others have ModelOpt's own.
+    """
     import modelopt.torch.quantization as mtq
 
     built = build(row)
     off = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
-    with quiet(), isolation.registrations_kept():
+    chosen = (
+        attention_registered(built.model, attention)
+        if row.family in CONTRASTIVE
+        else isolation.registrations_kept()
+    )
+    with quiet(), chosen:
         mtq.quantize(built.model, off, forward_loop=None)
     return built
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from harness.errors import UsageError
 from harness.outlines.outline import Outline, Site
 from harness.outlines.rows import ROWS
@@ -20,6 +22,7 @@ from harness.quantization import maps
 from harness.recipes import loading
 from harness.recipes.applied import AppliedSetting
 from harness.recipes.checking import Schema
+from harness.recipes.installed import modelopt_config
 from harness.recipes.loading import SEARCHED, Recipe
 from harness.recipes.tree import Tree
 
@@ -162,11 +165,15 @@ class State:
 
     @cached_property
     def key(self) -> tuple[str, ...]:
-        """What two quantizers that are alike have in common: the attributes as JSON."""
-        return tuple(
-            json.dumps(_with_text_keys(item), sort_keys=True, default=repr)
-            for item in self.attributes
-        )
+        """What two quantizers that are alike have in common: the attributes as JSON, with the
+        values of those that the recipe does not give.
+        """
+        return tuple(_complete(_as_text(item)) for item in self.attributes)
+
+    @property
+    def complete(self) -> tuple[dict[str, Any], ...]:
+        """As ``attributes``, with the values of those that the recipe does not give."""
+        return tuple(json.loads(item) for item in self.key)
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -174,6 +181,28 @@ def _with_text_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _with_text_keys(item) for key, item in value.items()}
     return value
+
+
+def _as_text(attributes: Mapping[str, Any]) -> str:
+    return json.dumps(_with_text_keys(attributes), sort_keys=True, default=repr)
+
+
+@lru_cache(maxsize=1024)
+def _complete(attributes: str) -> str:
+    """*attributes*, as JSON, with ModelOpt's defaults."""
+    given = json.loads(attributes)
+    if given.get("block_sizes"):
+        given["block_sizes"] = _with_numbers(given["block_sizes"])
+    try:
+        config = modelopt_config().QuantizerAttributeConfig(**given)
+    except (TypeError, ValueError):  # of another release of ModelOpt
+        return attributes
+    return _as_text(config.model_dump(exclude={"enable"}))
+
+
+def _with_numbers(blocks: Mapping[str, Any]) -> dict[int | str, Any]:
+    """The sizes of blocks, whose axes are numbers."""
+    return {int(key) if re.fullmatch(r"-?\d+", key) else key: size for key, size in blocks.items()}
 
 
 OFF = "off"
@@ -184,10 +213,7 @@ _NEVER = State(())
 def _shown(attributes: str) -> str:
     value = json.loads(attributes)
     bits = value.get("num_bits", 8)
-    blocks = {
-        int(key) if re.fullmatch(r"-?\d+", str(key)) else key: value
-        for key, value in (value.get("block_sizes") or {}).items()
-    }
+    blocks = _with_numbers(value.get("block_sizes") or {})
     quantizer = SimpleNamespace(
         num_bits=tuple(bits) if isinstance(bits, list) else bits,
         unsigned=value.get("unsigned", False),
@@ -232,14 +258,14 @@ class View:
         # A group holds places of the outline, which are sites.
         places: Iterable[Any] = self.family.places
         sites: list[Site] = list(places)
-        results: dict[Site, State] = {}
+        found: dict[int, State] = {}
         for name, group in self._touched.groups.items():
             state = State(tuple(by_place.get(name, ()))) if name in by_place else _NEVER
             while group:
                 lowest = group & -group
-                results[sites[lowest.bit_length() - 1]] = state
+                found[lowest.bit_length() - 1] = state
                 group ^= lowest
-        return results
+        return {sites[index]: found[index] for index in sorted(found)}
 
     def on(self) -> Iterator[tuple[Site, State]]:
         """Yield the quantizers that are on, with what they end as."""
@@ -259,16 +285,17 @@ class View:
     def quantizers(self, other: View | None = None) -> list[maps.Quantizer]:
         """The map of the quantizers, or of those that *other* has differently."""
         results = []
-        theirs = {} if other is None else _by_name(other.states)
+        theirs = {} if other is None else other.by_name
         for site, state in self.states.items():
             for name in site.names:
                 if other is None or theirs.get(name, _NEVER).key != state.key:
                     results.append(_quantizer(site, name, state))
         return results
 
-
-def _by_name(states: Mapping[Site, State]) -> dict[str, State]:
-    return {name: state for site, state in states.items() for name in site.names}
+    @cached_property
+    def by_name(self) -> dict[str, State]:
+        """What every quantizer ends as, by its name in the published model."""
+        return {name: state for site, state in self.states.items() for name in site.names}
 
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -278,6 +305,7 @@ def _quantizer(site: Site, name: str, state: State) -> maps.Quantizer:
     """A row of a quantizer map, in whose place for the tower the part is."""
     form, _, granularity = state.shown.partition(" ")
     number = _LAYER.search(name)
+    constant = next((range_ for item in state.complete if (range_ := _constant(item))), None)
     return maps.Quantizer(
         name=name,
         kind=site.kind,
@@ -288,11 +316,22 @@ def _quantizer(site: Site, name: str, state: State) -> maps.Quantizer:
         format=form,
         granularity=granularity,
         enabled=state.on,
-        dynamic=any("dynamic" in str(item.get("block_sizes")) for item in state.attributes),
+        dynamic=any(
+            "dynamic" in (item.get("type"), (item.get("block_sizes") or {}).get("type"))
+            for item in state.attributes
+        ),
         calls=1,
-        amax=None,
-        constant=False,
+        amax=None if constant is None else maps.Amax(1, constant, constant, ""),
+        constant=constant is not None,
     )
+
+
+def _constant(attributes: Mapping[str, Any]) -> float | None:
+    """The range that *attributes* fix, so that nothing calibrates it; None where they do not."""
+    if attributes.get("use_constant_amax"):
+        return float(torch.finfo(torch.float8_e4m3fn).max)
+    given = attributes.get("constant_amax")
+    return None if given is None else float(given)
 
 
 def is_search(recipe: Recipe) -> bool:

@@ -74,9 +74,12 @@ def recipes_in(tree: Tree) -> Iterator[Path]:
 class Matrix:
     """Recipes of one tree on architectures; what several ask for is computed once."""
 
-    def __init__(self, tree: Tree, schema: Schema | None = None) -> None:
+    def __init__(
+        self, tree: Tree, schema: Schema | None = None, attention: str = "diffusers"
+    ) -> None:
         self.tree = tree
         self.schema = schema
+        self.attention = attention
         self._views: dict[tuple[str, str, str], View] = {}
         self._subjects: dict[Path, NamedRecipe] = {}
 
@@ -94,7 +97,7 @@ class Matrix:
         """The recipe on each of *rows* that the installed library can build."""
         results = []
         for row in rows:
-            known = outline.of(row.name)
+            known = outline.of(row.name, self.attention)
             if not known.unsupported:
                 key = (of.name, of.recipe.hash, row.name)
                 if key not in self._views:

@@ -14,7 +14,8 @@ from torch import nn
 from harness.errors import one_line
 from harness.lint.known import QuantizerPlace
 from harness.lint.matching import FamilyPlaces, tells_numbers
-from harness.outlines import building
+from harness.outlines import building, rows
+from harness.outlines.names import CONTRASTIVE
 from harness.outlines.rows import ROWS
 from harness.outlines.table import PARTS, Row
 from harness.quantization import maps
@@ -121,16 +122,32 @@ class Outline:
         ]
 
 
-@lru_cache(maxsize=len(ROWS))
-def of(name: str) -> Outline:
-    """The outline of the architecture *name*, measured in the installed ModelOpt.
+def of(name: str, attention: str = "diffusers") -> Outline:
+    """The outline of the architecture *name*, or of ``embedded``, measured in the installed
+    ModelOpt.
+
+    Args:
+        name: as ``--architectures`` names it.
+        attention: as ``--attention`` names it; it makes a difference to CLIP's families alone.
 
     Raises:
         StopIteration: the table has no such row.
     """
-    row = next(row for row in ROWS if row.name == name)
+    row = _row(name)
+    return _measured(name, attention if row.family in CONTRASTIVE else "")
+
+
+def _row(name: str) -> Row:
+    if name == "embedded":
+        return rows.embedded()
+    return next(row for row in ROWS if row.name == name)
+
+
+@lru_cache(maxsize=2 * len(ROWS))
+def _measured(name: str, attention: str) -> Outline:
+    row = _row(name)
     try:
-        built = building.converted(row)
+        built = building.converted(row, attention)
     except Exception as error:  # of the library or of ModelOpt: the outline says it
         return Outline(row, (), f"{type(error).__name__}: {one_line(error)}"[:300])
     return Outline(row, _sites(row, built))

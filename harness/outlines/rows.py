@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from harness.models import architectures
+from harness.models.checkpoint_files import EMBEDDED
 from harness.outlines.table import PUBLISHED, Row, Stack
 
 #: CLIP, SigLIP and SigLIP 2, whose sizes :mod:`harness.models.architectures` holds.
@@ -33,3 +36,12 @@ ROWS = (
         if (family := known.family) in _CLASSES
     ),
 )
+
+
+def embedded() -> Row:
+    """The architecture of the embedded model, which no recipe is for and no option names."""
+    sizes = json.loads((EMBEDDED / "config.json").read_text(encoding="utf-8"))
+    shapes = {name: sizes[name] for name in ("text_config", "vision_config", "projection_dim")}
+    return Row(
+        "embedded", "clip", "CLIPModel", "config.json", shapes, _TOWERS, _CONTRASTIVE, panel=False
+    )

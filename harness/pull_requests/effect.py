@@ -1,21 +1,23 @@
 """What a change of a recipe does to CLIP, before anything is calibrated or evaluated: the
 difference of two maps.
 
-Base and head are quantized without weights on the embedded architecture and on ViT-L/14, so the
-answer takes seconds and no data.  A change that leaves every quantizer and the algorithm as they
-were needs no accuracy run.
+Base and head are compared without weights on the embedded architecture and on ViT-L/14, as on every
+other architecture (:mod:`harness.outlines.fit`), so the answer takes a moment and no data.  A
+change that leaves every quantizer and the algorithm as they were needs no accuracy run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 from torch import nn
 
-from harness.errors import sentences
+from harness.errors import UsageError, sentences
 from harness.models import architectures
+from harness.outlines import outline
+from harness.outlines.fit import NamedRecipe, View
+from harness.outlines.outline import Outline
 from harness.quantization import maps, quantize
 from harness.quantization.maps import QuantizerMap
 from harness.quantization.quantize import QuantizationError
@@ -24,9 +26,8 @@ from harness.recipes.loading import SEARCHED, Recipe
 
 #: The small model that accuracy is measured on, and the one that the published recipe is about.
 ARCHITECTURES = ("embedded", "ViT-L-14")
-
-Attributes = dict[str, dict[str, Any]]
-Structures = dict[str, tuple[QuantizerMap, Attributes]]
+#: Attributes that a map shows.
+_SHOWN = {"num_bits", "axis", "block_sizes", "unsigned", "type"}
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,9 @@ class Effect:
         return "\n".join([*lines, *(f"  {line}" for line in self.beyond_map)])
 
 
-@lru_cache(maxsize=1)
 def quantizer_names(attention: str = "diffusers") -> tuple[str, ...]:
     """Every quantizer that CLIP has a place for."""
-    return tuple(q.name for q in _places(attention))
-
-
-@lru_cache(maxsize=1)
-def _places(attention: str = "diffusers") -> QuantizerMap:
-    """The map of the embedded architecture with every quantizer off: what a pattern can match."""
-    return maps.quantizer_map(quantize.insert(_blank("embedded"), attention))
+    return tuple(place.name for place in _outline(ARCHITECTURES[0], attention).full.places)
 
 
 def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -> Effect | None:
@@ -81,15 +75,14 @@ def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -
         return between(base, head, attention)
     if SEARCHED in (head.kind, None if base is None else base.kind):
         return None
+    _hold(head, attention)
     if base is None:
-        _structure(ARCHITECTURES[0], head, attention)
         return None
-    after = _structures(head, attention)
     try:
-        before = _structures(base, attention)
+        _hold(base, attention)
     except QuantizationError:
         return None
-    return _difference(base, head, before, after)
+    return _difference(base, head, attention)
 
 
 def refusal(head: Recipe, error: QuantizationError) -> str:
@@ -98,8 +91,9 @@ def refusal(head: Recipe, error: QuantizationError) -> str:
     """
     on: set[str] = set()
     last = None
+    places = _outline(ARCHITECTURES[0], "diffusers").full.places
     for number, entry in enumerate(head.entries, 1):
-        touched = applied.matched(_places(), entry)
+        touched = applied.matched(places, entry)
         if entry.enable:
             on |= touched
         elif on and on <= touched:
@@ -122,53 +116,75 @@ def between(base: Recipe, head: Recipe, attention: str = "diffusers") -> Effect:
     """
     if base.hash == head.hash:
         return Effect(head.name, dict.fromkeys(ARCHITECTURES, ()), ())
-    return _difference(base, head, _structures(base, attention), _structures(head, attention))
+    for recipe in (base, head):
+        _hold(recipe, attention)
+    return _difference(base, head, attention)
 
 
-def _difference(base: Recipe, head: Recipe, before: Structures, after: Structures) -> Effect:
+def _hold(recipe: Recipe, attention: str) -> None:
+    """Have ModelOpt convert the small architecture by *recipe*.
+
+    Raises:
+        QuantizationError: it refuses.
+    """
+    quantize.structure(_blank(ARCHITECTURES[0]), recipe, attention)
+
+
+def _difference(base: Recipe, head: Recipe, attention: str) -> Effect:
     lines: dict[str, tuple[str, ...]] = {}
     others: dict[str, None] = {}
     for name in ARCHITECTURES:
-        (old_map, was), (new_map, now) = before[name], after[name]
-        lines[name] = tuple(maps.diff(old_map, new_map))
-        others |= dict.fromkeys(_attribute_changes(was, now))
+        before, after = (
+            View(NamedRecipe(recipe, recipe.name), _outline(name, attention))
+            for recipe in (base, head)
+        )
+        lines[name] = tuple(maps.diff(_map(before, after), _map(after, before)))
+        others |= dict.fromkeys(_attribute_changes(before, after))
     if base.algorithm != head.algorithm:
         others[f"algorithm: {base.algorithm!r} to {head.algorithm!r}"] = None
     return Effect(head.name, lines, tuple(others))
 
 
-@lru_cache(maxsize=len(ARCHITECTURES))
+def _map(view: View, other: View) -> QuantizerMap:
+    """The quantizers of *view* that *other* has differently; CLIP's language model is its text
+    tower.
+    """
+    return tuple(
+        replace(quantizer, tower="text") if quantizer.tower == "language" else quantizer
+        for quantizer in view.quantizers(other)
+    )
+
+
+@lru_cache(maxsize=1)
 def _blank(architecture: str) -> nn.Module:
     return architectures.build(architecture)
 
 
-def _structures(recipe: Recipe, attention: str) -> Structures:
-    """The recipe's map, and the attributes of its enabled quantizers, on each architecture."""
-    return {name: _structure(name, recipe, attention) for name in ARCHITECTURES}
+def _outline(architecture: str, attention: str) -> Outline:
+    """The outline of one of CLIP's architectures.
+
+    Raises:
+        UsageError: the installed libraries cannot build it.
+    """
+    known = outline.of(architecture, attention)
+    if known.unsupported:
+        fix = "Install releases of transformers and ModelOpt that the gate knows."
+        raise UsageError(f"architecture {architecture}", known.unsupported, fix)
+    return known
 
 
-def _structure(
-    architecture: str, recipe: Recipe, attention: str
-) -> tuple[QuantizerMap, Attributes]:
-    model = quantize.structure(_blank(architecture), recipe, attention)
-    found = maps.tensor_quantizers(model)
-    # What a disabled quantizer would do has no effect.
-    attributes = {
-        name: q.get_modelopt_state(properties_only=True)
-        for name, q in found.items()
-        if q.is_enabled
-    }
-    return maps.quantizer_map(model), attributes
-
-
-def _attribute_changes(was: Attributes, now: Attributes) -> list[str]:
+def _attribute_changes(before: View, after: View) -> list[str]:
     """Attributes that the map does not show and that changed at quantizers that both have on."""
-    shown = {"_num_bits", "_axis", "_block_sizes", "_unsigned", "_dynamic", "_disabled", "_type"}
     changed: dict[str, int] = {}
-    for name in was.keys() & now.keys():
-        for key in (was[name].keys() | now[name].keys()) - shown:
-            before, after = (repr(side[name].get(key)) for side in (was, now))
-            if before != after:
-                line = f"{key.strip('_')}: {before} to {after}"
-                changed[line] = changed.get(line, 0) + 1
+    for name, now in after.by_name.items():
+        was = before.by_name[name]
+        if was.key == now.key:
+            continue
+        # What a disabled quantizer would do has no effect: it has no attributes here.
+        for old, new in zip(was.complete, now.complete, strict=False):
+            for key in (old.keys() | new.keys()) - _SHOWN:
+                values = repr(old.get(key)), repr(new.get(key))
+                if values[0] != values[1]:
+                    line = f"{key}: {values[0]} to {values[1]}"
+                    changed[line] = changed.get(line, 0) + 1
     return [f"{line} at {count} quantizers" for line, count in sorted(changed.items())]
