@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -89,6 +89,7 @@ class CheckResult:
         about_baseline: whether it compares with a stored record: such a record is never changed by
             ``--new-baselines-only``.
         see: of a dependent check, the id of the test that says why.
+        reason: of a known failure, why it is accepted, by whom and until when.
     """
 
     test: str
@@ -100,6 +101,14 @@ class CheckResult:
     gated: bool = False
     about_baseline: bool = False
     see: str = ""
+    reason: str = ""
+
+    def with_outcome(
+        self, outcome: Outcome, *, message: str | None = None, reason: str = ""
+    ) -> CheckResult:
+        """Return the check with another *outcome*, and another *message* where one is given."""
+        said = self.message if message is None else message
+        return replace(self, outcome=outcome, message=said, reason=reason)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, which reports of pytest carry between processes."""
@@ -122,8 +131,8 @@ class Checks:
         self.every.append(check)
 
     def as_dict(self) -> dict[str, Json]:
-        """Plain values: how many ended how, those that fell short one by one, and which of them
-        others depend on.
+        """Plain values: how many ended how, those that fell short one by one, which of them others
+        depend on, and the known failures.
         """
         keys = ("test", "suite", "outcome", "message")
         failed = [
@@ -137,6 +146,11 @@ class Checks:
             "depending": dict(
                 Counter(check.see for check in self.every if check.outcome is Outcome.DEPENDENT)
             ),
+            "known": [
+                {key: check.as_dict()[key] for key in ("test", "suite", "message", "reason")}
+                for check in self.every
+                if check.reason
+            ],
         }
 
 

@@ -60,6 +60,17 @@ class FailedCheck(_Whole):
     message: str = Field(default="", description="the first line of what it said")
 
 
+class KnownFailureResult(_Whole):
+    """A test that failed as a known failure lists it (outcome xfailed)."""
+
+    test: str = Field(description="pytest's id")
+    suite: str = Field(default="", description="the marker, or empty")
+    message: str = Field(default="", description="the first line of what it said")
+    reason: str = Field(
+        description="why that is accepted, by whom, until when, and where it says so"
+    )
+
+
 class CheckCounts(_Whole):
     """How the tests ended."""
 
@@ -73,6 +84,7 @@ class CheckCounts(_Whole):
         default={},
         description="by the id of a failed test: how many others were not run for the same cause",
     )
+    known: list[KnownFailureResult] = []
 
 
 # -- insertion and numerics ------------------------------------------------------------------------

@@ -155,8 +155,8 @@ def _each_once(refused: Sequence[UsageError]) -> list[UsageError]:
 
 
 def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
-    """Refuse a budgets file, or a file of expected differences, that cannot be used."""
-    from harness.baselines import differences
+    """Refuse files of budgets, expected differences and known failures that cannot be used."""
+    from harness.baselines import differences, known_failures
     from harness.consumers import contracts
     from harness.data import samples
     from harness.recipes import finding
@@ -167,17 +167,24 @@ def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
     root = get("recipes_root")
     given = [finding.name_of(ref, root) for ref in get("gate_recipes") or ()]
     known = (*samples.EMBEDDED_TASKS, *contracts.CONTRACTS)
-    policy.check_names([*given, *finding.DEFAULT, *finding.MORE], known)
+    recipes = [*given, *finding.DEFAULT, *finding.MORE]
+    policy.check_names(recipes, known)
+    known_failures.check_recipes(known_failures.load(store), recipes)
 
 
 def _look_at_records(options: Options) -> None:
-    """Refuse a device that is not there, and records of this run's cases that are damaged."""
+    """Refuse a device that is not there, records of this run's cases that are damaged, and known
+    failures of checks that do not exist.
+    """
     # Not at the top: they import torch
-    from harness.baselines import Store
+    from harness.baselines import Store, known_failures
+    from harness.checks import registry
     from harness.evaluation import environment
     from harness.gate import listing
     from harness.models import references
 
+    checks = [f"{check.suite}/{check.name}" for check in registry.every()]
+    known_failures.check_checks(known_failures.load(options.baselines), checks)
     device = environment.DeviceKey.of(references.resolve_device(options.device))
     kept = Store(options.baselines, partial(listing.words_of_names, options))
     for name in listing.cases_of(options):

@@ -22,7 +22,7 @@ import pytest
 from harness import places
 from harness.errors import UnforeseenError, UsageError, reading
 from harness.gate.results import CheckResult, Checks, Outcome, Results, Word
-from harness.pytest_plugin import annotate, machine, private
+from harness.pytest_plugin import annotate, expected, machine, private
 from harness.pytest_plugin.private import Failed
 from harness.pytest_plugin.run import is_worker, parameters, results_of
 
@@ -234,7 +234,8 @@ def pytest_runtest_makereport(
             )
         outcome = _outcome(report)
         if outcome is not None:
-            report.gate_check = _check(item, report, outcome, error).as_dict()  # type: ignore[attr-defined]
+            check = expected.apply(item.config, report, _check(item, report, outcome, error))
+            report.gate_check = check.as_dict()  # type: ignore[attr-defined]
             report.gate_causes = _causes(item, report, error)  # type: ignore[attr-defined]
             _once(item.config, report)
     return report

@@ -31,6 +31,23 @@ def skip_at(item: pytest.Item, reason: str) -> None:
     raise pytest.skip.Exception(reason, _use_item_location=True)
 
 
+def expect_failure(report: pytest.TestReport, reason: str) -> None:
+    """Turn the report of a failed test into that of one which is expected to fail.
+
+    ``pytest.mark.xfail`` sets the same attributes inside pytest.
+    """
+    report.outcome = "skipped"
+    report.wasxfail = reason
+    # pytest-xdist and the terminal know such a property of an inconclusive test.
+    report.user_properties = [one for one in report.user_properties if one[0] != "outcome"]
+
+
+def fail(report: pytest.TestReport, message: str) -> None:
+    """Let *report* be that of a test that failed with *message*."""
+    report.outcome = "failed"
+    report.longrepr = message
+
+
 def has_option(parser: Any, name: str, dest: str) -> bool:
     """Whether a plugin has taken an option's name, or the name under which its value is kept.
 

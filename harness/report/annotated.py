@@ -99,6 +99,8 @@ def _of_case(
     quantizers are missing in the model.
     """
     problems = [one for one in cases.problems(case) if one.place]
+    if any(one.suite == "insertion" for one in case.checks.known):
+        problems = []  # reviewed, and listed as known
     of_entries = [one for one in problems if one.rule in _OF_ENTRIES]
     for one in of_entries or problems:
         rule = _OF_ENTRIES.get(one.rule, "insertion")

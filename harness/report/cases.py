@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.gate.results import Outcome, Word, worst
 from harness.gate.results_schema import (
+    AccuracyResult,
     CaseResult,
+    ConsumersResult,
     DriftResult,
     ExportResult,
     FailedCheck,
@@ -218,8 +220,11 @@ def gain_lines(case: CaseResult) -> list[str]:
 
 def exceeded(case: CaseResult) -> list[LimitResult]:
     """Measures beyond accuracy that are over their limits."""
-    judged = (case.accuracy, case.consumers)
-    return [limit for part in judged if part for limit in part.limits if limit.exceeded]
+    return [*_exceeded(case.accuracy), *_exceeded(case.consumers)]
+
+
+def _exceeded(part: AccuracyResult | ConsumersResult | None) -> list[LimitResult]:
+    return [limit for limit in part.limits if limit.exceeded] if part else []
 
 
 def exceeded_lines(case: CaseResult) -> list[str]:
@@ -256,6 +261,14 @@ def failed_functions(checks: list[FailedCheck]) -> list[Failed]:
     ]
 
 
+def known_lines(part: CaseResult | RunResult) -> list[str]:
+    """The known failures of a case, or of none: a sentence each."""
+    return [
+        f"known failure, {one.suite} {one.test.partition('::')[2]}: {one.reason}"
+        for one in part.checks.known
+    ]
+
+
 def _checked(part: CaseResult | RunResult) -> Word:
     """The worst word of the checks of *part*."""
     return worst(Outcome(name).word for name, count in part.checks.counts.items() if count)
@@ -269,20 +282,22 @@ def decision(case: CaseResult) -> str:
     its accuracy.
     """
     words = [_checked(case)]
-    if case.accuracy is not None:
+    # Where a suite has a known failure, its tests alone say how it ended.
+    listed = {one.suite for one in case.checks.known}
+    if case.accuracy is not None and "accuracy" not in listed:
         words.append(Word(case.accuracy.decision))
-    if case.consumers is not None and case.consumers.decision:
+    if case.consumers is not None and case.consumers.decision and "consumers" not in listed:
         words.append(Word(case.consumers.decision))
-    broken = (
-        problems(case),
-        mismatches(case),
-        export_faults(case),
-        heavy(case),
-        folded(case),
-        exceeded(case),
-        *case.checkpoint.values(),
-    )
-    if any(broken):
+    broken: dict[str, list[Sequence[object]]] = {
+        "insertion": [problems(case)],
+        "numerics": [mismatches(case), folded(case)],
+        "export": [export_faults(case)],
+        "checkpoint": [*case.checkpoint.values()],
+        "throughput": [heavy(case)],
+        "accuracy": [_exceeded(case.accuracy)],
+        "consumers": [_exceeded(case.consumers)],
+    }
+    if any(any(found) for suite, found in broken.items() if suite not in listed):
         words.append(Word.FAIL)
     exported = case.export is not None and (case.export.parity or case.export.answers)
     if case.insertion or case.numerics or exported:
@@ -433,6 +448,8 @@ def _check_parts(case: CaseResult, *, alone: bool) -> list[str]:
     else to say.
     """
     failed, depending, parts = case.checks.failed, case.checks.depending, []
+    if case.checks.known:
+        parts.append(_count(len(case.checks.known), "known failure", ""))
     if len(failed) == 1:
         parts.append(f"failed check: {failed[0].message or failed[0].test}")
     elif failed:

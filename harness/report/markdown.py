@@ -72,6 +72,7 @@ def _refused(results: RunResult) -> Iterator[str]:
 
 def _other(results: RunResult) -> Iterator[str]:
     yield from _failed(results, "Failed checks of no recipe:")
+    yield from (markdown_text(line, 600) for line in cases.known_lines(results))
 
 
 def _failed(part: CaseResult | RunResult, title: str) -> Iterator[str]:
@@ -133,6 +134,7 @@ def _case(case: CaseResult) -> Iterator[str]:
         *_verdicts(verdicts),
         *_exceeded(case),
         *_failed(case, "Failed checks:"),
+        *(markdown_text(line, 600) for line in cases.known_lines(case)),
         *(markdown_text(line, 300) for line in cases.gain_lines(case)),
         *(f"Not covered: {markdown_text(line, 600)}" for line in cases.not_covered(case)),
         *_problems(case),

@@ -114,6 +114,7 @@ def view(case: CaseResult, anchor: str) -> dict[str, object]:
         "depending": case.checks.depending,
         "problems": cases.problems(case),
         "not_covered": cases.not_covered(case),
+        "known": cases.known_lines(case),
         "gains": cases.gain_lines(case),
         "mismatches": cases.mismatches(case),
         "grids": grid.grids(case),

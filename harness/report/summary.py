@@ -166,10 +166,13 @@ def _details(case: CaseResult, width: int) -> list[str]:
     """Sentences about a case below its verdicts; those that take more than a line are wrapped where
     all is shown.
     """
+    known = cases.known_lines(case)
     short = [*cases.export_lines(case), *cases.speed_lines(case)]
     long = [*cases.gain_lines(case), *(f"not covered: {name}" for name in cases.not_covered(case))]
-    return [middle(f"  {shown(text, None)}", width) for text in short] + [
-        f"  {shown(text, None)}" for text in long
+    return [
+        *(f"  {shown(text, None)}" for text in known),
+        *(middle(f"  {shown(text, None)}", width) for text in short),
+        *(f"  {shown(text, None)}" for text in long),
     ]
 
 

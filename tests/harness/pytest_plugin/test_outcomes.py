@@ -199,6 +199,66 @@ def test_one_word_in_every_place(run_suite: RunSuite, pytester: pytest.Pytester,
     assert result.ret == code
 
 
+#: A known failure of ``test_it``, and how a test's entry differs from it.
+KNOWN = """
+  - {check: insertion/NAME, recipe: fp8, says: never ran, releases: ">=0", until: "9999-01-01",
+     owner: me, reason: ModelOpt cannot}
+"""
+
+
+def test_a_known_failure_is_none(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+    """A check that fails as listed is XFAIL with its reason in every place, and the run passes."""
+    (pytester.path / "store").mkdir()
+    listed = "known_failures:" + KNOWN.replace("NAME", "it")
+    (pytester.path / "store/known_failures.yaml").write_text(listed)
+    tests = """
+def test_it(gate, case, check, pytestconfig):
+    problem = {'rule': 'r', 'what': 'w', 'names': [], 'mend': 'm'}
+    section_of(pytestconfig, case, 'insertion')['problems'] = [problem]
+    check.problems(['4 of 7 never ran'])"""
+    result = run_suite(tests, "-rx")
+    result.assert_outcomes(passed=1, xfailed=1)
+    assert set(words(pytester.path, result).values()) == {"PASS"}
+    assert result.ret == 0
+    reason = "ModelOpt cannot (owner me, until 9999-01-01, store/known_failures.yaml:2)"
+    (known,) = json.loads((pytester.path / "out/results.json").read_text())["cases"][0]["checks"][
+        "known"
+    ]
+    assert known["reason"] == reason
+    assert known["message"] == "4 of 7 never ran"
+    page = html.unescape((pytester.path / "out/report.html").read_text())
+    summary = (pytester.path / "out/summary.md").read_text().replace("\\", "")
+    terminal = " ".join(str(result.stdout).split())
+    junit = (pytester.path / "junit.xml").read_text()
+    for place in (page, summary, terminal, junit):
+        assert "ModelOpt cannot (owner me, until 9999-01-01, " in place
+
+
+def test_a_known_failure_that_is_not_as_listed_fails(
+    run_suite: RunSuite, pytester: pytest.Pytester
+) -> None:
+    """One that holds, one that has ended and one that says something else are failures."""
+    (pytester.path / "store").mkdir()
+    ended = KNOWN.replace("9999", "2001").replace("NAME", "ended")
+    entries = KNOWN.replace("NAME", "holds") + ended + KNOWN.replace("NAME", "other")
+    (pytester.path / "store/known_failures.yaml").write_text("known_failures:" + entries)
+    tests = """
+def test_ended(gate, case, check): check.problems(['4 of 7 never ran'])
+def test_other(gate, case, check): check.problems(['5 of 7 are off'])"""
+    result = run_suite(tests)
+    result.assert_outcomes(failed=3)
+    assert result.ret == 1
+    checks = json.loads((pytester.path / "out/results.json").read_text())["cases"][0]["checks"]
+    messages = {one["test"].rpartition("::test_")[2]: one["message"] for one in checks["failed"]}
+    assert (
+        "holds now. Remove its entry: store/known_failures.yaml:2"
+        in messages["holds[fp8-embedded]"]
+    )
+    assert "ended on 2001-01-01" in messages["ended[fp8-embedded]"]
+    assert "which says 'never ran'" in messages["other[fp8-embedded]"]
+    assert "5 of 7 are off" in str(result.stdout)
+
+
 def test_a_gain_is_told_as_one(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
     """Terminal, summary, data and JUnit file name the task with the gain, what is plausible and
     how to declare it; no word says that something was lost.
