@@ -143,10 +143,10 @@ def groups(quantizers: QuantizerMap) -> tuple[Group, ...]:
     """The enabled quantizers by tower, layer and kind, each with patterns that match them and
     nothing else enabled.
     """
-    found: dict[tuple[str, str], list[Quantizer]] = {}
+    quantizers_by_place: dict[tuple[str, str], list[Quantizer]] = {}
     for q in quantizers:
         if q.enabled:
-            found.setdefault((q.tower, _place(q)), []).append(q)
+            quantizers_by_place.setdefault((q.tower, _place(q)), []).append(q)
     enabled = [q.name for q in quantizers if q.enabled]
     return tuple(
         Group(
@@ -155,7 +155,7 @@ def groups(quantizers: QuantizerMap) -> tuple[Group, ...]:
             tuple(q.name for q in members),
             _patterns([q.name for q in members], place, enabled),
         )
-        for (tower, place), members in found.items()
+        for (tower, place), members in quantizers_by_place.items()
     )
 
 
@@ -361,22 +361,22 @@ def _pruned(
     culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool]
 ) -> tuple[Group, ...]:
     """*culprits* without the members that are not needed."""
-    kept = list(culprits)
+    needed = list(culprits)
     for group in culprits[:-1]:
-        rest = [g for g in kept if g is not group]
+        rest = [g for g in needed if g is not group]
         if rest and holds(rest):
-            kept = rest
-    return tuple(kept)
+            needed = rest
+    return tuple(needed)
 
 
 def of_case(case: Case, task: str, metric: str) -> Blame:
     """Find the quantizers at fault for the case's loss on *metric* of *task*."""
-    made = case.quantized
+    quantized = case.quantized
     return find(
-        made.reference.model,
-        made.model,
+        quantized.reference.model,
+        quantized.model,
         case.map,
-        made.recipe,
+        quantized.recipe,
         case.task(task),
         metric,
         lambda patched: holds(case, patched),

@@ -75,7 +75,7 @@ def changed_answers(
         shown |= {int(o.answers[i]) for o in (reference, quantized) for _, i in chosen} - {-1}
     images = thumbnails(task, sorted(shown))
     names = _names(task, reference.metric, captions)
-    found = []
+    entries = []
     for kind, i in chosen:
         entry: dict[str, Any] = {
             "sample": reference.sample_ids[i],
@@ -91,8 +91,8 @@ def changed_answers(
             entry["query"] = captions[i] if captions is not None else reference.sample_ids[i]
             entry["reference_image"] = images.get(int(reference.answers[i]))
             entry["quantized_image"] = images.get(int(quantized.answers[i]))
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def captions_of(task: Task, tokenizer: Any) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def of_case(case: Case) -> dict[str, list[dict[str, Any]]]:
     and metric.
     """
     before, after = case.runs
-    found = {}
+    changed_by_metric = {}
     for task in case.tasks:
         for metric, outcomes in before[task.name].outcomes.items():
             if len(outcomes.sample_ids) != task.n(metric):
@@ -184,5 +184,5 @@ def of_case(case: Case) -> dict[str, list[dict[str, Any]]]:
             changed = changed_answers(
                 task, outcomes, after[task.name].outcomes[metric], captions=captions
             )
-            found[f"{task.name}/{metric}"] = changed
-    return found
+            changed_by_metric[f"{task.name}/{metric}"] = changed
+    return changed_by_metric

@@ -45,9 +45,9 @@ def layer_errors(
         ValueError: the two models do not have the same encoder layers.
     """
     family = families.of(reference_model)
-    expected, found = _outputs(reference_model, inputs), _outputs(quantized_model, inputs)
-    if expected.keys() != found.keys():
-        different = sorted(expected.keys() ^ found.keys())
+    expected, actual = _outputs(reference_model, inputs), _outputs(quantized_model, inputs)
+    if expected.keys() != actual.keys():
+        different = sorted(expected.keys() ^ actual.keys())
         raise ValueError(
             f"the models have different encoder layers: {', '.join(different)} is in one of them "
             f"only"
@@ -55,7 +55,7 @@ def layer_errors(
     rows = []
     for module, r in expected.items():
         tower = families.tower_of(family, module)
-        sqnr, cosine = errors(r, found[module])
+        sqnr, cosine = errors(r, actual[module])
         rows.append(
             {
                 "module": module,
@@ -85,13 +85,13 @@ def errors(reference: Tensor, quantized: Tensor) -> tuple[float, float]:
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What each encoder layer gives in one forward of *model*, by module path."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str, _module: nn.Module, _args: object, output: Any) -> None:
         # A layer gives a tensor, or up to transformers 4.57 a tuple that begins with it.
-        found[name] = output if isinstance(output, Tensor) else output[0]
+        outputs[name] = output if isinstance(output, Tensor) else output[0]
 
     layers = {name: module for name, module in model.named_modules() if _LAYER.search(name)}
     with torch.inference_mode(), after_each(layers, keep):
         families.forward(model, inputs)
-    return found
+    return outputs

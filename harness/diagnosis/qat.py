@@ -184,14 +184,14 @@ def gains(
         trained: those of the fine-tuned model on the same samples.
     """
     open_ = [v for v in before.verdicts if v.decision not in (Decision.PASS, Decision.GAIN)]
-    found = [
+    gains = [
         _gain(v, quantized[v.task].outcomes[v.metric], trained[v.task].outcomes[v.metric])
         for v in open_
     ]
     adjusted = (
-        paired.holm([gain.p for gain in found], [gain.alpha for gain in found]) if found else []
+        paired.holm([gain.p for gain in gains], [gain.alpha for gain in gains]) if gains else []
     )
-    return [replace(gain, p=p) for gain, p in zip(found, adjusted, strict=True)]
+    return [replace(gain, p=p) for gain, p in zip(gains, adjusted, strict=True)]
 
 
 def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:

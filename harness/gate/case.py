@@ -150,9 +150,9 @@ class Case:
 
     def _quantize_once(self) -> Quantized:
         """Quantize and calibrate the reference; where that failed before, raise the same error."""
-        made = attempt(self, "quantized", self._quantize)
-        self.seconds = made.seconds
-        return made
+        quantized = attempt(self, "quantized", self._quantize)
+        self.seconds = quantized.seconds
+        return quantized
 
     def _quantize(self) -> Quantized:
         reference, recipe, _ = self.reference, self.recipe, self.calibration
@@ -214,8 +214,8 @@ class Case:
     @property
     def subject(self) -> Subject:
         """The quantized model as a subject of evaluation; whoever holds it holds the model."""
-        made = self.quantized
-        return self.subject_of(made.recipe, made.model, made.folded)
+        quantized = self.quantized
+        return self.subject_of(quantized.recipe, quantized.model, quantized.folded)
 
     def subject_of(self, recipe: Recipe, model: nn.Module, folded: nn.Module) -> Subject:
         """*model*, which *recipe* made of the reference, and its *folded* copy as a subject of
@@ -262,10 +262,10 @@ class Case:
         whole = tuple(task for task in self.tasks if task.name not in stopped)
         after = self.setting.evaluator.evaluate(self.subject, whole)
         before = self.shared.runs_without_stop | {
-            name: one.reference for name, one in stopped.items()
+            name: evaluation.reference for name, evaluation in stopped.items()
         }
         return self.shared.sane(before), after | {
-            name: one.quantized for name, one in stopped.items()
+            name: evaluation.quantized for name, evaluation in stopped.items()
         }
 
     def budget(self, task: str, metric: str) -> verdicts.Budget:
@@ -277,9 +277,9 @@ class Case:
     @built
     def verdicts(self) -> VerdictFamily:
         """The verdicts on every metric of every task, joined over the tasks."""
-        known = {name: one.verdict for name, one in self.stopped.items()}
-        found = self.judged(*self.runs, known)
-        return verdicts.family(found, recipe=self.recipe_name, model=self.model_name)
+        known = {name: evaluation.verdict for name, evaluation in self.stopped.items()}
+        judged = self.judged(*self.runs, known)
+        return verdicts.family(judged, recipe=self.recipe_name, model=self.model_name)
 
     def judged(
         self,
@@ -290,7 +290,7 @@ class Case:
         """A verdict for every metric of every task; *known* are those that there are already, by
         task.
         """
-        found = []
+        verdicts_of_all = []
         for guess in sanity.guesses(before):
             task, metric = guess.task, guess.metric
             if known is not None and task in known:
@@ -300,8 +300,8 @@ class Case:
                 verdict = verdicts.compare(
                     before[task].outcomes[metric], after[task].outcomes[metric], budget
                 )
-            found.append(sanity.doubted(verdict, guess) if guess.at_chance else verdict)
-        return found
+            verdicts_of_all.append(sanity.doubted(verdict, guess) if guess.at_chance else verdict)
+        return verdicts_of_all
 
     def verdict(self, task: str, metric: str) -> Verdict:
         """One metric's verdict, as it stands in the family."""
@@ -424,9 +424,9 @@ class Case:
             return stored
         if task is not None:
             return baselines.compare(stored, fresh.only(task, metric))
-        made = carried.carry(stored, fresh, self.setting.expected)
-        self.expected_met = made.met
-        return made.unexpected or baselines.compare(made.record, fresh)
+        result = carried.carry(stored, fresh, self.setting.expected)
+        self.expected_met = result.met
+        return result.unexpected or baselines.compare(result.record, fresh)
 
     @property
     def to_store(self) -> Record | None:

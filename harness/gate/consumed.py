@@ -82,14 +82,14 @@ class Consumed:
     @cached_property
     def verdicts(self) -> Sequence[Verdict]:
         """The verdict on what each probe reads."""
-        found = []
+        verdicts_of_probes = []
         for (consumer, metric), (before, after) in self.outcomes.items():
             budget = self._budget(consumer, metric)
             verdict = verdicts.compare(before, after, budget)
             if verdict.decision is Decision.FAIL:
                 verdict = replace(verdict, fix=_FIX.format(place=budget.place))
-            found.append(verdict)
-        return found
+            verdicts_of_probes.append(verdict)
+        return verdicts_of_probes
 
     def family(self, recipe: str, model: str) -> VerdictFamily:
         """The verdicts joined over all probes."""
@@ -99,7 +99,7 @@ class Consumed:
         """The measures of the tokens that a probe reads, by name."""
         probe = next(p for p in self.probes if (p.consumer, p.metric) == (consumer, metric))
         moved = self.moved((consumer, probe.read))
-        return {one.name: one.value for one in moved.measurements}
+        return {measurement.name: measurement.value for measurement in moved.measurements}
 
     @property
     def data_hash(self) -> str:
@@ -112,11 +112,11 @@ class Consumed:
         if read.tower != "vision" or read.tokens == "pooled":
             return []
         leading = 0 if read.tokens == "patches" else self._leading["vision"]
-        found = []
+        maps_of_errors = []
         for name, errors in self.moved(key).worst[:_MAPS]:
             pixels = self._of.pixels[self._of.picture_ids.index(name)]
-            found.append({"item": name, **tokens.error_map(pixels, errors[leading:])})
-        return found
+            maps_of_errors.append({"item": name, **tokens.error_map(pixels, errors[leading:])})
+        return maps_of_errors
 
 
 def _read(key: Reading) -> contracts.Read:

@@ -77,11 +77,11 @@ class Setting:
         """How the installed ModelOpt differs in a known deviation from what it was recorded, or is
         expected, to do.
         """
-        met, found = carried.deviation(
+        met, problem = carried.deviation(
             known, self.expected, environment.versions(), self.device.type
         )
         self.deviations_met[known.name] = met
-        return found
+        return problem
 
     # -- built once for all cases ------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in outcome.unreadable:
         print(problem, file=sys.stderr)
     if options.format == "text" and not outcome.unreadable:
-        counts = Counter(one.level for one in outcome.problems)
+        counts = Counter(finding.level for finding in outcome.problems)
         print(
             f"{_counted(outcome.recipes, 'recipe')}: {_counted(counts['error'], 'problem')}, "
             f"{_counted(counts['note'], 'note')}",

@@ -23,10 +23,10 @@ _NAME = "quantized-clip-gate"
 def text(problems: Sequence[LintProblem]) -> str:
     """Return one line for each problem: ``file:line:column: rule: what. Fix: ...``."""
     lines = []
-    for one in problems:
-        place = f"{one.path}:{one.line}:{one.column}"
-        note = " (note)" if one.level == "note" else ""
-        lines.append(shown(f"{place}: {one.rule}{note}: {_said(one)}", None))
+    for problem in problems:
+        place = f"{problem.path}:{problem.line}:{problem.column}"
+        note = " (note)" if problem.level == "note" else ""
+        lines.append(shown(f"{place}: {problem.rule}{note}: {_said(problem)}", None))
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -34,19 +34,19 @@ def as_json(problems: Sequence[LintProblem]) -> str:
     """Return a list of objects with ``file``, ``line``, ``column``, ``rule``, ``level``, ``what``
     and ``fix``.
     """
-    found = [
+    objects = [
         {
-            "file": one.path,
-            "line": one.line,
-            "column": one.column,
-            "rule": one.rule,
-            "level": one.level,
-            "what": one.what,
-            "fix": one.fix,
+            "file": problem.path,
+            "line": problem.line,
+            "column": problem.column,
+            "rule": problem.rule,
+            "level": problem.level,
+            "what": problem.what,
+            "fix": problem.fix,
         }
-        for one in problems
+        for problem in problems
     ]
-    return json.dumps(found, indent=1, ensure_ascii=True) + "\n"
+    return json.dumps(objects, indent=1, ensure_ascii=True) + "\n"
 
 
 def _said(problem: LintProblem) -> str:
@@ -57,12 +57,16 @@ def _said(problem: LintProblem) -> str:
 def github(problems: Sequence[LintProblem]) -> str:
     """Return one workflow command for each problem, which GitHub shows on the line of the file."""
     lines = []
-    for one in problems:
-        command = {"error": "error", "note": "notice"}[one.level]
-        where = {"file": one.path, "line": one.line, "col": one.column} if one.path else {}
-        properties = where | {"title": one.rule}
-        given = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-        lines.append(f"::{command} {given}::{_message(_said(one))}")
+    for problem in problems:
+        command = {"error": "error", "note": "notice"}[problem.level]
+        where = (
+            {"file": problem.path, "line": problem.line, "col": problem.column}
+            if problem.path
+            else {}
+        )
+        properties = where | {"title": problem.rule}
+        parameters = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+        lines.append(f"::{command} {parameters}::{_message(_said(problem))}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -95,13 +99,13 @@ def sarif(
     ]
     results = [
         {
-            "ruleId": one.rule,
-            "ruleIndex": names.index(one.rule),
-            "level": one.level,
-            "message": {"text": visible(_said(one))},
-            "locations": [{"physicalLocation": _location(one)}] if one.path else [],
+            "ruleId": problem.rule,
+            "ruleIndex": names.index(problem.rule),
+            "level": problem.level,
+            "message": {"text": visible(_said(problem))},
+            "locations": [{"physicalLocation": _location(problem)}] if problem.path else [],
         }
-        for one in problems
+        for problem in problems
     ]
     driver: dict[str, Any] = {"name": tool, "version": _version(), "rules": rules}
     log = {

@@ -53,19 +53,19 @@ class Release:
     @cached_property
     def families(self) -> dict[str, list[QuantizerPlace]]:
         """The places for quantizers of each family: those of all its architectures together."""
-        found: dict[str, dict[str, QuantizerPlace]] = {}
+        places_by_family: dict[str, dict[str, QuantizerPlace]] = {}
         for places in self.architectures.values():
             for family, place in places:
-                found.setdefault(family, {}).setdefault(place.name, place)
-        return {family: list(places.values()) for family, places in found.items()}
+                places_by_family.setdefault(family, {}).setdefault(place.name, place)
+        return {family: list(places.values()) for family, places in places_by_family.items()}
 
     @cached_property
     def samples(self) -> list[QuantizerPlace]:
         """One place of those that differ in the number of a layer alone, of each architecture."""
         rows = {
             tuple(map(str, row)): row
-            for one in self.data["architectures"].values()
-            for row in one["places"]
+            for architecture in self.data["architectures"].values()
+            for row in architecture["places"]
         }
         return [next(_places(*row)) for row in rows.values()]
 
@@ -73,8 +73,12 @@ class Release:
     def architectures(self) -> dict[str, list[tuple[str, QuantizerPlace]]]:
         """The places of each architecture, each with the family."""
         return {
-            name: [(one["family"], place) for row in one["places"] for place in _places(*row)]
-            for name, one in self.data["architectures"].items()
+            name: [
+                (architecture["family"], place)
+                for row in architecture["places"]
+                for place in _places(*row)
+            ]
+            for name, architecture in self.data["architectures"].items()
         }
 
     @cached_property

@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 def tells_numbers(pattern: str) -> bool:
-    """Whether *pattern* tells layers apart by their numbers."""
+    """Whether *pattern* matches some layers and not others, by their numbers."""
     return _TELLS_NUMBERS.search(pattern) is not None
 
 

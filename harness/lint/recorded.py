@@ -51,12 +51,12 @@ class Recorded:
         """
         if id(line) not in self._entries:
             outside, self.problems = self.problems, []
-            found = list(self._of_line(line, place))
-            self._entries[id(line)] = (line, self.problems, found)
+            entries = list(self._of_line(line, place))
+            self._entries[id(line)] = (line, self.problems, entries)
             self.problems = outside
-        _, problems, found = self._entries[id(line)]
+        _, problems, entries = self._entries[id(line)]
         self.problems += problems
-        return found
+        return entries
 
     def snippet(self, document: Document, data: Any) -> None:
         """As :class:`harness.recipes.checking.Schema`."""
@@ -74,12 +74,12 @@ class Recorded:
 
     def algorithm(self, algorithm: Any, place: str) -> None:
         """As :class:`harness.recipes.checking.Schema`."""
-        found = algorithms.steps(algorithm)
-        algorithms.check_count(found, place)
-        for number, one in enumerate(found):
+        methods = algorithms.steps(algorithm)
+        algorithms.check_count(methods, place)
+        for number, method in enumerate(methods):
             here = place_at(algorithm, [number], place) if isinstance(algorithm, list) else place
-            if one is not None:
-                self._check_method(one, getattr(one, "place", "") or here)
+            if method is not None:
+                self._check_method(method, getattr(method, "place", "") or here)
 
     def section(self, section: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """As :class:`harness.recipes.checking.Schema`."""
@@ -99,15 +99,15 @@ class Recorded:
         self._complain(name, _without_formats(data), data, str(path), known)
         if len(self.problems) > before:
             raise self.problems.pop()
-        given = plain(data)["auto_quantize"]
-        if not given.get("candidate_formats") and not given.get("module_search_spaces"):
+        settings = plain(data)["auto_quantize"]
+        if not settings.get("candidate_formats") and not settings.get("module_search_spaces"):
             where = place_at(data, ["auto_quantize"], str(path))
             raise UsageError(
                 where, "auto_quantize has no candidate_formats", "List the formats to search among."
             )
-        filled = self._defaults(f"{_RECIPE}.AutoQuantizeConfig") | given
+        filled = self._defaults(f"{_RECIPE}.AutoQuantizeConfig") | settings
         return Search(
-            dict(given["constraints"]),
+            dict(settings["constraints"]),
             filled["disabled_layers"],
             filled.get("cost_excluded_layers", ()),
             filled["auto_quantize_method"],
@@ -129,13 +129,13 @@ class Recorded:
         for entry in schema.meanings(line):
             outer = [] if "quantizer_name" in line else [next(iter(line))]
             if self._complain(_ENTRY, plain(entry), line, place, self._attribute_names(), outer):
-                found = None
+                entry_found = None
             else:
-                found = self._usable(plain(entry), line, place)
-            if found is None:
-                found = self._as_far_as_known(entry)
-            if found is not None:
-                yield found
+                entry_found = self._usable(plain(entry), line, place)
+            if entry_found is None:
+                entry_found = self._as_far_as_known(entry)
+            if entry_found is not None:
+                yield entry_found
 
     def _usable(
         self, entry: dict[str, Any], line: Mapping[str, Any], place: str
@@ -182,33 +182,37 @@ class Recorded:
         names = self._attribute_names() if "Cfg" in name or "List" in name else self._names(name)
         self._complain(name, _without_formats(data), data, str(document.path), names)
 
-    def _check_method(self, one: Any, place: str) -> None:
+    def _check_method(self, algorithm: Any, place: str) -> None:
         methods = self.release.data["methods"]
-        method, settings = algorithms.split(one, list(methods), place)
+        method, settings = algorithms.split(algorithm, list(methods), place)
         name = method if method is not None else "_no"
-        given = {"method": method, **settings}
-        if given.get("layerwise", {}) is None:
-            given["layerwise"] = {}
+        settings_in_full = {"method": method, **settings}
+        if settings_in_full.get("layerwise", {}) is None:
+            settings_in_full["layerwise"] = {}
         properties = methods[name]["properties"]
         names = [setting for setting in properties if setting != "method"]
         algorithms.check_keys(settings, names, place)
-        for setting in judged.file_settings(one):
-            where = place_at(one, setting.split("."), place)
+        for setting in judged.file_settings(algorithm):
+            where = place_at(algorithm, setting.split("."), place)
             what = (
                 f"{setting} names a file or folder, which ModelOpt would read or write while it "
                 f"calibrates"
             )
             self.problems.append(FileSettingError(where, what, f"Remove {setting}."))
-        if self._complain(f"method {name}", plain(given), one, place, list(properties)):
+        if self._complain(
+            f"method {name}", plain(settings_in_full), algorithm, place, list(properties)
+        ):
             return
-        given |= _coerced(given, properties)
-        if problem := limits.algorithm_problem(self._settings(methods[name], given)):
-            self.problems.append(UsageError(named_place(one, problem[0], place), *problem))
+        settings_in_full |= _coerced(settings_in_full, properties)
+        if problem := limits.algorithm_problem(self._settings(methods[name], settings_in_full)):
+            self.problems.append(UsageError(named_place(algorithm, problem[0], place), *problem))
 
-    def _settings(self, of: Mapping[str, Any], given: Mapping[str, Any]) -> limits.Settings:
+    def _settings(self, of: Mapping[str, Any], settings: Mapping[str, Any]) -> limits.Settings:
         """Settings with defaults filled in; a nested method with its own."""
-        defaults = {name: one.get("default") for name, one in of["properties"].items()}
-        values = defaults | dict(given)
+        defaults = {
+            name: description.get("default") for name, description in of["properties"].items()
+        }
+        values = defaults | dict(settings)
         methods = self.release.data["methods"]
         for name, value in values.items():
             if isinstance(value, Mapping) and value.get("method") in methods:
@@ -236,15 +240,18 @@ class Recorded:
             known: names that could be written where an unknown one is.
             outer: keys that lead to *data* in *located*.
         """
-        found = list(_complaints(self._validator(name).iter_errors(data)))
-        for complaint in found:
+        complaints = list(_complaints(self._validator(name).iter_errors(data)))
+        for complaint in complaints:
             keys = [key for key in (*outer, *complaint["loc"]) if not outer or key != "cfg"]
             if complaint["type"] == "missing":
                 keys = keys[:-1]
             self.problems.append(
-                UsageError(place_at(located, keys, place), *schema.told(complaint, [data], known))
+                UsageError(
+                    place_at(located, keys, place),
+                    *schema.explained_complaint(complaint, [data], known),
+                )
             )
-        return len(found)
+        return len(complaints)
 
     def _validator(self, name: str) -> Any:
         if name not in self._validators:
@@ -259,7 +266,9 @@ class Recorded:
         return list(self._properties(name))
 
     def _defaults(self, name: str) -> dict[str, Any]:
-        return {key: one.get("default") for key, one in self._properties(name).items()}
+        return {
+            key: description.get("default") for key, description in self._properties(name).items()
+        }
 
     def _properties(self, name: str) -> dict[str, Any]:
         return dict(self.release.data["types"].get(name, {}).get("properties", {}))
@@ -275,7 +284,7 @@ class Recorded:
 
 def _no_name(line: Mapping[str, Any], place: str) -> UsageError:
     """The refusal of an entry whose key ``quantizer_name`` is missing or misspelt."""
-    key = next((one for one in line if one not in ("cfg", "enable", "parent_class")), "")
+    key = next((name for name in line if name not in ("cfg", "enable", "parent_class")), "")
     what = f"the entry has no quantizer_name{f' (it has {key!r:.80})' if key else ''}"
     return UsageError(
         place_at(line, [key], place), what, "Write quantizer_name, and cfg or enable."
@@ -332,17 +341,17 @@ _TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(
 
 def _coerced(values: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
     """Text that stands for a number or a truth value, as pydantic reads it."""
-    found: dict[str, Any] = {}
+    coerced: dict[str, Any] = {}
     for name, value in values.items():
         of = properties.get(name, {})
-        types = {one.get("type") for one in of.get("anyOf", [of])}
+        types = {kind.get("type") for kind in of.get("anyOf", [of])}
         if not isinstance(value, str) or "string" in types or not types - {None}:
             continue
         if "boolean" in types:
-            found[name] = _truth(value)
+            coerced[name] = _truth(value)
         else:
-            found[name] = int(float(value)) if "integer" in types else float(value)
-    return found
+            coerced[name] = int(float(value)) if "integer" in types else float(value)
+    return coerced
 
 
 def _of_numbers(keyword: str) -> Callable[..., Iterator[ValidationError]]:
@@ -398,12 +407,12 @@ def _meant(error: ValidationError) -> list[ValidationError]:
     it.
     """
     members: dict[Any, list[ValidationError]] = {}
-    for one in error.context or ():
-        members.setdefault(one.schema_path[0], []).append(one)
+    for inner in error.context or ():
+        members.setdefault(inner.schema_path[0], []).append(inner)
     fitting = [
-        found
-        for found in members.values()
-        if not any(e.validator == "type" and not e.relative_path for e in found)
+        errors
+        for errors in members.values()
+        if not any(e.validator == "type" and not e.relative_path for e in errors)
     ]
     return min(fitting, key=len, default=[])
 
@@ -415,6 +424,6 @@ def _expected(error: ValidationError) -> str:
     if error.validator == "enum":
         return f"expected one of {', '.join(map(str, error.validator_value))}"
     if error.validator in ("anyOf", "oneOf"):
-        kinds = [str(one.get("type", "a mapping")) for one in error.validator_value]
+        kinds = [str(alternative.get("type", "a mapping")) for alternative in error.validator_value]
         return f"expected {' or '.join(dict.fromkeys(kinds))}"
     return f"expected {error.validator} {error.validator_value}"

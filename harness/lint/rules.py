@@ -33,7 +33,7 @@ RULES = {
     "files": ("The algorithm would read or write a file.", "error"),
     "some-blocks": ("Blocks do not divide the tensors of some architectures.", "note"),
     "one-family": ("A pattern matches quantizers of one family only.", "note"),
-    "other-family": ("Patterns are for a family of model that is none of CLIP's.", "note"),
+    "other-family": ("Patterns are for a family of model that is not CLIP's.", "note"),
     "cuda": ("ModelOpt computes the format on CUDA only.", "note"),
 }
 
@@ -99,11 +99,11 @@ class Families:
         """One place of those that differ in the number of a layer alone, of every family; CLIP's
         come first.
         """
-        found: dict[str, QuantizerPlace] = {}
-        for family in sorted(self.every, key=lambda one: one.name):
+        places: dict[str, QuantizerPlace] = {}
+        for family in sorted(self.every, key=lambda each: each.name):
             for first in family.first_of_rows:
-                found.setdefault(family.places[first].name, family.places[first])
-        return list(found.values())
+                places.setdefault(family.places[first].name, family.places[first])
+        return list(places.values())
 
     @cached_property
     def classes(self) -> frozenset[str]:
@@ -112,7 +112,7 @@ class Families:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Words of paths of modules, of families that are none of CLIP's too."""
+        """Words of paths of modules, of families other than CLIP's too."""
         return frozenset(self.modules).union(self.release.data["words"])
 
     def is_of_others(self, entry: Entry) -> bool:
@@ -133,8 +133,8 @@ class Families:
     @cached_property
     def kinds(self) -> frozenset[str]:
         """The names that quantizers have in a module, of other families too."""
-        found = (place.name.rpartition(".")[2] for place in self.places)
-        return frozenset(found).union(_KINDS_OF_OTHERS)
+        own_kinds = (place.name.rpartition(".")[2] for place in self.places)
+        return frozenset(own_kinds).union(_KINDS_OF_OTHERS)
 
     def _names_unknown(self, pattern: str) -> bool:
         return judged.names_unknown(pattern, self.modules)
@@ -167,7 +167,7 @@ def families_here() -> Families:
 
 
 def is_for_others(recipe: Recipe, entry: Entry, families: Families) -> bool:
-    """Whether *entry*, which matches nothing, is meant for a family that is none of CLIP's."""
+    """Whether *entry*, which matches nothing, is meant for a family that is not CLIP's."""
     foreign = bool(judged.foreign_patterns(recipe, families.names))
     if foreign and families.names_unknown(entry.pattern):
         return True
@@ -176,9 +176,7 @@ def is_for_others(recipe: Recipe, entry: Entry, families: Families) -> bool:
 
 
 def _is_for_others(recipe: Recipe) -> bool:
-    """Whether *recipe* is one of ModelOpt's that are for every family, or for one that is none of
-    CLIP's.
-    """
+    """Whether *recipe* is one of ModelOpt's for every family, or for another one than CLIP's."""
     path = recipe.path.as_posix() if recipe.path else ""
     return judged.kept_elsewhere(recipe) or "/general/" in path
 
@@ -190,7 +188,7 @@ def _whole(family: str) -> str:
 
 def _unmatched(recipe: Recipe, touched: dict[str, Touched], families: Families) -> Iterator[Found]:
     """Patterns without a match: misspelt ones, and those of other families."""
-    numbers = list(patterns.unmatched(recipe, [one.applied.touched for one in touched.values()]))
+    numbers = list(patterns.unmatched(recipe, [here.applied.touched for here in touched.values()]))
     if not numbers:
         return
     others: list[Entry] = []
@@ -232,15 +230,15 @@ def _overridden(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
     """
     by_family = {
         name: {
-            (one.rule, one.entry, number): one
-            for one in _findings(recipe, here)
-            for number in one.victims
+            (overridden_finding.rule, overridden_finding.entry, number): overridden_finding
+            for overridden_finding in _findings(recipe, here)
+            for number in overridden_finding.victims
         }
         for name, here in touched.items()
     }
     seen: set[tuple[str, int]] = set()
-    for found in by_family.values():
-        for (rule, entry, victim), finding in found.items():
+    for findings in by_family.values():
+        for (rule, entry, victim), finding in findings.items():
             matters = [name for name, here in touched.items() if here.applied.touched[victim]]
             if judged.kept_elsewhere(recipe) and not patterns.denies_all(recipe.entries[entry]):
                 continue  # what it leaves out of another family may be all of this one
@@ -273,13 +271,13 @@ def _without_deny_all(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[F
 
 def _nothing_on(recipe: Recipe, touched: dict[str, Touched]) -> Iterator[Found]:
     """A recipe whose entries turn off every quantizer of every family, and none on."""
-    settings = [one for here in touched.values() for one in here.applied.settings.values()]
+    settings = [setting for here in touched.values() for setting in here.applied.settings.values()]
     is_whole = all(
         set(here.groups) <= set(map(place_of, here.applied.settings)) for here in touched.values()
     )
     if any(entry.enable for entry in recipe.entries) or not is_whole or not settings:
         return
-    last = max(one.switched for one in settings)
+    last = max(setting.switched for setting in settings)
     what = "no entry turns anything on: the recipe quantizes nothing"
     fix = (
         "Add entries with cfg, such as - {quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}."
@@ -326,8 +324,10 @@ def _blocks(recipe: Recipe, touched: dict[str, Touched], families: Families) -> 
         for architecture, shapes in families.release.widths.items():
             for name in names & shapes.keys():
                 asked.add(architecture)
-                if (found := misfit(sizes, shapes[name])) is not None:
-                    bad[architecture] = min(bad.get(architecture, (name, *found)), (name, *found))
+                if (misfitting := misfit(sizes, shapes[name])) is not None:
+                    bad[architecture] = min(
+                        bad.get(architecture, (name, *misfitting)), (name, *misfitting)
+                    )
         if not bad:
             continue
         name, size, width = bad[min(bad)]
@@ -347,15 +347,15 @@ def _blocks(recipe: Recipe, touched: dict[str, Touched], families: Families) -> 
 
 def _block_sizes(entry: Entry) -> dict[int, int]:
     """The blocks that *entry* asks for, by dimension."""
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for cfg in entry.attributes:
         blocks = cfg.get("block_sizes") or {}
-        found |= {
+        sizes |= {
             key: size
             for key, size in blocks.items()
             if isinstance(key, int) and isinstance(size, int)
         }
-    return found
+    return sizes
 
 
 def _shaped_by(
@@ -364,20 +364,20 @@ def _shaped_by(
     """The linear layers' places, in every family, that end with the attributes of the entry
     *number* and enabled.
     """
-    found: list[QuantizerPlace] = []
+    places: list[QuantizerPlace] = []
     for family in families.every:
         here = touched[family.name]
         group = 0
         for name, members in here.groups.items():
             settings = [
-                one
-                for full, one in here.applied.settings.items()
+                setting
+                for full, setting in here.applied.settings.items()
                 if full == name or full.startswith(f"{name}.")
             ]
-            if any(one.enable and one.shaped == number for one in settings):
+            if any(setting.enable and setting.shaped == number for setting in settings):
                 group |= members
-        found += [place for place in family.of(group) if place.module_kind == "linear"]
-    return found
+        places += [place for place in family.of(group) if place.module_kind == "linear"]
+    return places
 
 
 def misfit(sizes: dict[int, int], shape: tuple[int, ...]) -> tuple[int, int] | None:

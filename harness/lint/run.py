@@ -18,7 +18,7 @@ from harness.recipes.tree import SUFFIXES, Tree
 from harness.recipes.yaml_reading import Document, NotYamlError, Place, UnreadableError
 
 MAX_FILES = 20_000  # that are looked at below the given folders
-#: Folders of a tree of recipes, one of which tells such a tree.
+#: Folders of a tree of recipes; a folder that has one of them is such a tree.
 _PARTS = ("configs", "general", "huggingface", "model_type", "models")
 _JUDGED = ("ptq", "preset", SEARCHED)
 #: What a file that is meant as a recipe or a snippet contains, even where it is not YAML.
@@ -57,7 +57,7 @@ class LintOutcome:
         """4: something cannot be read; 1: there are problems; 0."""
         if self.unreadable:
             return 4
-        return 1 if any(one.level == "error" for one in self.problems) else 0
+        return 1 if any(problem.level == "error" for problem in self.problems) else 0
 
 
 def lint(paths: Sequence[str | Path], root: Path | None = None) -> LintOutcome:
@@ -73,13 +73,17 @@ def lint(paths: Sequence[str | Path], root: Path | None = None) -> LintOutcome:
     """
     run = _Run(installed(), root)
     for path in paths:
-        given = files.expand(path)
-        if not files.exists(given) and not given.is_symlink() and not os.path.lexists(given):
-            raise UsageError(given, "there is no such file or folder", "Correct the path.")
-        if files.is_folder(given):
-            run.folder(given)
+        expanded = files.expand(path)
+        if (
+            not files.exists(expanded)
+            and not expanded.is_symlink()
+            and not os.path.lexists(expanded)
+        ):
+            raise UsageError(expanded, "there is no such file or folder", "Correct the path.")
+        if files.is_folder(expanded):
+            run.folder(expanded)
         else:
-            run.file(given)
+            run.file(expanded)
     if not run.looked_at and not run.problems and not run.unreadable:
         raise UsageError(
             ", ".join(map(str, paths)),
@@ -87,8 +91,8 @@ def lint(paths: Sequence[str | Path], root: Path | None = None) -> LintOutcome:
             "Give recipe files, or a tree of recipes.",
         )
     problems = {
-        (one.path, one.line, one.column, one.rule): one
-        for one in sorted(run.problems, reverse=True)
+        (problem.path, problem.line, problem.column, problem.rule): problem
+        for problem in sorted(run.problems, reverse=True)
     }
     return LintOutcome(
         tuple(sorted(problems.values())), tuple(run.unreadable.values()), len(run.looked_at)
@@ -150,9 +154,9 @@ class _Run:
             self._recipe(user, tree)
         here = _real(path)
         self.problems[before:] = [
-            one
-            for one in self.problems[before:]
-            if one.level == "error" or _real(Path(one.path)) == here
+            problem
+            for problem in self.problems[before:]
+            if problem.level == "error" or _real(Path(problem.path)) == here
         ]
         if not users:
             self._snippet(document, tree)
@@ -167,7 +171,7 @@ class _Run:
     def _users(self, tree: Tree) -> dict[Path, list[Path]]:
         """The recipes of *tree* that import each of its files."""
         if tree.root not in self.users:
-            found: dict[Path, list[Path]] = {}
+            users: dict[Path, list[Path]] = {}
             for path in yaml_files(tree.root):
                 try:
                     document = tree.read(path)
@@ -177,8 +181,8 @@ class _Run:
                 except UsageError:
                     continue  # reported where it is looked at
                 for file in imported:
-                    found.setdefault(_real(file), []).append(path)
-            self.users[tree.root] = found
+                    users.setdefault(_real(file), []).append(path)
+            self.users[tree.root] = users
         return self.users[tree.root]
 
     # -- one file --
@@ -215,9 +219,9 @@ class _Run:
         if recipe is not None and recipe.kind in _JUDGED:
             try:
                 with reading(path):
-                    for found in check(recipe, self.families):
+                    for finding in check(recipe, self.families):
                         self._report(
-                            UsageError(found.place, found.what, found.fix), found.rule, path
+                            UsageError(finding.place, finding.what, finding.fix), finding.rule, path
                         )
             except UsageError as error:
                 self._report(error, "schema", path)
@@ -255,14 +259,14 @@ class _Run:
         if isinstance(error, (UnreadableError, UnforeseenError)):
             self.unreadable[str(error)] = error
             return
-        for one in getattr(error, "errors", (error,)):
-            place = one.where
+        for single in getattr(error, "errors", (error,)):
+            place = single.where
             if isinstance(place, Place):
                 where, line, column = place.path, place.line, place.column
             else:
                 where, line, column = _file_and_line(str(place), path)
             self.problems.append(
-                LintProblem(_shown(where), line, column, rule, one.what.rstrip("."), one.fix)
+                LintProblem(_shown(where), line, column, rule, single.what.rstrip("."), single.fix)
             )
 
 
@@ -276,7 +280,7 @@ def root_of(path: Path) -> Path:
             return folder
         if (
             files.is_folder(folder / "configs" / "ptq")
-            or sum(files.is_folder(folder / one) for one in _PARTS) > 1
+            or sum(files.is_folder(folder / part) for part in _PARTS) > 1
         ):
             return folder
     try:

@@ -52,8 +52,8 @@ class Affected:
 
     ``recipe`` is what the tree calls it, ``path`` the file (or folder) to load; ``reaches`` holds
     the shortest way to each changed file, nearest first.  ``broken`` says why the recipe can no
-    longer be resolved, if so; ``removed`` that it is gone (``path`` is then None).  ``untold`` says
-    why nobody can say whether it is a recipe, if so.
+    longer be resolved, if so; ``removed`` that it is gone (``path`` is then None).  ``unknown``
+    says why the gate does not know whether it is a recipe, if so.
     """
 
     recipe: str
@@ -62,7 +62,7 @@ class Affected:
     reaches: tuple[Reach, ...]
     broken: str | None = None
     removed: bool = False
-    untold: str | None = None
+    unknown: str | None = None
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -84,8 +84,8 @@ def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
     quantization configs that ModelOpt offers as ``mtq.*_CFG``, which are no recipes by themselves.
 
     Raises:
-        UsageError: *root* is no directory of a git checkout, *rev* no commit of it, or the tree is
-            far too large.
+        UsageError: *root* is not a directory of a git checkout, *rev* is not a commit of it, or the
+            tree is far too large.
     """
     tree = Tree(root)
     comparison = compare(tree.root, rev)
@@ -103,13 +103,24 @@ def reached(tree: Tree, base: Tree, comparison: Changeset, presets: bool = False
         what = "no file in it is a recipe"
         fix = "Give the folder that imports are resolved in, such as modelopt_recipes."
         raise UsageError(tree.root, what, fix)
-    selected = [found for path in paths if (found := _reached(tree, path, comparison))]
+    selected = [
+        affected_recipe for path in paths if (affected_recipe := _reached(tree, path, comparison))
+    ]
     selected = _each_once(selected)
-    selected += _untold_snippets(tree, comparison, selected)
-    moved = {f"renamed to {_name(tree, one.path)}" for one in selected if one.path}
+    selected += _unknown_snippets(tree, comparison, selected)
+    moved = {
+        f"renamed to {_name(tree, affected_recipe.path)}"
+        for affected_recipe in selected
+        if affected_recipe.path
+    }
     selected += _removed(base, changed, moved)
     return sorted(
-        (one for one in selected if presets or one.kind != "preset"), key=lambda one: one.recipe
+        (
+            affected_recipe
+            for affected_recipe in selected
+            if presets or affected_recipe.kind != "preset"
+        ),
+        key=lambda affected_recipe: affected_recipe.recipe,
     )
 
 
@@ -128,11 +139,11 @@ def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
     """Of the files *compared*: recipes, folders that hold one, and what cannot be read and might be
     one.
     """
-    found: list[Path] = []
+    paths_found: list[Path] = []
     for path in (tree.root / name for name in compared):
         if sections := section_files(path.parent):
             if path == sections[0]:
-                found.append(path.parent)
+                paths_found.append(path.parent)
             if path in sections:
                 continue
         try:
@@ -140,19 +151,23 @@ def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
                 continue
         except UsageError:
             pass  # reported as the recipe's defect, if the change reaches it
-        found.append(path)
-    return found
+        paths_found.append(path)
+    return paths_found
 
 
 def _each_once(selected: Iterable[Affected]) -> list[Affected]:
     """*selected* without links to a recipe that is selected by itself, or by another link."""
-    found: dict[Path, Affected] = {}
-    for one in sorted(
-        selected, key=lambda one: (one.path is not None and _is_linked(one.path), one.recipe)
+    by_file: dict[Path, Affected] = {}
+    for affected_recipe in sorted(
+        selected,
+        key=lambda affected_recipe: (
+            affected_recipe.path is not None and _is_linked(affected_recipe.path),
+            affected_recipe.recipe,
+        ),
     ):
-        assert one.path is not None, "what is removed is added later"
-        found.setdefault(_real(one.path), one)
-    return list(found.values())
+        assert affected_recipe.path is not None, "what is removed is added later"
+        by_file.setdefault(_real(affected_recipe.path), affected_recipe)
+    return list(by_file.values())
 
 
 def _is_linked(path: Path) -> bool:
@@ -166,14 +181,19 @@ def _real(path: Path) -> Path:
         return path
 
 
-def _untold_snippets(
+def _unknown_snippets(
     tree: Tree, comparison: Changeset, selected: Iterable[Affected]
 ) -> list[Affected]:
     """Changed files with a schema that nobody here knows, which no selected recipe imports:
     snippets or recipes?
     """
-    seen = {name for one in selected for reach in one.reaches for name in reach.chain}
-    found = []
+    seen = {
+        name
+        for affected_recipe in selected
+        for reach in affected_recipe.reaches
+        for name in reach.chain
+    }
+    unread = []
     for name in comparison.files:
         if name not in comparison.changes or name in seen:
             continue
@@ -192,8 +212,10 @@ def _untold_snippets(
                 f"known here"
             )
             reach = Reach((name,), comparison.changes[name])
-            found.append(Affected(_recipe_name(tree, path), path, "unknown", (reach,), untold=why))
-    return found
+            unread.append(
+                Affected(_recipe_name(tree, path), path, "unknown", (reach,), unknown=why)
+            )
+    return unread
 
 
 def _reached(tree: Tree, path: Path, comparison: Changeset) -> Affected | None:
@@ -220,34 +242,36 @@ def _reached(tree: Tree, path: Path, comparison: Changeset) -> Affected | None:
                 else ()
             )
             for target in imports:
-                for found in _probed(tree, target, file):
-                    if found not in seen:
-                        seen.add(found)
-                        queue.append((found, (*chain, _name(tree, found))))
+                for imported in _probed(tree, target, file):
+                    if imported not in seen:
+                        seen.add(imported)
+                        queue.append((imported, (*chain, _name(tree, imported))))
         except UsageError as error:
             broken = broken or str(error)
     if not reaches:
         return None
-    kind, untold = "unknown", None
+    kind, unknown = "unknown", None
     try:
         kind = "ptq" if files.is_folder(path) else kind_of(tree.read(path), tree) or "unknown"
-        untold = None if files.is_folder(path) else _untold(tree.read(path), kind)
+        unknown = None if files.is_folder(path) else _why_unknown(tree.read(path), kind)
         for start in starts:
             tree.resolve(tree.read(start))
     except UsageError as error:
         broken = broken or str(error)
     if not str(path).isprintable():
-        broken = broken or str(UsageError(repr(path.name), "is no plain file name", "Rename it."))
-    if untold and any(part.startswith(".") for part in path.relative_to(tree.root).parts):
+        broken = broken or str(
+            UsageError(repr(path.name), "is not a plain file name", "Rename it.")
+        )
+    if unknown and any(part.startswith(".") for part in path.relative_to(tree.root).parts):
         return None  # a configuration of some tool, such as .pre-commit-config.yaml
     return Affected(
-        _recipe_name(tree, path), path, kind, tuple(reaches.values()), broken, untold=untold
+        _recipe_name(tree, path), path, kind, tuple(reaches.values()), broken, unknown=unknown
     )
 
 
-def _untold(document: Document, kind: str) -> str | None:
-    """Why nobody can say whether *document* is a recipe, or None: it says so itself, or its folder
-    does.
+def _why_unknown(document: Document, kind: str) -> str | None:
+    """Return why the gate does not know whether *document* is a recipe, or None where the document
+    itself or its folder says so.
     """
     declared = document.schema is not None or (
         isinstance(document.body, dict) and "metadata" in document.body
@@ -353,24 +377,28 @@ def describe(selection: Iterable[Affected]) -> str:
     change.
     """
     lines = []
-    for one in selection:
-        kind = "" if one.kind == "ptq" else f" ({one.kind})"
-        lines.append(f"- {escaping.shown(one.recipe, None)}{kind}")
-        for reach in one.reaches:
+    for affected_recipe in selection:
+        kind = "" if affected_recipe.kind == "ptq" else f" ({affected_recipe.kind})"
+        lines.append(f"- {escaping.shown(affected_recipe.recipe, None)}{kind}")
+        for reach in affected_recipe.reaches:
             way = " -> ".join(escaping.shown(name, None) for name in reach.chain)
             lines.append(f"  - {way}: {escaping.shown(reach.change, None)}")
-        if one.broken:
+        if affected_recipe.broken:
             lines.append("  - broken: see refused")
     return "\n".join(lines)
 
 
-def not_gated(one: Affected) -> str | None:
+def not_gated(affected_recipe: Affected) -> str | None:
     """Why the gate has no verdict on a selected recipe, as far as its kind says it, or None.
 
     One that gets None is to be loaded and asked about again:
     :func:`harness.recipes.judged.not_gated`.
     """
-    if one.removed:
+    if affected_recipe.removed:
         return "the recipe was removed"
-    other = any(one.kind.startswith(start) for start in judged.OTHER_KINDS)
-    return judged.kind_not_gated(one.kind) if other and not one.broken and not one.untold else None
+    other = any(affected_recipe.kind.startswith(start) for start in judged.OTHER_KINDS)
+    return (
+        judged.kind_not_gated(affected_recipe.kind)
+        if other and not affected_recipe.broken and not affected_recipe.unknown
+        else None
+    )

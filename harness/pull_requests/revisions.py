@@ -141,18 +141,18 @@ def compare(root: Path, rev: str) -> Changeset:
         fixes = [part.fix for part in left_out if part.fix]
         what = f"holds no YAML file that git has at {commit[:12]} or would add{parts}"
         raise UsageError(root, what, [*fixes, "Give the recipe tree of a git checkout."][0])
-    found, renamed = _differences(root, before, now, index, absent)
+    changes, renamed = _differences(root, before, now, index, absent)
     # A recipe that loses its suffix has moved as well.
     others_now = {
         entry.blob: name
         for name, (_, entry) in index.items()
         if name not in committed and name not in now
     }
-    for name, what in found.items():
+    for name, what in changes.items():
         if what == "removed" and before[name].blob in others_now.keys() - _EMPTY:
-            found[name] = f"renamed to {others_now[before[name].blob]}"
+            changes[name] = f"renamed to {others_now[before[name].blob]}"
     yaml = tuple(sorted(name for name in now if _is_yaml(name)))
-    return Changeset(commit, note, found, renamed, yaml, tuple(left_out))
+    return Changeset(commit, note, changes, renamed, yaml, tuple(left_out))
 
 
 # --- revisions
@@ -276,27 +276,27 @@ def _set_modes(directory: Path, folder_mode: int, file_mode: int) -> None:
 
 def _committed(root: Path, commit: str) -> dict[str, _Entry]:
     """The files of the tree at *commit*, by their path relative to *root*."""
-    found = {}
+    entries = {}
     for line in _git(root, "ls-tree", "-r", "-z", commit, "--", ".").split(b"\0"):
         meta, _, raw = line.partition(b"\t")
         name = PurePosixPath(os.fsdecode(raw))
         if raw and not name.is_absolute() and ".." not in name.parts:
             mode, _, blob = meta.decode().split()
-            found[str(name)] = _Entry(mode, blob)
-    return found
+            entries[str(name)] = _Entry(mode, blob)
+    return entries
 
 
 def _index(root: Path) -> dict[str, tuple[str, _Entry]]:
     """The files of the tree that git's index has: tag (``S``: left out of a sparse checkout) and
     entry by path.
     """
-    found = {}
+    entries = {}
     for line in _git(root, "ls-files", "-z", "-s", "-t", "--", ".").split(b"\0"):
         meta, _, raw = line.partition(b"\t")
         if raw:
             tag, mode, blob, _ = meta.decode().split()
-            found[os.fsdecode(raw)] = tag, _Entry(mode, blob)
-    return found
+            entries[os.fsdecode(raw)] = tag, _Entry(mode, blob)
+    return entries
 
 
 def _sizes(root: Path, names: Collection[str]) -> dict[str, int]:
@@ -360,7 +360,7 @@ def _walk(
     }  # "folder/" is a repository inside this one
     ours = {*known, *untracked}
     holding_ours = {str(parent) for name in ours for parent in PurePosixPath(name).parents}
-    found: list[str] = []
+    files_found: list[str] = []
     left_out: list[LeftOut] = []
     for place, folders, files in os.walk(root, onerror=_unreadable):
         here = Path(place).relative_to(root)
@@ -386,12 +386,12 @@ def _walk(
             if not _is_yaml(name) and not (root / path).is_symlink():
                 continue
             if path in ours:
-                found.append(path)
+                files_found.append(path)
             elif (root / path).is_file():
                 left_out.append(LeftOut(path, "ignored by git"))
-        if len(found) > MAX_FILES:
+        if len(files_found) > MAX_FILES:
             break
-    return found, left_out
+    return files_found, left_out
 
 
 def _unreadable(error: OSError) -> None:
@@ -431,14 +431,14 @@ def _sparse(
     fix = "Check it out: git sparse-checkout add FOLDER, or git sparse-checkout disable."
     why = "changed, and left out of this sparse checkout"
     changed = sorted(name for name in absent if before.get(name) != index[name][1])
-    found = [LeftOut(name, why, fix) for name in changed]
+    left_out = [LeftOut(name, why, fix) for name in changed]
     rest = sorted(set(absent) - set(changed))
     if rest:
         more = f", with {len(rest) - 1} more files" if len(rest) > 1 else ""
-        found.append(
+        left_out.append(
             LeftOut(rest[0], f"left out of this sparse checkout{more}, as before", changed=False)
         )
-    return found
+    return left_out
 
 
 def _entry(path: Path, digits: int, before: _Entry | None) -> _Entry:
@@ -503,23 +503,23 @@ def _differences(
     absent: Collection[str],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What happened to each file, and the old name of each renamed one."""
-    found: dict[str, str] = {}
+    changes: dict[str, str] = {}
     for name in sorted(before.keys() & now.keys()):
         was, entry = before[name], now[name]
         indexed = index[name][1].mode if name in index else was.mode
         if was.mode[:3] != entry.mode[:3]:
-            found[name] = "changed type"
+            changes[name] = "changed type"
         elif was.blob != entry.blob:
-            found[name] = "modified"
+            changes[name] = "modified"
         elif indexed.startswith(_FILE) and indexed != was.mode:
-            found[name] = "changed mode"
+            changes[name] = "changed mode"
     gone = {name: was for name, was in before.items() if name not in now and name not in absent}
     new = {name: entry for name, entry in now.items() if name not in before}
     renamed = _renames(root, gone, new)
-    found |= dict.fromkeys(gone, "removed") | dict.fromkeys(new, "added")
-    found |= {old: f"renamed to {name}" for name, old in renamed.items()}
-    found |= {name: f"renamed from {old}" for name, old in renamed.items()}
-    return found, renamed
+    changes |= dict.fromkeys(gone, "removed") | dict.fromkeys(new, "added")
+    changes |= {old: f"renamed to {name}" for name, old in renamed.items()}
+    changes |= {name: f"renamed from {old}" for name, old in renamed.items()}
+    return changes, renamed
 
 
 def _renames(root: Path, gone: Mapping[str, _Entry], new: Mapping[str, _Entry]) -> dict[str, str]:
@@ -551,15 +551,15 @@ def _renames(root: Path, gone: Mapping[str, _Entry], new: Mapping[str, _Entry]) 
         for old in old_names
         for name in lines
     ]
-    for score, old, name in sorted(scores, key=lambda one: (-one[0], one[1], one[2])):
+    for score, old, name in sorted(scores, key=lambda match: (-match[0], match[1], match[2])):
         if score >= SIMILAR and name not in renamed and old not in renamed.values():
             renamed[name] = old
     return renamed
 
 
-def _similarity(one: Counter[bytes], other: Counter[bytes]) -> float:
+def _similarity(lines: Counter[bytes], other: Counter[bytes]) -> float:
     """The share of lines that two files have in common."""
-    return 2 * (one & other).total() / max(1, one.total() + other.total())
+    return 2 * (lines & other).total() / max(1, lines.total() + other.total())
 
 
 # --- git

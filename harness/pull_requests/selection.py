@@ -56,9 +56,9 @@ class Selection:
         there once.
         """
         reasons = {
-            one.recipe: one.broken
-            for one in self.affected
-            if one.broken and one.recipe in self.refused
+            affected_recipe.recipe: affected_recipe.broken
+            for affected_recipe in self.affected
+            if affected_recipe.broken and affected_recipe.recipe in self.refused
         }
         return {_first_of(names): why for why, names in _by_reason(reasons).items()}
 
@@ -66,7 +66,9 @@ class Selection:
     def paths(self) -> dict[str, Path]:
         """Where each recipe that can be loaded is."""
         return {
-            one.recipe: one.path for one in self.affected if one.path is not None and not one.broken
+            affected_recipe.recipe: affected_recipe.path
+            for affected_recipe in self.affected
+            if affected_recipe.path is not None and not affected_recipe.broken
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,11 +84,11 @@ class Selection:
             "effects": [asdict(change) for change in self.effects],
             "affected": [
                 {
-                    "recipe": one.recipe,
-                    "kind": one.kind,
-                    "reaches": [asdict(way) for way in one.reaches],
+                    "recipe": affected_recipe.recipe,
+                    "kind": affected_recipe.kind,
+                    "reaches": [asdict(way) for way in affected_recipe.reaches],
                 }
-                for one in self.affected
+                for affected_recipe in self.affected
             ],
         }
 
@@ -153,30 +155,47 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
     tree = Tree(root)
     comparison = revisions.compare(tree.root, rev)
     with revisions.at_revision(tree.root, comparison.commit) as base:
-        found = reach.reached(tree, Tree(base), comparison)
-        judged = [_judge(one, tree.root, base, comparison, attention, device) for one in found]
-    reached = {name for one in found for way in one.reaches for name in way.chain}
+        affected = reach.reached(tree, Tree(base), comparison)
+        judged = [
+            _judge(judged_recipe, tree.root, base, comparison, attention, device)
+            for judged_recipe in affected
+        ]
+    reached = {
+        name for judged_recipe in affected for way in judged_recipe.reaches for name in way.chain
+    }
     unused = [
         name for name in comparison.files if name in comparison.changes and name not in reached
     ]
-    undecided = {one.recipe.recipe: one.undecided for one in judged if one.undecided}
+    undecided = {
+        judged_recipe.recipe.recipe: judged_recipe.undecided
+        for judged_recipe in judged
+        if judged_recipe.undecided
+    }
     undecided |= {
         part.path: sentences(part.why, part.fix) for part in comparison.left_out if part.fix
     }
     return Selection(
         compared=comparison.note,
-        gated=tuple(one.recipe.recipe for one in judged if one.gated),
+        gated=tuple(judged_recipe.recipe.recipe for judged_recipe in judged if judged_recipe.gated),
         effects=tuple(
-            replace(one.effect, recipe=one.recipe.recipe)
-            for one in judged
-            if one.effect is not None
+            replace(judged_recipe.effect, recipe=judged_recipe.recipe.recipe)
+            for judged_recipe in judged
+            if judged_recipe.effect is not None
         ),
-        not_gated={one.recipe.recipe: one.not_gated for one in judged if one.not_gated},
-        refused={one.recipe.recipe: one.refused for one in judged if one.refused},
+        not_gated={
+            judged_recipe.recipe.recipe: judged_recipe.not_gated
+            for judged_recipe in judged
+            if judged_recipe.not_gated
+        },
+        refused={
+            judged_recipe.recipe.recipe: judged_recipe.refused
+            for judged_recipe in judged
+            if judged_recipe.refused
+        },
         undecided=undecided,
         left_out={part.path: part.why for part in comparison.left_out if not part.fix},
         unused={name: comparison.changes[name] for name in unused},
-        affected=tuple(one.recipe for one in judged),
+        affected=tuple(judged_recipe.recipe for judged_recipe in judged),
     )
 
 
@@ -212,43 +231,48 @@ class _Judged:
 
 
 def _judge(
-    one: Affected, root: Path, base: Path, comparison: Changeset, attention: str, device: str
+    affected_recipe: Affected,
+    root: Path,
+    base: Path,
+    comparison: Changeset,
+    attention: str,
+    device: str,
 ) -> _Judged:
-    """Load *one*, and compare what it does to CLIP with what it did at the revision whose tree is
-    *base*.
-    """
-    reason = reach.not_gated(one)
+    """Load the recipe and compare its effect on CLIP with its effect in the tree *base*."""
+    reason = reach.not_gated(affected_recipe)
     if reason is not None:
-        return _Judged(one, not_gated=reason)
-    if one.untold is not None:
-        return _Judged(one, undecided=one.untold)
-    if one.broken is not None:
-        return _Judged(one, refused=one.broken)
-    assert one.path is not None, "what was removed is not gated"
+        return _Judged(affected_recipe, not_gated=reason)
+    if affected_recipe.unknown is not None:
+        return _Judged(affected_recipe, undecided=affected_recipe.unknown)
+    if affected_recipe.broken is not None:
+        return _Judged(affected_recipe, refused=affected_recipe.broken)
+    assert affected_recipe.path is not None, "what was removed is not gated"
     try:
-        head = loading.load_file(one.path, root)
+        head = loading.load_file(affected_recipe.path, root)
     except UsageError as error:  # it resolves, and ModelOpt's schema refuses it
-        if not reach.states_type(Tree(root), one.path):  # another release may load it
-            return _Judged(one, undecided=str(error))
-        return _Judged(replace(one, broken=str(error)), refused=str(error))
+        if not reach.states_type(Tree(root), affected_recipe.path):  # another release may load it
+            return _Judged(affected_recipe, undecided=str(error))
+        return _Judged(replace(affected_recipe, broken=str(error)), refused=str(error))
     reason = judged.not_gated(head, device, effect.quantizer_names())
     if reason is not None:
-        return _Judged(one, not_gated=reason)
+        return _Judged(affected_recipe, not_gated=reason)
     try:
-        change = effect.of_change(_before(one.path, root, base, comparison), head, attention)
+        change = effect.of_change(
+            _before(affected_recipe.path, root, base, comparison), head, attention
+        )
     except QuantizationError as error:
-        return _Judged(one, refused=effect.refusal(head, error))
+        return _Judged(affected_recipe, refused=effect.refusal(head, error))
     if (
         change is not None
         and change.none
-        and one.path.relative_to(root).as_posix() not in comparison.renamed
+        and affected_recipe.path.relative_to(root).as_posix() not in comparison.renamed
     ):
         return _Judged(
-            one,
+            affected_recipe,
             not_gated="no effect on CLIP: quantizers and algorithm are as they were",
             effect=change,
         )
-    return _Judged(one, effect=change)
+    return _Judged(affected_recipe, effect=change)
 
 
 def _before(path: Path, root: Path, base: Path, comparison: Changeset) -> Recipe | None:

@@ -47,10 +47,10 @@ def _finish(config: pytest.Config) -> None:
         recipes = _recipes(config)
         linted = _linted(config, {*recipes.values(), *_selected(config)})
         results, refused = cases.read(results_of(config).as_dict()), config.stash.get(_REFUSED, [])
-        found = annotated.of_run(linted, results, recipes, refused)
-        text = annotated.commands(found)
+        problems = annotated.of_run(linted, results, recipes, refused)
+        text = annotated.commands(problems)
         if folder := config.getoption("gate_report"):
-            texts = {annotated.COMMANDS: text, annotated.SARIF: annotated.sarif(found)}
+            texts = {annotated.COMMANDS: text, annotated.SARIF: annotated.sarif(problems)}
             report.write_files(folder, texts)
     except UsageError as error:
         print(f"no annotations: {error}")
@@ -62,7 +62,7 @@ def _recipes(config: pytest.Config) -> dict[str, Path]:
     """The file of each recipe of the run, by its name in the results."""
     from harness.recipes import finding, names
 
-    found = {}
+    paths = {}
     options = options_of(config)
     for reference, name in names.of_recipes(options.recipes, options.recipes_root).items():
         try:
@@ -70,8 +70,8 @@ def _recipes(config: pytest.Config) -> dict[str, Path]:
         except UsageError:  # it has been refused, with this reason
             continue
         if path is not None:
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def _selected(config: pytest.Config) -> Iterable[Path]:
@@ -80,7 +80,11 @@ def _selected(config: pytest.Config) -> Iterable[Path]:
     if selected is None:
         return []
     root = Path(config.getoption("recipes_root"))
-    reached = [one.path for one in selected.affected if one.path is not None]
+    reached = [
+        affected_recipe.path
+        for affected_recipe in selected.affected
+        if affected_recipe.path is not None
+    ]
     return [*reached, *(root / name for name in selected.unused)]
 
 
@@ -88,8 +92,8 @@ def _linted(config: pytest.Config, paths: Iterable[Path]) -> list[LintProblem]:
     from harness.lint.run import lint
     from harness.recipes.tree import SUFFIXES
 
-    there = sorted(one for one in paths if files.is_folder(one) or one.name.endswith(SUFFIXES))
-    there = [one for one in there if files.exists(one)]
+    there = sorted(path for path in paths if files.is_folder(path) or path.name.endswith(SUFFIXES))
+    there = [path for path in there if files.exists(path)]
     if not there:
         return []
     try:

@@ -50,24 +50,24 @@ class Piece:
 
 def pieces(text: str) -> list[Piece]:
     """The lines of a failed test's message, each with its rank."""
-    found: list[Piece] = []
+    ranked: list[Piece] = []
     for number, paragraph in enumerate(_paragraphs(text)):
-        found += _ranked(paragraph, first=number == 0)
-    return found
+        ranked += _ranked(paragraph, first=number == 0)
+    return ranked
 
 
 def _paragraphs(text: str) -> list[list[str]]:
     """The paragraphs of *text*; of one that ends in a command, the command stands alone."""
-    found: list[list[str]] = []
+    paragraphs: list[list[str]] = []
     blank = True
     for line in text.splitlines():
         alone = line.strip().startswith(("rerun:", "accept:"))
         if line.strip() and (blank or alone):
-            found.append([])
+            paragraphs.append([])
         if line.strip():
-            found[-1].append(line)
+            paragraphs[-1].append(line)
         blank = not line.strip() or alone
-    return found
+    return paragraphs
 
 
 def _ranked(lines: Sequence[str], *, first: bool) -> list[Piece]:
@@ -80,7 +80,7 @@ def _ranked(lines: Sequence[str], *, first: bool) -> list[Piece]:
         return _of_blame(lines)
     is_list = len(lines) > 2 and not any(line.startswith(" ") for line in lines)
     later = 0 if first else 2
-    found = []
+    ranked = []
     for place, line in enumerate(lines):
         if place == 0:
             rank = 0
@@ -88,8 +88,8 @@ def _ranked(lines: Sequence[str], *, first: bool) -> list[Piece]:
             rank = 1  # the names that the first line counts
         else:
             rank = _rank(line, last=place == len(lines) - 1 and not is_list)
-        found.append(Piece(line, rank + later))
-    return found
+        ranked.append(Piece(line, rank + later))
+    return ranked
 
 
 def _is_list_of_names(line: str) -> bool:
@@ -162,17 +162,19 @@ class FailedGroup:
 
     def report(self, lines: Sequence[str]) -> Any:
         """One report for all of them, which shows *lines*."""
-        made = copy.copy(self.reports[0])
-        reason = first_line(said(made), REASON)
+        combined = copy.copy(self.reports[0])
+        reason = first_line(said(combined), REASON)
         more = len(self.reports) - 1
         if more:
-            path, line, name = made.location
-            made.location = path, line, f"{name} and {more} more"
+            path, line, name = combined.location
+            combined.location = path, line, f"{name} and {more} more"
             reason = f"and {more} more: {reason}"
-        made.__dict__.pop("node", None)  # pytest-xdist's worker, which pytest would name in a line
-        made.longrepr = _Text(tuple(lines), reason)
-        made.sections = []
-        return made
+        combined.__dict__.pop(
+            "node", None
+        )  # pytest-xdist's worker, which pytest would name in a line
+        combined.longrepr = _Text(tuple(lines), reason)
+        combined.sections = []
+        return combined
 
 
 @dataclass(frozen=True)
@@ -200,13 +202,13 @@ class _Text:
 
 def grouped(stats: dict[str, list[Any]]) -> list[FailedGroup]:
     """The failed tests of the gate, by how they ended and by test function."""
-    found: dict[tuple[str, str], FailedGroup] = {}
+    groups: dict[tuple[str, str], FailedGroup] = {}
     for kind in FAILING:
         for report in stats.get(kind, []):
             if hasattr(report, "gate_check"):
                 key = kind, report.nodeid.partition("[")[0]
-                found.setdefault(key, FailedGroup(kind)).reports.append(report)
-    return list(found.values())
+                groups.setdefault(key, FailedGroup(kind)).reports.append(report)
+    return list(groups.values())
 
 
 def share_out(groups: Sequence[FailedGroup], room: int) -> list[list[str]]:
@@ -324,7 +326,7 @@ def _in_short(
 ) -> dict[str, list[Any]]:
     """Reports by kind, with one for each group in the place of its members."""
     shown = {
-        kind: [one for one in terminal.stats[kind] if not hasattr(one, "gate_check")]
+        kind: [report for report in terminal.stats[kind] if not hasattr(report, "gate_check")]
         for kind in (*FAILING, "skipped", "xfailed")
         if kind in terminal.stats
     }
@@ -353,7 +355,7 @@ def _dependents(reports: Sequence[Any]) -> list[Any]:
     """Reports of tests that were not judged because another one failed, alike where they point to
     the same test.
     """
-    found, pointers = [], []
+    dependents, pointers = [], []
     for report in reports:
         see = getattr(report, "gate_check", {}).get("see", "")
         if not see:
@@ -366,10 +368,10 @@ def _dependents(reports: Sequence[Any]) -> list[Any]:
                 pointers[0].partition("::")[0],
                 "not judged, their causes are reported by other failed tests",
             )
-        made = copy.copy(report)
-        made.longrepr = (path, None, reason)
-        found.append(made)
-    return found
+        pointer = copy.copy(report)
+        pointer.longrepr = (path, None, reason)
+        dependents.append(pointer)
+    return dependents
 
 
 def _room(
@@ -382,7 +384,9 @@ def _room(
     width = min(terminal.config.get_terminal_writer().fullwidth, summary.WIDEST)
     results = cases.read(results_of(config).as_dict())
     table = summary.lines(results, width, told=told(config))
-    pointers = {one.longrepr for one in shown.get("skipped", ()) if hasattr(one, "gate_check")}
+    pointers = {
+        report.longrepr for report in shown.get("skipped", ()) if hasattr(report, "gate_check")
+    }
     headings = {group.kind for group in groups} - {"inconclusive"}
     notes = len(notes_of(config)) + bool(config.getoption("xmlpath", None))
     # What was said before, a blank line, the headings, the hint, the notes, the table, and pytest's

@@ -142,41 +142,43 @@ def collect(gate: Gate, results: Results, notes: Notes) -> None:
         reasons = {
             record.name: " ".join(record.difference.reason.split()) for record in gate.expected
         }
-        told = {name: {"count": count, "reason": reasons[name]} for name, count in met.items()}
-        results.environment["expected_differences"] = told
+        met_differences = {
+            name: {"count": count, "reason": reasons[name]} for name, count in met.items()
+        }
+        results.environment["expected_differences"] = met_differences
 
 
 def sections_of(case: Case, notes: Notes) -> dict[str, Any]:
     """The sections of a case's results, as far as there is anything to say."""
     from harness.gate.built import is_built
 
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     if case.seconds is not None:
-        found["quantize"] = {
+        sections["quantize"] = {
             "seconds": round(case.seconds, 3),
             "calibration_size": case.calibration.n,
         }
     if case in notes.layer_errors:
-        found["layer_error"] = notes.layer_errors[case]
+        sections["layer_error"] = notes.layer_errors[case]
     if is_built(case, "map"):
-        found["insertion"] = _insertion(case)
+        sections["insertion"] = _insertion(case)
     if is_built(case, "verdicts"):
-        found["accuracy"] = _accuracy(case)
+        sections["accuracy"] = _accuracy(case)
     if is_built(case, "read"):
-        found["consumers"] = _consumers(case)
+        sections["consumers"] = _consumers(case)
     if is_built(case, "compression"):
         compression = case.compression
-        found["memory"] = compression.as_dict() | {"problems": _records(compression.problems())}
+        sections["memory"] = compression.as_dict() | {"problems": _records(compression.problems())}
     if case in notes.blames:
-        found["blame"] = _blame(case, notes.blames[case])
-    found["checkpoint"] = notes.checkpoints.get(case.name)
-    found["numerics"] = _numerics(case, notes)
-    found["drift"] = _drift(case)
-    found["export"] = _export(case.graphs)
-    found["throughput"] = {tower: _speed(case, tower) for tower in case.speeds}
+        sections["blame"] = _blame(case, notes.blames[case])
+    sections["checkpoint"] = notes.checkpoints.get(case.name)
+    sections["numerics"] = _numerics(case, notes)
+    sections["drift"] = _drift(case)
+    sections["export"] = _export(case.graphs)
+    sections["throughput"] = {tower: _speed(case, tower) for tower in case.speeds}
     if case in notes.tuned:
-        found["qat"] = _tuned(notes.tuned[case])
-    return {name: section for name, section in found.items() if section}
+        sections["qat"] = _tuned(notes.tuned[case])
+    return {name: section for name, section in sections.items() if section}
 
 
 def _records(problems: Sequence[object]) -> list[dict[str, Any]]:
@@ -203,36 +205,36 @@ def _blame(case: Case, blame: Blame) -> dict[str, Any]:
     from harness.diagnosis import suggestion
     from harness.report import annotated
 
-    found = blame.as_dict()
+    content = blame.as_dict()
     names = [name for group in blame.culprits for name in group.quantizers]
-    found["place"] = insertion.place_of_most(names, case.map, case.recipe)
+    content["place"] = insertion.place_of_most(names, case.map, case.recipe)
     change = None
     if blame.verified and not case.recipe.candidates:
         change = suggestion.of_patch(case.recipe.path, blame.patch)
     if change is None:
-        found["suggestion"] = None
-        return found
+        content["suggestion"] = None
+        return content
     where, line, _ = annotated.parts_of(change.place)
-    found["suggestion"] = {
+    content["suggestion"] = {
         "file": annotated.in_repository(where),
         "line": line,
         "text": change.text,
     }
-    return found
+    return content
 
 
 def _numerics(case: Case, notes: Notes) -> dict[str, Any]:
     from harness.gate.built import is_built
 
-    found: dict[str, Any] = {}
+    section: dict[str, Any] = {}
     if is_built(case, "observations"):
-        found["observations"] = [observation.as_dict() for observation in case.observations]
+        section["observations"] = [observation.as_dict() for observation in case.observations]
     folded = notes.problems.get((case.name, "folded_model_computes_the_same"))
     if folded is not None:
-        found["folded"] = _records(folded)
+        section["folded"] = _records(folded)
     if is_built(case, "packed_weights"):
-        found["packed_weights"] = case.packed_weights[1]
-    return found
+        section["packed_weights"] = case.packed_weights[1]
+    return section
 
 
 def _accuracy(case: Case) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def _accuracy(case: Case) -> dict[str, Any]:
 
     family = case.verdicts
     limits = [measurement for task in case.runs[0] for measurement in case.measurements(task)]
-    found: dict[str, Any] = {
+    section: dict[str, Any] = {
         "decision": family.decision.value,
         "headline": family.headline(),
         "verdicts": [verdict.as_dict() for verdict in family.verdicts],
@@ -250,34 +252,36 @@ def _accuracy(case: Case) -> dict[str, Any]:
         ],
     }
     if case.setting.options.report:
-        found["changed"] = gallery.of_case(case)
-    return found
+        section["changed"] = gallery.of_case(case)
+    return section
 
 
 def _consumers(case: Case) -> dict[str, Any]:
     """What the consumers read; a map of the errors for a report."""
     read, family = case.read, case.consumed if case.read.verdicts else None
-    found: dict[str, Any] = {
+    section: dict[str, Any] = {
         "decision": "" if family is None else family.decision.value,
         "headline": "" if family is None else family.headline(),
         "verdicts": [verdict.as_dict() for verdict in (family.verdicts if family else ())],
         "beyond": {
-            f"{consumer}/{name}": {one.name: one.value for one in moved.measurements}
+            f"{consumer}/{name}": {
+                measurement.name: measurement.value for measurement in moved.measurements
+            }
             for (consumer, name), moved in read.all_moved.items()
         },
         "limits": [
-            one.as_dict()
+            measurement.as_dict()
             for moved in read.all_moved.values()
-            for one in moved.measurements
-            if one.limit is not None
+            for measurement in moved.measurements
+            if measurement.limit is not None
         ],
     }
     if case.setting.options.report:
         maps = {
             f"{consumer}/{name}": read.maps((consumer, name)) for consumer, name in read.all_moved
         }
-        found["maps"] = {where: of for where, of in maps.items() if of}
-    return found
+        section["maps"] = {where: of for where, of in maps.items() if of}
+    return section
 
 
 def _drift(case: Case) -> dict[str, Any]:
@@ -294,25 +298,27 @@ def _export(graphs: Graphs) -> dict[str, Any]:
     from harness import export
     from harness.gate.built import is_built
 
-    found: dict[str, Any] = {}
+    section: dict[str, Any] = {}
     if is_built(graphs, "no_form"):
-        found.update(no_form=graphs.no_form, runtime=export.RUNTIME)
+        section.update(no_form=graphs.no_form, runtime=export.RUNTIME)
     for (tower, dtype), problems in graphs.problems.items():
-        found.setdefault("problems", {})[f"{tower}/{str(dtype).removeprefix('torch.')}"] = _records(
-            problems
+        section.setdefault("problems", {})[f"{tower}/{str(dtype).removeprefix('torch.')}"] = (
+            _records(problems)
         )
     for (tower, optimized), parity in graphs.parities.items():
-        found.setdefault("optimized" if optimized else "parity", {})[tower] = parity.as_dict()
+        section.setdefault("optimized" if optimized else "parity", {})[tower] = parity.as_dict()
     if is_built(graphs, "published"):
         published = graphs.published
-        found["published"] = (
+        section["published"] = (
             published if isinstance(published, str) else [str(problem) for problem in published]
         )
     if graphs.engines:
-        found["engine"] = {tower: measured.as_dict() for tower, measured in graphs.engines.items()}
+        section["engine"] = {
+            tower: measured.as_dict() for tower, measured in graphs.engines.items()
+        }
     for answers in graphs.answers.values():
-        found["answers"] = answers.as_dict()
-    return found
+        section["answers"] = answers.as_dict()
+    return section
 
 
 def _speed(case: Case, tower: str) -> dict[str, Any]:
@@ -336,7 +342,7 @@ def _speed(case: Case, tower: str) -> dict[str, Any]:
 def _tuned(model: FineTuned) -> dict[str, Any]:
     from harness.gate.built import is_built
 
-    found: dict[str, Any] = {"seconds": round(model.seconds, 1), "losses": list(model.losses)}
+    section: dict[str, Any] = {"seconds": round(model.seconds, 1), "losses": list(model.losses)}
     if is_built(model, "gains"):
-        found["gains"] = [asdict(gain) for gain in model.gains]
-    return found
+        section["gains"] = [asdict(gain) for gain in model.gains]
+    return section

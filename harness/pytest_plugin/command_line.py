@@ -16,7 +16,7 @@ _TAKEN = pytest.StashKey[list[str]]()
 
 
 def _whole_number(text: str) -> int:
-    """A whole number; what is none is repeated in a few characters only."""
+    """Convert *text* to a whole number; a refusal repeats only its first characters."""
     try:
         return int(text)
     except ValueError:
@@ -81,7 +81,7 @@ def add_options(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager
             "embedded three)"
         ),
     )
-    add("--data-root", metavar="DIR", help="where the tasks' data lie")
+    add("--data-root", metavar="DIR", help="folder of the tasks' data")
     add(
         "--calibration-data",
         metavar="DIR",

@@ -38,11 +38,11 @@ class Judge:
         self._options = repeated_options(request.config, request.node)
         self._request = request
 
-    def problems(self, found: Iterable[object], heading: str = "") -> None:
-        """Fail with all of *found*, one paragraph each; hold if there is nothing."""
+    def problems(self, reported: Iterable[object], heading: str = "") -> None:
+        """Fail with all of *reported*, one paragraph each; hold if there is nothing."""
         from harness.baselines import rerun_command
 
-        problems = list(found)
+        problems = list(reported)
         collector.keep_problems(self._request.node, problems)
         texts = [str(problem) for problem in problems]
         if texts:
@@ -54,8 +54,8 @@ class Judge:
             raise NotHeld("\n\n".join(parts), self._causes(texts))
 
     def verdict(self, verdict: Verdict) -> None:
-        """Fail where the loss is over its budget, and, under words of their own, where the data
-        cannot tell and where the gain is not plausible.
+        """Fail if the loss is over its budget. The outcome has a word of its own if the data do not
+        decide (INCONCLUSIVE) or if the gain is not plausible (GAIN).
         """
         from harness.baselines import rerun_command
         from harness.statistics.verdicts import Decision
@@ -89,19 +89,19 @@ class Judge:
             message = drift.message(self._nodeid, self._options)
             raise NotHeld(message, self._causes(drift.causes), about_baseline=True)
 
-    def limits(self, found: list[str], metric: tuple[str, str]) -> None:
+    def limits(self, beyond: list[str], metric: tuple[str, str]) -> None:
         """Fail where measures beyond accuracy passed their limits, and say which quantizers did
         it.
         """
-        if not found:
+        if not beyond:
             return
         from harness.baselines import rerun_command
 
-        parts = ["\n".join(found)]
+        parts = ["\n".join(beyond)]
         if self._request.config.getoption("blame") is not False:
             parts.append(self._blame(*metric))
         parts.append(f"rerun:  {rerun_command(self._nodeid, self._options)}")
-        raise NotHeld("\n\n".join(parts), self._causes(found))
+        raise NotHeld("\n\n".join(parts), self._causes(beyond))
 
     def _causes(self, texts: Iterable[str]) -> list[str]:
         """The first lines of *texts* as causes of this test's recipe; none where it is about no
@@ -121,18 +121,18 @@ class Judge:
             return f"blame: see {blamed[case]}"
         from harness.diagnosis import blame
 
-        found = blame.of_case(gate[case], task, metric)
+        blame_result = blame.of_case(gate[case], task, metric)
         blamed[case] = self._nodeid
-        collector.notes_of(self._request.config).blames[gate[case]] = found
-        return found.message()
+        collector.notes_of(self._request.config).blames[gate[case]] = blame_result
+        return blame_result.message()
 
 
 def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
     """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
     from harness.gate import listing
 
-    given = {} if item is None else parameters(item)
+    own_parameters = {} if item is None else parameters(item)
     options = options_of(config)
-    if "architecture_case" in given:
-        options = replace(options, architectures=(given["architecture_case"].model,))
-    return listing.words_of(options, given.get("case"))
+    if "architecture_case" in own_parameters:
+        options = replace(options, architectures=(own_parameters["architecture_case"].model,))
+    return listing.words_of(options, own_parameters.get("case"))

@@ -74,9 +74,9 @@ def _architectures() -> Iterator[str]:
 
     yield "published architectures on which structure is gated, by family:"
     families: dict[str, list[str]] = {}
-    for name, one in installed().data["architectures"].items():
+    for name, architecture in installed().data["architectures"].items():
         if name != "embedded":
-            families.setdefault(one["family"], []).append(name)
+            families.setdefault(architecture["family"], []).append(name)
     yield from (f"  {family}: {', '.join(names)}" for family, names in families.items())
     yield "gated by the rules of shape (--architectures all, or NAME,...), by family:"
     known = architectures.by_family()

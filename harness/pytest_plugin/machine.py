@@ -61,13 +61,13 @@ def check_processes(config: pytest.Config) -> None:
         UsageError: one of pytest-benchmark's options asks for what cannot be had.
     """
     why = no_times(config)
-    given = [
+    options_given = [
         name for name in (*_OPTIONS, "benchmark_compare_fail") if getattr(config.option, name, None)
     ]
-    if why and given:
+    if why and options_given:
         other = why.rpartition(" ")[2]
         raise UsageError(
-            f"--{given[0].replace('_', '-')}", why, f"Leave out one of it and {other}."
+            f"--{options_given[0].replace('_', '-')}", why, f"Leave out one of it and {other}."
         )
 
 
@@ -116,18 +116,18 @@ def _has_case(item: pytest.Item) -> bool:
 def regressions(config: pytest.Config) -> list[tuple[str, str]]:
     """Tests that became slower than ``--benchmark-compare-fail`` allows, and by how much.
 
-    pytest-benchmark would raise them as a traceback behind the terminal's summary; told here, it
-    does not any more.
+    pytest-benchmark would raise them as a traceback after the terminal's summary; they are reported
+    here instead.
     """
     session = private.benchmark_session(config)
-    found = (
+    slower = (
         []
         if session is None
         else [(str(name), str(what)) for name, what in session.performance_regressions]
     )
     if session is not None:
         session.performance_regressions.clear()
-    return found
+    return slower
 
 
 def facts(config: pytest.Config) -> dict[str, str]:

@@ -34,19 +34,19 @@ def options_of(config: pytest.Config) -> Options:
     from harness.gate.options import Options
 
     get = config.getoption
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "clip_models": tuple(dict.fromkeys(get("gate_models") or ())),
         "consumers": tuple(dict.fromkeys(get("gate_consumers") or ())),
         "tasks": None if get("tasks") is None else samples.names_of(get("tasks")),
         "baselines": get("baselines"),
         "architectures": _architectures(get("architectures")),
     }
-    given = {name: value for name, value in given.items() if value}
+    values = {name: value for name, value in values.items() if value}
     # An empty list where a pull request broke all that it touched
     if get("gate_recipes") is not None:
-        given["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
+        values["recipes"] = tuple(dict.fromkeys(get("gate_recipes")))
     return Options(
-        **given,
+        **values,
         recipes_root=get("recipes_root"),
         data_root=get("data_root"),
         calibration_data=get("calibration_data"),
@@ -64,16 +64,16 @@ def options_of(config: pytest.Config) -> Options:
     )
 
 
-def _architectures(given: str | None) -> tuple[str, ...]:
+def _architectures(architectures_given: str | None) -> tuple[str, ...]:
     from harness.outlines import names
 
-    return () if given is None else names.chosen(given)
+    return () if architectures_given is None else names.chosen(architectures_given)
 
 
 def parameters(item: pytest.Item) -> dict[str, Any]:
     """The parameters of a test by name; empty where it has none."""
-    given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    return given
+    values: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return values
 
 
 def is_worker(config: pytest.Config) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HANDED = "quantized CLIP gate"
 #: Under this a worker finds the references of the recipes to gate.
 _SELECTED = "quantized CLIP gate recipes"
-#: The folder of shards in pytest's cache, beside what other plugins keep there.
+#: The folder of shards in pytest's cache, next to those of other plugins.
 CACHE = "quantized-clip-gate"
 _LOOKED_AT = pytest.StashKey[bool]()
 _STORE = pytest.StashKey["ShardStore | None"]()
@@ -102,7 +102,7 @@ def settle(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker where all of them keep their shards, and what is gated."""
+    """Pass a worker the folder of the shards, and the recipes to gate."""
     store = store_of(node.config)
     node.workerinput[_HANDED] = None if store is None else [str(store.folder), store.run]
     node.workerinput[_SELECTED] = node.config.option.gate_recipes
@@ -173,19 +173,22 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     if config.stash.get(_LOOKED_AT, False):
         return
     config.stash[_LOOKED_AT] = True
-    ids = [without_group(one) for one in ids]
-    if not any(case in one for case in _case_ids(config) for one in ids):
+    ids = [without_group(test_id) for test_id in ids]
+    if not any(case in test_id for case in _case_ids(config) for test_id in ids):
         return
     with refusing(config):
         check_stored(
-            config, [one for one in ids if in_suites(config.rootpath / one.partition("::")[0])]
+            config,
+            [test_id for test_id in ids if in_suites(config.rootpath / test_id.partition("::")[0])],
         )
         machine.check_processes(config)
         options = options_of(config)
-        metrics = tuple(f"{one}]" for one in listing.metric_ids(listing.metrics_of(options)))
+        metrics = tuple(
+            f"{test_id}]" for test_id in listing.metric_ids(listing.metrics_of(options))
+        )
         gate = Gate(options)
         try:
-            preflight(gate, accuracy=any(one.endswith(metrics) for one in ids))
+            preflight(gate, accuracy=any(test_id.endswith(metrics) for test_id in ids))
         finally:
             gate.evaluator.close()
 

@@ -23,7 +23,7 @@ class Structures:
     """Maps of recipes on architectures.  What differs in sizes alone is converted once.
 
     Args:
-        attention: the attention class that ModelOpt is told of.
+        attention: the attention class that is registered with ModelOpt.
     """
 
     def __init__(self, attention: str) -> None:

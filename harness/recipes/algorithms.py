@@ -23,7 +23,10 @@ def methods(algorithm: Any) -> tuple[str, ...]:
     """Return the names of the methods that *algorithm* runs, in order; empty where nothing is
     calibrated.
     """
-    names = [one.get("method") if isinstance(one, Mapping) else one for one in steps(algorithm)]
+    names = [
+        method.get("method") if isinstance(method, Mapping) else method
+        for method in steps(algorithm)
+    ]
     return tuple(name for name in names if name is not None)
 
 
@@ -39,11 +42,11 @@ def check(algorithm: Any, place: str) -> None:
         UsageError: ModelOpt has no such method, the method no such setting, or the setting a value
             that cannot run.
     """
-    found = steps(algorithm)
-    check_count(found, place)
-    for one in found:
-        if one is not None:
-            _check_method(one, getattr(one, "place", "") or place)
+    methods_in_turn = steps(algorithm)
+    check_count(methods_in_turn, place)
+    for method_settings in methods_in_turn:
+        if method_settings is not None:
+            _check_method(method_settings, getattr(method_settings, "place", "") or place)
 
 
 def check_count(methods: Sequence[Any], place: str) -> None:
@@ -58,7 +61,7 @@ def check_count(methods: Sequence[Any], place: str) -> None:
         )
 
 
-def _check_method(one: Any, place: str) -> None:
+def _check_method(method_settings: Any, place: str) -> None:
     # It imports ModelOpt, which takes seconds
     from harness.recipes.installed import modelopt_config
     from harness.recipes.schema import explained, refused_at
@@ -67,7 +70,7 @@ def _check_method(one: Any, place: str) -> None:
     from modelopt.torch.quantization.mode import CalibrateModeRegistry
 
     known = [name.removesuffix("_calibrate") for name in CalibrateModeRegistry._name2descriptor]
-    method, settings = split(one, known, place)
+    method, settings = split(method_settings, known, place)
     where = Place.of(place, f", algorithm {method}")
     schema = CalibrateModeRegistry[
         f"{method}_calibrate" if method is not None else "_no_calibrate"
@@ -77,21 +80,23 @@ def _check_method(one: Any, place: str) -> None:
     try:
         checked = schema(method=method, **settings)
     except (ValueError, TypeError, AttributeError) as error:
-        place = refused_at(error, one, [settings], place)
+        place = refused_at(error, method_settings, [settings], place)
         where = Place.of(place, f", algorithm {method}")
         raise UsageError(
             where, *explained(error, [settings], tuple(schema.model_fields))
         ) from error
     if problem := limits.algorithm_problem(_settings(checked)):
-        where = Place.of(named_place(one, problem[0], place), f", algorithm {method}")
+        where = Place.of(named_place(method_settings, problem[0], place), f", algorithm {method}")
         raise UsageError(where, *problem)
 
 
-def split(one: Any, known: Collection[str], place: str) -> tuple[str | None, dict[Any, Any]]:
+def split(
+    method_settings: Any, known: Collection[str], place: str
+) -> tuple[str | None, dict[Any, Any]]:
     """Return the name of a method as it is written, and its settings.
 
     Args:
-        one: a name, or a mapping with the key ``method``.
+        method_settings: a name, or a mapping with the key ``method``.
         known: the names of ModelOpt's methods; ``_no`` is what ``{method: null}`` means, which
             calibrates nothing.
         place: where it stands.
@@ -99,7 +104,11 @@ def split(one: Any, known: Collection[str], place: str) -> tuple[str | None, dic
     Raises:
         UsageError: ModelOpt has no such method.
     """
-    settings = dict(one) if isinstance(one, Mapping) else {"method": one}
+    settings = (
+        dict(method_settings)
+        if isinstance(method_settings, Mapping)
+        else {"method": method_settings}
+    )
     named = "method" in settings
     method = settings.pop("method", None)
     if (

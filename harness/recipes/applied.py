@@ -115,7 +115,7 @@ def matches(pattern: str, name: str) -> bool:
     """Whether the glob *pattern* matches the quantizer *name* in ModelOpt's way."""
     if fnmatch.fnmatchcase(name, pattern):
         return True
-    shorter = _OF_A_SEQUENCE.sub(lambda found: found[1].removesuffix("s"), name)
+    shorter = _OF_A_SEQUENCE.sub(lambda match: match[1].removesuffix("s"), name)
     return shorter != name and fnmatch.fnmatchcase(shorter, pattern)
 
 
@@ -145,7 +145,7 @@ def apply(entries: Sequence[AppliedEntry], places: Places) -> Applied:
     nested: set[str] = set()
     touched: list[frozenset[str]] = []
     for index, entry in enumerate(entries):
-        found = set()
+        places_touched = set()
         for place, module_class in places.items():
             for path, node in list(roots[place].walk()):
                 name = ".".join((place, *map(str, path)))
@@ -155,9 +155,9 @@ def apply(entries: Sequence[AppliedEntry], places: Places) -> Applied:
                     not path and is_of(entry.parent_class, module_class)
                 )
                 if is_class and matches(entry.pattern, name):
-                    found.add(place)
+                    places_touched.add(place)
                     _set(roots, place, path, node, entry, index, nested)
-        touched.append(frozenset(found))
+        touched.append(frozenset(places_touched))
     settings = {
         ".".join((place, *map(str, path))): setting
         for place, root in roots.items()

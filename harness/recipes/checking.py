@@ -88,9 +88,15 @@ class Installed:
             with warnings.catch_warnings():
                 # Of the dict form, of which the gate says by itself what it does
                 warnings.simplefilter("ignore")
-                given = {"algorithm": algorithms.DEFAULT} | plain(section)
-                given["quant_cfg"] = config_form.accepted(given["quant_cfg"], str(path))
-                checked = modelopt_config().QuantizeConfig(**given).model_dump(exclude_unset=True)
+                section_settings = {"algorithm": algorithms.DEFAULT} | plain(section)
+                section_settings["quant_cfg"] = config_form.accepted(
+                    section_settings["quant_cfg"], str(path)
+                )
+                checked = (
+                    modelopt_config()
+                    .QuantizeConfig(**section_settings)
+                    .model_dump(exclude_unset=True)
+                )
         except config_form.REFUSALS as error:
             fix = "Correct its quantize section."
             where = schema.refused_at(error, section, [section], str(path))

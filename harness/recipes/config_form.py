@@ -104,12 +104,12 @@ def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
         UsageError: a dict has no place for a pattern twice, nor for a class before and after other
             patterns.
     """
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     last: str | None = None
     for entry in entries:
         pattern, parent = entry["quantizer_name"], entry.get("parent_class")
-        again = parent in found and parent != last if parent else pattern in found
-        inner = found.setdefault(parent, {}) if parent else found
+        again = parent in merged and parent != last if parent else pattern in merged
+        inner = merged.setdefault(parent, {}) if parent else merged
         if again or pattern in inner:
             raise UsageError(
                 place,
@@ -120,7 +120,7 @@ def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
             )
         inner[pattern] = _attributes(entry)
         last = parent
-    return found
+    return merged
 
 
 def _of_key(key: str, value: Any) -> list[Line]:

@@ -22,7 +22,7 @@ DEFAULT = (
     "int4-awq",
     "w4a8-awq",
 )
-#: Recipes that search for formats: what they choose hangs on weights and data.
+#: Recipes that search for formats: what they choose depends on weights and data.
 SEARCHES = ("auto-fp8-int4",)
 #: Further recipes, in the folder ``more``: gated by name (``--recipe svdquant``), not by a plain
 #: ``pytest``.
@@ -81,30 +81,32 @@ def path_of(ref: str, root: Path | None = None) -> Path | None:
         )
     if _PYTHON.match(ref) and not files.exists(ref):
         return None
-    return find(ref, Tree(root if root is not None else installed_root()), given=root is not None)
+    return find(
+        ref, Tree(root if root is not None else installed_root()), given_root=root is not None
+    )
 
 
-def find(ref: str, tree: Tree, given: bool = False) -> Path:
-    """The file, or the directory with metadata and quantize files, that *ref* means.
+def find(ref: str, tree: Tree, given_root: bool = False) -> Path:
+    """Return the file, or the directory with metadata and quantize files, that *ref* means.
 
-    What is written as a path (``./fp8``, ``/data/fp8.yaml``, ``~/fp8``) is one.  Any other name is
-    looked up in the *given* tree, if there is one; then, if it has no folder and no suffix, among
-    this package's recipes; then it is a path from the working directory; then a name in the
+    What is written as a path (``./fp8``, ``/data/fp8.yaml``, ``~/fp8``) is a path.  Any other name
+    is looked up in these places, in this order: the tree that the person named, if there is one;
+    this package's recipes, if the name has no folder and no suffix; the working directory; the
     installed tree.
 
     Args:
         ref: as for :func:`load`.
         tree: ModelOpt's installed one, or another.
-        given: whether the person named this tree (``--recipes-root``): its files then come first.
+        given_root: whether the person named this tree (``--recipes-root``): its files come first.
 
     Raises:
         UsageError: there is none.
     """
-    found = _meanings(ref, tree, given)
-    if found and found[0].suffix in unknown.PYTHON:
+    meanings = _meanings(ref, tree, given_root)
+    if meanings and meanings[0].suffix in unknown.PYTHON:
         raise unknown.python_file(ref)
-    if found:
-        return found[0]
+    if meanings:
+        return meanings[0]
     raise unknown.refusal(ref, tree, DEFAULT + MORE)
 
 
@@ -117,7 +119,7 @@ def also_means(ref: str, root: Path | None = None) -> str | None:
     if path_of(ref, root) is None:
         return None
     tree = Tree(root if root is not None else installed_root())
-    first, *others = _meanings(ref, tree, given=root is not None)
+    first, *others = _meanings(ref, tree, given_root=root is not None)
     rest = [path for path in others if path.resolve() != first.resolve()]
     if not rest:
         return None
@@ -126,7 +128,7 @@ def also_means(ref: str, root: Path | None = None) -> str | None:
     return f"--recipe {ref} means {what}; to gate the other one of this name, give {other}"
 
 
-def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
+def _meanings(ref: str, tree: Tree, given_root: bool) -> list[Path]:
     """Every recipe that *ref* may mean, the one that counts first."""
     path = files.expand(ref, option="--recipe")
     if path.parts[:1] and path.parts[0].startswith(
@@ -147,7 +149,7 @@ def _meanings(ref: str, tree: Tree, given: bool) -> list[Path]:
     own: list[Path] = []
     if "/" not in ref and not ref.endswith(SUFFIXES):
         own = [HERE / f"{ref}.yaml", HERE / "more" / f"{ref}.yaml"]
-    candidates = [*inside, *own, *typed] if given else [*own, *typed, *inside]
+    candidates = [*inside, *own, *typed] if given_root else [*own, *typed, *inside]
     return [file for file in candidates if _exists(file)]
 
 
@@ -163,12 +165,12 @@ def _exists(path: Path) -> bool:
 
 
 def section_files(directory: Path) -> tuple[Path, Path] | None:
-    """The metadata and quantize files of a recipe kept as a directory, or None: it is none."""
-    found = [
+    """Return the metadata and quantize files of a recipe that is a directory, or None."""
+    section_paths = [
         next((p for s in SUFFIXES if files.is_file(p := directory / f"{n}{s}")), None)
         for n in SECTIONS
     ]
-    return (found[0], found[1]) if found[0] and found[1] else None
+    return (section_paths[0], section_paths[1]) if section_paths[0] and section_paths[1] else None
 
 
 def own_name(path: Path) -> str | None:

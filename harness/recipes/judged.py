@@ -77,17 +77,17 @@ def file_settings(algorithm: Any) -> list[str]:
     """Return the settings of *algorithm* that name a file or folder, dotted:
     ``layerwise.checkpoint_dir``.
     """
-    found: list[str] = []
+    settings_found: list[str] = []
     if isinstance(algorithm, (list, tuple)):
-        for one in algorithm:
-            found += file_settings(one)
+        for step in algorithm:
+            settings_found += file_settings(step)
     if isinstance(algorithm, Mapping):
         for name, value in algorithm.items():
             if isinstance(value, (Mapping, list, tuple)):
-                found += [f"{name}.{inner}" for inner in file_settings(value)]
+                settings_found += [f"{name}.{inner}" for inner in file_settings(value)]
             if value and _FILE_SETTING.search(str(name)):
-                found.append(str(name))
-    return list(dict.fromkeys(found))
+                settings_found.append(str(name))
+    return list(dict.fromkeys(settings_found))
 
 
 def cuda_formats(entry: Entry) -> Iterator[str]:
@@ -127,7 +127,7 @@ def foreign_patterns(recipe: Recipe, names: Collection[str]) -> list[str]:
 
 
 def kept_elsewhere(recipe: Recipe) -> bool:
-    """Whether *recipe* is in the folder of a family that is none of CLIP's."""
+    """Whether *recipe* is in the folder of a family that is not CLIP's."""
     path = recipe.path.as_posix() if recipe.path else ""
     return (
         re.search(r"/(?:huggingface|models|model_type|timm)/(?!clip/|vit/|siglip)[^/]+/", path)

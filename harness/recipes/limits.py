@@ -58,7 +58,7 @@ def _not_judged(cfg: Attributes) -> Finding:
     rotates = (
         rotate.get("enable") if isinstance(rotate, Mapping) else getattr(rotate, "enable", rotate)
     )
-    found = {
+    refused_settings = {
         "rotate": rotates and "turns the tensor before it is quantized",
         "bias": cfg.get("bias") is not None and "shifts the range (affine quantization)",
         "backend": cfg.get("backend") is not None
@@ -66,7 +66,7 @@ def _not_judged(cfg: Attributes) -> Finding:
         "fake_quant": cfg.get("fake_quant") is False
         and "is false: numbers would be stored packed, not simulated",
     }
-    for name, what in found.items():
+    for name, what in refused_settings.items():
         if what:
             return f"{name} {what}, which the gate cannot judge", f"Remove {name}."
     return None
@@ -93,7 +93,7 @@ def _axis(cfg: Attributes) -> Finding:
     axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
     if not axes:
         return "axis is an empty list, expected a dimension or null", _AXIS_FIX
-    if far := [one for one in axes if one not in DIMENSIONS]:
+    if far := [axis_ for axis_ in axes if axis_ not in DIMENSIONS]:
         return f"axis is {far[0]}, and no tensor here has that dimension", _AXIS_FIX
     return None
 
@@ -182,7 +182,7 @@ def _calibrator(cfg: Attributes) -> Finding:
         )
     is_constructor = isinstance(calibrator, Sequence) and not isinstance(calibrator, str)
     if is_constructor and not callable(next(iter(calibrator), None)):
-        return f"the calibrator {list(calibrator)!r:.80} is no class", "Write calibrator: max."
+        return f"the calibrator {list(calibrator)!r:.80} is not a class", "Write calibrator: max."
     return None
 
 
@@ -211,7 +211,11 @@ def attributes_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     cfg = entry.get("cfg")
     if isinstance(cfg, dict):
         return [cfg]
-    return [one for one in cfg if isinstance(one, dict)] if isinstance(cfg, list) else []
+    return (
+        [attributes for attributes in cfg if isinstance(attributes, dict)]
+        if isinstance(cfg, list)
+        else []
+    )
 
 
 def refused_entry(entry: Mapping[str, Any]) -> Finding:
@@ -219,7 +223,9 @@ def refused_entry(entry: Mapping[str, Any]) -> Finding:
     :func:`refused_attributes`.
     """
     cfg = entry.get("cfg")
-    is_empty = cfg in ({}, []) or (isinstance(cfg, list) and all(one == {} for one in cfg))
+    is_empty = cfg in ({}, []) or (
+        isinstance(cfg, list) and all(attributes == {} for attributes in cfg)
+    )
     if cfg is not None and is_empty and entry.get("enable", True):
         return (
             "cfg is empty",

@@ -282,16 +282,16 @@ def _imported(document: Document, tree: Tree) -> Document | None:
     any other one.
     """
     seen = {document.path}
-    found: Document | None = None
-    while (target := _only_import(found or document)) is not None:
-        path = tree.locate(target, (found or document).path)
+    target_document: Document | None = None
+    while (target := _only_import(target_document or document)) is not None:
+        path = tree.locate(target, (target_document or document).path)
         if path in seen:
             return None  # resolving it will say so
         seen.add(path)
-        found = tree.read(path)
-        if _declared_kind(found) is not None:
+        target_document = tree.read(path)
+        if _declared_kind(target_document) is not None:
             break
-    return found
+    return target_document
 
 
 def _only_import(document: Document) -> str | None:
@@ -356,9 +356,9 @@ def _with_type(data: Any) -> Any:
     """
     if not isinstance(data, Located) or not isinstance(data.get("metadata", {}), Mapping):
         return data
-    found = Located(data | {"metadata": {"recipe_type": SEARCHED} | data.get("metadata", {})})
-    found.place, found.places = data.place, data.places
-    return found
+    located = Located(data | {"metadata": {"recipe_type": SEARCHED} | data.get("metadata", {})})
+    located.place, located.places = data.place, data.places
+    return located
 
 
 def _check_declared(document: Document, kind: str | None, tree: Tree) -> None:
@@ -404,7 +404,7 @@ def _from_directory(ref: str, name: str, path: Path, tree: Tree, schema: Schema)
     for snippet, data in (*described.snippets, *quantize.snippets):
         schema.snippet(snippet, data)
     if not isinstance(described.data, dict) or described.data.get("recipe_type") != "ptq":
-        raise UsageError(sections[0], "is no ptq recipe's metadata", "Write 'recipe_type: ptq'.")
+        raise UsageError(sections[0], "is not a ptq recipe's metadata", "Write 'recipe_type: ptq'.")
     return _build(name, ref, path, quantize.data, (*described.files, *quantize.files), schema)
 
 
@@ -474,26 +474,26 @@ def unknown_fields(data: Any) -> tuple[str, ...]:
     """Return the fields of a resolved auto_quantize recipe that the gate does not know; one that
     resembles a known one is left to the schema, which says what was meant.
     """
-    found: list[str] = []
+    unknown: list[str] = []
 
     def look(part: Any, known: Sequence[str], where: str) -> None:
         for key in part if isinstance(part, Mapping) else ():
             is_near = key not in _LATER and difflib.get_close_matches(str(key), known, 1, 0.8)
             if key not in known and not is_near:
-                found.append(f"{where}{key}")
+                unknown.append(f"{where}{key}")
 
     look(data, _SECTIONS_OF_SEARCH, "")
     search = data.get("auto_quantize") if isinstance(data, Mapping) else None
     look(search, _FIELDS_OF_SEARCH, "auto_quantize.")
     if isinstance(search, Mapping):
         formats = search.get("candidate_formats")
-        for one in formats if isinstance(formats, list) else ():
-            look(one, _FIELDS_OF_FORMAT, "candidate_formats.")
+        for candidate in formats if isinstance(formats, list) else ():
+            look(candidate, _FIELDS_OF_FORMAT, "candidate_formats.")
         constraints = search.get("constraints")
         model = constraints.get("cost_model") if isinstance(constraints, Mapping) else None
         if isinstance(model, str) and model not in _COST_MODELS:
-            found.append(f"constraints.cost_model {model}")
-    return tuple(dict.fromkeys(found))
+            unknown.append(f"constraints.cost_model {model}")
+    return tuple(dict.fromkeys(unknown))
 
 
 def _searched(
@@ -503,20 +503,22 @@ def _searched(
     takes.
     """
     search = schema.search(data, path)
-    given = data["auto_quantize"]
+    search_settings = data["auto_quantize"]
     if search.has_kv_cache:
         what = "has auto_quantize.kv_cache, which mtq.auto_quantize does not take"
         raise UsageError(
-            place_at(given, ["kv_cache"], str(path)), what, "Take it out: CLIP has no KV cache."
+            place_at(search_settings, ["kv_cache"], str(path)),
+            what,
+            "Take it out: CLIP has no KV cache.",
         )
     if search.score_size < 1:
-        where = place_at(given, ["score_size"], str(path))
+        where = place_at(search_settings, ["score_size"], str(path))
         raise UsageError(
             where,
             f"score_size is {search.score_size}, expected 1 or more",
             "Write score_size: 128.",
         )
-    spaces = given.get("module_search_spaces") or ()
+    spaces = search_settings.get("module_search_spaces") or ()
     for pattern in (
         *search.disabled_layers,
         *search.cost_excluded_layers,
@@ -529,14 +531,15 @@ def _searched(
 
     fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
     formats = [
-        built(one, f"format {n}") for n, one in enumerate(given.get("candidate_formats") or (), 1)
+        built(candidate, f"format {n}")
+        for n, candidate in enumerate(search_settings.get("candidate_formats") or (), 1)
     ]
     searched = [
         (
             space,
             [
-                built(one, f"space {n} format {m}")
-                for m, one in enumerate(space["candidate_formats"], 1)
+                built(candidate, f"space {n} format {m}")
+                for m, candidate in enumerate(space["candidate_formats"], 1)
             ],
         )
         for n, space in enumerate(spaces, 1)
@@ -544,14 +547,15 @@ def _searched(
     candidates = (
         *([fixed] if fixed else []),
         *formats,
-        *(one for _, found in searched for one in found),
+        *(candidate for _, candidates_of_space in searched for candidate in candidates_of_space),
     )
     if len(candidates) > MAX_FORMATS:
         raise UsageError(
             path, f"has {len(candidates)} formats to search among", f"Write at most {MAX_FORMATS}."
         )
     if listed := next(
-        (one for one in candidates if isinstance(one.algorithm, (list, tuple))), None
+        (candidate for candidate in candidates if isinstance(candidate.algorithm, (list, tuple))),
+        None,
     ):
         what = (
             f"{listed.name.removeprefix(name).strip()} has a list as its algorithm, which a search "
@@ -564,22 +568,23 @@ def _searched(
         cost["excluded_module_name_patterns"] = list(search.cost_excluded_layers)
     arguments = {
         "constraints": constraints,
-        "quantization_formats": [one.quant_cfg for one in formats] or None,
+        "quantization_formats": [candidate.quant_cfg for candidate in formats] or None,
         "fixed_quantization_config": fixed.quant_cfg if fixed else None,
         "module_search_spaces": [
             {
                 "module_name_patterns": list(plain(space["module_name_patterns"])),
-                "quantization_formats": [one.quant_cfg for one in found],
+                "quantization_formats": [candidate.quant_cfg for candidate in candidates_of_space],
                 "allow_no_quant": bool(space.get("allow_no_quant", True)),
             }
-            for space, found in searched
+            for space, candidates_of_space in searched
         ],
         "disabled_layers": list(search.disabled_layers),
         "method": search.method,
         "score_size": search.score_size,
     }
     methods = {
-        json.dumps(_canonical(one.algorithm), sort_keys=True): one.algorithm for one in candidates
+        json.dumps(_canonical(candidate.algorithm), sort_keys=True): candidate.algorithm
+        for candidate in candidates
     }
     algorithm = next(iter(methods.values())) if len(methods) == 1 else None
     return Recipe(
@@ -594,7 +599,7 @@ def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> 
     lines = schema.lines(quant_cfg) if isinstance(quant_cfg, Mapping) else quant_cfg
     if not isinstance(lines, list):
         raise UsageError(
-            where, "quant_cfg is no list of entries", "Write '- quantizer_name: ...' lines."
+            where, "quant_cfg is not a list of entries", "Write '- quantizer_name: ...' lines."
         )
     if len(lines) > MAX_ENTRIES:
         raise UsageError(where, f"has {len(lines)} entries", f"Write fewer than {MAX_ENTRIES}.")
@@ -628,10 +633,10 @@ def _from_python(ref: str, schema: Schema) -> Recipe:
     if isinstance(value, list) or (isinstance(value, dict) and "quant_cfg" not in value):
         value = {"quant_cfg": value, "algorithm": algorithms.DEFAULT}
     if not isinstance(value, dict) or not value["quant_cfg"]:
-        found = "is empty" if isinstance(value, dict) else f"is of type {type(value).__name__}"
+        reason = "is empty" if isinstance(value, dict) else f"is of type {type(value).__name__}"
         raise UsageError(
             f"--recipe {ref}",
-            f"is no quant_cfg: it {found}",
+            f"is not a quant_cfg: it {reason}",
             "Name a dict with the keys quant_cfg and algorithm.",
         )
     try:

@@ -1,8 +1,8 @@
 """Names of recipes, models and tasks: short, and different for whatever is different in one run.
 
 A name is shown in test ids and results, and is a folder of the baselines.  It is the last part of a
-path, as long as nothing else in the run has it; then as much of the folders above it is added as
-tells the two apart.  What is the same thing is told by the file or folder, not by the spelling:
+path, as long as nothing else in the run has it; otherwise as many of the folders above it are added
+as are needed to distinguish the two.  Two spellings of the same file or folder are one thing:
 ``clip``, ``./clip/`` and a link to it are one model.  The names of what this package holds
 (``embedded``, ``fp8``) are never given to anything else.
 """
@@ -98,13 +98,13 @@ def notes(
     Raises:
         UsageError: there is no such recipe.
     """
-    found = [finding.also_means(reference, root) for reference in recipes_given]
+    ambiguous = [finding.also_means(reference, root) for reference in recipes_given]
     if EMBEDDED in models_given and files.is_folder(EMBEDDED):
-        found.append(
+        ambiguous.append(
             f"--clip-model {EMBEDDED} means the model of this package; for the folder, give "
             f"./{EMBEDDED}"
         )
-    return [line for line in found if line is not None]
+    return [line for line in ambiguous if line is not None]
 
 
 def plain(name: str) -> str:
@@ -217,7 +217,7 @@ def _file(path: Path) -> tuple[int, int]:
 def _is_kept_recipe(name: str) -> bool:
     """Whether only a recipe of this package, or the store, has the name *name*."""
     return name.casefold() in {
-        kept.casefold() for kept in (*finding.DEFAULT, *finding.MORE, KEPT["recipe"][0])
+        kept_name.casefold() for kept_name in (*finding.DEFAULT, *finding.MORE, KEPT["recipe"][0])
     }
 
 
@@ -258,7 +258,9 @@ def _distinct(
         keys = {thing: key(name(thing)) for thing in left if thing.own or not is_kept(name(thing))}
         counts = Counter(keys.values())
         clashing = [
-            one for one in left if not one.own and (one not in keys or counts[keys[one]] > 1)
+            other
+            for other in left
+            if not other.own and (other not in keys or counts[keys[other]] > 1)
         ]
         if not clashing:
             return {thing.reference: name(thing) for thing in left}
@@ -269,7 +271,7 @@ def _distinct(
             continue
         if hashed.issuperset(clashing):
             raise UsageError(clashing[0].reference, "has the name of something else", "Rename it.")
-        # No folder tells them apart: their names differ in capitals alone, or in a suffix.
+        # No folder distinguishes them: their names differ in capitals alone, or in a suffix.
         hashed.update(clashing)
         depths.update({thing: thing.depth for thing in clashing})
 

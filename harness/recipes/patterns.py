@@ -134,8 +134,12 @@ def unmatched_hint(entry: Entry, quantizers: Sequence[Placed], hidden: Mapping[s
             "Remove the entry: diffusers' attention class has no p_bmm quantizer, and ModelOpt's "
             "never runs under sdpa."
         )
-    candidates = (replace(entry, pattern=one) for one in _corrections(pattern, quantizers))
-    meant = next((one.pattern for one in candidates if matched(quantizers, one)), None)
+    candidates = (
+        replace(entry, pattern=corrected) for corrected in _corrections(pattern, quantizers)
+    )
+    meant = next(
+        (corrected.pattern for corrected in candidates if matched(quantizers, corrected)), None
+    )
     if "{" in pattern:
         instead = f"Did you mean {meant!r}?" if meant else "Write one entry for each."
         return (
@@ -175,13 +179,13 @@ def _as_characters(braces: re.Match[str]) -> str:
     """``{0..3}`` and ``{q,k}``, as the gate's own messages fold names, in a glob's characters; or
     as they are.
     """
-    found = []
+    characters = []
     for part in braces[1].split(","):
         first, dots, last = part.strip().partition("..")
         if len(first) != 1 or (dots and len(last) != 1):
             return braces[0]
-        found.append(f"{first}-{last}" if dots else first)
-    return f"[{''.join(found)}]"
+        characters.append(f"{first}-{last}" if dots else first)
+    return f"[{''.join(characters)}]"
 
 
 def _with_missing_folders(pattern: str, quantizers: Sequence[Placed]) -> Iterator[str]:
@@ -189,14 +193,14 @@ def _with_missing_folders(pattern: str, quantizers: Sequence[Placed]) -> Iterato
     ``vision_model.[encoder.]layers.0``.
     """
     start = re.match(r"[\w.]*", pattern)
-    given = start[0].strip(".").split(".") if start else []
-    rest = pattern[len(".".join(given)) :]
-    if len(given) < 2:
+    parts_given = start[0].strip(".").split(".") if start else []
+    rest = pattern[len(".".join(parts_given)) :]
+    if len(parts_given) < 2:
         return
     for module in dict.fromkeys(q.module for q in quantizers):
         parts = module.split(".")
         left = iter(enumerate(parts))
-        ends = [next((at for at, part in left if part == word), None) for word in given]
+        ends = [next((at for at, part in left if part == word), None) for word in parts_given]
         if ends[-1] is not None:
             yield ".".join(parts[: ends[-1] + 1]) + rest
             return
@@ -238,8 +242,14 @@ def overridden_patterns(
         done = applied_to((*quantizers, *elsewhere), part.entries)
         count = len({place_of(q.name) for q in (*quantizers, *elsewhere)})
         problems += [
-            Problem(one.rule, one.what, (), one.fix, spot(part.entries[one.entry].position))
-            for one in overridden(part, done, count)
+            Problem(
+                finding.rule,
+                finding.what,
+                (),
+                finding.fix,
+                spot(part.entries[finding.entry].position),
+            )
+            for finding in overridden(part, done, count)
         ]
     return problems
 

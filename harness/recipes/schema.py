@@ -58,38 +58,45 @@ def check_entry(line: Any, place: str) -> list[Fields]:
             warnings.simplefilter("ignore")  # of the dict form being old
             entries = config_form.normalized(plain(line))
     except config_form.REFUSALS as error:
-        given = meanings(line)
-        what, fix = explained(error, given, _attributes())
-        raise UsageError(_refused_at(error, line, given, place), what, fix) from error
+        alternatives = meanings(line)
+        what, fix = explained(error, alternatives, _attributes())
+        raise UsageError(_refused_at(error, line, alternatives, place), what, fix) from error
     try:
         return [fields(_dumped(entry), place, _classes) for entry in entries]
     except UsageError as error:
         raise UsageError(named_place(line, error.what, place), error.what, error.fix) from None
 
 
-def _refused_at(error: Exception, line: Mapping[str, Any], given: Sequence[Any], place: str) -> str:
+def _refused_at(
+    error: Exception, line: Mapping[str, Any], alternatives: Sequence[Any], place: str
+) -> str:
     """The place of the value in *line* that ModelOpt's schema refuses with *error*."""
     by_validator = True
     if isinstance(error, pydantic.ValidationError):
-        by_validator = _most_telling(error, given)["type"].endswith("_error")
-    if by_validator and (problem := _known_refusal(given)) is not None:
+        by_validator = _most_telling(error, alternatives)["type"].endswith("_error")
+    if by_validator and (problem := _known_refusal(alternatives)) is not None:
         return named_place(line, problem[0], place)
     if "quantizer_name" in line:
-        return refused_at(error, line, given, place)
+        return refused_at(error, line, alternatives, place)
     # The dict form: pattern -> attributes, where an entry has them under cfg
-    inner = [one.get("cfg") for one in given if isinstance(one, Mapping)]
+    inner = [
+        alternative.get("cfg") for alternative in alternatives if isinstance(alternative, Mapping)
+    ]
     keys = [next(iter(line), "")]
     value = line.get(keys[0])
     return refused_at(error, value, inner, place_at(line, keys, place), skipped="cfg")
 
 
-def _known_refusal(given: Sequence[Any]) -> limits.Finding:
+def _known_refusal(alternatives: Sequence[Any]) -> limits.Finding:
     """What the gate itself knows of ModelOpt's validators, which do not say which key they mean."""
-    for entry in given:
+    for entry in alternatives:
         rules: list[tuple[Callable[[Any], limits.Finding], Any]] = []
         if isinstance(entry, Mapping):
             rules = [(limits.refused_entry, entry)]
-            rules += [(limits.refused_attributes, one) for one in limits.attributes_of(entry)]
+            rules += [
+                (limits.refused_attributes, entry_attributes)
+                for entry_attributes in limits.attributes_of(entry)
+            ]
         for rule, data in rules:
             try:
                 problem = rule(data)
@@ -101,21 +108,25 @@ def _known_refusal(given: Sequence[Any]) -> limits.Finding:
 
 
 def refused_at(
-    error: Exception, located: Any, given: Sequence[Any], place: str, skipped: str = ""
+    error: Exception, located: Any, alternatives: Sequence[Any], place: str, skipped: str = ""
 ) -> str:
     """Return the place of what a schema refuses with *error*.
 
     Args:
         error: what ModelOpt or pydantic raised.
         located: the data with their places.
-        given: the data that were checked; several where one line means several entries.
+        alternatives: the data that were checked; several where one line means several entries.
         place: where they stand.
-        skipped: a key at which the schema had *given*, and which *located* does not have.
+        skipped: a key at which the schema had *alternatives*, and which *located* does not have.
     """
     keys: list[int | str] = []
     if isinstance(error, pydantic.ValidationError):
-        loc = [key for key in _most_telling(error, given)["loc"] if not skipped or key != skipped]
-        keys = max((_path(loc, one) for one in given), key=len, default=[])
+        loc = [
+            key
+            for key in _most_telling(error, alternatives)["loc"]
+            if not skipped or key != skipped
+        ]
+        keys = max((_path(loc, alternative) for alternative in alternatives), key=len, default=[])
     return place_at(located, keys, place) if keys else named_place(located, str(error), place)
 
 
@@ -123,7 +134,7 @@ def not_a_mapping(line: Any, place: str) -> UsageError:
     """Return the refusal of an entry that is not a mapping."""
     return UsageError(
         place,
-        f"the entry {line!r:.80} is no mapping of names",
+        f"the entry {line!r:.80} is not a mapping of names",
         "Write quantizer_name, cfg and enable.",
     )
 
@@ -180,7 +191,7 @@ def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name")
         or len(pattern) > MAX_PATTERN
     ):
         raise UsageError(
-            place, f"{pattern!r:.80} is no pattern of {what}", "Write a glob of plain text."
+            place, f"{pattern!r:.80} is not a pattern of {what}", "Write a glob of plain text."
         )
     if pattern.count("*") > MAX_WILDCARDS:
         raise UsageError(
@@ -195,7 +206,7 @@ def _check_class(name: Any, place: str, known: Sequence[str]) -> None:
     check_pattern(name, place)
     if name in known:
         return
-    by_case = {one.rpartition(".")[2].lower(): one for one in reversed(known)}
+    by_case = {class_name.rpartition(".")[2].lower(): class_name for class_name in reversed(known)}
     near = difflib.get_close_matches(str(name).rpartition(".")[2].lower(), by_case, 1, 0.6)
     fix = (
         f"Did you mean {by_case[near[0]]!r}?"
@@ -262,7 +273,7 @@ def unknown_schema(document: Document) -> UsageError:
 def unknown_kind(kind: str, path: Path, known: Sequence[str]) -> UsageError:
     """Return the refusal of a ``recipe_type`` that this ModelOpt does not have."""
     return UsageError(
-        path, f"its recipe_type {kind!r} is none of ModelOpt's", f"Known: {', '.join(known)}."
+        path, f"its recipe_type {kind!r} is not one of ModelOpt's", f"Known: {', '.join(known)}."
     )
 
 
@@ -270,7 +281,7 @@ def check_kind(kind: str, path: Path) -> None:
     """Hold a ``recipe_type`` against the kinds that ModelOpt knows.
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: it is not one of them.
     """
     modelopt_config()
     from modelopt.recipe.config import RecipeType
@@ -280,35 +291,43 @@ def check_kind(kind: str, path: Path) -> None:
         raise unknown_kind(kind, path, known)
 
 
-def explained(error: Exception, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
+def explained(
+    error: Exception, alternatives: Sequence[Any], known: Sequence[str]
+) -> tuple[str, str]:
     """What is wrong and the fix, in one sentence each, from the most telling of a schema's
     complaints.
 
     Args:
         error: what ModelOpt or pydantic raised.
-        given: the data that were checked; several where one line means several entries.
+        alternatives: the data that were checked; several where one line means several entries.
         known: the names that could be written where an unknown one is.
     """
     if not isinstance(error, pydantic.ValidationError):
         return f"ModelOpt refuses it: {' '.join(str(error).split())[:300]}", "Correct it."
-    return told(_most_telling(error, given), given, known)
+    return explained_complaint(_most_telling(error, alternatives), alternatives, known)
 
 
-def _most_telling(error: pydantic.ValidationError, given: Sequence[Any]) -> Any:
+def _most_telling(error: pydantic.ValidationError, alternatives: Sequence[Any]) -> Any:
     """The complaint that is about what the author meant."""
-    return max(error.errors(include_url=False), key=lambda one: _weight(one, given))
+    return max(
+        error.errors(include_url=False), key=lambda complaint: _weight(complaint, alternatives)
+    )
 
 
-def told(complaint: Any, given: Sequence[Any], known: Sequence[str]) -> tuple[str, str]:
+def explained_complaint(
+    complaint: Any, alternatives: Sequence[Any], known: Sequence[str]
+) -> tuple[str, str]:
     """What is wrong and the fix, of one complaint: pydantic's, or one of the lint's in the same
     form.
 
     Args:
         complaint: with its ``type``, ``loc`` (keys), ``msg`` and ``input``.
-        given: as for :func:`explained`.
+        alternatives: as for :func:`explained`.
         known: as for :func:`explained`.
     """
-    path = max((_path(complaint["loc"], one) for one in given), key=len, default=[])
+    path = max(
+        (_path(complaint["loc"], alternative) for alternative in alternatives), key=len, default=[]
+    )
     where = ".".join(str(key) for key in path) if path else "it"
     if complaint["type"] == "extra_forbidden":
         key = str(complaint["loc"][-1])
@@ -328,16 +347,16 @@ def told(complaint: Any, given: Sequence[Any], known: Sequence[str]) -> tuple[st
     return f"{where} is refused: {reason}", f"It is {complaint['input']!r:.80}; correct it."
 
 
-def _path(loc: Sequence[int | str], given: Any) -> list[int | str]:
-    """The keys of *loc* that lead into *given*: without the names that pydantic gives to
+def _path(loc: Sequence[int | str], value: Any) -> list[int | str]:
+    """The keys of *loc* that lead into *value*: without the names that pydantic gives to
     alternatives of a union.
     """
     keys: list[int | str] = []
     for key in loc:
-        is_key = isinstance(given, Mapping) and key in given
-        is_index = isinstance(given, (list, tuple)) and isinstance(key, int) and key < len(given)
+        is_key = isinstance(value, Mapping) and key in value
+        is_index = isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value)
         if is_key or is_index:
-            given = given[key]
+            value = value[key]
             keys.append(key)
     return keys
 
@@ -380,12 +399,15 @@ def _removed(complaint: Any, path: Sequence[int | str]) -> tuple[str, str] | Non
     )
 
 
-def _weight(complaint: Any, given: Sequence[Any]) -> tuple[bool, bool, int]:
+def _weight(complaint: Any, alternatives: Sequence[Any]) -> tuple[bool, bool, int]:
     """Rank of a complaint: of a union pydantic reports every member, and only the one the author
     meant helps.
     """
     branches = [str(part) for part in complaint["loc"]]
-    is_list = any(isinstance(one, Mapping) and isinstance(one.get("cfg"), list) for one in given)
+    is_list = any(
+        isinstance(alternative, Mapping) and isinstance(alternative.get("cfg"), list)
+        for alternative in alternatives
+    )
     meant = any(b.startswith("list[") for b in branches) == is_list
     return meant, complaint["type"] == "extra_forbidden", len(branches)
 

@@ -103,17 +103,18 @@ class Tree:
         return files.is_folder(self.root / "model_type")
 
     def candidates(self, name: str, where: str | Path) -> list[Path]:
-        """Where an import of *name* may lie, the first that exists counting: lexically inside the
-        tree.
+        """Return the paths that an import of *name* can mean; the first that exists counts.
+
+        They are inside the tree as they are written.
 
         Raises:
-            UsageError: the name is absolute, climbs with ``..``, or is no name.
+            UsageError: the name is absolute, climbs with ``..``, or is not a name.
         """
         fix = "Import by a path relative to the tree's root, such as configs/numerics/fp8."
         if not isinstance(name, str) or not name:
             raise UsageError(where, f"an import path is {shown(name)}, not a name", fix)
         if len(name) > MAX_NAME or not name.isprintable() or "\\" in name:
-            raise UsageError(where, f"the import path {shown(name)} is no plain file name", fix)
+            raise UsageError(where, f"the import path {shown(name)} is not a plain file name", fix)
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:|^~", name):
             raise UsageError(where, f"the import {shown(name)} leads outside the tree", fix)
@@ -202,10 +203,10 @@ def _text_of(path: Path) -> str:
 _Kept = TypeVar("_Kept", Document, Snippet)
 
 
-def _or_raise(kept: _Kept | UsageError) -> _Kept:
-    if isinstance(kept, UsageError):
-        raise kept.with_traceback(None)
-    return kept
+def _or_raise(outcome: _Kept | UsageError) -> _Kept:
+    if isinstance(outcome, UsageError):
+        raise outcome.with_traceback(None)
+    return outcome
 
 
 class _Resolver:
@@ -342,8 +343,8 @@ class _Splicer:
                 continue
             imported = self._lookup(item["$import"], getattr(item, "place", "") or where)
             if isinstance(imported, list):
-                for inner, one in enumerate(imported):
-                    result.add(one, place_at(imported, [inner], place), place)
+                for inner, imported_item in enumerate(imported):
+                    result.add(imported_item, place_at(imported, [inner], place), place)
             else:
                 result.add(imported, place, place)
         return result

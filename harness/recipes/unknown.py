@@ -37,14 +37,14 @@ def refusal(ref: str, tree: Tree, own: Collection[str]) -> UsageError:
         own: the names of this package's recipes.
     """
     path = files.expand(ref, option="--recipe")
-    found = (
+    reason_and_fix = (
         _kind(path)
         or _in_tree(ref, tree)
         or _several(ref, tree, own)
         or _in_other_words(ref, path)
         or (_no_file(ref, path, tree, own) if _is_path(ref) else _no_name(ref, tree, own))
     )
-    return UsageError(f"--recipe {ref}", *found)
+    return UsageError(f"--recipe {ref}", *reason_and_fix)
 
 
 def python_file(ref: str) -> UsageError:
@@ -133,7 +133,7 @@ def _no_name(ref: str, tree: Tree, own: Collection[str]) -> tuple[str, str]:
     near = nearest(ref, names)
     if not near:  # a part of a longer name: its last words
         last = {name.rpartition("/")[2]: name for name in reversed(names)}
-        near = [last[one] for one in nearest(ref.rpartition("/")[2], list(last))]
+        near = [last[similar] for similar in nearest(ref.rpartition("/")[2], list(last))]
     first = ", ".join(list(own)[:MAX_LISTED])
     everything = f"Give one of {first}, ..., a name in the tree, a YAML path or module:ATTRIBUTE."
     return what, meant(near) or everything
@@ -146,10 +146,12 @@ def nearest(ref: str, names: Collection[str], start: str = "") -> list[str]:
     if asked in bare:
         return [start + bare[asked]]
     near = difflib.get_close_matches(asked, bare, MAX_NEAR)
-    alike = [difflib.SequenceMatcher(None, asked, one).ratio() for one in near]
-    # Beside a name that differs in a letter, one that differs in half of them is noise
+    alike = [difflib.SequenceMatcher(None, asked, candidate).ratio() for candidate in near]
+    # Next to a name that differs in a letter, one that differs in half of them is noise.
     return [
-        start + bare[one] for one, ratio in zip(near, alike, strict=True) if ratio > alike[0] - 0.15
+        start + bare[candidate]
+        for candidate, ratio in zip(near, alike, strict=True)
+        if ratio > alike[0] - 0.15
     ]
 
 
@@ -184,12 +186,12 @@ def _as_module(ref: str) -> str:
 def _tree_names(tree: Tree) -> list[str]:
     """The names of the files of *tree* that can be recipes."""
     every = (Path(at, name) for at, _, names in os.walk(tree.root) for name in names)
-    found = (
+    tree_files = (
         path.relative_to(tree.root).with_suffix("").as_posix()
         for path in every
         if path.name.endswith(SUFFIXES)
     )
-    return sorted(name for name in islice(found, MAX_NAMES) if not name.startswith("configs/"))
+    return sorted(name for name in islice(tree_files, MAX_NAMES) if not name.startswith("configs/"))
 
 
 def _yaml_names(folder: Path) -> list[str]:
@@ -221,7 +223,7 @@ def missing_module(module: str) -> tuple[str, str] | None:
         name = ".".join(parts[:number])
         spec = _spec(name, path)
         if spec is None:
-            before = "".join(f"{one}." for one in parts[: number - 1])
+            before = "".join(f"{package}." for package in parts[: number - 1])
             near = nearest(part, list(_modules(sys.path if path is None else path)), before)
             fix = "Correct it, or start pytest where it can be imported (PYTHONPATH)."
             return f"there is no module {name!r}", meant(near) or fix
@@ -276,5 +278,5 @@ def missing_attribute(ref: str, value: object, name: str) -> tuple[str, str]:
     """What is wrong where *value*, to which *ref* leads so far, has no attribute *name*."""
     if isinstance(value, ModuleType) and missing_module(f"{ref}.{name}") is None:
         return f"{name!r} is a module of {ref}", f"Write {ref}.{name}:ATTRIBUTE."
-    near = nearest(name, [one for one in dir(value) if not one.startswith("__")])
+    near = nearest(name, [attribute for attribute in dir(value) if not attribute.startswith("__")])
     return f"{ref} has no attribute {name!r}", meant(near) or "Correct module:ATTRIBUTE."

@@ -125,12 +125,12 @@ def place_at(value: Any, keys: Iterable[Any], place: str) -> str:
 
 def named_place(value: Any, what: str, place: str) -> str:
     """Return the place of the key of *value* that *what* names first, or else *place*."""
-    found: list[tuple[int, str]] = []
-    _find_named(value, what, found)
-    return min(found, key=lambda one: one[0], default=(0, place))[1]
+    keys: list[tuple[int, str]] = []
+    _find_named(value, what, keys)
+    return min(keys, key=lambda key: key[0], default=(0, place))[1]
 
 
-def _find_named(value: Any, what: str, found: list[tuple[int, str]]) -> None:
+def _find_named(value: Any, what: str, keys: list[tuple[int, str]]) -> None:
     is_list = isinstance(value, (list, tuple))
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if is_list else ()
     for key, item in pairs:
@@ -140,9 +140,9 @@ def _find_named(value: Any, what: str, found: list[tuple[int, str]]) -> None:
             else None
         )
         if match is not None and isinstance(value, Located) and key in value.places:
-            found.append((match.start(), value.places[key]))
+            keys.append((match.start(), value.places[key]))
         if isinstance(item, (Mapping, LocatedList)):
-            _find_named(item, what, found)
+            _find_named(item, what, keys)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def parse(text: str, path: Path) -> Document:
     if len(documents) == 2:
         if not isinstance(documents[0], dict):
             raise UsageError(
-                path, "the first of its two YAML documents is no mapping", "Put imports: there."
+                path, "the first of its two YAML documents is not a mapping", "Put imports: there."
             )
         header = documents[0]
     elif len(documents) > 2:
@@ -213,7 +213,9 @@ def parse(text: str, path: Path) -> Document:
     imports = imports or {}
     if not isinstance(imports, dict) or not all(isinstance(k, str) for k in imports):
         raise UsageError(
-            path, "'imports' is no mapping of names to paths", "Write imports: {fp8: configs/...}."
+            path,
+            "'imports' is not a mapping of names to paths",
+            "Write imports: {fp8: configs/...}.",
         )
     return Document(path, schema, imports, _exmy(body), len(documents))
 
@@ -222,23 +224,25 @@ def _schema_comment(text: str, path: Path) -> str | None:
     """The name in the preamble's ``# modelopt-schema:``; never imported, only compared with known
     ones.
     """
-    found: str | None = None
+    schema: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.strip().startswith("#"):
             break
         if not (match := _SCHEMA.match(line)):
             continue
-        if found is not None:
+        if schema is not None:
             raise UsageError(
                 Place.make(path, number), "a second modelopt-schema comment", "Keep one."
             )
-        found = match[1]
-        if not _MODELOPT_NAME.match(found):
+        schema = match[1]
+        if not _MODELOPT_NAME.match(schema):
             fix = "Name one such as modelopt.torch.quantization.config.QuantizerCfgListConfig."
             raise UsageError(
-                Place.make(path, number), f"the schema {shown(found)} is none of ModelOpt's", fix
+                Place.make(path, number),
+                f"the schema {shown(schema)} is not one of ModelOpt's",
+                fix,
             )
-    return found
+    return schema
 
 
 class _Loader(yaml.SafeLoader):
@@ -288,7 +292,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int)):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key that is no name", key_node.start_mark
+                    None, None, "a key that is not a name", key_node.start_mark
                 )
             if key in seen:
                 problem = f"the key {shown(key)} twice, of which YAML keeps the last"

@@ -308,7 +308,7 @@ def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
 
     assert "b/int8" in names(reached)
     assert len(reached) > 1
-    assert {(one.kind, one.broken, one.untold) for one in reached} == {("ptq", None, None)}
+    assert {(one.kind, one.broken, one.unknown) for one in reached} == {("ptq", None, None)}
 
 
 def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
@@ -446,7 +446,7 @@ def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(
     (one,) = affected(root, "HEAD")
 
     assert f"{one.recipe}.yaml" == name
-    assert one.untold or one.broken or one.kind == "ptq"
+    assert one.unknown or one.broken or one.kind == "ptq"
     assert not_gated(one) is None
 
 

@@ -526,7 +526,7 @@ def test_a_loaded_config_is_a_copy(module: str) -> None:
             r"published_quant_cfg:TYPO entry 1: unknown attribute 'cfg.num_bitz'. Did you mean "
             r"'num_bits'\?",
         ),
-        ("NUMBER", "is no quant_cfg"),
+        ("NUMBER", "is not a quant_cfg"),
         ("MISSING", "has no attribute 'MISSING'"),
     ],
 )
@@ -572,8 +572,8 @@ def test_a_python_reference_that_is_no_recipe_is_refused(
             recipe_text("  - quantizer_name: 3\n    enable: true\n"),
             "r.yaml:6: quantizer_name is refused",
         ),
-        (recipe_text("  - 7\n"), "r.yaml:6: the entry 7 is no mapping"),
-        (recipe_text("   x\n"), "quant_cfg is no list of entries"),
+        (recipe_text("  - 7\n"), "r.yaml:6: the entry 7 is not a mapping"),
+        (recipe_text("   x\n"), "quant_cfg is not a list of entries"),
         (
             recipe_text("  - {quantizer_name: '*', enable: true}\n", "maxx"),
             "no calibration algorithm 'maxx'. This ModelOpt has .*smoothquant",
@@ -602,7 +602,7 @@ def test_a_python_reference_that_is_no_recipe_is_refused(
         ("quantize: {quant_cfg: []}\n", "no metadata.recipe_type"),
         (
             "metadata:\n  recipe_type: pqt\nquantize: {}\n",
-            "recipe_type 'pqt' is none of ModelOpt's. Known: ptq",
+            "recipe_type 'pqt' is not one of ModelOpt's. Known: ptq",
         ),
         ("metadata:\n  recipe_type: ptq\n---\nquantize: {quant_cfg: []}\n", "two YAML documents"),
         ("a: [1\n", "r.yaml:2: is not YAML that a recipe may hold: .*expected"),

@@ -74,7 +74,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("door_package.recipe:C", "no module 'door_package.recipe'", "'door_package.recipes'?"),
         ("door_package:recipes.C", "is a module of door_package", "door_package.recipes:"),
         ("door_module:CGF", "door_module has no attribute 'CGF'", "Did you mean 'CFG'?"),
-        ("door_module:NUMBER", "is no quant_cfg: it is of type int", "Name a dict"),
+        ("door_module:NUMBER", "is not a quant_cfg: it is of type int", "Name a dict"),
         ("door_module:LOCK", "holds what cannot be copied", "plain data"),
         ("door_module:RING", "holds itself", "plain data"),
         ("door_module:holder.cfg", "holder.cfg raises OSError: gone while", "door_module.py:8)"),
