@@ -40,7 +40,7 @@ from pydantic import Field
 
 from harness import files, places
 from harness.errors import UsageError
-from harness.files import Place
+from harness.files import PlaceOf
 from harness.statistics.limits import Limits, NonNegative, Number, Strict
 from harness.statistics.verdicts import MOST_DESIGN_EFFECT, Budget, resolution
 
@@ -127,7 +127,7 @@ class LeaveOut:
 class Policy:
     """A budgets file, checked. Made by `load`."""
 
-    def __init__(self, path: Path, content: _File, place: Place) -> None:
+    def __init__(self, path: Path, content: _File, place: PlaceOf) -> None:
         self.path = path
         self._content = content
         self._place = place
