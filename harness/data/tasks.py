@@ -28,19 +28,22 @@ import torch
 from torch import Tensor, nn
 
 from harness import digests
-from harness.data import inputs, samples, words
+from harness.data import inputs, sample_counts, samples, words
 from harness.data.inputs import Pictures, Prompts, TakenPictures
 from harness.data.known import Known, once
 from harness.data.pictures import Resized
 from harness.data.samples import CLASSIFICATION, Samples
-from harness.errors import UsageError
 from harness.models import families
 
 if TYPE_CHECKING:
     from harness.models.references import Reference
 
 EMBEDDED_TASKS = samples.EMBEDDED_TASKS
-ACC1, IMAGE_RECALL, TEXT_RECALL = "acc1", "image_retrieval_recall@5", "text_retrieval_recall@5"
+ACC1, IMAGE_RECALL, TEXT_RECALL = (
+    sample_counts.ACC1,
+    sample_counts.IMAGE_RECALL,
+    sample_counts.TEXT_RECALL,
+)
 #: metric -> how far down the ranking a right candidate counts
 DEPTH = {ACC1: 1, IMAGE_RECALL: 5, TEXT_RECALL: 5}
 #: Scores are computed for so many query-candidate pairs at a time.
@@ -154,7 +157,7 @@ class Task:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics this kind of task has."""
-        return metrics_of(self.kind)
+        return sample_counts.metrics_of(self.kind)
 
     def n(self, metric: str) -> int:
         """Samples under *metric*: captions for image retrieval, else pictures."""
@@ -214,11 +217,6 @@ def take(task: Task, positions: npt.NDArray[np.int64]) -> Task:
     )
 
 
-def metrics_of(kind: str) -> tuple[str, ...]:
-    """The metrics that a kind of task has."""
-    return (ACC1,) if kind == CLASSIFICATION else (IMAGE_RECALL, TEXT_RECALL)
-
-
 def load_tasks(
     names: Sequence[str] | None, data_root: Path | None, reference: Reference
 ) -> tuple[Task, ...]:
@@ -233,51 +231,9 @@ def load_tasks(
     Raises:
         UsageError: a task is unknown, or its data are absent, incomplete or damaged.
     """
-    loaded = _loaded(names, data_root)
+    loaded = sample_counts.loaded(names, data_root)
     resize = inputs.Resize(reference.image_processor)
     return tuple(completed(prepare(data_set, resize, reference), reference) for data_set in loaded)
-
-
-def sample_counts(
-    names: Sequence[str] | None, data_root: Path | None
-) -> dict[tuple[str, str], int]:
-    """Return the number of samples of each (task, metric), from names, labels and captions alone.
-
-    No picture is read and no model is needed, so that what depends on the counts can be refused at
-    once and early. The arguments are those of :func:`load_tasks`.
-
-    Raises:
-        UsageError: as :func:`load_tasks`, but for what is wrong with a picture.
-    """
-    return {
-        (data_set.name, metric): data_set.prompts if metric == IMAGE_RECALL else len(data_set.ids)
-        for data_set in _loaded(names, data_root)
-        for metric in metrics_of(data_set.kind)
-    }
-
-
-def _loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples]:
-    """The data sets *names*, each once; what can be known without a picture is checked."""
-    loaded: dict[Path, Samples] = {}
-    for name in dict.fromkeys(map(samples.canonical, EMBEDDED_TASKS if names is None else names)):
-        data_set = samples.load(name, data_root)
-        # Several original formats may share a folder; a webdataset has its own.
-        place = data_set.place / name if name in samples.LAYOUTS else data_set.place.resolve()
-        if place in loaded:
-            what = f"and {loaded[place].name} are the same data in {data_set.place}"
-            raise UsageError(
-                f"--tasks {name}", what, "Give one of them, or a --data-root that holds both."
-            )
-        words.check_count(data_set.prompts, data_set.place)
-        candidates = len(data_set.classes) if data_set.labels is not None else len(data_set.ids)
-        most = 1 if data_set.labels is not None else 5
-        if candidates - 1 < most:
-            fix = "A task needs more wrong candidates than the metric looks at."
-            raise UsageError(
-                data_set.place, f"{candidates} candidates are too few for {data_set.name}", fix
-            )
-        loaded[place] = data_set
-    return list(loaded.values())
 
 
 def prepare(data_set: Samples, resize: inputs.Resize, reference: Reference) -> Task:

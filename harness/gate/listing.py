@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.consumers import contracts, probes, reading
-from harness.data import samples, tasks
+from harness.data import sample_counts, samples, tasks
 from harness.gate.options import Options
 from harness.models import architectures, families, references
 from harness.recipes import names
@@ -110,7 +110,7 @@ def metrics_of(options: Options) -> list[tuple[str, str]]:
     return [
         (name, metric)
         for name in known
-        for metric in tasks.metrics_of(samples.kind_of(name, options.data_root))
+        for metric in sample_counts.metrics_of(samples.kind_of(name, options.data_root))
     ]
 
 

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from harness import errors
 from harness.baselines import Missing, Record, differences
 from harness.consumers import contracts, reading
-from harness.data import tasks
+from harness.data import sample_counts, tasks
 from harness.errors import UsageError
 from harness.evaluation import early
+from harness.gate import unresolved
 from harness.gate.case import Case
 from harness.gate.session import Gate
 from harness.quantization import fit
 from harness.recipes import finding
-from harness.statistics import budgets, verdicts
+from harness.statistics import verdicts
 
 
 def preflight(gate: Gate, *, accuracy: bool, decode: bool = False) -> None:
@@ -89,36 +90,21 @@ def _budget_refusals(gate: Gate, records: Mapping[Case, Record | Missing]) -> li
     """Every budget that its task's samples cannot resolve, or that an early stop cannot test, from
     the counts alone: no picture is read.
     """
-    counts = tasks.sample_counts(gate.options.tasks, gate.options.data_root)
+    counts = sample_counts.of(gate.options.tasks, gate.options.data_root)
     refused: list[UsageError] = []
-    plans: dict[str, dict[str, budgets.SamplePlan]] = {}
+    unrecorded: dict[tuple[str, str], list[verdicts.Budget]] = {}
     for (task, metric), n in counts.items():
+        stops = gate.options.early_stop and metric == tasks.ACC1 and early.is_long_enough(n)
         for case, record in records.items():
-            budget = case.budget(task, metric)
-            stops = gate.options.early_stop and metric == tasks.ACC1 and early.is_long_enough(n)
-            if stops and not case.shared.lacks(accuracy=True):
-                try:
-                    early.check_budget(task, budget)
-                except UsageError as error:
-                    refused.append(error)
-                    continue
-            recorded = not isinstance(record, Missing) and record.task(task, metric) is not None
             if case.shared.lacks(accuracy=True):
                 continue
-            if verdicts.judgeable(budget, n, recorded=recorded):
+            budget = case.budget(task, metric)
+            try:
+                if stops:
+                    early.check_budget(task, budget)
+            except UsageError as error:
+                refused.append(error)
                 continue
-            if budget.place != gate.policy.place("defaults"):
-                try:
-                    verdicts.resolvable(budget, n, task=f"{task} ({metric})")
-                except UsageError as error:
-                    refused.append(error)
-                continue
-            mean = n / counts[task, tasks.TEXT_RECALL] if metric == tasks.IMAGE_RECALL else 1.0
-            known = plans.setdefault(task, {})
-            others = known[metric].budgets if metric in known else ()
-            # Captions of one picture move together: half of what they would if they were one
-            # sample.
-            known[metric] = budgets.SamplePlan(task, metric, n, (1 + mean) / 2, (*others, budget))
-    return refused + [
-        budgets.no_entry(gate.policy, task, list(found.values())) for task, found in plans.items()
-    ]
+            if isinstance(record, Missing) or record.task(task, metric) is None:
+                unrecorded.setdefault((task, metric), []).append(budget)
+    return refused + unresolved.refusals(gate.policy, counts, unrecorded)

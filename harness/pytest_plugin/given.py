@@ -6,11 +6,13 @@ records and the device follow, before pytest collects the tests.
 
 from __future__ import annotations
 
+import itertools
+import json
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from harness import errors, places
+from harness import errors, files, places
 from harness.errors import UsageError
 from harness.pytest_plugin.run import options_of
 
@@ -42,6 +44,8 @@ def check_given(config: pytest.Config) -> None:
         return
     store = get("baselines") or places.BASELINES
     _look([(str(store), partial(_look_at_budgets, get, store))])
+    if _asks_for_accuracy(config):
+        _look([("--tasks", partial(_look_at_counts, get, store))])
     if not config.option.collectonly:
         _look([(str(store), partial(_look_at_records, options_of(config)))])
 
@@ -59,6 +63,15 @@ def _asks_for_suites(config: pytest.Config) -> bool:
         if path == places.SUITES or path in places.SUITES.parents:
             return True
     return False
+
+
+def _asks_for_accuracy(config: pytest.Config) -> bool:
+    """Whether the tests of accuracy are surely among those that run, by the command line alone."""
+    get = config.getoption
+    narrowed = any(get(name, None) for name in ("keyword", "deselect", "ignore", "ignore_glob"))
+    whole = all("::" not in argument for argument in config.args)
+    anything = (get("markexpr") or "accuracy").strip() == "accuracy"
+    return whole and anything and not narrowed and get("architectures") is None
 
 
 def _look(looks: list[Look]) -> None:
@@ -170,6 +183,71 @@ def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
     recipes = [*given, *finding.DEFAULT, *finding.MORE]
     policy.check_names(recipes, known)
     known_failures.check_recipes(known_failures.load(store), recipes)
+
+
+def _look_at_counts(get: Callable[[str], Any], store: Path) -> None:
+    """Refuse tasks without a budget of their own whose samples cannot resolve the default.
+
+    Looked at are the cases whose records, where there are any, do not name the task; all others,
+    and models that may have to be fetched, are looked at when their records were read.
+    """
+    from harness.data import sample_counts, samples
+    from harness.gate import unresolved
+    from harness.recipes import finding, names
+    from harness.statistics import budgets
+
+    given = [] if get("tasks") is None else samples.names_of(get("tasks"))
+    policy = budgets.load(store / "budgets.yaml")
+    new = [name for name in given if not policy.has_entry(name)]
+    if not new:
+        return
+    recipes = names.of_recipes(get("gate_recipes") or finding.DEFAULT, get("recipes_root"))
+    models = names.of_models(_whole_models(get("gate_models") or ("embedded",)))
+    counts = sample_counts.of(new, get("data_root"))
+    unrecorded: dict[tuple[str, str], list[budgets.Budget]] = {}
+    for task, metric in counts:
+        for recipe, model in itertools.product(recipes, models):
+            folder = (
+                store
+                / names.folder_name(models[model], "model")
+                / names.folder_name(recipes[recipe], "recipe")
+            )
+            if not recorded_names(folder, task):
+                called = finding.name_of(recipe, get("recipes_root")), names.of_model(model)
+                budget = policy.budget(task, metric, *called)
+                unrecorded.setdefault((task, metric), []).append(budget)
+    errors.raise_all(unresolved.refusals(policy, counts, unrecorded))
+
+
+def _whole_models(given: Sequence[str]) -> list[str]:
+    """Those of the models *given* that are here and have both towers."""
+    from harness.models import checkpoint_files
+
+    found = []
+    for ref in checkpoint_files.expanded(given):
+        base, suffixes = checkpoint_files.split(ref)
+        if checkpoint_files.is_hub_id(base):
+            continue
+        checkpoint = checkpoint_files.look(ref)
+        both = len(checkpoint_files.towers(checkpoint.config)) == 2
+        if suffixes or both or checkpoint.is_open_clip:
+            found.append(ref)
+    return found
+
+
+def recorded_names(folder: Path, task: str) -> bool:
+    """Return whether a record in *folder* names the task; one that cannot be read may."""
+    if not files.is_folder(folder):
+        return False
+    for name in files.names(folder):
+        if name.startswith("record") and name.endswith(".json"):
+            try:
+                text = files.read_text(folder / name, limit=files.MAX_MEASURED)
+            except UsageError:
+                return True
+            if json.dumps(task, ensure_ascii=False) in text or json.dumps(task) in text:
+                return True
+    return False
 
 
 def _look_at_records(options: Options) -> None:

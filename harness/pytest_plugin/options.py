@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -283,6 +284,9 @@ def _check_pairs(config: pytest.Config) -> None:
     if get("data_root") is not None and get("tasks") is None:
         what = "is read by no task: those of a plain run are the embedded ones"
         raise UsageError("--data-root", what, "Name the tasks that lie there: --tasks NAME.")
+    if get("early_stop") and _asks_for_tuning(get("markexpr") or ""):
+        what = "does not go with -m qat: what fine-tuning wins back is judged on all samples"
+        raise UsageError("--early-stop", what, "Leave out one of them.")
     words = [str(word) for word in config.invocation_params.args]
     if "--blame" in words and "--no-blame" in words:
         raise UsageError("--blame", "does not go with --no-blame", "Choose one.")
@@ -301,6 +305,11 @@ def _check_pairs(config: pytest.Config) -> None:
             what,
             "Leave --dist out.",
         )
+
+
+def _asks_for_tuning(expression: str) -> bool:
+    """Whether ``-m`` asks for the tests that fine-tune."""
+    return re.search(r"\bqat\b", re.sub(r"\bnot\s+qat\b", "", expression)) is not None
 
 
 def _option(name: str) -> str:

@@ -324,7 +324,7 @@ def _look_at_everything(session: pytest.Session) -> None:
         check_stored(config, [item.nodeid for item in items if in_suites(item.path)])
         machine.check_comparison(config, session.items)
         gate = _gate(config)
-        preflight(gate, accuracy="metric" in fixtures, decode=True)
+        preflight(gate, accuracy=bool(fixtures & {"metric", "tuned"}), decode=True)
         if "form" in fixtures:
             from harness.checks import checkpoint
 

@@ -212,6 +212,10 @@ class Policy:
         name = self._task(task)
         return () if name is None else tuple(self._content.tasks[name].metrics)
 
+    def has_entry(self, task: str) -> bool:
+        """Whether the file has terms of its own for a task."""
+        return self._task(task) is not None
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that the file names."""

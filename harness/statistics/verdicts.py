@@ -547,17 +547,6 @@ def resolvable(
     return plan
 
 
-def judgeable(budget: Budget, n: int, *, recorded: bool) -> bool:
-    """Whether to run a task of *n* samples against a budget, or to refuse the budget.
-
-    A budget is refused where *n* samples cannot resolve it by what it declares.  Where a baseline
-    is *recorded* for the task, it is run whatever its samples can show: the verdict is FAIL for a
-    loss far over the budget, and INCONCLUSIVE, with the samples that would decide, for a loss that
-    is not.
-    """
-    return recorded or n >= resolution(budget, n).samples_needed
-
-
 @dataclass(frozen=True)
 class VerdictFamily:
     """The verdict over all tasks of one recipe on one model; `verdicts` hold the decisions after

@@ -27,7 +27,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.data import calibration, cifar, coco, inputs, pictures, samples, tasks, words
+from harness.data import (
+    calibration,
+    cifar,
+    coco,
+    inputs,
+    pictures,
+    sample_counts,
+    samples,
+    tasks,
+    words,
+)
 from harness.data.pictures import PictureError
 from harness.errors import UsageError
 from harness.models.references import Reference
@@ -120,7 +130,7 @@ def captioned_coco(place: Path, content: Any = None) -> Path:
 
 def counts(name: str, place: Path) -> dict[tuple[str, str], int]:
     """What is known of a task without its pictures."""
-    return tasks.sample_counts([name], place)
+    return sample_counts.of([name], place)
 
 
 # -- words -----------------------------------------------------------------------------------------
@@ -976,7 +986,7 @@ def test_part_of_cifar_is_read(protocol: int, labels: Any, tmp_path: Path) -> No
     assert loaded.classes == ("apple", "bear", "cup")
     expected = PIXELS.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(np.asarray(loaded.pictures.picture(4)), expected[4])
-    assert tasks.sample_counts(["cifar100"], tmp_path) == {("cifar100", "acc1"): 9}
+    assert sample_counts.of(["cifar100"], tmp_path) == {("cifar100", "acc1"): 9}
 
 
 def test_original_pickle_of_python_2_is_read(tmp_path: Path) -> None:
@@ -1188,12 +1198,12 @@ def test_one_data_set_under_two_names_is_refused(tmp_path: Path) -> None:
     meant.
     """
     classes(tmp_path)
-    message = refusal(lambda: tasks.sample_counts(["wds/x", "wds/y"], tmp_path))
+    message = refusal(lambda: sample_counts.of(["wds/x", "wds/y"], tmp_path))
     assert message.startswith(f"--tasks wds/y: and wds/x are the same data in {tmp_path}")
 
     classes(tmp_path / "vtab-x")
     assert "are the same data" in refusal(
-        lambda: tasks.sample_counts(["wds/vtab/x", "wds/vtab-x"], tmp_path)
+        lambda: sample_counts.of(["wds/vtab/x", "wds/vtab-x"], tmp_path)
     )
 
 
@@ -1204,12 +1214,12 @@ def test_samples_are_counted_without_pictures(tmp_path: Path) -> None:
     classes(tmp_path / "x", [(n, b"none" if n.endswith("png") else d) for n, d in MEMBERS])
     captions(tmp_path / "y", [(n, b"none" if n.endswith("png") else d) for n, d in CAPTIONED])
 
-    assert tasks.sample_counts(["wds/x", "wds/y"], tmp_path) == {
+    assert sample_counts.of(["wds/x", "wds/y"], tmp_path) == {
         ("wds/x", "acc1"): 6,
         ("wds/y", "image_retrieval_recall@5"): 14,
         ("wds/y", "text_retrieval_recall@5"): 7,
     }
-    assert tasks.sample_counts(None, None)["emoji100", "acc1"] == 1000
+    assert sample_counts.of(None, None)["emoji100", "acc1"] == 1000
 
 
 @pytest.mark.parametrize(

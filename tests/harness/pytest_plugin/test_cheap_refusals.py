@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made_data import webdataset_classes
 
 from harness.errors import UsageError
 from harness.models import checkpoint_files
@@ -42,6 +44,11 @@ REFUSED = {
     ("--recipes-root", "./nosuchtree"): "--recipes-root",
     ("--architectures", "Qwen3-VL-8B,Qwen3-VL"): "Did you mean Qwen3-VL-8B",
     ("--changed-since", "HEAD"): "--changed-since: needs a recipe tree",
+    ("-m", "qat", "--early-stop"): "--early-stop: does not go with -m qat",
+    (
+        *("--tasks", "wds/small", "--data-root", ".", "-m", "accuracy", "--recipe", "int8"),
+        str(ROOT / "tests"),
+    ): "wds/small has no budget of its own, and its 6 samples (acc1) cannot resolve",
 }
 
 
@@ -58,6 +65,7 @@ def place(tmp_path: Path) -> Path:
         json.dumps({"model_type": "bert", "architectures": ["BertModel"]})
     )
     (tmp_path / "empty").mkdir()
+    webdataset_classes(tmp_path / "small")
     return tmp_path
 
 
@@ -130,6 +138,28 @@ def test_all_that_cannot_be_used_is_said_at_once(refused: Refused) -> None:
         "broken.yaml",
     ]
     assert refused("--clip-model", "embedded", "--recipe", "fp8", "--tasks", "emoji") == []
+
+
+def test_tasks_are_counted_early_where_nothing_is_recorded_of_them(
+    refused: Refused, place: Path
+) -> None:
+    """A task without a budget is refused before records are read, unless a record names it or the
+    tests that run are not known to be those of accuracy.
+    """
+    store = place / "store"
+    shutil.copytree(ROOT / "baselines", store, ignore=lambda _, found: {"embedded"} & {*found})
+    words = ("--tasks", "wds/small", "--data-root", str(place), "--baselines", str(store))
+    words = (*words, "--recipe", "int8", str(ROOT / "tests"))
+
+    (line,) = refused(*words)
+    assert "`small: {samples: 6, points:" in line
+    assert refused(*words, "-m", "insertion") == refused(*words, "-k", "map") == []
+
+    record = store / "embedded" / "int8" / "record@x.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"tasks": [{"task": "wds/other"}]}')
+    assert given.recorded_names(record.parent, "wds/other")
+    assert not given.recorded_names(record.parent, "wds/small")
 
 
 def test_a_model_of_the_hub_is_not_fetched(

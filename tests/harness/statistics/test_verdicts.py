@@ -22,7 +22,6 @@ from harness.statistics.verdicts import (
     compare,
     decide,
     family,
-    judgeable,
     resolution,
     resolvable,
 )
@@ -669,16 +668,3 @@ def test_large_clean_clusters_decide_nothing() -> None:
     assert verdict.samples_needed is not None
     assert verdict.samples_needed > 10_000
     assert "an unseen one could lose 50 at once" in verdict.message()
-
-
-@pytest.mark.parametrize(
-    ("points", "recorded", "expected"),
-    [(2.5, False, True), (0.7, False, False), (2.5, True, True), (0.7, True, True)],
-)
-def test_a_recorded_task_is_judged_whatever_its_samples_show(
-    points: float, recorded: bool, expected: bool
-) -> None:
-    """A budget that the samples cannot resolve is refused where no baseline is recorded, and
-    judged where one is.
-    """
-    assert judgeable(Budget(points), 1000, recorded=recorded) is expected

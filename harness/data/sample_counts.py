@@ -1,0 +1,64 @@
+"""How many samples each metric of a task has, from names, labels and captions alone.
+
+Nothing here needs torch: what depends on the counts is refused before it is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.data import samples, words
+from harness.data.samples import CLASSIFICATION, Samples
+from harness.errors import UsageError
+
+ACC1, IMAGE_RECALL, TEXT_RECALL = "acc1", "image_retrieval_recall@5", "text_retrieval_recall@5"
+
+
+def metrics_of(kind: str) -> tuple[str, ...]:
+    """Return the metrics that a kind of task has."""
+    return (ACC1,) if kind == CLASSIFICATION else (IMAGE_RECALL, TEXT_RECALL)
+
+
+def of(names: Sequence[str] | None, data_root: Path | None) -> dict[tuple[str, str], int]:
+    """Return the number of samples of each (task, metric), from names, labels and captions alone.
+
+    The arguments are those of :func:`harness.data.tasks.load_tasks`.
+
+    Raises:
+        UsageError: a task is unknown, or its data are absent, incomplete or damaged.
+    """
+    return {
+        (found.name, metric): found.prompts if metric == IMAGE_RECALL else len(found.ids)
+        for found in loaded(names, data_root)
+        for metric in metrics_of(found.kind)
+    }
+
+
+def loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples]:
+    """Return the data sets *names*, each once; what can be known without a picture is checked.
+
+    Raises:
+        UsageError: a task is unknown, or its data are absent, incomplete or damaged.
+    """
+    known: dict[Path, Samples] = {}
+    given = samples.EMBEDDED_TASKS if names is None else names
+    for name in dict.fromkeys(map(samples.canonical, given)):
+        found = samples.load(name, data_root)
+        # Several original formats may share a folder; a webdataset has its own.
+        place = found.place / name if name in samples.LAYOUTS else found.place.resolve()
+        if place in known:
+            what = f"and {known[place].name} are the same data in {found.place}"
+            raise UsageError(
+                f"--tasks {name}", what, "Give one of them, or a --data-root that holds both."
+            )
+        words.check_count(found.prompts, found.place)
+        candidates = len(found.classes) if found.labels is not None else len(found.ids)
+        most = 1 if found.labels is not None else 5
+        if candidates - 1 < most:
+            fix = "A task needs more wrong candidates than the metric looks at."
+            raise UsageError(
+                found.place, f"{candidates} candidates are too few for {found.name}", fix
+            )
+        known[place] = found
+    return list(known.values())
