@@ -49,7 +49,7 @@ _WATCHED: tuple[tuple[types.ModuleType, tuple[str, ...]], ...] = (
 )
 
 
-def _functions() -> list[tuple[Any, ...]]:
+def _functions() -> list[tuple[object, ...]]:
     """What now stands under the watched names, holder by holder."""
     return [tuple(map(vars(holder).get, names)) for holder, names in _WATCHED]
 
@@ -72,7 +72,7 @@ def functions_kept() -> Iterator[None]:
                 _put_back(before)
 
 
-def _put_back(before: list[tuple[Any, ...]]) -> None:
+def _put_back(before: list[tuple[object, ...]]) -> None:
     for (holder, names), functions in zip(_WATCHED, before, strict=True):
         for name, function in zip(names, functions, strict=True):
             if vars(holder).get(name) is not function:
@@ -87,7 +87,7 @@ def _attention_functions_kept() -> Iterator[None]:
     """Put back what transformers' attention blocks look up, which ModelOpt's own attention class
     replaces.
     """
-    library: Any = sys.modules.get("transformers.modeling_utils")
+    library = sys.modules.get("transformers.modeling_utils")
     if library is None:
         yield
         return
@@ -97,7 +97,7 @@ def _attention_functions_kept() -> Iterator[None]:
     ]
     entries = [dict(mapping) for mapping in mappings]
     eager = [
-        (module, module.eager_attention_forward)
+        (module, vars(module)["eager_attention_forward"])
         for module in _with_eager_attention(len(sys.modules))
     ]
     try:
@@ -108,11 +108,11 @@ def _attention_functions_kept() -> Iterator[None]:
                 mapping.clear()
                 mapping.update(before)
         for module, function in eager:
-            module.eager_attention_forward = function
+            vars(module)["eager_attention_forward"] = function
 
 
 @lru_cache(1)
-def _with_eager_attention(_: int) -> tuple[Any, ...]:
+def _with_eager_attention(_: int) -> tuple[types.ModuleType, ...]:
     """The imported model files of transformers that have an eager attention; depends on the number
     of modules.
     """
@@ -238,7 +238,7 @@ def _hooks_kept() -> Iterator[None]:
     """
     from modelopt.torch.opt.plugins import huggingface
 
-    known: dict[str, tuple[list[Any], list[list[tuple[str, Any]]]]] = (
+    known: dict[str, tuple[list[type], list[list[tuple[str, object]]]]] = (
         huggingface._LIBRARY_CLASSES_FOR_PATCHING
     )
     patched: set[Any] = huggingface._PATCHED_CLASSES
@@ -274,7 +274,7 @@ def replaced() -> list[str]:
     ]
 
 
-def _described(function: Any) -> str:
+def _described(function: object) -> str:
     """A short name of *function*: the text of one that is bound to a module would be pages."""
     while isinstance(function, partial):
         function = function.func

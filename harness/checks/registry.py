@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from harness.gate.case import Case
@@ -37,8 +37,8 @@ SUITES = (
 )
 
 #: Values of a parameter: fixed, or what a case has.
-Values = Iterable[Any] | Callable[["Case"], Iterable[Any]]
-Run = TypeVar("Run", bound=Callable[..., Any])
+Values = Iterable[object] | Callable[["Case"], Iterable[object]]
+Run = TypeVar("Run", bound=Callable[..., object])
 
 
 class NotJudged(Exception):  # noqa: N818 - no error: there is nothing to judge
@@ -88,7 +88,7 @@ class Check:
         )
 
     def problems(
-        self, case: Case, only: Mapping[str, Iterable[Any]] | None = None
+        self, case: Case, only: Mapping[str, Iterable[object]] | None = None
     ) -> Iterator[str]:
         """What is wrong with *case*, for all values of the check's parameters; what cannot be
         judged is left out.
@@ -129,7 +129,7 @@ class Check:
             yield from _texts(result)
 
 
-def _texts(result: Any) -> list[str]:
+def _texts(result: object) -> list[str]:
     """What a check returned, as the texts of what is wrong."""
     from harness.baselines import Comparison
     from harness.statistics.verdicts import Decision, Verdict
@@ -138,6 +138,7 @@ def _texts(result: Any) -> list[str]:
         return [] if result.decision is Decision.PASS else [result.message()]
     if isinstance(result, Comparison):
         return [result.message()] if result.failed else []
+    assert isinstance(result, Iterable), "a check returns a verdict, a comparison or problems"
     return [str(problem) for problem in result]
 
 

@@ -14,7 +14,7 @@ import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ import numpy.typing as npt
 from harness import files
 from harness.data import words
 from harness.errors import UsageError
+
+T = TypeVar("T")
 
 #: CLIP_benchmark's name -> (folder, test pictures, class names, key of the labels, key of the class
 #: names)
@@ -105,7 +107,7 @@ def _records(path: Path, before: int) -> tuple[npt.NDArray[np.uint8], list[int]]
 # -- what the pickles hold -------------------------------------------------------------------------
 
 
-def _entry(path: Path, content: dict[Any, Any], key: str) -> Any:
+def _entry(path: Path, content: dict[object, object], key: str) -> object:
     """The value under *key*, which Python 2 and 3 write differently."""
     for written in (key, key.encode()):
         if written in content:
@@ -116,24 +118,22 @@ def _entry(path: Path, content: dict[Any, Any], key: str) -> Any:
     )
 
 
-def _rows(path: Path, value: Any) -> npt.NDArray[np.uint8]:
+def _rows(path: Path, value: object) -> npt.NDArray[np.uint8]:
     """Pixels (n, 3072), channels first."""
-    array = value.made() if isinstance(value, _Array) else value
-    shape = getattr(array, "shape", None)
-    rows = (
-        shape is not None
-        and len(shape) in (2, 4)
-        and tuple(shape[1:]) in ((_BYTES,), (3, _SIDE, _SIDE))
-    )
-    if not rows or array.dtype != np.uint8:
-        described = f"{array.dtype} {shape}" if shape is not None else type(value).__name__
-        what = f"'data' is {described}, expected uint8 (pictures, {_BYTES})"
+    array = value.made() if isinstance(value, _Array) else None
+    if (
+        array is None
+        or array.ndim not in (2, 4)
+        or array.shape[1:] not in ((_BYTES,), (3, _SIDE, _SIDE))
+        or array.dtype != np.uint8
+    ):
+        found = type(value).__name__ if array is None else f"{array.dtype} {array.shape}"
+        what = f"'data' is {found}, expected uint8 (pictures, {_BYTES})"
         raise UsageError(path, what, "Give the pictures as CIFAR stores them.")
-    pixel_rows: npt.NDArray[np.uint8] = array.reshape(-1, _BYTES)
-    return pixel_rows
+    return array.reshape(-1, _BYTES).view(np.uint8)
 
 
-def _labels(path: Path, value: Any) -> list[int]:
+def _labels(path: Path, value: object) -> list[int]:
     values = value.made().tolist() if isinstance(value, _Array) else value
     if not isinstance(values, list) or any(type(label) is not int for label in values):
         raise UsageError(
@@ -142,7 +142,7 @@ def _labels(path: Path, value: Any) -> list[int]:
     return values
 
 
-def _texts(path: Path, value: Any) -> list[str]:
+def _texts(path: Path, value: object) -> list[str]:
     if not isinstance(value, list) or any(not isinstance(text, (str, bytes)) for text in value):
         raise UsageError(
             path, "the class names are not a list of texts", "Give the data set's own file."
@@ -153,40 +153,49 @@ def _texts(path: Path, value: Any) -> list[str]:
 # -- a pickle interpreter that knows data only -----------------------------------------------------
 
 
-class _DType:
-    """A NumPy data type as a pickle describes it."""
+class _Described:
+    """A thing of NumPy as a pickle describes it."""
 
-    def __init__(self, code: Any) -> None:
+    def restore(self, state: object) -> None:
+        """Take over the state that the pickle gives it."""
+        raise NotImplementedError
+
+
+class _DType(_Described):
+    """A NumPy data type."""
+
+    def __init__(self, code: object) -> None:
         if code not in _INTEGERS:
             raise pickle.UnpicklingError(
                 f"an array of the type {files.shown(code)}, expected whole numbers"
             )
-        self.dtype: np.dtype[Any] = np.dtype(code)
+        self.dtype: np.dtype[np.integer] = np.dtype(str(code))
 
-    def restore(self, state: Any) -> None:
-        order = state[1]
-        if order not in ("<", ">", "|", "="):
+    def restore(self, state: object) -> None:
+        order = _state(state)[1]
+        if not isinstance(order, str) or order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"the byte order {files.shown(order)}")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = np.dtype(order + self.dtype.str[1:])
 
 
-class _Array:
-    """A NumPy array as a pickle describes it."""
+class _Array(_Described):
+    """A NumPy array."""
 
     def __init__(self) -> None:
-        self._array: npt.NDArray[Any] = np.empty(0, np.uint8)
+        self._array: npt.NDArray[np.integer] = np.empty(0, np.uint8)
 
-    def restore(self, state: Any) -> None:
-        _, shape, dtype, by_column, data = state
+    def restore(self, state: object) -> None:
+        _, shape, dtype, by_column, data = _state(state)
         self.set(shape, dtype, "F" if by_column else "C", data)
 
-    def set(self, shape: Any, dtype: Any, order: str, data: Any) -> None:
+    def set(self, shape: object, dtype: object, order: object, data: object) -> None:
         raw = data.encode("latin1") if isinstance(data, str) else data
-        known = isinstance(shape, tuple) and len(shape) <= 4 and isinstance(dtype, _DType)
-        if (
-            not known
-            or not isinstance(raw, (bytes, bytearray))
-            or any(type(n) is not int or n < 0 for n in shape)
+        if not (
+            isinstance(shape, tuple)
+            and len(shape) <= 4
+            and isinstance(dtype, _DType)
+            and isinstance(raw, (bytes, bytearray))
+            and all(type(n) is int and n >= 0 for n in shape)
         ):
             raise pickle.UnpicklingError(
                 "an array that is not described by a shape, a type and bytes"
@@ -197,41 +206,47 @@ class _Array:
             shape, order="F" if order == "F" else "C"
         )
 
-    def made(self) -> npt.NDArray[Any]:
+    def made(self) -> npt.NDArray[np.integer]:
         return self._array
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+def _state(state: object) -> tuple[object, ...]:
+    if not isinstance(state, tuple):
+        raise pickle.UnpicklingError(f"the state {files.shown(state)}")
+    return state
+
+
+def _reconstruct(kind: object, shape: object, code: object) -> _Array:
     return _Array()
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
     array = _Array()
     array.set(shape, dtype, order, data)
     return array
 
 
-def _scalar(dtype: Any, data: Any) -> int:
+def _scalar(dtype: object, data: object) -> int:
     array = _Array()
     array.set((1,), dtype, "C", data)
     return int(array.made()[0])
 
 
-def _dtype(code: Any, align: Any = False, copy: Any = True) -> _DType:
+def _dtype(code: object, align: object = False, copy: object = True) -> _DType:
     return _DType(code)
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+def _encode(text: object, encoding: object = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"text in {files.shown(encoding)}")
     return text.encode("latin1")
 
 
-def _no_call(*_: Any) -> Any:
+def _no_call(*_: object) -> NoReturn:
     raise pickle.UnpicklingError("a call of numpy.ndarray")
 
 
-_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+_NAMES: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "dtype"): _dtype,
     ("numpy", "ndarray"): _no_call,  # named as an argument, never called
     ("_codecs", "encode"): _encode,
@@ -289,17 +304,17 @@ class _Interpreter:
     """
 
     def __init__(self) -> None:
-        self._stack: list[Any] = []
+        self._stack: list[object] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[object, object] = {}
 
-    def run(self, data: bytes) -> Any:
+    def run(self, data: bytes) -> object:
         """Return what the pickle *data* leaves."""
         for instruction, argument, _ in pickletools.genops(data):
             self._step(instruction.name, argument)
         return self._stack.pop()
 
-    def _step(self, name: str, argument: Any) -> None:
+    def _step(self, name: str, argument: object) -> None:
         stack = self._stack
         if name in _CONSTANTS:
             stack.append(argument)
@@ -320,7 +335,7 @@ class _Interpreter:
         else:
             self._combine(name, argument)
 
-    def _combine(self, name: str, argument: Any) -> None:
+    def _combine(self, name: str, argument: object) -> None:
         """The instructions that make something of what is on the stack."""
         stack = self._stack
         if name == "EMPTY_LIST":
@@ -342,7 +357,7 @@ class _Interpreter:
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._marked()
             self._set(items)
         elif name == "GLOBAL":
-            stack.append(_Named(*argument.split(" ", 1)))
+            stack.append(_Named(*str(argument).split(" ", 1)))
         elif name == "STACK_GLOBAL":
             stack.append(_Named(stack.pop(-2), stack.pop()))
         elif name == "REDUCE":
@@ -352,29 +367,29 @@ class _Interpreter:
             stack.append(self._popped(_Named).call(*arguments))
         elif name == "BUILD":
             state = stack.pop()
-            self._top((_Array, _DType)).restore(state)
+            self._top(_Described).restore(state)
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise pickle.UnpicklingError(f"the instruction {name}, which makes no data")
 
-    def _marked(self) -> list[Any]:
+    def _marked(self) -> list[object]:
         """Take what was put on the stack since the last mark."""
         at = self._marks.pop()
         items = self._stack[at:]
         del self._stack[at:]
         return items
 
-    def _top(self, kind: type | tuple[type, ...]) -> Any:
-        if not isinstance(self._stack[-1], kind):
-            raise pickle.UnpicklingError(
-                f"{type(self._stack[-1]).__name__} where something else belongs"
-            )
-        return self._stack[-1]
+    def _top(self, kind: type[T]) -> T:
+        top = self._stack[-1]
+        if not isinstance(top, kind):
+            raise pickle.UnpicklingError(f"{type(top).__name__} where something else belongs")
+        return top
 
-    def _popped(self, kind: type) -> Any:
-        self._top(kind)
-        return self._stack.pop()
+    def _popped(self, kind: type[T]) -> T:
+        top = self._top(kind)
+        self._stack.pop()
+        return top
 
-    def _set(self, items: Sequence[Any]) -> None:
+    def _set(self, items: Sequence[object]) -> None:
         """Set entries of a dictionary: key, value, key, value."""
         # Hashing a deeply nested tuple would end the process.
         if any(not isinstance(key, (str, bytes)) for key in items[::2]):
@@ -382,7 +397,7 @@ class _Interpreter:
         self._top(dict).update(zip(items[::2], items[1::2], strict=True))
 
 
-def _load(path: Path) -> dict[Any, Any]:
+def _load(path: Path) -> dict[object, object]:
     """The dictionary that is pickled in *path*."""
     data = files.read_bytes(
         path, limit=_MAX_BYTES, what="CIFAR file", fix="Unpack the data set there."

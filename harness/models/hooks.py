@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 Key = TypeVar("Key")
 
 
+class Hookable(Protocol):
+    """What of a module is used here."""
+
+    def register_forward_hook(self, hook: Callable[..., object]) -> RemovableHandle:
+        """Call *hook* after each forward."""
+
+    def register_forward_pre_hook(self, hook: Callable[..., object]) -> RemovableHandle:
+        """Call *hook* before each forward."""
+
+
 @contextmanager
-def after_each(modules: Mapping[Key, nn.Module], see: Callable[..., Any]) -> Iterator[None]:
+def after_each(modules: Mapping[Key, Hookable], see: Callable[..., object]) -> Iterator[None]:
     """Within the block, call ``see(key, module, arguments, output)`` after each forward of each
     module.
 
@@ -26,7 +37,7 @@ def after_each(modules: Mapping[Key, nn.Module], see: Callable[..., Any]) -> Ite
 
 
 @contextmanager
-def before_each(modules: Mapping[Key, nn.Module], see: Callable[..., None]) -> Iterator[None]:
+def before_each(modules: Mapping[Key, Hookable], see: Callable[..., None]) -> Iterator[None]:
     """Within the block, call ``see(key, module, arguments)`` before each forward of each module."""
     with _removed(
         module.register_forward_pre_hook(partial(see, key)) for key, module in modules.items()
@@ -35,9 +46,9 @@ def before_each(modules: Mapping[Key, nn.Module], see: Callable[..., None]) -> I
 
 
 @contextmanager
-def _removed(registrations: Iterator[Any]) -> Iterator[None]:
+def _removed(registrations: Iterator[RemovableHandle]) -> Iterator[None]:
     """Make the registrations, and take them back on leaving the block."""
-    handles: list[Any] = []
+    handles: list[RemovableHandle] = []
     try:
         # One by one: those made before one that fails are taken back too.
         handles.extend(registrations)

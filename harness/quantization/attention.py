@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from harness import (
     compat,  # noqa: F401  (before transformers)
     isolation,
 )
+from harness.modelopt_types import QuantizedAttention
 from harness.models import families
 
 #: which attention class of ModelOpt takes the place of the model's own.
@@ -42,11 +43,11 @@ def attention_registered(model: nn.Module, attention: str) -> Iterator[None]:
             if QuantModuleRegistry.get(cls) is not None:
                 mtq.unregister(cls)
             if attention == "diffusers":
-                mtq.register(cls, _diffusers_attention())
+                mtq.register(cls, diffusers_attention())
         yield
 
 
-def diffusers_plugin() -> Any:
+def diffusers_plugin() -> ModuleType:
     """ModelOpt's plugin module for diffusers, which holds the attention class that the published
     recipe means.
     """
@@ -58,5 +59,7 @@ def diffusers_plugin() -> Any:
         return importlib.import_module(f"{plugins}.diffusers")
 
 
-def _diffusers_attention() -> Any:
-    return diffusers_plugin()._QuantAttention
+def diffusers_attention() -> type[QuantizedAttention]:
+    """The class that ModelOpt's plugin puts in the place of an attention class."""
+    cls: type[QuantizedAttention] = diffusers_plugin()._QuantAttention
+    return cls

@@ -18,10 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +33,7 @@ from harness.gate.options import Options
 from harness.gate.preflight import preflight
 from harness.gate.reference_side import Prepared
 from harness.gate.session import Gate
+from harness.json_values import Json
 from harness.quantization.quantize import QuantizationError
 from harness.tools import pages
 from harness.tools.faults import CATALOGUE, Fault, FaultSite, Where
@@ -64,7 +64,7 @@ _LATER = ("map_equals_baseline", "structure_of_published_architecture")
 _REFERENCE = ("reference_agrees_with_published",)
 #: Of what the suites look at exhaustively, a few values that distinguish a wrong function from a
 #: right one.
-FEW: dict[str, tuple[Any, ...]] = {
+FEW: dict[str, tuple[object, ...]] = {
     "architecture": ("ViT-L-14",),
     "dtype": (torch.float32, torch.float16),
     "name": ("E4M3", "INT8", "INT8-narrow"),
@@ -159,30 +159,19 @@ class Clean:
         """What a run takes over of this one: what has been built and *fault* does not touch."""
         return self.gate.side(MODEL).prepared(SHARED - (fault.rebuilt if fault else frozenset()))
 
-    def run(self, site: FaultSite, fault: Fault | None = None, **options: Any) -> Case:
+    def run(self, site: FaultSite, fault: Fault | None = None) -> Case:
         """A case of a fresh gate over *site*, sharing with the clean one what *fault* does not
         touch.
         """
-        given = {
-            **asdict_shallow(self.options),
-            "recipes": (site.recipe,),
-            "baselines": site.baselines,
-        }
-        gate = Gate(
-            Options(**(given | options | site.options)), prepared={MODEL: self.prepared(fault)}
-        )
-        return gate.cases()[0]
+        options = replace(self.options, recipes=(site.recipe,), baselines=site.baselines)
+        options = replace(options, **site.options)
+        return Gate(options, prepared={MODEL: self.prepared(fault)}).cases()[0]
 
     def site(self, recipe: str) -> FaultSite:
         """A new place to plant in, with its own copy of the baselines."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         shutil.copytree(self.baselines, folder / "baselines")
         return FaultSite(folder, folder / "baselines", recipe)
-
-
-def asdict_shallow(options: Options) -> dict[str, Any]:
-    """The fields of *options*, as they are."""
-    return {name: getattr(options, name) for name in Options.__dataclass_fields__}
 
 
 def attempt(fault: Fault, clean: Clean, checks: Sequence[Check] = CHECKS) -> Kill:
@@ -286,12 +275,13 @@ def alarms(
     shuffled = list(clean.gate.side(MODEL).tasks)
     rng.shuffle(shuffled)
     prepared = replace(clean.prepared(), tasks=tuple(shuffled), runs=None)
-    given = {
-        **asdict_shallow(clean.options),
-        "recipes": tuple(recipes),
-        "baselines": site.baselines,
-    }
-    gate = Gate(Options(**(given | {"batch_size": how.batch_size})), prepared={MODEL: prepared})
+    options = replace(
+        clean.options,
+        recipes=tuple(recipes),
+        baselines=site.baselines,
+        batch_size=how.batch_size,
+    )
+    gate = Gate(options, prepared={MODEL: prepared})
     found = {
         case.name.recipe: [
             f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(case, FEW)
@@ -320,7 +310,9 @@ def _worker(arguments: argparse.Namespace) -> None:
                 print(json.dumps(asdict(how) | {"recipe": recipe, "alarms": found}), flush=True)
 
 
-def start_worker(process: int, count: int, baselines: Path, recipes: Sequence[str]) -> Any:
+def start_worker(
+    process: int, count: int, baselines: Path, recipes: Sequence[str]
+) -> subprocess.Popen[str]:
     """A fresh interpreter with a hash seed of its own, running *recipes* in *count* variations
     against *baselines*.
     """
@@ -376,7 +368,7 @@ def headline(found: Sequence[Kill]) -> str:
     )
 
 
-def calm(runs: Sequence[dict[str, Any]]) -> str:
+def calm(runs: Sequence[Mapping[str, Json]]) -> str:
     """``100 A/A runs, 0 alarms: a false alarm in at most 3.0 % of runs ...``."""
     alarmed = sum(bool(run["alarms"]) for run in runs)
     return (
@@ -386,7 +378,7 @@ def calm(runs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def document(found: Sequence[Kill], runs: Sequence[dict[str, Any]]) -> str:
+def document(found: Sequence[Kill], runs: Sequence[Mapping[str, Json]]) -> str:
     """The kill matrix as Markdown."""
     lines = [
         "# Kill matrix",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,131 +102,131 @@ def _planted(
 
 
 #: name, recipe, what is planted, where it comes from, the wrong arithmetic
-_FLOAT: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
+_FLOAT: tuple[tuple[str, str, str, str, Callable[..., Tensor]], ...] = (
     (
         "scale constant 240",
         "fp8",
         "E4M3 scaled to 240, the largest number of the FNUZ variant, instead of 448",
         "class: wrong scale constant",
-        {"top": 240.0},
+        _fp8(top=240.0),
     ),
     (
         "FP8 truncates",
         "fp8",
         "E4M3 rounds toward zero",
         "class: truncation for rounding",
-        {"cast": _toward_zero},
+        _fp8(cast=_toward_zero),
     ),
     (
         "FP8 ties away from zero",
         "fp8",
         "E4M3 rounds ties away from zero instead of to even",
         "class: rounding of ties",
-        {"cast": lambda y: _e4m3(y * (1 + 2.0**-20))},
+        _fp8(cast=lambda y: _e4m3(y * (1 + 2.0**-20))),
     ),
     (
         "E5M2 arithmetic",
         "fp8",
         "the cast goes to E5M2 although E4M3 is configured",
         "class: format mixed up (passes a 25 dB floor)",
-        {"cast": lambda y: y.to(torch.float8_e5m2).float()},
+        _fp8(cast=lambda y: y.to(torch.float8_e5m2).float()),
     ),
     (
         "FP8 overflows to NaN",
         "fp8",
         "numbers beyond amax become NaN: no clip before the cast",
         "casts that do not saturate (ml_dtypes)",
-        {"clip": False, "cast": lambda y: _beyond(y, torch.nan)},
+        _fp8(clip=False, cast=lambda y: _beyond(y, torch.nan)),
     ),
     (
         "FP8 overflows to infinity",
         "fp8",
         "numbers beyond amax become infinite",
         "class: saturation to inf",
-        {"clip": False, "cast": lambda y: _beyond(y, torch.inf)},
+        _fp8(clip=False, cast=lambda y: _beyond(y, torch.inf)),
     ),
     (
         "FP8 flushes subnormals",
         "fp8",
         "E4M3's subnormal numbers become zero",
         "kernels that flush subnormals",
-        {"cast": _no_subnormals},
+        _fp8(cast=_no_subnormals),
     ),
     (
         "FP8 scale in half precision",
         "fp8",
         "the scale is rounded to FP16 before it multiplies",
         "class: precision of the scale",
-        {"scale": lambda s: s.half().float()},
+        _fp8(scale=lambda s: s.half().float()),
     ),
     (
         "FP8 zero amax is NaN",
         "fp8",
         "an all-zero channel divides by its zero amax",
         "ModelOpt 0.41",
-        {"floor": -1.0},
+        _fp8(floor=-1.0),
     ),
     (
         "FP8 axis ignored",
         "fp8-per-channel",
         "the kernel takes the largest amax of all channels",
         "class: per-tensor instead of per-channel",
-        {"amax_of": lambda a: a.amax()},
+        _fp8(amax_of=lambda a: a.amax()),
     ),
 )
-_INTEGER: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
+_INTEGER: tuple[tuple[str, str, str, str, Callable[..., Tensor]], ...] = (
     (
         "scale constant 128",
         "int8",
         "INT8 scaled by 128 / amax instead of 127 / amax",
         "class: wrong scale constant",
-        {"more": 1.0},
+        _integer(more=1.0),
     ),
     (
         "INT8 truncates",
         "int8",
         "INT8 rounds toward zero",
         "class: truncation for rounding",
-        {"round_": torch.trunc},
+        _integer(round_=torch.trunc),
     ),
     (
         "INT8 ties away from zero",
         "int8",
         "INT8 rounds ties away from zero instead of to even",
         "class: rounding of ties",
-        {"round_": _half_away},
+        _integer(round_=_half_away),
     ),
     (
         "INT8 narrow range flipped",
         "int8",
         "-128 is used where the range is narrow and not where it is full",
         "class: narrow range flipped",
-        {"narrow": lambda given: not given},
+        _integer(narrow=lambda given: not given),
     ),
     (
         "INT8 wraps around",
         "int8",
         "numbers beyond the range wrap around instead of saturating",
         "class: two's complement overflow",
-        {"wrap": True},
+        _integer(wrap=True),
     ),
     (
         "INT8 axis ignored",
         "int8",
         "the integer kernel takes the largest amax of all channels",
         "class: per-tensor instead of per-channel",
-        {"amax_of": lambda a: a.amax()},
+        _integer(amax_of=lambda a: a.amax()),
     ),
 )
 
 for _name, _recipe, _what, _origin, _wrong in _FLOAT:
-    add(_name, Where.MODELOPT, _origin, _what, _planted("_fp8_eager", _fp8(**_wrong)), _recipe)
+    add(_name, Where.MODELOPT, _origin, _what, _planted("_fp8_eager", _wrong), _recipe)
 for _name, _recipe, _what, _origin, _wrong in _INTEGER:
     add(
         _name,
         Where.MODELOPT,
         _origin,
         _what,
-        _planted("_tensor_quant", _integer(**_wrong)),
+        _planted("_tensor_quant", _wrong),
         _recipe,
     )

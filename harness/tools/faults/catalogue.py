@@ -7,10 +7,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
 from unittest import mock
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from harness.modelopt_types import TensorQuantizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Where(Enum):
@@ -26,6 +32,13 @@ class Where(Enum):
     EXPORT = "export"
 
 
+class ChangedOptions(TypedDict, total=False):
+    """Fields of ``harness.gate.options.Options`` that a fault or a check of the proof sets."""
+
+    recipes: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
 @dataclass
 class FaultSite:
     """Where one fault is planted: a folder of its own, and a copy of the clean baselines that it
@@ -38,7 +51,7 @@ class FaultSite:
     folder: Path
     baselines: Path
     recipe: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: ChangedOptions = field(default_factory=ChangedOptions)
 
 
 Plant = Callable[[FaultSite], AbstractContextManager[None]]
@@ -106,7 +119,7 @@ def add(
     return plant
 
 
-def replaced(*changes: tuple[Any, str, Any]) -> AbstractContextManager[None]:
+def replaced(*changes: tuple[object, str, object]) -> AbstractContextManager[None]:
     """(object, attribute, value) set within the block."""
 
     @contextmanager
@@ -119,21 +132,27 @@ def replaced(*changes: tuple[Any, str, Any]) -> AbstractContextManager[None]:
     return block()
 
 
+def with_result(function: Callable[P, T], change: Callable[[T], T]) -> Callable[P, T]:
+    """*function*, whose result goes through *change*."""
+
+    def changed(*args: P.args, **kwargs: P.kwargs) -> T:
+        return change(function(*args, **kwargs))
+
+    return changed
+
+
 def after_quantizing(change: Callable[[nn.Module], None]) -> AbstractContextManager[None]:
     """Every quantized model goes through *change* as it leaves ``mtq.quantize``."""
     from harness.quantization import quantize
 
-    original = quantize.quantize
-
-    def quantized(*args: Any, **kwargs: Any) -> nn.Module:
-        model = original(*args, **kwargs)
+    def changed(model: nn.Module) -> nn.Module:
         change(model)
         return model
 
-    return replaced((quantize, "quantize", quantized))
+    return replaced((quantize, "quantize", with_result(quantize.quantize, changed)))
 
 
-def enabled(model: nn.Module, *endings: str) -> list[Any]:
+def enabled(model: nn.Module, *endings: str) -> list[TensorQuantizer]:
     """The enabled quantizers of *model* whose names end in one of *endings* (all without any), in
     module order.
     """

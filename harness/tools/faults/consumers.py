@@ -6,19 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.models import families
 from harness.tools.faults.catalogue import FaultSite, Where, after_quantizing, fault
-from harness.tools.faults.modelopt import _around_sdpa
+from harness.tools.faults.modelopt import Attention, _around_sdpa
+
+#: What an encoder layer returns: tokens, alone or first.
+Output = TypeVar("Output", Tensor, tuple[Tensor, ...])
 
 
-def _first(output: Any) -> Tensor:
-    tokens: Tensor = output[0] if isinstance(output, tuple) else output
-    return tokens
+def _with_tokens(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
+    """*output* with its tokens changed."""
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    return change(output)
 
 
 def _on_layer(
@@ -27,9 +32,8 @@ def _on_layer(
     """What one encoder layer of each quantized model returns goes through *change*."""
 
     def plant(model: nn.Module) -> None:
-        def after(_module: nn.Module, _arguments: object, output: Any) -> Any:
-            changed = change(_first(output))
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        def after(_module: nn.Module, _arguments: object, output: Output) -> Output:
+            return _with_tokens(output, change)
 
         families.layers_of(model, tower)[layer].register_forward_hook(after)
 
@@ -63,17 +67,18 @@ def _padding(_: FaultSite) -> Iterator[None]:
         end = families.sizes(model).end
         ends: list[Tensor] = []
 
-        def see(_module: nn.Module, _arguments: object, given: dict[str, Any]) -> None:
+        def see(_module: nn.Module, _arguments: object, given: dict[str, Tensor]) -> None:
             ends[:] = [(given["input_ids"] == end).int().argmax(dim=1)]
 
-        def after(_module: nn.Module, _arguments: object, output: Any) -> Any:
-            tokens = _first(output)
+        def held(tokens: Tensor) -> Tensor:
             places = torch.arange(tokens.shape[1], device=tokens.device)
-            held = torch.minimum(places[None], ends[0][:, None])
-            changed = tokens.gather(1, held[..., None].expand_as(tokens))
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            sources = torch.minimum(places[None], ends[0][:, None])
+            return tokens.gather(1, sources[..., None].expand_as(tokens))
 
-        tower: Any = model.get_submodule("text_model")
+        def after(_module: nn.Module, _arguments: object, output: Output) -> Output:
+            return _with_tokens(output, held)
+
+        tower = model.get_submodule("text_model")
         tower.register_forward_pre_hook(see, with_kwargs=True)
         families.layers_of(model, "text")[-1].register_forward_hook(after)
 
@@ -92,11 +97,10 @@ def _compensated(_: FaultSite) -> Iterator[None]:
     """
 
     def plant(model: nn.Module) -> None:
-        def exchanged(_module: nn.Module, _arguments: object, output: Any) -> Any:
-            changed = _swapped(_first(output))
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        def exchanged(_module: nn.Module, _arguments: object, output: Output) -> Output:
+            return _with_tokens(output, _swapped)
 
-        def put_back(_module: nn.Module, arguments: Any) -> Any:
+        def put_back(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (_swapped(arguments[0]), *arguments[1:])
 
         for tower in families.of(model).towers:
@@ -122,7 +126,15 @@ def _mask(site: FaultSite) -> Iterator[None]:
     """The quantized text tower sees the words, and the padding that its mask hides."""
     site.options["consumers"] = ("stable-cascade",)
 
-    def causal(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **kw: Any) -> Any:
+    def causal(
+        m: nn.Module,
+        original: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *_: object,
+        **kw: object,
+    ) -> Tensor:
         given = kw.pop("attn_mask", None)
         if given is not None:
             kw["is_causal"] = True

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
-from harness.tools.faults.catalogue import FaultSite, Where, fault, replaced
+from harness.tools.faults.catalogue import FaultSite, Where, fault, replaced, with_result
 
 _MODEL = ("reference", "runs", "places", "calibration", "tasks")
 
@@ -23,14 +22,11 @@ def _moved(_: FaultSite) -> Iterator[None]:
     """The reference's files hold other weights, so that its revision is another one."""
     from harness.models import references
 
-    load = references.load
-
-    def other(*args: Any, **kwargs: Any) -> Any:
-        reference = load(*args, **kwargs)
+    def other(reference: references.Reference) -> references.Reference:
         reference.model.vision_model.encoder.layers[0].mlp.fc1.weight.data *= 1.01
         return dataclasses.replace(reference, revision="0" * 64)
 
-    with replaced((references, "load", other)):
+    with replaced((references, "load", with_result(references.load, other))):
         yield
 
 
@@ -44,16 +40,13 @@ def _activation(_: FaultSite) -> Iterator[None]:
     """The same files and the same releases compute another activation."""
     from harness.models import references
 
-    load = references.load
-
-    def other(*args: Any, **kwargs: Any) -> Any:
-        reference = load(*args, **kwargs)
+    def other(reference: references.Reference) -> references.Reference:
         for module in reference.model.modules():
             if hasattr(module, "activation_fn"):
                 module.activation_fn = nn.GELU()
         return reference
 
-    with replaced((references, "load", other)):
+    with replaced((references, "load", with_result(references.load, other))):
         yield
 
 
@@ -67,14 +60,12 @@ def _fewer(_: FaultSite) -> Iterator[None]:
     """A classification task has half of its samples."""
     from harness.data import tasks
 
-    load = tasks.load_tasks
-
-    def half(*args: Any) -> Any:
+    def half(loaded: tuple[tasks.Task, ...]) -> tuple[tasks.Task, ...]:
         return tuple(
-            t.subset(0, len(t.sample_ids) // 2) if t.labels is not None else t for t in load(*args)
+            t.subset(0, len(t.sample_ids) // 2) if t.labels is not None else t for t in loaded
         )
 
-    with replaced((tasks, "load_tasks", half)):
+    with replaced((tasks, "load_tasks", with_result(tasks.load_tasks, half))):
         yield
 
 
@@ -85,16 +76,14 @@ def _shuffled(_: FaultSite) -> Iterator[None]:
     """
     from harness.data import tasks
 
-    load = tasks.load_tasks
-
-    def shuffled(*args: Any) -> Any:
+    def shuffled(loaded: tuple[tasks.Task, ...]) -> tuple[tasks.Task, ...]:
         rng = np.random.default_rng(0)
         return tuple(
             t if t.labels is None else dataclasses.replace(t, labels=rng.permutation(t.labels))
-            for t in load(*args)
+            for t in loaded
         )
 
-    with replaced((tasks, "load_tasks", shuffled)):
+    with replaced((tasks, "load_tasks", with_result(tasks.load_tasks, shuffled))):
         yield
 
 
@@ -105,9 +94,9 @@ def _off_by_one(_: FaultSite) -> Iterator[None]:
     """The quantized model is asked with the class names of the neighbouring classes."""
     from harness.data import tasks
 
-    original = tasks.evaluate
+    original: Callable[..., tasks.TaskRun] = tasks.evaluate
 
-    def off(model: nn.Module, task: Any, **kwargs: Any) -> Any:
+    def off(model: nn.Module, task: tasks.Task, **kwargs: object) -> tasks.TaskRun:
         if task.labels is not None and _is_quantized(model):
             prompts = task.prompts
             task = dataclasses.replace(
@@ -145,9 +134,9 @@ def _other_pixels(_: FaultSite) -> Iterator[None]:
     """Only the quantized model is evaluated on pictures that were not normalised."""
     from harness.data import tasks
 
-    original = tasks.evaluate
+    original: Callable[..., tasks.TaskRun] = tasks.evaluate
 
-    def other(model: nn.Module, task: Any, **kwargs: Any) -> Any:
+    def other(model: nn.Module, task: tasks.Task, **kwargs: object) -> tasks.TaskRun:
         if _is_quantized(model):
             task = dataclasses.replace(task, shades=torch.linspace(0, 1, 256).expand(3, 256))
         return original(model, task, **kwargs)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.tools.faults.catalogue import FaultSite, Where, add, replaced
 
@@ -18,6 +18,7 @@ from harness.tools.faults.catalogue import FaultSite, Where, add, replaced
 _FP8, _WITHOUT_PATCHES, _INT8 = "fp8", "fp8-patch-embedding-fp16", "int8"
 _FC1 = "encoder.layers.1.mlp.fc1"
 _PATCHES = "vision_model.embeddings.patch_embedding"
+Array = npt.NDArray[np.generic]
 Edit = Callable[[onnx.GraphProto], None]
 
 
@@ -27,10 +28,10 @@ def _exported(edit: Edit) -> Callable[[FaultSite], AbstractContextManager[None]]
     def plant(_: FaultSite) -> AbstractContextManager[None]:
         from harness.export import graph
 
-        original = graph.tower
+        original: Callable[..., onnx.ModelProto] = graph.tower
 
-        def tower(model: Any, which: str, *args: Any, **kwargs: Any) -> onnx.ModelProto:
-            proto = original(model, which, *args, **kwargs)
+        def tower(model: nn.Module, which: str, *args: object, **kw: object) -> onnx.ModelProto:
+            proto = original(model, which, *args, **kw)
             if which == "vision":
                 edit(proto.graph)
             return proto
@@ -48,7 +49,7 @@ def _constant(graph: onnx.GraphProto, ending: str) -> onnx.TensorProto:
     return next(i for i in graph.initializer if i.name.endswith(ending))
 
 
-def _rewrite(graph: onnx.GraphProto, ending: str, change: Callable[[Any], Any]) -> None:
+def _rewrite(graph: onnx.GraphProto, ending: str, change: Callable[[Array], Array]) -> None:
     """Change the values of a constant."""
     held = _constant(graph, ending)
     values = np.asarray(change(onnx.numpy_helper.to_array(held)))
@@ -121,7 +122,7 @@ def _truncating(_: FaultSite) -> AbstractContextManager[None]:
 
     original = Form.codes
 
-    def codes(form: Form, weight: Tensor) -> Any:
+    def codes(form: Form, weight: Tensor) -> Array:
         nearest = original(form, weight)
         beyond = np.abs(nearest.astype(np.float32) * form.scale) > np.abs(
             weight.detach().float().numpy()

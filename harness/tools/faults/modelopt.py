@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +22,29 @@ from harness.tools.faults.catalogue import (
     enabled,
     fault,
     replaced,
+    with_result,
 )
+
+if TYPE_CHECKING:
+    from harness.modelopt_types import QuantizedAttention
+
+#: An attention: (module, query, key, value, and what scaled_dot_product_attention takes) to output.
+Attention = Callable[..., Tensor]
 
 _SDPA = F.scaled_dot_product_attention
 
 
-def _attention_class() -> Any:
-    from harness.quantization.attention import _diffusers_attention
-
-    return _diffusers_attention()
-
-
-def _around_sdpa(wrong: Callable[..., Tensor]) -> Any:
+def _around_sdpa(wrong: Attention) -> AbstractContextManager[None]:
     """Diffusers' attention class with *wrong(module, original, ...)* where it quantizes around
     sdpa.
     """
-    cls = _attention_class()
+    from harness.quantization.attention import diffusers_attention
+
+    cls = diffusers_attention()
     kept = list(cls._functionals_to_replace)
     original = next(new for _, name, new in kept if name == "scaled_dot_product_attention")
 
-    def quantized(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def quantized(module: nn.Module, *args: object, **kwargs: object) -> Tensor:
         return wrong(module, original, *args, **kwargs)
 
     changed = [(holder, name, quantized if new is original else new) for holder, name, new in kept]
@@ -60,8 +64,9 @@ def _skipped(_: FaultSite) -> Iterator[None]:
         yield
 
 
-def _plain_sdpa(*args: Any, **kwargs: Any) -> Tensor:
-    return _SDPA(*args, **kwargs)
+def _plain_sdpa(q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
+    attend: Attention = _SDPA
+    return attend(q, k, v, *args, **kwargs)
 
 
 @fault(
@@ -91,10 +96,17 @@ def _eager(_: FaultSite) -> Iterator[None]:
 def _twice(_: FaultSite) -> Iterator[None]:
     """Query, key and value pass their quantizers twice."""
 
-    def twice(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
+    def twice(
+        m: QuantizedAttention,
+        original: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor:
         q, k, v = m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v)
-        attended: Tensor = original(m, q, k, v, *a, **kw)
-        return attended
+        return original(m, q, k, v, *args, **kwargs)
 
     with _around_sdpa(twice):
         yield
@@ -110,8 +122,16 @@ def _value_twice(_: FaultSite) -> Iterator[None]:
     idempotent.
     """
 
-    def twice(m: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any) -> Tensor:
-        return original(m, q, k, m.v_bmm_quantizer(v), *a, **kw)  # type: ignore[no-any-return]
+    def twice(
+        m: QuantizedAttention,
+        original: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor:
+        return original(m, q, k, m.v_bmm_quantizer(v), *args, **kwargs)
 
     with _around_sdpa(twice):
         yield
@@ -122,10 +142,16 @@ def _no_output(_: FaultSite) -> Iterator[None]:
     """The output of the second product never passes its quantizer."""
 
     def without(
-        m: Any, _original: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **kw: Any
+        m: QuantizedAttention,
+        _original: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> Tensor:
         return _plain_sdpa(
-            m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *a, **kw
+            m.q_bmm_quantizer(q), m.k_bmm_quantizer(k), m.v_bmm_quantizer(v), *args, **kwargs
         )
 
     with _around_sdpa(without):
@@ -138,10 +164,9 @@ def _no_output(_: FaultSite) -> Iterator[None]:
 def _no_mask(_: FaultSite) -> Iterator[None]:
     """The quantized text tower sees words that come later."""
 
-    def unmasked(m: Any, original: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def unmasked(m: nn.Module, original: Attention, *args: object, **kwargs: object) -> Tensor:
         others = {k: v for k, v in kwargs.items() if k not in ("attn_mask", "is_causal")}
-        attended: Tensor = original(m, *args[:3], **others)
-        return attended
+        return original(m, *args[:3], **others)
 
     with _around_sdpa(unmasked):
         yield
@@ -161,18 +186,19 @@ def _left_swapped(_: FaultSite) -> Iterator[None]:
     from harness.quantization import quantize
     from harness.recipes import loading
 
-    stray: Any = quantize.quantize(
+    stray = quantize.quantize(
         references.load("embedded", torch.device("cpu")).model, loading.load("fp8"), None
     )
-    block: Any = next(m for m in stray.vision_model.modules() if hasattr(m, "q_bmm_quantizer"))
+    blocks = stray.get_submodule("vision_model").modules()
+    block = next(m for m in blocks if hasattr(m, "q_bmm_quantizer"))
     with isolation.functions_kept(), replaced((block.out_proj, "forward", _raise)):
         # Not through harness.models.families, which would put the functions back.
         with contextlib.suppress(ArithmeticError), torch.no_grad():
-            stray.get_image_features(families.sample_inputs(stray)["pixel_values"])
+            stray.get_submodule("vision_model")(families.sample_inputs(stray)["pixel_values"])
         yield
 
 
-def _raise(*_: Any) -> Tensor:
+def _raise(*_: object) -> Tensor:
     raise ArithmeticError("a layer that raises")
 
 
@@ -185,12 +211,11 @@ def _softmax_swapped(_: FaultSite) -> Iterator[None]:
     """A forward raised and torch's softmax is another function ever since, for every model of the
     process.
     """
-    softmax = F.softmax
 
-    def rounded(*args: Any, **kwargs: Any) -> Tensor:
-        return softmax(*args, **kwargs).to(torch.float8_e4m3fn).half()
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(torch.float8_e4m3fn).half()
 
-    with replaced((F, "softmax", rounded)):
+    with replaced((F, "softmax", with_result(F.softmax, rounded))):
         yield
 
 
@@ -202,8 +227,8 @@ def _softmax_swapped(_: FaultSite) -> Iterator[None]:
 def _no_scale(_: FaultSite) -> Iterator[None]:
     """The quantized attention does not divide by the root of the head's width."""
 
-    def unscaled(m: Any, original: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return original(m, *args, **kwargs | {"scale": 1.0})  # type: ignore[no-any-return]
+    def unscaled(m: nn.Module, original: Attention, *args: object, **kwargs: object) -> Tensor:
+        return original(m, *args, **kwargs | {"scale": 1.0})
 
     with _around_sdpa(unscaled):
         yield
@@ -304,7 +329,7 @@ def _fold_all(_: FaultSite) -> Iterator[None]:
 
     fold = mtq.fold_weight
 
-    def wrong(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def wrong(model: nn.Module, *args: object, **kwargs: object) -> None:
         fold(model, *args, **kwargs)
         # The numerics suite folds a Linear that quantizes its weight alone.
         for name, quantizer in tensor_quantizers(model).items():
@@ -320,7 +345,7 @@ def _fold_nothing(_: FaultSite) -> Iterator[None]:
     """Folding turns weight quantizers off and leaves the weights as they are."""
     import modelopt.torch.quantization as mtq
 
-    def wrong(model: nn.Module, *_args: Any, **_kwargs: Any) -> None:
+    def wrong(model: nn.Module, *_args: object, **_kwargs: object) -> None:
         for quantizer in enabled(model, "weight_quantizer"):
             quantizer.disable()
 
@@ -338,7 +363,7 @@ def _smoothed_twice(_: FaultSite) -> Iterator[None]:
         for module in model.modules():
             scale = getattr(getattr(module, "input_quantizer", None), "_pre_quant_scale", None)
             if scale is not None:
-                weight: Any = module.weight
+                weight = module.get_parameter("weight")
                 weight.data.copy_((weight.float() / scale.float().squeeze()).to(weight.dtype))
 
     with after_quantizing(again):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from harness.tools.faults.catalogue import (
     fault,
     replaced,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ONE_INPUT = "vision_model.encoder.layers.1.mlp.fc1.input_quantizer"
 ONE_WEIGHT = "text_model.encoder.layers.1.mlp.fc2.weight_quantizer"
@@ -249,10 +252,12 @@ def _nothing(_: FaultSite) -> Iterator[None]:
         yield
 
 
-def _driven(step: Callable[[Any, dict[str, Tensor]], object]) -> AbstractContextManager[None]:
+def _driven(
+    step: Callable[[PreTrainedModel, dict[str, Tensor]], object],
+) -> AbstractContextManager[None]:
     from harness.quantization import quantize
 
-    def over(batches: Batches) -> Any:
+    def over(batches: Batches) -> Callable[[nn.Module], None]:
         def loop(model: nn.Module) -> None:
             with torch.no_grad():
                 for batch in batches:

@@ -4,25 +4,37 @@ otherwise.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import yaml
 from torch import nn
+from typing_extensions import Required, TypedDict
 
+from harness.recipes.loading import Recipe
 from harness.tools.faults.catalogue import FaultSite, Where, add, fault, replaced
 
-Entries = list[dict[str, Any]]
+
+class RecipeEntry(TypedDict, total=False):
+    """An entry of a recipe's quant_cfg, as far as a slip changes it."""
+
+    quantizer_name: Required[str]
+    parent_class: str
+    enable: bool
+    cfg: dict[str, object]
+
+
+Entries = list[RecipeEntry]
 Slip = Callable[[Entries], Entries]
 
-OFF = {"quantizer_name": "*", "enable": False}
-E4M3 = {"num_bits": "e4m3", "axis": None}
+OFF: RecipeEntry = {"quantizer_name": "*", "enable": False}
+E4M3: dict[str, object] = {"num_bits": "e4m3", "axis": None}
 LEFT_OUT = "*vision_model.encoder.layers.1.mlp.fc2.*"
 
 
-def _named(ending: str, **cfg: Any) -> Slip:
+def _named(ending: str, **cfg: object) -> Slip:
     """Change the attributes of the entries whose pattern ends so."""
 
     def change(entries: Entries) -> Entries:
@@ -36,7 +48,7 @@ def _named(ending: str, **cfg: Any) -> Slip:
 
 def _renamed(old: str, new: str) -> Slip:
     def change(entries: Entries) -> Entries:
-        return [e | {"quantizer_name": e["quantizer_name"].replace(old, new)} for e in entries]
+        return [{**e, "quantizer_name": e["quantizer_name"].replace(old, new)} for e in entries]
 
     return change
 
@@ -67,10 +79,12 @@ def _misread(slip: Slip) -> Callable[[FaultSite], AbstractContextManager[None]]:
     def plant(_: FaultSite) -> Iterator[None]:
         from harness.quantization import quantize
 
-        original = quantize.quantize
+        original: Callable[..., nn.Module] = quantize.quantize
 
-        def quantized(model: nn.Module, recipe: Any, *args: Any, **kwargs: Any) -> nn.Module:
-            entries = slip([dict(e) for e in recipe.quant_cfg["quant_cfg"]])
+        def quantized(
+            model: nn.Module, recipe: Recipe, *args: object, **kwargs: object
+        ) -> nn.Module:
+            entries = slip(copy.deepcopy(recipe.quant_cfg["quant_cfg"]))
             read = dataclasses.replace(recipe, quant_cfg=recipe.quant_cfg | {"quant_cfg": entries})
             return original(model, read, *args, **kwargs)
 
@@ -90,7 +104,7 @@ def _layers_by_number(entries: Entries) -> Entries:
         for e in entries
         if "bmm" not in e["quantizer_name"] and e.get("parent_class") != "nn.Linear"
     ]
-    named = [
+    named: Entries = [
         {"quantizer_name": f"*layers.[0-3].*{kind}_quantizer", "cfg": E4M3}
         for kind in (
             "proj.weight",
@@ -101,11 +115,17 @@ def _layers_by_number(entries: Entries) -> Entries:
             "bmm2_output",
         )
     ]
-    heads = [
+    heads: Entries = [
         {"quantizer_name": f"*al_projection.{kind}_quantizer", "cfg": E4M3}
         for kind in ("weight", "input")
     ]
     return kept + named + heads
+
+
+def _of_any_class(entries: Entries) -> Entries:
+    for entry in entries:
+        entry.pop("parent_class", None)
+    return entries
 
 
 _FILES: tuple[tuple[str, str, str, str, Slip], ...] = (
@@ -163,7 +183,7 @@ _FILES: tuple[tuple[str, str, str, str, Slip], ...] = (
         "fp8",
         "*weight_quantizer without a parent class also takes the embeddings",
         "more is quantized than meant (S11)",
-        lambda e: [{k: v for k, v in x.items() if k != "parent_class"} for x in e],
+        _of_any_class,
     ),
     (
         "recipe swapped",

@@ -19,7 +19,7 @@ from harness.errors import UsageError
 from harness.export import forms, graph
 from harness.models import references
 from harness.quantization import quantize
-from harness.quantization.attention import _diffusers_attention
+from harness.quantization.attention import diffusers_attention
 from harness.recipes import finding, loading
 from harness.tools.faults import CATALOGUE, FaultSite, Where
 from harness.tools.faults.catalogue import add, after_quantizing, enabled, fault, replaced
@@ -100,7 +100,7 @@ def state() -> list[Any]:
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization import tensor_quant
 
-    attention = _diffusers_attention()
+    attention = diffusers_attention()
     return [
         tensor_quant._fp8_eager,
         tensor_quant._tensor_quant,
