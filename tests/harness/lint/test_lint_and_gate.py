@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_recipes import CORPUS, EDITS, RECIPE
 
 from harness.errors import UsageError
 from harness.lint import rules
@@ -23,7 +24,6 @@ from harness.recipes import algorithms, judged, patterns, schema
 from harness.recipes.loading import Entry, Recipe, load_file
 from harness.tools import known
 
-CORPUS = Path(__file__).parents[1] / "recipes" / "corpus"
 NOW = installed()
 pytestmark = pytest.mark.skipif(
     metadata.version("nvidia-modelopt") != NOW.version,
@@ -178,6 +178,25 @@ def test_an_algorithm_is_refused_where_the_gate_refuses_it(algorithm: Any, is_ri
 # -- the gate --------------------------------------------------------------------------------------
 
 
+#: Rules of the lint that are no line of the recipe's to the gate without a model: quantizers that
+#: run as INT8, towers without any and blocks that are padded are seen in the quantized model, and
+#: a recipe whose algorithm names files is not gated at all.
+NOT_BY_LINE = {"no-deny-all", "nothing-on", "block-size", "files"}
+
+
+def of_gate(path: Path, places: QuantizerMap) -> set[int]:
+    """The lines on which the gate finds a problem of a recipe by its text and the *places* of
+    quantizers alone.
+    """
+    try:
+        recipe = load_file(path, path.parent)
+    except UsageError as error:
+        return {getattr(one.where, "line", 1) for one in getattr(error, "errors", (error,))}
+    problems = patterns.unmatched_patterns(places, recipe)
+    problems += patterns.overridden_patterns(places, recipe)
+    return {int(one.place.split(":")[-2]) for one in problems}
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -194,9 +213,10 @@ def test_a_hostile_file_is_refused_on_the_line_on_which_the_gate_refuses_it(path
 
     found = lint([path], CORPUS)
 
-    told = [(one.line, one.what) for one in found.problems]
+    told = [(one.line, one.what) for one in found.problems if one.level == "error"]
     told += [(getattr(one.where, "line", 1), one.what.rstrip(".")) for one in found.unreadable]
     assert (line, error.what.rstrip(".")) in told
+    assert {line for line, _ in told} == of_gate(path, ())
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +287,25 @@ def test_entries_without_effect_are_those_that_the_gate_reports(
         sorted((str(one.line), one.rule) for one in found.problems if one.level == "error")
         == expected
     )
+
+
+@pytest.mark.parametrize(("old", "new", "line", "column", "rule", "says"), EDITS)
+def test_an_edit_is_a_problem_for_the_gate_where_it_is_one_for_the_lint(
+    old: str,
+    new: str,
+    line: int,
+    column: int,
+    rule: str,
+    says: str,
+    places: QuantizerMap,
+    tmp_path: Path,
+) -> None:
+    """As far as no model is needed, both report the same lines: no more and no fewer."""
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace(old, new, 1))
+
+    assert of_gate(path, places) == (set() if rule in NOT_BY_LINE else {line})
+    assert {one.line for one in lint([path]).problems if one.level == "error"} == {line}
 
 
 LINES = """metadata: {recipe_type: ptq}
