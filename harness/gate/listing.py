@@ -81,14 +81,14 @@ def shapes_of(options: Options) -> list[CaseName]:
 
 def _cases(options: Options, models_named: Mapping[str, str]) -> list[CaseName]:
     recipes_named = names.of_recipes(options.recipes, options.recipes_root)
-    found = [
+    cases = [
         CaseName(r, m, recipes_named[r], models_named[m])
         for m in models_named
         for r in recipes_named
     ]
-    counts = Counter(case.id for case in found)
+    counts = Counter(case.id for case in cases)
     # "a-b" on "c" and "a" on "b-c" would have one id; no recipe's name has an @.
-    return [case if counts[case.id] == 1 else replace(case, joint="@") for case in found]
+    return [case if counts[case.id] == 1 else replace(case, joint="@") for case in cases]
 
 
 def to_train(options: Options) -> list[CaseName]:

@@ -175,8 +175,8 @@ class Results:
 
     def section(self, recipe: str, model: str, name: str) -> dict[str, Json]:
         """A section of a case; made on first use."""
-        found: dict[str, Json] = self.case(recipe, model).setdefault(name, {})
-        return found
+        section: dict[str, Json] = self.case(recipe, model).setdefault(name, {})
+        return section
 
     @property
     def has_checks(self) -> bool:
@@ -223,20 +223,24 @@ class Results:
         for key, case in self.cases.items():
             checks = {"checks": self.checks[key].as_dict()} if key in self.checks else {}
             cases.append(case | checks)
-        found: dict[str, Json] = {"schema": SCHEMA, "environment": self.environment, "cases": cases}
+        content: dict[str, Json] = {
+            "schema": SCHEMA,
+            "environment": self.environment,
+            "cases": cases,
+        }
         if self.other_checks.every:
-            found["checks"] = self.other_checks.as_dict()
+            content["checks"] = self.other_checks.as_dict()
         if self.refused:
-            found["refused"] = self.refused
+            content["refused"] = self.refused
         if self.interrupted:
-            found["interrupted"] = self.interrupted
-        return found
+            content["interrupted"] = self.interrupted
+        return content
 
 
-def _added(one: Mapping[str, Json], other: Mapping[str, Json]) -> dict[str, Json]:
+def _added(ours: Mapping[str, Json], other: Mapping[str, Json]) -> dict[str, Json]:
     """Expected differences of two processes, with the counts of those that both met added."""
-    both = dict(one)
+    both = dict(ours)
     for name, met in other.items():
-        count = one[name]["count"] + met["count"] if name in one else met["count"]
+        count = ours[name]["count"] + met["count"] if name in ours else met["count"]
         both[name] = {**met, "count": count}
     return both

@@ -18,7 +18,7 @@ import pytest
 
 from harness.pytest_plugin import private
 from harness.pytest_plugin.outcomes import correct_commands, first_line, notes_of
-from harness.pytest_plugin.run import has_results, is_worker, lines_told, results_of
+from harness.pytest_plugin.run import has_results, is_worker, lines_shown, results_of
 
 #: Lines of a failing run of one recipe.
 MOST = 60
@@ -258,7 +258,7 @@ class _Brief:
     hint: str
 
 
-def told(config: pytest.Config) -> frozenset[str] | None:
+def tests_shown(config: pytest.Config) -> frozenset[str] | None:
     """The failed tests that the terminal shows in short, or None where it shows all in full."""
     brief = config.stash.get(_BRIEF, None)
     return None if brief is None else brief.tests
@@ -383,7 +383,7 @@ def _room(
     header = 9 if config.getoption("verbose") == 0 else 1
     width = min(terminal.config.get_terminal_writer().fullwidth, summary.WIDEST)
     results = cases.read(results_of(config).as_dict())
-    table = summary.lines(results, width, told=told(config))
+    table = summary.lines(results, width, already_shown=tests_shown(config))
     pointers = {
         report.longrepr for report in shown.get("skipped", ()) if hasattr(report, "gate_check")
     }
@@ -391,7 +391,7 @@ def _room(
     notes = len(notes_of(config)) + bool(config.getoption("xmlpath", None))
     # What was said before, a blank line, the headings, the hint, the notes, the table, and pytest's
     # short summary with its end.
-    used = lines_told(config) + 1 + len(headings) + 1 + notes + len(table) + 1 + len(pointers) + 1
+    used = lines_shown(config) + 1 + len(headings) + 1 + notes + len(table) + 1 + len(pointers) + 1
     return max(LEAST, MOST - header - config.stash.get(_PROGRESS, 8) - used)
 
 

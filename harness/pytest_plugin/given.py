@@ -113,12 +113,12 @@ def _cheap(get: Callable[[str], Any]) -> list[Look]:
     return looks
 
 
-def _look_at_tasks(given: str, data_root: Path | None) -> None:
+def _look_at_tasks(task_names: str, data_root: Path | None) -> None:
     """Refuse names of tasks that are unknown, or whose data are not there."""
     from harness.data import samples
 
     refused = []
-    for name in samples.names_of(given):
+    for name in samples.names_of(task_names):
         try:
             samples.place_of(name, data_root)
             samples.kind_of(name, data_root)
@@ -150,7 +150,9 @@ def look_at_recipe(ref: str, root: Path | None) -> None:
     except UsageError as error:
         refused.append(error)
     # A setting that names a file is not a reason to refuse a recipe: it is not gated.
-    refused += [one for one in schema.problems if not isinstance(one, recorded.FileSettingError)]
+    refused += [
+        problem for problem in schema.problems if not isinstance(problem, recorded.FileSettingError)
+    ]
     errors.raise_all(_each_once(refused))
 
 
@@ -159,12 +161,12 @@ def _each_once(refused: Sequence[UsageError]) -> list[UsageError]:
     alike: dict[tuple[str, str], list[UsageError]] = {}
     for error in refused:
         alike.setdefault((error.what, error.fix), []).append(error)
-    found = []
+    merged = []
     for (what, fix), (first, *others) in alike.items():
         lines = [str(getattr(one.where, "line", one.where)) for one in others]
         more = f"; the same in line {', '.join(lines)}" if lines else ""
-        found.append(UsageError(first.where, what.rstrip(".") + more, fix))
-    return found[:MOST_PROBLEMS]
+        merged.append(UsageError(first.where, what.rstrip(".") + more, fix))
+    return merged[:MOST_PROBLEMS]
 
 
 def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
@@ -178,9 +180,9 @@ def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
     policy = budgets.load(store / "budgets.yaml")
     differences.load(store)
     root = get("recipes_root")
-    given = [finding.name_of(ref, root) for ref in get("gate_recipes") or ()]
+    recipe_names = [finding.name_of(ref, root) for ref in get("gate_recipes") or ()]
     known = (*samples.EMBEDDED_TASKS, *contracts.CONTRACTS)
-    recipes = [*given, *finding.DEFAULT, *finding.MORE]
+    recipes = [*recipe_names, *finding.DEFAULT, *finding.MORE]
     policy.check_names(recipes, known)
     known_failures.check_recipes(known_failures.load(store), recipes)
 
@@ -264,6 +266,6 @@ def _look_at_records(options: Options) -> None:
     checks = [f"{check.suite}/{check.name}" for check in registry.every()]
     known_failures.check_checks(known_failures.load(options.baselines), checks)
     device = environment.DeviceKey.of(references.resolve_device(options.device))
-    kept = Store(options.baselines, partial(listing.words_of_names, options))
+    store = Store(options.baselines, partial(listing.words_of_names, options))
     for name in listing.cases_of(options):
-        kept.find(name.model_name, name.recipe_name, device)
+        store.find(name.model_name, name.recipe_name, device)

@@ -42,7 +42,7 @@ _TEXTS = {
 _PATHS = ("recipes_root", "data_root", "calibration_data", "baselines", "gate_report")
 #: Those that may name a file or a folder among other things.
 _REFERENCES = ("gate_recipes", "gate_models")
-#: Most characters of a value that is no path; paths have the operating system's limit.
+#: Most characters of a value that is not a path; paths have the operating system's limit.
 _MOST = 4096
 #: Tests of the suites whose measurements are stored as baselines.
 STORING = (
@@ -174,7 +174,9 @@ def usage_error(message: str, known: Sequence[str]) -> str:
         words = message.partition(": ")[2].split()
         options = [word for word in words if word.startswith("-")] or words
         name = options[0].partition("=")[0]
-        near = difflib.get_close_matches(name, [one for one in known if one.startswith("--")], 1)
+        near = difflib.get_close_matches(
+            name, [option for option in known if option.startswith("--")], 1
+        )
         fix = f"Did you mean {near[0]}?" if near else f"Correct it; {listed}"
         return str(UsageError(shortened(name), "is not an option", fix))
     named, colon, what = message.removeprefix("argument ").partition(": ")
@@ -200,16 +202,16 @@ def check_options(config: pytest.Config) -> None:
 
 
 def _settle_text(config: pytest.Config, name: str, option: str) -> None:
-    given = config.getoption(name)
-    if given is None:
+    option_value = config.getoption(name)
+    if option_value is None:
         return
-    values = given if isinstance(given, list) else [given]
-    if name == "reason" and config.getoption("update_baselines") and not given.strip():
+    values = option_value if isinstance(option_value, list) else [option_value]
+    if name == "reason" and config.getoption("update_baselines") and not option_value.strip():
         return  # the option that needs it says so
     for value in values:
         _check_text(os.fspath(value), option, bounded=name not in _PATHS)
     if name in _PATHS:
-        setattr(config.option, name, files.expand(given, option=option))
+        setattr(config.option, name, files.expand(option_value, option=option))
     elif name in _REFERENCES:
         for value in values:
             files.expand(value, option=option)
@@ -283,7 +285,7 @@ def _check_pairs(config: pytest.Config) -> None:
         )
     if get("data_root") is not None and get("tasks") is None:
         what = "is read by no task: those of a plain run are the embedded ones"
-        raise UsageError("--data-root", what, "Name the tasks that lie there: --tasks NAME.")
+        raise UsageError("--data-root", what, "Name the tasks that are there: --tasks NAME.")
     if get("early_stop") and _asks_for_tuning(get("markexpr") or ""):
         what = "does not go with -m qat: what fine-tuning wins back is judged on all samples"
         raise UsageError("--early-stop", what, "Leave out one of them.")
@@ -373,12 +375,14 @@ def check_stored(config: pytest.Config, tests: Iterable[str]) -> None:
         UsageError: no test of ``STORING`` is among them.
     """
     get = config.getoption
-    given = next((name for name in ("update_baselines", "new_baselines_only") if get(name)), None)
+    storing_option = next(
+        (name for name in ("update_baselines", "new_baselines_only") if get(name)), None
+    )
     functions = {test.partition("[")[0].rpartition("::")[2] for test in tests}
-    if given is not None and functions and not functions & set(STORING):
+    if storing_option is not None and functions and not functions & set(STORING):
         what = "has nothing to store: no selected test measures what a baseline holds"
         fix = f"Select {' or '.join(STORING)} as well, or leave the option out."
-        raise UsageError(_option(given), what, fix)
+        raise UsageError(_option(storing_option), what, fix)
 
 
 def prepare_report(config: pytest.Config) -> None:

@@ -126,8 +126,8 @@ class Causes:
         """The test that reported the first of *causes*, if other tests than *test* have reported
         all of them.
         """
-        found = [self._first.get(cause, test) for cause in causes]
-        return found[0] if found and test not in found else ""
+        tests = [self._first.get(cause, test) for cause in causes]
+        return tests[0] if tests and test not in tests else ""
 
 
 def keep_gate(config: pytest.Config, gate: Gate) -> None:
@@ -144,7 +144,8 @@ def uses_gate(item: pytest.Item) -> bool:
     """
     functions = private.fixture_functions(item)
     return any(
-        getattr(one, "__module__", "") == "harness.pytest_plugin.plugin" for one in functions
+        getattr(function, "__module__", "") == "harness.pytest_plugin.plugin"
+        for function in functions
     )
 
 
@@ -275,9 +276,8 @@ def _told(item: pytest.Item, error: Exception) -> str:
     lines = [
         f"{type(error).__name__}: {first_line(str(error), 400)}",
         *(f"  {place}" for place in _places(error)),
-        "This is no verdict on the recipe: the gate, or a library under it, raised where it should "
-        "not. Run with -v"
-        " for the traceback, and report it.",
+        "This is not a verdict on the recipe: the gate, or a library under it, has an error. "
+        "Run with -v for the traceback, and report it.",
     ]
     return "\n".join(lines)
 
@@ -328,10 +328,10 @@ def _outcome(report: pytest.TestReport) -> Outcome | None:
 def case_of(item: pytest.Item) -> CaseName | None:
     """The case that a test is about, a published architecture's included."""
     params = parameters(item)
-    found: CaseName | None = next(
+    case_name: CaseName | None = next(
         (params[name] for name in (*CASES, *BARE) if name in params), None
     )
-    return found
+    return case_name
 
 
 def _check(
@@ -474,11 +474,11 @@ def fell_short(results: Results, case: Case | CaseName) -> str:
     from harness.report import cases
 
     key = (case.recipe_name, case.model_name)
-    found = Checks()
+    checks = Checks()
     for check in results.checks.get(key, Checks()).every:
         if not check.about_baseline:
-            found.add(check)
-    judged = cases.read_case(results.case(*key) | {"checks": found.as_dict()})
+            checks.add(check)
+    judged = cases.read_case(results.case(*key) | {"checks": checks.as_dict()})
     if not Word(cases.decision(judged)).falls_short:
         return ""
     return f"{cases.decision(judged)}: {cases.headline(judged)}"
@@ -491,13 +491,13 @@ def correct_commands(config: pytest.Config, stats: Mapping[str, Sequence[Any]]) 
     from harness.baselines import PLACEHOLDER
     from harness.gate.listing import CaseName
 
-    for report in [one for reports in stats.values() for one in reports]:
+    for report in [report_ for reports in stats.values() for report_ in reports]:
         check = getattr(report, "gate_check", None)
         text = str(getattr(report, "longrepr", ""))
         if not check or not check.get("about_baseline") or _NEW_ONLY not in text:
             continue
-        found = CheckResult.of_dict(check)
-        name = CaseName(found.recipe, found.model, found.recipe, found.model)
+        result = CheckResult.of_dict(check)
+        name = CaseName(result.recipe, result.model, result.recipe, result.model)
         if fell_short(results_of(config), name):
             how = shlex.join(["--update-baselines", "--reason", PLACEHOLDER])
             report.longrepr = text.replace(_NEW_ONLY, how)
@@ -521,8 +521,8 @@ def conclude(session: pytest.Session) -> None:
                 f"slower than --benchmark-compare-fail allows: {what}",
             )
         )
-    found = results.as_dict()
-    word = Word(cases.run_decision(cases.read(found)))
+    content = results.as_dict()
+    word = Word(cases.run_decision(cases.read(content)))
     notes = config.stash.setdefault(_NOTES, [])
     if session.exitstatus == pytest.ExitCode.OK and word.falls_short:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -536,10 +536,10 @@ def conclude(session: pytest.Session) -> None:
     elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         notes.append("exit code 5: no test was selected, so nothing was judged")
     private.add_junit_property(config, "decision", word.value)
-    _write_report(session, found)
+    _write_report(session, content)
 
 
-def _write_report(session: pytest.Session, found: dict[str, Any]) -> None:
+def _write_report(session: pytest.Session, content: dict[str, Any]) -> None:
     folder = session.config.getoption("gate_report")
     if folder is None:
         return
@@ -547,7 +547,7 @@ def _write_report(session: pytest.Session, found: dict[str, Any]) -> None:
 
     notes = session.config.stash[_NOTES]
     try:
-        report.write(found, folder)
+        report.write(content, folder)
     except UsageError as error:
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
         notes.append(f"ERROR: {error}")

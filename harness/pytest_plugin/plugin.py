@@ -44,13 +44,13 @@ from harness.pytest_plugin.outcomes import (
     uses_gate,
 )
 from harness.pytest_plugin.run import (
-    count_told,
+    count_shown,
     has_results,
     is_worker,
     options_of,
     parameters,
+    print_lines,
     results_of,
-    tell,
 )
 from harness.pytest_plugin.workers import hand_over, settle, take_selection
 
@@ -140,7 +140,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         raise pytest.UsageError(*error.lines) from error
     annotate.keep_selection(config, selected)
     print(selected)  # pytest's terminal is not set up yet
-    count_told(config, str(selected))
+    count_shown(config, str(selected))
     if selected.undecided:
         raise pytest.UsageError(str(_undecided(selected)))
     if config.getoption("list_affected"):
@@ -210,8 +210,8 @@ def _print_meanings(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a recipe and model, and where asked for, a metric or an architecture."""
-    # A test that has its own fixture or parameter of that name is none of the gate's suites.
+    """One test per recipe and model, and where asked for, per metric or architecture."""
+    # A test that has its own fixture or parameter of that name is not one of the gate's suites.
     own = {
         name
         for mark in metafunc.definition.iter_markers("parametrize")
@@ -264,7 +264,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what runs only on request, and what no recipe of this run gives anything to look
     at.
     """
-    if config.getoption("architectures") is None:  # such a test is no part of the run
+    if config.getoption("architectures") is None:  # such a test is not part of the run
         items[:] = [item for item in items if not _is_of_architecture(item)]
     expression = config.getoption("markexpr") or ""
     unasked = [name for name in ON_REQUEST if name not in expression]
@@ -328,7 +328,7 @@ def _look_at_everything(session: pytest.Session) -> None:
         if "form" in fixtures:
             from harness.checks import checkpoint
 
-            checkpoint.warm()  # the imports of its fresh processes run beside other work
+            checkpoint.warm()  # the imports of its fresh processes run in parallel to other work
 
 
 def _report_refused(config: pytest.Config) -> None:
@@ -461,7 +461,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if is_worker(config):
         hand_over(config, lines)
         return
-    tell(config, lines)
+    print_lines(config, lines)
     settle(session, exitstatus)
     is_empty = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and has_suites(config)
     if has_results(config) or (is_empty and not config.option.collectonly):
@@ -495,7 +495,7 @@ def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
         return ["nothing is stored: the run did not come to its end"]
 
     def show(text: str) -> None:
-        tell(config, [text])
+        print_lines(config, [text])
 
     gate = config.stash[_GATE]
     new_only = get("new_baselines_only")
@@ -527,4 +527,4 @@ def pytest_terminal_summary(
         terminalreporter.write_line(line)
     if has_results(config):
         results = cases.read(results_of(config).as_dict())
-        summary.write(terminalreporter, results, told=brief.told(config))
+        summary.write(terminalreporter, results, already_shown=brief.tests_shown(config))

@@ -79,12 +79,12 @@ def shorten_usage_errors(parser: Any, shorten: Callable[[str, Sequence[str]], st
         shorten: makes one line of argparse's message and the names of all options.
     """
 
-    def watched(made: Any) -> Any:
+    def watched(argument_parser: Any) -> Any:
         def error(message: str) -> NoReturn:
-            raise pytest.UsageError(shorten(message, list(made._option_string_actions)))
+            raise pytest.UsageError(shorten(message, list(argument_parser._option_string_actions)))
 
-        made.error = error
-        return made
+        argument_parser.error = error
+        return argument_parser
 
     if hasattr(parser, "optparser"):
         watched(parser.optparser)
@@ -106,7 +106,7 @@ def find_configuration_again(config: Any) -> None:
     known = config.known_args_namespace
     if config.inipath is not None or known.inifilename:
         return
-    given = {
+    arguments = {
         "inifile": None,
         "override_ini": known.override_ini,
         "args": known.file_or_dir,
@@ -114,16 +114,16 @@ def find_configuration_again(config: Any) -> None:
         "invocation_dir": config.invocation_params.dir,
     }
     accepted = inspect.signature(determine_setup).parameters
-    config._rootpath, config._inipath, found, *_ = determine_setup(
-        **{name: value for name, value in given.items() if name in accepted}
+    config._rootpath, config._inipath, ini_values, *_ = determine_setup(
+        **{name: value for name, value in arguments.items() if name in accepted}
     )
     if config._inipath is not None:
-        setattr(config, "_inicfg" if hasattr(config, "_inicfg") else "inicfg", found)
+        setattr(config, "_inicfg" if hasattr(config, "_inicfg") else "inicfg", ini_values)
         config._inicache.clear()
 
 
 def own_fixtures(metafunc: pytest.Metafunc) -> set[str]:
-    """Names that a test asks for and its project has fixtures of; no public attribute tells
+    """Names that a test asks for and its project has fixtures of; no public attribute has
     them.
     """
     return set(metafunc._arg2fixturedefs)
@@ -137,7 +137,7 @@ def fixture_functions(item: pytest.Item) -> list[Callable[..., object]]:
     definitions: Mapping[str, Sequence[Any]] = getattr(
         getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}
     )
-    return [found[-1].func for found in definitions.values() if found]
+    return [overridden[-1].func for overridden in definitions.values() if overridden]
 
 
 def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.gate.options import Options
 
 _RESULTS = pytest.StashKey[Results]()
-_TOLD = pytest.StashKey[int]()
+_SHOWN = pytest.StashKey[int]()
 
 
 def results_of(config: pytest.Config) -> Results:
@@ -81,19 +81,19 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def tell(config: pytest.Config, lines: Sequence[str]) -> None:
+def print_lines(config: pytest.Config, lines: Sequence[str]) -> None:
     """Show *lines* in the terminal, below what is there."""
     terminal = config.get_terminal_writer()
     for line in ["", *lines] if lines else []:
         terminal.line(line)
-        count_told(config, line)
+        count_shown(config, line)
 
 
-def count_told(config: pytest.Config, text: str) -> None:
+def count_shown(config: pytest.Config, text: str) -> None:
     """Count the lines of *text*, which was shown outside of pytest's report."""
-    config.stash[_TOLD] = lines_told(config) + 1 + text.count("\n")
+    config.stash[_SHOWN] = lines_shown(config) + 1 + text.count("\n")
 
 
-def lines_told(config: pytest.Config) -> int:
+def lines_shown(config: pytest.Config) -> int:
     """How many lines were shown outside of pytest's report."""
-    return config.stash.get(_TOLD, 0)
+    return config.stash.get(_SHOWN, 0)

@@ -17,7 +17,7 @@ import pytest
 from harness.pytest_plugin import machine, private
 from harness.pytest_plugin.options import check_stored
 from harness.pytest_plugin.outcomes import CASES, in_suites, refusing, uses_gate
-from harness.pytest_plugin.run import is_worker, options_of, parameters, results_of, tell
+from harness.pytest_plugin.run import is_worker, options_of, parameters, print_lines, results_of
 
 if TYPE_CHECKING:
     from harness.evaluation.shards import ShardStore
@@ -211,7 +211,7 @@ def pytest_testnodedown(node: Any) -> None:
         results.cases = dict(
             sorted(results.cases.items(), key=lambda item: order.get(item[0], len(order)))
         )
-    tell(config, handed["lines"])
+    print_lines(config, handed["lines"])
 
 
 def _case_ids(config: pytest.Config) -> list[str]:

@@ -44,8 +44,8 @@ class Structures:
     def _of_model(self, recipe: Recipe, model: nn.Module) -> QuantizerMap:
         key = recipe.hash, maps.outline(model)
         if key not in self._converted:
-            made = quantize.structure(model, recipe, self._attention)
-            self._converted[key] = maps.quantizer_map(made)
+            bare = quantize.structure(model, recipe, self._attention)
+            self._converted[key] = maps.quantizer_map(bare)
         return self._converted[key]
 
 

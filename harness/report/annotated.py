@@ -49,22 +49,24 @@ def of_run(
         recipes: the file of each recipe of the run, by its name in the results.
         refused: usage errors that ended the run.
     """
-    found = list(linted)
+    problems = list(linted)
     for error in refused:
-        found += _new(_of_error(error), found)
+        problems += _new(_of_error(error), problems)
     for case in results.cases:
-        found += _new(_of_case(case, recipes.get(case.recipe), found), found)
-    return sorted(replace(one, path=in_repository(one.path)) for one in found)
+        problems += _new(_of_case(case, recipes.get(case.recipe), problems), problems)
+    return sorted(replace(problem, path=in_repository(problem.path)) for problem in problems)
 
 
 def _new(more: Iterator[LintProblem], known: Sequence[LintProblem]) -> list[LintProblem]:
     """Those of *more* about whose line nothing is said yet."""
-    places = {_line_of(one) for one in known if one.path and one.level == "error"}
-    found: dict[tuple[str, int, str], LintProblem] = {}
-    for one in more:
-        if _line_of(one) not in places:
-            found.setdefault((one.path, one.line, "" if one.path else one.what), one)
-    return list(found.values())
+    places = {_line_of(problem) for problem in known if problem.path and problem.level == "error"}
+    by_line: dict[tuple[str, int, str], LintProblem] = {}
+    for problem in more:
+        if _line_of(problem) not in places:
+            by_line.setdefault(
+                (problem.path, problem.line, "" if problem.path else problem.what), problem
+            )
+    return list(by_line.values())
 
 
 def _line_of(problem: LintProblem) -> tuple[str, int]:
@@ -73,14 +75,14 @@ def _line_of(problem: LintProblem) -> tuple[str, int]:
 
 
 def _of_error(error: UsageError) -> Iterator[LintProblem]:
-    for one in getattr(error, "errors", (error,)):
-        place = one.where
+    for single in getattr(error, "errors", (error,)):
+        place = single.where
         if isinstance(place, Place):
             where = (str(place.path), place.line, place.column)
         else:
             where = _file_and_line(str(place))
-        what = one.what if where[0] else f"{place}: {one.what}"
-        yield LintProblem(*where, "refused", what.rstrip("."), one.fix)
+        what = single.what if where[0] else f"{place}: {single.what}"
+        yield LintProblem(*where, "refused", what.rstrip("."), single.fix)
 
 
 def _file_and_line(place: str) -> tuple[str, int, int]:
@@ -98,16 +100,16 @@ def _of_case(
     Where a recipe has entries without effect, only these are annotated: they are the reason why
     quantizers are missing in the model.
     """
-    problems = [one for one in cases.problems(case) if one.place]
-    if any(one.suite == "insertion" for one in case.checks.known):
+    problems = [problem for problem in cases.problems(case) if problem.place]
+    if any(problem.suite == "insertion" for problem in case.checks.known):
         problems = []  # reviewed, and listed as known
-    of_entries = [one for one in problems if one.rule in _OF_ENTRIES]
-    for one in of_entries or problems:
-        rule = _OF_ENTRIES.get(one.rule, "insertion")
-        names = ", ".join(one.names[:3]) + (", ..." if len(one.names) > 3 else "")
-        what = f"{one.what.rstrip('.')} {names}".strip()
-        yield LintProblem(*parts_of(one.place), rule, what, one.fix)
-    is_said = problems or any(_is_file(one, path) for one in known)
+    of_entries = [problem for problem in problems if problem.rule in _OF_ENTRIES]
+    for problem in of_entries or problems:
+        rule = _OF_ENTRIES.get(problem.rule, "insertion")
+        names = ", ".join(problem.names[:3]) + (", ..." if len(problem.names) > 3 else "")
+        what = f"{problem.what.rstrip('.')} {names}".strip()
+        yield LintProblem(*parts_of(problem.place), rule, what, problem.fix)
+    is_said = problems or any(_is_file(problem, path) for problem in known)
     if is_said or cases.decision(case) not in (Word.FAIL.value, Word.GAIN.value):
         return
     place = "" if case.blame is None else case.blame.place
@@ -147,7 +149,7 @@ def in_repository(path: str) -> str:
 
 def commands(problems: Sequence[LintProblem]) -> str:
     """Return GitHub's workflow commands for the *problems*; notes are left to code scanning."""
-    return formats.github([one for one in problems if one.level == "error"])
+    return formats.github([problem for problem in problems if problem.level == "error"])
 
 
 def sarif(problems: Sequence[LintProblem]) -> str:

@@ -1,4 +1,4 @@
-"""The quantizer map as a grid: a row a layer, a column a place in it, a cell a quantizer."""
+"""The quantizer map as a grid: rows are layers, columns are places in a layer, cells quantizers."""
 
 from __future__ import annotations
 

@@ -31,15 +31,15 @@ def summary(results: RunResult) -> str:
     counted.
     """
     order = {"FAIL": 0, "GAIN": 1, "INCONCLUSIVE": 2}
-    found = sorted(results.cases, key=lambda case: order.get(cases.decision(case), 3))
+    ordered = sorted(results.cases, key=lambda case: order.get(cases.decision(case), 3))
     parts = [
         _heading(results),
         *_refused(results),
-        *_overview(found),
+        *_overview(ordered),
         *_other(results),
         *_selection(results),
     ]
-    parts += [part for case in found for part in _case(case)]
+    parts += [part for case in ordered for part in _case(case)]
     return _fitting(parts, _footer(results.environment))
 
 
@@ -47,13 +47,13 @@ def _fitting(parts: list[str], footer: str) -> str:
     """As many of *parts*, each a block of its own, as LIMIT allows."""
     left_out = "\n\n*{} parts of this summary found no room.*\n\n"
     room = LIMIT - len(footer) - len(left_out) - 10
-    kept: list[str] = []
+    fitting: list[str] = []
     for part in parts:
         if len(part) + 2 <= room:
-            kept.append(part)
+            fitting.append(part)
             room -= len(part) + 2
-    gone = len(parts) - len(kept)
-    return "\n\n".join(kept) + (left_out.format(gone) if gone else "\n\n") + footer + "\n"
+    gone = len(parts) - len(fitting)
+    return "\n\n".join(fitting) + (left_out.format(gone) if gone else "\n\n") + footer + "\n"
 
 
 def _heading(results: RunResult) -> str:
@@ -77,15 +77,15 @@ def _other(results: RunResult) -> Iterator[str]:
 
 def _failed(part: CaseResult | RunResult, title: str) -> Iterator[str]:
     """The failed checks, each with its suite and the first line of its message."""
-    found = part.checks.failed
-    if not found:
+    failed = part.checks.failed
+    if not failed:
         return
     lines = [f"**{title}**", ""]
-    for check in found[:_ROWS]:
+    for check in failed[:_ROWS]:
         suite = f"{check.suite}, " if check.suite else ""
         what = f"{suite}{check.outcome}: {check.message}"
         lines.append(f"- {markdown_code(check.test)} {markdown_text(what, 400)}")
-    lines += [f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else []
+    lines += [f"- and {len(failed) - _ROWS} more"] if len(failed) > _ROWS else []
     for see, count in part.checks.depending.items():
         lines.append(f"- {count} not run for the same cause as {markdown_code(see)}")
     yield "\n".join(lines)
@@ -93,13 +93,13 @@ def _failed(part: CaseResult | RunResult, title: str) -> Iterator[str]:
 
 def _selection(results: RunResult) -> Iterator[str]:
     """What of the pull request was refused or not gated, and what it does to the quantizer map."""
-    for found in cases.reasons(results):
-        lines = [f"**{found.title}:**", ""]
+    for reasons in cases.reasons(results):
+        lines = [f"**{reasons.title}:**", ""]
         lines += [
             f"- {markdown_code(name)}: {markdown_text(why, 400)}"
-            for name, why in found.pairs[:_ROWS]
+            for name, why in reasons.pairs[:_ROWS]
         ]
-        lines += [f"- and {len(found.pairs) - _ROWS} more"] if len(found.pairs) > _ROWS else []
+        lines += [f"- and {len(reasons.pairs) - _ROWS} more"] if len(reasons.pairs) > _ROWS else []
         yield "\n".join(lines)
     for recipe, changes in cases.map_changes(results):
         title = (
@@ -111,11 +111,11 @@ def _selection(results: RunResult) -> Iterator[str]:
         yield "\n".join([title, "", *lines, "", "</details>"])
 
 
-def _overview(found: list[CaseResult]) -> Iterator[str]:
-    """One table with a line a recipe, in pieces so that a very long one still fits."""
-    for begin in range(0, len(found), _ROWS):
+def _overview(ordered: list[CaseResult]) -> Iterator[str]:
+    """One table with one line per recipe, in pieces so that a very long one still fits."""
+    for begin in range(0, len(ordered), _ROWS):
         lines = ["| recipe | model | | what decided |", "|---|---|---|---|"]
-        for case in found[begin : begin + _ROWS]:
+        for case in ordered[begin : begin + _ROWS]:
             word = cases.decision(case)
             lines.append(
                 f"| {markdown_code(case.recipe)} | {markdown_code(case.model)} | "
@@ -168,11 +168,18 @@ def _verdicts(rows: list[cases.VerdictRow]) -> Iterator[str]:
 
 
 def _exceeded(case: CaseResult) -> Iterator[str]:
-    found = cases.exceeded_lines(case)
-    if found:
-        lines = ["**Limits:**", "", *(f"- {markdown_text(line, 300)}" for line in found[:_ROWS])]
+    lines_beyond = cases.exceeded_lines(case)
+    if lines_beyond:
+        lines = [
+            "**Limits:**",
+            "",
+            *(f"- {markdown_text(line, 300)}" for line in lines_beyond[:_ROWS]),
+        ]
         yield "\n".join(
-            [*lines, *([f"- and {len(found) - _ROWS} more"] if len(found) > _ROWS else [])]
+            [
+                *lines,
+                *([f"- and {len(lines_beyond) - _ROWS} more"] if len(lines_beyond) > _ROWS else []),
+            ]
         )
 
 
@@ -187,16 +194,16 @@ def _problems(case: CaseResult) -> Iterator[str]:
 
 
 def _mismatches(case: CaseResult) -> Iterator[str]:
-    found = cases.mismatches(case)
-    if not found:
+    mismatches = cases.mismatches(case)
+    if not mismatches:
         return
     lines = ["**Numerics:** these quantizers do not compute what their format says:", ""]
-    for seen in found[:_NAMES]:
+    for seen in mismatches[:_NAMES]:
         differ = f"{seen.mismatches} of {seen.elements} elements differ; {seen.first}"
         what = seen.unsupported or differ
         lines.append(f"- {markdown_code(seen.name)}: {markdown_text(what, 300)}")
     yield "\n".join(
-        [*lines, *([f"- and {len(found) - _NAMES} more"] if len(found) > _NAMES else [])]
+        [*lines, *([f"- and {len(mismatches) - _NAMES} more"] if len(mismatches) > _NAMES else [])]
     )
 
 
@@ -225,15 +232,15 @@ def _blame(case: CaseResult) -> Iterator[str]:
 
 
 def _throughput(case: CaseResult) -> Iterator[str]:
-    found = cases.speeds(case)
-    if found:
+    speeds = cases.speeds(case)
+    if speeds:
         lines = [
             "Speed, in times FP16's:",
             "",
             "| tower | ratio | baseline | |",
             "|---|---|---|---|",
         ]
-        for speed in found:
+        for speed in speeds:
             cells = (speed.tower, speed.ratio, speed.baseline, speed.moved)
             lines.append(f"| {' | '.join(map(markdown_text, cells))} |")
         yield "\n".join(lines)

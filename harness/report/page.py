@@ -70,7 +70,7 @@ def render(results: RunResult) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -78,10 +78,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.filters.update(
+    environment.filters.update(
         soft=soft, points=_points, sortable=sortable, share=_share, rate=_rate, exact=_exact
     )
-    return made
+    return environment
 
 
 @cache
@@ -154,27 +154,27 @@ class Map:
 
 def error_maps(case: CaseResult) -> list[Map]:
     """The pictures whose patches moved most, of every consumer that reads patches."""
-    found = []
+    maps_of_page = []
     for where, maps in (case.consumers.maps if case.consumers else {}).items():
-        for one in maps:
-            image = picture(one.image)
-            if image is None or not one.side or len(one.errors) != one.side**2:
+        for item_map in maps:
+            image = picture(item_map.image)
+            if image is None or not item_map.side or len(item_map.errors) != item_map.side**2:
                 continue
-            errors = [error if math.isfinite(error) else math.inf for error in one.errors]
-            worst, size = max(errors), 100 / one.side
+            errors = [error if math.isfinite(error) else math.inf for error in item_map.errors]
+            worst, size = max(errors), 100 / item_map.side
             scale = worst or 1.0
             patches = [
                 Patch(
-                    x=round(size * (number % one.side), 3),
-                    y=round(size * (number // one.side), 3),
+                    x=round(size * (number % item_map.side), 3),
+                    y=round(size * (number // item_map.side), 3),
                     size=round(size, 3),
                     error=error,
                     shade=1.0 if error == scale else round(error / scale, 3),
                 )
                 for number, error in enumerate(errors)
             ]
-            found.append(Map(where, one.item, image, worst, patches))
-    return found
+            maps_of_page.append(Map(where, item_map.item, image, worst, patches))
+    return maps_of_page
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def axis(rows: list[VerdictRow]) -> Axis:
 
 
 def layers(case: CaseResult) -> list[dict[str, object]]:
-    """A row an encoder layer: its error, and the worst saturation and underflow of its
+    """One row per encoder layer: its error, and the worst saturation and underflow of its
     quantizers.
     """
     errors = {(error.tower, error.layer or 0): error for error in case.layer_error}
@@ -255,10 +255,10 @@ def _bar(value: float | None, top: float) -> float:
 
 def blame(case: CaseResult) -> dict[str, object] | None:
     """The ranked groups with bars on one scale, and the patch as lines."""
-    found = case.blame
-    if found is None:
+    result = case.blame
+    if result is None:
         return None
-    points = [abs(x) for group in found.groups for x in (group.off_points, group.alone_points)]
+    points = [abs(x) for group in result.groups for x in (group.off_points, group.alone_points)]
     top = max(points, default=0.0) or 1.0
     return {
         "groups": [
@@ -269,17 +269,17 @@ def blame(case: CaseResult) -> dict[str, object] | None:
                 "off_bar": round(100 * max(0.0, group.off_points) / top, 1),
                 "alone_bar": round(100 * max(0.0, group.alone_points) / top, 1),
             }
-            for group in found.groups
+            for group in result.groups
         ],
-        "patch": found.patch.splitlines(),
-        "verified": found.verified,
-        "note": found.note,
-        "where": " ".join(word for word in (found.task, found.metric) if word),
+        "patch": result.patch.splitlines(),
+        "verified": result.verified,
+        "note": result.note,
+        "where": " ".join(word for word in (result.task, result.metric) if word),
     }
 
 
 def throughput(case: CaseResult) -> list[dict[str, object]]:
-    """A row a tower: rates, the ratio to the reference and that of the baseline, with bars on one
+    """One row per tower: rates, the ratio to the reference and that of the baseline; bars have one
     scale.
     """
     shown = {speed.tower: speed for speed in cases.speeds(case)}

@@ -62,7 +62,10 @@ _COLUMNS = (
 
 
 def write(
-    terminal: pytest.TerminalReporter, results: RunResult, *, told: Collection[str] | None = None
+    terminal: pytest.TerminalReporter,
+    results: RunResult,
+    *,
+    already_shown: Collection[str] | None = None,
 ) -> None:
     """Write the table of *results* to pytest's terminal reporter, if there is
     anything in it.
@@ -75,11 +78,11 @@ def write(
     Args:
         terminal: pytest's terminal reporter.
         results: what the run found.
-        told: the failed tests that stand above it in the terminal, where each case takes a few
+        already_shown: the failed tests that are above it in the terminal; each case then has a few
             lines only.
     """
     width = min(terminal.config.get_terminal_writer().fullwidth, WIDEST)
-    for line in lines(results, width, told=told):
+    for line in lines(results, width, already_shown=already_shown):
         if line.is_heading:
             ((text, colours),) = line.parts
             terminal.write_sep("=", text, **colours)
@@ -101,40 +104,44 @@ def _plain(text: str) -> Line:
     return Line(((text, {}),))
 
 
-def lines(results: RunResult, width: int, *, told: Collection[str] | None = None) -> list[Line]:
+def lines(
+    results: RunResult, width: int, *, already_shown: Collection[str] | None = None
+) -> list[Line]:
     """The lines that :func:`write` writes."""
-    brief = told is not None
-    found = _expected(results.environment.expected_differences)
+    brief = already_shown is not None
+    lines_of_table = _expected(results.environment.expected_differences)
     shown_cases = [case for case in results.cases if _worth_a_line(case)]
     word = cases.run_decision(results)
     if not shown_cases and not results.checks.failed and word not in _STOPPED:
-        return found
+        return lines_of_table
     every = [row for case in shown_cases for row in cases.rows(case)]
     columns, name_width = fit(every, width)
     heading = f"{_judged(results)}: {word}"
-    found.append(Line(((heading, {_COLOURS.get(word, "bold"): True}),), is_heading=True))
+    lines_of_table.append(Line(((heading, {_COLOURS.get(word, "bold"): True}),), is_heading=True))
     if word == Word.INTERRUPTED.value:  # the line of a refusal is written to standard error
-        found.append(_plain(middle(f"  {shown(cases.run_headline(results), None)}", width)))
+        lines_of_table.append(
+            _plain(middle(f"  {shown(cases.run_headline(results), None)}", width))
+        )
     for case in shown_cases:
-        found += _headline(case, width)
+        lines_of_table += _headline(case, width)
         rows = cases.rows(case)
         if rows:
             headings = _cells(columns, [c.heading for c in columns], every, name_width)
-            found.append(_plain("  " + "  ".join(headings)))
+            lines_of_table.append(_plain("  " + "  ".join(headings)))
         if brief and len(rows) > _BRIEF_ROWS:
             rows = sorted(rows, key=_holds)[:_BRIEF_ROWS]
         for row in rows:
-            found += _row(row, columns, every, name_width, width)
+            lines_of_table += _row(row, columns, every, name_width, width)
         if len(rows) < len(cases.rows(case)):
-            found.append(_plain(f"  ... and {len(cases.rows(case)) - len(rows)} more"))
+            lines_of_table.append(_plain(f"  ... and {len(cases.rows(case)) - len(rows)} more"))
         details = _details(case, width)
         if brief:
-            found += [_plain(middle(text, width)) for text in details[:_BRIEF_DETAILS]]
+            lines_of_table += [_plain(middle(text, width)) for text in details[:_BRIEF_DETAILS]]
         else:
-            found += [_plain(line) for text in details for line in _wrapped(text, width)]
-        found += _failed(case, width, told or ())
-    others = _failed(results, width, told or ())
-    return [*found, _plain("of no recipe: FAIL"), *others] if others else found
+            lines_of_table += [_plain(line) for text in details for line in _wrapped(text, width)]
+        lines_of_table += _failed(case, width, already_shown or ())
+    others = _failed(results, width, already_shown or ())
+    return [*lines_of_table, _plain("of no recipe: FAIL"), *others] if others else lines_of_table
 
 
 def _judged(results: RunResult) -> str:
@@ -180,16 +187,16 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="    ", drop_whitespace=True) or [text]
 
 
-def _failed(part: CaseResult | RunResult, width: int, told: Collection[str]) -> list[Line]:
+def _failed(part: CaseResult | RunResult, width: int, already_shown: Collection[str]) -> list[Line]:
     """The failed checks of a case, or of none: one line per test function with what the first of
     them said.
     """
-    untold = [check for check in part.checks.failed if check.test not in told]
-    found = []
-    for failed in cases.failed_functions(untold):
+    not_shown = [check for check in part.checks.failed if check.test not in already_shown]
+    lines_of_checks = []
+    for failed in cases.failed_functions(not_shown):
         line = f"  {failed.suite or 'test'}: {shown(failed, None)}"
-        found.append(_plain(line if len(line) <= width else f"{line[: width - 1]}…"))
-    return found
+        lines_of_checks.append(_plain(line if len(line) <= width else f"{line[: width - 1]}…"))
+    return lines_of_checks
 
 
 def _expected(met: dict[str, ExpectedResult]) -> list[Line]:
@@ -209,7 +216,7 @@ def fit(rows: list[VerdictRow], width: int) -> tuple[list[_Column], int]:
     columns = list(_COLUMNS)
     longest = max((len(shown(r.name)) for r in rows), default=0)
     longest = max(longest, len(_COLUMNS[0].heading))
-    # A name that is cut is still told apart at 24 characters; a column goes only when that is not
+    # A name that is cut to 24 characters is still distinct; a column goes only when that is not
     # enough.
     for goes in range(1, 6):
         if _fixed(columns, rows) + min(longest, 24) <= width:

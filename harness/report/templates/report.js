@@ -61,11 +61,11 @@
   // The map: a cell says in words what it is; colours by format, saturation or underflow.
   for (const map of all(".map")) {
     const detail = map.querySelector(".detail");
-    const tell = (event) => {
+    const showDetail = (event) => {
       const cell = event.target.closest("[title]");
       if (cell) detail.textContent = cell.title;
     };
-    for (const kind of ["click", "focusin", "mouseover"]) map.addEventListener(kind, tell);
+    for (const kind of ["click", "focusin", "mouseover"]) map.addEventListener(kind, showDetail);
     const mode = map.querySelector(".mode");
     mode.addEventListener("change", () => {
       map.classList.remove("by-saturation", "by-underflow");

@@ -25,8 +25,8 @@ POISON = "*vision_model.encoder.layers.2.mlp.*_quantizer"
 @pytest.fixture(scope="module")
 def gate() -> Gate:
     """A gate on the published recipe, one layer of it made two bits wide."""
-    made = Gate(Options(recipes=("fp8",), tasks=("emoji100",)))
-    case = made.cases()[0]
+    poisoned_gate = Gate(Options(recipes=("fp8",), tasks=("emoji100",)))
+    case = poisoned_gate.cases()[0]
     recipe = case.recipe
     poison = {"quantizer_name": POISON, "cfg": {"num_bits": 2, "axis": None}}
     off = {
@@ -37,7 +37,7 @@ def gate() -> Gate:
     entries = (*recipe.entries, Entry(POISON, None, True, {"num_bits": 2}, f"{recipe.path}:90"))
     poisoned = dataclasses.replace(recipe, name="poisoned", quant_cfg=cfg, entries=entries)
     case.recipe = poisoned
-    return made
+    return poisoned_gate
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def case(gate: Gate) -> Case:
 
 
 @pytest.fixture(scope="module")
-def found(gate: Gate, case: Case) -> Blame:
+def blamed(gate: Gate, case: Case) -> Blame:
     """What blame says of it, however slow this machine is."""
     with mock.patch.object(blame, "LIMIT", 3600.0):
         return blame.of_case(case, "emoji100", "acc1")
@@ -58,18 +58,18 @@ def test_poison_fails(gate: Gate, case: Case) -> None:
     assert case.verdicts.decision is not Decision.PASS
 
 
-def test_poisonous_layer_is_blamed(found: Blame) -> None:
+def test_poisonous_layer_is_blamed(blamed: Blame) -> None:
     """The poisonous layer ranks first and is the whole set."""
-    assert found.ranking[0].group.name == "vision_model.encoder.layers.2.mlp linear"
-    assert [g.name for g in found.culprits] == ["vision_model.encoder.layers.2.mlp linear"]
-    assert found.verified
+    assert blamed.ranking[0].group.name == "vision_model.encoder.layers.2.mlp linear"
+    assert [g.name for g in blamed.culprits] == ["vision_model.encoder.layers.2.mlp linear"]
+    assert blamed.verified
 
 
-def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
+def test_printed_patch_passes(gate: Gate, case: Case, blamed: Blame) -> None:
     """The patch, read as YAML and appended to the recipe, passes every budget after calibrating
     again.
     """
-    entries = yaml.safe_load(found.patch)
+    entries = yaml.safe_load(blamed.patch)
     assert all(entry["enable"] is False for entry in entries)
     recipe = case.recipe
     cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], *entries]}
@@ -77,17 +77,17 @@ def test_printed_patch_passes(gate: Gate, case: Case, found: Blame) -> None:
     assert blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
 
-def test_model_is_left_as_it_was(gate: Gate, case: Case, found: Blame) -> None:
+def test_model_is_left_as_it_was(gate: Gate, case: Case, blamed: Blame) -> None:
     """Measuring switches quantizers and puts every one back."""
-    assert found.seconds > 0
+    assert blamed.seconds > 0
     again = maps.quantizer_map(case.quantized.model, lambda m: m(**case.quantized.inputs))
 
     assert maps.diff(case.map, again, amax_tolerance=0.0) == []
 
 
-def test_message_shows_table_and_patch(found: Blame) -> None:
+def test_message_shows_table_and_patch(blamed: Blame) -> None:
     """A person gets the ranking, what was verified and the lines to paste."""
-    text = found.message()
+    text = blamed.message()
 
     assert "off" in text
     assert "verified by a full evaluation" in text
@@ -120,43 +120,43 @@ def test_groups_divide_the_enabled_quantizers(fp8_map: QuantizerMap) -> None:
 
 def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
     """With no time left nothing is measured, and the note says how far it came."""
-    made = case.quantized
+    quantized = case.quantized
     never: Callable[[Recipe], bool] = lambda recipe: pytest.fail("evaluated past the limit")  # noqa: E731
 
-    found = blame.find(
-        made.reference.model,
-        made.model,
+    blame_result = blame.find(
+        quantized.reference.model,
+        quantized.model,
         case.map,
-        made.recipe,
+        quantized.recipe,
         case.tasks[0],
         "acc1",
         never,
         limit=-1.0,
     )
 
-    assert not found.verified
-    assert found.patch == ""
-    assert "0 of" in found.note
+    assert not blame_result.verified
+    assert blame_result.patch == ""
+    assert "0 of" in blame_result.note
 
 
 def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no small set wins the budget back, no patch is printed and the note says so."""
     monkeypatch.setattr(blame, "RANKED_ON", 64)
-    made = case.quantized
+    quantized = case.quantized
 
-    found = blame.find(
-        made.reference.model,
-        made.model,
+    blame_result = blame.find(
+        quantized.reference.model,
+        quantized.model,
         case.map,
-        made.recipe,
+        quantized.recipe,
         case.tasks[0],
         "acc1",
         lambda recipe: False,
     )
 
-    assert not found.verified
-    assert found.patch == ""
-    assert "spread over the model" in found.note
+    assert not blame_result.verified
+    assert blame_result.patch == ""
+    assert "spread over the model" in blame_result.note
 
 
 def test_patched_python_recipe_keeps_its_form(gate: Gate, case: Case) -> None:
@@ -194,19 +194,25 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
     monkeypatch.setattr(blame, "RANKED_ON", 16)
     two = blame.groups(case.map)[:2]
     monkeypatch.setattr(blame, "groups", lambda _: two)
-    made = case.quantized
+    quantized = case.quantized
 
     def holds(recipe: Recipe) -> bool:
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
         return blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
-    found = blame.find(
-        made.reference.model, made.model, case.map, made.recipe, case.tasks[0], "acc1", holds
+    blame_result = blame.find(
+        quantized.reference.model,
+        quantized.model,
+        case.map,
+        quantized.recipe,
+        case.tasks[0],
+        "acc1",
+        holds,
     )
 
-    assert not found.verified
-    assert "2 sets tried" in found.note
+    assert not blame_result.verified
+    assert "2 sets tried" in blame_result.note
     assert (
-        f"2 of these sets cannot be left out: without {found.ranking[0].group.name}, {reported}"
-        in found.note
+        f"2 of these sets cannot be left out: without {blame_result.ranking[0].group.name}, {reported}"
+        in blame_result.note
     )

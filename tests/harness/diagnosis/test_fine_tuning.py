@@ -125,9 +125,9 @@ def test_exhausted_memory_in_the_backward_is_named(
             raise error
 
         def loss(*arguments: Any) -> Tensor:
-            found = original(*arguments)
-            found.register_hook(fail)  # type: ignore[no-untyped-call]
-            return found
+            output = original(*arguments)
+            output.register_hook(fail)  # type: ignore[no-untyped-call]
+            return output
 
         return loss
 
@@ -171,20 +171,20 @@ def test_the_workaround_computes_the_same_and_is_still_needed(
     When the first half fails, ``contrastive.differentiable_attention`` can go.
     """
     batch = next(iter(pairs.batches(CPU, torch.float32)))
-    made = quantize.quantize(
+    quantized = quantize.quantize(
         reference.model.float(), loading.load("fp8"), quantize.forward_loop_over([batch])
     ).requires_grad_(True)
     reference.model.half()
-    plain = families.forward(made, batch)
+    plain = families.forward(quantized, batch)
     with pytest.raises(NotImplementedError, match="backward"):
         plain["vision"].sum().backward()  # type: ignore[no-untyped-call]
 
     with differentiable_attention():
-        found = families.forward(made, batch)
-        found["vision"].sum().backward()  # type: ignore[no-untyped-call]
+        differentiable = families.forward(quantized, batch)
+        differentiable["vision"].sum().backward()  # type: ignore[no-untyped-call]
 
-    assert torch.equal(plain["vision"], found["vision"])
-    weight = made.get_parameter("vision_model.encoder.layers.0.self_attn.q_proj.weight")
+    assert torch.equal(plain["vision"], differentiable["vision"])
+    weight = quantized.get_parameter("vision_model.encoder.layers.0.self_attn.q_proj.weight")
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
 
@@ -195,16 +195,16 @@ def test_ranges_that_moved_are_told(quantized: torch.nn.Module) -> None:
     name, quantizer = next(
         (n, q) for n, q in maps.tensor_quantizers(quantized).items() if q.is_enabled
     )
-    kept = quantizer.amax.clone()
-    quantizer.amax = torch.nextafter(kept.float(), torch.tensor(math.inf)).to(kept.dtype)
+    amax = quantizer.amax.clone()
+    quantizer.amax = torch.nextafter(amax.float(), torch.tensor(math.inf)).to(amax.dtype)
     try:
-        if torch.equal(quantizer.amax, kept):  # half precision: one ulp of it
-            quantizer.amax = kept * (1 + 2**-10)
-        found = maps.diff(before, maps.quantizer_map(quantized), amax_tolerance=0.0)
+        if torch.equal(quantizer.amax, amax):  # half precision: one ulp of it
+            quantizer.amax = amax * (1 + 2**-10)
+        problems = maps.diff(before, maps.quantizer_map(quantized), amax_tolerance=0.0)
     finally:
-        quantizer.amax = kept
+        quantizer.amax = amax
 
-    assert found, name
+    assert problems, name
     assert maps.diff(before, maps.quantizer_map(quantized), amax_tolerance=0.0) == []
 
 
@@ -230,7 +230,7 @@ def runs(correct: np.ndarray) -> dict[str, TaskRun]:
 @pytest.mark.parametrize(("won_back", "gained"), [(30, True), (3, False), (-30, False)])
 def test_a_gain_is_what_the_paired_test_shows(won_back: int, gained: bool) -> None:
     """30 of 60 lost samples back is a gain, 3 with as many lost is not one, and a further loss is
-    none.
+    not.
     """
     reference, before = np.ones(400, bool), np.ones(400, bool)
     before[:60] = False

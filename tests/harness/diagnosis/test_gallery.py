@@ -61,7 +61,7 @@ def test_changed_answers_are_the_samples_that_differ(prepared: dict[str, Task]) 
     """
     task = prepared["emoji100"]
     before, after = (ranked(task, ACC1, seed, 1.2) for seed in (1, 2))
-    found = {e["sample"]: e for e in gallery.changed_answers(task, before, after, limit=10**6)}
+    entries = {e["sample"]: e for e in gallery.changed_answers(task, before, after, limit=10**6)}
     expected = {}
     for i, sample in enumerate(before.sample_ids):
         if before.correct[i] != after.correct[i]:
@@ -69,10 +69,10 @@ def test_changed_answers_are_the_samples_that_differ(prepared: dict[str, Task]) 
         elif before.answers[i] != after.answers[i]:
             expected[sample] = "changed"
 
-    assert {sample: e["kind"] for sample, e in found.items()} == expected
+    assert {sample: e["kind"] for sample, e in entries.items()} == expected
     assert set(expected.values()) == {"lost", "won", "changed"}
     i = before.sample_ids.index(next(s for s, k in expected.items() if k == "lost"))
-    entry = found[before.sample_ids[i]]
+    entry = entries[before.sample_ids[i]]
     assert task.labels is not None
     assert entry["target"] == entry["reference"] == task.classes[task.labels[i]]
     assert entry["quantized"] == task.classes[after.answers[i]] != entry["target"]

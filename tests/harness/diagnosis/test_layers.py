@@ -42,17 +42,17 @@ def test_equal_outputs_are_exact() -> None:
 
 def test_every_encoder_layer_is_named_once(reference: Reference, batch: dict[str, Tensor]) -> None:
     """Both towers' layers are there in order, and a model against itself is exact."""
-    found = layers.layer_errors(reference.model, reference.model, batch)
+    errors = layers.layer_errors(reference.model, reference.model, batch)
     config = reference.model.config
 
-    assert [(e["tower"], e["layer"]) for e in found if e["tower"] == "vision"] == [
+    assert [(e["tower"], e["layer"]) for e in errors if e["tower"] == "vision"] == [
         ("vision", i) for i in range(config.vision_config.num_hidden_layers)
     ]
-    assert [(e["tower"], e["layer"]) for e in found if e["tower"] == "text"] == [
+    assert [(e["tower"], e["layer"]) for e in errors if e["tower"] == "text"] == [
         ("text", i) for i in range(config.text_config.num_hidden_layers)
     ]
-    assert {e["sqnr_db"] for e in found} == {math.inf}
-    assert all(e["cosine"] == pytest.approx(1.0) for e in found)
+    assert {e["sqnr_db"] for e in errors} == {math.inf}
+    assert all(e["cosine"] == pytest.approx(1.0) for e in errors)
 
 
 def test_a_planted_error_shows_from_its_layer_on(
@@ -62,14 +62,14 @@ def test_a_planted_error_shows_from_its_layer_on(
     changed = copy.deepcopy(reference.model)
     with torch.no_grad():
         changed.get_submodule("vision_model.encoder.layers.2.mlp.fc1").weight.mul_(1.01)
-    found = {
+    errors = {
         (e["tower"], e["layer"]): e for e in layers.layer_errors(reference.model, changed, batch)
     }
 
-    for (tower, layer), error in found.items():
+    for (tower, layer), error in errors.items():
         exact = tower == "text" or layer < 2
         assert (error["sqnr_db"] == math.inf) == exact
-    assert 20 < found["vision", 2]["sqnr_db"] < 80
+    assert 20 < errors["vision", 2]["sqnr_db"] < 80
 
 
 def test_hooks_are_taken_off_again(reference: Reference, batch: dict[str, Tensor]) -> None:

@@ -398,7 +398,7 @@ ALLOWED = {
     "lint/known.py": "data of this package",
     "outlines/declared.py": "data of this package",
     "tools/pages.py": "pages of this project",
-    "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is told apart",
+    "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is distinguished",
     "baselines/store.py": "what the store itself wrote, compared before it is written again",
     "pull_requests/revisions.py": "files of a git working tree, which may be links and are hashed as git does it",
     "tools/faults/records.py": "records that the fault itself has just stored",

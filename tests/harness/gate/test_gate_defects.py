@@ -207,7 +207,7 @@ def test_libraries_around_a_graph_are_looked_at_for_the_report(
     run_gate: RunGate, tmp_path: Path
 ) -> None:
     """A test of a graph leaves in the results what the runtime's optimisations make of it and what
-    ModelOpt's own export comes to; no test is about either.
+    ModelOpt's own export does; no test is about either.
     """
     result = run_gate(
         suite("export"),

@@ -40,10 +40,10 @@ def fp8() -> Recipe:
 
 def test_a_remark_has_no_effect(fp8: Recipe, variant: Variant) -> None:
     """Recipes that resolve to the same thing are equal, and no model is built to say so."""
-    found = effect.between(fp8, variant())
+    changed = effect.between(fp8, variant())
 
-    assert found.none
-    assert str(found) == "fp8: no effect on CLIP"
+    assert changed.none
+    assert str(changed) == "fp8: no effect on CLIP"
 
 
 def test_an_entry_that_restates_another_has_no_effect(fp8: Recipe, variant: Variant) -> None:
@@ -61,41 +61,41 @@ def test_two_recipes_differ_by_their_maps(fp8: Recipe) -> None:
     """From FP8 with attention to Linear layers alone: the attention's quantizers go off, and
     nothing else changes.
     """
-    found = effect.between(fp8, loading.load("fp8-linear-only"))
+    changed = effect.between(fp8, loading.load("fp8-linear-only"))
 
-    assert found.by_architecture["embedded"] == (
+    assert changed.by_architecture["embedded"] == (
         "12 quantizers change: text self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, "
         "layers 0..2",
         "16 quantizers change: vision self_attn {q,k,v}_bmm bmm2_output E4M3 per-tensor to off, "
         "layers 0..3",
     )
-    assert [line.split()[0] for line in found.by_architecture["ViT-L-14"]] == ["48", "96"]
-    assert found.beyond_map == ()
+    assert [line.split()[0] for line in changed.by_architecture["ViT-L-14"]] == ["48", "96"]
+    assert changed.beyond_map == ()
 
 
 def test_an_algorithm_alone_is_an_effect(fp8: Recipe, variant: Variant) -> None:
     """Another calibration leaves every map as it was and is reported beyond it."""
-    found = effect.between(fp8, variant("algorithm: max", "algorithm: {method: mse}"))
+    changed = effect.between(fp8, variant("algorithm: max", "algorithm: {method: mse}"))
 
-    assert not found.none
-    assert not any(found.by_architecture.values())
-    assert [line.partition(":")[0] for line in found.beyond_map] == ["algorithm"]
-    assert "no quantizer changes" in str(found)
+    assert not changed.none
+    assert not any(changed.by_architecture.values())
+    assert [line.partition(":")[0] for line in changed.beyond_map] == ["algorithm"]
+    assert "no quantizer changes" in str(changed)
 
 
 def test_an_attribute_alone_is_an_effect(fp8: Recipe, variant: Variant) -> None:
     """An attribute that no map shows, of quantizers that are on, is named with how many carry
     it.
     """
-    found = effect.between(
+    changed = effect.between(
         fp8, variant("trt_high_precision_dtype: Half", "trt_high_precision_dtype: Float")
     )
 
-    assert not any(found.by_architecture.values())
-    assert found.beyond_map
+    assert not any(changed.by_architecture.values())
+    assert changed.beyond_map
     assert all(
         line.startswith("trt_high_precision_dtype: 'Half' to 'Float' at ")
-        for line in found.beyond_map
+        for line in changed.beyond_map
     )
 
 
@@ -106,7 +106,7 @@ def test_an_attribute_of_a_disabled_quantizer_is_none(fp8: Recipe, variant: Vari
         "    - quantizer_name: '*softmax_quantizer'\n      enable: false\n      cfg: {num_bits: "
         "BITS}\n" + last
     )
-    one, other = (variant(last, off.replace("BITS", bits)) for bits in ("8", "e4m3"))
+    first, other = (variant(last, off.replace("BITS", bits)) for bits in ("8", "e4m3"))
 
-    assert one.hash != other.hash
-    assert effect.between(one, other).none
+    assert first.hash != other.hash
+    assert effect.between(first, other).none

@@ -106,11 +106,11 @@ def _committed(folder: Path, pytester: pytest.Pytester, parts: tuple[str, ...]) 
     clip = root / f"{CLIP}.yaml"
     clip.parent.mkdir(parents=True)
     shutil.copy(loading.load("fp8").path or "", clip)
-    found = Tree(root, pytester)
+    tree = Tree(root, pytester)
     subprocess.run(["git", "init", "-q", "-b", "main", str(root.parent)], check=True)
-    found.git("add", "-A")
-    found.git("commit", "-q", "-m", "base")
-    return found
+    tree.git("add", "-A")
+    tree.git("commit", "-q", "-m", "base")
+    return tree
 
 
 def selected(result: pytest.RunResult) -> set[str]:
@@ -145,7 +145,7 @@ def importers(root: Path, name: str) -> set[str]:
             recipe_files.add(short)
     reached, grown = {name}, True
     while grown:
-        more = {one for one, targets in direct.items() if targets & reached} - reached
+        more = {importer for importer, targets in direct.items() if targets & reached} - reached
         reached, grown = reached | more, bool(more)
     return reached & recipe_files
 
@@ -261,11 +261,11 @@ def test_a_deleted_attention_entry_is_shown_and_fails_insertion(tree: Tree) -> N
     """
     path = tree.root / f"{CLIP}.yaml"
     config: Any = yaml.safe_load(path.read_text())
-    kept = [
+    others = [
         e for e in config["quantize"]["quant_cfg"] if e["quantizer_name"] != "*[qkv]_bmm_quantizer"
     ]
-    assert len(kept) == len(config["quantize"]["quant_cfg"]) - 1
-    config["quantize"]["quant_cfg"] = kept
+    assert len(others) == len(config["quantize"]["quant_cfg"]) - 1
+    config["quantize"]["quant_cfg"] = others
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     result = tree.gate("--calibration-size", "64", "-k", "attention_has or ViT-B-32")
 
@@ -353,10 +353,10 @@ def test_selection_names_effects_as_the_tree_does(tree: Tree) -> None:
     it.
     """
     tree.edit(CLIP, "algorithm: max", "algorithm: {method: mse}")
-    found = selection.select(tree.root, "HEAD")
+    selected = selection.select(tree.root, "HEAD")
 
-    assert found.gated == (CLIP,)
-    assert [e.recipe for e in found.effects] == [CLIP]
+    assert selected.gated == (CLIP,)
+    assert [e.recipe for e in selected.effects] == [CLIP]
     assert str(effect.Effect(CLIP, {}, ())) == f"{CLIP}: no effect on CLIP"
 
 
@@ -416,9 +416,9 @@ def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> No
             "FAILED *huggingface/vit/ptq/fp8::can be loaded*",
         ]
     )
-    found = json.loads((reports / "results.json").read_text())["environment"]["selection"]
-    assert set(found["refused"]) >= {CLIP, "huggingface/vit/ptq/fp8"}
-    assert set(found["refused"]) <= set(found["gated"])
+    selection = json.loads((reports / "results.json").read_text())["environment"]["selection"]
+    assert set(selection["refused"]) >= {CLIP, "huggingface/vit/ptq/fp8"}
+    assert set(selection["refused"]) <= set(selection["gated"])
     assert "does not exist" in junit.read_text()
     result.assert_outcomes(failed=2)
     assert len(result.outlines) < 60

@@ -77,7 +77,7 @@ def root(tmp_path: Path) -> Path:
 
 def names(selection: list[Affected]) -> list[str]:
     """The selected recipes' names."""
-    return [one.recipe for one in selection]
+    return [recipe.recipe for recipe in selection]
 
 
 # --- selection
@@ -103,8 +103,8 @@ def test_a_numeric_reaches_every_recipe_above_it(root: Path) -> None:
         "configs/units/fp8.yaml",
         f"{FP8}.yaml",
     )
-    assert [one.change for one in selection] == ["modified", "modified"]
-    assert not any(one.broken for one in selection)
+    assert [recipe.change for recipe in selection] == ["modified", "modified"]
+    assert not any(recipe.broken for recipe in selection)
 
 
 def test_the_change_may_be_committed(root: Path) -> None:
@@ -153,8 +153,10 @@ def test_a_removed_import_breaks_the_recipes_above_it(root: Path) -> None:
     selection = affected(root, "HEAD")
 
     assert names(selection) == ["a/deep", "a/fp8"]
-    assert {one.change for one in selection} == {"removed"}
-    assert all("'configs/numerics/fp8' does not exist" in (one.broken or "") for one in selection)
+    assert {recipe.change for recipe in selection} == {"removed"}
+    assert all(
+        "'configs/numerics/fp8' does not exist" in (recipe.broken or "") for recipe in selection
+    )
     with pytest.raises(UsageError, match="does not exist"):
         load("a/fp8", root)
 
@@ -164,7 +166,7 @@ def test_a_renamed_import_breaks_those_that_were_not_told(root: Path) -> None:
     git(root, "mv", "configs/units/fp8.yaml", "configs/units/float8.yaml")
     put(root, "a/fp8.yaml", recipe("configs/units/float8"))
 
-    selection = {one.recipe: one for one in affected(root, "HEAD")}
+    selection = {recipe_.recipe: recipe_ for recipe_ in affected(root, "HEAD")}
 
     assert sorted(selection) == ["a/deep", "a/fp8"]
     assert selection["a/fp8"].broken is None
@@ -209,7 +211,7 @@ def test_a_recipe_that_loses_its_suffix_is_told_as_gone(root: Path) -> None:
 
 
 def test_a_file_that_takes_precedence_counts(root: Path) -> None:
-    """x.yml beside x.yaml is found first: adding it changes what the import means, and so does
+    """x.yml next to x.yaml is found first: adding it changes what the import means, and so does
     taking it away.
     """
     put(root, f"{FP8}.yml", f"{SCHEMA}QuantizerAttributeConfig\nnum_bits: 4\n")
@@ -219,7 +221,7 @@ def test_a_file_that_takes_precedence_counts(root: Path) -> None:
     (root / f"{FP8}.yml").unlink()
 
     assert names(added) == names(affected(root, "HEAD")) == ["a/deep", "a/fp8"]
-    assert not any(one.broken for one in affected(root, "HEAD"))
+    assert not any(recipe.broken for recipe in affected(root, "HEAD"))
 
 
 def test_a_link_inside_the_tree_is_followed(root: Path) -> None:
@@ -250,10 +252,10 @@ def test_an_unreadable_recipe_is_selected_as_broken(root: Path) -> None:
     """What does not parse cannot be distinguished from a recipe, so it is not passed over."""
     put(root, "c/new.yaml", "imports: [\n")
 
-    (one,) = affected(root, "HEAD")
+    (recipe,) = affected(root, "HEAD")
 
-    assert one.recipe == "c/new"
-    assert "is not YAML" in (one.broken or "")
+    assert recipe.recipe == "c/new"
+    assert "is not YAML" in (recipe.broken or "")
 
 
 def test_a_cycle_is_told_as_broken(root: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_cycle_is_told_as_broken(root: Path) -> None:
     selection = affected(root, "HEAD")
 
     assert names(selection) == ["a/deep", "a/fp8"]
-    assert all("circle" in (one.broken or "") for one in selection)
+    assert all("circle" in (recipe.broken or "") for recipe in selection)
 
 
 def test_a_recipe_kept_as_a_directory_is_reached(root: Path) -> None:
@@ -291,9 +293,14 @@ def test_a_recipe_kept_as_a_directory_is_reached(root: Path) -> None:
     git(root, "checkout", "-q", ".")
     shutil.rmtree(root / "c/dir")
 
-    assert [(one.recipe, one.kind) for one in reached] == [("b/int8", "ptq"), ("c/dir", "ptq")]
+    assert [(recipe.recipe, recipe.kind) for recipe in reached] == [
+        ("b/int8", "ptq"),
+        ("c/dir", "ptq"),
+    ]
     assert load("c/dir" if (root / "c/dir").exists() else "b/int8", root).kind == "ptq"
-    assert [(one.recipe, one.removed) for one in affected(root, "HEAD")] == [("c/dir", True)]
+    assert [(recipe.recipe, recipe.removed) for recipe in affected(root, "HEAD")] == [
+        ("c/dir", True)
+    ]
 
 
 def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
@@ -308,7 +315,9 @@ def test_a_byte_order_mark_hides_no_recipe(root: Path) -> None:
 
     assert "b/int8" in names(reached)
     assert len(reached) > 1
-    assert {(one.kind, one.broken, one.unknown) for one in reached} == {("ptq", None, None)}
+    assert {(recipe.kind, recipe.broken, recipe.unknown) for recipe in reached} == {
+        ("ptq", None, None)
+    }
 
 
 def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
@@ -322,7 +331,7 @@ def test_presets_are_listed_only_when_asked_for(root: Path) -> None:
     )
 
     assert affected(root, "HEAD") == []
-    assert [(one.recipe, one.kind) for one in affected(root, "HEAD", presets=True)] == [
+    assert [(recipe.recipe, recipe.kind) for recipe in affected(root, "HEAD", presets=True)] == [
         ("presets/x", "preset")
     ]
 
@@ -349,8 +358,8 @@ def test_hostile_file_names_survive(root: Path) -> None:
     # GitHub's runner obeys a command at the beginning of a line only.
     assert not any(line.lstrip().startswith("::") for line in text.splitlines())
     assert all(line.isprintable() for line in text.splitlines())
-    assert len(text.splitlines()) == sum(2 + bool(one.broken) for one in selection)
-    assert {one.recipe for one in selection if one.broken} == {
+    assert len(text.splitlines()) == sum(2 + bool(selected.broken) for selected in selection)
+    assert {selected.recipe for selected in selection if selected.broken} == {
         n.removesuffix(".yaml") for n in hostile if not n.isprintable()
     }
 
@@ -405,7 +414,7 @@ def test_one_line_in_the_fp8_numerics_selects_what_imports_it(tmp_path: Path) ->
 
     assert set(names(selection)) == independent_importers(root, FP8)
     assert len(selection) > 20
-    assert all(one.chain[-1] == f"{FP8}.yaml" and not one.broken for one in selection)
+    assert all(recipe.chain[-1] == f"{FP8}.yaml" and not recipe.broken for recipe in selection)
     with at_revision(root, "HEAD") as base:
         before, after = load("huggingface/vit/ptq/fp8", base), load("huggingface/vit/ptq/fp8", root)
     assert before.hash == load("huggingface/vit/ptq/fp8").hash != after.hash
@@ -443,11 +452,11 @@ def test_what_nobody_can_tell_from_a_recipe_is_not_passed_over(
     """
     put(root, name, text)
 
-    (one,) = affected(root, "HEAD")
+    (recipe,) = affected(root, "HEAD")
 
-    assert f"{one.recipe}.yaml" == name
-    assert one.unknown or one.broken or one.kind == "ptq"
-    assert not_gated(one) is None
+    assert f"{recipe.recipe}.yaml" == name
+    assert recipe.unknown or recipe.broken or recipe.kind == "ptq"
+    assert not_gated(recipe) is None
 
 
 def test_settings_of_other_tools_are_no_recipes(root: Path) -> None:
@@ -469,9 +478,12 @@ def test_what_cannot_be_compared_counts_as_changed_for_those_who_import_it(root:
     git(root, "add", "-A")
     git(root, "commit", "-qm", "ignored unit")
 
-    (one,) = affected(root, "HEAD")
+    (affected_recipe,) = affected(root, "HEAD")
 
-    assert (one.recipe, one.change) == ("c/new", "in local/, ignored by git")
+    assert (affected_recipe.recipe, affected_recipe.change) == (
+        "c/new",
+        "in local/, ignored by git",
+    )
 
 
 # --- revisions

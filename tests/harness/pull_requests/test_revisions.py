@@ -68,10 +68,10 @@ def test_what_the_base_branch_did_meanwhile_is_no_change(root: Path) -> None:
     commit(root)
     git(root, "checkout", "-q", "topic")
 
-    found = compare(root, "main")
+    changeset = compare(root, "main")
 
-    assert found.changes == {"a.yaml": "modified"}
-    assert found.note == f"compared with {base[:12]}, the merge base of main and HEAD"
+    assert changeset.changes == {"a.yaml": "modified"}
+    assert changeset.note == f"compared with {base[:12]}, the merge base of main and HEAD"
     assert compare(root, "HEAD~1").note == f"compared with HEAD~1 ({base[:12]})"
 
 
@@ -179,12 +179,12 @@ def test_no_filter_hook_or_command_of_the_repository_runs(root: Path, tmp_path: 
     marker.unlink(missing_ok=True)
     index = (root.parent / ".git/index").read_bytes()
 
-    found = compare(root, "HEAD").changes
+    changes = compare(root, "HEAD").changes
     with at_revision(root, "HEAD") as base:
         before = (base / "a.yaml").read_text()
 
     assert not marker.exists(), marker.read_text()
-    assert found == {"a.yaml": "modified"}
+    assert changes == {"a.yaml": "modified"}
     assert before == "a: 1\nb: 2\nc: 3\n"
     assert (root.parent / ".git/index").read_bytes() == index
     subprocess.run(["git", "-C", str(root), "status"], capture_output=True, check=False)
@@ -311,13 +311,13 @@ def test_ignored_folders_and_files_are_named(root: Path) -> None:
     put(root, "local.yaml")
     put(root, "__pycache__/x.pyc")
 
-    found = compare(root, "HEAD")
+    changeset = compare(root, "HEAD")
 
-    assert {part.path: part.why for part in found.left_out} == {
+    assert {part.path: part.why for part in changeset.left_out} == {
         "build/": "ignored by git",
         "local.yaml": "ignored by git",
     }
-    assert found.changes == {}
+    assert changeset.changes == {}
 
 
 def test_a_tree_of_which_nothing_is_compared_is_refused(root: Path, tmp_path: Path) -> None:

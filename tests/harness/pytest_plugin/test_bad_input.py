@@ -41,13 +41,13 @@ def refused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Refus
             str(ROOT),
         ]
         result = pytester.runpytest_inprocess(*head, *arguments)
-        told = [line for line in result.errlines if line.strip()]
+        lines = [line for line in result.errlines if line.strip()]
 
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert contents(pytester.path) == before
-        assert len(told) == 1, told
+        assert len(lines) == 1, lines
         assert "Traceback" not in str(result.outlines)
-        return str(told[0]).removeprefix("ERROR: ")
+        return str(lines[0]).removeprefix("ERROR: ")
 
     return run
 
@@ -90,7 +90,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_that_cannot_be_used(refused: Refused, tmp_path: Path, name: str) -> None:
-    """A recipe that does not parse, or names what is not there, is told with its file, its line and
+    """A recipe that does not parse, or names what is not there, is reported with its file, its line and
     the culprit.
     """
     text, line, culprit = RECIPES[name]
@@ -112,7 +112,7 @@ def test_recipe_that_cannot_be_used(refused: Refused, tmp_path: Path, name: str)
     ],
 )
 def test_recipe_that_is_not_there(refused: Refused, ref: str, what: str) -> None:
-    """A recipe reference that leads nowhere is told with what was given and what can be."""
+    """A recipe reference that leads nowhere is reported with what was given and what can be."""
     line = refused(INSERTION, "--recipe", ref, "-k", "covered")
 
     assert ref in line
@@ -126,7 +126,7 @@ def test_recipe_that_is_not_there(refused: Refused, ref: str, what: str) -> None
     "gone", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
 )
 def test_incomplete_model_directory(refused: Refused, tmp_path: Path, gone: str) -> None:
-    """A model directory without one of its files is told with that file."""
+    """A model directory without one of its files is reported with that file."""
     folder = tmp_path / "clip"
     shutil.copytree(ROOT / "harness" / "models" / "embedded" / "clip", folder)
     for path in folder.glob("*token*") if gone == "tokenizer.json" else [folder / gone]:
@@ -141,7 +141,7 @@ def test_incomplete_model_directory(refused: Refused, tmp_path: Path, gone: str)
 
 
 def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
-    """Weights cut off in the middle are told with their folder, not read as far as they go."""
+    """Weights cut off in the middle are reported with their folder, not read as far as they go."""
     folder = tmp_path / "clip"
     shutil.copytree(ROOT / "harness" / "models" / "embedded" / "clip", folder)
     weights = folder / "model.safetensors"
@@ -175,12 +175,12 @@ def test_truncated_weights(refused: Refused, tmp_path: Path) -> None:
         (("--changed-since", "HEAD", "--recipes-root", "here"), "", "git"),
         (("--baselines", "here"), "here/budgets.yaml", "there is no budgets file"),
     ],
-    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+    ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
 )
 def test_value_that_cannot_be_used(
     refused: Refused, pytester: pytest.Pytester, arguments: tuple[str, ...], begins: str, what: str
 ) -> None:
-    """A value of an option that leads nowhere is told with the option or the place, and with what
+    """A value of an option that leads nowhere is reported with the option or the place, and with what
     can be given.
     """
     pytester.mkdir("here")
@@ -244,7 +244,7 @@ BUDGETS: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_budgets_that_cannot_be_used(refused: Refused, store: Path, name: str) -> None:
-    """A broken budgets file is told with the file and its line."""
+    """A broken budgets file is reported with the file and its line."""
     old, new, what = BUDGETS[name]
     path = rewritten(store / "budgets.yaml", old, new)
 
@@ -287,7 +287,7 @@ def flip(path: Path) -> None:
 DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "record that is empty": ("int8/record@*.json", lambda p: p.write_text("")),
     "record cut in the middle": ("int8/record@*.json", cut),
-    "record that is no JSON": ("int8/record@*.json", lambda p: rewritten(p, "{", "[")),
+    "record that is not JSON": ("int8/record@*.json", lambda p: rewritten(p, "{", "[")),
     "record with an edited number": (
         "int8/record@*.json",
         lambda p: rewritten(p, '"size": 512', '"size": 513'),
@@ -309,7 +309,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_baseline(refused: Refused, store: Path, name: str) -> None:
-    """A record or outcomes that were cut, edited, moved or lost are told with the file, before
+    """A record or outcomes that were cut, edited, moved or lost are reported with the file, before
     anything is measured.
     """
     pattern, damage = DAMAGE[name]

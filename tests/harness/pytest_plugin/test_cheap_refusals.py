@@ -1,4 +1,4 @@
-"""What names, YAML and configurations tell by themselves is refused at once: before torch is
+"""What is wrong in names, YAML and configurations alone is refused at once: before torch is
 imported.
 """
 
@@ -75,11 +75,11 @@ def test_cheap_refusals_import_no_torch(place: Path) -> None:
     """
     script = place / "runs.py"
     script.write_text(RUNS)
-    given = [["-p", "harness.pytest_plugin.plugin", *words] for words in REFUSED]
+    commands = [["-p", "harness.pytest_plugin.plugin", *words] for words in REFUSED]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     ended = subprocess.run(
-        [sys.executable, str(script), json.dumps(given)],
+        [sys.executable, str(script), json.dumps(commands)],
         cwd=place,
         env=environment,
         capture_output=True,
@@ -118,7 +118,7 @@ def refused(pytester: pytest.Pytester, place: Path, monkeypatch: pytest.MonkeyPa
 
 def test_all_that_cannot_be_used_is_said_at_once(refused: Refused) -> None:
     """Each model, task and recipe that cannot be used has its line, and what can has none."""
-    given = (
+    arguments = (
         "--clip-model",
         "embedded",
         "--clip-model",
@@ -129,7 +129,7 @@ def test_all_that_cannot_be_used_is_said_at_once(refused: Refused) -> None:
         "broken.yaml",
     )
 
-    lines = refused(*given, "--tasks", "emoji,nosuch,other")
+    lines = refused(*arguments, "--tasks", "emoji,nosuch,other")
 
     assert [line.split(":")[0].split("/")[0] for line in lines] == [
         "foreign",

@@ -20,16 +20,16 @@ def commands(program: str) -> list[str]:
     """The documents' commands of *program*: indented, behind a prompt or not, or between
     backquotes.
     """
-    found = []
+    commands_found = []
     for path in DOCUMENTS:
         text = path.read_text().replace("\\\n", " ")
         shown = re.findall(rf"^    (?:\$ )?({program} .*|{program})$", text, re.MULTILINE)
-        found += [line.partition("  #")[0].strip() for line in shown]
-        found += re.findall(rf"`({program} [^`]*)`", text)
+        commands_found += [line.partition("  #")[0].strip() for line in shown]
+        commands_found += re.findall(rf"`({program} [^`]*)`", text)
     return sorted(
         {
             command.replace(" ...", "").replace("$(git merge-base origin/main HEAD)", "HEAD")
-            for command in found
+            for command in commands_found
         }
     )
 
@@ -63,7 +63,9 @@ def test_documented_environments_are_there() -> None:
         name = section.removeprefix("testenv:")
         factors = re.search(r"\{(.*)\}", name)
         known |= (
-            {name[: factors.start()] + one for one in factors[1].split(",")} if factors else {name}
+            {name[: factors.start()] + factor for factor in factors[1].split(",")}
+            if factors
+            else {name}
         )
     shown = {
         name

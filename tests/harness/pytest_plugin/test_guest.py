@@ -130,7 +130,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 DIFFERENT = "test_time  |Name .time|-----|=====|plugins: "
 
 
-def told(result: pytest.RunResult) -> list[str]:
+def without_times(result: pytest.RunResult) -> list[str]:
     """The output of a run without what differs from one run to the next: times, and rules around
     them; and without pytest's list of installed plugins, which names every one.
     """
@@ -167,7 +167,7 @@ def test_same_output_and_exit_code(project: Run, arguments: tuple[str, ...]) -> 
     for plugins in ((GUEST, "emulated_devices"), ("emulated_devices", GUEST)):
         visited = project(*arguments, plugins=plugins)
         assert visited.ret == alone.ret
-        assert told(visited) == told(alone)
+        assert without_times(visited) == without_times(alone)
 
 
 def test_its_tests_are_spread_by_xdist_and_nothing_heavy_is_imported(project: Run) -> None:
@@ -216,11 +216,11 @@ def test_its_saved_times_are_where_pytest_benchmark_keeps_them(
 # -- where the gate is asked for -------------------------------------------------------------------
 
 
-def configured(folder: Path, *words: str, pyargs: bool = False, **given: Any) -> Any:
+def configured(folder: Path, *words: str, pyargs: bool = False, **settings: Any) -> Any:
     """What a plugin knows of the command line before the command line is read in earnest."""
     known = {"file_or_dir": list(words), "pyargs": pyargs, "rootdir": None, "inifilename": None}
     return SimpleNamespace(
-        known_args_namespace=SimpleNamespace(**known | given),
+        known_args_namespace=SimpleNamespace(**known | settings),
         invocation_params=SimpleNamespace(dir=folder),
     )
 
@@ -270,11 +270,11 @@ def test_where_the_gate_is_wanted(
 
 
 @pytest.mark.parametrize(
-    "given", [{"rootdir": "../checkout"}, {"inifilename": "../checkout/pyproject.toml"}]
+    "settings", [{"rootdir": "../checkout"}, {"inifilename": "../checkout/pyproject.toml"}]
 )
-def test_a_root_that_is_named_counts(places: Path, given: dict[str, Any]) -> None:
+def test_a_root_that_is_named_counts(places: Path, settings: dict[str, Any]) -> None:
     """Started elsewhere with ``--rootdir`` or ``-c``, the project that is named there decides."""
-    assert quantized_clip_gate.is_wanted(configured(places / "elsewhere", **given))
+    assert quantized_clip_gate.is_wanted(configured(places / "elsewhere", **settings))
 
 
 def test_values_of_its_options_are_not_places_with_tests(

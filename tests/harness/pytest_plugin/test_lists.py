@@ -14,8 +14,8 @@ from harness.pytest_plugin import lists
 
 def listed(**options: Any) -> list[str]:
     """The lines of the lists for a command line."""
-    given = {"list_recipes": False, "list_architectures": False, "recipes_root": None} | options
-    config: Any = SimpleNamespace(getoption=given.__getitem__)
+    values = {"list_recipes": False, "list_architectures": False, "recipes_root": None} | options
+    config: Any = SimpleNamespace(getoption=values.__getitem__)
     return lists.asked(config)
 
 
@@ -49,7 +49,7 @@ def test_recipes_are_the_gates_own_and_those_of_the_tree(tmp_path: Path) -> None
 
 
 def test_architectures_are_those_of_each_family() -> None:
-    """The embedded model is no published architecture."""
+    """The embedded model is not a published architecture."""
     text = "\n".join(listed(list_architectures=True))
 
     assert "clip: ViT-B-16, ViT-B-32" in text

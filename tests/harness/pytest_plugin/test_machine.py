@@ -74,14 +74,14 @@ def test_another_machine_is_told_in_one_line_and_not_compared(run: Any, elsewher
     result = run(f"--benchmark-compare={elsewhere}")
 
     assert result.ret == 0
-    told = [
+    lines_of_device = [
         line
         for line in result.stderr.lines + result.stdout.lines
         if "--benchmark-compare:" in line or "machine_info" in line
     ]
-    assert len(told) == 1
-    assert "xeon-platinum-8488c-1f3a9c2e" in told[0]
-    assert str(DEVICE) in told[0]
+    assert len(lines_of_device) == 1
+    assert "xeon-platinum-8488c-1f3a9c2e" in lines_of_device[0]
+    assert str(DEVICE) in lines_of_device[0]
     result.stdout.no_fnmatch_line("*test_sum (*")
 
 

@@ -137,7 +137,7 @@ def test_options_that_cancel_each_other(
         ),
         (
             "--data-root here",
-            "Name the tasks that lie there: --tasks NAME.",
+            "Name the tasks that are there: --tasks NAME.",
             "--data-root here --tasks wds/x",
         ),
         ("--blame --no-blame", "Choose one.", "--blame"),
@@ -229,7 +229,7 @@ OPTIONS = sorted(set(options._TEXTS.values()))
     "value", ["", "  ", "a\0b", os.fsdecode(b"caf\xe9"), "x" * 5000], ids=ascii
 )
 def test_texts_that_cannot_be_used(refused: Refused, option: str, value: str) -> None:
-    """Empty, too long, with a NUL or with bytes that are not UTF-8: told in one short line that
+    """Empty, too long, with a NUL or with bytes that are not UTF-8: reported in one short line that
     names the option.
     """
     line = refused(option, value)
@@ -302,8 +302,8 @@ def saved(pytester: pytest.Pytester, *arguments: str, cases: str = "int8") -> py
         def test_quantized(gate, case, benchmark): benchmark.pedantic(sum, args=([1, 2],), rounds=3)
         """
     )
-    given = ("-p", "harness.pytest_plugin.plugin", "--device", "cpu", "--recipe", cases, *arguments)
-    return pytester.runpytest_inprocess(*given)
+    words = ("-p", "harness.pytest_plugin.plugin", "--device", "cpu", "--recipe", cases, *arguments)
+    return pytester.runpytest_inprocess(*words)
 
 
 def test_comparison_with_nothing_in_common(

@@ -103,7 +103,7 @@ def test_it(gate, case, check, pytestconfig):
         "GAIN",
         1,
     ),
-    "a gain beside a problem": (
+    "a gain next to a problem": (
         """
 def test_it(gate, case, check, pytestconfig):
     check.verdict(judged_gain(pytestconfig, case))
@@ -149,7 +149,7 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
     def run(tests: str, *arguments: str, baselines: str = "store") -> pytest.RunResult:
         pytester.makepyfile(test_suite=SUITE.replace("{tests}", tests))
         (pytester.path / baselines).mkdir(exist_ok=True)
-        given = (
+        head = (
             "-p",
             "no:cacheprovider",
             "-p",
@@ -160,7 +160,7 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
             "out",
         )
         places = ("--junit-xml", "junit.xml", "--no-blame", "--baselines", baselines)
-        return pytester.runpytest_inprocess(*given, *places, *arguments)
+        return pytester.runpytest_inprocess(*head, *places, *arguments)
 
     return run
 
@@ -188,7 +188,7 @@ def words(folder: Path, result: pytest.RunResult) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_word_in_every_place(run_suite: RunSuite, pytester: pytest.Pytester, kind: str) -> None:
-    """Whatever falls short alone, beside tests that hold, terminal, files and exit code say the
+    """Whatever falls short alone, among tests that hold, terminal, files and exit code say the
     same.
     """
     tests, word, code = KINDS[kind]
@@ -213,7 +213,7 @@ def test_a_known_failure_is_none(run_suite: RunSuite, pytester: pytest.Pytester)
     (pytester.path / "store/known_failures.yaml").write_text(listed)
     tests = """
 def test_it(gate, case, check, pytestconfig):
-    problem = {'rule': 'r', 'what': 'w', 'names': [], 'mend': 'm'}
+    problem = {'rule': 'r', 'what': 'w', 'names': [], 'fix': 'm'}
     section_of(pytestconfig, case, 'insertion')['problems'] = [problem]
     check.problems(['4 of 7 never ran'])"""
     result = run_suite(tests, "-rx")
@@ -265,13 +265,13 @@ def test_a_gain_is_told_as_one(run_suite: RunSuite, pytester: pytest.Pytester) -
     """
     result = run_suite(KINDS["a gain that is not plausible"][0], "-v")
     shown = str(result.stdout)
-    found = json.loads((pytester.path / "out/results.json").read_text())
+    results = json.loads((pytester.path / "out/results.json").read_text())
     summary = html.unescape((pytester.path / "out/summary.md").read_text())
-    (case,) = found["cases"]
+    (case,) = results["cases"]
     (failed,) = case["checks"]["failed"]
 
     assert result.ret == 1
-    assert found["headline"] == "1 GAIN"
+    assert results["headline"] == "1 GAIN"
     assert case["decision"] == case["accuracy"]["decision"] == failed["outcome"].upper() == "GAIN"
     assert "1 GAIN; largest gain is emoji/acc1 at +5.00" in case["headline"]
     assert "plausible 1" in case["headline"]
@@ -294,9 +294,9 @@ def test_failed_checks_are_listed(
     said.
     """
     run_suite(KINDS[kind][0])
-    found = json.loads((pytester.path / "out/results.json").read_text())
+    results = json.loads((pytester.path / "out/results.json").read_text())
     (failed,) = [
-        c for part in (found, *found["cases"]) for c in part.get("checks", {}).get("failed", [])
+        c for part in (results, *results["cases"]) for c in part.get("checks", {}).get("failed", [])
     ]
 
     assert "test_suite.py::test_it" in failed["test"]
@@ -350,10 +350,10 @@ def test_a_run_of_no_test_is_no_pass(run_suite: RunSuite, pytester: pytest.Pytes
     result = run_suite("", "-k", "nosuchtest")
 
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    found = words(pytester.path, result)
-    assert {found[place] for place in ("summary.md", "report.html", "results.json", "junit")} == {
-        "no verdict"
-    }
+    words_by_place = words(pytester.path, result)
+    assert {
+        words_by_place[place] for place in ("summary.md", "report.html", "results.json", "junit")
+    } == {"no verdict"}
     result.stdout.fnmatch_lines(["exit code 5: no test was selected, so nothing was judged"])
 
 
@@ -627,14 +627,14 @@ FUNCTIONS = "\n".join(
     f"def test_{n}(gate, case, check): check.problems(['{n}: ' + PROBLEM])" for n in range(20)
 )
 #: What a run says before pytest's summary, as ``--new-baselines-only`` does.
-TELLS = """
-from harness.pytest_plugin.run import tell
-def test_tells(request): tell(request.config, ["not stored: a case", "added: one\\nin two lines"])
+PRINTS = """
+from harness.pytest_plugin.run import print_lines
+def test_prints(request): print_lines(request.config, ["not stored: a case", "added: one\\nin two lines"])
 """
 
 
 @pytest.mark.parametrize(
-    ("more", "arguments"), [(FUNCTIONS + TELLS, ()), ("", ("-q",)), ("", ("-n", "2"))]
+    ("more", "arguments"), [(FUNCTIONS + PRINTS, ()), ("", ("-q",)), ("", ("-n", "2"))]
 )
 @pytest.mark.parametrize("in_ci", [True, False], ids=["in CI", "at a keyboard"])
 def test_a_failing_run_takes_sixty_lines(
@@ -683,7 +683,7 @@ def test_a_failing_run_shows_all_with_v(run_suite: RunSuite) -> None:
 
 
 @dataclass(frozen=True)
-class Told:
+class Report:
     """A report as far as its text goes."""
 
     nodeid: str
@@ -695,7 +695,7 @@ def test_what_is_needed_first_is_shown_first() -> None:
     in their order.
     """
     group = brief.FailedGroup(
-        "failed", [Told("t.py::test_it[a]", VERDICT), Told("t.py::test_it[b]", "another thing")]
+        "failed", [Report("t.py::test_it[a]", VERDICT), Report("t.py::test_it[b]", "another thing")]
     )
 
     few, more = (brief.share_out([group], room)[0] for room in (3, 11))

@@ -54,9 +54,9 @@ def run_gate(pytester: pytest.Pytester) -> RunGate:
 
 def record_of(store: Path, recipe: str) -> Record:
     """The record that this machine finds."""
-    found = Store(store).find("embedded", recipe, DeviceKey.of(torch.device("cpu")))
-    assert isinstance(found, Record)
-    return found
+    record = Store(store).find("embedded", recipe, DeviceKey.of(torch.device("cpu")))
+    assert isinstance(record, Record)
+    return record
 
 
 # -- what runs -------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_each_marker_selects_its_suite_alone(run_gate: RunGate) -> None:
     other.
     """
     there = [name for name in SUITES if (ROOT / "tests" / f"test_{name}.py").exists()]
-    found = {
+    collected_files = {
         name: collected(
             run_gate(
                 ROOT / "tests",
@@ -89,7 +89,7 @@ def test_each_marker_selects_its_suite_alone(run_gate: RunGate) -> None:
         for name in there
     }
 
-    assert found == {name: {f"test_{name}.py"} for name in there}
+    assert collected_files == {name: {f"test_{name}.py"} for name in there}
 
 
 def test_plain_run_leaves_out_what_is_on_request(run_gate: RunGate) -> None:
@@ -189,8 +189,8 @@ def mixed_run(
         mixed["result"] = run_gate(
             *mixed["arguments"], f"--junit-xml={mixed['folder'] / 'junit.xml'}"
         )
-    found: pytest.RunResult = mixed["result"]
-    return found
+    result: pytest.RunResult = mixed["result"]
+    return result
 
 
 def cases_of(junit: Path) -> dict[str, ElementTree.Element]:
@@ -200,15 +200,15 @@ def cases_of(junit: Path) -> dict[str, ElementTree.Element]:
 
 def outcomes(junit: Path) -> dict[str, tuple[str, str]]:
     """Outcome and verdict of each test case of a JUnit file."""
-    found = {}
+    outcomes_by_test = {}
     for name, case in cases_of(junit).items():
         kinds = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
         verdict = case.find("properties/property[@name='verdict']")
-        found[name] = (
+        outcomes_by_test[name] = (
             (kinds or ["passed"])[0],
             "" if verdict is None else str(verdict.get("value")),
         )
-    return found
+    return outcomes_by_test
 
 
 def test_inconclusive_has_its_own_word(mixed_run: pytest.RunResult) -> None:
@@ -241,12 +241,15 @@ def test_inconclusive_in_junit(mixed: dict[str, Any], mixed_run: pytest.RunResul
     assert failure is not None
     assert "the data cannot decide" in str(failure.text)
     assert "rerun:" in str(failure.text)
-    found = outcomes(mixed["folder"] / "junit.xml")
-    assert found["test_loss_is_within_budget[four-embedded-emoji100/acc1]"] == (
+    outcomes_by_test = outcomes(mixed["folder"] / "junit.xml")
+    assert outcomes_by_test["test_loss_is_within_budget[four-embedded-emoji100/acc1]"] == (
         "failure",
         "INCONCLUSIVE",
     )
-    assert found["test_loss_is_within_budget[int8-embedded-emoji100/acc1]"] == ("passed", "PASS")
+    assert outcomes_by_test["test_loss_is_within_budget[int8-embedded-emoji100/acc1]"] == (
+        "passed",
+        "PASS",
+    )
 
 
 def test_other_order_of_the_samples_is_another_baseline(mixed_run: pytest.RunResult) -> None:
@@ -416,7 +419,7 @@ def test_usage_error_in_a_running_test(run_gate: RunGate, monkeypatch: pytest.Mo
     from harness.errors import UsageError
 
     def broken(*_: object) -> None:
-        raise UsageError("/data/7.png", "is no picture", "Restore it.")
+        raise UsageError("/data/7.png", "is not a picture", "Restore it.")
 
     monkeypatch.setattr(ReferenceSide, "places", property(broken))
 
@@ -424,7 +427,7 @@ def test_usage_error_in_a_running_test(run_gate: RunGate, monkeypatch: pytest.Mo
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert [line for line in result.errlines if line] == [
-        "ERROR: /data/7.png: is no picture. Restore it."
+        "ERROR: /data/7.png: is not a picture. Restore it."
     ]
 
 
@@ -439,7 +442,7 @@ def test_life_of_a_baseline(run_gate: RunGate, tmp_path: Path) -> None:
     (tmp_path / "budgets.yaml").write_text((BASELINES / "budgets.yaml").read_text())
 
     def gate(size: int, *options: str) -> pytest.RunResult:
-        given = (
+        head = (
             "--recipe",
             "int8",
             "--baselines",
@@ -448,7 +451,7 @@ def test_life_of_a_baseline(run_gate: RunGate, tmp_path: Path) -> None:
             str(size),
             *options,
         )
-        return run_gate(INSERTION, *given, "-k", "test_map_equals_baseline")
+        return run_gate(INSERTION, *head, "-k", "test_map_equals_baseline")
 
     missing = gate(16)
     assert missing.ret == 1
@@ -463,7 +466,7 @@ def test_life_of_a_baseline(run_gate: RunGate, tmp_path: Path) -> None:
     (path,) = tmp_path.rglob("record@*")
     assert gate(16).ret == 0
 
-    kept = path.read_bytes()
+    content = path.read_bytes()
     foreign = gate(8)
     assert foreign.ret == 1
     foreign.stdout.fnmatch_lines(
@@ -473,7 +476,7 @@ def test_life_of_a_baseline(run_gate: RunGate, tmp_path: Path) -> None:
         ]
     )
     gate(8, "--new-baselines-only").stdout.fnmatch_lines(["kept: *"])
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == content
 
     updated = gate(8, "--update-baselines", "--reason", "half the pairs will do")
     assert updated.ret == 0
@@ -516,11 +519,11 @@ def test_twenty_reruns_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     first = Gate(options)
     (case,) = first.cases()
     small = case.tasks[0].subset(0, 40)
-    made = case.quantized
+    quantized = case.quantized
     prepared = dataclasses.replace(
         first.side("embedded").prepared(("reference", "calibration")), tasks=(small,)
     )
-    monkeypatch.setattr(Case, "quantized", property(lambda case: made))
+    monkeypatch.setattr(Case, "quantized", property(lambda case: quantized))
     threads = torch.get_num_threads()
 
     def answers(batch: int, count: int, reference_first: bool) -> tuple[Any, ...]:

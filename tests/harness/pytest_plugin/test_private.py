@@ -36,7 +36,9 @@ def test_fixtures_and_groups_of_a_test(pytester: pytest.Pytester) -> None:
     behind it, once.
     """
     item: Any = pytester.getitem(SUITE, "test_it")
-    (own,) = [one for one in private.fixture_functions(item) if one.__name__ == "own"]
+    (own,) = [
+        function for function in private.fixture_functions(item) if function.__name__ == "own"
+    ]
     plain = item.nodeid
 
     assert own.__module__ == item.module.__name__

@@ -87,7 +87,7 @@ def accuracy(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
         "-o",
         f"cache_dir={tmp_path / 'cache'}",
     )
-    given = (
+    options_before = (
         "--recipe",
         "int8",
         "--tasks",
@@ -109,23 +109,23 @@ def accuracy(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
         def compute(
             engine: evaluators.Here, subject: Subject, slices: Sequence[Slice]
         ) -> Iterator[tuple[Slice, Floats]]:
-            for one, array in original(engine, subject, slices):
+            for piece, array in original(engine, subject, slices):
                 if len(computed) == interrupted_at:
                     raise KeyboardInterrupt
-                computed.append(f"{subject.name}: {one}")
-                yield one, array
+                computed.append(f"{subject.name}: {piece}")
+                yield piece, array
 
         monkeypatch.setattr(evaluators.Here, "compute", compute)
         suite = ROOT / "tests" / "test_accuracy.py"
         result = pytester.runpytest_inprocess(
-            *head, suite, *given, *arguments, no_reraise_ctrlc=True
+            *head, suite, *options_before, *arguments, no_reraise_ctrlc=True
         )
         return computed, result
 
     return run
 
 
-def kept(tmp_path: Path) -> list[str]:
+def shard_names(tmp_path: Path) -> list[str]:
     """Names of the shards in pytest's cache."""
     return sorted(path.name for path in tmp_path.glob(f"cache/d/{workers.CACHE}/**/*.safetensors"))
 
@@ -136,23 +136,23 @@ def test_an_interrupted_run_goes_on_where_it_stopped(accuracy: Run, tmp_path: Pa
     """
     computed, interrupted = accuracy(interrupted_at=3)
     assert interrupted.ret == pytest.ExitCode.INTERRUPTED
-    assert len(kept(tmp_path)) == len(computed) == 3
+    assert len(shard_names(tmp_path)) == len(computed) == 3
 
     more, finished = accuracy()
     assert finished.ret == pytest.ExitCode.OK
     finished.stdout.fnmatch_lines(["went on where an earlier run stopped: 3 shards taken from *"])
-    assert (len(more), kept(tmp_path)) == (1, [])
+    assert (len(more), shard_names(tmp_path)) == (1, [])
 
-    anew, again = accuracy()
-    assert len(anew) == 4
-    assert set(anew) == {*computed, *more}
+    computed_again, again = accuracy()
+    assert len(computed_again) == 4
+    assert set(computed_again) == {*computed, *more}
     again.stdout.no_fnmatch_line("*went on*")
 
 
 def test_cache_clear_forgets_an_interrupted_run(accuracy: Run, tmp_path: Path) -> None:
     """With pytest's own ``--cache-clear`` a run begins at the beginning."""
     accuracy(interrupted_at=3)
-    assert len(kept(tmp_path)) == 3
+    assert len(shard_names(tmp_path)) == 3
 
     computed, result = accuracy("--cache-clear")
 
@@ -161,14 +161,14 @@ def test_cache_clear_forgets_an_interrupted_run(accuracy: Run, tmp_path: Path) -
 
 
 def test_a_run_that_evaluates_nothing_keeps_what_is_there(accuracy: Run, tmp_path: Path) -> None:
-    """Another run that comes to its end takes nothing from an interrupted one that it did not go on
+    """Another run that ends takes nothing from an interrupted one that it did not go on
     with.
     """
     accuracy(interrupted_at=3)
 
     accuracy("--collect-only")
 
-    assert len(kept(tmp_path)) == 3
+    assert len(shard_names(tmp_path)) == 3
 
 
 def test_a_worker_does_not_clear_the_cache(pytester: pytest.Pytester) -> None:

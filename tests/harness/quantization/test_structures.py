@@ -38,9 +38,9 @@ def test_a_pattern_that_names_a_layer_is_told_on_all_layers(tmp_path: Path) -> N
     path = tmp_path / "last.yaml"
     path.write_text(LAST_LAYER)
 
-    found = Structures("diffusers").of(load(str(path)), "ViT-B-32")
+    structure = Structures("diffusers").of(load(str(path)), "ViT-B-32")
 
-    on = {q.layer for q in found if q.enabled and q.tower == "vision" and q.layer is not None}
+    on = {q.layer for q in structure if q.enabled and q.tower == "vision" and q.layer is not None}
     assert on == set(range(11))
 
 
@@ -48,9 +48,9 @@ def test_a_pattern_that_names_a_layer_is_told_on_all_layers(tmp_path: Path) -> N
 def test_towers_of_any_depth(layers: int) -> None:
     """A tower of one to four layers has each of them once, and what lies outside stays."""
     path = "vision_model.encoder.layers"
-    one = structures.blank("ViT-B-32")[0]
+    first = structures.blank("ViT-B-32")[0]
     recipe = load("int8")
-    few = maps.quantizer_map(quantize.structure(one, recipe))
+    few = maps.quantizer_map(quantize.structure(first, recipe))
     built = [q for q in few if q.tower != "vision" or q.layer is None or q.layer < layers]
 
     whole = structures.with_all_layers(tuple(built), {path: layers})

@@ -66,12 +66,12 @@ def differences(
     """
     from modelopt.torch.quantization import conversion
 
-    found: set[str] = set()
+    touched_by_modelopt: set[str] = set()
     own = conversion._match_quantizer
 
     def recording(pattern: Any, name: str, *rest: Any) -> bool:
         matched: bool = own(pattern, name, *rest)
-        found.update([place_of(name)] if matched else [])
+        touched_by_modelopt.update([place_of(name)] if matched else [])
         return matched
 
     changed = copy.deepcopy(model)
@@ -80,11 +80,11 @@ def differences(
     with monkeypatch.context() as patched:
         patched.setattr(conversion, "_match_quantizer", recording)
         for entry, touched in zip(recipe.entries, done.touched, strict=True):
-            found.clear()
+            touched_by_modelopt.clear()
             conversion.set_quantizer_by_cfg(changed, [as_modelopt_takes_it(entry)])
-            if found != touched:
+            if touched_by_modelopt != touched:
                 lines.append(
-                    f"{recipe.name} {entry.pattern}: {len(found)} by ModelOpt, {len(touched)} here"
+                    f"{recipe.name} {entry.pattern}: {len(touched_by_modelopt)} by ModelOpt, {len(touched)} here"
                 )
     on = {name for name, q in tensor_quantizers(changed).items() if q.is_enabled}
     never = {
@@ -109,15 +109,15 @@ def as_modelopt_takes_it(entry: Entry) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def parts() -> list[Recipe]:
     """All that are shipped, once each, but for the formats that the gate cannot judge."""
-    found: dict[str, Recipe] = {}
+    parts_by_hash: dict[str, Recipe] = {}
     refused = []
     for name in shipped():
         try:
-            found |= {part.hash: part for part in load(name).parts}
+            parts_by_hash |= {part.hash: part for part in load(name).parts}
         except UsageError as error:
             refused.append(str(error))
     assert all("bias" in line or "rotate" in line for line in refused), refused
-    return list(found.values())
+    return list(parts_by_hash.values())
 
 
 def test_entries_of_shipped_recipes_match_what_they_match_in_modelopt(

@@ -20,15 +20,15 @@ def listed(*entries: dict[str, Any]) -> list[tuple[Any, ...]]:
 
     def whole(cfg: Any) -> Any:
         if isinstance(cfg, (list, tuple)):
-            return [whole(one) for one in cfg]
+            return [whole(entry) for entry in cfg]
         return cfg and {k: v for k, v in attributes(**cfg).model_dump().items() if k != "enable"}
 
-    found = [
+    filled = [
         e.model_dump(exclude_unset=True) if hasattr(e, "model_dump") else dict(e) for e in entries
     ]
     return [
         (e["quantizer_name"], e.get("parent_class"), e.get("enable", True), whole(e.get("cfg")))
-        for e in found
+        for e in filled
     ]
 
 
@@ -91,7 +91,7 @@ def test_what_a_dict_cannot_say_is_refused(entries: list[tuple[str, str | None]]
     """A dict holds each key once, at one place: a list that needs it twice is a usage error that
     names it.
     """
-    made = [
+    repeated = [
         {"quantizer_name": p, "enable": False} | ({"parent_class": c} if c else {})
         for p, c in entries
     ]
@@ -99,7 +99,7 @@ def test_what_a_dict_cannot_say_is_refused(entries: list[tuple[str, str | None]]
     with pytest.raises(
         UsageError, match=r"^my\.yaml: .* as a dict, which cannot come back to .* 0\.44 or newer\.$"
     ):
-        config_form.as_dict(made, "my.yaml")
+        config_form.as_dict(repeated, "my.yaml")
 
 
 def test_a_line_of_the_dict_form_is_read_as_modelopt_reads_it() -> None:

@@ -385,8 +385,8 @@ def test_a_recipe_that_is_a_link_out_of_the_tree_is_not_read(secret: Path, tmp_p
 
     with pytest.raises(UsageError, match="leads outside"):
         load("r", root)
-    (one,) = affected(root, "HEAD")
-    assert "leads outside" in (one.broken or "")
+    (recipe,) = affected(root, "HEAD")
+    assert "leads outside" in (recipe.broken or "")
 
 
 def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ print(json.dumps([accepted, opened, events, new, refused]))
 
 
 def test_the_slowest_pattern_that_is_accepted_matches_quickly(tmp_path: Path) -> None:
-    """At the limits of length and wildcards, matching a thousand long names comes to an end."""
+    """At the limits of length and wildcards, matching a thousand long names ends."""
     import fnmatch
 
     pattern = "*a" * MAX_WILDCARDS + "?" * 100 + "z"
@@ -682,6 +682,8 @@ def test_the_limits_leave_room_for_what_is_shipped() -> None:
 
     assert max(path.stat().st_size for path in files) * 5 < yaml_reading.MAX_FILE_BYTES
     assert sum(path.stat().st_size for path in files) * 5 < recipe_tree.MAX_TREE_BYTES
-    assert max(size(one.data) for one in resolved) * 5 < recipe_tree.MAX_RESOLVED
-    longest = max(len(one.data.get("quantize", one.data)["quant_cfg"]) for one in resolved)
+    assert max(size(document.data) for document in resolved) * 5 < recipe_tree.MAX_RESOLVED
+    longest = max(
+        len(document.data.get("quantize", document.data)["quant_cfg"]) for document in resolved
+    )
     assert longest * 5 < loading.MAX_ENTRIES

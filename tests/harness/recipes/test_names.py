@@ -43,7 +43,7 @@ def put(here: Path, *wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("references", "expected"),
     [
         (["embedded", "embedded+outliers"], ["embedded", "embedded+outliers"]),
         (["a/clip"], ["clip"]),
@@ -64,7 +64,7 @@ def put(here: Path, *wanted: str) -> None:
     ids=str,
 )
 def test_models_have_the_least_of_their_path_that_tells_them_apart(
-    here: Path, given: list[str], expected: list[str]
+    here: Path, references: list[str], expected: list[str]
 ) -> None:
     """The folder's own name, and folders above it only where another model, or this package's, has
     that one.
@@ -81,7 +81,7 @@ def test_models_have_the_least_of_their_path_that_tells_them_apart(
     )
     folders(here, "x/Embedded", "versions", "my clip", "模型", "q/-x")
 
-    assert of_models(given) == dict(zip(given, expected, strict=True))
+    assert of_models(references) == dict(zip(references, expected, strict=True))
 
 
 def test_one_folder_is_one_model_however_it_is_spelt(
@@ -115,10 +115,10 @@ def test_no_two_models_share_a_folder_of_the_baselines(here: Path, pair: tuple[s
     that go.
     """
     folders(here, "u/Clip", "u/clip", "a/b", "a--b", "a b", "a-b", "é", "è", "x/x/x")
-    found = of_models([f"./{one}" for one in pair])
+    names_by_reference = of_models([f"./{name_}" for name_ in pair])
 
-    assert len({folder_name(name, "model").casefold() for name in found.values()}) == 2
-    assert len({names.plain(name).casefold() for name in found.values()}) == 2
+    assert len({folder_name(name, "model").casefold() for name in names_by_reference.values()}) == 2
+    assert len({names.plain(name).casefold() for name in names_by_reference.values()}) == 2
 
 
 @pytest.mark.parametrize("name", ["embedded", "embedded+outliers"])
@@ -128,7 +128,7 @@ def test_the_folders_of_the_stored_baselines_keep_their_names(name: str) -> None
     every = of_recipes([*finding.DEFAULT, *finding.MORE])
 
     assert list(every) == list(every.values()) == [*finding.DEFAULT, *finding.MORE]
-    assert {folder_name(one, "recipe") for one in finding.DEFAULT} <= {
+    assert {folder_name(recipe_name, "recipe") for recipe_name in finding.DEFAULT} <= {
         path.name for path in folder.iterdir()
     }
 
@@ -148,7 +148,7 @@ def test_a_test_id_is_short_and_of_ascii() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("references", "expected"),
     [
         (["fp8", "huggingface/vit/ptq/fp8"], ["fp8", "huggingface.vit.ptq.fp8"]),
         (["x/my.yaml"], ["my"]),
@@ -163,7 +163,7 @@ def test_a_test_id_is_short_and_of_ascii() -> None:
     ids=str,
 )
 def test_recipes_have_the_least_of_their_path_that_tells_them_apart(
-    here: Path, given: list[str], expected: list[str]
+    here: Path, references: list[str], expected: list[str]
 ) -> None:
     """A file never has the name of one of this package's recipes: their baselines are not its
     own.
@@ -179,7 +179,7 @@ def test_recipes_have_the_least_of_their_path_that_tells_them_apart(
     )
     put(here, "kept/here/quantize.yml")
 
-    assert of_recipes(given) == dict(zip(given, expected, strict=True))
+    assert of_recipes(references) == dict(zip(references, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,11 @@ def test_recipes_have_the_least_of_their_path_that_tells_them_apart(
 def test_no_two_recipes_of_a_tree_share_a_name(here: Path, pair: Iterable[str]) -> None:
     """Whatever their names lose when they are made fit for a folder."""
     put(here, *(f"tree/{name}" for name in pair))
-    found = of_recipes(pair, here / "tree")
+    names_by_reference = of_recipes(pair, here / "tree")
 
-    assert len({folder_name(name, "recipe").casefold() for name in found.values()}) == 2
+    assert (
+        len({folder_name(name, "recipe").casefold() for name in names_by_reference.values()}) == 2
+    )
 
 
 def test_one_file_is_one_recipe_however_it_is_spelt(here: Path) -> None:

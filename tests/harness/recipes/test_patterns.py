@@ -16,7 +16,7 @@ PAIR = (at("vision.fc.weight_quantizer"), at("text.conv.input_quantizer", module
 
 
 @pytest.mark.parametrize(
-    ("pattern", "parent", "found"),
+    ("pattern", "parent", "positions"),
     [
         ("*", None, {0, 1}),
         ("*weight_quantizer", None, {0}),
@@ -31,16 +31,16 @@ PAIR = (at("vision.fc.weight_quantizer"), at("text.conv.input_quantizer", module
     ],
 )
 def test_pattern_is_a_glob_over_whole_names_of_a_class(
-    pattern: str, parent: str | None, found: set[int]
+    pattern: str, parent: str | None, positions: set[int]
 ) -> None:
     """An entry speaks of the names that its glob matches whole, case and all, in modules of its
     class if it has one.
     """
-    assert applied.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in found}
+    assert applied.matched(PAIR, on(pattern, parent)) == {PAIR[n].name for n in positions}
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "positions"),
     [
         ("*weight_quantizer", {0, 10}),
         ("*weight_quantizer.0", {0}),
@@ -50,15 +50,17 @@ def test_pattern_is_a_glob_over_whole_names_of_a_class(
         ("*fc", set()),
     ],
 )
-def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) -> None:
+def test_part_of_a_sequence_goes_by_its_holder(pattern: str, positions: set[int]) -> None:
     """Parts of a sequential quantizer match by their own name and by that of the sequence."""
     parts = tuple(at(f"vision.fc.weight_quantizer.{n}") for n in (0, 10))
 
-    assert applied.matched(parts, on(pattern)) == {f"vision.fc.weight_quantizer.{n}" for n in found}
+    assert applied.matched(parts, on(pattern)) == {
+        f"vision.fc.weight_quantizer.{n}" for n in positions
+    }
 
 
 @pytest.mark.parametrize(
-    ("entry", "path", "told"),
+    ("entry", "path", "is_reported"),
     [
         (on("*wrong"), OWN, True),
         (off("*wrong"), OWN, True),
@@ -85,19 +87,19 @@ def test_part_of_a_sequence_goes_by_its_holder(pattern: str, found: set[int]) ->
     ],
 )
 def test_unmatched_pattern_is_told_unless_it_may_be(
-    entry: Entry, path: Path | None, told: bool
+    entry: Entry, path: Path | None, is_reported: bool
 ) -> None:
     """What matches nothing is reported, but not a shared deny-list, a class of other families or the
     tower left out.
     """
-    found = patterns.unmatched_patterns(
+    problems = patterns.unmatched_patterns(
         PAIR,
         recipe(entry, path=path),
         elsewhere=(at("text.elsewhere_quantizer"),),
         absent=("nn.Conv2d",),
     )
 
-    assert [p.rule for p in found] == ["pattern matches nothing"] * told
+    assert [p.rule for p in problems] == ["pattern matches nothing"] * is_reported
 
 
 def test_unmatched_pattern_is_told_with_its_place() -> None:
@@ -122,12 +124,12 @@ def test_unmatched_pattern_is_told_with_its_place() -> None:
 
 def test_unmatched_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search each format's entries are asked, numbered and named by themselves."""
-    found = patterns.unmatched_patterns(
+    problems = patterns.unmatched_patterns(
         PAIR, searching((on("*"), on("*a?b")), (on("*"),), (on("*c?d"),))
     )
 
     pattern = r"entry (\d) of recipe (format \d), '(.*?)'"
-    assert [match.groups() for p in found if (match := re.match(pattern, p.what))] == [
+    assert [match.groups() for p in problems if (match := re.match(pattern, p.what))] == [
         ("2", "format 1", "*a?b"),
         ("1", "format 3", "*c?d"),
     ]
@@ -199,7 +201,7 @@ def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "path", "told"),
+    ("entries", "path", "pairs"),
     [
         ((on("*weight*"), off("*")), OWN, [(1, 2)]),
         ((on("*weight*"), off("*")), None, [(1, 2)]),
@@ -236,16 +238,16 @@ def test_unmatched_pattern_on_a_model_without_quantizers() -> None:
     ],
 )
 def test_overridden_pattern_is_told_with_both_entries(
-    entries: tuple[Entry, ...], path: Path | None, told: list[tuple[int, int]]
+    entries: tuple[Entry, ...], path: Path | None, pairs: list[tuple[int, int]]
 ) -> None:
     """An entry that a deny-all or imported deny-lists behind it leave nothing of is reported, with the
     last one.
     """
     problems = patterns.overridden_patterns(PAIR, recipe(*entries, path=path))
 
-    assert [p.rule for p in problems] == ["pattern overridden"] * len({last for _, last in told})
-    for problem, last in zip(problems, sorted({last for _, last in told}), strict=True):
-        enabling = [(first, entries[first - 1].pattern) for first, other in told if other == last]
+    assert [p.rule for p in problems] == ["pattern overridden"] * len({last for _, last in pairs})
+    for problem, last in zip(problems, sorted({last for _, last in pairs}), strict=True):
+        enabling = [(first, entries[first - 1].pattern) for first, other in pairs if other == last]
         behind = entries[last - 1]
         named = ", ".join(f"{first} ({pattern!r})" for first, pattern in enabling)
         assert (
@@ -293,10 +295,10 @@ def test_exception_before_what_it_excepts_is_told(
     """An author's exception that later entries undo everywhere has no effect; the fix is to move it
     behind them.
     """
-    given = recipe(*entries, path=None)
+    own_recipe = recipe(*entries, path=None)
     if any(entry.origin.startswith("units") for entry in entries):
-        given = replace(given, path=OWN)
-    problems = patterns.overridden_patterns(PAIR, given)
+        own_recipe = replace(own_recipe, path=OWN)
+    problems = patterns.overridden_patterns(PAIR, own_recipe)
 
     assert [p.rule for p in problems] == ["exception before what it excepts"] * len(early)
     for problem, number in zip(problems, early, strict=True):
@@ -337,8 +339,8 @@ def test_exception_that_holds_in_the_other_tower_is_no_problem() -> None:
 
 def test_overridden_patterns_of_a_search_are_those_of_its_formats() -> None:
     """In a search an entry is overridden by entries of its own format only."""
-    found = patterns.overridden_patterns(
+    problems = patterns.overridden_patterns(
         PAIR, searching((on("*"),), (off("*"),), (on("*input*"), off("*")))
     )
 
-    assert "entry 2 of recipe format 3, '*'" in only(found, "pattern overridden").what
+    assert "entry 2 of recipe format 3, '*'" in only(problems, "pattern overridden").what

@@ -47,7 +47,7 @@ NVFP4 = "num_bits: e2m1, block_sizes: {-1: 16, type: dynamic, scale_bits: e4m3}"
 
 
 @pytest.mark.parametrize(
-    ("cfg", "told", "correct"),
+    ("cfg", "pattern", "correct"),
     [
         ("num_bits: '8'", "num_bits is the text '8'.*Write 8 without quotes", "num_bits: 8"),
         ("num_bits: fp8", "num_bits is the text 'fp8'.*for FP8", "num_bits: e4m3"),
@@ -166,11 +166,11 @@ NVFP4 = "num_bits: e2m1, block_sizes: {-1: 16, type: dynamic, scale_bits: e4m3}"
         ),
     ],
 )
-def test_attribute_that_cannot_run(tmp_path: Path, cfg: str, told: str, correct: str) -> None:
+def test_attribute_that_cannot_run(tmp_path: Path, cfg: str, pattern: str, correct: str) -> None:
     """The line of the entry is named with the value and a fix, and the fix loads."""
     line = refused(tmp_path, entry(cfg))
 
-    assert re.match(rf":5: .*{told}", line), line
+    assert re.match(rf":5: .*{pattern}", line), line
     assert loaded(tmp_path, entry(correct)).entries[0].cfg is not None
 
 
@@ -188,7 +188,7 @@ def test_long_sequence_is_refused(tmp_path: Path) -> None:
     [("nn.linear", "nn.Linear"), ("Linear", "nn.Linear"), ("CLIPAtention", "CLIPAttention")],
 )
 def test_parent_class_that_is_not_registered(tmp_path: Path, name: str, meant: str) -> None:
-    """A class that ModelOpt would raise for is told with the one that was meant, which loads."""
+    """A class that ModelOpt would raise for is reported with the one that was meant, which loads."""
     text = "  - {{quantizer_name: '*weight_quantizer', parent_class: {}, cfg: {{num_bits: 8}}}}\n"
 
     assert f"parent_class is {name!r}" in (line := refused(tmp_path, text.format(name)))
@@ -197,7 +197,7 @@ def test_parent_class_that_is_not_registered(tmp_path: Path, name: str, meant: s
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "{quantizer_name: '*', Enable: false}",
@@ -235,11 +235,11 @@ def test_parent_class_that_is_not_registered(tmp_path: Path, name: str, meant: s
         ),
     ],
 )
-def test_unknown_key_of_an_entry(tmp_path: Path, text: str, told: str) -> None:
+def test_unknown_key_of_an_entry(tmp_path: Path, text: str, message: str) -> None:
     """However odd a key is, the message names it and the key that was meant, or all that there
     are.
     """
-    assert told in refused(tmp_path, f"  - {text}\n")
+    assert message in refused(tmp_path, f"  - {text}\n")
 
 
 # -- algorithms ------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_algorithm_in_each_form(
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "told", "correct"),
+    ("algorithm", "pattern", "correct"),
     [
         ("{method: max, Alpha: 1}", "unknown attribute 'Alpha'. Known attributes: method", "max"),
         (
@@ -335,11 +335,13 @@ def test_algorithm_in_each_form(
         ),
     ],
 )
-def test_setting_that_cannot_run(tmp_path: Path, algorithm: str, told: str, correct: str) -> None:
-    """A setting that crashes, hangs or fills memory is told with its value and a fix, and the fix
+def test_setting_that_cannot_run(
+    tmp_path: Path, algorithm: str, pattern: str, correct: str
+) -> None:
+    """A setting that crashes, hangs or fills memory is reported with its value and a fix, and the fix
     loads.
     """
     line = refused(tmp_path, algorithm=algorithm)
 
-    assert re.search(told, line), line
+    assert re.search(pattern, line), line
     assert loaded(tmp_path, algorithm=correct).algorithm is not None

@@ -50,7 +50,7 @@ def searched_by_modelopt(path: str | Path) -> list[dict[str, Any]]:
 
     with contextlib.redirect_stdout(io.StringIO()):
         formats = load_recipe(path).auto_quantize.candidate_formats
-    return [with_algorithm(one) for one in formats]
+    return [with_algorithm(format_) for format_ in formats]
 
 
 def shipped() -> list[str]:
@@ -193,7 +193,7 @@ def test_a_default_recipe_is_one_of_modelopts(name: str) -> None:
 
 
 def test_the_default_recipes_are_the_files_of_the_folder() -> None:
-    """No recipe lies in the folder without being gated, none is named without a file; ``more``
+    """No recipe is in the folder without being gated, none is named without a file; ``more``
     likewise.
     """
     assert sorted(DEFAULT) == sorted(p.stem for p in HERE.glob("*.yaml"))
@@ -216,7 +216,7 @@ def test_a_further_recipe_is_one_of_modelopts(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEFAULT + MORE)
 def test_a_default_recipe_denies_first_and_says_what_it_does(name: str) -> None:
-    """Everything is off before anything is enabled, and the header tells both towers and what stays
+    """Everything is off before anything is enabled, and the header names both towers and what stays
     in FP16.
     """
     loaded = load(name)
@@ -258,15 +258,15 @@ def enabled_by(name: str, attention: str) -> dict[str, int]:
     from harness.quantization import quantize
 
     model = quantize.structure(build("ViT-B-32"), load(name), attention)
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for path, module in model.named_modules():
         if isinstance(module, TensorQuantizer) and module.is_enabled:
             holder, _, kind = re.sub(r"(_quantizer)\.\d+$", r"\1", path).rpartition(".")
             tower = "vision" if path.startswith("vi") else "text"
-            found[
+            counts[
                 f"{tower} {type(model.get_submodule(holder)).__name__.removeprefix('Quant')} {kind}"
             ] += 1
-    return dict(found)
+    return dict(counts)
 
 
 LINEARS = 12 * 6 + 1  # layers of a tower times Linears of a layer, and the projection
@@ -390,15 +390,15 @@ def test_the_hash_is_of_the_meaning(tmp_path: Path) -> None:
     """Comments and quoting leave the hash alone; an attribute, the order or the algorithm change
     it.
     """
-    one = "  - {quantizer_name: '*a', cfg: {num_bits: e4m3}}\n"
+    first = "  - {quantizer_name: '*a', cfg: {num_bits: e4m3}}\n"
     two = "  - quantizer_name: '*b'\n    enable: false\n"
     texts = {
-        "base": recipe_text(one + two),
+        "base": recipe_text(first + two),
         "comment": "# hello\n"
         + recipe_text('  - {cfg: {num_bits: E4M3}, quantizer_name: "*a"}\n' + two),
-        "order": recipe_text(two + one),
-        "bits": recipe_text(one.replace("e4m3", "8") + two),
-        "algorithm": recipe_text(one + two, algorithm="mse"),
+        "order": recipe_text(two + first),
+        "bits": recipe_text(first.replace("e4m3", "8") + two),
+        "algorithm": recipe_text(first + two, algorithm="mse"),
     }
     hashes = {
         name: load(str(write(tmp_path / f"{name}.yaml", text))).hash for name, text in texts.items()
@@ -464,7 +464,7 @@ class Holder:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the working directory, importable only because it lies there."""
+    """A module in the working directory, importable only because it is there."""
     name = "published_quant_cfg"
     write(tmp_path / f"{name}.py", MODULE)
     monkeypatch.chdir(tmp_path)
@@ -641,7 +641,9 @@ def formats(*algorithms: str) -> str:
     """Formats to search among, one for each algorithm."""
     entries = "[{quantizer_name: '*weight_quantizer', cfg: {num_bits: 8}}]"
     return (
-        "[" + ", ".join(f"{{algorithm: {one}, quant_cfg: {entries}}}" for one in algorithms) + "]"
+        "["
+        + ", ".join(f"{{algorithm: {algorithm}, quant_cfg: {entries}}}" for algorithm in algorithms)
+        + "]"
     )
 
 
@@ -859,7 +861,7 @@ BY_IMPORT = "imports: {base: base}\n$import: base\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (BY_SCHEMA, "says what it is by its modelopt-schema alone"),
         (BY_IMPORT, "is nothing but an $import of a recipe"),
@@ -867,7 +869,7 @@ BY_IMPORT = "imports: {base: base}\n$import: base\n"
     ids=["schema", "import"],
 )
 def test_a_recipe_of_a_later_release_is_known_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     """A recipe without metadata is a ptq recipe, and where ModelOpt refuses it, a release that
     loads it is named.
@@ -886,7 +888,7 @@ def test_a_recipe_of_a_later_release_is_known_as_one(
         load_recipe(path)
     with pytest.raises(
         UsageError,
-        match=re.escape(told) + r", which ModelOpt \S+ cannot load. Install .* 0.48 or newer",
+        match=re.escape(message) + r", which ModelOpt \S+ cannot load. Install .* 0.48 or newer",
     ):
         load("r", tmp_path)
     monkeypatch.setattr(loading, "declares_without_metadata", lambda: True)
@@ -962,11 +964,11 @@ def test_reading_recipes_costs_no_import_of_modelopt_and_prints_nothing() -> Non
 
 def test_a_recipe_is_a_value() -> None:
     """Two loads of one reference are equal and independent."""
-    one, two = load("int8"), load("int8")
+    first, two = load("int8"), load("int8")
 
-    assert isinstance(one, Recipe)
-    assert one == two
-    assert one.quant_cfg is not two.quant_cfg
+    assert isinstance(first, Recipe)
+    assert first == two
+    assert first.quant_cfg is not two.quant_cfg
 
 
 # --- trees of ModelOpt 0.48

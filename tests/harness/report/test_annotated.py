@@ -31,8 +31,10 @@ def case(recipe: str, *problems: dict[str, Any], **sections: Any) -> dict[str, A
     """A case of the results whose checks failed."""
     failed = [{"test": "t", "suite": "insertion", "outcome": "failed", "message": "it differs"}]
     checks = {"counts": {"failed": 1}, "failed": failed, "depending": {}}
-    found = {"recipe": recipe, "model": "m", "checks": checks, **sections}
-    return found | ({"insertion": {"problems": list(problems), "map": []}} if problems else {})
+    results_of_case = {"recipe": recipe, "model": "m", "checks": checks, **sections}
+    return results_of_case | (
+        {"insertion": {"problems": list(problems), "map": []}} if problems else {}
+    )
 
 
 def problem(rule: str, place: str) -> dict[str, Any]:
@@ -42,11 +44,11 @@ def problem(rule: str, place: str) -> dict[str, Any]:
 
 def of(*cases: dict[str, Any], files: dict[str, Path], linted: bool = True) -> list[str]:
     """The annotations of a run, as ``file:line rule``."""
-    found = lint(list(files.values())).problems if linted else ()
+    linted_problems = lint(list(files.values())).problems if linted else ()
     results = {"schema": 2, "environment": {}, "cases": list(cases)}
     return [
-        f"{Path(one.path).name}:{one.line} {one.rule}"
-        for one in annotated.of_run(found, read(results), files)
+        f"{Path(problem.path).name}:{problem.line} {problem.rule}"
+        for problem in annotated.of_run(linted_problems, read(results), files)
     ]
 
 
@@ -70,7 +72,7 @@ def test_each_of_five_bad_edits_has_one_annotation(tmp_path: Path) -> None:
     }
     where = {name: f"{path}:6:5" for name, path in files.items()}
 
-    found = of(
+    annotations = of(
         case(
             "pattern",
             problem("pattern matches nothing", where["pattern"]),
@@ -82,7 +84,7 @@ def test_each_of_five_bad_edits_has_one_annotation(tmp_path: Path) -> None:
         files=files,
     )
 
-    assert found == [
+    assert annotations == [
         "attribute.yaml:6 unknown-attribute",
         "loss.yaml:6 failed",
         "model.yaml:6 insertion",
@@ -117,8 +119,10 @@ def test_a_refusal_is_where_it_is_unless_the_lint_says_so_already(tmp_path: Path
     ]
     known = LintProblem(str(tmp_path / "r.yaml"), 7, 3, "schema", "no", "Do.")
 
-    found = annotated.of_run([], NOTHING, {}, errors)
-    assert [(one.line, one.rule, bool(one.path)) for one in found] == [
+    annotations = annotated.of_run([], NOTHING, {}, errors)
+    assert [
+        (annotation.line, annotation.rule, bool(annotation.path)) for annotation in annotations
+    ] == [
         (1, "refused", False),
         (7, "refused", True),
     ]
@@ -129,11 +133,11 @@ def test_a_refusal_is_where_it_is_unless_the_lint_says_so_already(tmp_path: Path
 def test_a_hostile_file_makes_commands_of_one_line_each(path: Path) -> None:
     """Nothing in a file of the corpus begins a command of its own, or hides one."""
     outcome = lint([path], CORPUS)
-    found = annotated.of_run(outcome.problems, NOTHING, {}, outcome.unreadable)
+    annotations = annotated.of_run(outcome.problems, NOTHING, {}, outcome.unreadable)
 
-    lines = annotated.commands(found).splitlines()
+    lines = annotated.commands(annotations).splitlines()
 
-    assert 1 <= len(lines) == len(found)
+    assert 1 <= len(lines) == len(annotations)
     start = re.compile(r"::error file=[^:,\s]+,line=\d+,col=\d+,title=[a-z-]+::[^\n\r]+$")
     assert all(start.match(line) and line.isprintable() for line in lines)
 

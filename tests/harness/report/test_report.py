@@ -39,7 +39,7 @@ EMPTY: dict[str, Any] = {"schema": 2, "environment": {}, "cases": []}
 
 def strict(written: str) -> Any:
     """*written* as JSON of the standard, which has no NaN."""
-    return json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ class Elements(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.opened: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Keep it; where a long name may break is not an element of its own."""
         if tag != "wbr":
-            self.found.append((tag, dict(attrs)))
+            self.opened.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
         """Keep what stands in a script."""
@@ -72,7 +72,7 @@ class Elements(HTMLParser):
     @property
     def tags(self) -> set[str]:
         """The kinds of element there are."""
-        return {tag for tag, _ in self.found}
+        return {tag for tag, _ in self.opened}
 
 
 # -- the three files -------------------------------------------------------------------------------
@@ -254,13 +254,13 @@ def test_hostile_names_are_text_in_the_page(name: str) -> None:
     """No name adds an element, an attribute or a script to the page."""
     usual = Elements(page.render(cases.read(hostile("harmless"))))
     source = page.render(cases.read(hostile(name)))
-    found = Elements(source)
+    parsed = Elements(source)
 
-    assert [(tag, list(attrs)) for tag, attrs in found.found] == [
-        (tag, list(attrs)) for tag, attrs in usual.found
+    assert [(tag, list(attrs)) for tag, attrs in parsed.opened] == [
+        (tag, list(attrs)) for tag, attrs in usual.opened
     ]
-    assert found.scripts == usual.scripts
-    assert len(found.scripts) == 1
+    assert parsed.scripts == usual.scripts
+    assert len(parsed.scripts) == 1
     assert source.replace("\n", "").isprintable()
 
 
@@ -272,12 +272,12 @@ def test_hostile_names_are_text_in_the_summary(name: str) -> None:
     renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(
         ["table", "strikethrough"]
     )
-    found = Elements(renderer.render(summary))
+    parsed = Elements(renderer.render(summary))
     usual = Elements(renderer.render(markdown.summary(cases.read(hostile("harmless")))))
 
-    assert found.tags == usual.tags
-    assert [t for t, _ in found.found if t in ("tr", "td", "h2", "h3", "li", "details")] == [
-        t for t, _ in usual.found if t in ("tr", "td", "h2", "h3", "li", "details")
+    assert parsed.tags == usual.tags
+    assert [t for t, _ in parsed.opened if t in ("tr", "td", "h2", "h3", "li", "details")] == [
+        t for t, _ in usual.opened if t in ("tr", "td", "h2", "h3", "li", "details")
     ]
     assert inert(summary)
     # Outside of code a person would be notified, and an address would become a link.
@@ -466,12 +466,12 @@ def test_a_case_fails_whatever_its_accuracy(section: str, value: Any) -> None:
 def test_page_asks_for_nothing_and_runs_only_its_script(written: Path) -> None:
     """There is no address outside the page, and its policy admits the script by its hash alone."""
     source = (written / "report.html").read_text()
-    found = Elements(source)
+    elements = Elements(source)
     addresses = [
-        a[k] for _, a in found.found for k in ("src", "href", "action", "data") if a.get(k)
+        a[k] for _, a in elements.opened for k in ("src", "href", "action", "data") if a.get(k)
     ]
-    digest = base64.b64encode(hashlib.sha256(found.scripts[0].encode()).digest()).decode()
-    policy = next(a["content"] for t, a in found.found if t == "meta" and a.get("http-equiv"))
+    digest = base64.b64encode(hashlib.sha256(elements.scripts[0].encode()).digest()).decode()
+    policy = next(a["content"] for t, a in elements.opened if t == "meta" and a.get("http-equiv"))
 
     assert all(str(a).startswith(("data:", "#case-")) for a in addresses)
     assert "default-src 'none'" in str(policy)
@@ -541,13 +541,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with three recipes: one as measured, one that fails and one that is inconclusive."""
     run = measured()
-    made = [json.loads(json.dumps(text.plain(run["cases"][0]))) for _ in range(3)]
+    cases = [json.loads(json.dumps(text.plain(run["cases"][0]))) for _ in range(3)]
     for case, name, word in zip(
-        made, ("fp8", "int8", "int4-awq"), ("PASS", "FAIL", "INCONCLUSIVE"), strict=True
+        cases, ("fp8", "int8", "int4-awq"), ("PASS", "FAIL", "INCONCLUSIVE"), strict=True
     ):
         case["recipe"], case["accuracy"]["decision"] = name, word
     folder = tmp_path_factory.mktemp("several")
-    report.write({**run, "cases": made}, folder)
+    report.write({**run, "cases": cases}, folder)
     return folder / "report.html"
 
 
@@ -650,7 +650,7 @@ def test_changed_answers_are_filtered_and_sorted(browser: Browser, several: Path
 def test_map_tells_a_cell_and_recolours(browser: Browser, several: Path) -> None:
     """A tap on a cell writes its name, calls and amax; the colours can be those of underflow."""
     browser.open(several)
-    told = browser.run(
+    described = browser.run(
         "const m = document.querySelector('.map'); m.querySelector('td.q').click();"
         "return m.querySelector('.detail').textContent"
     )
@@ -663,7 +663,7 @@ def test_map_tells_a_cell_and_recolours(browser: Browser, several: Path) -> None
     formats, underflow = browser.run(script, "format"), browser.run(script, "underflow")
 
     assert re.search(
-        r"vision_model\.encoder\.layers\.0\..*E4M3 per-tensor; 1 call; amax [\d.]+", told
+        r"vision_model\.encoder\.layers\.0\..*E4M3 per-tensor; 1 call; amax [\d.]+", described
     )
     assert len(set(formats)) == 1
     assert len(set(underflow)) > 1

@@ -22,16 +22,16 @@ def run(**names: str) -> dict[str, Any]:
     outcomes.
     """
     task, metric = names.get("task", "emoji"), names.get("metric", "acc1")
-    found = []
+    verdicts_of_run = []
     for n, lost, won in ((4000, 10, 12), (120, 4, 1), (2000, 150, 10)):
         before, after = (
             outcomes(o.correct, o.clusters, task=task, metric=metric) for o in pair(n, lost, won)
         )
-        found.append(verdicts.compare(before, after, Budget(points=2.5)))
+        verdicts_of_run.append(verdicts.compare(before, after, Budget(points=2.5)))
     recipes = names.get("recipe", "fp8"), "int4"
     families = [
-        verdicts.family(found[:2], recipe=recipes[0]),
-        verdicts.family(found[2:], recipe=recipes[1]),
+        verdicts.family(verdicts_of_run[:2], recipe=recipes[0]),
+        verdicts.family(verdicts_of_run[2:], recipe=recipes[1]),
     ]
     cases = [
         {
@@ -88,7 +88,7 @@ def show(
 
 
 def test_a_line_has_every_number_of_a_verdict(show: Any) -> None:
-    """FP16, quantized, difference with its interval, budget, verdict and drift stand in one line a
+    """FP16, quantized, difference with its interval, budget, verdict and drift stand in one line per
     task and metric.
     """
     lines = show(run()).splitlines()
@@ -181,23 +181,25 @@ def test_columns_go_in_the_order_of_their_worth(show: Any) -> None:
     all.
     """
     names = ("FP16", "quantized", "difference", "interval", "budget", "verdict", "drift")
-    found = {}
+    columns_by_width = {}
     for width in (120, 100, 80, 70, 60, 50, 40):
         headings = next(
             line for line in show(run(task=LONG), width).splitlines() if "task/metric" in line
         )
-        found[width] = [n for n in names if n in headings.split()]
+        columns_by_width[width] = [n for n in names if n in headings.split()]
 
-    assert found[120] == list(names)
-    counts = [len(columns) for columns in found.values()]
+    assert columns_by_width[120] == list(names)
+    counts = [len(columns) for columns in columns_by_width.values()]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) > 3
-    assert found[40] == ["difference", "verdict"]
+    assert columns_by_width[40] == ["difference", "verdict"]
     gone = [
-        next(n for n in a if n not in b) for a, b in itertools.pairwise(found.values()) if a != b
+        next(n for n in a if n not in b)
+        for a, b in itertools.pairwise(columns_by_width.values())
+        if a != b
     ]
     assert gone[0] == "drift"
-    assert all("budget" in columns or len(columns) == 2 for columns in found.values())
+    assert all("budget" in columns or len(columns) == 2 for columns in columns_by_width.values())
 
 
 def test_verdicts_have_their_colours(show: Any) -> None:
@@ -215,7 +217,7 @@ def test_verdicts_have_their_colours(show: Any) -> None:
 
 
 def test_nothing_is_written_about_nothing(show: Any) -> None:
-    """A run without cases, or whose cases have no verdict to tell, leaves the terminal alone."""
+    """A run without cases, or whose cases have no verdict, leaves the terminal alone."""
     assert show({"schema": 2, "environment": {}, "cases": []}) == ""
     assert (
         show({"schema": 2, "environment": {}, "cases": [{"recipe": "fp8", "model": "embedded"}]})
@@ -224,7 +226,7 @@ def test_nothing_is_written_about_nothing(show: Any) -> None:
 
 
 def test_a_run_without_accuracy_has_headlines_only(show: Any) -> None:
-    """Of a run of the insertion suite a line a recipe says how many problems there are."""
+    """Of a run of the insertion suite one line per recipe says how many problems there are."""
     problem = {"rule": "never run", "what": "1 never ran", "names": ["q"], "fix": ""}
     cases = [
         {"recipe": "fp8", "model": "embedded", "insertion": {"map": [], "problems": [problem]}}
@@ -304,14 +306,14 @@ PARITY = {"error": 1e-7, "bound": 5e-5, "holds": True}
 OPTIMIZED = {"optimized": {"text": PARITY | {"error": 0.017, "holds": False}}}
 
 
-def exported(**found: object) -> dict[str, Any]:
+def exported(**sections: object) -> dict[str, Any]:
     """A case whose graph of the text tower holds, and what else was found."""
-    export = {"no_form": None, "runtime": "ort 1", "parity": {"text": PARITY}, **found}
+    export = {"no_form": None, "runtime": "ort 1", "parity": {"text": PARITY}, **sections}
     return {"recipe": "fp8", "model": "embedded", "export": export}
 
 
 @pytest.mark.parametrize(
-    ("found", "line"),
+    ("sections", "line"),
     [
         (OPTIMIZED, "text, the runtime's defect: with its optimisations on ort 1 is 0.017 off"),
         ({"published": ["no pair\n  at q"]}, "ModelOpt's own export, not the recipe: no pair at q"),
@@ -319,12 +321,12 @@ def exported(**found: object) -> dict[str, Any]:
     ids=["optimised", "published"],
 )
 def test_a_defect_of_a_library_is_a_line_and_fails_nothing(
-    show: Any, found: dict[str, Any], line: str
+    show: Any, sections: dict[str, Any], line: str
 ) -> None:
-    """What the runtime's optimisations or ModelOpt's own export get wrong is told; the export of
+    """What the runtime's optimisations or ModelOpt's own export get wrong is reported; the export of
     the case holds.
     """
-    case = exported(**found)
+    case = exported(**sections)
 
     assert f"  {line}" in show({"environment": {}, "cases": [case]})
     assert cases.export_faults(cases.read_case(case)) == []
