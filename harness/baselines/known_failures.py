@@ -167,17 +167,17 @@ def load(baselines: Path) -> tuple[KnownFailure, ...]:
     content, place = files.read_yaml_with_places(
         path, _File, what="file of known failures", fixes=_FIXES
     )
-    found: list[KnownFailure] = []
+    failures: list[KnownFailure] = []
     for number, entry in enumerate(content.known_failures):
         where = place("known_failures", number)
         values = entry.model_dump() | {"until": date.fromisoformat(entry.until)}
         failure = KnownFailure(**values, place=where.partition(" (")[0])
-        for other in found:
+        for other in failures:
             if _tests(other) == _tests(failure):
                 what = f"lists the same tests and releases as {other.place}"
                 raise UsageError(where, what, "Join the two entries.")
-        found.append(failure)
-    return tuple(found)
+        failures.append(failure)
+    return tuple(failures)
 
 
 def _tests(failure: KnownFailure) -> tuple[str, ...]:

@@ -120,21 +120,21 @@ def _entry(path: Path, content: dict[object, object], key: str) -> object:
 
 def _rows(path: Path, value: object) -> npt.NDArray[np.uint8]:
     """Pixels (n, 3072), channels first."""
-    array = value.made() if isinstance(value, _Array) else None
+    array = value.build() if isinstance(value, _Array) else None
     if (
         array is None
         or array.ndim not in (2, 4)
         or array.shape[1:] not in ((_BYTES,), (3, _SIDE, _SIDE))
         or array.dtype != np.uint8
     ):
-        found = type(value).__name__ if array is None else f"{array.dtype} {array.shape}"
-        what = f"'data' is {found}, expected uint8 (pictures, {_BYTES})"
+        described = type(value).__name__ if array is None else f"{array.dtype} {array.shape}"
+        what = f"'data' is {described}, expected uint8 (pictures, {_BYTES})"
         raise UsageError(path, what, "Give the pictures as CIFAR stores them.")
     return array.reshape(-1, _BYTES).view(np.uint8)
 
 
 def _labels(path: Path, value: object) -> list[int]:
-    values = value.made().tolist() if isinstance(value, _Array) else value
+    values = value.build().tolist() if isinstance(value, _Array) else value
     if not isinstance(values, list) or any(type(label) is not int for label in values):
         raise UsageError(
             path, "the labels are not a list of whole numbers", "Give one number for each picture."
@@ -206,7 +206,7 @@ class _Array(_Described):
             shape, order="F" if order == "F" else "C"
         )
 
-    def made(self) -> npt.NDArray[np.integer]:
+    def build(self) -> npt.NDArray[np.integer]:
         return self._array
 
 
@@ -229,7 +229,7 @@ def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _
 def _scalar(dtype: object, data: object) -> int:
     array = _Array()
     array.set((1,), dtype, "C", data)
-    return int(array.made()[0])
+    return int(array.build()[0])
 
 
 def _dtype(code: object, align: object = False, copy: object = True) -> _DType:

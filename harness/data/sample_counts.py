@@ -29,9 +29,9 @@ def of(names: Sequence[str] | None, data_root: Path | None) -> dict[tuple[str, s
         UsageError: a task is unknown, or its data are absent, incomplete or damaged.
     """
     return {
-        (found.name, metric): found.prompts if metric == IMAGE_RECALL else len(found.ids)
-        for found in loaded(names, data_root)
-        for metric in metrics_of(found.kind)
+        (data_set.name, metric): data_set.prompts if metric == IMAGE_RECALL else len(data_set.ids)
+        for data_set in loaded(names, data_root)
+        for metric in metrics_of(data_set.kind)
     }
 
 
@@ -42,23 +42,23 @@ def loaded(names: Sequence[str] | None, data_root: Path | None) -> list[Samples]
         UsageError: a task is unknown, or its data are absent, incomplete or damaged.
     """
     known: dict[Path, Samples] = {}
-    given = samples.EMBEDDED_TASKS if names is None else names
-    for name in dict.fromkeys(map(samples.canonical, given)):
-        found = samples.load(name, data_root)
+    names_to_load = samples.EMBEDDED_TASKS if names is None else names
+    for name in dict.fromkeys(map(samples.canonical, names_to_load)):
+        data_set = samples.load(name, data_root)
         # Several original formats may share a folder; a webdataset has its own.
-        place = found.place / name if name in samples.LAYOUTS else found.place.resolve()
+        place = data_set.place / name if name in samples.LAYOUTS else data_set.place.resolve()
         if place in known:
-            what = f"and {known[place].name} are the same data in {found.place}"
+            what = f"and {known[place].name} are the same data in {data_set.place}"
             raise UsageError(
                 f"--tasks {name}", what, "Give one of them, or a --data-root that holds both."
             )
-        words.check_count(found.prompts, found.place)
-        candidates = len(found.classes) if found.labels is not None else len(found.ids)
-        most = 1 if found.labels is not None else 5
+        words.check_count(data_set.prompts, data_set.place)
+        candidates = len(data_set.classes) if data_set.labels is not None else len(data_set.ids)
+        most = 1 if data_set.labels is not None else 5
         if candidates - 1 < most:
             fix = "A task needs more wrong candidates than the metric looks at."
             raise UsageError(
-                found.place, f"{candidates} candidates are too few for {found.name}", fix
+                data_set.place, f"{candidates} candidates are too few for {data_set.name}", fix
             )
-        known[place] = found
+        known[place] = data_set
     return list(known.values())

@@ -34,16 +34,18 @@ def refusals(
     plans: dict[str, list[budgets.SamplePlan]] = {}
     for (task, metric), held in unrecorded.items():
         n = counts[task, metric]
-        small = [one for one in held if n < verdicts.resolution(one, n).samples_needed]
-        default = [one for one in small if one.place == policy.place("defaults")]
-        refused += _own(task, metric, n, (one for one in small if one not in default))
+        small = [budget for budget in held if n < verdicts.resolution(budget, n).samples_needed]
+        default = [budget for budget in small if budget.place == policy.place("defaults")]
+        refused += _own(task, metric, n, (budget for budget in small if budget not in default))
         if default:
             mean = n / counts[task, TEXT_RECALL] if metric == IMAGE_RECALL else 1.0
             # Captions of one picture move together: half of what they would if they were one
             # sample.
             plan = budgets.SamplePlan(task, metric, n, (1 + mean) / 2, tuple(default))
             plans.setdefault(task, []).append(plan)
-    return refused + [budgets.no_entry(policy, task, found) for task, found in plans.items()]
+    return refused + [
+        budgets.no_entry(policy, task, held_budgets) for task, held_budgets in plans.items()
+    ]
 
 
 def _own(task: str, metric: str, n: int, held: Iterable[Budget]) -> list[UsageError]:

@@ -37,7 +37,9 @@ def known_failure(config: pytest.Config, check: CheckResult) -> KnownFailure | N
         parameters.removesuffix("]"),
     )
     release = metadata.version("nvidia-modelopt")
-    return next((one for one in config.stash[_LISTED] if one.is_about(test, release)), None)
+    return next(
+        (failure for failure in config.stash[_LISTED] if failure.is_about(test, release)), None
+    )
 
 
 def apply(config: pytest.Config, report: pytest.TestReport, check: CheckResult) -> CheckResult:

@@ -163,7 +163,7 @@ def _each_once(refused: Sequence[UsageError]) -> list[UsageError]:
         alike.setdefault((error.what, error.fix), []).append(error)
     merged = []
     for (what, fix), (first, *others) in alike.items():
-        lines = [str(getattr(one.where, "line", one.where)) for one in others]
+        lines = [str(getattr(error_.where, "line", error_.where)) for error_ in others]
         more = f"; the same in line {', '.join(lines)}" if lines else ""
         merged.append(UsageError(first.where, what.rstrip(".") + more, fix))
     return merged[:MOST_PROBLEMS]
@@ -198,9 +198,9 @@ def _look_at_counts(get: Callable[[str], Any], store: Path) -> None:
     from harness.recipes import finding, names
     from harness.statistics import budgets
 
-    given = [] if get("tasks") is None else samples.names_of(get("tasks"))
+    task_names = [] if get("tasks") is None else samples.names_of(get("tasks"))
     policy = budgets.load(store / "budgets.yaml")
-    new = [name for name in given if not policy.has_entry(name)]
+    new = [name for name in task_names if not policy.has_entry(name)]
     if not new:
         return
     recipes = names.of_recipes(get("gate_recipes") or finding.DEFAULT, get("recipes_root"))
@@ -221,20 +221,20 @@ def _look_at_counts(get: Callable[[str], Any], store: Path) -> None:
     errors.raise_all(unresolved.refusals(policy, counts, unrecorded))
 
 
-def _whole_models(given: Sequence[str]) -> list[str]:
-    """Those of the models *given* that are here and have both towers."""
+def _whole_models(refs: Sequence[str]) -> list[str]:
+    """Those of the models *refs* that are here and have both towers."""
     from harness.models import checkpoint_files
 
-    found = []
-    for ref in checkpoint_files.expanded(given):
+    whole_models = []
+    for ref in checkpoint_files.expanded(refs):
         base, suffixes = checkpoint_files.split(ref)
         if checkpoint_files.is_hub_id(base):
             continue
         checkpoint = checkpoint_files.look(ref)
         both = len(checkpoint_files.towers(checkpoint.config)) == 2
         if suffixes or both or checkpoint.is_open_clip:
-            found.append(ref)
-    return found
+            whole_models.append(ref)
+    return whole_models
 
 
 def recorded_names(folder: Path, task: str) -> bool:

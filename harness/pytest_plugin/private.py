@@ -39,7 +39,9 @@ def expect_failure(report: pytest.TestReport, reason: str) -> None:
     report.outcome = "skipped"
     report.wasxfail = reason
     # pytest-xdist and the terminal know such a property of an inconclusive test.
-    report.user_properties = [one for one in report.user_properties if one[0] != "outcome"]
+    report.user_properties = [
+        property_ for property_ in report.user_properties if property_[0] != "outcome"
+    ]
 
 
 def fail(report: pytest.TestReport, message: str) -> None:

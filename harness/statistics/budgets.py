@@ -169,10 +169,10 @@ class Policy:
 
     def expectations(self, recipe: str) -> tuple[LeaveOut, ...]:
         """What a recipe is declared to leave unquantized."""
-        found = self._content.expectations.get(recipe, [])
+        declared = self._content.expectations.get(recipe, [])
         return tuple(
             LeaveOut(e.tower, e.module_kind, e.reason, self.place("expectations", recipe, i))
-            for i, e in enumerate(found)
+            for i, e in enumerate(declared)
         )
 
     def left_out(self, recipe: str) -> tuple[tuple[str, str], ...]:
@@ -240,9 +240,9 @@ class Policy:
         limits: dict[str, Any] = {}
         place: tuple[Hashable, ...] = ("defaults",)
         for layer, keys in layers:
-            given = layer.model_dump(exclude_unset=True, include=set(_Terms.model_fields))
-            limits |= given.pop("limits", None) or {}
-            loss = [name for name in _LOSSES if given.get(name) is not None]
+            terms_of_layer = layer.model_dump(exclude_unset=True, include=set(_Terms.model_fields))
+            limits |= terms_of_layer.pop("limits", None) or {}
+            loss = [name for name in _LOSSES if terms_of_layer.get(name) is not None]
             if len(loss) > 1:
                 what = f"{' and '.join(loss)} are both given"
                 raise UsageError(
@@ -253,7 +253,7 @@ class Policy:
                 place = keys
                 for name in _LOSSES:
                     terms.pop(name, None)
-            terms |= given
+            terms |= terms_of_layer
         terms |= PRESETS.get(terms.pop("preset", None) or "", {})
         if terms.get("share") is not None:
             terms["points"] = 100 * (1 - terms["share"])

@@ -217,16 +217,16 @@ def kills(
     clean: Clean, faults: Iterable[Fault], show: Callable[[str], object] = print
 ) -> list[Kill]:
     """Attempt every fault; *show* gets a line of each."""
-    found = []
+    kills_of_all = []
     for fault in faults:
         kill = attempt(fault, clean)
-        found.append(kill)
+        kills_of_all.append(kill)
         verdict = "SURVIVED" if kill.survived else f"{kill.suite}: {kill.check} ({kill.how})"
         aid = "; needs a baseline" if kill.recorded else ""
         show(f"{kill.seconds:6.1f} s  {fault.where.value:11}  {fault.name:45}  {verdict}{aid}")
         if kill.how == "error":
             show(f"{'':12}{kill.message}")
-    return found
+    return kills_of_all
 
 
 # -- A/A -------------------------------------------------------------------------------------------
@@ -282,14 +282,14 @@ def alarms(
         batch_size=how.batch_size,
     )
     gate = Gate(options, prepared={MODEL: prepared})
-    found = {
+    alarms_by_recipe = {
         case.name.recipe: [
             f"{c.suite}: {c.title}: {problem}" for c in checks for problem in c.problems(case, FEW)
         ]
         for case in gate.cases()
     }
     shutil.rmtree(site.folder)
-    return found
+    return alarms_by_recipe
 
 
 def _worker(arguments: argparse.Namespace) -> None:
@@ -306,8 +306,10 @@ def _worker(arguments: argparse.Namespace) -> None:
         shared.tasks, shared.calibration, shared.places  # noqa: B018 - built once for all variations
         seed = os.environ.get("PYTHONHASHSEED", "random")
         for number, how in enumerate(variations(arguments.count, arguments.process, seed)):
-            for recipe, found in alarms(clean, how, arguments.recipe, restore=number == 0).items():
-                print(json.dumps(asdict(how) | {"recipe": recipe, "alarms": found}), flush=True)
+            for recipe, alarms_ in alarms(
+                clean, how, arguments.recipe, restore=number == 0
+            ).items():
+                print(json.dumps(asdict(how) | {"recipe": recipe, "alarms": alarms_}), flush=True)
 
 
 def start_worker(
@@ -358,12 +360,12 @@ def upper_bound(alarmed: int, runs: int) -> float:
     )
 
 
-def headline(found: Sequence[Kill]) -> str:
+def headline(kills_made: Sequence[Kill]) -> str:
     """``62 of 62 faults killed: 100.0 %, at least 95.3 % with 95 % confidence``."""
-    killed = sum(not kill.survived for kill in found)
+    killed = sum(not kill.survived for kill in kills_made)
     return (
-        f"{killed} of {len(found)} faults killed: {killed / len(found):.1%}, "
-        f"at least {lower_bound(killed, len(found)):.1%} with {CONFIDENCE:.0%} confidence "
+        f"{killed} of {len(kills_made)} faults killed: {killed / len(kills_made):.1%}, "
+        f"at least {lower_bound(killed, len(kills_made)):.1%} with {CONFIDENCE:.0%} confidence "
         f"(Clopper-Pearson)"
     )
 
@@ -378,7 +380,7 @@ def calm(runs: Sequence[Mapping[str, Json]]) -> str:
     )
 
 
-def document(found: Sequence[Kill], runs: Sequence[Mapping[str, Json]]) -> str:
+def document(kills_made: Sequence[Kill], runs: Sequence[Mapping[str, Json]]) -> str:
     """The kill matrix as Markdown."""
     lines = [
         "# Kill matrix",
@@ -389,7 +391,7 @@ def document(found: Sequence[Kill], runs: Sequence[Mapping[str, Json]]) -> str:
         "marks a check that",
         "needs a baseline; no check before it noticed.",
         "",
-        f"**{headline(found)}.**",
+        f"**{headline(kills_made)}.**",
         "",
     ]
     if runs:
@@ -405,8 +407,8 @@ def document(found: Sequence[Kill], runs: Sequence[Mapping[str, Json]]) -> str:
             "",
         ]
     by_suite = {
-        suite: sum(k.suite == suite for k in found)
-        for suite in dict.fromkeys(k.suite for k in found)
+        suite: sum(k.suite == suite for k in kills_made)
+        for suite in dict.fromkeys(k.suite for k in kills_made)
     }
     lines += ["| killed first by | faults |", "|---|---|"]
     lines += [
@@ -418,7 +420,7 @@ def document(found: Sequence[Kill], runs: Sequence[Mapping[str, Json]]) -> str:
         "| fault | planted in | what is wrong | stands for | killed first by |",
         "|---|---|---|---|---|",
     ]
-    for kill in found:
+    for kill in kills_made:
         fault = CATALOGUE[kill.fault]
         ways = {"failed": "", "usage error": " (usage error)", "error": " (raises)"}
         by = "**survived**" if kill.survived else f"{kill.suite}: {kill.check}{ways[kill.how]}"
@@ -450,9 +452,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(folder) / "clean", dict.fromkeys(["fp8", "int8", *(f.recipe for f in faults)])
         )
         clean.record()
-        found = kills(clean, faults)
-    print(headline(found))
-    return int(any(kill.survived for kill in found))
+        kills_made = kills(clean, faults)
+    print(headline(kills_made))
+    return int(any(kill.survived for kill in kills_made))
 
 
 if __name__ == "__main__":

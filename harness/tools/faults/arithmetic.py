@@ -58,7 +58,7 @@ def _fp8(
 def _integer(
     round_: Cast = torch.round,
     more: float = 0.0,
-    narrow: Callable[[bool], bool] = lambda given: given,
+    narrow: Callable[[bool], bool] = lambda is_narrow: is_narrow,
     wrap: bool = False,
     amax_of: Callable[[Tensor], Tensor] = lambda a: a,
 ) -> Callable[..., Tensor]:
@@ -201,7 +201,7 @@ _INTEGER: tuple[tuple[str, str, str, str, Callable[..., Tensor]], ...] = (
         "int8",
         "-128 is used where the range is narrow and not where it is full",
         "class: narrow range flipped",
-        _integer(narrow=lambda given: not given),
+        _integer(narrow=lambda is_narrow: not is_narrow),
     ),
     (
         "INT8 wraps around",

@@ -158,13 +158,13 @@ def enabled(model: nn.Module, *endings: str) -> list[TensorQuantizer]:
     """
     from harness.quantization.maps import tensor_quantizers
 
-    found = [
+    quantizers = [
         q
         for name, q in tensor_quantizers(model).items()
         if q.is_enabled and name.endswith(endings or ("",))
     ]
-    if not found and not any(p.is_meta for p in model.parameters()):
+    if not quantizers and not any(p.is_meta for p in model.parameters()):
         raise LookupError(
             f"no enabled quantizer ends in {' or '.join(endings)}: the fault would plant nothing"
         )
-    return found
+    return quantizers

@@ -67,8 +67,8 @@ def _padding(_: FaultSite) -> Iterator[None]:
         end = families.sizes(model).end
         ends: list[Tensor] = []
 
-        def see(_module: nn.Module, _arguments: object, given: dict[str, Tensor]) -> None:
-            ends[:] = [(given["input_ids"] == end).int().argmax(dim=1)]
+        def see(_module: nn.Module, _arguments: object, arguments: dict[str, Tensor]) -> None:
+            ends[:] = [(arguments["input_ids"] == end).int().argmax(dim=1)]
 
         def held(tokens: Tensor) -> Tensor:
             places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -135,8 +135,8 @@ def _mask(site: FaultSite) -> Iterator[None]:
         *_: object,
         **kw: object,
     ) -> Tensor:
-        given = kw.pop("attn_mask", None)
-        if given is not None:
+        mask = kw.pop("attn_mask", None)
+        if mask is not None:
             kw["is_causal"] = True
         return original(m, q, k, v, **kw)
 

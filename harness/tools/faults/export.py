@@ -59,8 +59,8 @@ def _rewrite(graph: onnx.GraphProto, ending: str, change: Callable[[Array], Arra
 def _reading(graph: onnx.GraphProto, name: str, other: str) -> None:
     """Have all that reads *name* read *other*."""
     for node in graph.node:
-        for position, given in enumerate(node.input):
-            if given == name:
+        for position, input_name in enumerate(node.input):
+            if input_name == name:
                 node.input[position] = other
 
 

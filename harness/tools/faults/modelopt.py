@@ -41,13 +41,15 @@ def _around_sdpa(wrong: Attention) -> AbstractContextManager[None]:
     from harness.quantization.attention import diffusers_attention
 
     cls = diffusers_attention()
-    kept = list(cls._functionals_to_replace)
-    original = next(new for _, name, new in kept if name == "scaled_dot_product_attention")
+    replacements = list(cls._functionals_to_replace)
+    original = next(new for _, name, new in replacements if name == "scaled_dot_product_attention")
 
     def quantized(module: nn.Module, *args: object, **kwargs: object) -> Tensor:
         return wrong(module, original, *args, **kwargs)
 
-    changed = [(holder, name, quantized if new is original else new) for holder, name, new in kept]
+    changed = [
+        (holder, name, quantized if new is original else new) for holder, name, new in replacements
+    ]
     return replaced((cls, "_functionals_to_replace", changed))
 
 

@@ -99,7 +99,7 @@ def _deny_last(entries: Entries) -> Entries:
 
 
 def _layers_by_number(entries: Entries) -> Entries:
-    kept = [
+    linears = [
         e
         for e in entries
         if "bmm" not in e["quantizer_name"] and e.get("parent_class") != "nn.Linear"
@@ -119,7 +119,7 @@ def _layers_by_number(entries: Entries) -> Entries:
         {"quantizer_name": f"*al_projection.{kind}_quantizer", "cfg": E4M3}
         for kind in ("weight", "input")
     ]
-    return kept + named + heads
+    return linears + named + heads
 
 
 def _of_any_class(entries: Entries) -> Entries:

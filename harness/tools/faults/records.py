@@ -238,13 +238,13 @@ def _lowered(site: FaultSite) -> Iterator[None]:
 
 
 def _with_losses(task: Any) -> Any:
-    kept = task.quantized
-    correct = np.array(kept.correct)
+    accepted = task.quantized
+    correct = np.array(accepted.correct)
     correct[np.flatnonzero(correct)[:: max(1, correct.sum() // max(1, len(correct) // 100))]] = (
         False
     )
     return dataclasses.replace(
-        task, quantized=dataclasses.replace(kept, correct=correct, bits="0" * 64)
+        task, quantized=dataclasses.replace(accepted, correct=correct, bits="0" * 64)
     )
 
 

@@ -66,8 +66,8 @@ def test_a_known_failure_holds_as_listed_only(
 ) -> None:
     """It may fail as it says until its last day; that it passes is a problem on any day."""
     (failure,) = known_failures.load(written(tmp_path))
-    found = failure.problem(message, day)
-    assert found == problem if problem is None else problem in str(found)
+    reported = failure.problem(message, day)
+    assert reported == problem if problem is None else problem in str(reported)
     assert str(failure).startswith("ModelOpt does not do it (owner somebody, until 2027-05-31, ")
     assert str(failure).endswith(f"{known_failures.FILE}:2)")
 
@@ -120,5 +120,7 @@ def test_the_packaged_file_is_about_what_exists() -> None:
     """Its recipes and checks exist, and S14 is among them."""
     failures = known_failures.load(places.BASELINES)
     known_failures.check_recipes(failures, [*finding.DEFAULT, *finding.MORE])
-    known_failures.check_checks(failures, [f"{one.suite}/{one.name}" for one in registry.every()])
-    assert "int4-double-quantization" in {one.recipe for one in failures}
+    known_failures.check_checks(
+        failures, [f"{check.suite}/{check.name}" for check in registry.every()]
+    )
+    assert "int4-double-quantization" in {check.recipe for check in failures}

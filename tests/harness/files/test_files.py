@@ -413,15 +413,15 @@ def looks(source: str) -> list[str]:
     """``line: call`` of every call in *source* that opens or looks at a path without the
     gateway.
     """
-    found = []
+    calls = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             holder, _, attribute = name.rpartition(".")
             around = attribute in LOOKING and holder not in ("files", "os.path.lexists")
             if name == "open" or name in OPENING or around or name.startswith("os.path.is"):
-                found.append(f"{node.lineno}: {name}")
-    return found
+                calls.append(f"{node.lineno}: {name}")
+    return calls
 
 
 def test_the_rule_sees_what_goes_around_the_gateway() -> None:

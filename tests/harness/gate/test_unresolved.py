@@ -41,7 +41,7 @@ def test_a_budget_is_refused_by_what_it_declares(
     """
     held = {(task, "acc1"): [policy.budget(task, "acc1")]}
 
-    refused = [str(one) for one in unresolved.refusals(policy, {(task, "acc1"): n}, held)]
+    refused = [str(refusal) for refusal in unresolved.refusals(policy, {(task, "acc1"): n}, held)]
 
     assert len(refused) == (said is not None)
     assert all(said in line for line in refused if said)

@@ -63,10 +63,12 @@ def test_a_planted_edit_is_found_where_it_is(
     assert RECIPE.count(old) >= 1
     path = put(tmp_path / "r.yaml", RECIPE.replace(old, new, 1))
 
-    found = lint([path])
+    outcome = lint([path])
 
-    assert errors(found) == [("r.yaml", line, column, rule)]
-    (problem,) = (one for one in found.problems if one.level == "error")
+    assert errors(outcome) == [("r.yaml", line, column, rule)]
+    (problem,) = (
+        found_problem for found_problem in outcome.problems if found_problem.level == "error"
+    )
     assert says in f"{problem.what} {problem.fix}"
 
 
@@ -84,9 +86,9 @@ def test_several_problems_are_reported_at_once(tmp_path: Path) -> None:
     )
     text = text.replace("'*weight_q", "'*wieght_q")
 
-    found = errors(lint([put(tmp_path / "r.yaml", text)]))
+    problems = errors(lint([put(tmp_path / "r.yaml", text)]))
 
-    assert [(line, rule) for _, line, _, rule in found] == [
+    assert [(line, rule) for _, line, _, rule in problems] == [
         (8, "no-match"),
         (10, "unknown-attribute"),
         (12, "no-match"),
@@ -114,10 +116,10 @@ def test_what_is_not_wrong_everywhere(
     """A note does not make the lint fail; a part that no CLIP model has is an error in a recipe for
     CLIP.
     """
-    found = lint([put(tmp_path / "r.yaml", RECIPE.replace(old, new, 1))])
+    outcome = lint([put(tmp_path / "r.yaml", RECIPE.replace(old, new, 1))])
 
-    assert (line, rule) in {(one.line, one.rule) for one in found.problems}
-    assert found.exit_code == (1 if RULES[rule][1] == "error" else 0)
+    assert (line, rule) in {(problem.line, problem.rule) for problem in outcome.problems}
+    assert outcome.exit_code == (1 if RULES[rule][1] == "error" else 0)
 
 
 @pytest.mark.parametrize("folder", ["general/ptq", "huggingface/llama/ptq"])
@@ -130,10 +132,10 @@ def test_a_recipe_for_other_families_may_name_their_parts(folder: str, tmp_path:
     )
     put(tmp_path / "configs/ptq/units/u.yaml", f"{SCHEMA}QuantizerCfgListConfig\n[]\n")
 
-    found = lint([put(tmp_path / folder / "r.yaml", text)])
+    outcome = lint([put(tmp_path / folder / "r.yaml", text)])
 
-    assert errors(found) == [("r.yaml", 14, 7, "no-match")]
-    assert notes(found) == {(12, "other-family")}
+    assert errors(outcome) == [("r.yaml", 14, 7, "no-match")]
+    assert notes(outcome) == {(12, "other-family")}
 
 
 def test_a_name_of_an_earlier_release_is_told_from_a_misspelt_one(
@@ -150,11 +152,11 @@ def test_a_name_of_an_earlier_release_is_told_from_a_misspelt_one(
     known = releases() | {"0.46.1": type(now)("0.46.1", {"architectures": rows})}
     monkeypatch.setattr("harness.lint.rules.releases", lambda: known)
 
-    found = lint(
+    outcome = lint(
         [put(tmp_path / "r.yaml", RECIPE.replace("'*[qkv]_bmm_quantizer'", "'*old_quantizer'"))]
     )
 
-    assert "up to ModelOpt 0.46.1 it did" in found.problems[0].what
+    assert "up to ModelOpt 0.46.1 it did" in outcome.problems[0].what
 
 
 @pytest.mark.parametrize(
@@ -211,8 +213,8 @@ def test_a_snippet_is_looked_at_through_the_recipes_that_import_it(tmp_path: Pat
     assert lint([root]).exit_code == 0
     put(snippet, snippet.read_text().replace("*weight", "*wieght"))
 
-    for given in ([snippet], [root / "general/ptq/a.yaml"], [root], [snippet, root]):
-        assert errors(lint(given)) == [("w8.yaml", 2, 3, "no-match")]
+    for paths in ([snippet], [root / "general/ptq/a.yaml"], [root], [snippet, root]):
+        assert errors(lint(paths)) == [("w8.yaml", 2, 3, "no-match")]
     assert lint([snippet]).recipes == 2
 
     put(snippet, snippet.read_text().replace("num_bits", "num_bitz").replace("*wieght", "*weight"))
@@ -233,8 +235,8 @@ def test_an_order_is_wrong_where_the_recipe_has_it(tmp_path: Path) -> None:
     )
     put(recipe, f"{text}  - $import: deny\n")
 
-    for given in ("general/ptq/a.yaml", "configs/ptq/units/deny.yaml"):
-        assert errors(lint([root / given])) == [("a.yaml", 7, 5, "overridden")]
+    for name in ("general/ptq/a.yaml", "configs/ptq/units/deny.yaml"):
+        assert errors(lint([root / name])) == [("a.yaml", 7, 5, "overridden")]
 
 
 def test_notes_are_about_the_snippet_that_was_given(tmp_path: Path) -> None:
@@ -344,11 +346,11 @@ def test_the_github_format_is_one_escaped_command_each() -> None:
 
 def test_the_json_format_is_a_list() -> None:
     """The documented keys, nothing else."""
-    (one,) = json.loads(formats.as_json([HOSTILE]))
+    (item,) = json.loads(formats.as_json([HOSTILE]))
 
-    assert list(one) == ["file", "line", "column", "rule", "level", "what", "fix"]
-    assert (one["line"], one["column"], one["level"]) == (3, 7, "error")
-    assert one["what"] == HOSTILE.what
+    assert list(item) == ["file", "line", "column", "rule", "level", "what", "fix"]
+    assert (item["line"], item["column"], item["level"]) == (3, 7, "error")
+    assert item["what"] == HOSTILE.what
 
 
 def closed(required: dict[str, Any]) -> dict[str, Any]:
@@ -413,12 +415,15 @@ def test_the_sarif_format_is_valid() -> None:
     jsonschema.validate(log, SARIF)
     (run,) = log["runs"]
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == list(RULES)
-    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == [
+    assert [
+        run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] for result in run["results"]
+    ] == [
         "no-match",
         "cuda",
     ]
     uris = [
-        one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in run["results"]
+        result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        for result in run["results"]
     ]
     assert uris == ["a%2Cb%3Ac%25%0A.yaml", "file:///x/y.yaml"]
 
@@ -447,10 +452,11 @@ def test_exit_codes_and_streams(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    "given", [[], ["no/such.yaml"], ["."], [""], ["x\0y"], ["--format", "xml", "."], ["~nobody9/x"]]
+    "arguments",
+    [[], ["no/such.yaml"], ["."], [""], ["x\0y"], ["--format", "xml", "."], ["~nobody9/x"]],
 )
 def test_a_usage_error_is_one_line(
-    given: list[str],
+    arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -460,7 +466,7 @@ def test_a_usage_error_is_one_line(
     """
     monkeypatch.chdir(tmp_path)
 
-    assert main(["lint", *given]) == 4
+    assert main(["lint", *arguments]) == 4
 
     out, err = capsys.readouterr()
     assert out == ""
@@ -478,8 +484,8 @@ def test_pipes_and_huge_files_are_not_read(
     with (tmp_path / "huge.yaml").open("wb") as file:
         file.truncate(1 << 33)
 
-    for given in (tmp_path / "pipe.yaml", tmp_path / "huge.yaml", tmp_path):
-        assert main(["lint", str(given)]) == 4
+    for argument in (tmp_path / "pipe.yaml", tmp_path / "huge.yaml", tmp_path):
+        assert main(["lint", str(argument)]) == 4
         lines = capsys.readouterr().err.splitlines()
         assert 1 <= len([line for line in lines if ".yaml" in line]) <= 2
 
@@ -487,11 +493,11 @@ def test_pipes_and_huge_files_are_not_read(
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.stem)
 def test_a_hostile_file_is_refused(path: Path) -> None:
     """Every file of the corpus is a problem or cannot be read, and what is said is printable."""
-    found = lint([path])
+    outcome = lint([path])
 
-    assert found.exit_code in (1, 4)
-    assert all(line.isprintable() for line in formats.text(found.problems).splitlines())
-    assert all(str(error).isprintable() for error in found.unreadable)
+    assert outcome.exit_code in (1, 4)
+    assert all(line.isprintable() for line in formats.text(outcome.problems).splitlines())
+    assert all(str(error).isprintable() for error in outcome.unreadable)
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:

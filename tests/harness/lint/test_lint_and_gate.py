@@ -51,10 +51,10 @@ def test_the_recorded_quantizers_are_those_that_modelopt_inserts(name: str) -> N
     assert list(NOW.data["architectures"]) == sorted(known.names())
 
 
-def refused(check: Callable[[Any, str], object], given: Any) -> bool:
+def refused(check: Callable[[Any, str], object], value: Any) -> bool:
     """Whether *check* raises a usage error."""
     try:
-        check(given, "r.yaml:1")
+        check(value, "r.yaml:1")
     except UsageError:
         return True
     return False
@@ -128,11 +128,11 @@ def test_an_entry_is_refused_where_modelopt_refuses_it(entry: Any) -> None:
     """What the lint knows of ModelOpt's schema and validators decides as they do."""
     recorded = Recorded(NOW)
 
-    found = recorded.entries(entry, "r.yaml:1")
+    entries = recorded.entries(entry, "r.yaml:1")
 
     assert bool(recorded.problems) == refused(schema.check_entry, entry)
-    assert recorded.problems or [one[:3] for one in found] == [
-        one[:3] for one in schema.check_entry(entry, "r")
+    assert recorded.problems or [entry_[:3] for entry_ in entries] == [
+        entry_[:3] for entry_ in schema.check_entry(entry, "r")
     ]
 
 
@@ -191,16 +191,16 @@ def of_gate(path: Path, places: QuantizerMap) -> set[int]:
     try:
         recipe = load_file(path, path.parent)
     except UsageError as error:
-        return {getattr(one.where, "line", 1) for one in getattr(error, "errors", (error,))}
+        return {getattr(item.where, "line", 1) for item in getattr(error, "errors", (error,))}
     problems = patterns.unmatched_patterns(places, recipe)
     problems += patterns.overridden_patterns(places, recipe)
-    return {int(one.place.split(":")[-2]) for one in problems}
+    return {int(item.place.split(":")[-2]) for item in problems}
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        one for one in sorted(CORPUS.iterdir()) if one.stem != "schema-function"
+        file for file in sorted(CORPUS.iterdir()) if file.stem != "schema-function"
     ],  # a snippet, which no gate loads
     ids=lambda path: path.stem,
 )
@@ -211,12 +211,14 @@ def test_a_hostile_file_is_refused_on_the_line_on_which_the_gate_refuses_it(path
     error = refused.value
     line = getattr(error.where, "line", 1)
 
-    found = lint([path], CORPUS)
+    outcome = lint([path], CORPUS)
 
-    told = [(one.line, one.what) for one in found.problems if one.level == "error"]
-    told += [(getattr(one.where, "line", 1), one.what.rstrip(".")) for one in found.unreadable]
-    assert (line, error.what.rstrip(".")) in told
-    assert {line for line, _ in told} == of_gate(path, ())
+    reported = [(file.line, file.what) for file in outcome.problems if file.level == "error"]
+    reported += [
+        (getattr(file.where, "line", 1), file.what.rstrip(".")) for file in outcome.unreadable
+    ]
+    assert (line, error.what.rstrip(".")) in reported
+    assert {line for line, _ in reported} == of_gate(path, ())
 
 
 @pytest.fixture(scope="module")
@@ -274,17 +276,21 @@ def test_entries_without_effect_are_those_that_the_gate_reports(
     expected = sorted(
         (
             entry.origin.rpartition(":")[2],
-            "no-match" if one.rule == patterns.NO_MATCH else "overridden",
+            "no-match" if problem.rule == patterns.NO_MATCH else "overridden",
         )
-        for one in problems
+        for problem in problems
         for entry in recipe.entries
-        if f"({entry.origin})" in one.what
+        if f"({entry.origin})" in problem.what
     )
 
-    found = lint([path], tmp_path)
+    outcome = lint([path], tmp_path)
 
     assert (
-        sorted((str(one.line), one.rule) for one in found.problems if one.level == "error")
+        sorted(
+            (str(problem.line), problem.rule)
+            for problem in outcome.problems
+            if problem.level == "error"
+        )
         == expected
     )
 
@@ -305,7 +311,7 @@ def test_an_edit_is_a_problem_for_the_gate_where_it_is_one_for_the_lint(
     path.write_text(RECIPE.replace(old, new, 1))
 
     assert of_gate(path, places) == (set() if rule in NOT_BY_LINE else {line})
-    assert {one.line for one in lint([path]).problems if one.level == "error"} == {line}
+    assert {problem.line for problem in lint([path]).problems if problem.level == "error"} == {line}
 
 
 LINES = """metadata: {recipe_type: ptq}
@@ -353,7 +359,9 @@ def test_the_gate_names_the_line_of_the_value_as_the_lint_does(
         load_file(path, tmp_path)
 
     assert getattr(refused.value.where, "line", None) == line
-    assert line in [one.line for one in lint([path], tmp_path).problems if one.level == "error"]
+    assert line in [
+        problem.line for problem in lint([path], tmp_path).problems if problem.level == "error"
+    ]
 
 
 EXPERTS = "{{quantizer_name: '*{word}*{kind}_quantizer', cfg: {{num_bits: 8}}}}"
@@ -381,6 +389,6 @@ def test_a_recipe_for_another_family_is_one_for_both(
     reason = judged.not_gated(recipe, "cpu", known=families.names)
     problems = patterns.unmatched_patterns(places, recipe, others=for_others)
 
-    assert {one.rule for one in lint([path], tmp_path).problems} == {rule}
+    assert {problem.rule for problem in lint([path], tmp_path).problems} == {rule}
     assert ("another family of model" in (reason or "")) == is_other
     assert bool(problems) != is_other

@@ -147,7 +147,7 @@ def test_tasks_are_counted_early_where_nothing_is_recorded_of_them(
     tests that run are not known to be those of accuracy.
     """
     store = place / "store"
-    shutil.copytree(ROOT / "baselines", store, ignore=lambda _, found: {"embedded"} & {*found})
+    shutil.copytree(ROOT / "baselines", store, ignore=lambda _, content: {"embedded"} & {*content})
     words = ("--tasks", "wds/small", "--data-root", str(place), "--baselines", str(store))
     words = (*words, "--recipe", "int8", str(ROOT / "tests"))
 

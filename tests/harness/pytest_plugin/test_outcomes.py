@@ -249,7 +249,9 @@ def test_other(gate, case, check): check.problems(['5 of 7 are off'])"""
     result.assert_outcomes(failed=3)
     assert result.ret == 1
     checks = json.loads((pytester.path / "out/results.json").read_text())["cases"][0]["checks"]
-    messages = {one["test"].rpartition("::test_")[2]: one["message"] for one in checks["failed"]}
+    messages = {
+        check["test"].rpartition("::test_")[2]: check["message"] for check in checks["failed"]
+    }
     assert (
         "holds now. Remove its entry: store/known_failures.yaml:2"
         in messages["holds[fp8-embedded]"]
