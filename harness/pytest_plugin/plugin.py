@@ -6,6 +6,7 @@ thing once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,7 @@ def _report_nothing_gated(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a command line that cannot be used before anything is collected."""
+    workers.share_cores(os.environ, os.cpu_count() or 1)
     for name, what in outcomes.SUITES.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     workers.group_by_case(config)

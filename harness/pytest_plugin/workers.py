@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,23 @@ CACHE = "quantized-clip-gate"
 _LOOKED_AT = pytest.StashKey[bool]()
 _STORE = pytest.StashKey["ShardStore | None"]()
 _TOUCHED = pytest.StashKey[set[Path]]()
+
+
+def share_cores(environment: MutableMapping[str, str], cores: int) -> None:
+    """Set how many threads OpenMP starts in this process and how they wait; what is set already
+    stays.
+
+    Threads that wait by spinning take the cores from other processes: beside other work they make
+    torch several times slower.  Each of N workers takes its share of the cores.
+
+    Args:
+        environment: the process's, before torch is imported: OpenMP reads it once.
+        cores: how many this process may use.
+    """
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    workers = int(environment.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
 
 
 def cuda_device(worker: str, count: int) -> int:

@@ -23,6 +23,37 @@ Run = Callable[..., tuple[list[str], pytest.RunResult]]
 
 
 @pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ({}, None),
+        ({"PYTEST_XDIST_WORKER_COUNT": "2"}, "4"),
+        ({"PYTEST_XDIST_WORKER_COUNT": "30"}, "1"),
+        ({"PYTEST_XDIST_WORKER_COUNT": "2", "OMP_NUM_THREADS": "3"}, "3"),
+    ],
+    ids=["one process", "a share", "more workers than cores", "set by the user"],
+)
+def test_each_worker_takes_its_share_of_the_cores(
+    given: dict[str, str], threads: str | None
+) -> None:
+    """Of eight cores N workers start 8/N threads each, and threads wait without spinning."""
+    environment = dict(given)
+
+    workers.share_cores(environment, cores=8)
+
+    assert environment.get("OMP_NUM_THREADS") == threads
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_way_of_waiting_that_the_user_set_stays() -> None:
+    """OMP_WAIT_POLICY of the user is kept."""
+    environment = {"OMP_WAIT_POLICY": "ACTIVE"}
+
+    workers.share_cores(environment, cores=8)
+
+    assert environment == {"OMP_WAIT_POLICY": "ACTIVE"}
+
+
+@pytest.mark.parametrize(
     ("worker", "count", "device"),
     [
         ("gw0", 1, 0),
