@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.pytest_plugin import private
-from harness.pytest_plugin.outcomes import correct_commands, first_line, notes_of
+from harness.pytest_plugin.outcomes import first_line, notes_of
 from harness.pytest_plugin.run import has_results, is_worker, lines_shown, results_of
 
 #: Lines of a failing run of one recipe.
@@ -301,8 +301,6 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> Generator[None, object, object]:
     """Have pytest show the failed tests in short."""
-    if has_results(config):
-        correct_commands(config, terminalreporter.stats)
     groups = grouped(terminalreporter.stats) if has_results(config) and is_brief(config) else []
     if not groups:
         return (yield)

@@ -501,6 +501,7 @@ def correct_commands(config: pytest.Config, stats: Mapping[str, Sequence[Any]]) 
         if fell_short(results_of(config), name):
             how = shlex.join(["--update-baselines", "--reason", PLACEHOLDER])
             report.longrepr = text.replace(_NEW_ONLY, how)
+            private.replace_in_junit(config, text, report.longrepr)
 
 
 def conclude(session: pytest.Session) -> None:
@@ -521,6 +522,9 @@ def conclude(session: pytest.Session) -> None:
                 f"slower than --benchmark-compare-fail allows: {what}",
             )
         )
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        correct_commands(config, reporter.stats)
     content = results.as_dict()
     word = Word(cases.run_decision(cases.read(content)))
     notes = config.stash.setdefault(_NOTES, [])

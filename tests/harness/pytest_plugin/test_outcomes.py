@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from _pytest.junitxml import xml_key
 
 from harness.baselines.store import Store
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
@@ -527,8 +528,11 @@ def test_what_fell_short_is_no_new_baseline(
 def test_a_command_is_proposed_where_it_would_store_something(
     pytester: pytest.Pytester, falls_short: bool
 ) -> None:
-    """A case without a baseline that fails elsewhere is accepted by --update-baselines alone."""
-    config = pytester.parseconfig()
+    """A case without a baseline that fails elsewhere is accepted by --update-baselines alone, and
+    the JUnit file says so too.
+    """
+    config = pytester.parseconfigure("--junit-xml", "junit.xml")
+    junit = config.stash[xml_key]
     results = results_of(config)
     outcome = Outcome.FAILED if falls_short else Outcome.PASSED
     results.add(CheckResult("t.py::a", "insertion", outcome, "m", "x", "embedded", True))
@@ -537,12 +541,16 @@ def test_a_command_is_proposed_where_it_would_store_something(
     report = pytest.TestReport("t.py::b", ("t.py", 1, "b"), {}, "failed", text, "call")
     report.gate_check = check.as_dict()  # type: ignore[attr-defined]
 
+    junit.pytest_runtest_logreport(report)
+
     outcomes.correct_commands(config, {"failed": [report], "passed": [object()]})
 
-    proposed = str(report.longrepr).partition("--recipe x ")[2]
-    assert proposed == (
-        "--update-baselines --reason 'say why'" if falls_short else "--new-baselines-only"
-    )
+    (test,) = junit.node_reporters_ordered
+    (failure,) = test.to_xml().iter("failure")
+    for said in (str(report.longrepr), str(failure.text), failure.get("message")):
+        assert said.partition("--recipe x ")[2] == (
+            "--update-baselines --reason 'say why'" if falls_short else "--new-baselines-only"
+        )
 
 
 def test_an_architecture_is_a_case_only_where_it_fails() -> None:
