@@ -492,14 +492,16 @@ def _accept(session: pytest.Session, exitstatus: int) -> list[str]:
     """
     lines: list[str] = []
     config, get = session.config, session.config.getoption
-    results = results_of(config)
-    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or results.refused:
-        return ["nothing is stored: the run did not come to its end"]
+    results, gate = results_of(config), config.stash[_GATE]
+    if results.refused or exitstatus == pytest.ExitCode.USAGE_ERROR:
+        # Where nothing was measured, the line of the refusal says all there is to say.
+        return ["nothing is stored: the run was refused"] if gate.measured() else []
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return ["nothing is stored: the run did not reach its end"]
 
     def show(text: str) -> None:
         print_lines(config, [text])
 
-    gate = config.stash[_GATE]
     new_only = get("new_baselines_only")
     left_out = {case: fell_short(results, case) for case in gate.measured()} if new_only else {}
     try:

@@ -5,12 +5,16 @@ are there.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+
+from harness.lint import command as lint_command
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/**/*.md")])
@@ -52,6 +56,36 @@ def test_documented_modules_are_there(command: str) -> None:
     for part in command.split("&&"):
         module = part.split()[2]
         assert module in ("pip", "tox") or importlib.util.find_spec(module) is not None
+
+
+def test_documented_options_of_the_lint_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """``clip-gate lint --help`` has every option that a page shows with the lint."""
+    shown = {option for line in commands("clip-gate") for option in re.findall(r"--[\w-]+", line)}
+
+    lint_command.main(["lint", "--help"])
+
+    assert shown <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    assert "--format" in shown
+
+
+#: ``$(python -c 'CODE')PATH`` in a command: quotes, code, path.
+COPIED = re.compile(r"""\$\(python -c (['"])(.*?)\1\)([\w./-]*)""")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in DOCUMENTS if COPIED.search(p.read_text())], ids=lambda p: p.name
+)
+def test_files_that_a_page_copies_are_there(path: Path) -> None:
+    """What the Python code of a command prints, with the path behind it, is a file or folder."""
+    text = path.read_text()
+    for _, code, behind in COPIED.findall(text):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, {})  # code of the pages of this project
+        place = Path(printed.getvalue().strip() + behind)
+        assert place.exists()
+        copied = re.findall(r'"\$EMBEDDED/([\w/]+)"', text) if place.name == "embedded" else []
+        assert [name for name in copied if not (place / name).exists()] == []
 
 
 def test_documented_environments_are_there() -> None:
