@@ -45,8 +45,8 @@ DEFAULTS: dict[str, object] = {
 def with_recipe(
     model: nn.Module, recipe: Recipe, quantizers: QuantizerMap | None = None
 ) -> list[Problem]:
-    """Quantizers of *model* that are not what the recipe's last matching entry says: on or off,
-    format, granularity.
+    """Return the quantizers of *model* that differ from the recipe's last matching entry: on or
+    off, format, granularity.
 
     Args:
         model: as ``mtq.quantize`` left it.
@@ -135,14 +135,14 @@ def _some(lines: list[str], limit: int = 12) -> tuple[str, ...]:
 
 
 def _is_never_on(quantizer: object) -> bool:
-    """Whether ModelOpt keeps this quantizer off whatever a recipe says: an embedding's input is a
-    word's number.
+    """Whether ModelOpt keeps this quantizer off whatever a recipe says: the input of an embedding
+    is the number of a word.
     """
     return type(quantizer).__name__ == "HardDisabledTensorQuantizer"
 
 
 def _differences(quantizer: Any, cfg: dict[str, Any], origin: str) -> list[str]:
-    """Attributes of *quantizer* that are not what *cfg*, written at *origin*, gives it."""
+    """Return the attributes of *quantizer* that differ from *cfg*, which is written at *origin*."""
     lines = []
     for attribute, default in DEFAULTS.items():
         actual = _plain(attribute, getattr(quantizer, f"_{attribute}", default))
@@ -188,8 +188,8 @@ def _shares_whole_dimensions(quantizer: Any, cfg: dict[str, Any]) -> bool:
 
 
 def _plain(attribute: str, value: Any) -> Any:
-    """Spellings of one value made equal: ``e4m3`` and (4, 3), lists and tuples, string keys of
-    blocks.
+    """Return one form for equal values: ``e4m3`` and (4, 3), lists and tuples, blocks' keys as
+    text.
     """
     if attribute == "num_bits" and isinstance(value, str):
         match = re.fullmatch(r"e(\d+)m(\d+)", value.lower())
@@ -209,15 +209,17 @@ def _plain(attribute: str, value: Any) -> Any:
 
 
 def calibrates_by_max(recipe: Recipe) -> bool:
-    """Whether the recipe's static ranges are the largest magnitudes seen, and nothing else."""
+    """Whether the recipe's static ranges are the largest magnitudes that calibration sees, and
+    nothing else.
+    """
     return set(methods(recipe.algorithm)) == {"max"}
 
 
 def with_data(
     model: nn.Module, recipe: Recipe, data: Magnitudes, tolerance: float = 0.0
 ) -> list[Problem]:
-    """Static ranges of *model* that are not the largest magnitudes which the calibration data give
-    there.
+    """Return the static ranges of *model* that are not the largest magnitudes of the calibration
+    data at that place.
 
     Args:
         model: calibrated by max, not folded.
@@ -274,7 +276,7 @@ def with_reference(
     inputs: Mapping[str, Tensor],
     deterministic: bool = True,
 ) -> list[Problem]:
-    """Outputs of *model* with every quantizer off that are not the reference's.
+    """Return the outputs of *model*, with every quantizer off, that differ from the reference's.
 
     Quantizers aside, a quantized model is the reference: what differs comes from a rewritten
     attention (a lost mask, another scale), or from weights that were changed and not changed back.
@@ -325,7 +327,8 @@ def with_reference(
 
 
 def _only_rounded(model: nn.Module, reference: nn.Module) -> list[Problem]:
-    """Linear layers of *model* whose weights GPTQ left at what rounding the reference's gives.
+    """Return the linear layers of *model* whose weights GPTQ left equal to the rounded weights of
+    the reference.
 
     ModelOpt 0.47 takes the identity for the inverse Hessian where that has no Cholesky factor,
     which makes no error good, and says so in a print that most callers silence.
@@ -359,8 +362,8 @@ def _only_rounded(model: nn.Module, reference: nn.Module) -> list[Problem]:
 
 @torch.no_grad()
 def with_folded(model: nn.Module, folded: nn.Module, inputs: Mapping[str, Tensor]) -> list[Problem]:
-    """Outputs of the folded copy, which accuracy is measured on, that are not the quantized model's
-    bits.
+    """Return the outputs of the folded copy, on which accuracy is measured, that differ in a bit
+    from those of the quantized model.
     """
     expected, actual = families.forward(model, inputs), families.forward(folded, inputs)
     lines = []

@@ -1,4 +1,4 @@
-"""Saving a quantized model and getting it back in a process that never saw it.
+"""Save a quantized model and restore it in a process that never saw it.
 
 Two ways lead there: Hugging Face's ``save_pretrained`` under ModelOpt's checkpointing hook, and
 ``mto.save``.  A restored model must compute the same bits and have the same quantizer map; what a
@@ -113,8 +113,8 @@ def restore(
 
 @contextmanager
 def restored_once() -> Iterator[None]:
-    """Within the block ModelOpt restores its state into the model that is loaded, and into none
-    inside of it.
+    """Within the block ModelOpt restores its state into the loaded model only, and into no module
+    inside it.
 
     Its hook on ``_from_config`` (ModelOpt 0.47) finds the same folder in the configuration that a
     ``CLIPTextModelWithProjection`` hands on to its ``CLIPTextModel`` (transformers 5), where
@@ -133,7 +133,7 @@ def forms_of(model: nn.Module) -> tuple[Form, ...]:
 
 
 def _save_configuration(model: Any, folder: Path) -> None:
-    """What ``restore`` needs to build the model again, besides its weights."""
+    """Save what ``restore`` needs to build the model again, besides its weights."""
     if hasattr(model, "open_clip_config"):
         (folder / openclip.CONFIG).write_text(json.dumps({"model_cfg": model.open_clip_config}))
         return
@@ -151,7 +151,7 @@ def _configuration(folder: Path) -> tuple[object, object]:
 
 
 def observe(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], QuantizerMap]:
-    """The embeddings of one forward, by tower, and the quantizer map with the calls of that
+    """Return the embeddings of one forward, by tower, and the quantizer map with the calls of that
     forward.
     """
     embeddings: dict[str, Tensor] = {}
@@ -182,8 +182,8 @@ _pool: multiprocessing.context.ForkServerContext | None = None
 
 
 def warm() -> multiprocessing.context.ForkServerContext:
-    """Start the server that fresh processes are forked from; its ten seconds of imports then run
-    while doing other work.
+    """Start the server from which fresh processes are forked, so that its ten seconds of imports
+    run during other work.
     """
     global _pool
     if _pool is None:
@@ -208,8 +208,8 @@ def restore_in_fresh_process(
 
 
 def diagnose(folder: Path, restored: Restored, how: Loading, expected: int) -> str:
-    """Why *restored* is not what was saved, in a sentence a person can act on; empty if nothing is
-    wrong with it.
+    """Return why *restored* differs from what was saved, in a sentence that a person can act on;
+    empty if nothing differs.
 
     Args:
         folder: the checkpoint.

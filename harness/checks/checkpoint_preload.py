@@ -1,5 +1,5 @@
-"""What the server of fresh processes imports once, so that a fork of it is fresh and yet starts at
-once.
+"""The imports of the server from which fresh processes are forked: a fork of it is fresh and starts
+at once.
 """
 
 from harness.checks import checkpoint  # noqa: F401

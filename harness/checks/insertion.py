@@ -67,7 +67,7 @@ def check(
 
 
 def _placed(problem: Problem, quantizers: QuantizerMap, recipe: Recipe) -> Problem:
-    """*problem* with the place of the entry that decides about most of what it names."""
+    """Return *problem* with the place of the entry that decides about most of its names."""
     if problem.place or not problem.names:
         return problem
     named = set(problem.names)
@@ -127,8 +127,8 @@ def uncovered(quantizers: QuantizerMap, left_out: Iterable[tuple[str, str]] = ()
 
 
 def not_covered(model: nn.Module) -> list[str]:
-    """What of *model* no recipe can quantize, a line each tower and reason: which blocks, and
-    why.
+    """Return the parts of *model* that no recipe can quantize, one line per tower and reason: which
+    blocks, and why.
     """
     family = families.of(model)
     paths_by_reason: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -204,8 +204,8 @@ _SEARCH_MEND = (
 def _attention_in_part(
     blocks: dict[str, dict[str, Quantizer]], recipe: Recipe, declared: set[tuple[str, str]]
 ) -> list[Problem]:
-    """Blocks where some of the quantizers around attention are on and others off: a lost line of
-    the recipe does that.
+    """Return blocks where some of the quantizers around attention are on and others off, as if a
+    line of the recipe were lost.
 
     A line of the recipe that names such quantizers and turns them off in some layers is a choice.
     Off in a whole tower is not one: flipping the entry that enabled them loses as much as deleting
@@ -242,8 +242,8 @@ def _attention_in_part(
 
 
 def _named_off(recipe: Recipe, q: Quantizer) -> bool:
-    """Whether the last entry that speaks of *q* turns it off and means it, rather than
-    everything.
+    """Whether the last entry that is about *q* turns it off by name, rather than together with
+    everything else.
     """
     entries = [entry for part in recipe.parts for entry in part.entries]
     last = applied.last_about(entries, q.name, q.module_class)
@@ -253,8 +253,8 @@ def _named_off(recipe: Recipe, q: Quantizer) -> bool:
 
 
 def _asked_of_attention(recipe: Recipe, block: str, module_class: str = "") -> list[str]:
-    """The attention kinds that the recipe's last matching entry enables, whether or not the model
-    has them.
+    """Return the kinds of attention quantizer that the recipe's last matching entry enables,
+    whether or not the model has them.
 
     Of a search those of every format: it has no other place to ask for them.
     """

@@ -250,12 +250,12 @@ AMAXES = st.floats(min_value=2.0**-24, max_value=2.0**127, width=32, exclude_min
 
 
 class _CounterexampleError(Exception):
-    """An example for which something is wrong; hypothesis notes which one."""
+    """An example that shows the problem; hypothesis notes which one."""
 
 
 def _searched(search: Callable[[], object]) -> list[str]:
-    """Run *search*, a function that hypothesis drives; return the smallest example that it
-    found.
+    """Run *search*, a function that hypothesis drives, and return the smallest example that it
+    finds.
     """
     try:
         search()
@@ -346,7 +346,7 @@ def folded_weights_are_the_oracles(attributes: Mapping[str, Any]) -> list[str]:
 
 @check("numerics", known=deviations.KNOWN)
 def known_deviation_is_as_it_was(gate: Setting, known: deviations.Deviation) -> list[str]:
-    """Return how ModelOpt differs from the definition in another way than recorded, or than its
+    """Return where ModelOpt deviates from the definition in another way than recorded, or than its
     release should.
     """
     return gate.deviation(known)

@@ -72,14 +72,16 @@ class Check:
 
     @property
     def is_of_case(self) -> bool:
-        """Whether it asks anything of a case; the others hold of a release of ModelOpt and a
+        """Whether the check is about a case; the others are about a release of ModelOpt and a
         device.
         """
         return "case" in inspect.signature(self.run).parameters
 
     @property
     def needs_fixture(self) -> tuple[str, ...]:
-        """The parameters that a test alone can give: fixtures of pytest, a fine-tuned model."""
+        """Return the parameters that only a test can supply: fixtures of pytest, a fine-tuned
+        model.
+        """
         available = {"case", "gate", "folder", *self.values}
         return tuple(
             name
@@ -90,8 +92,8 @@ class Check:
     def problems(
         self, case: Case, only: Mapping[str, Iterable[object]] | None = None
     ) -> Iterator[str]:
-        """What is wrong with *case*, for all values of the check's parameters; what cannot be
-        judged is left out.
+        """Yield the problems of *case* for all values of the check's parameters; values that cannot
+        be judged are left out.
 
         Args:
             case: a case of a run.
@@ -130,7 +132,7 @@ class Check:
 
 
 def _texts(result: object) -> list[str]:
-    """What a check returned, as the texts of what is wrong."""
+    """Return the result of a check as texts, one per problem."""
     from harness.baselines import Comparison
     from harness.statistics.verdicts import Decision, Verdict
 

@@ -28,7 +28,7 @@ def reference_forward(case: Case, tower: str, benchmark: object) -> list[Problem
 
 @check("throughput", tower=TOWERS)
 def quantized_forward(case: Case, tower: str, benchmark: object) -> list[Problem]:
-    """Measure a forward of the quantized tower in turn with the FP16 one, and keep their ratio; it
+    """Measure forwards of the quantized tower and of the FP16 one in turn, and keep their ratio; it
     fails nothing.
     """
     models = (case.quantized.folded, case.shared.model)

@@ -76,8 +76,8 @@ class SliceOrder:
 
 
 class Cluster:
-    """The engine: every slice an order, given to whichever worker is free, and to another where one
-    dies over it.
+    """The engine: every slice is an order, given to a free worker, and to another one if the worker
+    dies.
 
     A worker has one GPU, or as many CPU cores as torch has threads here: the number of threads is
     part of what equal bits depend on.
@@ -189,7 +189,7 @@ class Cluster:
                 ray.cancel(left, force=True)
 
     def notes(self) -> list[str]:
-        """Who computed how much, and which slices had to be given out again."""
+        """Return who computed how much, and which slices had to be computed again."""
         lines = []
         if self._computed:
             nodes = ", ".join(f"{node} {count}" for node, count in sorted(self._computed.items()))
@@ -253,7 +253,7 @@ class Cluster:
 
 
 def _knock(address: str) -> None:
-    """Whether anything listens at *address*: Ray itself takes minutes to say that nothing does."""
+    """Refuse an *address* at which nothing listens: Ray itself needs minutes to report that."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -27,7 +27,7 @@ BLOCK = 256
 
 
 def can_stop(task: Task) -> bool:
-    """Whether *task* is of a kind and size that an early stop makes sense for."""
+    """Whether the kind and size of *task* allow an early stop."""
     return task.labels is not None and is_long_enough(len(task.sample_ids))
 
 
@@ -49,9 +49,7 @@ def check_budget(task: str, budget: Budget) -> None:
 
 
 def blocks(task: Task) -> Iterator[Task]:
-    """The samples of *task* in random order of their clusters, whole clusters together, about BLOCK
-    at a time.
-    """
+    """Return the samples of *task*, whole clusters in random order, about BLOCK at a time."""
     order = shuffled(task.clusters)
     ends = np.flatnonzero(np.diff(task.clusters[order], append=-1)) + 1
     start = 0
@@ -76,7 +74,7 @@ class Evaluation:
         self._runs: list[TaskRun] = []
 
     def run(self, number: int, block: Task) -> TaskRun:
-        """The model on *block*, which is the *number*-th (from 0) of the task."""
+        """Return the run of the model on *block*, the *number*-th of the task (from 0)."""
         while number >= len(self._runs):
             if self._texts is None:
                 self._texts = self._embed(self._task, "texts")

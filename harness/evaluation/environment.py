@@ -79,7 +79,7 @@ class DeviceKey:
                 raise ValueError(f"not a device key: {key!r}")
 
     def nearness(self, other: DeviceKey) -> Nearness:
-        """How near *other* is to this device."""
+        """Return how near *other* is to this device."""
         if self == other:
             return Nearness.EXACT
         return Nearness.ARCHITECTURE if self.architecture == other.architecture else Nearness.ANY
@@ -145,8 +145,8 @@ def _cpu_architecture(capability: str) -> str:
 
 
 def bits_condition(device: torch.device, batch: int | None) -> str | None:
-    """What must agree, besides the device, before equal inputs may be expected to give equal bits;
-    None: nothing helps.
+    """Return what must agree, besides the device, for equal inputs to give equal bits; None if they
+    never do.
 
     A CPU computes the same bits for the same build, number of threads and batch size.  CUDA does
     only with ``torch.use_deterministic_algorithms(True)``.
@@ -173,7 +173,9 @@ def versions() -> dict[str, str]:
 
 
 def facts() -> dict[str, str]:
-    """What does not bind, but explains: Python, platform and the packages that prepare the data."""
+    """Return versions that bind no baseline but explain differences: Python, platform and the
+    packages that prepare the data.
+    """
     named = {
         name: installed
         for name in OTHER_PACKAGES
@@ -211,8 +213,8 @@ def _version(package: str) -> str:
 
 
 def conditions(device: torch.device, batch_size: int) -> dict[str, str]:
-    """What embeddings depend on in the process that computes them: releases, sources, device, and
-    how it is used.
+    """Return what embeddings depend on in the process that computes them: releases, sources, device
+    and its settings.
     """
     return {
         **versions(),

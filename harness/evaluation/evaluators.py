@@ -31,7 +31,7 @@ from harness.evaluation.subjects import Engine, Evaluator, Subject, side_embeddi
 
 @dataclass(frozen=True)
 class Alone:
-    """The process that asks, which takes each task whole."""
+    """The process that evaluates each task whole, without others."""
 
     batch_size: int
     progress: bool = False
@@ -54,29 +54,29 @@ class Alone:
         return side_embeddings(subject.model, task, side, self.batch_size)
 
     def ready(self) -> None:
-        """There is nothing to reach."""
+        """Do nothing: there is nothing to connect to."""
 
     def notes(self) -> list[str]:
-        """There is nothing to report."""
+        """Return nothing: there is nothing to report."""
         return []
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Do nothing: there is nothing to release."""
 
 
 @dataclass(frozen=True, eq=False)
 class Here:
-    """The process that asks as an engine: one slice at a time, so that others can take the next."""
+    """The process itself as an engine: one slice at a time, so that others can compute the next."""
 
     batch_size: int
     at_once: int | None = 1
     _known: WeakKeyDictionary[Subject, Known] = field(default_factory=WeakKeyDictionary)
 
     def start(self) -> None:
-        """There is nothing to reach."""
+        """Do nothing: there is nothing to connect to."""
 
     def compute(self, subject: Subject, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Floats]]:
-        """As :class:`Engine`; what slices of one subject share is embedded once."""
+        """As :class:`Engine`; what the slices of a subject share is embedded once."""
         known = self._known.setdefault(subject, Known())
         for piece in slices:
             part = piece.start, piece.stop
@@ -88,11 +88,11 @@ class Here:
             )
 
     def notes(self) -> list[str]:
-        """There is nothing to report."""
+        """Return nothing: there is nothing to report."""
         return []
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Do nothing: there is nothing to release."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +173,8 @@ class Sliced:
     def _each(
         self, subject: Subject, slices: Sequence[Slice], store: ShardStore | None
     ) -> Iterator[tuple[Slice, Floats]]:
-        """Every slice once, in any order: from the store, computed here, or taken over from who
-        computes it now.
+        """Yield every slice once, in any order: from the store, computed here, or from the process
+        that computes it now.
         """
         if store is None:
             yield from self.engine.compute(subject, slices)
@@ -228,8 +228,8 @@ def evaluator(
     progress: bool = False,
     visible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluator:
-    """The process alone; with a *store* one of several, or one that may be interrupted; or a
-    *cluster*.
+    """Return the evaluator of a run: this process alone; one of several, or one that may be
+    interrupted, with a *store*; or a *cluster*.
     """
     size = batch_size or inputs.default_batch_size(device)
     if cluster is not None:

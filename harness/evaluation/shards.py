@@ -93,7 +93,7 @@ class ShardStore:
         self._unwritten = ""
 
     def place(self, model: str, recipe: str, piece: Slice) -> Path:
-        """The file of the shard of *piece* under *recipe* on *model*."""
+        """Return the file of the shard of *piece* under *recipe* on *model*."""
         folder = self.folder / _name(model) / _name(recipe)
         self.touched.add(folder)
         # The blocks of an early stop are tasks of their own in addition to the whole one.
@@ -106,8 +106,8 @@ class ShardStore:
         )
 
     def read(self, place: Path, bound: Bound, rows: int) -> Floats | None:
-        """The embeddings at *place*: (rows, d); None where there are none, or not of what *bound*
-        says.
+        """Return the embeddings at *place*, (rows, d), or None if there are none or they do not
+        belong to *bound*.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -142,8 +142,8 @@ class ShardStore:
         return embeddings
 
     def write(self, place: Path, bound: Bound, array: Floats) -> None:
-        """Put *array* (rows, d) at *place*, whole or not at all.  A folder that takes no file is
-        only noted.
+        """Write *array* (rows, d) to *place*, whole or not at all. A folder that cannot be written
+        is only noted.
         """
         from safetensors.numpy import save
 
@@ -160,8 +160,8 @@ class ShardStore:
 
     @contextmanager
     def claimed(self, place: Path, *, wait: bool) -> Iterator[bool]:
-        """Whether the shard at *place* is this process's to compute, within the block; *wait* until
-        it is.
+        """Yield whether this process is the one to compute the shard at *place*; *wait* until it
+        is.
 
         The operating system takes the claim of a process that dies.  Where no file can be locked,
         all is one's own: shards are then computed more than once, never wrongly.
@@ -184,9 +184,7 @@ class ShardStore:
             lock.release()
 
     def notes(self) -> list[str]:
-        """What a person should know of the shards that were there: taken, left out, damaged; a line
-        each.
-        """
+        """Return a line for each thing to know about the stored shards: used, left out, damaged."""
         lines = []
         if self._resumed:
             what = "1 shard" if self._resumed == 1 else f"{self._resumed} shards"
@@ -205,7 +203,7 @@ class ShardStore:
 
 
 def discard(folders: set[Path]) -> None:
-    """Remove what a run that came to its end has kept: the next one measures again."""
+    """Remove the shards of a run that has ended: the next one measures again."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # other recipes of the model may be there

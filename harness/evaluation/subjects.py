@@ -1,4 +1,4 @@
-"""What an evaluator evaluates, and what evaluators and engines are."""
+"""The models to evaluate, and the interfaces of evaluators and engines."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ STATE = "weights and calibrated ranges"
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a subject came from its reference; ``model`` is as it came out of quantizing, not
-    folded.
-    """
+    """How a subject was made from its reference; ``model`` is not folded."""
 
     recipe: Recipe
     attention: str
@@ -39,7 +37,7 @@ class Quantization:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model to evaluate: a reference, or what a recipe made of it."""
+    """A model to evaluate: a reference, or the quantized model of a recipe."""
 
     reference: Reference
     model: nn.Module
@@ -52,7 +50,7 @@ class Subject:
 
     @cached_property
     def bound(self) -> dict[str, str]:
-        """What its answers depend on besides the data and the process that computes them."""
+        """Return what the answers depend on, apart from the data and the computing process."""
         facts = {
             "model revision": self.reference.revision,
             "preprocessing": digests.of_json(self.reference.image_processor.to_dict()),
@@ -99,8 +97,8 @@ class Evaluator(Protocol):
     def evaluate(
         self, subject: Subject, among: Sequence[Task], *, keep: bool = True
     ) -> dict[str, TaskRun]:
-        """*subject* on each task of *among*, by the task's name; *keep* says whether another
-        process may want it.
+        """Return the run of *subject* on each task of *among*, by the task's name; *keep* says
+        whether another process may need it.
         """
         ...
 
@@ -109,7 +107,7 @@ class Evaluator(Protocol):
         ...
 
     def ready(self) -> None:
-        """Reach what it needs, before the first model runs.
+        """Connect to what the evaluator needs, before the first model runs.
 
         Raises:
             UsageError: it cannot be reached.
@@ -117,11 +115,11 @@ class Evaluator(Protocol):
         ...
 
     def notes(self) -> list[str]:
-        """What a person should know of how it went, a line each."""
+        """Return what a person should know about the evaluation, one line each."""
         ...
 
     def close(self) -> None:
-        """Let go of what it reached."""
+        """Release what the evaluator holds."""
         ...
 
 
@@ -153,7 +151,7 @@ class Engine(Protocol):
 
     @property
     def at_once(self) -> int | None:
-        """How many it takes in one call: None for all there are."""
+        """How many slices one call computes; None for all."""
         ...
 
     def start(self) -> None:

@@ -43,9 +43,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Speed:
-    """A quantized tower next to its reference: samples a second of each (medians), and how many
-    times faster it is.
-    """
+    """Speed of a quantized tower and its reference: samples per second (medians), and the ratio."""
 
     reference_per_second: float
     quantized_per_second: float
@@ -145,7 +143,7 @@ def compare(
 
 
 def _tell(benchmark: Any, forward: Forward, facts: Mapping[str, Any]) -> None:
-    """Put what makes a time comparable into its row."""
+    """Add to a row of pytest-benchmark what makes its time comparable."""
     benchmark.extra_info.update(facts, batch=forward.samples)
     rate = forward.samples / benchmark.stats.stats.median
     benchmark.extra_info[f"{forward.unit}_per_second"] = round(rate, 1)

@@ -1,4 +1,4 @@
-"""What a run needs of one exported model, each piece made once."""
+"""The ONNX graphs of one quantized model and what they compute, each built once."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Exports:
         return self._graphs[tower, dtype]
 
     def problems(self, tower: str, dtype: torch.dtype) -> list[Problem]:
-        """What in a tower's graph is not what the model's quantizers say."""
+        """Return where a tower's graph differs from the model's quantizers."""
         return check(self.graph(tower, dtype), self.model, tower)
 
     def published(self) -> list[Problem] | str:
-        """What is wrong in the graphs of ModelOpt's own export, its domain made standard; or why
-        there are none.
+        """Return the problems of ModelOpt's own export, its domain replaced by the standard one, or
+        why it exports nothing.
         """
         problems = []
         # The smaller tower first: where one does not export, neither does the other.
@@ -73,7 +73,7 @@ class Exports:
         return parity.single(self.model)
 
     def parity(self, tower: str, optimize: bool) -> Parity:
-        """A tower in ONNX Runtime against torch, given the codes."""
+        """Compare a tower in ONNX Runtime with torch, which uses the runtime's codes."""
         if (tower, optimize) not in self._parities:
             compared = parity.compare(
                 self.graph(tower), self.single, tower, self.inputs, optimize=optimize

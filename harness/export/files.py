@@ -51,8 +51,8 @@ def write(proto: onnx.ModelProto, path: Path) -> None:
 
 @contextlib.contextmanager
 def as_argument(proto: onnx.ModelProto) -> Iterator[bytes | str]:
-    """*proto* as ONNX Runtime and TensorRT take it, within the block: as bytes, or the path of a
-    large one.
+    """Yield *proto* in the form that ONNX Runtime and TensorRT accept: bytes, or the path of a
+    large graph.
     """
     if not is_large(proto):
         yield proto.SerializeToString()

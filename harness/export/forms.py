@@ -50,7 +50,7 @@ _ELEMENTS = {(4, 3): E4M3, 8: INT8, 4: INT4}
 
 @dataclass(frozen=True)
 class Form:
-    """How one quantizer stands in a graph.
+    """How a graph represents one quantizer.
 
     ``amax`` is float32: (1,) a tensor, (n,) along ``axis``, or with ``block`` the shape of the
     tensor, its ``axis`` shortened to the number of blocks.

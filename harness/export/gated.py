@@ -1,5 +1,5 @@
-"""An exported graph against the quantizer map: the same quantizers, in the same places, with the
-same numbers.
+"""Compare an exported graph with the quantizer map: the same quantizers, in the same places, with
+the same numbers.
 
 A pair is found by what it is, QuantizeLinear and DequantizeLinear or a DequantizeLinear of stored
 codes, in any standard graph whose nodes carry the module paths that torch gives them.  Its name
@@ -122,8 +122,8 @@ class Graph:
     # -- where a pair sits -------------------------------------------------------------------------
 
     def place(self, pair: Pair) -> str | None:
-        """The quantizer whose place this pair has, read off its neighbours; None where they do not
-        show it.
+        """Return the quantizer whose place this pair has, by its neighbours in the graph; None if
+        they do not show it.
         """
         source = self.producer.get(pair.quantize.input[0]) if pair.quantize is not None else None
         if source is not None and self._follows_softmax(source):
@@ -135,7 +135,9 @@ class Graph:
         return places.pop() if len(places) == 1 else None
 
     def _readers(self, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
-        """The products that read a tensor, through what only moves or scales it."""
+        """Return the products that read a tensor, directly or through nodes that only move or scale
+        it.
+        """
         for node, position in self.consumers[name]:
             if node.op_type in _PRODUCTS:
                 yield node, position
@@ -160,7 +162,7 @@ class Graph:
         return f"{module}.{'qk'[position]}_bmm_quantizer"
 
     def scaled(self, pair: Pair) -> bool:
-        """Whether what a pair of an attention block quantizes was multiplied on its way there."""
+        """Whether the tensor that a pair of an attention block quantizes was multiplied before."""
         name = pair.quantize.input[0] if pair.quantize is not None else ""
         while (before := self.producer.get(name)) is not None and before.op_type in _TRANSPARENT:
             name = before.input[0]
@@ -213,7 +215,7 @@ def _module(node: onnx.NodeProto) -> str:
 
 
 def check(proto: onnx.ModelProto, model: nn.Module, tower: str) -> list[Problem]:
-    """What in *proto* is not the *tower* of *model*, quantizer by quantizer.
+    """Return where *proto* differs from the *tower* of *model*, quantizer by quantizer.
 
     Each enabled quantizer has one pair and a disabled one none; pairs sit where their quantizers
     are called; both nodes have a zero point of the right type; scales are amax / largest to the

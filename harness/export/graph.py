@@ -218,7 +218,9 @@ class TowerModule(nn.Module):
 
 
 def traced(model: nn.Module, tower: str, example: Tensor, **more: Any) -> onnx.ModelProto:
-    """What ``torch.onnx.export`` makes of a tower as it is, batch (and sequence) dynamic."""
+    """Return the graph that ``torch.onnx.export`` writes of a tower, with dynamic batch and
+    sequence.
+    """
     name = TOWERS[tower]
     axes = {name: {0: "batch"} | ({1: "sequence"} if tower == "text" else {}), OUTPUT: {0: "batch"}}
     # Into a file: beyond two gibibytes torch writes the constants next to it, which it cannot in

@@ -1,4 +1,4 @@
-"""What ModelOpt's own, published way to ONNX gives, and its defects, each in one place.
+"""ModelOpt's own, published export to ONNX, and its defects.
 
 Verified with ModelOpt 0.47.0 and torch 2.13; `tests/harness/export/test_export_graph.py` holds a
 test for each defect that fails when it is gone.

@@ -128,8 +128,8 @@ def _weight_shape(graph: Graph, name: str) -> tuple[int, ...] | None:
 
 
 class Runtimes:
-    """One tower in ONNX Runtime and in torch side by side, torch taking the codes that the runtime
-    chose.
+    """One tower in ONNX Runtime and in torch next to each other; torch uses the codes that the
+    runtime chose.
 
     Args:
         proto: the tower in float32.
@@ -152,7 +152,9 @@ class Runtimes:
         self._wrong: Counter[str] = Counter()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(the runtime's, torch's given its codes) features of rows *x*, float32 (n, d) each."""
+        """Return the features of rows *x*: the runtime's, and torch's with the runtime's codes,
+        float32 (n, d) each.
+        """
         features, *seen = self._session.run(None, {TOWERS[self.tower]: x.numpy()})
         chosen = {
             name: torch.from_numpy(values) for name, values in zip(self._watched, seen, strict=True)
@@ -166,7 +168,7 @@ class Runtimes:
         return theirs, ours
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As a call, and torch's features by itself."""
+        """Return what a call returns, and torch's features with its own codes."""
         moved = self._moved
         theirs, coded = self(x)
         if self._moved == moved:
@@ -176,7 +178,7 @@ class Runtimes:
 
     @property
     def parity(self) -> Parity:
-        """What all rows so far have shown."""
+        """Return the parity over all rows so far."""
         wrong = dict(self._wrong)
         return Parity(
             self.tower,
@@ -294,7 +296,7 @@ class Answers:
         }
 
     def problems(self) -> list[str]:
-        """What no rounding explains, a paragraph each."""
+        """Return the differences that rounding does not explain, one paragraph each."""
         paragraphs = [str(parity) for parity in self.towers if not parity.holds]
         if self.differing:
             paragraphs.append(
@@ -354,7 +356,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _given(task: Task, tower: str) -> Three:
-    """What the model, a single tower, leaves to the other one of its checkpoint."""
+    """Return the embeddings that a single tower needs from the other tower of its checkpoint."""
     assert task.completion is not None
     embeddings = torch.from_numpy(task.completion.embeddings[tower])
     return embeddings, embeddings, embeddings

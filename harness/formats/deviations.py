@@ -126,8 +126,8 @@ def modelopt_rules(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What ModelOpt returned, what it is known to return, and what the definition asks for: arrays
-    of one shape and dtype.
+    """The arrays of one deviation, of one shape and dtype: what ModelOpt returned, what it is known
+    to return, and the definition.
     """
 
     actual: NDArray[Any]
@@ -181,7 +181,7 @@ def _fake(
     bits: int | tuple[int, int],
     axis: int | None = None,
 ) -> torch.Tensor:
-    """What a TensorQuantizer of ModelOpt makes of `x` in float32."""
+    """Return the output of ModelOpt's TensorQuantizer for `x` in float32."""
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer
 
@@ -234,7 +234,7 @@ def packed_nf4(x: torch.Tensor, block: int, scale_block: int, scale_bits: int = 
 
 
 def _evidence(computed: torch.Tensor, known: Any, definition: Any) -> Evidence:
-    """Evidence from a float32 tensor and two things that broadcast to it."""
+    """Make evidence of a float32 tensor and two values that broadcast to it."""
     shape = computed.shape
     wanted = [np.broadcast_to(np.asarray(a, np.float32), shape).copy() for a in (known, definition)]
     return Evidence(computed.detach().numpy(), *wanted)

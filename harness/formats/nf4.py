@@ -48,8 +48,8 @@ def levels() -> Float32:
 
 @dataclass(frozen=True)
 class NF4Rules:
-    """What ModelOpt does otherwise; the defaults are the definition (``levels``: of shape (16,),
-    None: QLoRA's).
+    """Where ModelOpt differs from the definition; the defaults are the definition (``levels``: of
+    shape (16,), None: QLoRA's).
     """
 
     levels: Float32 | None = None
@@ -68,7 +68,7 @@ def double_quantized(
     scale_bits: int,
     rules: NF4Rules | None = None,
 ) -> Float32:
-    """What *x* becomes when it is stored so and read back: float32 of x's shape.
+    """Return *x* as it is after it was stored in this form and read back: float32 of x's shape.
 
     With c a block's largest magnitude, m the mean of all c, d the largest |c - m| of a scale block
     and q = 2**(scale_bits - 1) - 1: ``k = rint((c - m) * (q / d))``, ``c' = k / (q / d) + m``, ``y
@@ -108,7 +108,7 @@ def double_quantized(
 
 
 def _stored(scale: Float32, scale_block: int, scale_bits: int, how: NF4Rules) -> Float32:
-    """The scales after they were stored and read back."""
+    """Return the scales as they are after they were stored and read back."""
     padded = np.pad(scale, (0, -scale.size % scale_block))
     # As torch sums: the order decides the mean's last bit, and with it that of every scale.
     mean = np.float32(torch.from_numpy(padded if how.padding_counts else scale).mean().item())

@@ -62,8 +62,8 @@ def quantize_dequantize(
     narrow_range: bool = False,
     rules: Rules = DEFINITION,
 ) -> Tensor:
-    """What `x` becomes when it is stored in `format` and read back: the same shape and dtype, NumPy
-    in NumPy out, torch in torch out.
+    """Return `x` as it is after it was stored in `format` and read back: the same shape and dtype;
+    NumPy in, NumPy out; torch in, torch out.
 
     x             float16, bfloat16, float32 or float64 of any shape
     format        ``"E4M3"``, ``"INT4"``, 8, (4, 3), ...: see `number_formats.find`

@@ -1,4 +1,4 @@
-"""The oracle's arguments read off a ModelOpt quantizer, so that any quantizer's output can be
+"""Read the oracle's arguments from a ModelOpt quantizer, so that any quantizer's output can be
 checked on any tensor.
 
 Only attributes are read (duck typing); ModelOpt is not imported here and none of its arithmetic
@@ -35,7 +35,7 @@ _MX_INT8 = "MXINT8"
 
 @dataclass(frozen=True)
 class Step:
-    """One quantizer of a chain: what it does to a tensor, all taken from its attributes.
+    """One quantizer of a chain and its effect on a tensor, read from its attributes.
 
     `amax` is float32 (any shape with the right number of elements) or None where it is computed
     from each tensor. `pre_quant_scale` multiplies the tensor first (SmoothQuant, AWQ); `enabled`
@@ -60,7 +60,7 @@ class Step:
         return x if self.pre_quant_scale is None else x * self.pre_quant_scale.to(x.device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """What the quantizer makes of `x`; an empty tensor passes untouched."""
+        """Return the output of the quantizer for `x`; an empty tensor is returned unchanged."""
         if x.numel() == 0:
             return x
         x = self.scaled(x)

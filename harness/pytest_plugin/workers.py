@@ -38,7 +38,7 @@ def share_cores(environment: MutableMapping[str, str], cores: int) -> None:
     """Set how many threads OpenMP starts in this process and how they wait; what is set already
     stays.
 
-    Threads that wait by spinning take the cores from other processes: beside other work they make
+    Threads that wait by spinning take the cores from other processes: next to other work they make
     torch several times slower.  Each of N workers takes its share of the cores.
 
     Args:
