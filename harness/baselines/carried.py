@@ -26,8 +26,8 @@ from harness.quantization import maps
 
 @dataclass(frozen=True)
 class Unexpected(Comparison):
-    """The map under this release differs from the stored one in what no record expects, or a record
-    met nothing.
+    """The map of this release differs from the stored one in a way that no record expects, or a
+    record changed nothing.
     """
 
     against: str
@@ -72,8 +72,8 @@ class Carried:
 def carry(
     stored: Record, fresh: Record, records: Sequence[differences.ExpectedDifference]
 ) -> Carried:
-    """*stored* with what the releases between it and *fresh* are expected to have changed in its
-    map.
+    """Return *stored* with the changes of its map that are expected between its releases and those
+    of *fresh*.
 
     It is left as it is where the two have the same releases, or belong to different things in any
     other way: the comparison says so.

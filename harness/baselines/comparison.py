@@ -1,5 +1,5 @@
-"""What comparing a case with the store can say: it drifted or not, there is no record, or the
-record is unexpected.
+"""The result of comparing a case with the store: drift or none, no record, or an unexpected
+difference.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class Comparison(ABC):
-    """The answer to whether a case is what its stored record says."""
+    """The result of comparing a case with its stored record."""
 
     @property
     def failed(self) -> bool:
@@ -23,13 +23,13 @@ class Comparison(ABC):
 
     @property
     def causes(self) -> Sequence[str]:
-        """What another comparison of the same case would fail for as well."""
+        """What would also fail another comparison of the same case."""
         return ()
 
     @property
     @abstractmethod
     def word(self) -> str:
-        """The kind of answer, as results call it."""
+        """The kind of result, as the results call it."""
 
     @property
     @abstractmethod
@@ -38,7 +38,7 @@ class Comparison(ABC):
 
     @abstractmethod
     def message(self, nodeid: str | None = None, options: Sequence[str] = ()) -> str:
-        """All of it for a person, with the commands that rerun the case and accept it.
+        """Return the full text for a person, with the commands that rerun the case and accept it.
 
         Args:
             nodeid: pytest's id of the test, for the command that reruns it.

@@ -169,7 +169,7 @@ class Way:
 
     @property
     def advice(self) -> str:
-        """Where a difference that nobody expected is to be written."""
+        """Return where to write a difference that nobody expected."""
         if not self.moved:
             return "The releases are the same, so no record explains it."
         package, start, end = self.moved[0]
@@ -226,8 +226,8 @@ def load(baselines: Path) -> tuple[ExpectedDifference, ...]:
 
 
 def release(text: str) -> Version:
-    """A release to compare by; a candidate or a development build counts as the release that it
-    leads to.
+    """Return a release in a form that can be compared; a candidate or development build counts as
+    the release after it.
     """
     return Version(Version(text).base_version)
 
@@ -235,8 +235,8 @@ def release(text: str) -> Version:
 def way(
     records: Iterable[ExpectedDifference], base: Mapping[str, str], here: Mapping[str, str]
 ) -> Way:
-    """The way from the releases of *base* to those of *here* (package to version); packages either
-    lacks stay put.
+    """Return the way from the releases of *base* to those of *here* (package to version); a package
+    that either lacks does not change.
     """
     every, differences, moved = list(records), [], []
     for package in PACKAGES:
@@ -260,7 +260,7 @@ def way(
 
 
 def matches(pattern: str, state: str) -> bool:
-    """Whether *state* is one that *pattern* (``before`` or ``after``) speaks of."""
+    """Whether *state* is covered by *pattern* (``before`` or ``after``)."""
     words = {"present": state != "absent", "on": state not in ("absent", "off")}
     return words[pattern] if pattern in words else fnmatch.fnmatchcase(state, pattern)
 

@@ -59,7 +59,7 @@ class NoiseLimits:
 
 @dataclass(frozen=True)
 class Drift(Comparison):
-    """The answer of ``compare``.
+    """The result of ``compare``.
 
     ``by`` is "bits" or "verdict"; ``against`` names the record, its device and how near that is;
     ``lines`` say what moved, or what the baseline belongs to; ``notes`` explain; ``missing`` names
@@ -200,7 +200,7 @@ def mergeable(stored: Record, fresh: Record) -> bool:
 
 
 def belongs_to(stored: Record, fresh: Record) -> tuple[Mismatch, ...]:
-    """Everything that forbids a comparison of the two, tasks that only one of them has left out."""
+    """Return everything that forbids comparing the two, except tasks that only one of them has."""
     obstacles = [*mismatches(stored.provenance, fresh.provenance)]
     for now in fresh.tasks:
         was = stored.task(now.task, now.metric)
@@ -382,8 +382,8 @@ def outcome_change(was: SampleOutcomes, now: SampleOutcomes) -> str:
 
 
 def redrawn(changed: int, alpha: float) -> int:
-    """Answers that may differ between two quantized models that err equally much, but not in the
-    same places.
+    """Return how many answers may differ between two quantized models that err equally often, but
+    in other places.
 
     Another processor sums in another order.  The reference hardly notices; a quantized model does,
     as a value next to a rounding boundary lands on its other side and drags the next layer's along.
@@ -460,8 +460,8 @@ def _ratios(stored: Record, fresh: Record) -> Iterator[tuple[str, Ratio, Ratio]]
 
 @dataclass(frozen=True)
 class Changes:
-    """What accepting does, in lines: ``loosened`` lets more pass from now on, ``tightened`` less,
-    ``other`` neither.
+    """What accepting changes, in lines: ``loosened`` lets more pass from now on, ``tightened``
+    less, ``other`` neither.
     """
 
     loosened: tuple[str, ...] = ()

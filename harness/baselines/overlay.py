@@ -1,4 +1,4 @@
-"""Expected differences laid over what a baseline holds, in version order, before a release is
+"""Apply expected differences, in version order, to a copy of a baseline before a release is
 compared with it.
 
 A baseline is never edited: it stays what was measured under its release.  What the releases between
@@ -56,8 +56,8 @@ class Expected:
 
 
 def apply(base: QuantizerMap, fresh: QuantizerMap, way: Way, subject: str) -> Expected:
-    """The map that *base* becomes on the *way*, and how *fresh*, which was measured here, differs
-    from it.
+    """Return the map that *base* becomes on the *way*, and how *fresh*, which was measured here,
+    differs from it.
 
     Args:
         base: as it was measured under the releases that the way starts from.
@@ -181,8 +181,8 @@ def _taken(
     met: dict[str, int],
     findings: list[OverlayFinding],
 ) -> str:
-    """What is expected after *step*: it goes into *met*, or into *findings* where it starts from
-    something else.
+    """Return the expected state after *step*, which is added to *met*, or to *findings* if it
+    starts from another state.
     """
     if not differences.matches(step.was, expected):
         findings.append(_unmet(step, shown))
@@ -196,8 +196,8 @@ def _covers(difference: Quantizers | OutcomeDifference, subject: str) -> bool:
 
 
 def _passing(number: int, steps: Sequence[tuple[ReleaseStep, Quantizers]]) -> bool:
-    """Whether a step brings or takes quantizers that neither end of the way has: they came in
-    between and went.
+    """Whether the quantizers of a step are at neither end of the way: one step added them and a
+    later one removed them.
     """
 
     def ends(first: int, other: int) -> bool:

@@ -80,7 +80,7 @@ def same_bits(stored: Provenance, fresh: Provenance) -> bool:
 
 
 def changed_facts(stored: Provenance, fresh: Provenance) -> tuple[str, ...]:
-    """``pillow 11.0 to 12.0``: unbound facts that are not what they were."""
+    """Return changes of facts that bind nothing, such as ``pillow 11.0 to 12.0``."""
     names = sorted({*stored.facts, *fresh.facts})
     was, now = ({n: p.facts.get(n, "none") for n in names} for p in (stored, fresh))
     return tuple(f"{name} {was[name]} to {now[name]}" for name in names if was[name] != now[name])

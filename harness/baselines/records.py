@@ -1,6 +1,4 @@
-"""What is kept of a measurement: a record of one recipe on one model and device, its tasks, and
-their samples.
-"""
+"""The content of a record: one recipe on one model and device, its tasks, and their samples."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ _FLOAT16_MAX = 65504.0
 
 
 class HasOutcomes(Protocol):
-    """What is kept of ``harness.data.tasks.Outcomes``: n samples of one task and metric, in the
-    order of ``sample_ids``.
+    """The part of ``harness.data.tasks.Outcomes`` that is stored: n samples of one task and metric,
+    in the order of ``sample_ids``.
     """
 
     @property

@@ -253,15 +253,14 @@ class Store:
     # -- writing
 
     def write(self, record: Record, reason: str) -> Change:
-        """``update`` that shows nothing."""
+        """Call ``update`` without showing anything."""
         return self.update(record, reason=reason)
 
     def plan(self, record: Record, *, reason: str | None = None, new_only: bool = False) -> Change:
-        """What ``update`` would do; nothing is written.
+        """Return what ``update`` would do, without writing anything.
 
         Raises:
             UsageError: as ``update``.
-
         """
         reason = _reason(reason, new_only)
         model, recipe, device = (
@@ -472,7 +471,7 @@ def _reason(reason: str | None, new_only: bool) -> str:
 
 
 def _stale(other: Record, fresh: Record) -> Iterator[str]:
-    """Another device's record that this very update leaves behind: of another recipe, model or
+    """Return the record of another device that this update makes stale: of another recipe, model or
     data.
     """
     behind = [m for m in belongs_to(other, fresh) if m.what not in BINDING_PACKAGES]
@@ -486,8 +485,8 @@ def _stale(other: Record, fresh: Record) -> Iterator[str]:
 
 
 def _merge(base: Record, over: Record) -> Record:
-    """Both records in one, *over* where both have something; its map, provenance and time where it
-    has what is new.
+    """Merge both records; *over* wins where both have a value, and gives map, provenance and time
+    if it has new content.
     """
     named = {(t.task, t.metric): t for t in (*base.tasks, *over.tasks)}
     speeds = {**(base.throughput or {}), **(over.throughput or {})}

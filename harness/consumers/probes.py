@@ -138,7 +138,7 @@ def _patch_labels(of: Material, side: int) -> tuple[Ints, Ints]:
 
 
 def ask(probe: Probe, of: Material, tokens: Tensor) -> Outcomes:
-    """What *probe* reads in *tokens*, (items, tokens, d), next to the right answers.
+    """Return what *probe* reads in *tokens*, (items, tokens, d), and the right answers.
 
     A sample is a token that has a right answer; those of one picture or text are a cluster.
     """

@@ -40,7 +40,7 @@ Reading = tuple[str, str]
 
 @dataclass(frozen=True)
 class Material:
-    """What is read: pictures with their names, and texts.
+    """The pictures, with their names, and the texts that are read.
 
     ``clusters`` numbers pictures of one drawing alike.  ``hash`` is the SHA-256 over the names and
     pixels of the pictures and over the texts.
@@ -116,7 +116,7 @@ def check(model: nn.Module, name: str, chosen: Iterable[str]) -> None:
 
 
 def _unreadable(model: nn.Module, contract: Contract) -> str:
-    """Why *contract* cannot be kept for *model*, or nothing."""
+    """Return why *contract* does not hold for *model*, or an empty text."""
     family = families.of(model)
     for read in contract.reads:
         if read.tower not in family.towers:

@@ -41,7 +41,7 @@ class Moved:
     where: tuple[str, int]
 
     def problems(self) -> list[str]:
-        """The numbers beyond their limits, a line each, with the worst token."""
+        """Return the numbers beyond their limits, one line each, with the worst token."""
         item, position = self.where
         return [
             f"{measurement.message()}; worst token: {position} of {item}"
@@ -115,8 +115,8 @@ def compare(
 
 
 def _similarity_agreement(before: Tensor, after: Tensor) -> Floats:
-    """Of each item: the correlation of the cosines between its tokens before and after, over all
-    pairs.
+    """Return for each item the correlation, over all pairs of tokens, of their cosines before and
+    after.
     """
     rows, columns = torch.triu_indices(before.shape[1], before.shape[1], offset=1)
     agreements = []

@@ -59,7 +59,7 @@ class CalibrationPairs:
     hash: str
 
     def decode(self) -> None:
-        """Decode the pictures that memory holds, so that one that cannot be decoded is found now.
+        """Decode the pictures that fit in memory, so that a broken one is found now.
 
         Raises:
             UsageError: a picture cannot be read.
@@ -82,8 +82,8 @@ class CalibrationPairs:
 
 @dataclass(frozen=True)
 class Batches:
-    """``{"pixel_values": (b, 3, h, w) in dtype, "input_ids": int64 (b, context)}``, as often as
-    they are iterated.
+    """Model inputs ``{"pixel_values": (b, 3, h, w) in dtype, "input_ids": int64 (b, context)}``,
+    which can be iterated again.
 
     A reference that reads only one of the two gets only that.
 

@@ -96,7 +96,7 @@ def _picture(array: Any) -> Any:
 
 
 def shades(image_processor: Any) -> Tensor:
-    """What each channel makes of each 8-bit value: float32 (3, 256).
+    """Return the model input for each channel and each 8-bit value: float32 (3, 256).
 
     The rescaling and normalising half of the preprocessing as a table, filled by the processor
     itself, so that pictures can be kept in 8 bits and still reach the model bit-equal to the
@@ -151,7 +151,7 @@ class Pictures:
         return len(self._ids)
 
     def decode(self) -> None:
-        """Decode all pictures that memory holds, so that one that cannot be decoded is found now.
+        """Decode all pictures that fit in memory, so that a broken one is found now.
 
         Raises:
             UsageError: a picture cannot be read.
@@ -196,7 +196,9 @@ class Pictures:
             yield pictures[i]
 
     def _in_memory(self, positions: Sequence[int]) -> Tensor:
-        """All pictures, those at *positions* decoded for certain: uint8 (n, 3, height, width)."""
+        """Return all pictures, of which those at *positions* are decoded: uint8 (n, 3, height,
+        width).
+        """
         if self._kept is None:
             self._kept = torch.empty((len(self), *self._shape), dtype=torch.uint8)
         wanted = np.asarray(positions, np.int64)
@@ -233,8 +235,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class TakenPictures:
-    """Some of the pictures of a data set, in an order of one's own; a part of what
-    :class:`Pictures` offers.
+    """Some of the pictures of a data set, in another order; has a part of the interface of
+    :class:`Pictures`.
     """
 
     pictures: Pictures
@@ -251,13 +253,13 @@ class TakenPictures:
 
 
 def _as_it_is(item: Any) -> Any:
-    """Keep an array an array: torch would make it a tensor."""
+    """Return the array unchanged: torch would convert it to a tensor."""
     return item
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
-    """Pictures by position as arrays, or the error to raise: not every exception survives the way
-    between processes.
+    """Pictures by position as arrays, or the error to raise: some exceptions cannot be sent between
+    processes.
     """
 
     def __init__(
@@ -298,7 +300,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
 
 @dataclass(frozen=True)
 class Prompts:
-    """``m`` texts as token ids: each different one once, and where it belongs.
+    """``m`` texts as token ids: each different text once, and the rows that use it.
 
     ``ids`` int64 (different, context) filled up with the tokenizer's padding, ``lengths`` int64
     (different,) of what the model must see (the begin and end tokens counted), ``rows`` int64 (m,)
@@ -337,7 +339,7 @@ class Prompts:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], context: int, causal: bool = True) -> Prompts:
-    """*texts* as a text tower of *context* positions reads them; longer ones are cut, keeping the
+    """Tokenize *texts* for a text tower of *context* positions; longer ones are cut, keeping the
     end token.
 
     A *causal* tower, CLIP's, reads the sentence at its end token: what follows does not matter and

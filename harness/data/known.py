@@ -1,4 +1,4 @@
-"""Pictures and prompts that several tasks hold take one forward of a model, not one a task.
+"""Pictures and prompts that several tasks share are embedded once.
 
 Sound because an embedding depends on its picture or prompt alone and not on its batch (see
 :mod:`harness.data.inputs`).

@@ -108,7 +108,7 @@ class TaskRun:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a single tower lacks for a task, taken from the whole checkpoint that it was cut out of.
+    """What a single tower needs for a task from the whole checkpoint that it was cut out of.
 
     ``embeddings`` are unit embeddings by tower, float32 (n, d), of the pictures or of the
     candidates in words; ``projection`` is that of the tower itself where it has none.
@@ -149,8 +149,8 @@ class Task:
 
     @property
     def projection(self) -> nn.Module | None:
-        """What takes a tower's embedding to the space in common, where the tower does not do it
-        itself.
+        """The projection of a tower's embedding into the common space, where the tower does not
+        project itself.
         """
         return None if self.completion is None else self.completion.projection
 
@@ -164,7 +164,7 @@ class Task:
         return len(self.prompts) if metric == IMAGE_RECALL else len(self.sample_ids)
 
     def decode(self) -> None:
-        """Decode the pictures that memory holds, so that one that cannot be decoded is found now.
+        """Decode the pictures that fit in memory, so that a broken one is found now.
 
         Raises:
             UsageError: a picture cannot be read.
@@ -272,7 +272,7 @@ def prepare(data_set: Samples, resize: inputs.Resize, reference: Reference) -> T
 
 
 def completed(task: Task, reference: Reference) -> Task:
-    """*task* with what *reference* lacks for it, if that is a single tower of a whole
+    """Return *task* with what *reference* lacks for it, if it is a single tower of a whole
     checkpoint.
     """
     if reference.whole is None:
@@ -503,8 +503,8 @@ def _ranked(logits: Tensor, is_right: Tensor, depth: int) -> tuple[Tensor, Tenso
 
 
 def best(logits: Tensor, count: int) -> Tensor:
-    """Positions of the *count* highest in each row, best first; equals in order of position (topk
-    leaves it open).
+    """Return the positions of the *count* highest values in each row, best first; equal ones by
+    position, which topk leaves open.
     """
     some = min(count + 1, logits.shape[1])
     values, positions = logits.topk(some, 1)

@@ -170,7 +170,7 @@ _OPEN_CLIP = CheckpointForm(OpenClip, ("open_clip",))
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that can be loaded, as far as its files show without being loaded.
+    """A checkpoint that can be loaded, as its files show before they are loaded.
 
     ``tokenizer`` and ``image_processor`` are the folders of these, None where the model has no such
     tower or brings its own; ``weights`` the safetensors files that are read.
@@ -354,7 +354,9 @@ def _from_hub(name: str) -> Path:
 
 
 def _lacking(folder: Path) -> str:
-    """What a snapshot of a hub's repository lacks to be a checkpoint; empty for a whole one."""
+    """Return what a snapshot of a hub's repository lacks to be a checkpoint; empty if it is
+    complete.
+    """
     if files.is_file(folder / OPEN_CLIP_CONFIG) and not files.is_file(folder / CONFIG):
         return (
             "" if files.is_file(folder / OPEN_CLIP_WEIGHTS) else f"{OPEN_CLIP_WEIGHTS} is missing"
@@ -467,7 +469,9 @@ def inspect(folder: Path) -> Checkpoint:
 
 
 def _inside(form: CheckpointForm, config: Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors that are read of a checkpoint that holds more, as a tower alone names them."""
+    """Return the tensors that are read of a larger checkpoint, under the names of a single
+    tower.
+    """
     prefix = "vision_model." if isinstance(config, checkpoint_configs.Seeing) else ""
     tensors_inside = {}
     for name, tensor in tensors.items():
@@ -528,7 +532,9 @@ def revision(*folders: Path, weights: bool = True) -> str:
 
 
 def _check_names(folder: Path) -> None:
-    """Refuse what has the name of a file that is read and is not one: a pipe would never end."""
+    """Refuse a pipe or folder that has the name of a file to read: reading a pipe would never
+    end.
+    """
     known = (
         *_TOKENIZER,
         *_PREPROCESSING,
@@ -664,8 +670,8 @@ def _check_preprocessing(place: Path, form: CheckpointForm, side: int) -> None:
 
 
 def _sides(preprocessing: Preprocessing, path: Path, *, crops: bool) -> tuple[int, int]:
-    """Height and width of the pictures that the preprocessing makes; *crops* where it does so
-    unless it says no.
+    """Return height and width of the pictures that the preprocessing makes; *crops* is the default
+    of its class.
     """
     fix = "Give size, and crop_size where it crops, as they were in training."
     size = preprocessing.size

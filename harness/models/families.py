@@ -1,5 +1,4 @@
-"""What each family of model consists of: the one table that other modules read instead of
-branching.
+"""The one table of families of models, which other modules read instead of branching.
 
 A row names the towers of a family, how each is fed and where it gives its embedding, the class of
 its attention blocks, and what ModelOpt cannot reach in it.  Supporting another family means another
@@ -278,7 +277,7 @@ _IS_LAYER = re.compile(r"(?:.*\.)?(?:layers?|blocks|resblocks)\.\d+")
 
 
 def of(model: nn.Module) -> Family:
-    """The row of *model*, by the name of its class or of a class it derives from (ModelOpt wraps
+    """Return the row of *model*, by the name of its class or of a base class (ModelOpt wraps
     classes).
 
     Raises:
@@ -353,7 +352,7 @@ def hidden_in(model: nn.Module) -> dict[str, str]:
 
 
 def encode(model: nn.Module, tower: str, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The embedding (n, d) that *model*'s *tower* gives for its input *x*, in the model's dtype, of
+    """Return the embedding (n, d) of *model*'s *tower* for its input *x*, in the model's dtype, of
     any length.
 
     *mask* is the attention mask of a text's padding, where the tower is given one.
@@ -391,14 +390,14 @@ def _too_many_rows(tower: str, rows: int, error: Exception) -> UsageError:
 
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One forward of every tower: embeddings (n, d) by tower, of ``pixel_values`` and ``input_ids``
-    in *inputs*.
+    """Run one forward of every tower: embeddings (n, d) by tower, of ``pixel_values`` and
+    ``input_ids`` in *inputs*.
     """
     return {tower: encode(model, tower, inputs[INPUTS[tower]]) for tower in of(model).towers}
 
 
 def feature(output: Any) -> Tensor:
-    """The embedding in what a tower returns: (n, d).
+    """Return the embedding in the output of a tower: (n, d).
 
     A tensor, or an output object: of a tower with its projection, of one without, or (from
     transformers 5 on) of ``get_image_features`` and ``get_text_features``, whose ``pooler_output``
@@ -415,8 +414,8 @@ def feature(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model's inputs look like: pixels a side, tokens a text, words of the vocabulary, the
-    end token.
+    """Sizes of a model's inputs: pixels per side, tokens per text, words of the vocabulary, the end
+    token.
     """
 
     image: int = 0
@@ -426,7 +425,7 @@ class Sizes:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """The sizes of *model*'s inputs; 0 for a tower that it does not have."""
+    """Return the sizes of *model*'s inputs; 0 for a tower that it does not have."""
     if not hasattr(model, "config"):
         return _open_clip_sizes(model)
     config: Any = model.config

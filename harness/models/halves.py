@@ -76,8 +76,8 @@ def half_products() -> Iterator[None]:
 
 @contextmanager
 def looked_up() -> Iterator[None]:
-    """Within the block, on a CPU, quantizers with one range look FP16 numbers up in a table of
-    their own answers.
+    """Within the block, on a CPU, quantizers with one range look up FP16 numbers in a table of
+    their outputs.
 
     There are 65,536 such numbers.  A quantizer answers all of them when it first runs, ModelOpt's
     own function does that, and from then on a tensor costs a read an element instead of FP8's chain
@@ -121,8 +121,8 @@ def _has_one_range(quantizer: Any) -> bool:
 
 
 def _table(function: Callable[[Tensor], Tensor], inputs: Tensor, outputs: Tensor) -> Table | None:
-    """*function* of every FP16 number by code, or None if it does not take *inputs* to
-    *outputs*.
+    """Return the outputs of *function* for every FP16 number, by code; None if the table does not
+    give *outputs* for *inputs*.
     """
     answers = function(torch.from_numpy(_NUMBERS))
     if answers.dtype is not torch.float16 or outputs.dtype is not torch.float16:

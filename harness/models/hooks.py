@@ -1,4 +1,4 @@
-"""Look at what reaches a model's modules, and at what leaves them, for the time of a block."""
+"""Observe the inputs and outputs of a model's modules within a block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Key = TypeVar("Key")
 
 
 class Hookable(Protocol):
-    """What of a module is used here."""
+    """The part of a module's interface that is used here."""
 
     def register_forward_hook(self, hook: Callable[..., object]) -> RemovableHandle:
         """Call *hook* after each forward."""
@@ -47,7 +47,7 @@ def before_each(modules: Mapping[Key, Hookable], see: Callable[..., None]) -> It
 
 @contextmanager
 def _removed(registrations: Iterator[RemovableHandle]) -> Iterator[None]:
-    """Make the registrations, and take them back on leaving the block."""
+    """Register the hooks, and remove them on leaving the block."""
     handles: list[RemovableHandle] = []
     try:
         # One by one: those made before one that fails are taken back too.

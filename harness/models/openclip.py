@@ -49,7 +49,7 @@ is_checkpoint = checkpoint_files.is_open_clip
 
 
 def configuration(folder: Path) -> Json:
-    """``model_cfg`` and ``preprocess_cfg`` of a checkpoint, as its file has them.
+    """Return ``model_cfg`` and ``preprocess_cfg`` of a checkpoint as its file has them.
 
     Raises:
         UsageError: the file is not a configuration of open_clip's, or asks for what is not built.
@@ -225,8 +225,8 @@ _TRANSPOSED = {
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of open_clip's ``CLIP`` under the names of transformers' ``CLIPModel``: same numbers,
-    packed ones split.
+    """Return the weights of open_clip's ``CLIP`` under transformers' names: same numbers, packed
+    ones split.
 
     Raises:
         KeyError: a weight has no counterpart.
@@ -307,8 +307,8 @@ def _clip_config(cfg: Json, state: dict[str, Tensor]) -> Any:
 
 
 def convert(model: nn.Module, place: str | Path = "the checkpoint") -> nn.Module:
-    """The ``CLIPModel`` that computes what *model*, an open_clip ``CLIP``, computes: same weights,
-    in float32.
+    """Convert *model*, an open_clip ``CLIP``, to a ``CLIPModel`` that computes the same: same
+    weights, in float32.
 
     Both are run on the same inputs before it is returned.
 

@@ -35,8 +35,8 @@ READERS = {
 
 @dataclass(frozen=True)
 class Outliers:
-    """What is planted: in every encoder layer of every tower, *share* of the channels *factor*
-    times as large.
+    """Outliers to plant: in every encoder layer of every tower, *share* of the channels becomes
+    *factor* times as large.
 
     The channels are drawn from *seed* once a tower and stay the same through its layers, as
     outliers of large models do; at least one is chosen.
@@ -60,7 +60,7 @@ class Outliers:
             raise ValueError(f"share is {self.share}, not between 0 and 1")
 
     def channels(self, width: int, tower: int) -> list[int]:
-        """The chosen ones of *width* channels in the *tower*-th tower, ascending."""
+        """Return the chosen channels, ascending, of *width* channels in the *tower*-th tower."""
         generator = torch.Generator().manual_seed(self.seed * 1000 + tower)
         count = max(1, round(self.share * width))
         return sorted(torch.randperm(width, generator=generator)[:count].tolist())

@@ -42,7 +42,7 @@ SDPA = "sdpa"
 
 @dataclass(frozen=True)
 class Reference:
-    """The unquantized model, with what turns pictures and words into its inputs.
+    """The unquantized model, with its preprocessing of pictures and words.
 
     ``name`` is what test ids and baseline folders show, ``source`` what the person asked for,
     ``revision`` the SHA-256 over configuration, weights, tokenizer and preprocessing: two
@@ -62,12 +62,12 @@ class Reference:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters, and of the pictures that the model takes."""
+        """The dtype of the parameters, and of the pictures that the model needs."""
         return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` to a device.
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` means.
 
     Raises:
         UsageError: CUDA is asked for and torch sees none.
@@ -300,7 +300,7 @@ def _part(base: Reference, name: str, ref: str) -> Reference:
 
 
 def _restore_buffers(part: nn.Module, tower: nn.Module) -> None:
-    """Buffers that no checkpoint holds (position ids), from the same places of the whole."""
+    """Copy buffers that no checkpoint holds (position ids) from the whole model."""
     known = dict(tower.named_buffers())
     for name, buffer in part.named_buffers():
         buffer.copy_(known[name.partition("_model.")[2] or name])
@@ -308,7 +308,9 @@ def _restore_buffers(part: nn.Module, tower: nn.Module) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Loading bars and reports belong to no test's output; what matters is checked above."""
+    """Turn off transformers' progress bars and loading reports: what matters in them is checked
+    above.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Forwards on the meta device, where shapes are all that flows.
+"""Fast forwards on the meta device, where only shapes are computed.
 
 torch derives the shape of a linear layer's, a normalisation's or an attention's output there by
 running its Python decomposition: hundreds of small operations, which are half of what the structure
@@ -38,8 +38,8 @@ _RULES: dict[Any, Callable[..., Tensor]] = {
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Within the block meta tensors take a short way through the layers that _RULES name; no other
-    tensor does.
+    """Within the block the layers that _RULES names return meta tensors of the right shape without
+    computing.
     """
 
     def __torch_function__(
@@ -49,7 +49,7 @@ class ShapesOnly(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """*func* of *args*, or an empty tensor of its result's shape."""
+        """Return *func* of *args*, or an empty tensor of its result's shape."""
         rule = _RULES.get(func)
         if rule is not None and args[0].is_meta:
             return rule(*args, **(kwargs or {}))

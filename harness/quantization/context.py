@@ -20,8 +20,7 @@ from harness import (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run ModelOpt: it prints nothing, and what it changes in the process is put back on leaving
-    the block.
+    """Run ModelOpt without output, and restore on leaving the block what it changes in the process.
 
     What its warnings could say, the suites check.
     """
@@ -32,7 +31,7 @@ def quiet() -> Iterator[None]:
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of *model* on the CPU in a float *dtype*, SVDQuant's low-rank branch with it.
+    """Copy *model* to the CPU in a float *dtype*, SVDQuant's low-rank branch included.
 
     ModelOpt 0.47 keeps the branch of a block quantizer in plain attributes, which ``Module.to``
     passes by: the first forward in another dtype raises.

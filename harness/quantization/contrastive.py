@@ -37,7 +37,7 @@ def similarities(embeddings: Mapping[str, Tensor], temperature: float) -> Tensor
 
 
 def matched(logits: Tensor) -> Tensor:
-    """CLIP's loss from its logits: picture i and text i are a pair."""
+    """Return CLIP's loss from its logits: picture i and text i are a pair."""
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

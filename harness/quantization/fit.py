@@ -34,8 +34,8 @@ _ONE_QUANTIZER = ("q_bmm", "k_bmm", "v_bmm")
 
 @dataclass(frozen=True)
 class Shape:
-    """What arrives at a quantizer: the sizes of the tensor, and the dimensions whose size depends
-    on the batch.
+    """The shape of the tensor at a quantizer: its sizes, and the dimensions whose size depends on
+    the batch.
     """
 
     sizes: tuple[int, ...]
@@ -49,8 +49,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Survey:
-    """The places that a model has for quantizers, and the shapes of what arrives at those that a
-    forward reaches.
+    """The places for quantizers in a model, and the shapes of the tensors at those that a forward
+    reaches.
     """
 
     places: QuantizerMap
@@ -118,7 +118,7 @@ def check(recipe: Recipe, seen: Survey, attention: str = "diffusers") -> None:
 
 
 def _problems(cfg: Mapping[str, Any], name: str, shape: Shape) -> Iterator[tuple[str, str]]:
-    """What of the attributes *cfg* does not fit the tensor at *name*, with the fix."""
+    """Yield the attributes of *cfg* that do not fit the tensor at *name*, with the fix."""
     blocks = {
         key: size for key, size in (cfg.get("block_sizes") or {}).items() if isinstance(key, int)
     }
@@ -204,8 +204,8 @@ def _origin(entries: Sequence[Entry], setting: AppliedSetting) -> str:
 
 
 def _check_history(recipe: Recipe, done: Applied, name: str, setting: AppliedSetting) -> None:
-    """Refuse ranges per channel where an earlier entry fixed one: ModelOpt keeps the buffer, whose
-    shape is another.
+    """Refuse ranges per channel where an earlier entry fixed a single range: ModelOpt keeps the old
+    buffer, which has another shape.
     """
     cfg = setting.cfg or {}
     if cfg.get("constant_amax") is not None or (
@@ -248,8 +248,8 @@ def _check_skipped(recipe: Recipe, done: Applied) -> None:
 
 @torch.no_grad()
 def check_weights(recipe: Recipe, seen: Survey, model: nn.Module, source: str) -> None:
-    """Refuse SmoothQuant on a weight that has a column of zeros: ModelOpt divides by what it takes
-    for its size.
+    """Refuse SmoothQuant on a weight with a column of zeros: ModelOpt divides by the largest
+    magnitude of the column.
 
     Raises:
         UsageError: with the layer and the column.

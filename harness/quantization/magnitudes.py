@@ -41,8 +41,8 @@ class Magnitudes:
         self._seen: dict[tuple[str, Axes], Tensor] = {}
 
     def along(self, axes: Mapping[str, Axes]) -> dict[str, Tensor]:
-        """Largest magnitude at each place that was reached, along the dimensions kept in *axes*:
-        float32, by name.
+        """Return the largest magnitude at each place that was reached, along the dimensions kept in
+        *axes*: float32, by name.
 
         *axes* holds names of quantizers.  The parts of a sequential quantizer
         (``weight_quantizer.0``) share a place.
@@ -80,7 +80,7 @@ class Magnitudes:
 
 
 def place(name: str) -> str:
-    """A quantizer's name without its number within a sequential quantizer."""
+    """Return a quantizer's name without its number in a sequential quantizer."""
     return re.sub(r"\.\d+$", "", name)
 
 

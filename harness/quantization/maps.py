@@ -131,8 +131,8 @@ def tensor_quantizers(model: nn.Module) -> dict[str, Any]:
 
 
 def outline(model: nn.Module) -> str:
-    """SHA-256 over the names and classes of *model*'s modules: all that decides where ModelOpt puts
-    a quantizer.
+    """Return the SHA-256 over the names and classes of *model*'s modules, which decide where
+    ModelOpt puts quantizers.
     """
     lines = (
         f"{name} {type(module).__module__}.{type(module).__qualname__}"
@@ -142,7 +142,7 @@ def outline(model: nn.Module) -> str:
 
 
 def count_calls(model: nn.Module, forward: Callable[[nn.Module], object]) -> dict[str, int]:
-    """How often each quantizer's forward is entered while *forward* runs on *model*."""
+    """Count how often each quantizer's forward is entered while *forward* runs on *model*."""
     calls = dict.fromkeys(tensor_quantizers(model), 0)
 
     def count(name: str, *_: object) -> None:
@@ -198,8 +198,8 @@ def is_constant(quantizer: Any) -> bool:
 
 
 def range_of(quantizer: Any) -> Tensor | None:
-    """The range that this TensorQuantizer works with, in whatever shape it is kept; None where it
-    has none of its own.
+    """Return the range that this TensorQuantizer uses, in the shape in which it is stored; None if
+    it has no range of its own.
 
     ``use_constant_amax`` means E4M3's largest number, which ModelOpt keeps in no buffer.
     """
@@ -221,8 +221,8 @@ def _amax(module: nn.Module, kind: str, quantizer: Any) -> Amax | None:
 
 @torch.no_grad()
 def _all_zeros(module: nn.Module, quantizer: Any, count: int) -> Tensor:
-    """Which of the *count* parts of a weight that have a range each are all zeros; none if there
-    are not that many.
+    """Return which of the *count* parts of a weight with a range each are all zeros; False for all
+    if the weight has another number of parts.
     """
     weight = module.get_parameter("weight").detach().float().cpu().numpy()
     sizes = {
@@ -266,7 +266,7 @@ def original_class(module: nn.Module) -> str:
 
 
 def module_kind_of(family: families.Family, module: nn.Module, kind: str, path: str) -> str:
-    """What the *module* at *path* is, which holds a quantizer of that *kind*: ``linear``,
+    """Return the kind of the *module* at *path* that holds a quantizer of that *kind*: ``linear``,
     ``patch_embedding`` ...
     """
     if kind in ATTENTION_KINDS:
@@ -316,7 +316,7 @@ def _dynamic_blocks(quantizer: Any) -> bool:
 def diff(
     before: QuantizerMap, after: QuantizerMap, *, amax_tolerance: float | None = None
 ) -> list[str]:
-    """What changed from *before* to *after*, grouped so that a person reads lines and not
+    """Return the differences from *before* to *after*, grouped so that a person reads lines and not
     quantizers.
 
     Args:
@@ -375,8 +375,8 @@ def _fold_places(places: Sequence[str]) -> str:
 
 
 def state(q: Quantizer | None) -> str:
-    """What a difference of maps shows of a quantizer: ``absent``, ``off``, or its format and what
-    is unusual.
+    """Return how a difference of maps shows a quantizer: ``absent``, ``off``, or its format and
+    what is unusual.
     """
     if q is None:
         return "absent"

@@ -73,8 +73,8 @@ class Compression:
     scales: int
 
     def problems(self) -> list[Problem]:
-        """Weights that take more, or less, than their bits, and a checkpoint that did not shrink as
-        they did.
+        """Return the weights whose size is not that of their bits, and a checkpoint that did not
+        shrink as they did.
         """
         wrong = [w for w in self.weights if w.packed_bytes != w.expected]
         problems = []
@@ -143,7 +143,7 @@ def compressed(model: nn.Module, leave_out: Sequence[str] = ()) -> nn.Module:
 
 
 def compare(model: nn.Module, packed: nn.Module) -> Compression:
-    """A quantized *model* next to its packed copy (:func:`compressed`)."""
+    """Compare a quantized *model* with its packed copy (:func:`compressed`)."""
     weights = quantized_weights(model)
     packed_weights = tuple(
         Weight(name, format_, weight.numel(), bits, _bytes(packed.get_parameter(name)))
@@ -188,7 +188,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def footprint(model: nn.Module) -> Footprint:
-    """What *model* takes in memory, and what ``mto.save`` writes of it."""
+    """Return the bytes of *model* in memory, and of the file that ``mto.save`` writes."""
     import modelopt.torch.opt as mto
 
     storages = {

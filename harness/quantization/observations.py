@@ -1,4 +1,4 @@
-"""What every quantizer of a model really computes, against the oracle, on the tensors that flow
+"""Compare the output of every quantizer of a model with the oracle, on the tensors that flow
 through it.
 """
 

@@ -100,8 +100,8 @@ def _layout(step: Any) -> dict[str, Any]:
 
 
 def not_nearest(weight: Tensor, step: Any) -> int:
-    """Numbers that the oracle rounds *weight* to although another number of the format lies nearer,
-    or that are none.
+    """Return the numbers of the oracle for *weight* that are not numbers of the format, or not the
+    nearest ones.
 
     *weight* float (rows, columns).  Distances are float64; two that differ by less than the weight
     dtype's and the scale's rounding count as equal.
@@ -134,8 +134,8 @@ def _distance(values: NDArray[np.float64], points: NDArray[np.float64]) -> NDArr
 
 
 def unlike_packed(weight: Tensor, step: Any) -> int:
-    """Numbers of ModelOpt's packed tensor of *weight* that have other bits than the oracle's, known
-    deviations aside; 0 where ModelOpt packs no such format.
+    """Count the numbers of ModelOpt's packed tensor of *weight* whose bits differ from the
+    oracle's, known deviations aside; 0 where ModelOpt does not pack the format.
     """
     kind = CLASSES.get((step.format.name, step.scale_format))
     if kind is None:

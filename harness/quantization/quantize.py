@@ -88,7 +88,7 @@ def blamed_on(recipe: Recipe) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """*error* and what it was raised from."""
+    """Yield *error* and the errors from which it was raised."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -110,7 +110,7 @@ class Drive:
     batches: Iterable[Batch]
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches; what is raised in here came from the data."""
+        """Yield the batches; what is raised here is caused by the data."""
         yield from self.batches
 
     def __call__(self, model: nn.Module) -> None:

@@ -80,8 +80,8 @@ def run(model: nn.Module, recipe: Recipe, batches: Iterable[Batch]) -> nn.Module
 
 
 def chosen(model: nn.Module, recipe: Recipe) -> Recipe:
-    """What *recipe* came to on *model*: itself, or for a search the ptq recipe of the formats that
-    it chose.
+    """Return the recipe that *model* was quantized with: *recipe* itself, or for a search the ptq
+    recipe of the formats that it chose.
 
     Each format is applied to a layer by itself, as ModelOpt does it: patterns see
     ``weight_quantizer``, no path. Entries for what is not a layer (the quantizers around attention)
@@ -151,8 +151,8 @@ def _fixed(recipe: Recipe) -> Recipe | None:
 
 
 def _decided(model: nn.Module, recipe: Recipe) -> Iterator[tuple[str, Recipe | None]]:
-    """(layer, the candidate that the search chose for it) in the model's order; None: left as it
-    is.
+    """Return (layer, the candidate that the search chose for it) in the model's order; None: left
+    as it is.
     """
     from modelopt.torch.opt.utils import named_hparams
     from modelopt.torch.quantization.algorithms import QuantRecipe, QuantRecipeHparam
