@@ -5,6 +5,7 @@
     python -m harness.tools.benchmark
     python -m harness.tools.benchmark gate        # only whole runs of pytest, and the plain script
     python -m harness.tools.benchmark deployed    # only the towers in ONNX Runtime and torch
+    python -m harness.tools.benchmark lint        # only the lint of one recipe and of a tree
     python -m harness.tools.benchmark gpu         # only FP16, fake FP8 and real FP8 on the GPU
     python -m harness.tools.benchmark page        # docs/speed.md from what is stored
 
@@ -144,6 +145,22 @@ def gate_costs() -> dict[str, Any]:
     return {"costs": [asdict(run) for run in costs.values()], "least": least()}
 
 
+def lint_costs() -> dict[str, Any]:
+    """The lint of one recipe, and of the installed ModelOpt's whole tree, each in a process of its
+    own.
+    """
+    from harness.lint.run import yaml_files
+    from harness.recipes import finding
+
+    root = finding.installed_root()
+    lint = [sys.executable, "-m", "harness.lint.command", "lint"]
+    paths = {"one recipe": finding.HERE / f"{ONE}.yaml", "ModelOpt's whole tree": root}
+    costs = [cost(name, [*lint, str(path)]) for name, path in paths.items()]
+    for run in costs:
+        print(f"lint, {run.name:<22} {run.wall:>6.2f} s {run.cpu:>6.2f} s {run.memory:>6.0f} MiB")
+    return {"costs": [asdict(run) for run in costs], "files": sum(1 for _ in yaml_files(root))}
+
+
 def deployed_rows() -> dict[str, Any]:
     """Both towers of each architecture in every runtime and precision: INT8 against FP32, FP16 and
     BF16.
@@ -216,6 +233,7 @@ def gpu_rows() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "gate": gate_costs,
+    "lint": lint_costs,
     "deployed": deployed_rows,
     "gpu": gpu_rows,
 }
@@ -227,7 +245,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 def page(stored: dict[str, Any]) -> str:
     """``docs/speed.md`` from what was stored."""
     return (
-        "\n".join([*_HEAD, *_gate(stored), *_deployed(stored), *_gpu(stored)])
+        "\n".join([*_HEAD, *_gate(stored), *_lint(stored), *_deployed(stored), *_gpu(stored)])
         + "\n"
         + pages.footer(PAGE.name)
     )
@@ -280,6 +298,16 @@ def _gate(stored: dict[str, Any]) -> Iterator[str]:
         f"- The whole gate of one more recipe, checkpoint, export and numerics on top: "
         f"{wall['whole gate, two recipes'] - wall['whole gate, one recipe']:.1f} s.",
     )
+
+
+def _lint(stored: dict[str, Any]) -> Iterator[str]:
+    part = stored.get("lint")
+    if part is None:
+        return
+    yield from ("", "## The lint", "", f"On {part['device']}; the tree has {part['files']} files.")
+    yield from ("", "| of | wall, s | processor, s | peak memory, MiB |", "|---|---|---|---|")
+    for run in part["costs"]:
+        yield f"| {run['name']} | {run['wall']:.2f} | {run['cpu']:.2f} | {run['memory']:.0f} |"
 
 
 def _deployed(stored: dict[str, Any]) -> Iterator[str]:
