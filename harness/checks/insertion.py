@@ -15,6 +15,7 @@ from torch import nn
 from harness.baselines import Comparison
 from harness.checks import agreement, registry
 from harness.evaluation import environment
+from harness.files.located import spot
 from harness.lint import rules
 from harness.models import architectures, families, references
 from harness.problems import Problem, collapse
@@ -25,7 +26,6 @@ from harness.recipes import applied
 from harness.recipes.algorithms import methods
 from harness.recipes.loading import Entry, Recipe
 from harness.recipes.patterns import means_all, overridden_patterns, unmatched_patterns
-from harness.recipes.yaml_reading import spot
 
 if TYPE_CHECKING:
     from harness.gate.case import Case

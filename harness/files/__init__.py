@@ -35,7 +35,13 @@ from harness.files.paths import (
     names,
     regular_file,
 )
-from harness.files.yaml_text import PlaceOf, read_yaml_with_places
+from harness.files.yaml_text import (
+    NotYamlError,
+    PlaceOf,
+    YamlLimitError,
+    load_documents,
+    read_yaml_with_places,
+)
 
 __all__ = [
     "GIB",
@@ -47,12 +53,15 @@ __all__ = [
     "MAX_PICTURE",
     "MAX_TOKENIZER",
     "MIB",
+    "NotYamlError",
     "PlaceOf",
+    "YamlLimitError",
     "exists",
     "expand",
     "folder",
     "is_file",
     "is_folder",
+    "load_documents",
     "names",
     "opened",
     "read_bytes",

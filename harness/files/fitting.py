@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UsageError
+from harness.files.located import Place, place_at
 from harness.files.messages import cut, shown
 
 T = TypeVar("T")
@@ -38,14 +39,13 @@ def refuse_content(
     content: Any,
     error: ValidationError,
     fix: str | None,
-    lines: dict[tuple[Hashable, ...], int] | None = None,
     fixes: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Raise the UsageError of the first thing that pydantic found wrong with *content*."""
     first = error.errors(include_url=False, include_context=False)[0]
     fix = (fixes or {}).get(first["type"], fix)
     keys = _keys(first["loc"], content, first["type"] == "missing")
-    place = place_of(where, keys, lines or {})
+    place = place_of(where, keys, content)
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         raise UsageError(
@@ -84,18 +84,14 @@ def _keys(loc: Iterable[int | str], content: Any, missing: bool) -> tuple[int | 
     return tuple(keys)
 
 
-def place_of(
-    path: str | Path, keys: Iterable[Hashable], lines: dict[tuple[Hashable, ...], int]
-) -> str:
-    """Return ``file:line (dotted.keys)`` of the entry at *keys*, by the *lines* that
-    :func:`load_yaml` found.
+def place_of(path: str | Path, keys: Iterable[Hashable], content: Any) -> str:
+    """Return ``file:line (dotted.keys)`` of the entry of *content* at *keys*; without the line for
+    content that does not know it.
     """
-    at = tuple(keys)
-    known = tuple(key if isinstance(key, int) else str(key) for key in at)
-    while known and known not in lines:
-        known = known[:-1]
-    line = f":{lines[known]}" if known in lines else ""
+    keys = tuple(keys)
+    place = place_at(content, keys, "")
+    line = f":{place.line}" if isinstance(place, Place) else ""
     dotted = "".join(
-        f"[{key}]" if isinstance(key, int) else f".{cut(str(key))}" for key in at
+        f"[{key}]" if isinstance(key, int) else f".{cut(str(key))}" for key in keys
     ).removeprefix(".")
     return f"{cut(path)}{line}" + (f" ({dotted})" if dotted else "")

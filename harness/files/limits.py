@@ -15,7 +15,8 @@ MAX_PICTURE = 256 * MIB  # one picture file, compressed
 #: Bounds on what a JSON or YAML document may hold.
 MAX_JSON_DEPTH = 64
 MAX_JSON_VALUES = 10_000_000
+# Each an order of magnitude above the largest file of ModelOpt 0.47's tree
 MAX_YAML_DEPTH = 24
-MAX_YAML_VALUES = 20_000
+MAX_YAML_VALUES = 20_000  # aliases expanded
 MAX_DIGITS = 40  # of a whole number; tokenizer_config.json has 1000000000000000019884624838656
 MAX_NAMES = 1_000_000  # files of one folder

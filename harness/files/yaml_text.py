@@ -1,25 +1,50 @@
-"""YAML files that people write, read within bounds and held to a pydantic model."""
+"""YAML that people write, read as untrusted data: bounded in size, depth and expansion, every line
+kept.
+
+PyYAML's safe loader executes nothing, but it expands aliases without limit, recurses as deep as a
+file nests, and keeps the last of two equal keys without a word.  Here each of these is a refusal
+that names the line.  libyaml's parser, which PyYAML has in most installations, is nine times as
+fast as PyYAML's own; what is refused, and how, is the same with both.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.parser import Parser
+from yaml.reader import Reader
+from yaml.resolver import Resolver
+from yaml.scanner import Scanner
 
 from harness.errors import UsageError
 from harness.files.content import read_text
 from harness.files.fitting import adapter, place_of, refuse_content
 from harness.files.limits import MAX_DIGITS, MAX_YAML, MAX_YAML_DEPTH, MAX_YAML_VALUES
+from harness.files.located import Located, LocatedList, Place
 from harness.files.messages import cut, shown
 from harness.files.paths import exists
 
 T = TypeVar("T")
 #: ``file:line (dotted.keys)`` of an entry, by its keys.
 PlaceOf = Callable[..., str]
-#: ``file:line (dotted.keys)`` of an entry, by its keys.
+#: What libyaml reads in another way than PyYAML, which is what ModelOpt reads recipes with: tabs,
+#: byte order marks, tags, and a comment right after the mark of a block of text.
+_READ_IN_ANOTHER_WAY = re.compile("[\t\ufeff]|(?:^|[\\s\\[\\]{},:?-])!|[|>][-+0-9]*#", re.M)
+
+
+class NotYamlError(UsageError):
+    """Text that is not YAML, or YAML that holds something else than plain data."""
+
+
+class YamlLimitError(UsageError):
+    """YAML that nests too deeply, or holds too much."""
 
 
 def read_yaml_with_places(
@@ -54,126 +79,187 @@ def read_yaml_with_places(
     if fixes and "absent" in fixes and not exists(path):
         raise UsageError(cut(path), f"there is no {what}", fixes["absent"])
     text = read_text(path, limit=limit, inside=inside, what=what, fix=fix)
-    content, lines = load_yaml(text, path, fix=fix)
+    content = _read(text, path, _Loader.get_single_data, aliases=False, fix=fix)
 
     def place(*keys: Hashable) -> str:
-        return place_of(path, keys, lines)
+        return place_of(path, keys, content)
 
     try:
         return adapter(model).validate_python(content), place
     except ValidationError as error:
-        refuse_content(path, content, error, fix, lines, fixes)
+        refuse_content(path, content, error, fix, fixes)
 
 
-def load_yaml(
-    text: str, where: str | Path, *, fix: str | None = None
-) -> tuple[Any, dict[tuple[Hashable, ...], int]]:
-    """Return the content of YAML *text*, which was found at *where*, and the line (from 1) of every
-    entry by its keys.
+def load_documents(text: str, path: str | Path, *, most: int) -> list[Any]:
+    """Return the first *most* YAML documents of *text*, which was found at *path*: plain data that
+    know their places.  Aliases are expanded, and counted so.
 
     Raises:
-        UsageError: it is not one YAML document of plain data, or exceeds a bound.
+        NotYamlError: it is not YAML, or holds something else than plain data; with the place.
+        YamlLimitError: it exceeds a bound.
     """
-    name = cut(where)
+
+    def take(loader: _Loader) -> list[Any]:
+        documents: list[Any] = []
+        while len(documents) < most and loader.check_data():  # type: ignore[no-untyped-call]
+            documents.append(loader.get_data())
+        return documents
+
+    return _read(text, path, take, aliases=True)
+
+
+def _read(
+    text: str,
+    path: str | Path,
+    take: Callable[[_Loader], T],
+    *,
+    aliases: bool,
+    fix: str | None = None,
+) -> T:
+    """What *take* gets from a loader of *text*."""
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        lines = _lines(node)
-        content = loader.construct_document(node) if node is not None else None
+        if yaml.__with_libyaml__ and not _READ_IN_ANOTHER_WAY.search(text):
+            try:
+                return take(_FastLoader(text, path, aliases))
+            except _RefusedError:
+                raise
+            except (yaml.YAMLError, UnicodeEncodeError):
+                pass  # PyYAML's own parser has the last word, and the plainer words
+        return take(_PlainLoader(text, path, aliases))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}" if mark else name
+        place = Place.at(Path(path), mark) if mark else cut(path)
         problem = error.problem or error.context or "not YAML"
-        raise UsageError(
-            place, f"is not YAML that can be used: {problem}", fix or "Correct that line."
+        if isinstance(error, _LimitError):
+            raise YamlLimitError(place, problem, fix or "Split it.") from None
+        raise NotYamlError(
+            place, f"is not YAML that can be used: {problem}", fix or "Correct it."
         ) from None
     except yaml.YAMLError as error:  # the reader's: a character that YAML does not allow
-        raise UsageError(name, f"is not YAML ({error})", fix or "Correct it.") from None
-    except RecursionError:
-        raise UsageError(
-            name, f"nests deeper than {MAX_YAML_DEPTH} levels", fix or "Correct it."
-        ) from None
+        raise NotYamlError(cut(path), f"is not YAML ({error})", fix or "Correct it.") from None
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
         # PyYAML lets some malformed scalars through its resolver ("0b_", "!!int x") and then fails
         # on them.
-        raise UsageError(
-            name, f"holds a value that YAML cannot read ({error})", fix or "Put it in quotes."
+        raise NotYamlError(
+            cut(path), f"holds a value that YAML cannot read ({error})", fix or "Put it in quotes."
         ) from None
-    return content, lines
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with bounds on depth and size; aliases, keys written twice and rare
-    types are refused.
+class _RefusedError(yaml.MarkedYAMLError):
+    """Something that is YAML, and may not be in a file all the same."""
+
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(problem=problem, problem_mark=mark)
+
+
+class _LimitError(_RefusedError):
+    """More than a file may hold."""
+
+
+class _Loader(Composer, SafeConstructor, Resolver):
+    """What comes after the parser: PyYAML's safe loader with bounds on depth and size (aliases
+    counted expanded), places kept, keys written twice and types that JSON does not have refused.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, path: str | Path, aliases: bool) -> None:
+        Composer.__init__(self)  # type: ignore[no-untyped-call]
+        SafeConstructor.__init__(self)  # type: ignore[no-untyped-call]
+        Resolver.__init__(self)  # type: ignore[no-untyped-call]
+        self.path = Path(path)
+        self.aliases = aliases
         self.depth = self.values = 0
+        self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            self._refuse("an alias (write the value out)", mark)
+            return self._alias(parent, index, mark)
+        before = self.values
+        self._count(1, mark)
         self.depth += 1
-        self.values += 1
         if self.depth > MAX_YAML_DEPTH:
-            self._refuse(f"nests deeper than {MAX_YAML_DEPTH} levels", mark)
-        if self.values > MAX_YAML_VALUES:
-            self._refuse(f"more than {MAX_YAML_VALUES:,} values", mark)
+            raise _LimitError(f"nests deeper than {MAX_YAML_DEPTH} levels", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
+        self.sizes[id(node)] = self.values - before
         return node
 
-    def construct_unique(self, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
-        content: dict[Any, Any] = {}
+    def _alias(self, parent: Any, index: Any, mark: Any) -> Any:
+        if not self.aliases:
+            raise _RefusedError("an alias (write the value out)", mark)
+        node = super().compose_node(parent, index)
+        if id(node) not in self.sizes:
+            raise _RefusedError("an alias inside what it names", mark)
+        self._count(self.sizes[id(node)], mark)
+        return node
+
+    def _count(self, values: int, mark: Any) -> None:
+        self.values += values
+        if self.values > MAX_YAML_VALUES:
+            raise _LimitError(f"expands to more than {MAX_YAML_VALUES:,} values", mark)
+
+    def construct_map(self, node: yaml.MappingNode) -> Iterator[Located]:
+        content = Located()
+        content.place = Place.at(self.path, node.start_mark)
         yield content
         for key_node, _ in node.value:
+            mark = key_node.start_mark
             if key_node.tag == "tag:yaml.org,2002:merge":
-                self._refuse("a merge key '<<' (write the values out)", key_node.start_mark)
+                if not self.aliases:
+                    raise _RefusedError("a merge key '<<' (write the values out)", mark)
+                continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float)):
-                self._refuse(f"the key {shown(key)}, expected a name", key_node.start_mark)
-            if key in content:
-                self._refuse(f"the key {shown(key)} is written twice", key_node.start_mark)
-            content[key] = None
+            if not isinstance(key, (str, int)):
+                raise _RefusedError(f"the key {shown(key)}, expected a name", mark)
+            if key in content.places:
+                problem = f"the key {shown(key)} is written twice, of which YAML keeps the last"
+                raise _RefusedError(problem, mark)
+            content.places[key] = Place.at(self.path, mark)
         content.update(self.construct_mapping(node))
 
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+    def construct_list(self, node: yaml.SequenceNode) -> Iterator[LocatedList]:
+        content = LocatedList((), (Place.at(self.path, item.start_mark) for item in node.value))
+        yield content
+        content.extend(self.construct_sequence(node))
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        problem = f"a number of {len(node.value)} digits, which is over 63 bits"
         if len(node.value) > MAX_DIGITS:
-            self._refuse(f"a number of {len(node.value)} digits", node.start_mark)
-        construct: Callable[[yaml.ScalarNode], int | float] = self.construct_yaml_float
-        if node.tag.endswith(":int"):
-            construct = self.construct_yaml_int
-        return construct(node)
+            raise _RefusedError(problem, node.start_mark)
+        number: int = self.construct_yaml_int(node)
+        if number.bit_length() > 63:  # Python itself refuses to print far longer ones
+            raise _RefusedError(problem, node.start_mark)
+        return number
 
     def refuse_type(self, node: yaml.Node) -> NoReturn:
         kind = node.tag.rsplit(":", 1)[-1]
-        self._refuse(f"a value of the type {shown(kind)} (put it in quotes)", node.start_mark)
-
-    def _refuse(self, problem: str, mark: Any) -> NoReturn:
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        problem = f"a value of the type {shown(kind)} (put it in quotes)"
+        raise _RefusedError(problem, node.start_mark)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_unique)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_list)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 for _tag in ("timestamp", "binary", "set", "omap", "pairs", None):  # types that JSON does not have
     _Loader.add_constructor(_tag and f"tag:yaml.org,2002:{_tag}", _Loader.refuse_type)
 
 
-def _lines(
-    node: yaml.Node | None, keys: tuple[Hashable, ...] = ()
-) -> dict[tuple[Hashable, ...], int]:
-    """Line (from 1) of every entry of a YAML document, by its keys as text."""
-    lines: dict[tuple[Hashable, ...], int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            at = (*keys, str(key.value))
-            lines[at] = key.start_mark.line + 1
-            lines |= _lines(value, at)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            lines[(*keys, number)] = value.start_mark.line + 1
-            lines |= _lines(value, (*keys, number))
-    return lines
+class _PlainLoader(_Loader, Reader, Scanner, Parser):
+    """The loader on PyYAML's own parser."""
+
+    def __init__(self, text: str, path: str | Path, aliases: bool) -> None:
+        Reader.__init__(self, text)  # type: ignore[no-untyped-call]
+        Scanner.__init__(self)  # type: ignore[no-untyped-call]
+        Parser.__init__(self)  # type: ignore[no-untyped-call]
+        _Loader.__init__(self, path, aliases)
+
+
+if yaml.__with_libyaml__:
+    from yaml.cyaml import CParser
+
+    class _FastLoader(_Loader, CParser):
+        """The loader on libyaml's parser."""
+
+        def __init__(self, text: str, path: str | Path, aliases: bool) -> None:
+            CParser.__init__(self, text)
+            _Loader.__init__(self, path, aliases)

@@ -11,11 +11,12 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError, validators
 
 from harness.errors import UsageError
+from harness.files.located import named_place, place_at
 from harness.lint.known import Release
 from harness.recipes import algorithms, config_form, judged, limits, schema
 from harness.recipes.checking import Search
 from harness.recipes.tree import plain
-from harness.recipes.yaml_reading import Document, named_place, place_at
+from harness.recipes.yaml_reading import Document
 
 _CONFIG, _RECIPE = "modelopt.torch.quantization.config", "modelopt.recipe.config"
 _ENTRY = f"{_CONFIG}.QuantizerCfgEntry"

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from harness import files
 from harness.errors import UnforeseenError, UsageError, reading
+from harness.files import NotYamlError
+from harness.files.located import Place
 from harness.lint.known import Release, installed
 from harness.lint.recorded import FileSettingError, Recorded
 from harness.lint.rules import check, known_families, level
 from harness.recipes.finding import installed_root, section_files
 from harness.recipes.loading import SEARCHED, Recipe, kind_of, load_in
 from harness.recipes.tree import SUFFIXES, Tree
-from harness.recipes.yaml_reading import Document, NotYamlError, Place, UnreadableError
+from harness.recipes.yaml_reading import Document, UnreadableError
 
 MAX_FILES = 20_000  # that are looked at below the given folders
 #: Folders of a tree of recipes; a folder that has one of them is such a tree.

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files.located import Place, named_place
 from harness.recipes import limits
-from harness.recipes.yaml_reading import Place, named_place
 
 #: What a recipe without the key ``algorithm`` means.
 DEFAULT = "max"

@@ -14,8 +14,8 @@ from importlib import metadata
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files.located import Located, place_at
 from harness.recipes.installed import modelopt_config
-from harness.recipes.yaml_reading import Located, place_at
 
 Line = dict[str, Any]
 

@@ -27,12 +27,13 @@ from typing import Any
 
 from harness import digests, files
 from harness.errors import UsageError
+from harness.files.located import Located, place_at
 from harness.recipes import algorithms, unknown
 from harness.recipes.checking import Installed, Schema, first_line
 from harness.recipes.finding import SECTIONS, installed_root, path_of, section_files, short_name
 from harness.recipes.schema import check_pattern
 from harness.recipes.tree import Tree, plain
-from harness.recipes.yaml_reading import Document, Located, place_at
+from harness.recipes.yaml_reading import Document
 
 MAX_ENTRIES = 500  # of one recipe, resolved
 MAX_FORMATS = 16  # that one search chooses among; each calibrates the whole model

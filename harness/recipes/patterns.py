@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness.files.located import spot
 from harness.problems import Problem
 from harness.recipes.applied import Applied, Placed, applied_to, matched, place_of
 from harness.recipes.loading import Entry, Recipe
-from harness.recipes.yaml_reading import spot
 
 #: Names of the rules, as the gate reports them.
 NO_MATCH, OVERRIDDEN, TOO_EARLY = (

@@ -17,10 +17,11 @@ from typing import Any, get_origin
 import pydantic
 
 from harness.errors import UsageError
+from harness.files.located import named_place, place_at
 from harness.recipes import config_form, limits
 from harness.recipes.installed import modelopt_config
 from harness.recipes.tree import plain
-from harness.recipes.yaml_reading import Document, named_place, place_at
+from harness.recipes.yaml_reading import Document
 
 MAX_PATTERN = 256  # characters of a quantizer_name
 MAX_WILDCARDS = 16  # of '*' in one, far above any in use: each one more makes matching slower

@@ -18,21 +18,13 @@ from typing import Any, TypeVar
 from harness import files
 from harness.errors import UsageError
 from harness.files import shown
-from harness.recipes.yaml_reading import (
-    MAX_FILE_BYTES,
-    MAX_NODES,
-    SPLIT,
-    Document,
-    Located,
-    LocatedList,
-    UnreadableError,
-    parse,
-    place_at,
-)
+from harness.files.limits import MAX_YAML_VALUES
+from harness.files.located import Located, LocatedList, place_at
+from harness.recipes.yaml_reading import MAX_FILE_BYTES, SPLIT, Document, UnreadableError, parse
 
 SUFFIXES = (".yml", ".yaml")
 #: Limits, each far above what ModelOpt 0.47's tree holds.
-MAX_RESOLVED = MAX_NODES  # values of a recipe with its imports resolved
+MAX_RESOLVED = MAX_YAML_VALUES  # values of a recipe with its imports resolved
 MAX_TOTAL = 5 * MAX_RESOLVED  # of all the snippets of one recipe together, each counted by itself
 MAX_TREE_BYTES = 2 * 1024 * 1024  # of all files that are read of one tree
 MAX_IMPORT_DEPTH = 24

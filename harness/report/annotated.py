@@ -16,13 +16,13 @@ from pathlib import Path
 
 from harness import files
 from harness.errors import UsageError
+from harness.files.located import Place
 from harness.gate.results import Word
 from harness.gate.results_schema import CaseResult, RunResult
 from harness.lint import formats
 from harness.lint.rules import GATE_RULES, RULES
 from harness.lint.run import LintProblem
 from harness.recipes import patterns
-from harness.recipes.yaml_reading import Place
 from harness.report import cases
 
 #: Files that a run with ``--gate-annotations`` adds to its report.

@@ -605,8 +605,8 @@ def test_a_python_reference_that_is_no_recipe_is_refused(
             "recipe_type 'pqt' is not one of ModelOpt's. Known: ptq",
         ),
         ("metadata:\n  recipe_type: ptq\n---\nquantize: {quant_cfg: []}\n", "two YAML documents"),
-        ("a: [1\n", "r.yaml:2: is not YAML that a recipe may hold: .*expected"),
-        ("a: 1\nb: 2\na: 3\n", "r.yaml:3: .*the key 'a' twice"),
+        ("a: [1\n", "r.yaml:2: is not YAML that can be used: .*expected"),
+        ("a: 1\nb: 2\na: 3\n", "r.yaml:3: .*the key 'a' is written twice"),
         ("", "no metadata.recipe_type"),
     ],
 )

@@ -10,8 +10,8 @@ import pytest
 
 from harness.diagnosis import suggestion
 from harness.errors import UsageError
+from harness.files.located import Place
 from harness.lint.run import LintProblem, lint
-from harness.recipes.yaml_reading import Place
 from harness.report import annotated
 from harness.report.cases import read
 from harness.report.markdown import summary
