@@ -305,6 +305,50 @@ def test_yaml_that_does_not_fit_is_refused_with_its_line(tmp_path: Path, name: s
     assert len(line) < 600
 
 
+#: What libyaml and PyYAML read in another way, or refuse in other words.
+EITHER_WAY = [
+    "a: [1\nb: 2\n",
+    "a: b: c\n",
+    "a:\tb\n",
+    "@a\n",
+    "a: |#\n",
+    "a: !*! b\n",
+    "a: '\ufeff'\n",
+    'a: "\\z"\n',
+    "a: *b\n",
+    "\ud800: 1\n",
+    "a: &b [1, {c: é}]\nd: *b\n",
+    "? a\n: - 1\n  - {b: ''}\n---\n- c\n",
+    "[" * 10_000,
+]
+
+
+@pytest.mark.parametrize("text", EITHER_WAY)
+def test_both_parsers_read_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content, places and refusals are those of PyYAML's own parser where libyaml's is used."""
+
+    def read() -> tuple[str, object]:
+        try:
+            documents = files.load_documents(text, "a.yaml", most=3)
+        except UsageError as error:
+            return str(error), None
+        return repr(documents), [getattr(document, "places", None) for document in documents]
+
+    with_libyaml = read()
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+
+    assert with_libyaml == read()
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="this PyYAML has no libyaml")
+def test_usual_yaml_is_read_by_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML's own parser, which is slow, is not asked about a file that libyaml reads."""
+    monkeypatch.delattr(files.yaml_text, "_PlainLoader")
+
+    documents = files.load_documents("a: [1]\n---\nb: x!\n", "a.yaml", most=3)
+    assert documents == [{"a": [1]}, {"b": "x!"}]
+
+
 # -- properties ------------------------------------------------------------------------------------
 
 PLAIN = st.recursive(
@@ -397,6 +441,7 @@ ALLOWED = {
     "places.py": "folders of this package",
     "lint/known.py": "data of this package",
     "outlines/declared.py": "data of this package",
+    "outlines/rows.py": "the embedded model of this package",
     "tools/pages.py": "pages of this project",
     "baselines/text.py": "the store's own files: no link is followed, and one that vanishes is distinguished",
     "baselines/store.py": "what the store itself wrote, compared before it is written again",
