@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness import files
-from harness.data import cifar, coco, webdatasets, words
+from harness.data import cifar, coco, imagenet, webdatasets, words
 from harness.data.pictures import PictureArray, PictureFile, PictureFiles, Source
 from harness.errors import UsageError
 from harness.recipes import unknown
@@ -58,8 +58,8 @@ LAYOUTS = {
     ),
     "imagenet1k": FolderLayout(
         CLASSIFICATION,
-        (("val", "ILSVRC2012_img_val.tar"), ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")),
-        "Put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there.",
+        (("val", imagenet.PICTURES), ("meta.bin", imagenet.KIT)),
+        imagenet.FIX,
     ),
     "imagenet1k-unverified": FolderLayout(
         CLASSIFICATION, (("val",),), "Put the 1000 class folders of the validation set there."
@@ -355,8 +355,10 @@ def _cifar(name: str, place: Path) -> Samples:
 def _folders(name: str, place: Path) -> Samples:
     """ImageNet's validation set: a folder for each class, called by its WordNet id."""
     root = place / "val"
+    named = _packaged("classnames")["imagenet1k"], _templates(name)
     if not files.exists(root):
-        _unpack(place)
+        stored, ids, labels = imagenet.read(place, _wordnet_ids())
+        return _classified(name, place, PictureFiles(stored, ids), ids, labels, named)
     order = _class_folders(root)
     paths, labels = [], []
     for label, folder in enumerate(order):
@@ -370,14 +372,7 @@ def _folders(name: str, place: Path) -> Samples:
         if any("\ud800" <= c <= "\udfff" for c in id_):
             raise UsageError(path, "the file's name is not UTF-8", "Rename it.")
     pictures = PictureFiles([PictureFile(path) for path in paths], ids)
-    return _classified(
-        name,
-        place,
-        pictures,
-        ids,
-        labels,
-        (_packaged("classnames")["imagenet1k"], _templates(name)),
-    )
+    return _classified(name, place, pictures, ids, labels, named)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -386,16 +381,13 @@ def _class_folders(root: Path) -> list[str]:
     Raises:
         UsageError: they are not its thousand classes, by WordNet id or by number.
     """
-    _repair_torchvision()
-    from clip_benchmark.datasets.builder import all_imagenet_wordnet_ids
-
     fix = LAYOUTS["imagenet1k-unverified"].fix
     held = [
         item
         for item in files.names(root, what="folder of class folders")
         if files.is_folder(root / item)
     ]
-    expected = list(all_imagenet_wordnet_ids)
+    expected = _wordnet_ids()
     if [item.lstrip("0") or "0" for item in held] == [str(i) for i in range(len(expected))]:
         return held  # numbered with leading zeros: the order of the names is that of the classes
     if len(held) != len(expected):
@@ -433,27 +425,15 @@ def _pictures_in(folder: Path, depth: int = 0) -> list[Path]:
     return pictures
 
 
-def _repair_torchvision() -> None:
-    """Make torchvision importable; not at the top, as refusing what cannot be used takes no
-    torch.
-    """
+def _wordnet_ids() -> list[str]:
+    """The WordNet ids of ImageNet's classes, in their order."""
+    # Not at the top: it takes torch
     from harness import compat
 
     compat.repair_torchvision()
+    from clip_benchmark.datasets.builder import all_imagenet_wordnet_ids
 
-
-def _unpack(place: Path) -> None:
-    """Unpack ImageNet's own archives, whose checksums torchvision compares, into the folder
-    *place*.
-    """
-    _repair_torchvision()
-    from torchvision.datasets import ImageNet
-
-    try:
-        ImageNet(str(place), "val")
-    except Exception as error:
-        what = f"ImageNet's archives cannot be unpacked ({error})"
-        raise UsageError(place, what, LAYOUTS["imagenet1k"].fix) from error
+    return list(all_imagenet_wordnet_ids)
 
 
 def _coco(name: str, place: Path) -> Samples:

@@ -159,8 +159,8 @@ def samples(place: Path, split: str) -> Iterator[Sample]:
             has.
     """
     for path in _shards(place / split):
-        with _archive(path) as archive:
-            yield from _grouped(path, archive)
+        with archive(path) as shard:
+            yield from _grouped(path, shard)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -204,9 +204,13 @@ class _Bounded:
 
 
 @contextmanager
-def _archive(path: Path) -> Iterator[tarfile.TarFile]:
-    """The opened archive *path*; whatever is wrong with it becomes a UsageError."""
-    with files.opened(path, what="shard", fix=FIX) as file:
+def archive(path: Path, fix: str = FIX) -> Iterator[tarfile.TarFile]:
+    """Open the archive *path* for the length of the block.
+
+    Raises:
+        UsageError: whatever is wrong with it.
+    """
+    with files.opened(path, what="shard", fix=fix) as file:
         if file.read(2) == b"\x1f\x8b":
             packed, plain = shlex.quote(str(path)), shlex.quote(f"{path}.plain")
             fix = f"Unpack it: gzip -dc < {packed} > {plain} && mv {plain} {packed}"
@@ -214,8 +218,8 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
         file.seek(0)
         try:
             bounded: Any = _Bounded(file)
-            with tarfile.open(fileobj=bounded, mode="r:") as archive:
-                yield archive
+            with tarfile.open(fileobj=bounded, mode="r:") as shard:
+                yield shard
         except UsageError:
             raise
         except Exception as error:  # tarfile raises ten kinds for damaged headers
@@ -224,10 +228,10 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
             ) from error
 
 
-def _grouped(path: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
+def _grouped(path: Path, shard: tarfile.TarFile) -> Iterator[Sample]:
     """The samples of one archive: neighbours that share a name."""
     current: Sample | None = None
-    for entry in _entries(archive):
+    for entry in entries(shard):
         matched = _NAME.fullmatch(entry.name)
         if not entry.isreg() or _META.match(entry.name) or not matched:
             continue
@@ -236,32 +240,32 @@ def _grouped(path: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
             if current is not None:
                 yield current
             current = Sample(path, key)
-        _add(current, ending, entry, archive)
+        _add(current, ending, entry, shard)
     if current is not None:
         yield current
 
 
-def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The headers of an archive, up to its end mark.
+def entries(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of an archive, up to its end mark.
 
     Raises:
         tarfile.ReadError: it has none, or a header leads backwards.
     """
     before = -1
-    while (entry := archive.next()) is not None:
-        if entry.size < 0 or archive.offset <= before:
+    while (entry := shard.next()) is not None:
+        if entry.size < 0 or shard.offset <= before:
             raise tarfile.ReadError("a header with a negative size")
-        before = archive.offset
+        before = shard.offset
         yield entry
-        archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
-    file: Any = archive.fileobj
+        shard.members = []  # type: ignore[attr-defined]  # it would keep all of them
+    file: Any = shard.fileobj
     # TarFile.next takes a header that it cannot read for the end.
-    file.seek(archive.offset)
+    file.seek(shard.offset)
     if file.read(_BLOCK) != bytes(_BLOCK):
-        raise tarfile.ReadError(f"cut off, or no header at byte {archive.offset:,}")
+        raise tarfile.ReadError(f"cut off, or no header at byte {shard.offset:,}")
 
 
-def _add(sample: Sample, ending: str, entry: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+def _add(sample: Sample, ending: str, entry: tarfile.TarInfo, shard: tarfile.TarFile) -> None:
     """Take *entry* into its *sample*."""
     path, key = sample.shard, sample.key
     if len(entry.name) > _MAX_NAME or any("\ud800" <= c <= "\udfff" for c in entry.name):
@@ -285,11 +289,11 @@ def _add(sample: Sample, ending: str, entry: tarfile.TarInfo, archive: tarfile.T
         raise UsageError(path, what, "Make it smaller, or leave the sample out.")
     sample.members[ending] = PictureFile(path, offset=entry.offset_data, size=entry.size)
     if ending in ("cls", "txt"):
-        sample.small[ending] = sample_bytes(archive, entry)
+        sample.small[ending] = sample_bytes(shard, entry)
 
 
-def sample_bytes(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+def sample_bytes(shard: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     """Return the content of a small member."""
-    file = archive.extractfile(entry)
+    file = shard.extractfile(entry)
     assert file is not None, "a regular member"
     return file.read()

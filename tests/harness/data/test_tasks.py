@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
+import io
 import json
 import pickle
 import shutil
@@ -27,9 +29,11 @@ from made_data import (
     write_shard,
 )
 from PIL import Image
+from scipy.io import savemat
 from torch import Tensor, nn
 
 from harness import compat  # noqa: F401  (before clip_benchmark)
+from harness.data import imagenet as imagenet_archives
 from harness.data import inputs, samples, tasks
 from harness.data.pictures import Resized
 from harness.data.tasks import ACC1, IMAGE_RECALL, TEXT_RECALL, Task, TaskRun
@@ -447,6 +451,54 @@ def imagenet(root: Path) -> Path:
         noise(index, (9, 8)).save(root / "val" / wnid / f"ILSVRC2012_val_{index + 1:08d}.JPEG")
     torch.save(({wnid: (wnid,) for wnid in wnids}, list(wnids)), root / "meta.bin")
     return root
+
+
+def archived(unpacked: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same pictures in ImageNet's two archives; the sum of the kit is that of this one."""
+    wnids = sorted(item.name for item in (unpacked / "val").iterdir())
+    numbers = {wnid: len(wnids) - place for place, wnid in enumerate(wnids)}
+    synsets = [(number, wnid, "x", "y", 0) for wnid, number in numbers.items()]
+    fields = [
+        (name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
+    ]
+    above = [(1001, "n00000000", "x", "y", 2)]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(synsets + above, dtype=fields)})
+    pictures = sorted((unpacked / "val").rglob("*.JPEG"), key=lambda path: path.name)
+    truth = "".join(f"{numbers[path.parent.name]}\n" for path in pictures)
+    kit = {
+        "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+    }
+    root.mkdir()
+    members = [(path.name, path.read_bytes()) for path in reversed(pictures)]
+    write_shard(root / imagenet_archives.PICTURES, members)
+    write_shard(root / "kit.tar", list(kit.items()))
+    packed = gzip.compress((root / "kit.tar").read_bytes())
+    (root / "kit.tar").unlink()
+    (root / imagenet_archives.KIT).write_bytes(packed)
+    monkeypatch.setattr(imagenet_archives, "KIT_SUM", hashlib.md5(packed).hexdigest())
+    return root
+
+
+def test_imagenet_is_read_from_its_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two archives hold what the class folders hold, and nothing is written next to them; a kit
+    that is not the published one is refused.
+    """
+    unpacked = imagenet(tmp_path / "unpacked")
+    place = archived(unpacked, tmp_path / "archived", monkeypatch)
+    before = sorted(place.iterdir())
+
+    folders, archives = (samples.load("imagenet1k", root) for root in (unpacked, place))
+
+    assert archives.ids == folders.ids
+    assert archives.hash == folders.hash
+    assert sorted(place.iterdir()) == before
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="is not the published file"):
+        samples.load("imagenet1k", place)
 
 
 def cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
