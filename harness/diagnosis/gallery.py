@@ -1,6 +1,4 @@
-"""The samples whose answer quantization changed, with their pictures: what a person looks at after
-the numbers.
-"""
+"""The samples whose answer quantization changed, with their pictures."""
 
 from __future__ import annotations
 
@@ -144,14 +142,14 @@ def _fall(reference: Outcomes, quantized: Outcomes) -> np.ndarray[Any, np.dtype[
 
 
 def _picture_of(outcomes: Outcomes, sample: int) -> int:
-    """The position of the picture that a sample shows: its own, or for a caption the one that it
+    """Return the position of the picture that a sample shows: its own, or the one that a caption
     belongs to.
     """
     return int(outcomes.targets[sample]) if outcomes.metric == IMAGE_RECALL else sample
 
 
 def _names(task: Task, metric: str, captions: Sequence[str] | None) -> Any:
-    """Candidate number to words."""
+    """Return the candidates' names in words, by their numbers."""
 
     def name(index: int) -> str:
         if index < 0:

@@ -1,4 +1,4 @@
-"""How far each encoder layer's output moved: where in a tower quantization error arises and how it
+"""The error of each encoder layer's output: where in a tower quantization error arises and how it
 grows.
 """
 
@@ -84,7 +84,7 @@ def errors(reference: Tensor, quantized: Tensor) -> tuple[float, float]:
 
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What each encoder layer gives in one forward of *model*, by module path."""
+    """Return the output of each encoder layer in one forward of *model*, by module path."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, _module: nn.Module, _args: object, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""The recipe patch that blame verified, as the change of one line of the recipe's file: what a
+"""The recipe patch that blame verified, as a change of one line of the recipe's file that a
 reviewer can apply with one click.
 """
 
@@ -16,7 +16,7 @@ from harness.recipes.yaml_reading import MAX_FILE_BYTES
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What stands for a line of a file after the change, the line itself first.
+    """The lines that replace a line of a file; the replaced line comes first.
 
     ``place`` is the line, as ``file:line:column``.
     """

@@ -1,4 +1,4 @@
-"""What a case's ONNX graphs are and compute."""
+"""The ONNX graphs of a case and what they compute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from harness.problems import Problem
 
 
 class Graphs:
-    """What a case's ONNX graphs are and compute; it outlives the model that they were made from."""
+    """The ONNX graphs of a case and what they compute; the object outlives the model from which
+    they were made.
+    """
 
     def __init__(self, quantized: Callable[[], Quantized], shared: ReferenceSide) -> None:
         self._quantized = quantized
@@ -46,13 +48,15 @@ class Graphs:
         return self._exported.published()
 
     def problems_of(self, tower: str, dtype: torch.dtype) -> list[Problem]:
-        """What in a tower's graph is not what the case's quantizers say."""
+        """Return where a tower's graph differs from the case's quantizers."""
         if (tower, dtype) not in self.problems:
             self.problems[tower, dtype] = self._exported.problems(tower, dtype)
         return self.problems[tower, dtype]
 
     def parity(self, tower: str, *, optimize: bool = False) -> export.Parity:
-        """A tower's graph in ONNX Runtime against fake quantization in torch, given the codes."""
+        """Compare a tower's graph in ONNX Runtime with fake quantization in torch, which uses the
+        runtime's codes.
+        """
         if (tower, optimize) not in self.parities:
             self.parities[tower, optimize] = self._exported.parity(tower, optimize)
         return self.parities[tower, optimize]

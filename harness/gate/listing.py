@@ -44,7 +44,7 @@ class CaseName:
 
 
 def short(ref: str) -> str:
-    """The readable end of a model's name where it is the only one of the run."""
+    """Return the readable end of a model's name, for a run with a single model."""
     return names.of_model(ref)
 
 

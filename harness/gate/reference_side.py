@@ -30,8 +30,8 @@ from harness.statistics import published, sanity
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run takes over of one model, instead of building it: the run it comes from has the
-    same options.
+    """What a run takes over of one model from another run with the same options, instead of
+    building it.
     """
 
     reference: Reference | None = None
@@ -117,8 +117,8 @@ class ReferenceSide:
 
     @built
     def magnitudes(self) -> Magnitudes:
-        """What the calibration data give at every place of the reference: one pass for all
-        recipes.
+        """The largest magnitudes of the calibration data at every place of the reference: one pass
+        for all recipes.
         """
         return Magnitudes(
             quantize.insert(self.model, self.setting.options.attention), self.batches()
@@ -135,8 +135,8 @@ class ReferenceSide:
 
     @built
     def beyond_places(self) -> dict[str, Any]:
-        """What a pattern may mean though the model has no quantizer there: hidden or absent blocks,
-        another tower.
+        """What a pattern may mean although the model has no quantizer there: hidden or absent
+        blocks, another tower.
         """
         family = families.of(self.model)
         elsewhere: QuantizerMap = ()
@@ -204,7 +204,9 @@ class ReferenceSide:
         return self.sane(self.setting.evaluator.evaluate(self.subject, self.tasks))
 
     def sane(self, runs: Mapping[str, TaskRun]) -> dict[str, TaskRun]:
-        """*runs* of the reference; a usage error where nothing can be compared with them."""
+        """Return *runs* of the reference; raise a usage error if nothing can be compared with
+        them.
+        """
         sanity.check(self.source, runs, _called(self.reference.dtype))
         return dict(runs)
 
@@ -236,5 +238,5 @@ class ReferenceSide:
 
 
 def _called(dtype: torch.dtype) -> str:
-    """What people call a floating-point type: ``FP16``."""
+    """Return the usual name of a floating-point type: ``FP16``."""
     return str(dtype).removeprefix("torch.").replace("bfloat", "BF").replace("float", "FP")

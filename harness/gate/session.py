@@ -62,11 +62,11 @@ class Gate(Setting):
         return self._cases[name]
 
     def touched(self) -> list[Case]:
-        """The cases that anything was asked of, in that order."""
+        """The cases that were used, in the order of their first use."""
         return list(self._cases.values())
 
     def side(self, model: str) -> ReferenceSide:
-        """What all recipes on *model* share."""
+        """Return what all recipes on *model* share."""
         if model not in self._sides:
             self._sides[model] = ReferenceSide(self, model, self._prepared.get(model, Prepared()))
         return self._sides[model]

@@ -1,4 +1,4 @@
-"""What everything in one run shares: options, device, evaluator, store and policy."""
+"""What all cases of a run share: options, device, evaluator, store and policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.statistics import budgets
 
 
 class Setting:
-    """What a run is bound to, and what belongs to no single case of it.
+    """What a run is bound to and what belongs to no single case.
 
     Args:
         options: what was chosen.
@@ -55,7 +55,7 @@ class Setting:
 
     @property
     def batch_size(self) -> int:
-        """Rows a forward: the option's, or what the device likes."""
+        """Rows per forward: the option's value, or what suits the device."""
         return self.options.batch_size or inputs.default_batch_size(self.device)
 
     @cached_property

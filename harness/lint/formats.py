@@ -1,4 +1,4 @@
-"""Problems as people and programs read them: text, JSON, GitHub's workflow commands, SARIF."""
+"""Write problems for people and programs: text, JSON, GitHub's workflow commands, SARIF."""
 
 from __future__ import annotations
 

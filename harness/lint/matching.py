@@ -31,8 +31,8 @@ def tells_numbers(pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class Touched:
-    """What a recipe's entries make of one family: of one place of each group, and by its name the
-    bits of the group.
+    """The effect of a recipe's entries on one family: on one place of each group, and by its name
+    the bits of the group.
     """
 
     applied: Applied

@@ -94,7 +94,9 @@ def affected(root: Path, rev: str, presets: bool = False) -> list[Affected]:
 
 
 def reached(tree: Tree, base: Tree, comparison: Changeset, presets: bool = False) -> list[Affected]:
-    """As :func:`affected`, of the working tree and what it was compared with, *base*."""
+    """Return what :func:`affected` returns, for the working tree and *base*, with which it was
+    compared.
+    """
     changed = comparison.changes
     paths = _recipe_files(tree, comparison.files)
     if not _holds_recipes(tree, paths) and not _holds_recipes(
@@ -136,8 +138,8 @@ def _holds_recipes(tree: Tree, paths: Iterable[Path]) -> bool:
 
 
 def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
-    """Of the files *compared*: recipes, folders that hold one, and what cannot be read and might be
-    one.
+    """Return the recipes among the files *compared*, folders that hold one, and files that cannot
+    be read and might be one.
     """
     paths_found: list[Path] = []
     for path in (tree.root / name for name in compared):
@@ -156,7 +158,7 @@ def _recipe_files(tree: Tree, compared: Iterable[str]) -> list[Path]:
 
 
 def _each_once(selected: Iterable[Affected]) -> list[Affected]:
-    """*selected* without links to a recipe that is selected by itself, or by another link."""
+    """Return *selected* without links to a recipe that is selected itself, or by another link."""
     by_file: dict[Path, Affected] = {}
     for affected_recipe in sorted(
         selected,
@@ -219,8 +221,8 @@ def _unknown_snippets(
 
 
 def _reached(tree: Tree, path: Path, comparison: Changeset) -> Affected | None:
-    """*path*'s recipe with the changes that it reaches, or None; breadth first, so that chains are
-    the shortest.
+    """Return the recipe at *path* with the changes that it reaches, or None; breadth first, so that
+    chains are the shortest.
     """
     reaches: dict[str, Reach] = {}
     broken: str | None = None
@@ -292,9 +294,7 @@ def states_type(tree: Tree, path: Path) -> bool:
 
 
 def _change(comparison: Changeset, name: str) -> str | None:
-    """What happened to the file *name*; of a part that is not compared, nobody can say that it is
-    as it was.
-    """
+    """Return what happened to the file *name*; a file that is not compared may have changed."""
     if name in comparison.changes:
         return comparison.changes[name]
     for part in comparison.left_out:
@@ -306,8 +306,8 @@ def _change(comparison: Changeset, name: str) -> str | None:
 
 
 def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
-    """The files that decide what an import of *target* finds: the first that exists, and those
-    looked for before it.
+    """Return the files that decide what an import of *target* finds: the first that exists, and
+    those tried before it.
     """
     for candidate in tree.candidates(target, where):
         yield candidate
@@ -316,8 +316,8 @@ def _probed(tree: Tree, target: str, where: Path) -> Iterator[Path]:
 
 
 def _footprint(tree: Tree, file: Path) -> Iterator[str]:
-    """Names whose change changes what is read at *file*: itself, the symbolic links on the way, and
-    where they lead.
+    """Return the names whose change changes what is read at *file*: itself, the symbolic links on
+    the way, and their targets.
     """
     yield _name(tree, file)
     for folder in file.parents:
@@ -350,8 +350,8 @@ def _recipe_name(tree: Tree, path: Path) -> str:
 
 
 def _removed(base: Tree, changed: dict[str, str], moved: Collection[str]) -> list[Affected]:
-    """Recipes of the base that are gone; not those that are a recipe elsewhere now (*moved*: what
-    such became).
+    """Return the recipes of the base that are gone, except those that were moved (*moved*: the new
+    names).
     """
     gone: dict[Path, Affected] = {}
     for name, what in changed.items():
@@ -389,7 +389,7 @@ def describe(selection: Iterable[Affected]) -> str:
 
 
 def not_gated(affected_recipe: Affected) -> str | None:
-    """Why the gate has no verdict on a selected recipe, as far as its kind says it, or None.
+    """Return why the gate has no verdict on recipes of this kind, or None.
 
     One that gets None is to be loaded and asked about again:
     :func:`harness.recipes.judged.not_gated`.

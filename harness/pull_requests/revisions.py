@@ -1,4 +1,4 @@
-"""What git knows of a tree of recipes: which files changed since a revision, and the tree as it was
+"""Read from git which files of a tree of recipes changed since a revision, and the tree as it was
 then.
 
 File names are data: git is called without a shell, its output is read with ``-z``, and nothing of a
@@ -340,7 +340,7 @@ def _is_yaml(name: str) -> bool:
 
 
 def _counts(name: str, entry: _Entry) -> bool:
-    """Whether a change of the file can change what a recipe is."""
+    """Whether a change of the file can change a recipe."""
     return entry.mode.startswith((_LINK, _SUBMODULE)) or (
         entry.mode.startswith(_FILE) and _is_yaml(name)
     )
@@ -349,8 +349,8 @@ def _counts(name: str, entry: _Entry) -> bool:
 def _walk(
     root: Path, known: Collection[str], submodules: Collection[str]
 ) -> tuple[list[str], list[LeftOut]]:
-    """YAML files and symbolic links that git has (*known*) or would add, and the folders and files
-    that it would not.
+    """Return YAML files and symbolic links that git has (*known*) or would add, and the folders and
+    files that it ignores.
 
     Submodules are not entered.
     """
@@ -401,7 +401,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _unless_empty(folder: Path, part: LeftOut) -> list[LeftOut]:
-    """*part* if its *folder* holds YAML, else nothing: no recipe is missed there."""
+    """Return *part* if its *folder* holds YAML; without any, no recipe is missed there."""
     return (
         [part] if any(_is_yaml(name) for _, _, files in os.walk(folder) for name in files) else []
     )
@@ -410,8 +410,8 @@ def _unless_empty(folder: Path, part: LeftOut) -> list[LeftOut]:
 def _submodule(
     root: Path, name: str, before: _Entry | None, index: Mapping[str, tuple[str, _Entry]]
 ) -> LeftOut:
-    """What there is to say about the submodule *name*: that nothing of it is compared, and whether
-    its commit moved.
+    """Return what to report about the submodule *name*: nothing in it is compared, and whether its
+    commit moved.
     """
     was = before.blob if before and before.mode.startswith(_SUBMODULE) else ""
     now = index[name][1].blob if name in index else ""
@@ -442,8 +442,8 @@ def _sparse(
 
 
 def _entry(path: Path, digits: int, before: _Entry | None) -> _Entry:
-    """A file of the working tree as git would have it; with *before*'s contents where only line
-    endings differ.
+    """Return a file of the working tree as git would store it; if only line endings differ, with
+    the contents of *before*.
     """
     try:
         status = path.lstat()
@@ -597,7 +597,7 @@ def _partial(root: Path) -> UsageError:
 def _run(
     root: Path, *arguments: str, standard_input: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """A git command run in *root*, with nothing of the repository or of a calling git in its way.
+    """Run a git command in *root*, without settings of the repository or of a calling git.
 
     Raises:
         UsageError: git is missing or took too long.

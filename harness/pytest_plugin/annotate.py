@@ -1,4 +1,6 @@
-"""``--gate-annotations``: what is wrong, on the lines of the recipes, however a run ends."""
+"""``--gate-annotations``: write problems as annotations on the lines of the recipes, however a run
+ends.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,19 @@ _SELECTED = pytest.StashKey["Selection"]()
 
 
 def start(config: pytest.Config) -> None:
-    """Have the annotations written when the run ends, where they were asked for."""
+    """Write the annotations when the run ends, if the command line asks for them."""
     asked = config.getoption("gate_annotations") is not None
     if asked and not is_worker(config) and not config.option.collectonly:
         config.add_cleanup(partial(_finish, config))
 
 
 def keep_selection(config: pytest.Config, selected: Selection) -> None:
-    """Annotate all that *selected* reaches, also what is not gated."""
+    """Annotate all files that *selected* reaches, including those that are not gated."""
     config.stash[_SELECTED] = selected
 
 
 def keep_refusal(config: pytest.Config, error: UsageError) -> None:
-    """Annotate what ended the run."""
+    """Annotate the errors that ended the run."""
     config.stash.setdefault(_REFUSED, []).append(error)
 
 

@@ -1,4 +1,4 @@
-"""What checks return becomes outcomes of tests, and what a run measured becomes the results that
+"""Turn what checks return into outcomes of tests, and what a run measured into the results that
 reports show.
 """
 
@@ -65,7 +65,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def keep_problems(item: pytest.Item, problems: list[object]) -> None:
-    """Note what the check of a test returned, where the test is of a case."""
+    """Keep the problems that the check of a test returned, if the test is about a case."""
     from harness.pytest_plugin.outcomes import case_of
 
     case = case_of(item)
@@ -104,7 +104,7 @@ def tuned(case: Case, notes: Notes) -> FineTuned:
 
 
 def describe(gate: Gate, results: Results, words: Sequence[object]) -> None:
-    """Say in the results what the run is bound to.
+    """Add to the results what the run is bound to.
 
     Args:
         gate: the run.

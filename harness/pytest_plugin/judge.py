@@ -1,4 +1,4 @@
-"""How a test of the suites says what the library found: the fixture ``check``."""
+"""The fixture ``check``, with which a test of the suites reports what the library found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BLAMED = pytest.StashKey[dict["CaseName", str]]()
 
 
 class Judge:
-    """Turns what the library found into a test's outcome, with the commands that rerun the case and
+    """Turns results of the library into a test's outcome, with the commands that rerun the case and
     accept it.
     """
 
@@ -39,7 +39,7 @@ class Judge:
         self._request = request
 
     def problems(self, reported: Iterable[object], heading: str = "") -> None:
-        """Fail with all of *reported*, one paragraph each; hold if there is nothing."""
+        """Fail with all of *reported*, one paragraph each; pass if there are none."""
         from harness.baselines import rerun_command
 
         problems = list(reported)
@@ -77,9 +77,7 @@ class Judge:
             raise NotHeld(message)
 
     def drift(self, drift: Comparison) -> None:
-        """Fail where there is no baseline, where it belongs to something else, or where something
-        moved.
-        """
+        """Fail if there is no baseline, if it belongs to something else, or if something moved."""
         get = self._request.config.getoption
         # --new-baselines-only stores what is missing; a record that moved stays as it is and still
         # fails.
@@ -104,8 +102,8 @@ class Judge:
         raise NotHeld("\n\n".join(parts), self._causes(beyond))
 
     def _causes(self, texts: Iterable[str]) -> list[str]:
-        """The first lines of *texts* as causes of this test's recipe; none where it is about no
-        recipe.
+        """Return the first lines of *texts* as causes of this test's recipe; none if the test is
+        about no recipe.
 
         What is wrong on one model or architecture is wrong on the next: a first line says what, and
         not where.
@@ -114,7 +112,9 @@ class Judge:
         return [] if case is None else [f"{case.recipe}: {first_line(text)}" for text in texts]
 
     def _blame(self, task: str, metric: str) -> str:
-        """The quantizers at fault; where another test of the case has said it, which one."""
+        """Return the text about the quantizers at fault, or the test of the case that has it
+        already.
+        """
         gate, case = (self._request.getfixturevalue(name) for name in ("gate", "case"))
         blamed = self._request.config.stash.setdefault(_BLAMED, {})
         if case in blamed:
@@ -128,7 +128,9 @@ class Judge:
 
 
 def repeated_options(config: pytest.Config, item: pytest.Item | None = None) -> list[str]:
-    """The gate's options of this run that a command which repeats *item* (or all of it) needs."""
+    """Return the options of this run that a command needs which repeats *item* (or the whole
+    run).
+    """
     from harness.gate import listing
 
     own_parameters = {} if item is None else parameters(item)

@@ -1,4 +1,4 @@
-"""``--list-recipes`` and ``--list-architectures``: what can be named on the command line."""
+"""``--list-recipes`` and ``--list-architectures``: list the names that the command line accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pytest-benchmark keeps of the machine, so that times of two machines are never compared
+"""Store the machine with pytest-benchmark's times, so that times of two machines are never compared
 silently.
 
 A saved run is under a key that carries the CPU's model or the GPU's name, and says which device,
@@ -28,8 +28,8 @@ _ELSEWHERE = pytest.StashKey[str]()
 
 
 def key_storage(config: pytest.Config) -> None:
-    """Have pytest-benchmark store and look for runs under a key with this device in it, for the
-    length of the session.
+    """Let pytest-benchmark store and find runs under a key with this device in it, during the
+    session.
 
     To be called before pytest-benchmark is configured, which has no hook for its key.
     """
@@ -150,7 +150,7 @@ def facts(config: pytest.Config) -> dict[str, str]:
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """Add what times belong to; leave out what never is the same twice."""
+    """Add what times depend on; leave out what is never the same twice."""
     machine_info.update(facts(config))
     for name in _FICKLE:
         (machine_info.get("cpu") or {}).pop(name, None)
@@ -163,7 +163,7 @@ def pytest_benchmark_compare_machine_info(
     machine_info: dict[str, Any],
     compared_benchmark: dict[str, Any],
 ) -> None:
-    """Take a run of another device out of the comparison, and say so in one line.
+    """Leave a run of another device out of the comparison, and report it in one line.
 
     Raises:
         pytest.UsageError: ``--benchmark-compare-fail`` is to judge by it.

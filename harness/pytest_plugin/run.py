@@ -1,5 +1,5 @@
-"""What every part of the plugin asks of a run: its options, its results, and whether another
-process reports.
+"""Shared state of a run in the plugin: its options, its results, and whether another process
+reports.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _SHOWN = pytest.StashKey[int]()
 
 
 def results_of(config: pytest.Config) -> Results:
-    """What this run has found so far."""
+    """Return the results of this run so far."""
     return config.stash.setdefault(_RESULTS, Results())
 
 
 def has_results(config: pytest.Config) -> bool:
-    """Whether anything of the gate ran or was looked at in this session."""
+    """Whether anything of the gate ran or was checked in this session."""
     return _RESULTS in config.stash
 
 
@@ -77,12 +77,12 @@ def parameters(item: pytest.Item) -> dict[str, Any]:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process runs tests for another one, which reports."""
+    """Whether this process runs tests for another process, which reports."""
     return hasattr(config, "workerinput")
 
 
 def print_lines(config: pytest.Config, lines: Sequence[str]) -> None:
-    """Show *lines* in the terminal, below what is there."""
+    """Print *lines* to the terminal, below its content."""
     terminal = config.get_terminal_writer()
     for line in ["", *lines] if lines else []:
         terminal.line(line)
@@ -90,10 +90,10 @@ def print_lines(config: pytest.Config, lines: Sequence[str]) -> None:
 
 
 def count_shown(config: pytest.Config, text: str) -> None:
-    """Count the lines of *text*, which was shown outside of pytest's report."""
+    """Count the lines of *text*, which was printed outside of pytest's report."""
     config.stash[_SHOWN] = lines_shown(config) + 1 + text.count("\n")
 
 
 def lines_shown(config: pytest.Config) -> int:
-    """How many lines were shown outside of pytest's report."""
+    """Return how many lines were printed outside of pytest's report."""
     return config.stash.get(_SHOWN, 0)

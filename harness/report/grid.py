@@ -67,8 +67,8 @@ class Grid:
 
 
 def grids(case: CaseResult) -> list[Grid]:
-    """A grid a tower of *case*; columns and outside quantizers that are off everywhere are counted,
-    not drawn.
+    """Return one grid per tower of *case*; columns and outside quantizers that are off everywhere
+    are counted, not drawn.
     """
     quantizers = case.insertion.map if case.insertion else []
     seen = {o.name: o for o in case.numerics.observations} if case.numerics else {}

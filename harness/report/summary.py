@@ -107,7 +107,7 @@ def _plain(text: str) -> Line:
 def lines(
     results: RunResult, width: int, *, already_shown: Collection[str] | None = None
 ) -> list[Line]:
-    """The lines that :func:`write` writes."""
+    """Return the lines that :func:`write` writes."""
     brief = already_shown is not None
     lines_of_table = _expected(results.environment.expected_differences)
     shown_cases = [case for case in results.cases if _worth_a_line(case)]
@@ -170,8 +170,8 @@ def _holds(row: VerdictRow) -> bool:
 
 
 def _details(case: CaseResult, width: int) -> list[str]:
-    """Sentences about a case below its verdicts; those that take more than a line are wrapped where
-    all is shown.
+    """Return sentences about a case below its verdicts; long ones are wrapped if everything is
+    shown.
     """
     known = cases.known_lines(case)
     short = [*cases.export_lines(case), *cases.speed_lines(case)]
@@ -188,8 +188,8 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _failed(part: CaseResult | RunResult, width: int, already_shown: Collection[str]) -> list[Line]:
-    """The failed checks of a case, or of none: one line per test function with what the first of
-    them said.
+    """Return the failed checks of a case, or of no case: one line per test function with the first
+    message.
     """
     not_shown = [check for check in part.checks.failed if check.test not in already_shown]
     lines_of_checks = []
@@ -239,7 +239,7 @@ def _width(column: _Column, rows: list[VerdictRow]) -> int:
 def _cells(
     columns: list[_Column], cells: list[str], rows: list[VerdictRow], name_width: int
 ) -> list[str]:
-    """*cells* brought to their columns' widths."""
+    """Return *cells* padded to their columns' widths."""
     padded = [middle(cells[0], name_width).ljust(name_width)]
     for column, cell in zip(columns[1:], cells[1:], strict=True):
         size = _width(column, rows)

@@ -303,8 +303,8 @@ class SamplePlan:
 
 
 def no_entry(policy: Policy, task: str, plans: Sequence[SamplePlan]) -> UsageError:
-    """What to say of a task for which the default budget holds, and which has too few samples for
-    it.
+    """Return the refusal of a task without budgets of its own that has too few samples for the
+    default budget.
 
     The fix is the line to add under `tasks`.
     """
@@ -368,7 +368,7 @@ def table(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what the budgets can resolve, to tune them by."""
+    """Print what the budgets can resolve, as a help to tune them."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.statistics.budgets", description=main.__doc__
     )

@@ -29,7 +29,7 @@ ALPHA = 1e-3
 
 @dataclass(frozen=True)
 class Guess:
-    """Right answers of a reference on one metric, next to what guessing would give."""
+    """The right answers of a reference on one metric, and those that guessing would give."""
 
     task: str
     metric: str
@@ -49,7 +49,7 @@ class Guess:
 
     @property
     def at_chance(self) -> bool:
-        """It could be distinguished from guessing, and is not."""
+        """Whether it could be distinguished from guessing, and is not."""
         return self.can_be_told and self.p > ALPHA
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Guess:
 
 
 def guesses(runs: Mapping[str, TaskRun]) -> tuple[Guess, ...]:
-    """The reference on every metric of its runs, next to guessing."""
+    """Compare the reference with guessing on every metric of its runs."""
     return tuple(
         Guess(task, metric, int(outcomes.correct.sum()), outcomes.n, _chance(outcomes))
         for task, run in runs.items()

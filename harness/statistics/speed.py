@@ -34,7 +34,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Of work that is done when the call returns: on a CPU."""
+    """Measures work that is finished when the call returns: on a CPU."""
 
     def time(self, run: Run) -> float:
         """Seconds between call and return."""
@@ -44,7 +44,9 @@ class WallClock:
 
 
 class CudaClock:
-    """Of work on the current CUDA device, between two events of its stream; waits for it to end."""
+    """Measures work on the current CUDA device, between two events of its stream; waits for it to
+    end.
+    """
 
     def time(self, run: Run) -> float:
         """Seconds between the events."""
@@ -159,7 +161,9 @@ def moved(was: Ratio, now: Ratio) -> str:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What every round took: ``seconds`` (n, sides), the sides in the order in which they ran."""
+    """The times of every round: ``seconds`` (n, sides), the sides in the order in which they
+    ran.
+    """
 
     sides: tuple[str, ...]
     seconds: NDArray[np.float64]

@@ -369,7 +369,8 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
 def _gain_p(
     net: NDArray[np.float64], sizes: NDArray[np.float64], won: int, lost: int, budget: Budget
 ) -> float:
-    """One-sided p-value of "the gain is at most what is plausible"; 1 where nothing is declared.
+    """Return the one-sided p-value of "the gain is at most what is plausible"; 1 if no limit is
+    declared.
 
     It is the test of a loss with the two models exchanged.
     """
@@ -411,8 +412,8 @@ def not_finite(outcomes: Outcomes) -> int:
 
 
 def undecided(verdict: Verdict, note: str, fix: str) -> Verdict:
-    """The same numbers where nothing can be concluded from them: INCONCLUSIVE, with the reason and
-    what to do.
+    """Return the same numbers as INCONCLUSIVE, with the reason why they show nothing, and what to
+    do.
     """
     low, high = verdict.interval
     edge = -verdict.budget.points

@@ -129,7 +129,7 @@ def measure(
 
 
 def weigh(side: Side, x: Any, folder: Path, threads: int) -> dict[str, int]:
-    """Bytes that a fresh process takes which holds one side and runs it over *x*."""
+    """Return the bytes of a fresh process that holds one side and runs it over *x*."""
     input_file = folder / "input.npy"
     np.save(input_file, x)
     command = [

@@ -259,7 +259,9 @@ def variations(count: int, process: int, hash_seed: str) -> Iterator[Variation]:
 def alarms(
     clean: Clean, how: Variation, recipes: Sequence[str], restore: bool
 ) -> dict[str, list[str]]:
-    """What the gate says under *how* of each clean recipe; nothing, unless it cries wolf."""
+    """Return what the gate reports of each clean recipe under *how*: nothing, unless it is a false
+    alarm.
+    """
     torch.set_num_threads(how.threads)
     rng = random.Random(how.order)
     # No restored checkpoint, structure without weights, graph or format knows of batch size or

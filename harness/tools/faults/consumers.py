@@ -1,5 +1,5 @@
-"""What no pooled embedding shows: tokens that a consumer reads, wrong, where the class token or the
-end token is right.
+"""Faults that no pooled embedding shows: wrong tokens that a consumer reads, with the right class
+or end token.
 """
 
 from __future__ import annotations
