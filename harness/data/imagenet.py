@@ -58,17 +58,17 @@ def read(place: Path, order: Sequence[str]) -> tuple[list[PictureFile], list[str
 
 def _pictures(path: Path) -> dict[int, tuple[str, PictureFile]]:
     """Name and place of each picture in the archive *path*, by its number from 1."""
-    found: dict[int, tuple[str, PictureFile]] = {}
+    places: dict[int, tuple[str, PictureFile]] = {}
     with webdatasets.archive(path, fix=FIX) as archive:
         for entry in webdatasets.entries(archive):
             matched = _PICTURE.fullmatch(entry.name)
             if matched and entry.isreg() and not entry.issparse():
                 file = PictureFile(path, offset=entry.offset_data, size=entry.size)
-                found[int(matched[2])] = matched[1], file
-    if sorted(found) != list(range(1, len(found) + 1)):
+                places[int(matched[2])] = matched[1], file
+    if sorted(places) != list(range(1, len(places) + 1)):
         what = "its pictures are not ILSVRC2012_val_00000001.JPEG and on, without a gap"
         raise UsageError(path, what, "Fetch it again.")
-    return found
+    return places
 
 
 def _classes(path: Path) -> list[str]:

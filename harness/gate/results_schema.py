@@ -541,9 +541,9 @@ class CaseResult(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _sections(cls, sections: Mapping[str, Any]) -> dict[str, Any]:
         """What has something in it, under names that any text may be."""
-        return {visible(name): section for name, section in given.items() if section != {}}
+        return {visible(name): section for name, section in sections.items() if section != {}}
 
 
 class RunResult(_Part):
@@ -591,8 +591,8 @@ class _Published(GenerateJsonSchema):
 
 def schema_text() -> str:
     """The JSON Schema of ``results.json``, as it is published."""
-    made = RunResult.model_json_schema(mode="serialization", schema_generator=_Published)
-    return json.dumps(made, indent=1) + "\n"
+    schema = RunResult.model_json_schema(mode="serialization", schema_generator=_Published)
+    return json.dumps(schema, indent=1) + "\n"
 
 
 if __name__ == "__main__":

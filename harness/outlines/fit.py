@@ -190,11 +190,11 @@ def _as_text(attributes: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=1024)
 def _complete(attributes: str) -> str:
     """*attributes*, as JSON, with ModelOpt's defaults."""
-    given = json.loads(attributes)
-    if given.get("block_sizes"):
-        given["block_sizes"] = _with_numbers(given["block_sizes"])
+    values = json.loads(attributes)
+    if values.get("block_sizes"):
+        values["block_sizes"] = _with_numbers(values["block_sizes"])
     try:
-        config = modelopt_config().QuantizerAttributeConfig(**given)
+        config = modelopt_config().QuantizerAttributeConfig(**values)
     except (TypeError, ValueError):  # of another release of ModelOpt
         return attributes
     return _as_text(config.model_dump(exclude={"enable"}))
@@ -258,14 +258,14 @@ class View:
         # A group holds places of the outline, which are sites.
         places: Iterable[Any] = self.family.places
         sites: list[Site] = list(places)
-        found: dict[int, State] = {}
+        states_by_site: dict[int, State] = {}
         for name, group in self._touched.groups.items():
             state = State(tuple(by_place.get(name, ()))) if name in by_place else _NEVER
             while group:
                 lowest = group & -group
-                found[lowest.bit_length() - 1] = state
+                states_by_site[lowest.bit_length() - 1] = state
                 group ^= lowest
-        return {sites[index]: found[index] for index in sorted(found)}
+        return {sites[index]: states_by_site[index] for index in sorted(states_by_site)}
 
     def on(self) -> Iterator[tuple[Site, State]]:
         """Yield the quantizers that are on, with what they end as."""
@@ -330,8 +330,8 @@ def _constant(attributes: Mapping[str, Any]) -> float | None:
     """The range that *attributes* fix, so that nothing calibrates it; None where they do not."""
     if attributes.get("use_constant_amax"):
         return float(torch.finfo(torch.float8_e4m3fn).max)
-    given = attributes.get("constant_amax")
-    return None if given is None else float(given)
+    amax = attributes.get("constant_amax")
+    return None if amax is None else float(amax)
 
 
 def is_search(recipe: Recipe) -> bool:

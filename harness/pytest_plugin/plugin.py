@@ -257,9 +257,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
-def _names(given: str | Iterable[str]) -> list[str]:
+def _names(names: str | Iterable[str]) -> list[str]:
     """Names of a ``parametrize`` mark, which takes a list or a string with commas."""
-    return [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
+    return [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -370,12 +370,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
         else {}
     )
-    found = [name for name in _CASES if name in params]
-    if _GATE not in item.config.stash or not found or "architecture_case" in found:
+    case_parameters = [name for name in _CASES if name in params]
+    if (
+        _GATE not in item.config.stash
+        or not case_parameters
+        or "architecture_case" in case_parameters
+    ):
         return
-    case = item.config.stash[_GATE][params[found[0]]]
-    reason = None if "model_case" in found else case.not_gated(structure="case" not in found)
-    if reason is None and "structure_case" not in found:
+    case = item.config.stash[_GATE][params[case_parameters[0]]]
+    reason = (
+        None
+        if "model_case" in case_parameters
+        else case.not_gated(structure="case" not in case_parameters)
+    )
+    if reason is None and "structure_case" not in case_parameters:
         reason = case.shared.lacks(tower=params.get("tower"), accuracy="metric" in params)
     if reason:
         pytest.skip(f"not gated: {reason}")
@@ -524,9 +532,9 @@ def pytest_terminal_summary(
     """The messages of inconclusive tests, and one line per recipe and task."""
     from harness.report import cases, summary
 
-    for one in terminalreporter.getreports("inconclusive"):
-        terminalreporter.write_sep("_", one.head_line or one.nodeid, yellow=True)
-        terminalreporter.write_line(one.longreprtext)
+    for report in terminalreporter.getreports("inconclusive"):
+        terminalreporter.write_sep("_", report.head_line or report.nodeid, yellow=True)
+        terminalreporter.write_line(report.longreprtext)
     for line in [*brief.hint(config), *notes_of(config)]:
         terminalreporter.write_line(line)
     if has_results(config):

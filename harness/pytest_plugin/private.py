@@ -188,9 +188,9 @@ def replace_in_junit(config: pytest.Config, old: str, new: str) -> None:
     xml = config.stash.get(xml_key, None)
     if xml is None:
         return
-    kept, replacement = bin_xml_escape(old), bin_xml_escape(new)
+    escaped, replacement = bin_xml_escape(old), bin_xml_escape(new)
     for reporter in xml.node_reporters_ordered:
         for failure in reporter.to_xml().iter("failure"):
-            if failure.text == kept:
+            if failure.text == escaped:
                 failure.text = replacement
-                failure.set("message", failure.get("message", "").replace(kept, replacement))
+                failure.set("message", failure.get("message", "").replace(escaped, replacement))

@@ -89,8 +89,8 @@ def mismatches(case: CaseResult) -> list[ObservationResult]:
     """Observations of quantizers that do not compute what their format says, or could not be
     compared.
     """
-    found = case.numerics.observations if case.numerics else []
-    return [seen for seen in found if seen.mismatches or seen.unsupported]
+    observations = case.numerics.observations if case.numerics else []
+    return [seen for seen in observations if seen.mismatches or seen.unsupported]
 
 
 def folded(case: CaseResult) -> list[ProblemResult]:
@@ -117,14 +117,14 @@ def export_faults(case: CaseResult) -> list[str]:
     """What of the exported graphs does not hold, a few words each; the runtime's own defects are
     none of these.
     """
-    found = case.export or ExportResult()
+    export = case.export or ExportResult()
     faults = [
         f"{where}: {problem.rule}"
-        for where, problems_there in found.problems.items()
+        for where, problems_there in export.problems.items()
         for problem in problems_there
     ]
-    faults += [f"{tower}: parity" for tower, parity in found.parity.items() if not parity.holds]
-    if answers := found.answers:
+    faults += [f"{tower}: parity" for tower, parity in export.parity.items() if not parity.holds]
+    if answers := export.answers:
         faults += [f"answers on {answers.task}"] if answers.differing else []
         # A tower that the task alone caught, on more rows than the probe.
         faults += [
@@ -139,25 +139,25 @@ def export_lines(case: CaseResult) -> list[str]:
     """What exporting to ONNX costs, in sentences: the drop, or why there is no graph, and the
     defects of the runtime and of ModelOpt's own export.
     """
-    found = case.export or ExportResult()
-    if found.no_form:
-        return [f"no ONNX form: {found.no_form}"]
+    exported = case.export or ExportResult()
+    if exported.no_form:
+        return [f"no ONNX form: {exported.no_form}"]
     lines = []
-    if answers := found.answers:
+    if answers := exported.answers:
         lines.append(
             f"drop from exporting: {answers.drop:.2f} points, {answers.changed} of {answers.n} "
             f"answers changed ({answers.task}/{answers.metric})"
         )
-    for tower, parity in found.optimized.items():
-        same = found.parity.get(tower)
+    for tower, parity in exported.optimized.items():
+        same = exported.parity.get(tower)
         if not parity.holds and (same is None or same.holds):
             lines.append(
-                f"{tower}, the runtime's defect: with its optimisations on {found.runtime} is "
+                f"{tower}, the runtime's defect: with its optimisations on {exported.runtime} is "
                 f"{parity.error:.2g} off, {parity.bound:.1g} is rounding"
             )
-    if found.published and not isinstance(found.published, str):
-        told = "; ".join(" ".join(problem.split()) for problem in found.published)
-        lines.append(f"ModelOpt's own export, not the recipe: {told}")
+    if exported.published and not isinstance(exported.published, str):
+        problems_of_export = "; ".join(" ".join(problem.split()) for problem in exported.published)
+        lines.append(f"ModelOpt's own export, not the recipe: {problems_of_export}")
     return lines
 
 
@@ -252,20 +252,21 @@ class Failed:
 
 def failed_functions(checks: list[FailedCheck]) -> list[Failed]:
     """Failed checks, one line per test function."""
-    found: dict[tuple[str, str], list[str]] = {}
+    messages_by_test: dict[tuple[str, str], list[str]] = {}
     for check in checks:
         name = check.test.partition("[")[0].rpartition("::")[2]
-        found.setdefault((check.suite, name), []).append(check.message)
+        messages_by_test.setdefault((check.suite, name), []).append(check.message)
     return [
-        Failed(suite, name, len(messages), messages[0]) for (suite, name), messages in found.items()
+        Failed(suite, name, len(messages), messages[0])
+        for (suite, name), messages in messages_by_test.items()
     ]
 
 
 def known_lines(part: CaseResult | RunResult) -> list[str]:
     """The known failures of a case, or of none: a sentence each."""
     return [
-        f"known failure, {one.suite} {one.test.partition('::')[2]}: {one.reason}"
-        for one in part.checks.known
+        f"known failure, {failure.suite} {failure.test.partition('::')[2]}: {failure.reason}"
+        for failure in part.checks.known
     ]
 
 
@@ -283,7 +284,7 @@ def decision(case: CaseResult) -> str:
     """
     words = [_checked(case)]
     # Where a suite has a known failure, its tests alone say how it ended.
-    listed = {one.suite for one in case.checks.known}
+    listed = {known.suite for known in case.checks.known}
     if case.accuracy is not None and "accuracy" not in listed:
         words.append(Word(case.accuracy.decision))
     if case.consumers is not None and case.consumers.decision and "consumers" not in listed:
@@ -297,7 +298,9 @@ def decision(case: CaseResult) -> str:
         "accuracy": [_exceeded(case.accuracy)],
         "consumers": [_exceeded(case.consumers)],
     }
-    if any(any(found) for suite, found in broken.items() if suite not in listed):
+    if any(
+        any(reasons_of_suite) for suite, reasons_of_suite in broken.items() if suite not in listed
+    ):
         words.append(Word.FAIL)
     exported = case.export is not None and (case.export.parity or case.export.answers)
     if case.insertion or case.numerics or exported:

@@ -23,7 +23,7 @@ Run = Callable[..., tuple[list[str], pytest.RunResult]]
 
 
 @pytest.mark.parametrize(
-    ("given", "threads"),
+    ("set_before", "threads"),
     [
         ({}, None),
         ({"PYTEST_XDIST_WORKER_COUNT": "2"}, "4"),
@@ -33,10 +33,10 @@ Run = Callable[..., tuple[list[str], pytest.RunResult]]
     ids=["one process", "a share", "more workers than cores", "set by the user"],
 )
 def test_each_worker_takes_its_share_of_the_cores(
-    given: dict[str, str], threads: str | None
+    set_before: dict[str, str], threads: str | None
 ) -> None:
     """Of eight cores N workers start 8/N threads each, and threads wait without spinning."""
-    environment = dict(given)
+    environment = dict(set_before)
 
     workers.share_cores(environment, cores=8)
 
