@@ -424,6 +424,48 @@ def test_what_a_pull_request_breaks_is_refused_in_every_report(tree: Tree) -> No
     assert len(result.outlines) < 60
 
 
+#: An edit of the recipe for CLIP, and the line and rule that it is annotated with.
+BAD_EDITS = {
+    "pattern": ("'*weight_quantizer'", "'*wieght_quantizer'", "no-match"),
+    "attribute": ("axis: null", "axes: null", "unknown-attribute"),
+    "value": ("num_bits: e4m3", "num_bits: e4m4", "schema"),
+    "import": ("metadata:", "imports: {fp8: configs/numerics/fp9}\nmetadata:", "import"),
+}
+
+
+def test_five_bad_edits_are_five_annotations(tree: Tree, tmp_path: Path) -> None:
+    """A pull request with a mistake of each kind in a file of its own, one of them in the order of
+    the entries, is annotated on the five lines of its mistakes.
+    """
+    clip = tree.root / f"{CLIP}.yaml"
+    text = clip.read_text()
+    names = [*BAD_EDITS, "order"]
+    for name in names:
+        clip.with_name(f"{name}.yaml").write_text(text)
+    tree.commit()
+    expected = set()
+    for name, (old, new, rule) in BAD_EDITS.items():
+        path = clip.with_name(f"{name}.yaml")
+        path.write_text(text.replace(old, new, 1))
+        wrong = new.partition("\n")[0]
+        line = next(n for n, row in enumerate(path.read_text().splitlines(), 1) if wrong in row)
+        expected.add((f"modelopt_recipes/huggingface/clip/ptq/{name}.yaml", line, rule))
+    order = clip.with_name("order.yaml")
+    order.write_text(f"{text.rstrip()}\n    - quantizer_name: '*'\n      enable: false\n")
+    last = len(order.read_text().splitlines()) - 1
+    expected.add(("modelopt_recipes/huggingface/clip/ptq/order.yaml", last, "overridden"))
+    reports = tmp_path / "reports"
+
+    tree.gate("-k", "no_such_test", "--gate-annotations", "github", "--gate-report", str(reports))
+
+    commands = (reports / "annotations.txt").read_text().splitlines()
+    found = [
+        re.match(r"::error file=(.+),line=(\d+),col=\d+,title=([a-z-]+)::", one) for one in commands
+    ]
+    assert len(commands) == 5
+    assert {(one[1], int(one[2]), one[3]) for one in found if one} == expected
+
+
 def test_a_repository_inside_the_tree_ends_the_run(tree: Tree, pytester: pytest.Pytester) -> None:
     """Nobody compared its recipes: exit code 4 and one line with the root to give, which is then
     compared.
