@@ -4,6 +4,10 @@ Quantizers are grouped by tower, layer and kind.  A group's harm is measured twi
 when it alone is turned off, and what is lost when it alone is on.  The smallest set of groups that
 wins the budget back is then looked for along that ranking, and the recipe that leaves it out is
 quantized, evaluated and judged like any other.
+
+Several sets are tried on the same samples, so each is judged at its own share of alpha: try number
+*k* at ``alpha / 2 ** k``, together at most alpha.  The ranking is made on calibration pairs: it
+must not see the samples on which the sets are judged.  docs/error-rates.md has the rates.
 """
 
 from __future__ import annotations
@@ -18,10 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from harness.data import tasks
-from harness.data.tasks import Task
+from harness.data.calibration import CalibrationPairs
+from harness.data.inputs import Prompts
+from harness.data.samples import RETRIEVAL
+from harness.data.tasks import DEPTH, IMAGE_RECALL, TEXT_RECALL, Task
 from harness.errors import sentences
 from harness.quantization import quantize
 from harness.quantization.maps import Quantizer, QuantizerMap, tensor_quantizers
@@ -32,7 +40,7 @@ from harness.statistics import distribution, verdicts
 if TYPE_CHECKING:
     from harness.gate.case import Case
 
-#: Pictures that the ranking looks at; the verification looks at all.
+#: Calibration pairs that the ranking looks at.
 RANKED_ON = 512
 #: Seconds after which the search stops with what it has.
 LIMIT = 180.0
@@ -226,8 +234,6 @@ class _Meter:
     ) -> None:
         self.quantized = quantized
         self.task = task
-        if task.labels is not None and len(task.sample_ids) > RANKED_ON:
-            self.task = task.subset(0, RANKED_ON)
         self.metric = metric
         self.batch_size = batch_size
         self.exact = {tower: self._embed(reference, tower) for tower in ("vision", "text")}
@@ -272,24 +278,24 @@ def find(
     recipe: Recipe,
     task: Task,
     metric: str,
-    holds: Callable[[Recipe], bool],
+    holds: Callable[[Recipe, float], bool],
     *,
     batch_size: int = 64,
     limit: float = LIMIT,
     progress: bool = False,
 ) -> Blame:
-    """Find the quantizers at fault for a loss on *metric* of *task*.
+    """Find the quantizers at fault for a loss.
 
     Args:
         reference: the unquantized model.
         quantized: the calibrated model, not folded; its quantizers are switched and put back.
         quantizers: its map.
         recipe: what it was made from.
-        task: where the loss was seen.
+        task: what the ranking is measured on; not one that *holds* judges on.
         metric: the metric of the task.
         holds: quantizes a patched recipe again, evaluates it on everything and says whether its
-            verdicts pass; it raises a QuantizationError where ModelOpt refuses the patched recipe,
-            which is then not a fix.
+            verdicts pass at a share of their alpha; it raises a QuantizationError where ModelOpt
+            refuses the patched recipe, which is then not a fix.
         batch_size: rows a forward.
         limit: seconds after which no further step is begun.
         progress: show a bar.
@@ -313,10 +319,13 @@ def find(
     ranking.sort(key=lambda h: h.rank, reverse=True)
 
     refused: list[str] = []
+    tried = 0
 
     def holds_without(left_out: Sequence[Group]) -> bool:
+        nonlocal tried
+        tried += 1
         try:
-            return holds(patched(recipe, left_out))
+            return holds(patched(recipe, left_out), alpha_share(tried))
         except QuantizationError as error:
             refused.append(
                 f"without {', '.join(group.name for group in left_out)}, {error.headline}"
@@ -324,11 +333,11 @@ def find(
             return False
 
     culprits: tuple[Group, ...] = ()
-    verified, tried = False, 0
+    verified = False
     for size in range(1, min(_TRIED, len(ranking)) + 1):
         if left() < 0:
             break
-        culprits, tried = tuple(h.group for h in ranking[:size]), tried + 1
+        culprits = tuple(h.group for h in ranking[:size])
         if holds_without(culprits):
             verified = True
             culprits = _pruned(culprits, lambda rest: left() > 0 and holds_without(rest))
@@ -337,7 +346,7 @@ def find(
     if verified:
         note = (
             f"leaving out {', '.join(g.name for g in culprits)} wins the budget back: verified by "
-            f"a full evaluation."
+            f"a full evaluation. {_tries(tried)}"
         )
     else:
         culprits = ()
@@ -357,6 +366,19 @@ def find(
     )
 
 
+def alpha_share(number: int) -> float:
+    """Return the share of alpha at which try *number* (from 1) is judged; all together are 1."""
+    return 0.5**number
+
+
+def _tries(tried: int) -> str:
+    sets = "1 set was tried" if tried == 1 else f"{tried} sets were tried"
+    return (
+        f"{sets}, set k at alpha / 2^k: the chance that a patch whose loss is over the budget is "
+        f"accepted is at most alpha over all tries."
+    )
+
+
 def _pruned(
     culprits: tuple[Group, ...], holds: Callable[[Sequence[Group]], bool]
 ) -> tuple[Group, ...]:
@@ -372,23 +394,54 @@ def _pruned(
 def of_case(case: Case, task: str, metric: str) -> Blame:
     """Find the quantizers at fault for the case's loss on *metric* of *task*."""
     quantized = case.quantized
+    ranked_on: Task | None = pairs_task(case.calibration)
+    if ranked_on is None:
+        # A single tower is calibrated without the other's inputs.
+        ranked_on, ranked_metric = case.task(task), metric
+        if ranked_on.labels is not None and len(ranked_on.sample_ids) > RANKED_ON:
+            ranked_on = ranked_on.subset(0, RANKED_ON)
+    else:
+        ranked_metric = IMAGE_RECALL if metric == IMAGE_RECALL else TEXT_RECALL
     return find(
         quantized.reference.model,
         quantized.model,
         case.map,
         quantized.recipe,
-        case.task(task),
-        metric,
-        lambda patched: holds(case, patched),
+        ranked_on,
+        ranked_metric,
+        lambda recipe, share: holds(case, recipe, share),
         batch_size=case.setting.batch_size,
         progress=case.setting.options.progress,
         limit=LIMIT,
     )
 
 
-def holds(case: Case, recipe: Recipe) -> bool:
+def pairs_task(pairs: CalibrationPairs) -> Task | None:
+    """Return the first calibration pairs as a retrieval task; None where a side is missing."""
+    if pairs.pictures is None or pairs.shades is None or pairs.ids is None:
+        return None
+    count = min(pairs.n, RANKED_ON)
+    if count <= DEPTH[TEXT_RECALL]:
+        return None  # each picture needs more wrong captions than the metric looks at
+    ids = pairs.ids[:count]
+    lengths = torch.full((count,), ids.shape[1], dtype=torch.int64)
+    return Task(
+        name="calibration pairs",
+        kind=RETRIEVAL,
+        sample_ids=tuple(map(str, range(count))),
+        data_hash=pairs.hash,
+        pictures=pairs.pictures.take(list(range(count))),
+        shades=pairs.shades,
+        prompts=Prompts(ids, lengths, torch.arange(count)),
+        first_text=np.arange(count + 1, dtype=np.int32),
+        labels=None,
+        clusters=np.arange(count, dtype=np.int32),
+    )
+
+
+def holds(case: Case, recipe: Recipe, share: float = 1.0) -> bool:
     """Return whether the case's verdicts would all pass with *recipe* in place of its own, limits
-    included.
+    included, each at a *share* of its alpha.
     """
     model, _ = case.calibrated(recipe)
     subject = case.subject_of(recipe, model, quantize.fold(model))
@@ -402,5 +455,5 @@ def holds(case: Case, recipe: Recipe) -> bool:
         within_limits += [
             measure.ok for measure in distribution.distribution(run, runs[task], budgets)
         ]
-    decision = verdicts.family(case.judged(before, runs)).decision
+    decision = verdicts.family(case.judged(before, runs, alpha_share=share)).decision
     return decision is verdicts.Decision.PASS and all(within_limits)

@@ -286,9 +286,10 @@ class Case:
         before: Mapping[str, TaskRun],
         after: Mapping[str, TaskRun],
         known: Mapping[str, Verdict] | None = None,
+        alpha_share: float = 1.0,
     ) -> list[Verdict]:
         """A verdict for every metric of every task; *known* are those that there are already, by
-        task.
+        task. One of several tries on the same samples has its *alpha_share* of each alpha.
         """
         verdicts_of_all = []
         for guess in sanity.guesses(before):
@@ -297,6 +298,7 @@ class Case:
                 verdict = known[task]
             else:
                 budget = self.budget(task, metric)
+                budget = replace(budget, alpha=alpha_share * budget.alpha)
                 verdict = verdicts.compare(
                     before[task].outcomes[metric], after[task].outcomes[metric], budget
                 )

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from harness.data.tasks import Task
 from harness.diagnosis import blame
 from harness.diagnosis.blame import Blame
 from harness.gate.case import Case
@@ -51,6 +52,13 @@ def blamed(gate: Gate, case: Case) -> Blame:
     """What blame says of it, however slow this machine is."""
     with mock.patch.object(blame, "LIMIT", 3600.0):
         return blame.of_case(case, "emoji100", "acc1")
+
+
+def few_pairs(case: Case) -> Task:
+    """The calibration pairs that blame would rank on."""
+    task = blame.pairs_task(case.calibration)
+    assert task is not None
+    return task
 
 
 def test_poison_fails(gate: Gate, case: Case) -> None:
@@ -121,15 +129,15 @@ def test_groups_divide_the_enabled_quantizers(fp8_map: QuantizerMap) -> None:
 def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
     """With no time left nothing is measured, and the note says how far it came."""
     quantized = case.quantized
-    never: Callable[[Recipe], bool] = lambda recipe: pytest.fail("evaluated past the limit")  # noqa: E731
+    never: Callable[[Recipe, float], bool] = lambda *_: pytest.fail("evaluated past the limit")  # noqa: E731
 
     blame_result = blame.find(
         quantized.reference.model,
         quantized.model,
         case.map,
         quantized.recipe,
-        case.tasks[0],
-        "acc1",
+        few_pairs(case),
+        "text_retrieval_recall@5",
         never,
         limit=-1.0,
     )
@@ -137,6 +145,43 @@ def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
     assert not blame_result.verified
     assert blame_result.patch == ""
     assert "0 of" in blame_result.note
+
+
+def test_every_try_has_its_share_of_alpha(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sets are tried and pruned, their shares of alpha are at most one together; the
+    note says so.
+    """
+    monkeypatch.setattr(blame, "RANKED_ON", 16)
+    three = blame.groups(case.map)[:3]
+    monkeypatch.setattr(blame, "groups", lambda _: three)
+    shares: list[float] = []
+
+    def holds(recipe: Recipe, share: float) -> bool:
+        shares.append(share)
+        return sum(1 for entry in recipe.entries if entry.origin == "patch") > 2
+
+    quantized = case.quantized
+    found = blame.find(
+        quantized.reference.model,
+        quantized.model,
+        case.map,
+        quantized.recipe,
+        few_pairs(case),
+        "text_retrieval_recall@5",
+        holds,
+    )
+    assert found.task == "calibration pairs"
+    assert shares == [0.5**number for number in range(1, len(shares) + 1)]
+    assert len(shares) >= 3
+    assert f"{len(shares)} sets were tried, set k at alpha / 2^k" in found.note
+
+
+def test_a_share_of_alpha_is_what_the_verdicts_use(case: Case) -> None:
+    """A case is judged at the share of every budget's alpha that it is given."""
+    judged = case.judged(case.reference_runs, case.reference_runs, alpha_share=0.25)
+    assert [verdict.budget.alpha for verdict in judged] == [
+        0.25 * case.budget(verdict.task, verdict.metric).alpha for verdict in judged
+    ]
 
 
 def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +194,9 @@ def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.M
         quantized.model,
         case.map,
         quantized.recipe,
-        case.tasks[0],
-        "acc1",
-        lambda recipe: False,
+        few_pairs(case),
+        "text_retrieval_recall@5",
+        lambda *_: False,
     )
 
     assert not blame_result.verified
@@ -196,17 +241,17 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
     monkeypatch.setattr(blame, "groups", lambda _: two)
     quantized = case.quantized
 
-    def holds(recipe: Recipe) -> bool:
+    def holds(recipe: Recipe, share: float) -> bool:
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
         return blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
-    blame_result = blame.find(
+    found = blame.find(
         quantized.reference.model,
         quantized.model,
         case.map,
         quantized.recipe,
-        case.tasks[0],
-        "acc1",
+        few_pairs(case),
+        "text_retrieval_recall@5",
         holds,
     )
 

@@ -14,6 +14,7 @@ from harness.statistics import paired, published
 from harness.statistics.verdicts import Budget, Decision, compare
 from harness.tools import draws, simulation
 from harness.tools.draws import Condition, Rate, ShareCell
+from harness.tools.tries import TriesCell, gains, tries
 
 DRAWS = 10_000
 
@@ -297,3 +298,25 @@ def test_a_share_of_the_reference_keeps_alpha(cell: ShareCell) -> None:
     for rate in draws.shares(cell, DRAWS // 5, seed=1):
         assert not rate.refutes(cell.alpha), str(rate)
         assert rate.value > cell.alpha / 10
+
+
+def test_several_tries_spend_alpha_once() -> None:
+    """Tries at shares of alpha keep it where the same tries at the whole alpha, and a ranking on
+    the judged samples, do not.
+    """
+    before, ranked, after = tries(TriesCell(10_000, 0.05, 1.0, 30, 0.5), DRAWS, seed=1)
+
+    assert not after.refutes(0.05), str(after)
+    assert after.value > 0.05 / 3
+    assert ranked.refutes(0.05), str(ranked)
+    assert before.value > 2 * ranked.value
+
+
+def test_gain_keeps_alpha_and_has_power() -> None:
+    """A gain of just what is plausible is called GAIN at most at alpha, a large one mostly."""
+    at_edge = gains(Condition(1632, 0.04, 1.0, 1.0), DRAWS, seed=1)
+    far = gains(Condition(1632, 0.04, 1.0, 3.0), DRAWS, seed=1)
+
+    assert not at_edge.refutes(0.05), str(at_edge)
+    assert at_edge.value > 0.05 / 3
+    assert far.value > 0.9
