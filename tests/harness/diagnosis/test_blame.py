@@ -245,7 +245,7 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
         return blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
-    found = blame.find(
+    blame_result = blame.find(
         quantized.reference.model,
         quantized.model,
         case.map,
