@@ -472,6 +472,26 @@ class EffectResult(_Part):
     beyond_map: list[str] = []
 
 
+class ChangeTableResult(_Part):
+    """What a pull request does to every architecture that its recipes are for."""
+
+    recipes: list[list[str]] = Field(
+        default=[], description="of each column, on which the change does the same"
+    )
+    counts: dict[str, list[int | None]] = Field(
+        default={},
+        description="by architecture, quantizers that change, one number per column; null: the "
+        "recipes are not for it",
+    )
+    differences: list[str] = Field(
+        default=[], description="lines of the map differences, with the architectures"
+    )
+    brought: list[str] = Field(default=[], description="faults of shape that the change brings")
+    fixed: list[str] = []
+    there: list[str] = Field(default=[], description="faults of before, and declared ones")
+    not_judged: dict[str, str] = {}
+
+
 class SelectionResult(_Part):
     """What the pull request reaches (--changed-since): gated recipes, reasons by recipe or file,
     effects on the quantizer map.
@@ -485,6 +505,10 @@ class SelectionResult(_Part):
     left_out: dict[str, str] = {}
     unused: dict[str, str] = {}
     effects: list[EffectResult] = []
+    architectures: ChangeTableResult = ChangeTableResult()
+    faults: dict[str, str] = Field(
+        default={}, description="recipes to which the change brings faults of shape"
+    )
     affected: list[dict[str, Any]] = []
 
 

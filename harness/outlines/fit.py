@@ -148,7 +148,7 @@ class State:
 
     settings: tuple[AppliedSetting, ...]
 
-    @property
+    @cached_property
     def on(self) -> bool:
         """Whether it quantizes."""
         return any(item.enable for item in self.settings)
@@ -282,6 +282,16 @@ class View:
                 on[site.part] += site.count * state.on
         return {part: Share(on[part], every[part]) for part in PARTS if every[part]}
 
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """The modules whose weights are quantized, each with its part."""
+        return {
+            module: site.part
+            for site, _ in self.on()
+            if site.kind == "weight"
+            for module in site.modules
+        }
+
     def quantizers(self, other: View | None = None) -> list[maps.Quantizer]:
         """The map of the quantizers, or of those that *other* has differently."""
         results = []
@@ -291,6 +301,34 @@ class View:
                 if other is None or theirs.get(name, _NEVER).key != state.key:
                     results.append(_quantizer(site, name, state))
         return results
+
+    def changed(self, other: View) -> int:
+        """How many quantizers end as something else than in *other*, on the same architecture."""
+        if other.family is self.family:
+            return sum(
+                site.count
+                for site, state in self.states.items()
+                if other.states[site].key != state.key
+            )
+        theirs = other.by_name
+        return sum(
+            site.each
+            for site, state in self.states.items()
+            for name in site.names
+            if theirs[name].key != state.key
+        )
+
+    def changes(self, other: View) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        """Yield the name of each quantizer, or of one for each group, that ends as something else
+        than in *other*, with what it ended as there and what it ends as here.
+        """
+        theirs = other.by_name
+        alike = other.family is self.family
+        for site, state in self.states.items():
+            for name in site.names[:1] if alike else site.names:
+                was = theirs[name]
+                if was.key != state.key:
+                    yield name, was.key, state.key
 
     @cached_property
     def by_name(self) -> dict[str, State]:

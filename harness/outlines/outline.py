@@ -59,13 +59,13 @@ class Site(QuantizerPlace):
     names: tuple[str, ...] = ()
     each: int = 1
 
-    @property
+    @cached_property
     def module(self) -> str:
         """Path of the module, or of the projection within fused experts."""
         results = _OF_EXPERTS.match(self.name)
         return f"{results['module']}.{results['leaf']}" if results else super().module
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """``weight``, ``input``, ``k_bmm`` ..."""
         results = _OF_EXPERTS.match(self.name)
@@ -76,7 +76,7 @@ class Site(QuantizerPlace):
         """How many quantizers of the published model it stands for."""
         return len(self.names) * self.each
 
-    @property
+    @cached_property
     def modules(self) -> tuple[str, ...]:
         """The paths of the modules that it stands for."""
         return tuple(replace(self, name=name).module for name in self.names)

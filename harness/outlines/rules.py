@@ -522,7 +522,7 @@ def _near(entry: Entry, view: View) -> str:
 
 def twins(view: View, twin: View) -> list[ShapeFault]:
     """Weights that one of two recipes quantizes and the other does not."""
-    ours, theirs = (_weights(item) for item in (view, twin))
+    ours, theirs = view.weights, twin.weights
     name = view.outline.row.name
     results = []
     for more, less, how in ((theirs, ours, "does not"), (ours, theirs, "does")):
@@ -537,12 +537,3 @@ def twins(view: View, twin: View) -> list[ShapeFault]:
             fix = "Name the same modules in both: import one list of patterns."
             results.append(ShapeFault(name, Problem("twins differ", what, tuple(extra), fix)))
     return results
-
-
-def _weights(view: View) -> dict[str, str]:
-    return {
-        module: site.part
-        for site, _ in view.on()
-        if site.kind == "weight"
-        for module in site.modules
-    }

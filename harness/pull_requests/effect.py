@@ -63,8 +63,8 @@ def quantizer_names(attention: str = "diffusers") -> tuple[str, ...]:
 
 
 def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -> Effect | None:
-    """The effect of *head* where *base* was, or None where it cannot be seen: *base* was not there,
-    or refused.
+    """The effect of *head* where *base* was, or None where it cannot be seen: *base* was not
+    there.
 
     Nor can that of a recipe that searches for formats.
 
@@ -76,13 +76,7 @@ def of_change(base: Recipe | None, head: Recipe, attention: str = "diffusers") -
     if SEARCHED in (head.kind, None if base is None else base.kind):
         return None
     _hold(head, attention)
-    if base is None:
-        return None
-    try:
-        _hold(base, attention)
-    except QuantizationError:
-        return None
-    return _difference(base, head, attention)
+    return None if base is None else _difference(base, head, attention)
 
 
 def refusal(head: Recipe, error: QuantizationError) -> str:

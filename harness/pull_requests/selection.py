@@ -4,16 +4,17 @@ change for CLIP.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness import escaping
 from harness.errors import UsageError, sentences
-from harness.pull_requests import effect, reach, revisions
+from harness.pull_requests import effect, reach, revisions, tables
 from harness.pull_requests.effect import Effect
 from harness.pull_requests.reach import Affected
 from harness.pull_requests.revisions import Changeset
+from harness.pull_requests.tables import ChangeTable
 from harness.quantization.quantize import QuantizationError
 from harness.recipes import judged, loading
 from harness.recipes.loading import Recipe
@@ -38,6 +39,8 @@ class Selection:
         left_out: other parts of the tree that were not compared -> what they are.
         unused: changed files that no recipe imports -> what happened to them.
         affected: every recipe that the change reaches, and how.
+        architectures: what the change does to every architecture that its recipes are for.
+        faults: recipes to which the change brings faults of shape -> the faults.
     """
 
     compared: str
@@ -49,6 +52,8 @@ class Selection:
     left_out: dict[str, str]
     unused: dict[str, str]
     affected: tuple[Affected, ...]
+    architectures: ChangeTable = field(default_factory=ChangeTable)
+    faults: dict[str, str] = field(default_factory=dict)
 
     @property
     def unloadable(self) -> dict[str, str]:
@@ -82,6 +87,8 @@ class Selection:
             "left_out": self.left_out,
             "unused": self.unused,
             "effects": [asdict(change) for change in self.effects],
+            "architectures": asdict(self.architectures),
+            "faults": self.faults,
             "affected": [
                 {
                     "recipe": affected_recipe.recipe,
@@ -104,6 +111,8 @@ class Selection:
         if self.effects:
             lines += ["", "what it does to CLIP:"]
             lines += [_shown(line) for change in self.effects for line in str(change).splitlines()]
+        table = [_shown(line) for line in self.architectures.lines()]
+        lines += ["", *table] if table else []
         for title, reasons in (
             ("refused:", _joined(self.refused)),
             ("not gated:", self.not_gated),
@@ -156,6 +165,7 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
     comparison = revisions.compare(tree.root, rev)
     with revisions.at_revision(tree.root, comparison.commit) as base:
         affected = reach.reached(tree, Tree(base), comparison)
+        changes = tables.changes(affected, tree, Tree(base), comparison, attention)
         judged = [
             _judge(judged_recipe, tree.root, base, comparison, attention, device)
             for judged_recipe in affected
@@ -196,6 +206,8 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
         left_out={part.path: part.why for part in comparison.left_out if not part.fix},
         unused={name: comparison.changes[name] for name in unused},
         affected=tuple(judged_recipe.recipe for judged_recipe in judged),
+        architectures=tables.table(changes),
+        faults=tables.brought(changes),
     )
 
 

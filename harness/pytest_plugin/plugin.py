@@ -80,8 +80,10 @@ _PAIRS = ("metric", "reading", "question")
 _NO_CASE = object()
 
 _GATE = pytest.StashKey["Gate"]()
-#: Recipes that a pull request broke, so that no test can load them -> the reason.
-_REFUSED = pytest.StashKey[dict[str, str]]()
+#: Recipes that a pull request broke, so that no test can load them -> what does not hold, and why.
+_REFUSED = pytest.StashKey[dict[str, tuple[str, str]]]()
+#: Recipes to which a pull request brings faults of shape -> what does not hold, and the faults.
+_FAULTY = pytest.StashKey[dict[str, tuple[str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -147,9 +149,15 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("list_affected"):
         return int(pytest.ExitCode.OK)
     results_of(config).environment["selection"] = selected.as_dict()
-    if not selected.gated:
+    if not selected.gated and not selected.faults:
         return _report_nothing_gated(config)
-    config.stash[_REFUSED] = selected.unloadable
+    config.stash[_REFUSED] = {
+        name: ("can be loaded", f"refused: {why}") for name, why in selected.unloadable.items()
+    }
+    config.stash[_FAULTY] = {
+        name: ("rules of shape hold", f"the change brings {why}")
+        for name, why in selected.faults.items()
+    }
     config.option.gate_recipes = selection.references(selected, root)
     return None
 
@@ -334,17 +342,18 @@ def _look_at_everything(session: pytest.Session) -> None:
 
 
 def _report_refused(config: pytest.Config) -> None:
-    """One failure per recipe that the pull request broke, in every report that a failing test
-    has.
+    """One failure per recipe that the pull request broke, or to which it brings faults of shape, in
+    every report that a failing test has.
     """
     from harness.escaping import shown
 
-    for name, why in config.stash.get(_REFUSED, {}).items():
-        nodeid = f"{shown(name)}::can be loaded"
-        location = (shown(name), None, "can be loaded")
+    broken = [*config.stash.get(_REFUSED, {}).items(), *config.stash.get(_FAULTY, {}).items()]
+    for name, (title, message) in broken:
+        nodeid = f"{shown(name)}::{title}"
+        location = (shown(name), None, title)
         config.hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
         for when, outcome, text in (
-            ("call", "failed", f"refused: {why}"),
+            ("call", "failed", message),
             ("teardown", "passed", None),
         ):
             report = pytest.TestReport(nodeid, location, {}, outcome, text, when)  # type: ignore[arg-type]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Any
 
 
+@lru_cache(maxsize=1)
 def modelopt_config() -> Any:
     """``modelopt.torch.quantization.config``, imported so that ModelOpt finds its plugins.
 

@@ -252,10 +252,20 @@ def check_snippet(document: Document, data: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pydantic.TypeAdapter(schema).validate_python(plain(data))
+            _adapter(document.schema, schema).validate_python(plain(data))
     except config_form.REFUSALS as error:
         where = refused_at(error, data, [data], str(document.path))
         raise UsageError(where, *explained(error, [data], _known(schema))) from error
+
+
+_ADAPTERS: dict[str, pydantic.TypeAdapter[Any]] = {}
+
+
+def _adapter(name: str, schema: Any) -> pydantic.TypeAdapter[Any]:
+    """What validates by *schema*, made once."""
+    if name not in _ADAPTERS:
+        _ADAPTERS[name] = pydantic.TypeAdapter(schema)
+    return _ADAPTERS[name]
 
 
 def _known(schema: Any) -> list[str]:

@@ -314,7 +314,8 @@ def run_decision(results: RunResult) -> str:
     """
     words = [Word(decision(case)) for case in results.cases]
     words.append(_checked(results))
-    if results.environment.selection.refused:
+    selection = results.environment.selection
+    if selection.refused or selection.faults:
         words.append(Word.FAIL)
     if results.interrupted:
         words.append(Word.INTERRUPTED)
@@ -336,9 +337,11 @@ def run_headline(results: RunResult) -> str:
     other = results.checks.failed
     if other:
         parts.append(f"{len(other)} failed of no recipe")
-    refused = results.environment.selection.refused
-    if refused:
-        parts.append(f"refused: {', '.join(refused)}")
+    selection = results.environment.selection
+    if selection.refused:
+        parts.append(f"refused: {', '.join(selection.refused)}")
+    if selection.faults:
+        parts.append(f"faults of shape: {', '.join(selection.faults)}")
     return ", ".join(parts) or "nothing gated"
 
 
@@ -368,6 +371,22 @@ def reasons(results: RunResult) -> list[Reasons]:
         },
     }
     return [Reasons(title, list(pairs.items())) for title, pairs in by_title.items() if pairs]
+
+
+def change_lists(results: RunResult) -> list[tuple[str, list[str]]]:
+    """The lists below the table of recipes by architectures: (title, lines), without empty ones."""
+    table = results.environment.selection.architectures
+    lists = [
+        ("Faults that the change brings", table.brought),
+        ("What changes on the architectures", table.differences),
+        ("Faults that the change fixes", table.fixed),
+        ("Faults that were there before", table.there),
+        (
+            "Not judged on architectures",
+            [f"{name}: {why}" for name, why in table.not_judged.items()],
+        ),
+    ]
+    return [(title, lines) for title, lines in lists if lines]
 
 
 def map_changes(results: RunResult) -> list[tuple[str, list[str]]]:

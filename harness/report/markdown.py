@@ -35,6 +35,7 @@ def summary(results: RunResult) -> str:
     parts = [
         _heading(results),
         *_refused(results),
+        *_architectures(results),
         *_overview(ordered),
         *_other(results),
         *_selection(results),
@@ -89,6 +90,29 @@ def _failed(part: CaseResult | RunResult, title: str) -> Iterator[str]:
     for see, count in part.checks.depending.items():
         lines.append(f"- {count} not run for the same cause as {markdown_code(see)}")
     yield "\n".join(lines)
+
+
+def _architectures(results: RunResult) -> Iterator[str]:
+    """What the change does to every architecture that its recipes are for."""
+    table = results.environment.selection.architectures
+    if table.recipes:
+        numbers = range(1, len(table.recipes) + 1)
+        lines = ["**Recipes by architectures: quantizers that change**", ""]
+        for number, names in zip(numbers, table.recipes, strict=True):
+            shown = ", ".join(map(markdown_code, names[:_NAMES]))
+            more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+            lines.append(f"- [{number}] {shown}{more}")
+        lines += ["", f"| architecture | {' | '.join(f'[{number}]' for number in numbers)} |"]
+        lines.append(f"|---|{'---:|' * len(table.recipes)}")
+        for name, counts in table.counts.items():
+            cells = ("-" if count is None else f"{count:,}" for count in counts)
+            lines.append(f"| {markdown_code(name)} | {' | '.join(cells)} |")
+        yield "\n".join(lines)
+    for title, texts in cases.change_lists(results):
+        lines = [f"<details><summary>{title}</summary>", ""]
+        lines += [f"- {markdown_text(text, 600)}" for text in texts[:_ROWS]]
+        lines += [f"- and {len(texts) - _ROWS} more"] if len(texts) > _ROWS else []
+        yield "\n".join([*lines, "", "</details>"])
 
 
 def _selection(results: RunResult) -> Iterator[str]:

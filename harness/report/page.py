@@ -60,6 +60,8 @@ def render(results: RunResult) -> str:
             failed=results.checks.failed,
             reasons=cases.reasons(results),
             map_changes=cases.map_changes(results),
+            architectures=results.environment.selection.architectures,
+            change_lists=cases.change_lists(results),
             cases=[view(case, f"case-{i}") for i, case in enumerate(results.cases)],
             script=Markup(script),  # noqa: S704 - this package's own file
             style=Markup(style),  # noqa: S704
