@@ -27,7 +27,7 @@ from harness.gate.built import built
 from harness.models import families
 from harness.quantization import quantize
 from harness.quantization.contrastive import contrastive, differentiable_attention
-from harness.statistics import paired
+from harness.statistics import clustering, paired
 from harness.statistics.verdicts import Decision, Verdict, VerdictFamily, check_pair
 
 if TYPE_CHECKING:
@@ -198,10 +198,12 @@ def _gain(verdict: Verdict, before: Outcomes, after: Outcomes) -> Gain:
     """The gain on the metric of *verdict*, its p-value not yet adjusted."""
     check_pair(before, after)
     won, lost = after.correct & ~before.correct, before.correct & ~after.correct
-    net, sizes = paired.cluster_sums(lost.astype(np.int64) - won, before.clusters)
+    net, sizes = clustering.cluster_sums(lost.astype(np.int64) - won, before.clusters)
     # The tests look for a loss: seen from the trained model, the one before it lost what was won.
     single = len(sizes) == len(won)
-    p, _ = paired.mcnemar(int(lost.sum()), int(won.sum())) if single else paired.cluster_sign(net)
+    p, _ = (
+        paired.mcnemar(int(lost.sum()), int(won.sum())) if single else clustering.cluster_sign(net)
+    )
     return Gain(
         verdict.task,
         verdict.metric,

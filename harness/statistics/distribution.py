@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from harness.errors import UsageError
-from harness.statistics import paired
+from harness.statistics import clustering
 from harness.statistics.limits import Limits
 from harness.statistics.verdicts import Budget, check_pair, large_margin
 
@@ -210,7 +210,7 @@ def mean_interval(
     The interval is None for fewer than two clusters or where a value is not finite.
     """
     x = np.asarray(values, dtype=np.float64)
-    sums, sizes = paired.cluster_sums(x, clusters)
+    sums, sizes = clustering.cluster_sums(x, clusters)
     mean = float(x.mean())
     if len(sums) < 2 or not math.isfinite(mean):
         return mean, None
@@ -250,7 +250,7 @@ def paired_change(
         mean, spread = mean_interval(b - a, clusters, seed)
     if spread is None:
         return mean, None, None
-    before, after = paired.cluster_sums(a, clusters)[0], paired.cluster_sums(b, clusters)[0]
+    before, after = clustering.cluster_sums(a, clusters)[0], clustering.cluster_sums(b, clusters)[0]
 
     def of(x: NDArray[np.float64], y: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
         return np.asarray((y - x).mean(axis=axis))

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from harness.statistics import paired
-from harness.statistics.paired import ClusteredTest, Shown
+from harness.statistics import clustering, paired
+from harness.statistics.clustering import ClusteredTest
+from harness.statistics.paired import Shown
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ def ratio_test(
         np.asarray(right, dtype=np.float64),
         np.asarray(quantized_right, dtype=np.float64),
     )
-    sums, sizes = paired.cluster_sums(after - share * before, clusters)
+    sums, sizes = clustering.cluster_sums(after - share * before, clusters)
     both = float((before * after).sum())
     won, lost = float(after.sum()) - both, float(before.sum()) - both
     return clustered_ratio_test(sums, sizes, both, won, lost, share, alpha)
@@ -75,7 +76,7 @@ def clustered_ratio_test(
         together = float((sums**2).sum()) * groups / max(groups - 1, 1)
         apart = won + share**2 * lost + (1 - share) ** 2 * both
         inflation = max(1.0, together / apart) if apart > 0 else 1.0
-        effective = paired.effective_clusters(sizes)
+        effective = clustering.effective_clusters(sizes)
         z /= math.sqrt(inflation)
     law = stats.t(max(effective - 1, 1)) if clustered else stats.norm()
     passing, failing = float(law.sf(z)), float(law.cdf(z))
@@ -83,7 +84,7 @@ def clustered_ratio_test(
     block = 1.0
     if clustered:
         net = sums + (1 - share) * sizes * (both + lost) / n
-        block = paired.unseen_block(net, sizes, round(won), round(lost), margin, upper=True)
+        block = clustering.unseen_block(net, sizes, round(won), round(lost), margin, upper=True)
     # One more cluster that is lost as a whole, or won: the smallest and the largest value it can
     # have. A p-value well above alpha shows nothing, however much larger it is.
     if passing <= 2 * alpha:
@@ -94,10 +95,10 @@ def clustered_ratio_test(
 
 
 def _bounded(values: Floats, further: float) -> float:
-    """Gaffke's p-value of "the mean is at most 0", see `paired.bounded_p`."""
+    """Gaffke's p-value of "the mean is at most 0", see `clustering.bounded_p`."""
     rounded = np.round(np.append(values, further), 12)
     weights, counts = np.unique(rounded, return_counts=True)
-    return paired.exponential_tail(weights, counts)
+    return clustering.exponential_tail(weights, counts)
 
 
 def ratio_interval(

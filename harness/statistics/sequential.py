@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
-from harness.statistics import paired
+from harness.statistics import clustering, paired
 from harness.statistics.verdicts import Budget, Decision, Verdict, compare, decide, not_finite
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Sequential:
         if again:
             raise ValueError(f"cluster {min(again)} comes in two batches: give whole clusters")
         self._seen.update(groups)
-        sums, sizes = paired.cluster_sums(net, clusters)
+        sums, sizes = clustering.cluster_sums(net, clusters)
         if sizes.max() > self.largest_cluster:
             raise ValueError(
                 f"a cluster of {sizes.max():.0f} samples, where the largest was to be "

@@ -3,7 +3,7 @@
 PASS claims that the loss is below the budget, FAIL that it is above; each claim is a one-sided test
 at the budget's alpha, so each is false in at most that share of gates run at the very edge of the
 budget (docs/error-rates.md measures it). What neither test shows is INCONCLUSIVE. The statistics
-and their sources are in `harness.statistics.paired`.
+and their sources are in `paired`, `clustering` and `sample_sizes` next to this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
-from harness.statistics import paired, ratio
+from harness.statistics import clustering, paired, ratio, sample_sizes
 from harness.statistics.limits import Limits
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Verdict:
     budget's power if the difference measured here is the true one; None if none would. `lost_ids`,
     `won_ids`: largest reference margin first. `fraction_used` is below 1 after an early stop.
     `block`: samples that a cluster which is not among the data could lose at once, see
-    `harness.statistics.paired.unseen_block`. `p_gain` small: the gain is above the budget's
+    `harness.statistics.clustering.unseen_block`. `p_gain` small: the gain is above the budget's
     `most_gain`. `fix`: what to do, where it is not what a verdict of
     this kind says by itself.
     """
@@ -249,7 +249,7 @@ class Verdict:
                 f"the measured loss is on the budget, so no sample size decides; change the "
                 f"recipe, or {policy}."
             )
-        resolved = 100 * paired.smallest_margin(
+        resolved = 100 * sample_sizes.smallest_margin(
             self.n,
             self.discordance,
             self.difference / 100,
@@ -307,8 +307,8 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
     )
     lost, won = right & ~quantized_right, quantized_right & ~right
     b, c, n = int(won.sum()), int(lost.sum()), len(right)
-    net, sizes = paired.cluster_sums(won.astype(np.int64) - lost, reference.clusters)
-    change = paired.mcnemar(b, c) if len(sizes) == n else paired.cluster_sign(net)
+    net, sizes = clustering.cluster_sums(won.astype(np.int64) - lost, reference.clusters)
+    change = paired.mcnemar(b, c) if len(sizes) == n else clustering.cluster_sign(net)
     budget = budget.of(float(right.mean()))
     if budget.share is not None:
         test = ratio.ratio_test(
@@ -316,9 +316,9 @@ def compare(reference: Outcomes, quantized: Outcomes, budget: Budget) -> Verdict
         )
     elif len(sizes) == n:
         p = paired.guarded_p(b, c, n, budget.margin, budget.alpha)
-        test = paired.ClusteredTest(p, 1.0, n, 1.0)
+        test = clustering.ClusteredTest(p, 1.0, n, 1.0)
     else:
-        test = paired.clustered_test(net, sizes, b, c, budget.margin, budget.alpha)
+        test = clustering.clustered_test(net, sizes, b, c, budget.margin, budget.alpha)
     gone = not_finite(quantized)
     if gone:
         # Not a matter of chance: the model is broken, however few samples show it.
@@ -381,7 +381,7 @@ def _gain_p(
         return 1.0
     if len(sizes) == n:
         return paired.guarded_p(lost, won, n, margin, budget.alpha).inferior
-    test = paired.clustered_test(-net, sizes, lost, won, margin, budget.alpha)
+    test = clustering.clustered_test(-net, sizes, lost, won, margin, budget.alpha)
     return test.shown.inferior
 
 
@@ -389,7 +389,7 @@ def _share_interval(
     counts: tuple[int, int, int],
     n: int,
     budget: Budget,
-    test: paired.ClusteredTest,
+    test: clustering.ClusteredTest,
     decision: Decision,
 ) -> tuple[float, float]:
     """The interval of the share as points of the reference's accuracy, widened to hold the budget
@@ -511,11 +511,13 @@ def resolution(
     return Resolution(
         n=n,
         discordance=rate,
-        power=paired.power(n, rate, budget.margin, truth, budget.alpha, inflation),
+        power=sample_sizes.power(n, rate, budget.margin, truth, budget.alpha, inflation),
         smallest_points=100
-        * paired.smallest_margin(n, rate, truth, budget.alpha, budget.power, inflation),
+        * sample_sizes.smallest_margin(n, rate, truth, budget.alpha, budget.power, inflation),
         samples_needed=math.ceil(
-            paired.samples_for(rate, budget.margin, truth, budget.alpha, budget.power, inflation)
+            sample_sizes.samples_for(
+                rate, budget.margin, truth, budget.alpha, budget.power, inflation
+            )
         ),
     )
 
@@ -637,7 +639,7 @@ def _in_family(verdict: Verdict, alpha: float, adjusted: float, gain: float, tas
         f"(p {adjusted:.3g})"
     )
     shown = paired.Shown(verdict.p_noninferior, verdict.p_inferior)
-    test = paired.ClusteredTest(shown, verdict.design_effect, verdict.clusters, verdict.block)
+    test = clustering.ClusteredTest(shown, verdict.design_effect, verdict.clusters, verdict.block)
     budget = replace(verdict.budget, alpha=alpha / tasks)
     needed = _samples_needed(verdict.won, verdict.lost, verdict.n, budget, test)
     return replace(verdict, decision=Decision.INCONCLUSIVE, samples_needed=needed, note=note)
@@ -648,7 +650,7 @@ def _interval(
     sizes: NDArray[np.float64],
     counts: tuple[int, int],
     budget: Budget,
-    test: paired.ClusteredTest,
+    test: clustering.ClusteredTest,
     decision: Decision,
 ) -> tuple[float, float]:
     """The 1 - 2 alpha interval in points; widened to hold the budget where an exact test withholds
@@ -660,7 +662,7 @@ def _interval(
     if len(sizes) < n and sizes.max() > paired.ALIKE * sizes.min():
         # Unequal clusters: how far the difference may be from 0 depends on the largest, whatever
         # was observed.
-        ends = paired.bounded_interval(net, sizes, test.block, budget.alpha)
+        ends = clustering.bounded_interval(net, sizes, test.block, budget.alpha)
         low, high = min(low, ends[0]), max(high, ends[1])
     if decision is Decision.INCONCLUSIVE:
         low, high = min(low, -budget.margin), max(high, -budget.margin)
@@ -668,9 +670,9 @@ def _interval(
 
 
 def _samples_needed(
-    won: int, lost: int, n: int, budget: Budget, test: paired.ClusteredTest
+    won: int, lost: int, n: int, budget: Budget, test: clustering.ClusteredTest
 ) -> int | None:
-    needed = paired.samples_for(
+    needed = sample_sizes.samples_for(
         (won + lost) / n,
         budget.margin,
         (won - lost) / n,

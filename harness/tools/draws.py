@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from harness.statistics import paired, published, ratio
+from harness.statistics import clustering, paired, published, ratio
 from harness.statistics.sequential import log_wealth
 from harness.statistics.verdicts import Budget, Decision, Verdict, decide, family
 
@@ -182,13 +182,13 @@ def fixed(won: Ints, lost: Ints, n: int, margin: float, alpha: float) -> tuple[B
 def clustered(won: Ints, lost: Ints, cell: Condition) -> tuple[Bools, Bools]:
     """PASS and FAIL (draws,) of the clustered verdict; `won` and `lost` are (draws, groups)."""
     b, c, sizes = won.sum(axis=1), lost.sum(axis=1), cell.sizes
-    inflation = paired.design_effect(won - lost, sizes, b, c, cell.margin)
+    inflation = clustering.design_effect(won - lost, sizes, b, c, cell.margin)
     z = paired.tango_z(b, c, cell.n, -cell.margin) / np.sqrt(inflation)
-    critical = stats.t.isf(cell.alpha, max(paired.effective_clusters(sizes) - 1, 1))
+    critical = stats.t.isf(cell.alpha, max(clustering.effective_clusters(sizes) - 1, 1))
     decisions = np.full(b.shape, Decision.INCONCLUSIVE.value, dtype=object)
     # The exact tests can only raise a p-value: elsewhere there is nothing to decide.
     for i in np.flatnonzero(np.abs(z) >= 0.999 * critical):
-        test = paired.clustered_test(
+        test = clustering.clustered_test(
             won[i] - lost[i], sizes, int(b[i]), int(c[i]), cell.margin, cell.alpha
         )
         decisions[i] = decide(test.shown, cell.alpha).value

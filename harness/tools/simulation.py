@@ -18,7 +18,7 @@ from typing import Any
 from scipy import stats
 from tqdm import tqdm
 
-from harness.statistics import paired, published
+from harness.statistics import published, sample_sizes
 from harness.tools import pages
 from harness.tools.draws import (
     Condition,
@@ -212,7 +212,7 @@ def _power_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Ro
     wanted = "PASS" if cell.truth > -cell.points else "FAIL"
     right, wrong = (m.passed, m.failed) if wanted == "PASS" else (m.failed, m.passed)
     promises.held(wrong, cell, "false decision")
-    planned = paired.power(
+    planned = sample_sizes.power(
         cell.n, cell.discordance, cell.margin, cell.truth / 100, cell.alpha, cell.inflation
     )
     return (

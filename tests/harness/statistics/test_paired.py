@@ -13,7 +13,7 @@ from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from harness.statistics import paired
+from harness.statistics import clustering, paired, sample_sizes
 
 
 def likelihood_z(won: int, lost: int, n: int, difference: float) -> float:
@@ -172,7 +172,7 @@ def test_unchanged_model_needs_enough_samples() -> None:
     """With nothing changed PASS is shown from log(alpha) / log(1 - margin) samples on, which
     samples_for knows.
     """
-    needed = math.ceil(paired.samples_for(0.0, 0.01, 0.0, 0.05, 0.8))
+    needed = math.ceil(sample_sizes.samples_for(0.0, 0.01, 0.0, 0.05, 0.8))
 
     assert paired.guarded_p(0, 0, needed, 0.01).noninferior <= 0.05
     assert paired.guarded_p(0, 0, needed - 2, 0.01).noninferior > 0.05
@@ -187,10 +187,10 @@ def test_design_effect_is_the_cluster_size_where_clusters_move_as_one() -> None:
     single = rng.choice([-1, 0, 1], (4000, 5), p=[0.04, 0.93, 0.03])
     sizes = np.full(4000, 5)
 
-    together = paired.design_effect(
+    together = clustering.design_effect(
         5 * fate, sizes, 5 * (fate > 0).sum(), 5 * (fate < 0).sum(), 0.02
     )
-    apart = paired.design_effect(
+    apart = clustering.design_effect(
         single.sum(axis=1), sizes, (single > 0).sum(), (single < 0).sum(), 0.02
     )
 
@@ -200,7 +200,7 @@ def test_design_effect_is_the_cluster_size_where_clusters_move_as_one() -> None:
 
 def test_cluster_sums_keep_all_samples() -> None:
     """Clusters in any order and with gaps in their numbers are summed and counted."""
-    sums, sizes = paired.cluster_sums([1, -1, 1, 0], [7, 3, 7, 9])
+    sums, sizes = clustering.cluster_sums([1, -1, 1, 0], [7, 3, 7, 9])
 
     assert sums.tolist() == [-1, 2, 0]
     assert sizes.tolist() == [1, 2, 1]
@@ -211,7 +211,7 @@ def test_smallest_margin_is_near_the_rule_of_thumb(n: int, unpaired: float) -> N
     """At 4 % discordance the smallest margin is within 5 % of (z_alpha + z_power) sqrt(p_d / n),
     far below the unpaired one.
     """
-    margin = 100 * paired.smallest_margin(n, 0.04, 0.0, 0.05, 0.8)
+    margin = 100 * sample_sizes.smallest_margin(n, 0.04, 0.0, 0.05, 0.8)
 
     thumb = 100 * (stats.norm.isf(0.05) + stats.norm.isf(0.2)) * math.sqrt(0.04 / n)
     assert margin == pytest.approx(thumb, rel=0.05)
@@ -224,14 +224,14 @@ def test_smallest_margin_is_near_the_rule_of_thumb(n: int, unpaired: float) -> N
 )
 def test_samples_for_reaches_the_wanted_power(difference: float, margin: float) -> None:
     """With the samples that samples_for names, the power is the wanted one."""
-    n = paired.samples_for(0.05, margin, difference, 0.05, 0.8)
+    n = sample_sizes.samples_for(0.05, margin, difference, 0.05, 0.8)
 
-    assert paired.power(n, 0.05, margin, difference, 0.05) == pytest.approx(0.8, abs=1e-6)
+    assert sample_sizes.power(n, 0.05, margin, difference, 0.05) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_samples_for_is_infinite_on_the_budget() -> None:
     """A true loss equal to the budget is never decided."""
-    assert math.isinf(paired.samples_for(0.04, 0.01, -0.01, 0.05, 0.8))
+    assert math.isinf(sample_sizes.samples_for(0.04, 0.01, -0.01, 0.05, 0.8))
 
 
 @settings(max_examples=10, deadline=None)
@@ -285,13 +285,13 @@ def test_design_effect_is_a_ratio_of_sums_over_samples(sizes: tuple[int, ...]) -
     net = np.stack([changes[:, index == g].sum(axis=1) for g in range(len(sizes))], axis=-1)
 
     counts = (changes > 0).sum(axis=1), (changes < 0).sum(axis=1)
-    effect = paired.design_effect(net, sizes, *counts, 0.1)
+    effect = clustering.design_effect(net, sizes, *counts, 0.1)
 
     together = sum((changes[:, index == g] + 0.1).sum(axis=1) ** 2 for g in range(len(sizes)))
     correction = len(sizes) / max(len(sizes) - 1, 1)
     expected = np.maximum(correction * together / ((changes + 0.1) ** 2).sum(axis=1), 1.0)
     assert effect == pytest.approx(expected, rel=1e-9)
-    assert paired.design_effect(net, np.tile(sizes, (40, 1)), *counts, 0.1) == pytest.approx(
+    assert clustering.design_effect(net, np.tile(sizes, (40, 1)), *counts, 0.1) == pytest.approx(
         expected, rel=1e-9
     )
     assert expected.max() > 1
@@ -319,7 +319,7 @@ def test_clusters_that_move_as_one_count_as_one_sample(
     """
     z = float(paired.tango_z(won, lost, n, -margin))
 
-    shown = paired.clustered_p(5 * won, 5 * lost, 5 * n, margin, 5.0, n)
+    shown = clustering.clustered_p(5 * won, 5 * lost, 5 * n, margin, 5.0, n)
 
     passing, failing = (
         paired.exact_p(won, lost, n, margin, upper=upper) for upper in (True, False)
@@ -333,7 +333,7 @@ def test_effective_counts_are_rounded_against_the_claim(won: int, lost: int, n: 
     """At a design effect of 2 odd counts are rounded to fewer gains and more losses for a PASS, and
     the reverse.
     """
-    shown = paired.clustered_p(won, lost, n, 0.03, 2.0, 10**6)
+    shown = clustering.clustered_p(won, lost, n, 0.03, 2.0, 10**6)
 
     passing = paired.exact_p(won // 2, (lost + 1) // 2, n // 2, 0.03, upper=True)
     failing = paired.exact_p((won + 1) // 2, lost // 2, (n + 1) // 2, 0.03, upper=False)
@@ -354,8 +354,8 @@ def test_clustered_p_is_students_where_that_is_the_larger(groups: int) -> None:
         for counts in ((150, 0), (0, 150))
     )
 
-    passing = paired.clustered_p(150, 0, 1579, 0.02, 2.5, groups).noninferior
-    failing = paired.clustered_p(0, 150, 1579, 0.02, 2.5, groups).inferior
+    passing = clustering.clustered_p(150, 0, 1579, 0.02, 2.5, groups).noninferior
+    failing = clustering.clustered_p(0, 150, 1579, 0.02, 2.5, groups).inferior
 
     assert passing == pytest.approx(stats.t.sf(better, groups - 1))
     assert failing == pytest.approx(stats.t.cdf(worse, groups - 1))
@@ -365,10 +365,10 @@ def test_effective_counts_never_exceed_the_effective_samples() -> None:
     """Rounded counts still fit into the rounded number of samples, of which there is at least
     one.
     """
-    assert paired.clustered_p(5, 5, 10, 0.1, 4.0, 100).noninferior >= paired.exact_p(
+    assert clustering.clustered_p(5, 5, 10, 0.1, 4.0, 100).noninferior >= paired.exact_p(
         1, 1, 2, 0.1, upper=True
     )
-    assert paired.clustered_p(0, 0, 6, 0.1, 5.0, 2).noninferior >= paired.exact_p(
+    assert clustering.clustered_p(0, 0, 6, 0.1, 5.0, 2).noninferior >= paired.exact_p(
         0, 0, 1, 0.1, upper=True
     )
 
@@ -381,7 +381,7 @@ def test_clustered_p_is_a_probability_with_hardly_a_sample(
     """Six samples in two clusters give p-values from 0 to 1 that show no two claims, at any design
     effect.
     """
-    shown = paired.clustered_p(won, lost, 6, 0.1, inflation, 2)
+    shown = clustering.clustered_p(won, lost, 6, 0.1, inflation, 2)
 
     assert 0 < shown.noninferior <= 1
     assert 0 < shown.inferior <= 1
@@ -408,7 +408,7 @@ def test_power_is_that_of_the_expected_counts(
 
     expected = stats.norm.cdf((z - stats.norm.isf(0.05)) * under_h0 / truly)
 
-    assert paired.power(n, discordance, margin, difference, 0.05) == pytest.approx(
+    assert sample_sizes.power(n, discordance, margin, difference, 0.05) == pytest.approx(
         expected, abs=1e-9
     )
 
@@ -419,23 +419,23 @@ def test_power_of_an_unchanged_model_is_all_or_nothing() -> None:
     """
     turn = stats.norm.isf(0.05) ** 2 * (1 - 0.02) / 0.02
 
-    assert paired.power(1.01 * turn, 0.0, 0.02, 0.0, 0.05) == 1.0
-    assert paired.power(0.99 * turn, 0.0, 0.02, 0.0, 0.05) == 0.0
+    assert sample_sizes.power(1.01 * turn, 0.0, 0.02, 0.0, 0.05) == 1.0
+    assert sample_sizes.power(0.99 * turn, 0.0, 0.02, 0.0, 0.05) == 0.0
 
 
 def test_design_effect_divides_the_samples() -> None:
     """Power and smallest margin with a design effect are those of so many times fewer samples."""
-    assert paired.power(3000, 0.05, 0.01, 0.0, 0.05, 3.0) == pytest.approx(
-        paired.power(1000, 0.05, 0.01, 0.0, 0.05)
+    assert sample_sizes.power(3000, 0.05, 0.01, 0.0, 0.05, 3.0) == pytest.approx(
+        sample_sizes.power(1000, 0.05, 0.01, 0.0, 0.05)
     )
-    assert paired.smallest_margin(3000, 0.05, 0.0, 0.05, 0.8, 3.0) == pytest.approx(
-        paired.smallest_margin(1000, 0.05, 0.0, 0.05, 0.8)
+    assert sample_sizes.smallest_margin(3000, 0.05, 0.0, 0.05, 0.8, 3.0) == pytest.approx(
+        sample_sizes.smallest_margin(1000, 0.05, 0.0, 0.05, 0.8)
     )
 
 
 def test_smallest_margin_is_all_where_no_margin_is_resolved() -> None:
     """Less than one effective sample resolves nothing: the margin is 1."""
-    assert paired.smallest_margin(1, 0.04, 0.0, 0.05, 0.8, 100.0) == 1.0
+    assert sample_sizes.smallest_margin(1, 0.04, 0.0, 0.05, 0.8, 100.0) == 1.0
 
 
 Kinds = tuple[tuple[int, int], ...]
@@ -462,7 +462,7 @@ def rates_by_enumeration(
         samples = int(-net.sum())
         if float(paired.tango_z(0, samples, int(sizes.sum()), -margin)) < stats.norm.isf(alpha):
             continue
-        shown = paired.clustered_test(net, sizes, 0, samples, margin, alpha).shown
+        shown = clustering.clustered_test(net, sizes, 0, samples, margin, alpha).shown
         chance = math.prod(
             float(stats.binom.pmf(k, count, q))
             for k, (count, _), q in zip(lost, kinds, lost_share, strict=True)
@@ -499,7 +499,9 @@ def test_unequal_clusters_can_still_pass() -> None:
     """
     sizes = np.repeat([1, 5], [200, 300])
 
-    assert paired.clustered_test(np.zeros(500), sizes, 0, 0, 0.05, 0.05).shown.noninferior <= 0.05
+    assert (
+        clustering.clustered_test(np.zeros(500), sizes, 0, 0, 0.05, 0.05).shown.noninferior <= 0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,7 @@ def test_bounded_p_of_single_samples_is_clopper_and_pearsons(
     """With nothing won it is the exact binomial test, also where it is far below any alpha."""
     net = np.r_[-np.ones(lost), np.zeros(n - lost)]
 
-    p = paired.bounded_p(net, np.ones(n), margin, 1.0, upper=True)
+    p = clustering.bounded_p(net, np.ones(n), margin, 1.0, upper=True)
 
     assert p == pytest.approx(stats.binom.cdf(lost, n, margin), rel=1e-6)
 
@@ -521,9 +523,11 @@ def test_exponential_tail_is_that_of_drawn_sums() -> None:
     weights, counts = np.array([-6.0, -0.8, 0.1, 1.2]), np.array([1, 4, 60, 5])
     drawn = np.random.default_rng(0).gamma(counts, size=(200_000, 4)) @ weights
 
-    assert paired.exponential_tail(weights, counts) == pytest.approx((drawn <= 0).mean(), abs=0.004)
-    assert paired.exponential_tail([1.0, 2.0], [3, 1]) == 0.0
-    assert paired.exponential_tail([-1.0, 0.5], [1, 1]) == 1.0
+    assert clustering.exponential_tail(weights, counts) == pytest.approx(
+        (drawn <= 0).mean(), abs=0.004
+    )
+    assert clustering.exponential_tail([1.0, 2.0], [3, 1]) == 0.0
+    assert clustering.exponential_tail([-1.0, 0.5], [1, 1]) == 1.0
 
 
 def test_bounded_interval_ends_where_the_test_turns() -> None:
@@ -533,10 +537,12 @@ def test_bounded_interval_ends_where_the_test_turns() -> None:
     sizes = np.repeat([1, 50], [1000, 40])
     net = np.r_[-np.ones(8), np.ones(4), np.zeros(1028)]
 
-    low, high = paired.bounded_interval(net, sizes, 50.0, 0.05)
+    low, high = clustering.bounded_interval(net, sizes, 50.0, 0.05)
 
-    assert paired.bounded_p(net, sizes, -low, 50.0, upper=True) == pytest.approx(0.05, abs=1e-3)
-    assert paired.bounded_p(net, sizes, -high, 50.0, upper=False) == pytest.approx(0.05, abs=1e-3)
+    assert clustering.bounded_p(net, sizes, -low, 50.0, upper=True) == pytest.approx(0.05, abs=1e-3)
+    assert clustering.bounded_p(net, sizes, -high, 50.0, upper=False) == pytest.approx(
+        0.05, abs=1e-3
+    )
     assert low < -0.03
 
 
@@ -544,8 +550,8 @@ def test_effective_clusters_count_equal_ones_in_full() -> None:
     """Equal clusters count each; 1,000 single samples next to 40 clusters of 50 count for hardly
     more than 40.
     """
-    assert paired.effective_clusters(np.full(600, 5)) == pytest.approx(600)
-    assert 40 < paired.effective_clusters(np.repeat([1, 50], [1000, 40])) < 41
+    assert clustering.effective_clusters(np.full(600, 5)) == pytest.approx(600)
+    assert 40 < clustering.effective_clusters(np.repeat([1, 50], [1000, 40])) < 41
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 1e-4, 1e-6])
@@ -553,7 +559,7 @@ def test_small_alphas_can_be_kept_and_reached(alpha: float) -> None:
     """With the samples that samples_for names, an unchanged model passes at a small alpha; with
     fewer it does not.
     """
-    needed = math.ceil(paired.samples_for(0.0, 0.01, 0.0, alpha, 0.8))
+    needed = math.ceil(sample_sizes.samples_for(0.0, 0.01, 0.0, alpha, 0.8))
 
     assert paired.guarded_p(0, 0, needed, 0.01, alpha).noninferior <= alpha
     assert paired.guarded_p(0, 0, int(0.95 * needed), 0.01, alpha).noninferior > alpha

@@ -14,7 +14,7 @@ from drawn import outcomes, pair
 
 from harness.data.tasks import Outcomes
 from harness.errors import UsageError
-from harness.statistics import paired
+from harness.statistics import paired, sample_sizes
 from harness.statistics.verdicts import (
     Budget,
     Decision,
@@ -413,7 +413,9 @@ def test_plan_is_in_fractions_of_the_budgets_points() -> None:
     plan = resolution(Budget(1.5, expected_loss=0.5), 1000)
     rare = resolution(Budget(5.0, expected_loss=4.0, discordance=0.01), 1000)
 
-    assert plan.samples_needed == math.ceil(paired.samples_for(0.04, 0.015, -0.005, 0.05, 0.8))
+    assert plan.samples_needed == math.ceil(
+        sample_sizes.samples_for(0.04, 0.015, -0.005, 0.05, 0.8)
+    )
     assert plan.discordance == 0.04
     assert rare.discordance == pytest.approx(0.04)
 
@@ -499,10 +501,10 @@ def test_samples_needed_count_clusters_and_exceed_those_there_are() -> None:
     """More clusters need more samples, and a number that could not decide is never said to suffice."""
     clustered = compare(*pair(1500, 55, 35, size=5), Budget(2.7))
     withheld = compare(*pair(640, 11, 0), Budget(1.0, power=0.51))
-    plain = paired.samples_for(90 / 1500, 0.027, -20 / 1500, 0.05, 0.8)
+    plain = sample_sizes.samples_for(90 / 1500, 0.027, -20 / 1500, 0.05, 0.8)
 
     assert clustered.samples_needed == math.ceil(clustered.design_effect * plain)
-    assert paired.samples_for(11 / 640, 0.01, -11 / 640, 0.05, 0.51) < 640
+    assert sample_sizes.samples_for(11 / 640, 0.01, -11 / 640, 0.05, 0.51) < 640
     assert (withheld.decision, withheld.samples_needed) == (Decision.INCONCLUSIVE, 641)
 
 
@@ -562,7 +564,7 @@ def test_withdrawn_fail_needs_samples_at_the_corrected_alpha() -> None:
     """
     first = family([verdict_with(0.03), verdict_with(0.5)], 0.05).verdicts[0]
 
-    expected = paired.samples_for(0.04, 0.01, -0.02, 0.025, 0.8)
+    expected = sample_sizes.samples_for(0.04, 0.01, -0.02, 0.025, 0.8)
 
     assert expected > 1000
     assert first.samples_needed == math.ceil(expected)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn import pair
 
-from harness.statistics import paired, published
+from harness.statistics import published, sample_sizes
 from harness.statistics.verdicts import Budget, Decision, compare
 from harness.tools import draws, simulation
 from harness.tools.draws import Condition, Rate, ShareCell
@@ -113,7 +113,9 @@ def test_measured_power_agrees_with_the_formula(cell: Condition) -> None:
         else (measured.failed, measured.passed)
     )
 
-    planned = paired.power(cell.n, cell.discordance, cell.margin, cell.truth / 100, cell.alpha)
+    planned = sample_sizes.power(
+        cell.n, cell.discordance, cell.margin, cell.truth / 100, cell.alpha
+    )
 
     assert right.value == pytest.approx(planned, abs=0.03)
     assert not wrong.refutes(0.005)
