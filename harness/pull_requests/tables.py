@@ -157,7 +157,7 @@ def changes(
     lines: Lines = {}
     for affected in reached:
         path = affected.path
-        if path is None or affected.broken or affected.untold or affected.removed:
+        if path is None or affected.broken or affected.unknown or affected.removed:
             continue
         name = path.relative_to(tree.root).as_posix()
         old = base.root / comparison.renamed.get(name, name)
