@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError, validators
+from pydantic_core import ErrorDetails
 
 from harness.errors import UsageError
 from harness.files.located import named_place, place_at
@@ -36,17 +37,17 @@ class Recorded:
     def __init__(self, release: Release) -> None:
         self.release = release
         self.problems: list[UsageError] = []
-        self._validators: dict[str, Any] = {}
-        self._entries: dict[int, tuple[Any, list[UsageError], list[schema.Fields]]] = {}
+        self._validators: dict[str, Draft202012Validator] = {}
+        self._entries: dict[int, tuple[object, list[UsageError], list[schema.Fields]]] = {}
         self._snippets: dict[Path, list[UsageError]] = {}
 
     # -- what harness.recipes.checking.Schema asks --
 
-    def lines(self, quant_cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def lines(self, quant_cfg: Mapping[str, object]) -> list[dict[str, object]]:
         """As :class:`harness.recipes.checking.Schema`."""
         return config_form.single_lines(quant_cfg, list(quant_cfg))
 
-    def entries(self, line: Any, place: str) -> list[schema.Fields]:
+    def entries(self, line: object, place: str) -> list[schema.Fields]:
         """As :class:`harness.recipes.checking.Schema`; a line of a snippet is checked once for all
         recipes.
         """
@@ -59,7 +60,7 @@ class Recorded:
         self.problems += problems
         return entries
 
-    def snippet(self, document: Document, data: Any) -> None:
+    def snippet(self, document: Document, data: object) -> None:
         """As :class:`harness.recipes.checking.Schema`."""
         if document.path not in self._snippets:
             outside, self.problems = self.problems, []
@@ -73,7 +74,7 @@ class Recorded:
         if kind not in known:
             self.problems.append(schema.unknown_kind(kind, path, known))
 
-    def algorithm(self, algorithm: Any, place: str) -> None:
+    def algorithm(self, algorithm: object, place: str) -> None:
         """As :class:`harness.recipes.checking.Schema`."""
         methods = algorithms.steps(algorithm)
         algorithms.check_count(methods, place)
@@ -82,13 +83,13 @@ class Recorded:
             if method is not None:
                 self._check_method(method, getattr(method, "place", "") or here)
 
-    def section(self, section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    def section(self, section: Mapping[str, object], path: Path) -> dict[str, object]:
         """As :class:`harness.recipes.checking.Schema`."""
         name = f"{_CONFIG}.QuantizeConfig"
         self._complain(name, _without_formats(section), section, str(path), self._names(name))
-        return {"algorithm": algorithms.DEFAULT} | dict(plain(section))
+        return {"algorithm": algorithms.DEFAULT, **plain(section)}
 
-    def search(self, data: Any, path: Path) -> Search:
+    def search(self, data: Mapping[str, Any], path: Path) -> Search:
         """As :class:`harness.recipes.checking.Schema`.
 
         Raises:
@@ -100,7 +101,7 @@ class Recorded:
         self._complain(name, _without_formats(data), data, str(path), known)
         if len(self.problems) > before:
             raise self.problems.pop()
-        settings = plain(data)["auto_quantize"]
+        settings: dict[str, Any] = plain(data["auto_quantize"])
         if not settings.get("candidate_formats") and not settings.get("module_search_spaces"):
             where = place_at(data, ["auto_quantize"], str(path))
             raise UsageError(
@@ -118,7 +119,7 @@ class Recorded:
 
     # -- parts --
 
-    def _of_line(self, line: Any, place: str) -> Iterator[schema.Fields]:
+    def _of_line(self, line: object, place: str) -> Iterator[schema.Fields]:
         """The entries of one line, as far as they can be read."""
         if not isinstance(line, Mapping) or not all(isinstance(key, str) for key in line):
             self.problems.append(schema.not_a_mapping(line, place))
@@ -128,18 +129,19 @@ class Recorded:
             self.problems.append(_no_name(line, place))
             return
         for entry in schema.meanings(line):
+            attributes = plain(entry)
             outer = [] if "quantizer_name" in line else [next(iter(line))]
-            if self._complain(_ENTRY, plain(entry), line, place, self._attribute_names(), outer):
+            if self._complain(_ENTRY, attributes, line, place, self._attribute_names(), outer):
                 entry_found = None
             else:
-                entry_found = self._usable(plain(entry), line, place)
+                entry_found = self._usable(attributes, line, place)
             if entry_found is None:
                 entry_found = self._as_far_as_known(entry)
             if entry_found is not None:
                 yield entry_found
 
     def _usable(
-        self, entry: dict[str, Any], line: Mapping[str, Any], place: str
+        self, entry: dict[str, object], line: Mapping[str, object], place: str
     ) -> schema.Fields | None:
         """The fields of an *entry* of the right types, or None: ModelOpt's validators, or the gate,
         refuse it.
@@ -162,7 +164,7 @@ class Recorded:
             )
             return None
 
-    def _as_far_as_known(self, entry: Mapping[str, Any]) -> schema.Fields | None:
+    def _as_far_as_known(self, entry: Mapping[str, object]) -> schema.Fields | None:
         """The fields of an entry that is refused for its attributes: what it names may be wrong as
         well.
         """
@@ -173,9 +175,14 @@ class Recorded:
             return None
         if parent is not None and parent not in self.release.data["classes"]:
             return None
-        return str(pattern), parent, _truth(entry.get("enable", True)), None
+        return (
+            str(pattern),
+            None if parent is None else str(parent),
+            _truth(entry.get("enable", True)),
+            None,
+        )
 
-    def _check_snippet(self, document: Document, data: Any) -> None:
+    def _check_snippet(self, document: Document, data: object) -> None:
         name = document.schema or ""
         if name not in self.release.data["types"]:
             self.problems.append(schema.unknown_schema(document))
@@ -183,11 +190,11 @@ class Recorded:
         names = self._attribute_names() if "Cfg" in name or "List" in name else self._names(name)
         self._complain(name, _without_formats(data), data, str(document.path), names)
 
-    def _check_method(self, algorithm: Any, place: str) -> None:
+    def _check_method(self, algorithm: object, place: str) -> None:
         methods = self.release.data["methods"]
         method, settings = algorithms.split(algorithm, list(methods), place)
         name = method if method is not None else "_no"
-        settings_in_full = {"method": method, **settings}
+        settings_in_full: dict[str, object] = {"method": method, **settings}
         if settings_in_full.get("layerwise", {}) is None:
             settings_in_full["layerwise"] = {}
         properties = methods[name]["properties"]
@@ -208,7 +215,7 @@ class Recorded:
         if problem := limits.algorithm_problem(self._settings(methods[name], settings_in_full)):
             self.problems.append(UsageError(named_place(algorithm, problem[0], place), *problem))
 
-    def _settings(self, of: Mapping[str, Any], settings: Mapping[str, Any]) -> limits.Settings:
+    def _settings(self, of: Mapping[str, Any], settings: Mapping[str, object]) -> limits.Settings:
         """Settings with defaults filled in; a nested method with its own."""
         defaults = {
             name: description.get("default") for name, description in of["properties"].items()
@@ -225,8 +232,8 @@ class Recorded:
     def _complain(
         self,
         name: str,
-        data: Any,
-        located: Any,
+        data: object,
+        located: object,
         place: str,
         known: Sequence[str],
         outer: Sequence[str] = (),
@@ -254,7 +261,7 @@ class Recorded:
             )
         return len(complaints)
 
-    def _validator(self, name: str) -> Any:
+    def _validator(self, name: str) -> Draft202012Validator:
         if name not in self._validators:
             types, methods = self.release.data["types"], self.release.data["methods"]
             of = (
@@ -283,7 +290,7 @@ class Recorded:
         ]
 
 
-def _no_name(line: Mapping[str, Any], place: str) -> UsageError:
+def _no_name(line: Mapping[str, object], place: str) -> UsageError:
     """The refusal of an entry whose key ``quantizer_name`` is missing or misspelt."""
     key = next((name for name in line if name not in ("cfg", "enable", "parent_class")), "")
     what = f"the entry has no quantizer_name{f' (it has {key!r:.80})' if key else ''}"
@@ -292,7 +299,7 @@ def _no_name(line: Mapping[str, Any], place: str) -> UsageError:
     )
 
 
-def _without_formats(data: Any) -> Any:
+def _without_formats(data: object) -> object:
     """Plain *data* without what is checked line by line: each ``quant_cfg`` and ``algorithm``."""
     if isinstance(data, Mapping):
         return {
@@ -303,14 +310,14 @@ def _without_formats(data: Any) -> Any:
     return [_without_formats(item) for item in data] if isinstance(data, list) else data
 
 
-def _truth(value: Any) -> bool:
+def _truth(value: object) -> bool:
     return value.lower() not in _FALSE if isinstance(value, str) else bool(value)
 
 
 # -- the types that pydantic takes for one another -------------------------------------------------
 
 
-def _is_number(_: Any, value: Any) -> bool:
+def _is_number(_: object, value: object) -> bool:
     if isinstance(value, str):
         try:
             float(value)
@@ -320,11 +327,13 @@ def _is_number(_: Any, value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
-def _is_integer(_: Any, value: Any) -> bool:
-    return _is_number(_, value) and float(value).is_integer()
+def _is_integer(_: object, value: object) -> bool:
+    return (
+        isinstance(value, (str, int, float)) and _is_number(_, value) and float(value).is_integer()
+    )
 
 
-def _is_boolean(_: Any, value: Any) -> bool:
+def _is_boolean(_: object, value: object) -> bool:
     if isinstance(value, str):
         return value.lower() in _TRUTHS
     return isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1))
@@ -340,9 +349,9 @@ _TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(
 )
 
 
-def _coerced(values: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
+def _coerced(values: Mapping[str, object], properties: Mapping[str, Any]) -> dict[str, object]:
     """Text that stands for a number or a truth value, as pydantic reads it."""
-    coerced: dict[str, Any] = {}
+    coerced: dict[str, object] = {}
     for name, value in values.items():
         of = properties.get(name, {})
         types = {kind.get("type") for kind in of.get("anyOf", [of])}
@@ -359,7 +368,9 @@ def _of_numbers(keyword: str) -> Callable[..., Iterator[ValidationError]]:
     """*keyword* of JSON Schema, which compares numbers, for text that stands for one as well."""
     compared = Draft202012Validator.VALIDATORS[keyword]
 
-    def check(validator: Any, limit: Any, value: Any, of: Any) -> Iterator[ValidationError]:
+    def check(
+        validator: object, limit: object, value: object, of: object
+    ) -> Iterator[ValidationError]:
         if isinstance(value, str) and _is_number(None, value):
             value = float(value)
         yield from compared(validator, limit, value, of) or ()
@@ -373,12 +384,12 @@ _Lax = validators.extend(
 )
 
 
-def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:
+def _complaints(errors: Iterable[ValidationError]) -> Iterator[ErrorDetails]:
     """What a schema says against data, in pydantic's form; of a union what its member says that was
     meant.
     """
     for error in errors:
-        loc = list(error.absolute_path)
+        loc = tuple(error.absolute_path)
         if error.validator in ("anyOf", "oneOf") and (meant := _meant(error)):
             yield from _complaints(meant)
         elif error.validator == "additionalProperties" and error.validator_value is False:
@@ -387,7 +398,7 @@ def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:
                 if key not in known:
                     yield {
                         "type": "extra_forbidden",
-                        "loc": [*loc, key],
+                        "loc": (*loc, key),
                         "msg": "",
                         "input": error.instance[key],
                     }
@@ -395,7 +406,7 @@ def _complaints(errors: Iterable[ValidationError]) -> Iterator[dict[str, Any]]:
             name = next(key for key in error.validator_value if key not in error.instance)
             yield {
                 "type": "missing",
-                "loc": [*loc, name],
+                "loc": (*loc, name),
                 "msg": f"{name} is missing",
                 "input": error.instance,
             }
@@ -407,7 +418,7 @@ def _meant(error: ValidationError) -> list[ValidationError]:
     """The errors of the member of a union whose type *error*'s value has; none if no member has
     it.
     """
-    members: dict[Any, list[ValidationError]] = {}
+    members: dict[object, list[ValidationError]] = {}
     for inner in error.context or ():
         members.setdefault(inner.schema_path[0], []).append(inner)
     fitting = [

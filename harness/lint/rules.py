@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -349,7 +349,8 @@ def _block_sizes(entry: Entry) -> dict[int, int]:
     """The blocks that *entry* asks for, by dimension."""
     sizes: dict[int, int] = {}
     for cfg in entry.attributes:
-        blocks = cfg.get("block_sizes") or {}
+        blocks = cfg.get("block_sizes")
+        blocks = blocks if isinstance(blocks, Mapping) else {}
         sizes |= {
             key: size
             for key, size in blocks.items()

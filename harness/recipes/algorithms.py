@@ -8,7 +8,8 @@ default of ModelOpt's schema.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+
+import pydantic
 
 from harness.errors import UsageError
 from harness.files.located import Place, named_place
@@ -19,7 +20,7 @@ DEFAULT = "max"
 MAX_METHODS = 8  # of one recipe; each runs over all calibration data
 
 
-def methods(algorithm: Any) -> tuple[str, ...]:
+def methods(algorithm: object) -> tuple[str, ...]:
     """Return the names of the methods that *algorithm* runs, in order; empty where nothing is
     calibrated.
     """
@@ -27,15 +28,15 @@ def methods(algorithm: Any) -> tuple[str, ...]:
         method.get("method") if isinstance(method, Mapping) else method
         for method in steps(algorithm)
     ]
-    return tuple(name for name in names if name is not None)
+    return tuple(str(name) for name in names if name is not None)
 
 
-def steps(algorithm: Any) -> list[Any]:
+def steps(algorithm: object) -> list[object]:
     """Return *algorithm* as the list of its methods, each as it is written."""
     return list(algorithm) if isinstance(algorithm, (list, tuple)) else [algorithm]
 
 
-def check(algorithm: Any, place: str) -> None:
+def check(algorithm: object, place: str) -> None:
     """Hold *algorithm* against ModelOpt's methods and their settings.
 
     Raises:
@@ -49,7 +50,7 @@ def check(algorithm: Any, place: str) -> None:
             _check_method(method_settings, getattr(method_settings, "place", "") or place)
 
 
-def check_count(methods: Sequence[Any], place: str) -> None:
+def check_count(methods: Sequence[object], place: str) -> None:
     """Refuse more methods than a gate can run.
 
     Raises:
@@ -61,7 +62,7 @@ def check_count(methods: Sequence[Any], place: str) -> None:
         )
 
 
-def _check_method(method_settings: Any, place: str) -> None:
+def _check_method(method_settings: object, place: str) -> None:
     # It imports ModelOpt, which takes seconds
     from harness.recipes.installed import modelopt_config
     from harness.recipes.schema import explained, refused_at
@@ -91,8 +92,8 @@ def _check_method(method_settings: Any, place: str) -> None:
 
 
 def split(
-    method_settings: Any, known: Collection[str], place: str
-) -> tuple[str | None, dict[Any, Any]]:
+    method_settings: object, known: Collection[str], place: str
+) -> tuple[str | None, dict[str, object]]:
     """Return the name of a method as it is written, and its settings.
 
     Args:
@@ -104,7 +105,7 @@ def split(
     Raises:
         UsageError: ModelOpt has no such method.
     """
-    settings = (
+    settings: dict[str, object] = (
         dict(method_settings)
         if isinstance(method_settings, Mapping)
         else {"method": method_settings}
@@ -126,7 +127,7 @@ def split(
     )
 
 
-def check_keys(settings: Mapping[Any, Any], names: Sequence[str], where: str) -> None:
+def check_keys(settings: Mapping[str, object], names: Sequence[str], where: str) -> None:
     """Refuse settings whose keys are not text.
 
     Raises:
@@ -138,7 +139,7 @@ def check_keys(settings: Mapping[Any, Any], names: Sequence[str], where: str) ->
         )
 
 
-def _settings(checked: Any) -> limits.Settings:
+def _settings(checked: pydantic.BaseModel) -> limits.Settings:
     """The settings in an instance of ModelOpt's configuration class, nested ones too."""
     fields = type(checked).model_fields
     values = {name: getattr(checked, name) for name in fields}

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 #: The class of the module that holds a quantizer, by the quantizer's name (without the number of a
 #: part).
 Places = Mapping[str, str]
-Attributes = dict[str, Any]
+Attributes = dict[str, object]
 
 _PART = re.compile(r"(_quantizer)(?:\.\d+)+$")
 _OF_A_SEQUENCE = re.compile(r"(weight_quantizers?|input_quantizers?)\.\d+(?=$|\.)")

@@ -37,40 +37,40 @@ class Schema(Protocol):
     place.
     """
 
-    def lines(self, quant_cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def lines(self, quant_cfg: Mapping[str, object]) -> list[dict[str, object]]:
         """Return a quant_cfg in dict form as single-key lines, in the order in which they apply."""
 
-    def entries(self, line: Any, place: str) -> list[schema.Fields]:
+    def entries(self, line: object, place: str) -> list[schema.Fields]:
         """Return the entries that one line of a quant_cfg means."""
 
-    def snippet(self, document: Document, data: Any) -> None:
+    def snippet(self, document: Document, data: object) -> None:
         """Hold an imported snippet against the schema that it declares."""
 
     def kind(self, kind: str, path: Path) -> None:
         """Hold a ``recipe_type`` against the kinds that there are."""
 
-    def algorithm(self, algorithm: Any, place: str) -> None:
+    def algorithm(self, algorithm: object, place: str) -> None:
         """Hold the key ``algorithm`` against the methods and their settings."""
 
-    def section(self, section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    def section(self, section: Mapping[str, object], path: Path) -> dict[str, object]:
         """Return the section ``quantize`` as ``mtq.quantize`` takes it."""
 
-    def search(self, data: Any, path: Path) -> Search:
+    def search(self, data: Mapping[str, object], path: Path) -> Search:
         """Return what an auto_quantize recipe says of the search."""
 
 
 class Installed:
     """The installed ModelOpt's own schema, imported when it is first asked."""
 
-    def lines(self, quant_cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def lines(self, quant_cfg: Mapping[str, object]) -> list[dict[str, object]]:
         """As :class:`Schema`."""
         return config_form.lines(quant_cfg)
 
-    def entries(self, line: Any, place: str) -> list[schema.Fields]:
+    def entries(self, line: object, place: str) -> list[schema.Fields]:
         """As :class:`Schema`."""
         return schema.check_entry(line, place)
 
-    def snippet(self, document: Document, data: Any) -> None:
+    def snippet(self, document: Document, data: object) -> None:
         """As :class:`Schema`."""
         schema.check_snippet(document, data)
 
@@ -78,11 +78,11 @@ class Installed:
         """As :class:`Schema`."""
         schema.check_kind(kind, path)
 
-    def algorithm(self, algorithm: Any, place: str) -> None:
+    def algorithm(self, algorithm: object, place: str) -> None:
         """As :class:`Schema`."""
         algorithms.check(algorithm, place)
 
-    def section(self, section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    def section(self, section: Mapping[str, object], path: Path) -> dict[str, object]:
         """As :class:`Schema`."""
         try:
             with warnings.catch_warnings():
@@ -103,7 +103,7 @@ class Installed:
             raise UsageError(where, f"ModelOpt refuses it: {first_line(error)}", fix) from error
         return dict(checked)
 
-    def search(self, data: Any, path: Path) -> Search:
+    def search(self, data: Mapping[str, object], path: Path) -> Search:
         """As :class:`Schema`."""
         modelopt_config()
         from modelopt.recipe.config import ModelOptAutoQuantizeRecipe  # ModelOpt takes seconds

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.files.located import Located, place_at
 from harness.recipes.installed import modelopt_config
 
-Line = dict[str, Any]
+Line = dict[str, object]
 
 #: What ModelOpt's schema raises where it refuses a value: its validators look up keys that are not
 #: there.
@@ -29,7 +29,7 @@ def takes_lists() -> bool:
     return hasattr(modelopt_config(), "normalize_quant_cfg_list")
 
 
-def lines(quant_cfg: Mapping[str, Any]) -> list[Line]:
+def lines(quant_cfg: Mapping[str, object]) -> list[Line]:
     """A ``quant_cfg`` in dict form as single-key lines, in the order in which the installed
     ModelOpt applies them.
     """
@@ -39,7 +39,7 @@ def lines(quant_cfg: Mapping[str, Any]) -> list[Line]:
     return single_lines(quant_cfg, names)
 
 
-def single_lines(quant_cfg: Mapping[str, Any], names: Iterable[str]) -> list[Line]:
+def single_lines(quant_cfg: Mapping[str, object], names: Iterable[str]) -> list[Line]:
     """The entries of a dict as single-key lines in the order of *names*, each with its place in the
     file.
     """
@@ -51,7 +51,7 @@ def single_lines(quant_cfg: Mapping[str, Any], names: Iterable[str]) -> list[Lin
     return lines
 
 
-def normalized(line: Line) -> list[Any]:
+def normalized(line: Mapping[str, object]) -> list[Line]:
     """The entries that one line means, of either form, checked by ModelOpt's schema.
 
     Raises:
@@ -73,7 +73,7 @@ def normalized(line: Line) -> list[Any]:
     return entries
 
 
-def accepted(quant_cfg: Any, place: str) -> Any:
+def accepted(quant_cfg: object, place: str) -> object:
     """*quant_cfg*, a list or a dict, in the form that the installed ModelOpt takes.
 
     Args:
@@ -88,7 +88,7 @@ def accepted(quant_cfg: Any, place: str) -> Any:
     return as_dict((entry for line in quant_cfg for entry in normalized(line)), place)
 
 
-def entries_of(line: Line) -> list[Line]:
+def entries_of(line: Mapping[str, object]) -> list[Line]:
     """The entries that one line means: itself, or one for each key of the dict form."""
     return (
         [dict(line)]
@@ -97,7 +97,7 @@ def entries_of(line: Line) -> list[Line]:
     )
 
 
-def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
+def as_dict(entries: Iterable[Line], place: str) -> dict[str, object]:
     """*entries* as one dict that means the same, applied in its order.
 
     Raises:
@@ -107,7 +107,8 @@ def as_dict(entries: Iterable[Line], place: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     last: str | None = None
     for entry in entries:
-        pattern, parent = entry["quantizer_name"], entry.get("parent_class")
+        pattern, parent = str(entry["quantizer_name"]), entry.get("parent_class")
+        assert isinstance(parent, (str, type(None))), "checked by the schema"
         again = parent in merged and parent != last if parent else pattern in merged
         inner = merged.setdefault(parent, {}) if parent else merged
         if again or pattern in inner:
@@ -138,11 +139,12 @@ def _of_key(key: str, value: Any) -> list[Line]:
     return [{"quantizer_name": name, "cfg": cfg or None} | switch]
 
 
-def _attributes(entry: Line) -> Any:
+def _attributes(entry: Line) -> object:
     """What an entry says of its quantizers: on or off next to the attributes, of each in a
     sequence.
     """
-    cfg, enable = entry.get("cfg"), bool(entry.get("enable", True))
+    cfg: Any = entry.get("cfg")
+    enable = bool(entry.get("enable", True))
     if isinstance(cfg, (list, tuple)):
         return [dict(attributes) | {"enable": enable} for attributes in cfg]
     return dict(cfg or {}) | {"enable": enable}

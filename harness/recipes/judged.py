@@ -6,7 +6,6 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 from harness.recipes.loading import SEARCHED, Entry, Recipe
 
@@ -73,7 +72,7 @@ def kind_not_gated(kind: str) -> str:
 _FILE_SETTING = re.compile(r"(^|_)(dir|dirs|directory|folder|path|paths|file|files|filename)$")
 
 
-def file_settings(algorithm: Any) -> list[str]:
+def file_settings(algorithm: object) -> list[str]:
     """Return the settings of *algorithm* that name a file or folder, dotted:
     ``layerwise.checkpoint_dir``.
     """
@@ -95,8 +94,8 @@ def cuda_formats(entry: Entry) -> Iterator[str]:
     formats.
     """
     for cfg in entry.attributes:
-        bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes") or {}
-        scale = blocks.get("scale_bits")
+        bits, blocks = cfg.get("num_bits", 8), cfg.get("block_sizes")
+        scale = blocks.get("scale_bits") if isinstance(blocks, Mapping) else None
         name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, (list, tuple)) else f"INT{bits}"
         if isinstance(scale, (list, tuple)):
             yield f"NVFP4 ({name})" if tuple(scale) == (4, 3) else f"MX ({name})"

@@ -13,10 +13,48 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, cast
+
+from typing_extensions import TypedDict
 
 Finding = tuple[str, str] | None
-Attributes = Mapping[str, Any]
+
+
+class QuantizerAttributes(TypedDict, total=False):
+    """Attributes of a quantizer as ModelOpt's schema returns them, as far as rules look at them."""
+
+    num_bits: int | str | list[int] | tuple[int, ...]
+    axis: int | list[int] | tuple[int, ...] | None
+    block_sizes: Mapping[object, BlockValue] | None
+    type: str
+    calibrator: str | Sequence[object]
+    constant_amax: float | None
+    use_constant_amax: bool
+    rotate: object
+    bias: object
+    backend: object
+    fake_quant: bool
+
+
+class MethodSettings(TypedDict, total=False):
+    """Settings of a calibration method, as far as rules look at them."""
+
+    start_multiplier: float | None
+    stop_multiplier: float | None
+    step_size: float
+    alpha_step: float | None
+    shrink_step: float | None
+    min_clip_ratio: float
+    max_co_batch_size: int | None
+    max_tokens_per_batch: int | None
+    lowrank: int | None
+    block_size: int | None
+    shared_states: Mapping[str, Mapping[str, list[str]]] | None
+
+
+#: A size of blocks, bits of their scales, a type, sizes of blocks of scales.
+BlockValue: TypeAlias = "int | str | list[int] | tuple[int, ...] | Mapping[int, int] | None"
+Attributes = Mapping[str, object]
 
 INTEGER_BITS = range(2, 17)
 #: Dimensions of a tensor that a quantizer can meet, counted from the front and from the back.
@@ -47,10 +85,11 @@ def attribute_problem(cfg: Attributes) -> Finding:
     cannot work with.
     """
     rules = (_not_judged, _bits, _axis, _blocks, _scales, _calibrator, _constant)
-    return next((problem for rule in rules if (problem := rule(cfg))), None)
+    attributes = cast("QuantizerAttributes", cfg)
+    return next((problem for rule in rules if (problem := rule(attributes))), None)
 
 
-def _not_judged(cfg: Attributes) -> Finding:
+def _not_judged(cfg: QuantizerAttributes) -> Finding:
     """What does more, or less, than quantize and dequantize: the gate has no definition to compare
     it with.
     """
@@ -72,7 +111,7 @@ def _not_judged(cfg: Attributes) -> Finding:
     return None
 
 
-def _bits(cfg: Attributes) -> Finding:
+def _bits(cfg: QuantizerAttributes) -> Finding:
     bits = cfg.get("num_bits", 8)
     if isinstance(bits, str):
         fix = (
@@ -86,7 +125,7 @@ def _bits(cfg: Attributes) -> Finding:
     return None
 
 
-def _axis(cfg: Attributes) -> Finding:
+def _axis(cfg: QuantizerAttributes) -> Finding:
     axis = cfg.get("axis")
     if axis is None:
         return None
@@ -98,7 +137,7 @@ def _axis(cfg: Attributes) -> Finding:
     return None
 
 
-def _blocks(cfg: Attributes) -> Finding:
+def _blocks(cfg: QuantizerAttributes) -> Finding:
     blocks = cfg.get("block_sizes")
     if blocks is None:
         return None
@@ -113,7 +152,7 @@ def _blocks(cfg: Attributes) -> Finding:
             _BLOCK_FIX,
         )
     for size in sizes.values():
-        if size is not None and not 1 <= size <= MAX_BLOCK:
+        if isinstance(size, int) and not 1 <= size <= MAX_BLOCK:
             return f"block_sizes asks for blocks of {size}, expected 1 to {MAX_BLOCK}", _BLOCK_FIX
     if blocks.get("type") not in (None, "static", "dynamic"):
         return (
@@ -123,7 +162,7 @@ def _blocks(cfg: Attributes) -> Finding:
     return None
 
 
-def _scales(cfg: Attributes) -> Finding:
+def _scales(cfg: QuantizerAttributes) -> Finding:
     """Formats of the scales of blocks, and the formats of numbers that need them."""
     blocks, bits = cfg.get("block_sizes") or {}, cfg.get("num_bits", 8)
     bits = tuple(bits) if isinstance(bits, list) else bits
@@ -173,7 +212,7 @@ def _scales(cfg: Attributes) -> Finding:
     return None
 
 
-def _calibrator(cfg: Attributes) -> Finding:
+def _calibrator(cfg: QuantizerAttributes) -> Finding:
     calibrator = cfg.get("calibrator", "max")
     if calibrator == "histogram":
         return (
@@ -186,7 +225,7 @@ def _calibrator(cfg: Attributes) -> Finding:
     return None
 
 
-def _constant(cfg: Attributes) -> Finding:
+def _constant(cfg: QuantizerAttributes) -> Finding:
     amax, fixed = cfg.get("constant_amax"), bool(cfg.get("use_constant_amax"))
     if amax is None and not fixed:
         return None
@@ -206,7 +245,7 @@ _FORMATS = (_E4M3, (5, 2), _E2M1, (1, 2), (0, 3), (3, 0), (3, 2), (2, 3))
 _BLOCK_KEYS = ("type", "scale_bits", "scale_block_sizes", "four_over_six")
 
 
-def attributes_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def attributes_of(entry: Mapping[str, object]) -> list[dict[str, object]]:
     """Return the attributes that an entry gives, of each quantizer in a row."""
     cfg = entry.get("cfg")
     if isinstance(cfg, dict):
@@ -218,7 +257,7 @@ def attributes_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def refused_entry(entry: Mapping[str, Any]) -> Finding:
+def refused_entry(entry: Mapping[str, object]) -> Finding:
     """What ModelOpt's validators refuse in an entry that has the right types; see
     :func:`refused_attributes`.
     """
@@ -270,7 +309,7 @@ def refused_attributes(cfg: Attributes) -> Finding:
     return None
 
 
-def _refused_blocks(cfg: Attributes, blocks: Mapping[Any, Any]) -> Finding:
+def _refused_blocks(cfg: Attributes, blocks: Mapping[object, object]) -> Finding:
     if cfg.get("axis") is not None:
         return "axis and block_sizes are both set", "Remove one of the two."
     if unknown := [key for key in blocks if isinstance(key, str) and key not in _BLOCK_KEYS]:
@@ -301,8 +340,8 @@ class Settings:
     these defaults.
     """
 
-    values: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    values: Mapping[str, object]
+    defaults: Mapping[str, object]
 
 
 def algorithm_problem(settings: Settings) -> Finding:
@@ -324,10 +363,11 @@ def algorithm_problem(settings: Settings) -> Finding:
         ):
             return f"{name}: {inner[0]}", inner[1]
     rules = (_candidates, _clip, _low_rank, _gptq, _regexes)
-    return next((problem for rule in rules if (problem := rule(settings.values))), None)
+    values = cast("MethodSettings", settings.values)
+    return next((problem for rule in rules if (problem := rule(values))), None)
 
 
-def _candidates(values: Mapping[str, Any]) -> Finding:
+def _candidates(values: MethodSettings) -> Finding:
     """Scales or exponents that a search tries."""
     start, stop = values.get("start_multiplier"), values.get("stop_multiplier")
     if start is not None and stop is not None:
@@ -353,7 +393,7 @@ def _too_many(name: str, step: float, width: float) -> Finding:
     return what, f"Write {math.ceil(smallest * 1e6) / 1e6:g} or more."
 
 
-def _clip(values: Mapping[str, Any]) -> Finding:
+def _clip(values: MethodSettings) -> Finding:
     channels, tokens = values.get("max_co_batch_size"), values.get("max_tokens_per_batch")
     if channels is None or tokens is None:
         return None
@@ -366,7 +406,7 @@ def _clip(values: Mapping[str, Any]) -> Finding:
     return None
 
 
-def _low_rank(values: Mapping[str, Any]) -> Finding:
+def _low_rank(values: MethodSettings) -> Finding:
     rank = values.get("lowrank")
     if rank is not None and not 1 <= rank <= MAX_LOW_RANK:
         return (
@@ -376,14 +416,14 @@ def _low_rank(values: Mapping[str, Any]) -> Finding:
     return None
 
 
-def _gptq(values: Mapping[str, Any]) -> Finding:
+def _gptq(values: MethodSettings) -> Finding:
     size = values.get("block_size")
     if size is not None and not 1 <= size <= MAX_GPTQ_BLOCK:
         return f"block_size is {size:,}, expected 1 to {MAX_GPTQ_BLOCK:,}", "Write block_size: 128."
     return None
 
 
-def _regexes(values: Mapping[str, Any]) -> Finding:
+def _regexes(values: MethodSettings) -> Finding:
     """Regular expressions of a pull request, which ModelOpt matches against every module's name."""
     for state in (values.get("shared_states") or {}).values():
         for pattern in state.get("patterns", []):

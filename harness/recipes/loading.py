@@ -57,7 +57,7 @@ class Entry:
     pattern: str
     parent_class: str | None
     enable: bool
-    cfg: dict[str, Any] | list[dict[str, Any]] | None
+    cfg: dict[str, object] | list[dict[str, object]] | None
     origin: str
     written: str = ""
     imported_at: str = ""
@@ -75,7 +75,7 @@ class Entry:
         return self.written or self.pattern
 
     @property
-    def attributes(self) -> list[dict[str, Any]]:
+    def attributes(self) -> list[dict[str, object]]:
         """The attributes that the line gives, one dict per part of a sequential quantizer; one
         empty dict where the line only switches.
         """
@@ -96,7 +96,7 @@ class Recipe:
     then what ``mtq.auto_quantize`` takes (and ``score_size``), entries are empty until the search
     has chosen (:func:`harness.quantization.search.chosen`), and ``candidates`` are the formats as
     recipes of their own, a fixed baseline first; ``unknown`` are fields of a search that the gate
-    does not know, which it therefore does not judge. Any other kind has no quant_cfg and no
+    does not know, which it therefore does not judge. object other kind has no quant_cfg and no
     entries:
     ``harness.recipes.judged.not_gated`` says why.
     """
@@ -105,7 +105,7 @@ class Recipe:
     source: str
     path: Path | None
     quant_cfg: dict[str, Any]
-    algorithm: Any
+    algorithm: object
     entries: tuple[Entry, ...]
     files: tuple[Path, ...]
     hash: str
@@ -409,7 +409,7 @@ def _from_directory(ref: str, name: str, path: Path, tree: Tree, schema: Schema)
     return _build(name, ref, path, quantize.data, (*described.files, *quantize.files), schema)
 
 
-def _section(data: dict[str, Any], path: Path) -> Any:
+def _section(data: dict[str, Any], path: Path) -> object:
     for key in data:
         if key not in SECTIONS:
             where = place_at(data, [key], str(path))
@@ -432,7 +432,7 @@ def _section(data: dict[str, Any], path: Path) -> Any:
 
 
 def _build(
-    name: str, ref: str, path: Path, section: Any, files: tuple[Path, ...], schema: Schema
+    name: str, ref: str, path: Path, section: object, files: tuple[Path, ...], schema: Schema
 ) -> Recipe:
     """A ptq recipe from its resolved ``quantize`` section."""
     if not isinstance(section, dict) or "quant_cfg" not in section:
@@ -471,13 +471,13 @@ _COST_MODELS = (None, "weight", "active_moe")
 _LATER = ("kv_auto_quantize", "effective_bits")
 
 
-def unknown_fields(data: Any) -> tuple[str, ...]:
+def unknown_fields(data: object) -> tuple[str, ...]:
     """Return the fields of a resolved auto_quantize recipe that the gate does not know; one that
     resembles a known one is left to the schema, which says what was meant.
     """
     unknown: list[str] = []
 
-    def look(part: Any, known: Sequence[str], where: str) -> None:
+    def look(part: object, known: Sequence[str], where: str) -> None:
         for key in part if isinstance(part, Mapping) else ():
             is_near = key not in _LATER and difflib.get_close_matches(str(key), known, 1, 0.8)
             if key not in known and not is_near:
@@ -527,7 +527,7 @@ def _searched(
     ):
         check_pattern(pattern, str(path), what="a layer's name")
 
-    def built(section: Any, what: str) -> Recipe:
+    def built(section: object, what: str) -> Recipe:
         return _build(f"{name} {what}", ref, path, section, files, schema)
 
     fixed = built(data["quantize"], "fixed baseline") if data.get("quantize") is not None else None
@@ -567,7 +567,7 @@ def _searched(
     if search.cost_excluded_layers:
         cost = constraints.setdefault("cost", {})
         cost["excluded_module_name_patterns"] = list(search.cost_excluded_layers)
-    arguments = {
+    arguments: dict[str, Any] = {
         "constraints": constraints,
         "quantization_formats": [candidate.quant_cfg for candidate in formats] or None,
         "fixed_quantization_config": fixed.quant_cfg if fixed else None,
@@ -593,7 +593,9 @@ def _searched(
     )
 
 
-def _entries(quant_cfg: Any, where: str, source: str | Path, schema: Schema) -> tuple[Entry, ...]:
+def _entries(
+    quant_cfg: object, where: str, source: str | Path, schema: Schema
+) -> tuple[Entry, ...]:
     """The lines of *quant_cfg* in application order, each checked where it stands; dict form
     becomes lines too.
     """
@@ -656,14 +658,14 @@ def _from_python(ref: str, schema: Schema) -> Recipe:
     return Recipe(name, ref, None, value, algorithm, entries, (), _hash(entries, algorithm))
 
 
-def _attribute(ref: str) -> Any:
+def _attribute(ref: str) -> object:
     """What the reference ``module:ATTRIBUTE`` means."""
     module, _, path = ref.partition(":")
     with _importable_from_here(), _no_warnings():
         if wrong := unknown.missing_module(module):
             raise UsageError(f"--recipe {ref}", *wrong)
         with _told(ref, f"the module {module} raises", "while it is imported"):
-            value: Any = importlib.import_module(module)
+            value: object = importlib.import_module(module)
         shown = module
         for part in path.split("."):
             with _told(ref, f"{shown}.{part} raises", "while it is read"):
@@ -730,17 +732,17 @@ def _no_warnings() -> Iterator[None]:
 # --- hash
 
 
-def _hash(entries: tuple[Entry, ...], algorithm: Any) -> str:
+def _hash(entries: tuple[Entry, ...], algorithm: object) -> str:
     lines = [[e.pattern, e.parent_class, e.enable, e.cfg] for e in entries]
     return _digest({"algorithm": algorithm, "entries": lines})
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return digests.of_text(text)
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: object) -> object:
     """*value* as JSON has it: names for keys, lists for pairs, the qualified name of what only
     Python can hold.
     """

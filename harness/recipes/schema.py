@@ -12,9 +12,10 @@ import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from harness.errors import UsageError
 from harness.files.located import named_place, place_at
@@ -41,10 +42,13 @@ ATTENTION_CLASSES = (
     "SiglipAttention",
 )
 
-Fields = tuple[str, "str | None", bool, "dict[str, Any] | list[dict[str, Any]] | None"]
+_ABSENT = object()
+#: Attributes of a quantizer, of several in a row, or none.
+Cfg = dict[str, object] | list[dict[str, object]] | None
+Fields = tuple[str, str | None, bool, Cfg]
 
 
-def check_entry(line: Any, place: str) -> list[Fields]:
+def check_entry(line: object, place: str) -> list[Fields]:
     """(pattern, parent class, enable, attributes) of one line of a quant_cfg; more than one for the
     older dict forms.
 
@@ -69,7 +73,7 @@ def check_entry(line: Any, place: str) -> list[Fields]:
 
 
 def _refused_at(
-    error: Exception, line: Mapping[str, Any], alternatives: Sequence[Any], place: str
+    error: Exception, line: Mapping[str, object], alternatives: Sequence[object], place: str
 ) -> str:
     """The place of the value in *line* that ModelOpt's schema refuses with *error*."""
     by_validator = True
@@ -88,10 +92,12 @@ def _refused_at(
     return refused_at(error, value, inner, place_at(line, keys, place), skipped="cfg")
 
 
-def _known_refusal(alternatives: Sequence[Any]) -> limits.Finding:
+def _known_refusal(alternatives: Sequence[object]) -> limits.Finding:
     """What the gate itself knows of ModelOpt's validators, which do not say which key they mean."""
     for entry in alternatives:
-        rules: list[tuple[Callable[[Any], limits.Finding], Any]] = []
+        rules: list[
+            tuple[Callable[[Mapping[str, object]], limits.Finding], Mapping[str, object]]
+        ] = []
         if isinstance(entry, Mapping):
             rules = [(limits.refused_entry, entry)]
             rules += [
@@ -109,7 +115,7 @@ def _known_refusal(alternatives: Sequence[Any]) -> limits.Finding:
 
 
 def refused_at(
-    error: Exception, located: Any, alternatives: Sequence[Any], place: str, skipped: str = ""
+    error: Exception, located: object, alternatives: Sequence[object], place: str, skipped: str = ""
 ) -> str:
     """Return the place of what a schema refuses with *error*.
 
@@ -131,7 +137,7 @@ def refused_at(
     return place_at(located, keys, place) if keys else named_place(located, str(error), place)
 
 
-def not_a_mapping(line: Any, place: str) -> UsageError:
+def not_a_mapping(line: object, place: str) -> UsageError:
     """Return the refusal of an entry that is not a mapping."""
     return UsageError(
         place,
@@ -140,7 +146,7 @@ def not_a_mapping(line: Any, place: str) -> UsageError:
     )
 
 
-def meanings(line: Mapping[str, Any]) -> list[Any]:
+def meanings(line: Mapping[str, object]) -> list[Mapping[str, object]]:
     """Return the entries that *line* means, as far as it can be read."""
     try:
         return list(config_form.entries_of(dict(line)))
@@ -148,11 +154,14 @@ def meanings(line: Mapping[str, Any]) -> list[Any]:
         return [line]
 
 
-def _dumped(entry: Any) -> dict[str, Any]:
-    return dict(entry.model_dump(exclude_unset=True) if hasattr(entry, "model_dump") else entry)
+def _dumped(entry: object) -> dict[str, object]:
+    if hasattr(entry, "model_dump"):
+        return dict(entry.model_dump(exclude_unset=True))
+    assert isinstance(entry, Mapping), "an entry of a release without a class for it"
+    return dict(entry)
 
 
-def fields(entry: Mapping[str, Any], place: str, classes: Callable[[], Sequence[str]]) -> Fields:
+def fields(entry: Mapping[str, object], place: str, classes: Callable[[], Sequence[str]]) -> Fields:
     """Return the fields of an *entry* that fits ModelOpt's schema, once they are known to be
     usable.
 
@@ -165,7 +174,11 @@ def fields(entry: Mapping[str, Any], place: str, classes: Callable[[], Sequence[
         UsageError: its pattern could make matching crawl, its class is not known, or it asks for
             what ModelOpt cannot run (:mod:`harness.recipes.limits`).
     """
-    pattern, parent, cfg = entry["quantizer_name"], entry.get("parent_class"), entry.get("cfg")
+    pattern, parent, cfg = (
+        entry["quantizer_name"],
+        entry.get("parent_class"),
+        cast("Cfg", entry.get("cfg")),
+    )
     check_pattern(pattern, place)
     if parent is not None:
         _check_class(parent, place, classes())
@@ -176,10 +189,10 @@ def fields(entry: Mapping[str, Any], place: str, classes: Callable[[], Sequence[
     for attributes in in_a_row:
         if problem := limits.attribute_problem(attributes):
             raise UsageError(place, *problem)
-    return pattern, parent, entry.get("enable", True), cfg
+    return cast("Fields", (pattern, parent, entry.get("enable", True), cfg))
 
 
-def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name") -> None:
+def check_pattern(pattern: object, place: str, *, what: str = "a quantizer's name") -> None:
     """Refuse a glob that no name can match, or whose matching could take for ever.
 
     Raises:
@@ -200,7 +213,7 @@ def check_pattern(pattern: Any, place: str, *, what: str = "a quantizer's name")
         )
 
 
-def _check_class(name: Any, place: str, known: Sequence[str]) -> None:
+def _check_class(name: object, place: str, known: Sequence[str]) -> None:
     """Refuse a ``parent_class`` that ModelOpt does not know: it would raise when the recipe is
     applied.
     """
@@ -229,7 +242,7 @@ def _classes() -> Sequence[str]:
     return [*QuantModuleRegistry._key_registry.values(), *ATTENTION_CLASSES]
 
 
-def check_snippet(document: Document, data: Any) -> None:
+def check_snippet(document: Document, data: object) -> None:
     """Hold an imported snippet against the schema that it declares, as ModelOpt does before using
     it.
 
@@ -303,7 +316,7 @@ def check_kind(kind: str, path: Path) -> None:
 
 
 def explained(
-    error: Exception, alternatives: Sequence[Any], known: Sequence[str]
+    error: Exception, alternatives: Sequence[object], known: Sequence[str]
 ) -> tuple[str, str]:
     """What is wrong and the fix, in one sentence each, from the most telling of a schema's
     complaints.
@@ -318,7 +331,7 @@ def explained(
     return explained_complaint(_most_telling(error, alternatives), alternatives, known)
 
 
-def _most_telling(error: pydantic.ValidationError, alternatives: Sequence[Any]) -> Any:
+def _most_telling(error: pydantic.ValidationError, alternatives: Sequence[object]) -> ErrorDetails:
     """The complaint that is about what the author meant."""
     return max(
         error.errors(include_url=False), key=lambda complaint: _weight(complaint, alternatives)
@@ -326,7 +339,7 @@ def _most_telling(error: pydantic.ValidationError, alternatives: Sequence[Any]) 
 
 
 def explained_complaint(
-    complaint: Any, alternatives: Sequence[Any], known: Sequence[str]
+    complaint: ErrorDetails, alternatives: Sequence[object], known: Sequence[str]
 ) -> tuple[str, str]:
     """What is wrong and the fix, of one complaint: pydantic's, or one of the lint's in the same
     form.
@@ -358,16 +371,19 @@ def explained_complaint(
     return f"{where} is refused: {reason}", f"It is {complaint['input']!r:.80}; correct it."
 
 
-def _path(loc: Sequence[int | str], value: Any) -> list[int | str]:
+def _path(loc: Sequence[int | str], value: object) -> list[int | str]:
     """The keys of *loc* that lead into *value*: without the names that pydantic gives to
     alternatives of a union.
     """
     keys: list[int | str] = []
     for key in loc:
-        is_key = isinstance(value, Mapping) and key in value
-        is_index = isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value)
-        if is_key or is_index:
-            value = value[key]
+        item: object = _ABSENT
+        if isinstance(value, Mapping):
+            item = value.get(key, _ABSENT)
+        elif isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value):
+            item = value[key]
+        if item is not _ABSENT:
+            value = item
             keys.append(key)
     return keys
 
@@ -399,7 +415,7 @@ REMOVED = {
 }
 
 
-def _removed(complaint: Any, path: Sequence[int | str]) -> tuple[str, str] | None:
+def _removed(complaint: ErrorDetails, path: Sequence[int | str]) -> tuple[str, str] | None:
     """What is wrong and the fix, where a setting has a form that a release of ModelOpt removed."""
     if list(path[-1:]) != ["layerwise"] or not isinstance(complaint["input"], bool):
         return None
@@ -410,7 +426,7 @@ def _removed(complaint: Any, path: Sequence[int | str]) -> tuple[str, str] | Non
     )
 
 
-def _weight(complaint: Any, alternatives: Sequence[Any]) -> tuple[bool, bool, int]:
+def _weight(complaint: ErrorDetails, alternatives: Sequence[object]) -> tuple[bool, bool, int]:
     """Rank of a complaint: of a union pydantic reports every member, and only the one the author
     meant helps.
     """

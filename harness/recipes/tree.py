@@ -11,9 +11,10 @@ costs milliseconds.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from harness import files
 from harness.errors import UsageError
@@ -53,7 +54,7 @@ class Snippet:
     """
 
     document: Document
-    data: Any
+    data: object
     size: int
     imports: tuple[Path, ...]
 
@@ -66,7 +67,7 @@ class Resolved:
 
     data: Any
     files: tuple[Path, ...]
-    snippets: tuple[tuple[Document, Any], ...]
+    snippets: tuple[tuple[Document, object], ...]
 
 
 class Tree:
@@ -226,7 +227,7 @@ class _Resolver:
 
     def _document(
         self, document: Document, chain: tuple[Path, ...]
-    ) -> tuple[Any, int, tuple[Path, ...]]:
+    ) -> tuple[object, int, tuple[Path, ...]]:
         paths = {name: self._import(name, document, chain) for name in document.imports}
         imports = {name: _or_raise(self.tree.snippets[path]) for name, path in paths.items()}
         data, size = _Splicer(document, imports).run()
@@ -277,7 +278,7 @@ class _Splicer:
         self.imports = imports
         self.size = 0
 
-    def run(self) -> tuple[Any, int]:
+    def run(self) -> tuple[object, int]:
         return self._value(self.document.body, str(self.document.path)), self.size
 
     def _count(self, nodes: int, where: str) -> None:
@@ -285,7 +286,7 @@ class _Splicer:
         if self.size > MAX_RESOLVED:
             raise UsageError(where, f"resolves to more than {MAX_RESOLVED} values", "Import less.")
 
-    def _lookup(self, name: Any, where: str) -> Any:
+    def _lookup(self, name: object, where: str) -> object:
         if not isinstance(name, str) or name not in self.imports:
             known = ", ".join(self.imports) or "none"
             raise UsageError(
@@ -296,7 +297,7 @@ class _Splicer:
         self._count(self.imports[name].size, where)
         return self.imports[name].data
 
-    def _value(self, value: Any, where: str) -> Any:
+    def _value(self, value: object, where: str) -> object:
         self._count(1, where)
         if isinstance(value, dict):
             return self._mapping(value, getattr(value, "place", "") or where)
@@ -304,7 +305,7 @@ class _Splicer:
             return self._list(value, where)
         return value
 
-    def _mapping(self, value: dict[Any, Any], where: str) -> Located:
+    def _mapping(self, value: dict[object, object], where: str) -> Located:
         """A mapping: what it imports first, its own keys over that."""
         result = Located()
         result.place, result.places = where, dict(getattr(value, "places", {}))
@@ -323,7 +324,7 @@ class _Splicer:
         )
         return result
 
-    def _list(self, value: list[Any], where: str) -> list[Any]:
+    def _list(self, value: list[object], where: str) -> list[object]:
         """A list: an item that is only an import is spliced in (a list) or stands there (a
         mapping).
         """
@@ -342,7 +343,11 @@ class _Splicer:
         return result
 
 
-def plain(value: Any) -> Any:
+@overload
+def plain(value: Mapping[str, object]) -> dict[str, object]: ...
+@overload
+def plain(value: object) -> object: ...
+def plain(value: object) -> object:
     """A deep copy of resolved data in dicts, lists and tuples of Python's own: what ModelOpt is
     handed.
     """

@@ -46,7 +46,7 @@ def test_no_default_recipe_has_such_a_format(name: str) -> None:
 
     assert judged.not_gated(recipe, "cpu") is None
     assert not any(
-        (c or {}).get("block_sizes", {}).get("scale_bits")
+        isinstance(blocks := (c or {}).get("block_sizes"), dict) and blocks.get("scale_bits")
         for e in recipe.entries
         if e.enable
         for c in (e.cfg if isinstance(e.cfg, list) else [e.cfg])
