@@ -459,11 +459,10 @@ def test_five_bad_edits_are_five_annotations(tree: Tree, tmp_path: Path) -> None
     tree.gate("-k", "no_such_test", "--gate-annotations", "github", "--gate-report", str(reports))
 
     commands = (reports / "annotations.txt").read_text().splitlines()
-    found = [
-        re.match(r"::error file=(.+),line=(\d+),col=\d+,title=([a-z-]+)::", one) for one in commands
-    ]
+    start = re.compile(r"::error file=(.+),line=(\d+),col=\d+,title=([a-z-]+)::")
+    annotated = [match.groups() for command in commands if (match := start.match(command))]
     assert len(commands) == 5
-    assert {(one[1], int(one[2]), one[3]) for one in found if one} == expected
+    assert {(file, int(line), rule) for file, line, rule in annotated} == expected
 
 
 def test_a_repository_inside_the_tree_ends_the_run(tree: Tree, pytester: pytest.Pytester) -> None:
