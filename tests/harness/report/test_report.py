@@ -137,7 +137,7 @@ def test_results_are_the_run(written: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (("schema",), 2),
+        (("schema",), 3),
         (("cases", 0, "recipe"), None),
         (("cases", 0, "insertion", "map", 0, "calls"), -1),
         (("cases", 0, "insertion", "map", 0, "enabled"), "yes"),
@@ -201,8 +201,8 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     """Results of a version that this report does not know are a usage error, and nothing is
     written.
     """
-    with pytest.raises(UsageError, match="schema 2"):
-        report.write({**EMPTY, "schema": 2}, tmp_path)
+    with pytest.raises(UsageError, match="schema 3"):
+        report.write({**EMPTY, "schema": 3}, tmp_path)
 
     assert not list(tmp_path.iterdir())
 
