@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pytest
 
     from harness.gate.options import Options
+    from harness.statistics.verdicts import Budget
 
     Look = tuple[str, Callable[[], object]]
 
@@ -206,7 +207,7 @@ def _look_at_counts(get: Callable[[str], Any], store: Path) -> None:
     recipes = names.of_recipes(get("gate_recipes") or finding.DEFAULT, get("recipes_root"))
     models = names.of_models(_whole_models(get("gate_models") or ("embedded",)))
     counts = sample_counts.of(new, get("data_root"))
-    unrecorded: dict[tuple[str, str], list[budgets.Budget]] = {}
+    unrecorded: dict[tuple[str, str], list[Budget]] = {}
     for task, metric in counts:
         for recipe, model in itertools.product(recipes, models):
             folder = (

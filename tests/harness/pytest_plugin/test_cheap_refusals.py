@@ -148,8 +148,8 @@ def test_tasks_are_counted_early_where_nothing_is_recorded_of_them(
     """
     store = place / "store"
     shutil.copytree(ROOT / "baselines", store, ignore=lambda _, content: {"embedded"} & {*content})
-    words = ("--tasks", "wds/small", "--data-root", str(place), "--baselines", str(store))
-    words = (*words, "--recipe", "int8", str(ROOT / "tests"))
+    words = ["--tasks", "wds/small", "--data-root", str(place), "--baselines", str(store)]
+    words += ["--recipe", "int8", str(ROOT / "tests")]
 
     (line,) = refused(*words)
     assert "`small: {samples: 6, points:" in line

@@ -547,7 +547,7 @@ def test_a_command_is_proposed_where_it_would_store_something(
 
     (test,) = junit.node_reporters_ordered
     (failure,) = test.to_xml().iter("failure")
-    for said in (str(report.longrepr), str(failure.text), failure.get("message")):
+    for said in (str(report.longrepr), str(failure.text), str(failure.get("message"))):
         assert said.partition("--recipe x ")[2] == (
             "--update-baselines --reason 'say why'" if falls_short else "--new-baselines-only"
         )
