@@ -153,7 +153,7 @@ def changes(
 ) -> list[ArchitectureChange]:
     """What the change does to each of the recipes *reached* that can be loaded."""
     head, before = Matrix(tree, attention=attention), Matrix(base, attention=attention)
-    found = []
+    recipe_changes = []
     lines: Lines = {}
     for affected in reached:
         path = affected.path
@@ -169,8 +169,8 @@ def changes(
             was = before.subject(old)
         except UsageError:  # it was not there, or broken
             was = None
-        found.append(_change(affected.recipe, head, now, before, was, lines))
-    return found
+        recipe_changes.append(_change(affected.recipe, head, now, before, was, lines))
+    return recipe_changes
 
 
 def _change(
@@ -228,10 +228,10 @@ def _differences(
     return counts, lines
 
 
-def table(found: Iterable[ArchitectureChange]) -> ChangeTable:
+def table(recipe_changes: Iterable[ArchitectureChange]) -> ChangeTable:
     """The table of what a change does to its recipes."""
-    found = list(found)
-    judged = [change for change in found if not change.not_judged]
+    recipe_changes = list(recipe_changes)
+    judged = [change for change in recipe_changes if not change.not_judged]
     columns: dict[tuple[tuple[str, int], ...], list[str]] = defaultdict(list)
     for change in judged:
         columns[tuple(change.counts.items())].append(change.recipe)
@@ -244,7 +244,9 @@ def table(found: Iterable[ArchitectureChange]) -> ChangeTable:
         brought=_fault_lines((change.recipe, f) for change in judged for f in change.new),
         fixed=_fault_lines((change.recipe, f) for change in judged for f in change.fixed),
         there=_fault_lines((change.recipe, f) for change in judged for f in change.left),
-        not_judged={change.recipe: change.not_judged for change in found if change.not_judged},
+        not_judged={
+            change.recipe: change.not_judged for change in recipe_changes if change.not_judged
+        },
     )
 
 
@@ -299,12 +301,12 @@ def fault_text(fault: ShapeFault) -> str:
     return f"{problem.what}{f': {names}' if names else ''}. {problem.fix}"
 
 
-def brought(found: Iterable[ArchitectureChange]) -> dict[str, str]:
+def brought(recipe_changes: Iterable[ArchitectureChange]) -> dict[str, str]:
     """Recipes to which the change brings faults -> the faults, in one text."""
     return {
         change.recipe: " | ".join(
             f"{fault.rule} on {fault.architecture}: {fault_text(fault)}" for fault in change.new
         )
-        for change in found
+        for change in recipe_changes
         if change.new
     }

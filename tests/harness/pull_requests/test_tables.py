@@ -43,13 +43,13 @@ def changed(
 
 def test_a_vision_tower_that_a_change_lets_in_is_counted_and_named(tmp_path: Path) -> None:
     """The quantizers that change are counted, the new faults named, and its reverse fixes them."""
-    found = changed(tmp_path, TEXT + NO_VISION, TEXT)
-    text = " ".join(tables.table(found).brought)
+    recipe_changes = changed(tmp_path, TEXT + NO_VISION, TEXT)
+    text = " ".join(tables.table(recipe_changes).brought)
 
-    assert found[0].counts == {"Qwen3-VL-8B": 110 + 8}
-    assert {fault.rule for fault in found[0].new} == {"part not left out", "block size"}
+    assert recipe_changes[0].counts == {"Qwen3-VL-8B": 110 + 8}
+    assert {fault.rule for fault in recipe_changes[0].new} == {"part not left out", "block size"}
     assert "blocks of 64 do not divide the 4304 features of 27 layers" in text
-    assert "model.visual.blocks.{0..26}.mlp.linear_fc2" in tables.brought(found)[NAME]
+    assert "model.visual.blocks.{0..26}.mlp.linear_fc2" in tables.brought(recipe_changes)[NAME]
     back = changed(tmp_path, TEXT, TEXT + NO_VISION)
     assert not tables.brought(back)
     assert {fault.rule for fault in back[0].fixed} == {"part not left out", "block size"}
@@ -57,12 +57,12 @@ def test_a_vision_tower_that_a_change_lets_in_is_counted_and_named(tmp_path: Pat
 
 def test_a_remark_changes_nothing(tmp_path: Path) -> None:
     """A comment has no count, no line and no fault that is new, whatever was there before."""
-    found = changed(tmp_path, TEXT, TEXT + "# a remark\n")
+    recipe_changes = changed(tmp_path, TEXT, TEXT + "# a remark\n")
 
-    assert found[0].counts == {"Qwen3-VL-8B": 0}
-    assert not found[0].lines
-    assert not found[0].new
-    assert found[0].left
+    assert recipe_changes[0].counts == {"Qwen3-VL-8B": 0}
+    assert not recipe_changes[0].lines
+    assert not recipe_changes[0].new
+    assert recipe_changes[0].left
 
 
 def test_a_recipe_of_a_family_that_the_table_lacks_is_listed(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_the_table_fits_the_terminal(width: int) -> None:
 
 def test_the_table_opens_the_reports(tmp_path: Path) -> None:
     """Page and summary show counts and faults before anything else, and the run fails."""
-    found = changed(tmp_path, TEXT + NO_VISION, TEXT)
+    recipe_changes = changed(tmp_path, TEXT + NO_VISION, TEXT)
     results = Results()
     results.environment["selection"] = {
-        "architectures": asdict(tables.table(found)),
-        "faults": tables.brought(found),
+        "architectures": asdict(tables.table(recipe_changes)),
+        "faults": tables.brought(recipe_changes),
     }
     report.write(results.as_dict(), tmp_path / "report")
     summary = (tmp_path / "report/summary.md").read_text()
