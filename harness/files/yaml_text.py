@@ -162,17 +162,17 @@ class _Loader(Composer, SafeConstructor, Resolver):
     """
 
     def __init__(self, path: str | Path, aliases: bool) -> None:
-        Composer.__init__(self)  # type: ignore[no-untyped-call]
-        SafeConstructor.__init__(self)  # type: ignore[no-untyped-call]
-        Resolver.__init__(self)  # type: ignore[no-untyped-call]
+        Composer.__init__(self)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
         self.path = Path(path)
         self.aliases = aliases
         self.depth = self.values = 0
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
+        mark = self.peek_event().start_mark  # type: ignore[attr-defined]
+        if self.check_event(yaml.AliasEvent):  # type: ignore[attr-defined]
             return self._alias(parent, index, mark)
         before = self.values
         self._count(1, mark)
@@ -237,25 +237,25 @@ class _Loader(Composer, SafeConstructor, Resolver):
         raise _RefusedError(problem, node.start_mark)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_list)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_list)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)  # type: ignore[type-var]
 for _tag in ("timestamp", "binary", "set", "omap", "pairs", None):  # types that JSON does not have
-    _Loader.add_constructor(_tag and f"tag:yaml.org,2002:{_tag}", _Loader.refuse_type)
+    _Loader.add_constructor(_tag and f"tag:yaml.org,2002:{_tag}", _Loader.refuse_type)  # type: ignore[type-var]
 
 
 class _PlainLoader(_Loader, Reader, Scanner, Parser):
     """The loader on PyYAML's own parser."""
 
     def __init__(self, text: str, path: str | Path, aliases: bool) -> None:
-        Reader.__init__(self, text)  # type: ignore[no-untyped-call]
-        Scanner.__init__(self)  # type: ignore[no-untyped-call]
-        Parser.__init__(self)  # type: ignore[no-untyped-call]
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
         _Loader.__init__(self, path, aliases)
 
 
 if yaml.__with_libyaml__:
-    from yaml.cyaml import CParser
+    from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
     class _FastLoader(_Loader, CParser):
         """The loader on libyaml's parser."""

@@ -37,7 +37,7 @@ EDITS: tuple[tuple[str, str, int, int, str, str], ...] = (
         5,
         3,
         "yaml",
-        "'algorithm' twice",
+        "'algorithm' is written twice",
     ),
     (
         "num_bits: e4m3\n",
