@@ -104,10 +104,10 @@ class ChangeTable:
                     yield from _wrapped("- ", fault, width)
         if self.not_judged:
             yield "not judged on architectures:"
-            names: dict[str, list[str]] = defaultdict(list)
+            by_reason: dict[str, list[str]] = defaultdict(list)
             for name, why in self.not_judged.items():
-                names[why].append(name)
-            for why, alike in names.items():
+                by_reason[why].append(name)
+            for why, alike in by_reason.items():
                 yield from _wrapped("- ", f"{why}: {', '.join(alike)}", width)
 
     def _grid(self, width: int) -> Iterator[str]:
@@ -223,7 +223,8 @@ def _differences(
         if counts[name]:
             key = name, frozenset(view.changes(old))
             if key not in known:
-                known[key] = tuple(maps.diff(old.quantizers(view), view.quantizers(old)))
+                before, after = tuple(old.quantizers(view)), tuple(view.quantizers(old))
+                known[key] = tuple(maps.diff(before, after))
             lines[name] = known[key]
     return counts, lines
 
