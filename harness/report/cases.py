@@ -393,7 +393,7 @@ def map_changes(results: RunResult) -> list[tuple[str, list[str]]]:
     """What a pull request does to the quantizer map: (recipe, lines), the architecture before each
     of its lines.
     """
-    found = []
+    effects = []
     for effect in results.environment.selection.effects:
         lines = [
             f"{architecture}: {line}"
@@ -401,8 +401,8 @@ def map_changes(results: RunResult) -> list[tuple[str, list[str]]]:
             for line in changes
         ]
         lines += effect.beyond_map
-        found.append((effect.recipe, lines or ["no effect on CLIP"]))
-    return found
+        effects.append((effect.recipe, lines or ["no effect on CLIP"]))
+    return effects
 
 
 def read(results: Mapping[str, object]) -> RunResult:

@@ -100,7 +100,7 @@ def recipes_of(root: Path) -> Iterator[Path]:
 def sort(root: Path, paths: Iterable[Path]) -> tuple[list[Path], dict[str, list[str]]]:
     """Return the recipes that a CPU can judge, and the names of the others by the reason."""
     known = rules.families_here().names
-    kept: list[Path] = []
+    on_cpu: list[Path] = []
     others: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         try:
@@ -111,11 +111,11 @@ def sort(root: Path, paths: Iterable[Path]) -> tuple[list[Path], dict[str, list[
             continue
         reason = judged.not_gated(recipe, "cpu", known=known)
         if reason is None:
-            kept.append(path)
+            on_cpu.append(path)
         else:
             short = reason.partition(": ")[0] if "another family" in reason else reason
             others[short].append(_name(path, root))
-    return kept, others
+    return on_cpu, others
 
 
 def judge(recipe: str, case: Case) -> JudgedRecipe:
@@ -139,13 +139,13 @@ def _problems(case: Case) -> list[str]:
     """The first line of each problem of the insertion suite, without baselines and published
     architectures.
     """
-    found = [
+    messages = [
         problem.splitlines()[0]
         for check in registry.every()
         if check.suite == "insertion" and not check.recorded and not check.needs_fixture
         for problem in check.problems(case, {"architecture": ()})
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(messages))
 
 
 def page(rows: Iterable[JudgedRecipe], others: dict[str, list[str]]) -> str:

@@ -292,21 +292,21 @@ def _share_row(cell: ShareCell, draws: int, seed: int, promises: Promises) -> Ro
 
 def _tries_row(cell: TriesCell, draws: int, seed: int, promises: Promises) -> Row:
     before, ranked, after = tries(cell, draws, seed)
-    told = str(after)
+    shown = str(after)
     if after.refutes(cell.alpha):
         promises.broken.append(f"several tries of {cell}: {after}")
-        told = f"**{after}**"
+        shown = f"**{after}**"
     together = f"{cell.together:.0%}"
     shape = f"{cell.n:,}", f"{cell.discordance:.1%}", f"{cell.points:g}", str(cell.groups)
-    return *shape, together, f"{before.value:.2%}", f"{ranked.value:.2%}", told
+    return *shape, together, f"{before.value:.2%}", f"{ranked.value:.2%}", shown
 
 
 def _gain_row(cell: Condition, draws: int, seed: int, promises: Promises) -> Row:
     rate = gains(cell, draws, seed)
-    told = str(rate)
+    shown = str(rate)
     if cell.truth <= cell.points:
-        told = promises.held(rate, cell, "GAIN")
-    return *_truth(cell), f"{cell.truth:+.2f}", told
+        shown = promises.held(rate, cell, "GAIN")
+    return *_truth(cell), f"{cell.truth:+.2f}", shown
 
 
 def _truth(cell: Condition) -> tuple[str, ...]:
@@ -436,7 +436,7 @@ Blame tries up to {
         TRIES
     } sets of quantizers one after another and accepts the first without which the recipe passes. Drawn
 are patched recipes whose true loss is exactly the budget, so that each accepted one is false. The sets are chosen among
-so many groups; a share of the discordant samples is the same in all. Before the correction, the ranking saw the judged
+so many groups; a share of the discordant samples is the same in all of them. Before the correction, the ranking saw the judged
 samples and each try had the whole alpha. Now the ranking is made on calibration pairs and try k is judged at
 alpha / 2^k, together at most alpha.
 

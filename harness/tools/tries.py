@@ -18,7 +18,7 @@ class TriesCell:
     """Patched recipes, each with a true loss that is exactly the budget.
 
     ``groups`` recipes are ranked; of the discordant samples of each a share ``together`` is the
-    same in all.
+    same in all of them.
     """
 
     n: int

@@ -161,7 +161,7 @@ def test_every_try_has_its_share_of_alpha(case: Case, monkeypatch: pytest.Monkey
         return sum(1 for entry in recipe.entries if entry.origin == "patch") > 2
 
     quantized = case.quantized
-    found = blame.find(
+    blame_result = blame.find(
         quantized.reference.model,
         quantized.model,
         case.map,
@@ -170,10 +170,10 @@ def test_every_try_has_its_share_of_alpha(case: Case, monkeypatch: pytest.Monkey
         "text_retrieval_recall@5",
         holds,
     )
-    assert found.task == "calibration pairs"
+    assert blame_result.task == "calibration pairs"
     assert shares == [0.5**number for number in range(1, len(shares) + 1)]
     assert len(shares) >= 3
-    assert f"{len(shares)} sets were tried, set k at alpha / 2^k" in found.note
+    assert f"{len(shares)} sets were tried, set k at alpha / 2^k" in blame_result.note
 
 
 def test_a_share_of_alpha_is_what_the_verdicts_use(case: Case) -> None:

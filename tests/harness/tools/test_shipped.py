@@ -27,9 +27,9 @@ def test_recipes_are_judged_or_have_a_reason(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    kept, others = shipped.sort(tmp_path, shipped.recipes_of(tmp_path))
+    judged, others = shipped.sort(tmp_path, shipped.recipes_of(tmp_path))
 
-    assert [path.stem for path in kept] == ["int8"]
+    assert [path.stem for path in judged] == ["int8"]
     assert sorted(name for names in others.values() for name in names) == [
         "general/ptq/wide",
         "general/ptq/wrong",
