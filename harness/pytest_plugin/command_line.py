@@ -173,6 +173,12 @@ def add_options(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager
     )
     add("--gate-report", metavar="DIR", help="write report.html, summary.md and results.json here")
     add(
+        "--published-table",
+        metavar="FILE",
+        help="write the table of a published evaluation (FP16 and each recipe on each task, with "
+        "intervals) to this Markdown file, and its data next to it as .json",
+    )
+    add(
         "--gate-annotations",
         choices=("github",),
         help="print what is wrong as workflow commands, which GitHub shows on the recipe's lines; "

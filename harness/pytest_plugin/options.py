@@ -37,9 +37,17 @@ _TEXTS = {
     "changed_since": "--changed-since",
     "cluster": "--cluster",
     "gate_report": "--gate-report",
+    "published_table": "--published-table",
 }
 #: Those of them that name a file or a folder and nothing else.
-_PATHS = ("recipes_root", "data_root", "calibration_data", "baselines", "gate_report")
+_PATHS = (
+    "recipes_root",
+    "data_root",
+    "calibration_data",
+    "baselines",
+    "gate_report",
+    "published_table",
+)
 #: Those that may name a file or a folder among other things.
 _REFERENCES = ("gate_recipes", "gate_models")
 #: Most characters of a value that is not a path; paths have the operating system's limit.
@@ -96,6 +104,19 @@ _CANCEL: tuple[tuple[str, str, str, str], ...] = (
             ("new_baselines_only", "--new-baselines-only"),
             ("gate_report", "--gate-report"),
             ("gate_annotations", "--gate-annotations"),
+            ("published_table", "--published-table"),
+        )
+    ),
+    *(
+        (
+            "published_table",
+            other,
+            f"does not go with {option}: no task is judged",
+            "Leave out one of them.",
+        )
+        for other, option in (
+            ("list_affected", "--list-affected"),
+            ("architectures", "--architectures"),
         )
     ),
     *(
@@ -339,6 +360,25 @@ def _check_places(config: pytest.Config) -> None:
         raise UsageError(
             f"--gate-report {folder}", "is a file", "Give a folder, or a name that is free."
         )
+    table: Path | None = get("published_table")
+    if table is not None:
+        _check_table(table)
+
+
+def _check_table(table: Path) -> None:
+    """Refuse a file of the published table that could not be written after the run."""
+    where = f"--published-table {table}"
+    if table.suffix != ".md":
+        fix = "Give a file that ends in .md; the same data are written next to it as .json."
+        raise UsageError(where, "is not the name of a Markdown file", fix)
+    if not files.is_folder(table.parent):
+        raise UsageError(where, "is in a folder that does not exist", "Make the folder first.")
+    if not os.access(table.parent, os.W_OK):
+        raise UsageError(where, "is in a folder that cannot be written", "Give another folder.")
+    for path in (table, table.with_suffix(".json")):
+        if os.path.lexists(path) and (path.is_symlink() or not files.is_file(path)):
+            fix = "Move it away, or give another name."
+            raise UsageError(where, f"{path.name} is not a regular file", fix)
 
 
 def _check_store(config: pytest.Config) -> None:
@@ -369,16 +409,20 @@ def _check_cluster(config: pytest.Config) -> None:
 
 
 def check_stored(config: pytest.Config, tests: Iterable[str]) -> None:
-    """Refuse to store baselines in a run whose selected *tests* of the suites measure none.
+    """Refuse to store baselines, or to write a table, from *tests* that measure nothing for it.
 
     Raises:
-        UsageError: no test of ``STORING`` is among them.
+        UsageError: none of the selected tests measures it.
     """
     get = config.getoption
     storing_option = next(
         (name for name in ("update_baselines", "new_baselines_only") if get(name)), None
     )
     functions = {test.partition("[")[0].rpartition("::")[2] for test in tests}
+    if get("published_table") and functions and "test_loss_is_within_budget" not in functions:
+        what = "has nothing to write: no selected test judges a task"
+        fix = "Select the accuracy suite as well, or leave the option out."
+        raise UsageError("--published-table", what, fix)
     if storing_option is not None and functions and not functions & set(STORING):
         what = "has nothing to store: no selected test measures what a baseline holds"
         fix = f"Select {' or '.join(STORING)} as well, or leave the option out."

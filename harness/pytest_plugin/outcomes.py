@@ -541,6 +541,23 @@ def conclude(session: pytest.Session) -> None:
         notes.append("exit code 5: no test was selected, so nothing was judged")
     private.add_junit_property(config, "decision", word.value)
     _write_report(session, content)
+    _write_table(session, content)
+
+
+def _write_table(session: pytest.Session, content: dict[str, Any]) -> None:
+    path = session.config.getoption("published_table")
+    if path is None or results_of(session.config).refused:
+        return
+    from harness.report import cases, published_table
+
+    notes = session.config.stash[_NOTES]
+    try:
+        written = published_table.write(cases.read(content), path)
+    except UsageError as error:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        notes.append(f"ERROR: {error}")
+    else:
+        notes.append(f"wrote {', '.join(map(str, written))}")
 
 
 def _write_report(session: pytest.Session, content: dict[str, Any]) -> None:
