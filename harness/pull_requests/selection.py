@@ -165,11 +165,13 @@ def select(root: Path, rev: str, attention: str = "diffusers", device: str = "cp
     comparison = revisions.compare(tree.root, rev)
     with revisions.at_revision(tree.root, comparison.commit) as base:
         affected = reach.reached(tree, Tree(base), comparison)
-        changes = tables.changes(affected, tree, Tree(base), comparison, attention)
         judged = [
             _judge(judged_recipe, tree.root, base, comparison, attention, device)
             for judged_recipe in affected
         ]
+        # What is refused has its reason: a table of it would say nothing more.
+        usable = [judged_recipe.recipe for judged_recipe in judged if not judged_recipe.refused]
+        changes = tables.changes(usable, tree, Tree(base), comparison, attention)
     reached = {
         name for judged_recipe in affected for way in judged_recipe.reaches for name in way.chain
     }
