@@ -148,7 +148,7 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
     clusters = np.zeros(0, np.int32)
     if "vision" in towers:
         loaded = samples.load(task or _PICTURES_OF, data_root)
-        chosen = spread(len(loaded.ids), PICTURES)
+        chosen = apart(loaded.clusters, PICTURES)
         resize = inputs.Resize(reference.image_processor)
         whole = Pictures(Resized(loaded.pictures, resize), loaded.ids, resize.shape)
         pictures, picture_ids = whole.take(chosen), tuple(loaded.ids[i] for i in chosen)
@@ -181,6 +181,17 @@ def material(reference: Reference, task: str | None, data_root: Path | None) -> 
 def spread(count: int, most: int) -> list[int]:
     """At most *most* positions of *count*, at equal distances."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()  # type: ignore[no-any-return]
+
+
+def apart(clusters: npt.NDArray[np.int32], most: int) -> list[int]:
+    """At most *most* positions at equal distances, each of another cluster if there are enough.
+
+    Tokens of one cluster move together: pictures of few clusters say little.
+    """
+    first_of_each = np.sort(np.unique(clusters, return_index=True)[1])
+    if len(first_of_each) < most:
+        return spread(len(clusters), most)
+    return first_of_each[spread(len(first_of_each), most)].tolist()  # type: ignore[no-any-return]
 
 
 def _texts_of(loaded: samples.Samples) -> list[str]:
