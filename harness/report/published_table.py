@@ -88,13 +88,13 @@ def _table(model: str, pairs: list[tuple[CaseResult, VerdictResult]]) -> str:
     heads = ["task/metric", "samples", "FP16", *map(markdown_code, recipes)]
     lines = [f"## {markdown_code(model)}", "", f"| {' | '.join(heads)} |"]
     lines.append("|---|--:|--:|" + "---|" * len(recipes))
-    for (task, metric), found in by_metric.items():
-        first = next(iter(found.values()))
+    for (task, metric), by_recipe in by_metric.items():
+        first = next(iter(by_recipe.values()))
         cells = [
             markdown_code(f"{task}/{metric}"),
             f"{first.n:,}",
             f"{100 * first.reference_accuracy:.2f}",
-            *(_cell(found.get(recipe)) for recipe in recipes),
+            *(_cell(by_recipe.get(recipe)) for recipe in recipes),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -19,11 +19,11 @@ def judged() -> Results:
     results = Results()
     results.environment.update(versions={"torch": "2.13"}, date="2026-11-28", command="pytest")
     for recipe, lost in (("fp8", 10), ("a|b", 40)):
-        found = family([compare(*pair(2000, lost, 8), Budget(1.0))])
+        judged_family = family([compare(*pair(2000, lost, 8), Budget(1.0))])
         results.section(recipe, "tiny", "accuracy").update(
-            decision=found.decision.value,
-            headline=found.headline(),
-            verdicts=[verdict.as_dict() for verdict in found.verdicts],
+            decision=judged_family.decision.value,
+            headline=judged_family.headline(),
+            verdicts=[verdict.as_dict() for verdict in judged_family.verdicts],
         )
     results.case("int8", "other")
     return results
