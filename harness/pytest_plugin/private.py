@@ -18,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     # pytest.fail.Exception is this class, and a variable to a type checker: nothing derives from a
     # variable.
+    from _pytest.junitxml import LogXML
     from _pytest.outcomes import Failed as Failed
 else:
     Failed = pytest.fail.Exception
@@ -153,13 +154,18 @@ def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
     return context
 
 
+def junit_file(config: pytest.Config) -> LogXML | None:
+    """The writer of the JUnit file, or None where none is written."""
+    from _pytest.junitxml import xml_key
+
+    return config.stash.get(xml_key, None)
+
+
 def add_junit_property(config: pytest.Config, name: str, value: str) -> None:
     """Put a property into the JUnit file, if one is written; pytest's own way is a fixture of a
     test.
     """
-    from _pytest.junitxml import xml_key
-
-    xml = config.stash.get(xml_key, None)
+    xml = junit_file(config)
     if xml is not None:
         xml.add_global_property(name, value)
 
@@ -183,9 +189,9 @@ def replace_in_junit(config: pytest.Config, old: str, new: str) -> None:
     """Put *new* in the place of the failure *old* in the JUnit file, if one is written: pytest has
     kept what it said when the test ended.
     """
-    from _pytest.junitxml import bin_xml_escape, xml_key
+    from _pytest.junitxml import bin_xml_escape
 
-    xml = config.stash.get(xml_key, None)
+    xml = junit_file(config)
     if xml is None:
         return
     escaped, replacement = bin_xml_escape(old), bin_xml_escape(new)

@@ -14,7 +14,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from _pytest.junitxml import xml_key
 
 from harness.baselines.store import Store
 from harness.checks import checkpoint_preload  # noqa: F401  (what is imported first inside a nested pytest is dropped with it)
@@ -24,7 +23,7 @@ from harness.gate.options import Options
 from harness.gate.reference_side import ReferenceSide
 from harness.gate.results import CheckResult, Outcome, Results, Word, worst
 from harness.gate.session import Gate
-from harness.pytest_plugin import brief, outcomes
+from harness.pytest_plugin import brief, outcomes, private
 from harness.pytest_plugin.outcomes import Causes
 from harness.pytest_plugin.run import results_of
 from harness.report import cases
@@ -532,7 +531,8 @@ def test_a_command_is_proposed_where_it_would_store_something(
     the JUnit file says so too.
     """
     config = pytester.parseconfigure("--junit-xml", "junit.xml")
-    junit = config.stash[xml_key]
+    junit = private.junit_file(config)
+    assert junit is not None
     results = results_of(config)
     outcome = Outcome.FAILED if falls_short else Outcome.PASSED
     results.add(CheckResult("t.py::a", "insertion", outcome, "m", "x", "embedded", True))
