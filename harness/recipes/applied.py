@@ -21,6 +21,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 #: The class of the module that holds a quantizer, by the quantizer's name (without the number of a
@@ -106,6 +107,7 @@ class Applied:
     nested: frozenset[str]
 
 
+@lru_cache(maxsize=1 << 16)
 def place_of(name: str) -> str:
     """Return the name of a quantizer without its number within a sequence."""
     return _PART.sub(r"\1", name)
@@ -115,8 +117,18 @@ def matches(pattern: str, name: str) -> bool:
     """Whether the glob *pattern* matches the quantizer *name* in ModelOpt's way."""
     if fnmatch.fnmatchcase(name, pattern):
         return True
-    shorter = _OF_A_SEQUENCE.sub(lambda match: match[1].removesuffix("s"), name)
+    shorter = _singular(name)
     return shorter != name and fnmatch.fnmatchcase(shorter, pattern)
+
+
+@lru_cache(maxsize=1 << 16)
+def _singular(name: str) -> str:
+    """The name that ModelOpt also compares for a quantizer of a list: ``weight_quantizer`` for
+    ``weight_quantizers.3``.
+
+    Kept, as every entry is compared with the same names.
+    """
+    return _OF_A_SEQUENCE.sub(lambda match: match[1].removesuffix("s"), name)
 
 
 def is_of(parent_class: str | None, module_class: str) -> bool:

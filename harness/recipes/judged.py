@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 
 from harness.recipes.loading import SEARCHED, Entry, Recipe
 
@@ -146,8 +147,18 @@ def words_of(pattern: str) -> list[str]:
 
 def names_unknown(pattern: str, modules: Collection[str]) -> bool:
     """Whether *pattern* names a module that resembles none of *modules* (parts of paths)."""
-    parts = words_of(pattern)
-    known = [m for m in modules if not m.isdigit()]
+    known = frozenset(m for m in modules if not m.isdigit())
+    return any(not _resembles(word, known) for word in words_of(pattern))
+
+
+@lru_cache(maxsize=8192)
+def _resembles(word: str, known: frozenset[str]) -> bool:
+    """Whether *word* is a part of a name of *known*, or nearly one of them.
+
+    Kept, as the recipes of a tree repeat the words of a few snippets.
+    """
+    if any(word in name for name in known):
+        return True
     # One letter of a short name weighs more.
-    near = {w: difflib.get_close_matches(w, known, 1, 0.8 if len(w) > 4 else 0.6) for w in parts}
-    return any(not near[w] and not any(w in m for m in known) for w in parts)
+    cutoff = 0.8 if len(word) > 4 else 0.6
+    return bool(difflib.get_close_matches(word, known, 1, cutoff))
