@@ -61,6 +61,22 @@ def few_pairs(case: Case) -> Task:
     return task
 
 
+def ranked_on_pairs(
+    case: Case, holds: Callable[[Recipe, float], bool], limit: float = blame.LIMIT
+) -> Blame:
+    """Blame on a few calibration pairs of *case*."""
+    return blame.find(
+        case.quantized.reference.model,
+        case.quantized.model,
+        case.map,
+        case.quantized.recipe,
+        few_pairs(case),
+        "text_retrieval_recall@5",
+        holds,
+        limit=limit,
+    )
+
+
 def test_poison_fails(gate: Gate, case: Case) -> None:
     """The poisoned recipe does not pass: there is something to blame."""
     assert case.verdicts.decision is not Decision.PASS
@@ -128,19 +144,9 @@ def test_groups_divide_the_enabled_quantizers(fp8_map: QuantizerMap) -> None:
 
 def test_time_limit_is_kept(gate: Gate, case: Case) -> None:
     """With no time left nothing is measured, and the note says how far it came."""
-    quantized = case.quantized
     never: Callable[[Recipe, float], bool] = lambda *_: pytest.fail("evaluated past the limit")  # noqa: E731
 
-    blame_result = blame.find(
-        quantized.reference.model,
-        quantized.model,
-        case.map,
-        quantized.recipe,
-        few_pairs(case),
-        "text_retrieval_recall@5",
-        never,
-        limit=-1.0,
-    )
+    blame_result = ranked_on_pairs(case, never, limit=-1.0)
 
     assert not blame_result.verified
     assert blame_result.patch == ""
@@ -160,16 +166,7 @@ def test_every_try_has_its_share_of_alpha(case: Case, monkeypatch: pytest.Monkey
         shares.append(share)
         return sum(1 for entry in recipe.entries if entry.origin == "patch") > 2
 
-    quantized = case.quantized
-    blame_result = blame.find(
-        quantized.reference.model,
-        quantized.model,
-        case.map,
-        quantized.recipe,
-        few_pairs(case),
-        "text_retrieval_recall@5",
-        holds,
-    )
+    blame_result = ranked_on_pairs(case, holds)
     assert blame_result.task == "calibration pairs"
     assert shares == [0.5**number for number in range(1, len(shares) + 1)]
     assert len(shares) >= 3
@@ -187,17 +184,7 @@ def test_a_share_of_alpha_is_what_the_verdicts_use(case: Case) -> None:
 def test_spread_loss_gets_no_patch(gate: Gate, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no small set wins the budget back, no patch is printed and the note says so."""
     monkeypatch.setattr(blame, "RANKED_ON", 64)
-    quantized = case.quantized
-
-    blame_result = blame.find(
-        quantized.reference.model,
-        quantized.model,
-        case.map,
-        quantized.recipe,
-        few_pairs(case),
-        "text_retrieval_recall@5",
-        lambda *_: False,
-    )
+    blame_result = ranked_on_pairs(case, lambda *_: False)
 
     assert not blame_result.verified
     assert blame_result.patch == ""
@@ -239,21 +226,12 @@ def test_a_patched_recipe_that_does_not_run_is_not_a_fix(
     monkeypatch.setattr(blame, "RANKED_ON", 16)
     two = blame.groups(case.map)[:2]
     monkeypatch.setattr(blame, "groups", lambda _: two)
-    quantized = case.quantized
 
     def holds(recipe: Recipe, share: float) -> bool:
         cfg = dict(recipe.quant_cfg) | {"quant_cfg": [*recipe.quant_cfg["quant_cfg"], entry]}
         return blame.holds(case, dataclasses.replace(recipe, quant_cfg=cfg))
 
-    blame_result = blame.find(
-        quantized.reference.model,
-        quantized.model,
-        case.map,
-        quantized.recipe,
-        few_pairs(case),
-        "text_retrieval_recall@5",
-        holds,
-    )
+    blame_result = ranked_on_pairs(case, holds)
 
     assert not blame_result.verified
     assert "2 sets tried" in blame_result.note
