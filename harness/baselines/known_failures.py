@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Annotated
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness import files
+from harness.baselines import differences
 from harness.errors import UsageError
 
 #: The file, in the folder of baselines.
@@ -122,9 +122,8 @@ class KnownFailure:
             (test.parameters, self.only),
         )
         is_named = all(fnmatch.fnmatchcase(name, pattern) for name, pattern in names)
-        # A development build counts as the release that it leads to.
-        version = Version(Version(release).base_version)
-        return is_named and test.check == self.check and version in SpecifierSet(self.releases)
+        is_of_release = differences.release(release) in SpecifierSet(self.releases)
+        return is_named and test.check == self.check and is_of_release
 
     def __str__(self) -> str:
         reason = self.reason.rstrip(".")
