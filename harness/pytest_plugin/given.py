@@ -191,8 +191,8 @@ def _look_at_budgets(get: Callable[[str], Any], store: Path) -> None:
 def _look_at_counts(get: Callable[[str], Any], store: Path) -> None:
     """Refuse tasks without a budget of their own whose samples cannot resolve the default.
 
-    Looked at are the cases whose records, where there are any, do not name the task; all others,
-    and models that may have to be fetched, are looked at when their records were read.
+    Only cases without a record of the task are checked here.  The others, and models that may have
+    to be fetched, are checked later, when their records have been read.
     """
     from harness.data import sample_counts, samples
     from harness.gate import unresolved
@@ -239,7 +239,7 @@ def _whole_models(refs: Sequence[str]) -> list[str]:
 
 
 def recorded_names(folder: Path, task: str) -> bool:
-    """Return whether a record in *folder* names the task; one that cannot be read may."""
+    """Return whether a record in *folder* names the task, or cannot be read and so may name it."""
     if not files.is_folder(folder):
         return False
     for name in files.names(folder):

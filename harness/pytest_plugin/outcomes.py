@@ -8,6 +8,7 @@ that between processes, so a run with ``-n`` is treated alike.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import threading
@@ -29,6 +30,7 @@ from harness.pytest_plugin.run import is_worker, parameters, results_of
 if TYPE_CHECKING:
     from harness.gate.case import Case
     from harness.gate.listing import CaseName
+    from harness.gate.results_schema import RunResult
     from harness.gate.session import Gate
 
 #: Markers of the suites, by which a report says what it belongs to, and what each asks.
@@ -491,7 +493,7 @@ def correct_commands(config: pytest.Config, stats: Mapping[str, Sequence[Any]]) 
     from harness.baselines import PLACEHOLDER
     from harness.gate.listing import CaseName
 
-    for report in [report_ for reports in stats.values() for report_ in reports]:
+    for report in itertools.chain.from_iterable(stats.values()):
         check = getattr(report, "gate_check", None)
         text = str(getattr(report, "longrepr", ""))
         if not check or not check.get("about_baseline") or _NEW_ONLY not in text:
@@ -526,7 +528,8 @@ def conclude(session: pytest.Session) -> None:
     if reporter is not None:
         correct_commands(config, reporter.stats)
     content = results.as_dict()
-    word = Word(cases.run_decision(cases.read(content)))
+    run = cases.read(content)
+    word = Word(cases.run_decision(run))
     notes = config.stash.setdefault(_NOTES, [])
     if session.exitstatus == pytest.ExitCode.OK and word.falls_short:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -541,18 +544,18 @@ def conclude(session: pytest.Session) -> None:
         notes.append("exit code 5: no test was selected, so nothing was judged")
     private.add_junit_property(config, "decision", word.value)
     _write_report(session, content)
-    _write_table(session, content)
+    _write_table(session, run)
 
 
-def _write_table(session: pytest.Session, content: dict[str, Any]) -> None:
+def _write_table(session: pytest.Session, run: RunResult) -> None:
     path = session.config.getoption("published_table")
     if path is None or results_of(session.config).refused:
         return
-    from harness.report import cases, published_table
+    from harness.report import published_table
 
     notes = session.config.stash[_NOTES]
     try:
-        written = published_table.write(cases.read(content), path)
+        written = published_table.write(run, path)
     except UsageError as error:
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
         notes.append(f"ERROR: {error}")
