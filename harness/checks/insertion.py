@@ -18,8 +18,9 @@ from harness.evaluation import environment
 from harness.files.located import spot
 from harness.lint import rules
 from harness.models import architectures, families, references
+from harness.outlines import structures
 from harness.problems import Problem, collapse
-from harness.quantization import search, structures
+from harness.quantization import search
 from harness.quantization.maps import ATTENTION_KINDS, FUSED_KINDS, Quantizer, QuantizerMap, kind_of
 from harness.quantization.quantize import QuantizationError
 from harness.recipes import applied
@@ -511,7 +512,7 @@ def _architectures(case: Case) -> list[str]:
 @registry.check("insertion", architecture=_architectures)
 def structure_of_published_architecture(case: Case, architecture: str) -> list[Problem]:
     """Return what is wrong with the recipe on a published architecture, without weights."""
-    blank, _ = structures.blank(architecture)
+    blank = structures.blank(architecture).model
     return check(
         case.structure(architecture),
         case.recipe,

@@ -18,8 +18,8 @@ from harness.models import references
 from harness.outlines import fit
 from harness.outlines.matrix import Matrix, MatrixLine
 from harness.outlines.rows import ROWS
+from harness.outlines.structures import Structures
 from harness.quantization.maps import QuantizerMap
-from harness.quantization.structures import Structures
 from harness.recipes import finding, loading
 from harness.recipes.loading import Recipe
 from harness.recipes.tree import Tree

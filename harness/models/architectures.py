@@ -27,14 +27,14 @@ Sizes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published architecture: the family in whose name it is gated, and what builds it from its
-    sizes on torch's default device.
+    """A published architecture: the family in whose name it is gated, and what builds it on torch's
+    default device.
 
     ``sizes`` are the settings of its configuration, empty where the library knows them by a name.
     """
 
     family: str
-    make: Callable[[Sizes], nn.Module]
+    make: Callable[[], nn.Module]
     sizes: Sizes = field(default_factory=dict)
 
 
@@ -51,7 +51,7 @@ def _sizes(width: int, layers: int, heads: int, **more: Any) -> Sizes:
 def _clip(vision: Sizes, text: Sizes, projection: int) -> Architecture:
     shared = {"projection_dim": projection}
     sizes = {"vision_config": vision | shared, "text_config": text | shared, **shared}
-    return Architecture("clip", partial(_built_of, "CLIPConfig", "CLIPModel"), sizes)
+    return Architecture("clip", partial(_built_of, "CLIPConfig", "CLIPModel", sizes), sizes)
 
 
 def _siglip(vision: Sizes, text: Sizes, naflex: bool = False) -> Architecture:
@@ -63,7 +63,7 @@ def _siglip(vision: Sizes, text: Sizes, naflex: bool = False) -> Architecture:
         "pad_token_id": 1,
     }
     sizes = {"vision_config": vision, "text_config": words | text}
-    make = partial(_built_of, f"{name}Config", f"{name}Model")
+    make = partial(_built_of, f"{name}Config", f"{name}Model", sizes)
     return Architecture(name.lower(), make, sizes)
 
 
@@ -73,10 +73,6 @@ def _built_of(config_class: str, model_class: str, sizes: Sizes) -> nn.Module:
     config = getattr(transformers, config_class)(**copy.deepcopy(sizes))
     config._attn_implementation = "sdpa"
     return getattr(transformers, model_class)(config)  # type: ignore[no-any-return]
-
-
-def _of_open_clip(name: str, sizes: Sizes) -> nn.Module:
-    return openclip.build_published(name)
 
 
 def _embedded() -> nn.Module:
@@ -142,7 +138,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     **{name: _clip(*sizes) for name, sizes in _CLIP.items()},
     **{name: _siglip(*sizes) for name, sizes in _SIGLIP.items()},
     **{name: _siglip(*sizes, naflex=True) for name, sizes in _NAFLEX.items()},
-    **{f"open_clip-{n}": Architecture("open_clip", partial(_of_open_clip, n)) for n in _OPEN_CLIP},
+    **{
+        f"open_clip-{n}": Architecture("open_clip", partial(openclip.build_published, n))
+        for n in _OPEN_CLIP
+    },
 }
 
 
@@ -164,37 +163,6 @@ def build(name: str) -> nn.Module:
     return _built(name, torch.device("meta"))
 
 
-#: Layers that are built where one stands for many: the first, one in the middle and the last.
-FEW = 3
-#: The layers of a tower, and its section of a configuration.
-_LAYERS = {
-    "text_model.encoder.layers": "text_config",
-    "vision_model.encoder.layers": "vision_config",
-}
-
-
-def few_layers(name: str) -> tuple[nn.Module, dict[str, int]]:
-    """A published architecture on the meta device with at most three layers a tower, and the number
-    of layers of the published one, by the layers' path.
-
-    One whose library knows its sizes by a name is built whole: no path is in the second value.
-
-    Raises:
-        UsageError: the name is not in ARCHITECTURES.
-    """
-    known = ARCHITECTURES.get(name)
-    if known is None or not known.sizes:
-        return build(name), {}
-    sizes = copy.deepcopy(known.sizes)
-    counts = {}
-    for path, section in _LAYERS.items():
-        counts[path] = sizes[section]["num_hidden_layers"]
-        sizes[section]["num_hidden_layers"] = min(FEW, counts[path])
-    with torch.device("meta"):
-        model = known.make(sizes)
-    return model.eval().requires_grad_(False), counts
-
-
 def random(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """The same on the CPU with the library's own initial weights, drawn from *seed*: as heavy and
     as slow as the real one, and knowing nothing.
@@ -210,9 +178,5 @@ def _built(name: str, device: torch.device) -> nn.Module:
             f"architecture {name}", "is not known", f"Known: embedded, {', '.join(ARCHITECTURES)}."
         )
     with device:
-        if name == "embedded":
-            model = _embedded()
-        else:
-            known = ARCHITECTURES[name]
-            model = known.make(known.sizes)
+        model = _embedded() if name == "embedded" else ARCHITECTURES[name].make()
     return model.eval().requires_grad_(False)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.models import architectures
-from harness.quantization import maps, quantize, structures
-from harness.quantization.structures import Structures
+from harness.outlines import structures
+from harness.outlines.structures import Structures
+from harness.quantization import maps, quantize
 from harness.recipes.loading import load
 
 #: Shallow and deep towers, towers of two depths, a pooling head, and a library that is built whole.
@@ -44,16 +45,17 @@ def test_a_pattern_that_names_a_layer_is_told_on_all_layers(tmp_path: Path) -> N
     assert on == set(range(11))
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 4])
-def test_towers_of_any_depth(layers: int) -> None:
+@pytest.mark.parametrize("stands_for", [[[0]], [[0], [1]], [[0], [1], [2]], [[0], [1, 2], [3]]])
+def test_towers_of_any_depth(stands_for: list[list[int]]) -> None:
     """A tower of one to four layers has each of them once, and what lies outside stays."""
     path = "vision_model.encoder.layers"
-    first = structures.blank("ViT-B-32")[0]
+    layers = stands_for[-1][-1] + 1
+    first = structures.blank("ViT-B-32").model
     recipe = load("int8")
     few = maps.quantizer_map(quantize.structure(first, recipe))
     built = [q for q in few if q.tower != "vision" or q.layer is None or q.layer < layers]
 
-    whole = structures.with_all_layers(tuple(built), {path: layers})
+    whole = structures.with_all_layers(tuple(built), {path: stands_for})
 
     vision = [q for q in whole if q.tower == "vision"]
     assert sorted({q.layer for q in vision if q.layer is not None}) == list(range(layers))

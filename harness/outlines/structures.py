@@ -1,6 +1,6 @@
-"""Maps of recipes on published architectures, without weights.
+"""Maps of recipes on published architectures of CLIP's families, without weights.
 
-Layers of a tower are alike, so three of them are built and converted, and the map is that of all.
+Layers of a tower are alike: few of them are built and converted, and the map is that of all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from torch import nn
 
 from harness.lint.matching import tells_numbers
 from harness.models import architectures
+from harness.outlines import building
+from harness.outlines.building import Built
+from harness.outlines.rows import ROWS
 from harness.quantization import maps, quantize
 from harness.quantization.maps import Quantizer, QuantizerMap
 from harness.recipes.loading import Recipe
@@ -23,7 +26,7 @@ class Structures:
     """Maps of recipes on architectures.  What differs in sizes alone is converted once.
 
     Args:
-        attention: the attention class that is registered with ModelOpt.
+        attention: the attention class that ModelOpt quantizes inside.
     """
 
     def __init__(self, attention: str) -> None:
@@ -38,21 +41,24 @@ class Structures:
         """
         if any(tells_numbers(entry.pattern) for entry in recipe.entries):
             return self._of_model(recipe, _whole(architecture))
-        model, counts = blank(architecture)
-        return with_all_layers(self._of_model(recipe, model), counts)
+        built = blank(architecture)
+        return with_all_layers(self._of_model(recipe, built.model), built.layers)
 
     def _of_model(self, recipe: Recipe, model: nn.Module) -> QuantizerMap:
         key = recipe.hash, maps.outline(model)
         if key not in self._converted:
-            bare = quantize.structure(model, recipe, self._attention)
-            self._converted[key] = maps.quantizer_map(bare)
+            converted = quantize.structure(model, recipe, self._attention)
+            self._converted[key] = maps.quantizer_map(converted)
         return self._converted[key]
 
 
 @cache
-def blank(architecture: str) -> tuple[nn.Module, dict[str, int]]:
-    """An architecture with few layers, built once, and how many the published one has."""
-    return architectures.few_layers(architecture)
+def blank(architecture: str) -> Built:
+    """An architecture with few layers, built once; one that is not in the table is built whole."""
+    for row in ROWS:
+        if row.name == architecture:
+            return building.build(row)
+    return Built(architectures.build(architecture), {}, 0)
 
 
 @cache
@@ -60,38 +66,29 @@ def _whole(architecture: str) -> nn.Module:
     return architectures.build(architecture)
 
 
-def with_all_layers(few: QuantizerMap, counts: Mapping[str, int]) -> QuantizerMap:
-    """The map of the published model, of which *few* has the first layer, one for those between and
-    the last.
+def with_all_layers(
+    few: QuantizerMap, layers: Mapping[str, Sequence[Sequence[int]]]
+) -> QuantizerMap:
+    """The map of the published model.
 
     Args:
-        few: the map of a model with at most three layers a tower.
-        counts: the number of layers of the published model, by the layers' path.
+        few: the map of a model with few layers.
+        layers: by the layers' path, for each layer that was built those that it stands for.
     """
     whole: list[Quantizer] = []
-    for (path, number), group in groupby(few, key=lambda q: _layer_of(q.name, counts)):
+    for (path, number), group in groupby(few, key=lambda q: _layer_of(q.name, layers)):
         quantizers = list(group)
-        layers = _stands_for(number, counts[path]) if path else [number]
-        for layer in layers:
+        for layer in layers[path][number] if path else [number]:
             whole += [_moved(quantizer, path, layer) for quantizer in quantizers]
     return tuple(whole)
 
 
-def _layer_of(name: str, counts: Mapping[str, int]) -> tuple[str, int]:
+def _layer_of(name: str, paths: Mapping[str, object]) -> tuple[str, int]:
     """The layers' path in a quantizer's name and the number of its layer; ("", 0) outside them."""
-    for path in counts:
+    for path in paths:
         if name.startswith(f"{path}."):
             return path, int(name[len(path) + 1 :].partition(".")[0])
     return "", 0
-
-
-def _stands_for(number: int, count: int) -> Sequence[int]:
-    """The layers, of *count*, that layer *number* of the few stands for."""
-    if count <= architectures.FEW or number == 0:
-        return [number]
-    if number == architectures.FEW - 1:
-        return [count - 1]
-    return range(1, count - 1)
 
 
 def _moved(quantizer: Quantizer, path: str, layer: int) -> Quantizer:
